@@ -1,0 +1,1 @@
+"""The LLM project: text in, a chatting model out."""
