@@ -1,0 +1,113 @@
+"""What every benchmark shares: arguments, machine facts, medians, and the last JSON line.
+
+    def main(args):
+        return {"tokens_per_s": ...}
+
+    if __name__ == "__main__":
+        harness.run(main, __doc__)
+
+The last line on stdout is one JSON object: what `main` returns plus `benchmark`, `quick`,
+`machine`, `versions`, `commit` and `seconds`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+_PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "grain", "array_record", "numpy", "tiktoken", "rustbpe",
+)  # fmt: skip
+
+
+def run(
+    main: Callable[[argparse.Namespace], dict],
+    description: str | None,
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> None:
+    """Parses `--quick` and the benchmark's own options, runs it, prints the JSON line last."""
+    sys.path.insert(0, str(ROOT))  # a benchmark runs from a clone that was never installed
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="end within 60 s on two cores")
+    if add_arguments:
+        add_arguments(parser)
+    args = parser.parse_args()
+    started = time.perf_counter()
+    result = main(args)
+    result |= {
+        "benchmark": Path(sys.argv[0]).stem,
+        "quick": args.quick,
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    sys.stdout.flush()
+    print(json.dumps(result), flush=True)
+
+
+def spread(key: str, values: Sequence[float], digits: int = 1) -> dict[str, float]:
+    """`{key: median, key_min: …, key_max: …}` of several timings or rates."""
+    return {
+        key: round(statistics.median(values), digits),
+        f"{key}_min": round(min(values), digits),
+        f"{key}_max": round(max(values), digits),
+    }
+
+
+def machine() -> dict:
+    """Processor, cores, memory in GiB, and the load that may have disturbed the figures."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (ValueError, OSError):
+        memory = 0.0
+    facts = {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory, 1),
+        "platform": platform.platform(),
+        "load_1min": round(os.getloadavg()[0], 2),
+    }
+    jax = sys.modules.get("jax")  # only a benchmark that used jax reports a device
+    if jax is not None:
+        facts["device"] = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
+    return facts
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide the figures."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The git commit, with `+` when the tree has changes; empty outside a repository."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
