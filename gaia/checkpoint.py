@@ -1,0 +1,191 @@
+"""Checkpoints: Orbax's async manager, plus a checksum of every file and a fall-back on damage.
+
+A checkpoint counts once its `checksums.json` exists; that file is written last, after Orbax has
+renamed the finished step into place. A step without it was cut off; a step whose files disagree
+with it was damaged. Both are passed over, aloud, in favour of the step before.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import google_crc32c
+import orbax.checkpoint as ocp
+from etils import epath
+
+from gaia.errors import CheckpointError
+
+CHECKSUMS = "checksums.json"
+
+
+class Restored(NamedTuple):
+    """A checkpoint that was read back and verified."""
+
+    step: int
+    state: Any
+    meta: dict[str, Any]
+
+
+class Checkpointer:
+    """Saves and restores (state, meta) pairs by step under one directory, local or gs://.
+
+    Args:
+        directory: created when missing.
+        keep: newest checkpoints to keep.
+        keep_every: also keep every checkpoint whose step is a multiple of this; 0 for none.
+    """
+
+    def __init__(self, directory: str, *, keep: int = 2, keep_every: int = 0) -> None:
+        self.directory = epath.Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._keep, self._keep_every = keep, keep_every
+        self._open()
+
+    def _open(self) -> None:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep,
+            keep_period=self._keep_every or None,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> str | None:
+        """Starts an asynchronous save; `state` may be donated as soon as this returns.
+
+        Returns:
+            None, or what went wrong (disk full, bucket gone). Earlier checkpoints stay good and
+            training may go on.
+        """
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
+                ),
+            )
+        except Exception as error:  # any storage back-end may raise its own kind
+            return self._recover(error)
+        return None
+
+    def wait(self) -> str | None:
+        """Blocks until the save under way is on disk; returns what went wrong, or None."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            return self._recover(error)
+        return None
+
+    def _recover(self, error: Exception) -> str:
+        """After a failed save: drop the half-written step and start with a fresh manager."""
+        try:
+            self._manager.close()
+        except Exception as again:
+            # The failed save's error is raised once more by close(); it is reported already.
+            del again
+        for path in self.directory.iterdir():
+            if ".orbax-checkpoint-tmp" in path.name:
+                path.rmtree(missing_ok=True)
+        self._open()
+        return " ".join(str(error).split())[:500]
+
+    def close(self) -> str | None:
+        """Waits for the last save and stops the background threads; returns its error or None."""
+        problem = self.wait()
+        self._manager.close()
+        return problem
+
+    def steps(self) -> list[int]:
+        """Steps on disk, oldest first, finished or not."""
+        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+
+    def latest(self, report: Callable[[str], None] = print) -> int | None:
+        """The newest step whose files all match their checksums; says what it passed over."""
+        for step in reversed(self.steps()):
+            problem = self.damage(step)
+            if problem is None:
+                return step
+            report(f"checkpoint {step} is unusable ({problem}); falling back to the one before")
+        return None
+
+    def damage(self, step: int) -> str | None:
+        """What is wrong with a checkpoint's files, or None if every one matches its checksum."""
+        folder = self.directory / str(step)
+        try:
+            expected = json.loads((folder / CHECKSUMS).read_text())
+            files = {str(k): (int(v[0]), int(v[1])) for k, v in expected["files"].items()}
+            if expected["self"] != _crc(json.dumps(expected["files"], sort_keys=True).encode()):
+                return f"{CHECKSUMS} is damaged"
+        except FileNotFoundError:
+            return "it was never finished"
+        except (ValueError, KeyError, TypeError, IndexError):
+            return f"{CHECKSUMS} is damaged"
+        for name, (size, crc) in files.items():
+            try:
+                data = (folder / name).read_bytes()
+            except OSError:
+                return f"{name} is missing"
+            if len(data) != size:
+                return f"{name} has {len(data)} bytes instead of {size}"
+            if _crc(data) != crc:
+                return f"{name} does not match its crc32c"
+        return None
+
+    def read_meta(self, step: int) -> dict[str, Any]:
+        """The metadata of a step, without its arrays."""
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args)["meta"]
+
+    def restore(self, step: int, abstract_state: Any) -> Restored:
+        """Reads a checkpoint into arrays of the shapes, dtypes and shardings of `abstract_state`.
+
+        Raises:
+            CheckpointError: the checkpoint does not hold such a state.
+        """
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()
+                ),
+            )
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(
+                f"checkpoint {step} in {self.directory} does not fit this run ({reason})",
+                "resume with the configuration it was made with",
+            ) from error
+        return Restored(step, restored["state"], restored["meta"])
+
+    def discard_after(self, step: int) -> None:
+        """Deletes the steps above `step`: the run is about to write them again."""
+        for later in [s for s in self.steps() if s > step]:
+            (self.directory / str(later)).rmtree()
+        self._manager.reload()
+
+    def _write_checksums(self) -> None:
+        for step in self.steps():
+            folder = self.directory / str(step)
+            if (folder / CHECKSUMS).exists():
+                continue
+            files = {}
+            for path in _walk(folder):
+                data = path.read_bytes()
+                files[str(path.relative_to(folder))] = (len(data), _crc(data))
+            seal = _crc(json.dumps(files, sort_keys=True).encode())
+            partial = folder / f"{CHECKSUMS}.partial"
+            partial.write_text(json.dumps({"self": seal, "files": files}, indent=1))
+            partial.rename(folder / CHECKSUMS)
+
+
+def _crc(data: bytes) -> int:
+    return google_crc32c.value(data)
+
+
+def _walk(folder: epath.Path) -> Iterator[epath.Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from _walk(path)
+        elif not path.name.startswith(CHECKSUMS):
+            yield path

@@ -1,0 +1,153 @@
+"""Frozen dataclasses from a YAML preset and command-line overrides, in one way.
+
+A preset's leaves become the same `--group.field value` arguments a person would type, placed
+before the person's own (the last one wins). So a preset and a command line share one parser,
+one set of types and one kind of error.
+"""
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+
+from gaia.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def parse(
+    cls: type[T],
+    args: Sequence[str],
+    *,
+    preset: Mapping[str, Any] | None = None,
+    aliases: Mapping[str, str] | None = None,
+    prog: str | None = None,
+    description: str | None = None,
+) -> T:
+    """Builds `cls` from a preset and command-line arguments.
+
+    Args:
+        cls: a frozen dataclass, possibly of dataclasses; help comes from attribute docstrings.
+        args: arguments such as `["--model.depth", "4", "--training.steps=10"]`.
+        preset: nested mapping of the same fields, overridden by `args`.
+        aliases: short option -> full option, for example `{"--depth": "--model.depth"}`.
+        prog: program name shown in help.
+        description: first paragraph of the help.
+
+    Raises:
+        ConfigError: naming the option, its value and the nearest valid option.
+    """
+    known = [*_as_args(preset or {}), *_expand(args, aliases or {})]
+    printed = io.StringIO()
+    try:
+        if {"-h", "--help"} & set(args):
+            # A preset's own values become the defaults that the help shows.
+            return tyro.cli(cls, args=known, prog=prog, description=description, config=_STYLE)
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            return tyro.cli(cls, args=known, prog=prog, description=description, config=_STYLE)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(*_one_line(printed.getvalue())) from None
+
+
+_STYLE = (tyro.conf.FlagConversionOff,)
+
+
+def _expand(args: Sequence[str], aliases: Mapping[str, str]) -> Iterator[str]:
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if name.startswith("--"):
+            name = aliases.get(name.replace("_", "-"), name)
+        yield name
+        if equals:
+            yield value
+
+
+def _as_args(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            if all(isinstance(v, str) for v in value.values()) and prefix.endswith("."):
+                # A mapping field of strings, such as eval.files: `--eval.files name path …`
+                yield f"--{prefix}{key}"
+                yield from (str(x) for pair in value.items() for x in pair)
+            else:
+                yield from _as_args(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            yield f"--{prefix}{key}"
+            yield from (str(x) for x in value)
+        elif not isinstance(value, Mapping):
+            yield f"--{prefix}{key}"
+            yield str(value)
+
+
+def _one_line(message: str) -> tuple[str, str]:
+    """tyro prints a panel; people and scripts want its first sentence on one line."""
+    blocks = re.split(r"^\s*-{3,}\s*$", message, flags=re.MULTILINE)
+    blocks = [" ".join(block.split()) for block in blocks]
+    problem = blocks[1] if len(blocks) > 1 else blocks[0]
+    nearest = re.search(r"--[\w.-]*\w", " ".join(blocks[2:3])) if "meant" in message else None
+    if nearest:
+        return problem, f"perhaps you meant {nearest.group()} (--help lists all)"
+    return problem, "--help lists every option with its type"
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Reads a preset.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"config {str(path)!r} does not exist", "check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        detail = " ".join(str(error).split())
+        raise ConfigError(f"config {str(path)!r} is not YAML ({detail})", "mend the file") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config {str(path)!r} is not a mapping", "write `group: {field: value}`")
+    return tree
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain YAML types, nested as declared."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved configuration, in declaration order, as a preset that `parse` reads back."""
+    return yaml.safe_dump(_plain(to_dict(config)), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping to `{"model.depth": 4, …}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Fields whose values differ, as `{"model.depth": (old, new)}`."""
+    a, b = flatten(old), flatten(new)
+    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}

@@ -1,0 +1,220 @@
+"""The layers of a decoder-only transformer, without the transformer (that is `gchat/model.py`).
+
+Shapes: B batch, T time, S key time, D model, N query heads, K key/value heads, H head dim,
+F hidden, V vocabulary. Parameters are fp32; a layer computes in the dtype of its input, except
+that norms and RoPE compute in fp32 and softmax is fp32 inside `gaia.kernels.attention`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gaia.kernels.attention import attention
+
+Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+
+
+def normal(std: float) -> Init:
+    """Gaussian initialiser with standard deviation `std`; 0 gives zeros."""
+    return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32)
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel, no bias. `kernel` is [in, out], fp32."""
+
+    def __init__(self, d_in: int, d_out: int, init: Init, *, rngs: nnx.Rngs) -> None:
+        self.kernel = nnx.Param(init(rngs.params(), (d_in, d_out)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> [..., out] in the dtype of `x`."""
+        return x @ self.kernel[...].astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm with a learned gain (Zhang & Sennrich 2019), computed in fp32."""
+
+    def __init__(self, d: int, *, eps: float) -> None:
+        self.scale = nnx.Param(jnp.ones((d,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., d] -> [..., d], dtype kept."""
+        x32 = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        # The gain enters last, as in Llama; [...,d] * [d] is the one broadcast of ranks here.
+        scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        return (x32 * inverse * scale).astype(x.dtype)
+
+
+class Rope(NamedTuple):
+    """Cosines and sines of rotary angles, fp32, [B or 1, T, 1, H/2]."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def rope_table(positions_BT: jax.Array, head_dim: int, theta: float) -> Rope:
+    """Angles position * theta^(-2i/H), in fp32 whatever the compute dtype (Su et al. 2021)."""
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions_BT.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
+    return Rope(jnp.cos(angle), jnp.sin(angle))
+
+
+def apply_rope(x_BTNH: jax.Array, rope: Rope) -> jax.Array:
+    """Rotates the pairs (i, i + H/2), the half-split convention of Llama in Hugging Face."""
+    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([a * rope.cos - b * rope.sin, b * rope.cos + a * rope.sin], axis=-1)
+    return rotated.astype(x_BTNH.dtype)
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the positions so far, [B, S, K, H] each (a layer axis may lead)."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+class Attention(nnx.Module):
+    """Causal self-attention: MHA, or GQA when there are fewer K/V heads than query heads.
+
+    Args:
+        d: model width.
+        heads: query heads N.
+        kv_heads: key/value heads K; N is a multiple of K.
+        head_dim: H.
+        qk_norm: RMSNorm on each query and key head before RoPE, as in Qwen3.
+        eps: of that norm.
+        init: of the q, k and v projections.
+        init_out: of the output projection.
+    """
+
+    def __init__(
+        self,
+        d: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        qk_norm: bool,
+        eps: float,
+        init: Init,
+        init_out: Init,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.q = Linear(d, heads * head_dim, init, rngs=rngs)
+        self.k = Linear(d, kv_heads * head_dim, init, rngs=rngs)
+        self.v = Linear(d, kv_heads * head_dim, init, rngs=rngs)
+        self.out = Linear(heads * head_dim, d, init_out, rngs=rngs)
+        self.q_norm = RMSNorm(head_dim, eps=eps) if qk_norm else None
+        self.k_norm = RMSNorm(head_dim, eps=eps) if qk_norm else None
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        rope: Rope | None,
+        *,
+        segment_ids_BT: jax.Array | None = None,
+        window: int | None = None,
+        cache: KVCache | None = None,
+        cache_positions_BT: jax.Array | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Attends within `x`, or, given a cache, from `x` to the cache that `x` is written into.
+
+        Args:
+            x_BTD: input.
+            rope: rotary table of the positions of `x`, or None for learned positions.
+            segment_ids_BT: a token sees only tokens of its own segment.
+            window: a token sees itself and the `window - 1` tokens before it.
+            cache: keys and values so far.
+            cache_positions_BT: where in the cache each row's tokens go, consecutive per row.
+
+        Returns:
+            Output [B, T, D] and the new cache (None when none was given).
+        """
+        B, T, _ = x_BTD.shape
+        q_BTNH = self.q(x_BTD).reshape(B, T, self.heads, self.head_dim)
+        k_BTKH = self.k(x_BTD).reshape(B, T, self.kv_heads, self.head_dim)
+        v_BTKH = self.v(x_BTD).reshape(B, T, self.kv_heads, self.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
+        if rope is not None:
+            q_BTNH, k_BTKH = apply_rope(q_BTNH, rope), apply_rope(k_BTKH, rope)
+        if cache is None:
+            o_BTNH = attention(
+                q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=segment_ids_BT, window=window
+            )
+        else:
+            assert cache_positions_BT is not None
+            cache = _write_cache(cache, k_BTKH, v_BTKH, cache_positions_BT[:, 0])
+            o_BTNH = attend_cache(q_BTNH, cache, cache_positions_BT, window)
+        return self.out(o_BTNH.reshape(B, T, self.heads * self.head_dim)), cache
+
+
+def attend_cache(
+    q_BTNH: jax.Array, cache: KVCache, positions_BT: jax.Array, window: int | None
+) -> jax.Array:
+    """Attention of a few new queries over a whole cache (decoding: memory-bound, T small).
+
+    Cache slots are positions, so slot s is visible to the query at position t if s <= t. Slots
+    not yet written lie above every query's position and need no mask of their own.
+    """
+    B, T, N, H = q_BTNH.shape
+    S, K = cache.k.shape[1:3]
+    q_BTKGH = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H)
+    score_BKGTS = jnp.einsum(
+        "btkgh,bskh->bkgts", q_BTKGH, cache.k, preferred_element_type=jnp.float32
+    )
+    slot_11S = jnp.arange(S)[None, None, :]
+    seen_BTS = slot_11S <= positions_BT[:, :, None]
+    if window is not None:
+        seen_BTS &= slot_11S > positions_BT[:, :, None] - window
+    score_BKGTS = jnp.where(seen_BTS[:, None, None], score_BKGTS, -jnp.inf)
+    weight_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(cache.v.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weight_BKGTS, cache.v).reshape(B, T, N, H)
+
+
+def _write_cache(cache: KVCache, k_BTKH: jax.Array, v_BTKH: jax.Array, start_B: jax.Array):
+    def write(row_SKH, new_TKH, start):
+        return jax.lax.dynamic_update_slice(row_SKH, new_TKH.astype(row_SKH.dtype), (start, 0, 0))
+
+    return KVCache(
+        jax.vmap(write)(cache.k, k_BTKH, start_B), jax.vmap(write)(cache.v, v_BTKH, start_B)
+    )
+
+
+class SwiGLU(nnx.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+
+    def __init__(
+        self, d: int, hidden: int, *, init: Init, init_out: Init, rngs: nnx.Rngs
+    ) -> None:
+        self.gate = Linear(d, hidden, init, rngs=rngs)
+        self.up = Linear(d, hidden, init, rngs=rngs)
+        self.down = Linear(hidden, d, init_out, rngs=rngs)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        return self.down(jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+class Embed(nnx.Module):
+    """A table of V rows; also the output head when the two are tied."""
+
+    def __init__(self, v: int, d: int, init: Init, *, rngs: nnx.Rngs) -> None:
+        self.table = nnx.Param(init(rngs.params(), (v, d)))
+
+    def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """Integer [...] -> [..., D]. Gathers first, so only the rows used are cast."""
+        return self.table[...][ids].astype(dtype)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes a share `rate` of `x` and rescales the rest; identity without a key."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype)).astype(x.dtype)

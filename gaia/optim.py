@@ -1,0 +1,229 @@
+"""Optimizers and schedules: AdamW, and Muon for the matrices inside the blocks.
+
+A parameter belongs to one of four groups by its place in the tree: `matrix` (kernels of the
+stacked blocks), `embed` (tables), `head` (the output kernel) and `gain` (norm scales). Weight
+decay is decoupled and touches matrices only: block matrices and the head.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gaia.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How parameters are updated."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw for everything, or muon for block matrices and adamw for the rest."""
+    lr: float = 3e-4
+    """Peak AdamW learning rate of every group that has none of its own."""
+    embed_lr: float | None = None
+    """Peak learning rate of embedding tables; lr when left out."""
+    head_lr: float | None = None
+    """Peak learning rate of the output head; lr when left out."""
+    matrix_lr: float = 0.02
+    """Peak Muon learning rate of block matrices."""
+    beta1: float = 0.9
+    """AdamW first-moment decay."""
+    beta2: float = 0.95
+    """AdamW second-moment decay."""
+    eps: float = 1e-10
+    """AdamW epsilon; gradients are means over many tokens, so second moments are tiny."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices under AdamW, times the learning rate."""
+    matrix_weight_decay: float = 0.0
+    """Decoupled decay of block matrices under Muon, times the learning rate."""
+    momentum: float = 0.95
+    """Muon's Nesterov momentum."""
+    newton_schulz_steps: int = 5
+    """Iterations that orthogonalize a Muon update."""
+    newton_schulz_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of those iterations; bfloat16 is enough and faster on accelerators."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """cosine decay; wsd: warm-up, stable, linear decay; constant after the warm-up."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up from 0."""
+    decay_fraction: float = 0.65
+    """Share of all steps that wsd spends decaying."""
+    final_lr_fraction: float = 0.05
+    """Learning rate at the last step, as a share of the peak."""
+    batch_reference: int | None = None
+    """Tokens per step the rates above are meant for; others scale them by a square root."""
+    width_reference: int | None = None
+    """Model width the AdamW rates are meant for; others scale them by its inverse root."""
+
+    def scaled(self, batch_tokens: int, dim: int) -> tuple["OptimConfig", str]:
+        """Learning rates for this batch and width, and a sentence that says what was done."""
+        by_batch = (batch_tokens / (self.batch_reference or batch_tokens)) ** 0.5
+        by_width = ((self.width_reference or dim) / dim) ** 0.5
+        adam = by_batch * by_width
+        result = replace(
+            self,
+            lr=self.lr * adam,
+            embed_lr=(self.embed_lr or self.lr) * adam,
+            head_lr=(self.head_lr or self.lr) * adam,
+            matrix_lr=self.matrix_lr * by_batch,
+            batch_reference=None,
+            width_reference=None,
+        )
+        matrix = f", matrices {result.matrix_lr:.3g} (muon)" if self.name == "muon" else ""
+        return result, (
+            f"optimizer: {self.name}, lr {result.lr:.3g}, embedding {result.embed_lr:.3g}, "
+            f"head {result.head_lr:.3g}{matrix}; scaled by {by_batch:.3f} for the batch and "
+            f"{by_width:.3f} for the width; {self.schedule}, warm-up {self.warmup_steps} steps"
+        )
+
+    def check(self, steps: int) -> None:
+        """Raises ConfigError where a value cannot work in a run of `steps` steps."""
+        for name in ("lr", "matrix_lr", "eps"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}", "use a number above 0")
+        for name in ("beta1", "beta2", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}", "use [0, 1)")
+        for name in ("weight_decay", "matrix_weight_decay", "clip_norm", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}", "use 0 or more")
+        if self.warmup_steps > steps:
+            raise ConfigError(
+                f"optim.warmup_steps is {self.warmup_steps}, more than the {steps} steps of the run",
+                "lower it or train longer",
+            )
+
+
+def schedule(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
+    """Share of the peak learning rate at a step counted from 0, for a run of `steps` steps."""
+    warmup, floor = config.warmup_steps, config.final_lr_fraction
+    decay_steps = {
+        "cosine": max(1, steps - warmup),
+        "wsd": max(1, round(config.decay_fraction * steps)),
+        "constant": 1,
+    }[config.schedule]
+
+    def share(step):
+        step = jnp.asarray(step, jnp.float32)
+        rising = jnp.minimum(1.0, (step + 1) / max(1, warmup))
+        left = jnp.clip((steps - step) / decay_steps, 0.0, 1.0)
+        if config.schedule == "constant":
+            return rising
+        if config.schedule == "cosine":
+            left = 0.5 * (1 - jnp.cos(jnp.pi * left))
+        return rising * (floor + (1 - floor) * left)
+
+    return share
+
+
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """The whole update rule: clip, then each group's own optimizer and schedule."""
+    share = schedule(config, steps)
+
+    def adamw(peak: float, decay: float) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+            optax.add_decayed_weights(decay) if decay else optax.identity(),
+            optax.scale_by_schedule(lambda step: -peak * share(step)),
+        )
+
+    def muon() -> optax.GradientTransformation:
+        decay = config.matrix_weight_decay
+        return optax.chain(
+            scale_by_muon(
+                config.momentum, config.newton_schulz_steps, config.newton_schulz_dtype
+            ),
+            optax.add_decayed_weights(decay) if decay else optax.identity(),
+            optax.scale_by_schedule(lambda step: -config.matrix_lr * share(step)),
+        )
+
+    groups = {
+        "matrix": muon() if config.name == "muon" else adamw(config.lr, config.weight_decay),
+        "embed": adamw(config.embed_lr or config.lr, 0.0),
+        "head": adamw(config.head_lr or config.lr, config.weight_decay),
+        "gain": adamw(config.lr, 0.0),
+    }
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, optax.partition(groups, parameter_groups))
+
+
+def parameter_groups(params: Any) -> Any:
+    """Labels each leaf `matrix`, `embed`, `head` or `gain` by its path."""
+
+    def label(path, _leaf) -> str:
+        names = [str(getattr(p, "key", getattr(p, "name", ""))) for p in path]
+        if "table" in names:
+            return "embed"
+        if "kernel" in names:
+            return "matrix" if "blocks" in names else "head"
+        return "gain"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+class MuonState(NamedTuple):
+    """Momentum of each matrix, fp32."""
+
+    momentum: Any
+
+
+# Quintic coefficients by iteration that take every singular value in [1e-3, 1] to 1 within
+# bf16 precision (Polar Express: Amsel et al. 2025, algorithm 1 and its table, safety 1.02).
+_POLAR_EXPRESS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+
+
+def orthogonalize(g: jax.Array, steps: int, dtype: str = "float32") -> jax.Array:
+    """The nearest semi-orthogonal matrix to each matrix [..., in, out] of `g`, approximately.
+
+    Singular values end within about 0.7 .. 1.2 of 1 (bf16 or fp32 alike). Source: Jordan et al.
+    2024 (Muon) with the coefficients of Polar Express.
+    """
+    x = g.astype(dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    norm = jnp.linalg.norm(x.astype(jnp.float32), axis=(-2, -1), keepdims=True)
+    x = x / (norm * 1.02 + 1e-6).astype(dtype)
+    for i in range(steps):
+        a, b, c = _POLAR_EXPRESS[min(i, len(_POLAR_EXPRESS) - 1)]
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return (x.mT if tall else x).astype(jnp.float32)
+
+
+def scale_by_muon(
+    momentum: float, newton_schulz_steps: int, newton_schulz_dtype: str
+) -> optax.GradientTransformation:
+    """Nesterov momentum, orthogonalized, scaled by sqrt(max(1, out/in)) (Jordan et al. 2024).
+
+    Leaves are [..., in, out]; leading axes (layers) are independent matrices.
+    """
+
+    def init(params):
+        return MuonState(jax.tree.map(jnp.zeros_like, params))
+
+    def update(grads, state, params=None):
+        del params
+        average = jax.tree.map(
+            lambda m, g: momentum * m + (1 - momentum) * g, state.momentum, grads
+        )
+
+        def step(m, g):
+            nesterov = momentum * m + (1 - momentum) * g
+            scale = max(1.0, g.shape[-1] / g.shape[-2]) ** 0.5
+            return scale * orthogonalize(nesterov, newton_schulz_steps, newton_schulz_dtype)
+
+        return jax.tree.map(step, average, grads), MuonState(average)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,67 @@
+"""The only place that sets JAX and XLA flags, starts distributed JAX and the compile cache.
+
+Entry points call `start()` once, before any array exists; nothing else in gaia writes the
+environment.
+"""
+
+import os
+from dataclasses import dataclass
+
+from gaia.errors import ConfigError
+from gaia.storage import home
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this process runs on, as JAX sees it."""
+
+    platform: str
+    """`cpu`, `gpu` or `tpu`."""
+    device_kind: str
+    devices: int
+    """Devices of all processes."""
+    process_index: int
+    process_count: int
+
+
+def accelerator_hardware() -> str | None:
+    """Names accelerator hardware visible to the operating system, whatever JAX thinks of it."""
+    if os.path.exists("/dev/nvidia0") or os.path.exists("/dev/nvidiactl"):
+        return "an NVIDIA GPU"
+    if os.path.exists("/dev/accel0") or os.environ.get("TPU_ACCELERATOR_TYPE"):
+        return "a TPU"
+    return None
+
+
+def start(*, matmul_precision: str = "default", compile_cache: bool = True) -> Machine:
+    """Configures JAX for this machine and returns what was found.
+
+    Args:
+        matmul_precision: `default`, `high` or `highest`, as `jax.default_matmul_precision`.
+        compile_cache: keep compiled programs under `$GAIA_HOME/xla` between runs.
+
+    Raises:
+        ConfigError: the precision is not one JAX knows.
+    """
+    # XLA's logger would print a banner for each compile; errors still come through.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import jax
+
+    if matmul_precision not in ("default", "high", "highest"):
+        raise ConfigError(
+            f"model.matmul_precision is {matmul_precision!r}", "use default, high or highest"
+        )
+    jax.config.update("jax_default_matmul_precision", matmul_precision)
+    # Keys must not depend on how arrays are sharded, or a resume on another mesh would differ.
+    jax.config.update("jax_threefry_partitionable", True)
+    if compile_cache:
+        jax.config.update("jax_compilation_cache_dir", str(home() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    device = jax.devices()[0]
+    return Machine(
+        device.platform,
+        device.device_kind,
+        jax.device_count(),
+        jax.process_index(),
+        jax.process_count(),
+    )

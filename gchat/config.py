@@ -1,0 +1,236 @@
+"""The trainer's configuration: its groups, and every number that follows from others.
+
+Presets under `configs/` hold only what differs from these defaults. `derive()` fills what was
+left out, in numbered steps, and returns the sentences that a run prints about them.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from gaia.config import load_yaml, parse
+from gaia.errors import ConfigError
+from gaia.optim import OptimConfig
+from gchat.model import GPTConfig, flops_per_token, matmul_params
+
+ALIASES = {
+    "--depth": "--model.depth",
+    "--batch-size": "--training.batch-size",
+    "--lr": "--optim.lr",
+    "--warmup": "--optim.warmup-steps",
+    "--max-steps": "--training.steps",
+    "--log-interval": "--run.log-interval",
+    "--data-dir": "--data.dir",
+    "--checkpoint-dir": "--checkpoint.dir",
+    "--run-dir": "--run.dir",
+}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where tokens come from."""
+
+    dir: str | None = None
+    """Folder of shards and manifest.json; the speedrun prepares one when this is left out."""
+    source: str = "climbmix"
+    """What the speedrun prepares: climbmix, docs (offline docstrings), or text."""
+    input: str | None = None
+    """For source text: a file, folder or glob of .txt, .md, .jsonl or .parquet."""
+    shards: int | None = None
+    """For source climbmix: training shards to fetch; derived from the tokens of the run."""
+    tokenizer: str = "gpt2"
+    """gpt2, or bpe to train one on the corpus."""
+    vocab_size: int = 32768
+    """Vocabulary of a trained tokenizer, specials included."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long and in what portions to train."""
+
+    batch_size: int | None = None
+    """Rows per optimizer step, over all devices; derived from the token budget (Power Lines)."""
+    grad_accum: int = 1
+    """Micro-batches a step is split into; the result is the same, the memory is less."""
+    steps: int | None = None
+    """Optimizer steps. The first of steps, tokens and tokens_per_param that is set decides."""
+    tokens: int | None = None
+    """Training tokens."""
+    tokens_per_param: float = 8.0
+    """Training tokens per matmul parameter (nanochat's speedrun: 8; Chinchilla: 20)."""
+    seed: int = 1337
+    """Seeds the initial weights, the data order and dropout."""
+    loss_chunk: int = 4096
+    """Tokens whose logits exist at once in the loss."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When and where the run can be taken up again."""
+
+    dir: str | None = None
+    """Local path or gs:// address; derived: RUN/checkpoints."""
+    every_steps: int = 0
+    """Save each time this many steps have passed; 0 turns it off."""
+    every_minutes: float = 10.0
+    """Save when this many minutes have passed since the last save; 0 turns it off."""
+    keep: int = 2
+    """Newest checkpoints to keep."""
+    keep_every: int = 0
+    """Also keep checkpoints at multiples of this many steps; 0 for none."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is measured while training."""
+
+    every_steps: int = 250
+    """Steps between validations; the first and the last step are always validated. 0: only those."""
+    tokens: int = 10_485_760
+    """Most tokens of the validation split scored during training and at the end."""
+    stride_fraction: float = 0.5
+    """Windows over a long document advance by this share of seq_len; every byte scores once."""
+    files: dict[str, str] = field(default_factory=dict)
+    """More text to score: name and path pairs, each with its loss, perplexity and bpb."""
+    sample_every: int = 0
+    """Steps between samples; the last step always samples. 0: only the last."""
+    sample_tokens: int = 48
+    """Tokens per sample."""
+    prompts: tuple[str, ...] = (
+        "The capital of France is",
+        "Once upon a time",
+        "The opposite of hot is",
+        "If 5*x + 3 = 13, then x is",
+    )
+    """Prompts of the samples, at temperature 0."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run's folder and how it reports."""
+
+    name: str = "gchat"
+    """Name in metrics and dashboards."""
+    dir: str | None = None
+    """Folder of everything the run writes; derived: runs/NAME."""
+    log_interval: int = 10
+    """Steps between lines printed where there is no terminal."""
+    in_flight: int = 2
+    """Steps dispatched before the oldest one's metrics are read."""
+    price_per_hour: float = 0.0
+    """US dollars per hour of this machine, for the cost in the report."""
+    target_bpb: float | None = None
+    """The report says after how many seconds validation first reached this."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a training run is told."""
+
+    model: GPTConfig = GPTConfig()
+    optim: OptimConfig = OptimConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    run: RunConfig = RunConfig()
+
+
+# A resumed run may change these; every other field must be as it was.
+FREE_ON_RESUME = ("run.", "eval.", "checkpoint.", "data.dir", "model.scan_unroll", "model.remat")
+
+CONFIG_DIR = Path(__file__).parent / "configs"
+
+
+def load(args: list[str], *, preset: str | None = None, prog: str = "gchat train") -> TrainConfig:
+    """`[CONFIG.yaml] --group.field value …` to a config; `preset` names the one to start from.
+
+    Raises:
+        ConfigError: naming the file or option, its value and the remedy.
+    """
+    tree: dict[str, Any] = {}
+    if args and not args[0].startswith("-"):
+        tree, args = load_yaml(preset_path(args[0])), args[1:]
+    elif preset:
+        tree = load_yaml(preset_path(preset))
+    return parse(TrainConfig, args, preset=tree, aliases=ALIASES, prog=prog)
+
+
+def preset_path(name: str) -> Path:
+    """A path as given, or the file of a preset that ships with gchat."""
+    shipped = CONFIG_DIR / f"{name}.yaml"
+    return shipped if shipped.exists() and not Path(name).exists() else Path(name)
+
+
+def derive(
+    config: TrainConfig, *, vocab_size: int, padded_vocab_size: int
+) -> tuple[TrainConfig, list[str]]:
+    """Fills every derived number; each sentence returned says one of them and why.
+
+    Raises:
+        ConfigError: a value that cannot work, naming field, value and remedy.
+    """
+    said: list[str] = []
+    # 1) Sizes follow from depth.
+    model = config.model.derive(vocab_size, padded_vocab_size)
+    s, params = model.sizes, matmul_params(model)
+    said.append(
+        f"model: depth {model.depth} -> dim {s.dim}, {s.heads} heads x {model.head_dim}, "
+        f"{s.kv_heads} kv heads, hidden {s.hidden}, vocab {s.vocab:,} (padded {s.padded_vocab:,})"
+    )
+    said.append(
+        f"size: {params / 1e6:,.1f}M matmul parameters, "
+        f"{flops_per_token(model) / 1e9:.3f} GFLOP per training token"
+    )
+    training = config.training
+    _check_training(training)
+    # 2) Tokens follow from parameters unless steps or tokens are given.
+    tokens = training.tokens or round(training.tokens_per_param * params)
+    # 3) The batch follows from the tokens: B ∝ D^0.383 from 2^19 at depth 12 (Power Lines,
+    #    arXiv 2505.13738, with nanochat's measured reference point).
+    batch_size = training.batch_size
+    if batch_size is None:
+        reference = training.tokens_per_param * matmul_params(
+            GPTConfig(depth=12).derive(s.vocab, s.padded_vocab)
+        )
+        batch_tokens = 2 ** round(math.log2(2**19 * (tokens / reference) ** 0.383))
+        batch_size = max(1, batch_tokens // model.seq_len)
+    if batch_size % training.grad_accum:
+        raise ConfigError(
+            f"training.grad_accum {training.grad_accum} does not divide "
+            f"training.batch_size {batch_size}",
+            "choose a divisor",
+        )
+    batch_tokens = batch_size * model.seq_len
+    # 4) Steps follow from both.
+    steps = training.steps or max(1, round(tokens / batch_tokens))
+    said.append(
+        f"training: {steps:,} steps of {batch_size} rows x {model.seq_len} = {batch_tokens:,} "
+        f"tokens, {steps * batch_tokens / 1e6:,.2f}M in all "
+        f"({steps * batch_tokens / params:.2f} per matmul parameter)"
+    )
+    # 5) Learning rates follow from batch and width.
+    optim, sentence = config.optim.scaled(batch_tokens, s.dim)
+    said.append(sentence)
+    optim.check(steps)
+    training = replace(training, batch_size=batch_size, steps=steps, tokens=steps * batch_tokens)
+    run_dir = config.run.dir or str(Path("runs") / config.run.name)
+    return replace(
+        config,
+        model=model,
+        optim=optim,
+        training=training,
+        run=replace(config.run, dir=run_dir),
+        checkpoint=replace(
+            config.checkpoint, dir=config.checkpoint.dir or str(Path(run_dir) / "checkpoints")
+        ),
+    ), said
+
+
+def _check_training(training: TrainingConfig) -> None:
+    positive = ("batch_size", "grad_accum", "steps", "tokens", "tokens_per_param", "loss_chunk")
+    for name in positive:
+        value = getattr(training, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"training.{name} is {value}", "use a number above 0")

@@ -1,0 +1,148 @@
+"""Bits per byte: how many bits the model needs for each byte of a text, whatever the tokenizer.
+
+The protocol, stated once: every document begins with BOS; a document longer than a row is read
+through windows of `seq_len` tokens that advance by `stride`; a window scores only the targets no
+earlier window scored, so every byte is scored exactly once and, after the first window, with at
+least `seq_len - stride` tokens of context. Windows of several documents are packed into one row
+as segments that cannot see each other. Special tokens carry no bytes and score nothing.
+
+    bpb = sum of nats / (ln 2 * sum of bytes)
+
+Shapes: B batch rows, T time.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from gaia.errors import DataError
+
+Scorer = Callable[["Rows"], jax.Array]
+"""Rows -> negative log-likelihood in nats per position [B, T], fp32, 0 where not scored."""
+
+IGNORE = -1
+
+
+class Rows(NamedTuple):
+    """A batch of packed windows, each array int32 [B, T]; padding is segment 0."""
+
+    inputs_BT: np.ndarray
+    targets_BT: np.ndarray
+    positions_BT: np.ndarray
+    segment_ids_BT: np.ndarray
+
+
+class Score(NamedTuple):
+    """What a text cost."""
+
+    bpb: float
+    loss: float
+    """Mean nats per scored token."""
+    perplexity: float
+    tokens: int
+    bytes: int
+
+
+def windows(document: np.ndarray, seq_len: int, stride: int) -> Iterable[tuple[np.ndarray, int]]:
+    """(tokens of a window and its next one, how many leading targets were scored before)."""
+    start, scored = 0, 0
+    while scored < len(document) - 1:
+        end = min(start + seq_len, len(document) - 1)
+        yield document[start : end + 1], scored - start
+        scored = end
+        start += stride
+
+
+def pack(
+    documents: Iterable[np.ndarray], *, seq_len: int, stride: int, batch_size: int
+) -> list[Rows]:
+    """Windows of all documents, longest first, into as few rows as first-fit finds."""
+    pieces = [piece for d in documents for piece in windows(np.asarray(d), seq_len, stride)]
+    pieces.sort(key=lambda piece: -len(piece[0]))
+    rows: list[list[tuple[np.ndarray, int]]] = []
+    # Rows by free space, so that first-fit looks up a row in O(1): room[n] lists rows with n left.
+    room: list[list[int]] = [[] for _ in range(seq_len + 1)]
+    for piece in pieces:
+        need = len(piece[0]) - 1
+        # Pieces come longest first: the fullest row that still fits wastes least.
+        left = next((n for n in range(need, seq_len + 1) if room[n]), None)
+        if left is None:
+            rows.append([])
+            index, left = len(rows) - 1, seq_len
+        else:
+            index = room[left].pop()
+        rows[index].append(piece)
+        if left - need > 0:
+            room[left - need].append(index)
+    batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    return [_lay_out(batch, batch_size, seq_len) for batch in batches]
+
+
+def _lay_out(rows: Sequence[list[tuple[np.ndarray, int]]], batch_size: int, seq_len: int) -> Rows:
+    inputs, positions, segments = (np.zeros((batch_size, seq_len), np.int32) for _ in range(3))
+    targets = np.full((batch_size, seq_len), IGNORE, np.int32)
+    for b, row in enumerate(rows):
+        at = 0
+        for segment, (tokens, skip) in enumerate(row, start=1):
+            n = len(tokens) - 1
+            inputs[b, at : at + n] = tokens[:-1]
+            targets[b, at + skip : at + n] = tokens[1 + skip :]
+            positions[b, at : at + n] = np.arange(n)
+            segments[b, at : at + n] = segment
+            at += n
+    return Rows(inputs, targets, positions, segments)
+
+
+def evaluate(
+    scorer: Scorer,
+    batches: Sequence[Rows],
+    token_bytes: np.ndarray,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Score:
+    """Scores packed batches; `token_bytes` [V] is 0 for special tokens.
+
+    Raises:
+        DataError: the text holds not one byte to score.
+    """
+    nats, scored_bytes, scored_tokens = 0.0, 0, 0
+    pending: list[tuple[jax.Array, np.ndarray, np.ndarray]] = []
+
+    def collect(keep: int) -> None:
+        nonlocal nats, scored_bytes, scored_tokens
+        while len(pending) > keep:
+            nll_BT, bytes_BT, mask_BT = pending.pop(0)
+            nats += float(np.asarray(nll_BT, np.float64)[mask_BT].sum())
+            scored_bytes += int(bytes_BT[mask_BT].sum())
+            scored_tokens += int(mask_BT.sum())
+
+    for i, rows in enumerate(batches):
+        bytes_BT = token_bytes[np.maximum(rows.targets_BT, 0)].astype(np.int64)
+        mask_BT = (rows.targets_BT != IGNORE) & (bytes_BT > 0)
+        pending.append((scorer(rows), bytes_BT, mask_BT))
+        collect(keep=1)  # the device works on one batch while the host adds up the one before
+        progress(i + 1, len(batches))
+    collect(keep=0)
+    if scored_bytes == 0:
+        raise DataError("the evaluation text has no bytes to score", "give a text with content")
+    loss = nats / scored_tokens
+    return Score(
+        bpb=nats / (math.log(2) * scored_bytes),
+        loss=loss,
+        perplexity=math.exp(min(loss, 700.0)),
+        tokens=scored_tokens,
+        bytes=scored_bytes,
+    )
+
+
+def take_tokens(documents: Iterable[np.ndarray], limit: int) -> list[np.ndarray]:
+    """Whole documents from the front until `limit` tokens are reached; always at least one."""
+    taken, total = [], 0
+    for document in documents:
+        if taken and total + len(document) > limit:
+            break
+        taken.append(document)
+        total += len(document)
+    return taken

@@ -1,0 +1,378 @@
+"""The GPT: what `--depth` derives, one block, and the stack of blocks.
+
+A decoder-only transformer of Llama's shape (with `qk_norm`, Qwen3's): pre-norm RMSNorm, RoPE,
+multi-head or grouped-query attention, SwiGLU, no biases. It exports losslessly to both.
+
+Precision, stated here and nowhere else: parameters, norms, RoPE, softmax, the loss and the
+optimizer are fp32; matrix products take `compute_dtype` operands and accumulate in fp32 at
+`matmul_precision`; the residual stream is kept in `compute_dtype`.
+
+Shapes: B batch, T time, D model, F hidden, L layers, N heads, K kv heads, H head dim, V vocab.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gaia.errors import ConfigError
+from gaia.layers import (
+    Attention,
+    Embed,
+    Init,
+    KVCache,
+    Linear,
+    RMSNorm,
+    Rope,
+    SwiGLU,
+    dropout,
+    normal,
+    rope_table,
+)
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The architecture. `None` means derived from `depth`; `derive()` fills every such field."""
+
+    depth: int = 24
+    """Layers, and the one dial: width, heads and hidden size follow from it."""
+    aspect_ratio: int = 64
+    """Width per layer before rounding up to a whole number of heads."""
+    head_dim: int = 128
+    """Size of one attention head."""
+    dim: int | None = None
+    """Model width D; derived: depth * aspect_ratio, rounded up to a multiple of head_dim."""
+    heads: int | None = None
+    """Query heads; derived: dim / head_dim."""
+    kv_heads: int | None = None
+    """Key/value heads; derived: heads (multi-head attention). Fewer gives GQA."""
+    hidden: int | None = None
+    """SwiGLU's hidden size F; derived: 8/3 * dim, rounded up to a multiple of 128."""
+    vocab_size: int | None = None
+    """Ids in use; derived: the tokenizer's."""
+    padded_vocab_size: int | None = None
+    """Rows of the embedding and head; derived: the tokenizer's, a multiple of 128."""
+    seq_len: int = 2048
+    """Tokens of a training row, and the most positions the model is made for."""
+    positions: Literal["rope", "learned"] = "rope"
+    """Rotary positions, or a learned table of seq_len rows."""
+    rope_theta: float = 100_000.0
+    """Base of the rotary frequencies."""
+    qk_norm: bool = True
+    """RMSNorm on query and key heads before RoPE (Qwen3's shape; without it Llama's)."""
+    tied: bool = False
+    """Use the embedding table as the output head."""
+    window_pattern: str = "L"
+    """Attention by layer, tiled over the depth: L sees the whole row, S the last `window`."""
+    window: int | None = None
+    """Tokens a layer marked S sees; derived: seq_len / 4, rounded up to a multiple of 128."""
+    dropout: float = 0.0
+    """Share of the embedding and of each branch's output that is zeroed in training."""
+    init: Literal["zero_out", "gpt2", "neox"] = "zero_out"
+    """zero_out: branches start as identity; gpt2: N(0, 0.02); neox: small init and Wang init."""
+    norm_eps: float = 1e-6
+    """Added to the mean square in every norm."""
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Dtype of matrix products and the residual stream."""
+    matmul_precision: Literal["default", "high", "highest"] = "default"
+    """Passes of a matrix product on hardware that multiplies in bf16."""
+    scan_unroll: int = 1
+    """Layers per iteration of the scan over layers: 1 compiles fastest, depth runs fastest."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass recomputes: nothing, all but matrix products, or the whole block."""
+
+    def derive(self, vocab_size: int, padded_vocab_size: int) -> "GPTConfig":
+        """Fills every derived field and checks that the sizes fit together.
+
+        Raises:
+            ConfigError: naming the field, its value and the remedy.
+        """
+        for name in ("depth", "aspect_ratio", "head_dim", "seq_len"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}", "use at least 1")
+        dim = self.dim or -(-self.depth * self.aspect_ratio // self.head_dim) * self.head_dim
+        heads = self.heads or max(1, dim // self.head_dim)
+        derived = replace(
+            self,
+            dim=dim,
+            heads=heads,
+            kv_heads=self.kv_heads or heads,
+            hidden=self.hidden or -(-8 * dim // 3 // 128) * 128,
+            vocab_size=self.vocab_size or vocab_size,
+            padded_vocab_size=self.padded_vocab_size or padded_vocab_size,
+            window=self.window or -(-self.seq_len // 4 // 128) * 128,
+        )
+        derived._check(vocab_size)
+        return derived
+
+    def _check(self, tokenizer_vocab: int) -> None:
+        s = self.sizes
+        if self.head_dim % 2:
+            raise ConfigError(f"model.head_dim is {self.head_dim}", "RoPE needs an even size")
+        if s.heads % s.kv_heads:
+            raise ConfigError(
+                f"model.kv_heads is {s.kv_heads}, which does not divide model.heads {s.heads}",
+                "choose a divisor",
+            )
+        if s.vocab < tokenizer_vocab:
+            raise ConfigError(
+                f"model.vocab_size is {s.vocab}, below the tokenizer's {tokenizer_vocab}",
+                "leave it out",
+            )
+        if s.padded_vocab < s.vocab:
+            raise ConfigError(
+                f"model.padded_vocab_size is {s.padded_vocab}, below vocab_size {s.vocab}",
+                "leave it out",
+            )
+        if not self.window_pattern or set(self.window_pattern) - {"L", "S"}:
+            raise ConfigError(
+                f"model.window_pattern is {self.window_pattern!r}", "use L and S only, e.g. SSSL"
+            )
+        if self.depth % len(self.window_pattern):
+            raise ConfigError(
+                f"model.window_pattern {self.window_pattern!r} does not tile depth {self.depth}",
+                "use a length that divides the depth",
+            )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout is {self.dropout}", "use a share in [0, 1)")
+
+    @property
+    def sizes(self) -> "Sizes":
+        """The derived sizes as plain integers; only after `derive()`."""
+        values = (self.dim, self.heads, self.kv_heads, self.hidden)
+        values += (self.vocab_size, self.padded_vocab_size, self.window)
+        if any(v is None for v in values):
+            raise ConfigError("model sizes are not derived yet", "call GPTConfig.derive() first")
+        return Sizes(*(int(v) for v in values if v is not None))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Derived sizes of a `GPTConfig`."""
+
+    dim: int
+    heads: int
+    kv_heads: int
+    hidden: int
+    vocab: int
+    padded_vocab: int
+    window: int
+
+
+def matmul_params(config: GPTConfig) -> int:
+    """Parameters that multiply activations: all block matrices and the head (also when tied)."""
+    s = config.sizes
+    attention = s.dim * config.head_dim * (2 * s.heads + 2 * s.kv_heads)
+    return config.depth * (attention + 3 * s.dim * s.hidden) + s.dim * s.padded_vocab
+
+
+def flops_per_token(config: GPTConfig) -> float:
+    """Training FLOPs per token: 6 per matmul parameter + 6·T·N·H per layer of causal attention.
+
+    Only what a token can see is counted: the causal half, and a window's share of it.
+    Recomputation is not counted (PaLM, appendix B, halved for causality).
+    """
+    s, T = config.sizes, config.seq_len
+    w = min(s.window, T)
+    mean_seen = {"L": T / 2, "S": w - w * w / (2 * T)}
+    pattern = config.window_pattern * (config.depth // len(config.window_pattern))
+    attention = sum(12.0 * mean_seen[kind] * s.heads * config.head_dim for kind in pattern)
+    return 6.0 * matmul_params(config) + attention
+
+
+class Block(nnx.Module):
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x)). The residual wiring lives here."""
+
+    def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs) -> None:
+        s, eps = config.sizes, config.norm_eps
+        init, init_out = _matrix_inits(config)
+        self.dropout = config.dropout
+        self.attn_norm = RMSNorm(s.dim, eps=eps)
+        self.attn = Attention(
+            s.dim,
+            s.heads,
+            s.kv_heads,
+            config.head_dim,
+            qk_norm=config.qk_norm,
+            eps=eps,
+            init=init,
+            init_out=init_out,
+            rngs=rngs,
+        )
+        self.mlp_norm = RMSNorm(s.dim, eps=eps)
+        self.mlp = SwiGLU(s.dim, s.hidden, init=init, init_out=init_out, rngs=rngs)
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        rope: Rope | None,
+        *,
+        segment_ids_BT: jax.Array | None = None,
+        window: int | None = None,
+        key: jax.Array | None = None,
+        cache: KVCache | None = None,
+        cache_positions_BT: jax.Array | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """[B, T, D] -> [B, T, D] and the new cache; the arguments are those of `Attention`."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        attended_BTD, cache = self.attn(
+            self.attn_norm(x_BTD),
+            rope,
+            segment_ids_BT=segment_ids_BT,
+            window=window,
+            cache=cache,
+            cache_positions_BT=cache_positions_BT,
+        )
+        x_BTD = x_BTD + dropout(attended_BTD, self.dropout, keys[0])
+        x_BTD = x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, keys[1])
+        return x_BTD, cache
+
+
+class GPT(nnx.Module):
+    """Embedding, the stack of blocks, final norm and head.
+
+    The blocks' parameters are stacked, layer axis first, and run by one `lax.scan`: one
+    checkpoint layout, one compiled block, whatever the depth.
+    """
+
+    def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs) -> None:
+        s = config.sizes
+        self.config = config
+        embed_std = {"zero_out": 1.0, "gpt2": 0.02, "neox": (2 / (5 * s.dim)) ** 0.5}[config.init]
+        head_std = {"zero_out": 1e-3, "gpt2": 0.02, "neox": embed_std}[config.init]
+        # A tied table is first of all a head: its logits must start small.
+        embed_std = head_std if config.tied else embed_std
+        self.embed = Embed(s.padded_vocab, s.dim, normal(embed_std), rngs=rngs)
+        if config.positions == "learned":
+            self.position_embed = Embed(config.seq_len, s.dim, normal(embed_std), rngs=rngs)
+
+        @nnx.split_rngs(splits=config.depth)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def make_blocks(rngs: nnx.Rngs) -> Block:
+            return Block(config, rngs=rngs)
+
+        self.blocks = make_blocks(rngs)
+        self.final_norm = RMSNorm(s.dim, eps=config.norm_eps)
+        if not config.tied:
+            self.head = Linear(s.dim, s.padded_vocab, normal(head_std), rngs=rngs)
+
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        *,
+        positions_BT: jax.Array | None = None,
+        segment_ids_BT: jax.Array | None = None,
+        key: jax.Array | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Token ids to final hidden states; the head is applied by the loss or by `logits`.
+
+        Args:
+            tokens_BT: integer ids.
+            positions_BT: position of each token; 0, 1, 2, … when left out.
+            segment_ids_BT: documents packed in one row; attention stays inside a segment.
+            key: PRNG key for dropout; None in evaluation.
+            cache: stacked keys and values [L, B, S, K, H] to decode with, or None.
+
+        Returns:
+            Hidden states [B, T, D] in `compute_dtype`, and the new cache (or None).
+        """
+        c, (B, T) = self.config, tokens_BT.shape
+        if positions_BT is None:
+            positions_BT = jnp.arange(T, dtype=jnp.int32)[None, :]
+        dtype = jnp.dtype(c.compute_dtype)
+        x_BTD = self.embed(tokens_BT, dtype)
+        rope = None
+        if c.positions == "rope":
+            rope = rope_table(positions_BT, c.head_dim, c.rope_theta)
+        else:
+            x_BTD = x_BTD + jnp.broadcast_to(self.position_embed(positions_BT, dtype), x_BTD.shape)
+        if key is not None:
+            key, embed_key = jax.random.split(key)
+            x_BTD = dropout(x_BTD, c.dropout, embed_key)
+        x_BTD, cache = self._run_blocks(
+            x_BTD, rope, segment_ids_BT, key, cache, jnp.broadcast_to(positions_BT, (B, T))
+        )
+        return self.final_norm(x_BTD), cache
+
+    def _run_blocks(self, x_BTD, rope, segment_ids_BT, key, cache, positions_BT):
+        c = self.config
+        period = len(c.window_pattern)
+        graph, params = nnx.split(self.blocks)
+        keys = None if key is None or not c.dropout else jax.random.split(key, c.depth)
+        # A window pattern of period p makes one scan step of p layers, each with its own window.
+        stacked = jax.tree.map(
+            lambda a: a.reshape(c.depth // period, period, *a.shape[1:]), (params, keys, cache)
+        )
+
+        def one_layer(x_BTD, layer, kind):
+            block_params, key, layer_cache = layer
+            return nnx.merge(graph, block_params)(
+                x_BTD,
+                rope,
+                segment_ids_BT=segment_ids_BT,
+                window=c.sizes.window if kind == "S" else None,
+                key=key,
+                cache=layer_cache,
+                cache_positions_BT=positions_BT,
+            )
+
+        def one_period(x_BTD, layers):
+            caches = []
+            for i, kind in enumerate(c.window_pattern):
+                layer = jax.tree.map(lambda a, i=i: a[i], layers)
+                x_BTD, layer_cache = _remat(one_layer, c.remat)(x_BTD, layer, kind)
+                caches.append(layer_cache)
+            return x_BTD, None if cache is None else jax.tree.map(lambda *a: jnp.stack(a), *caches)
+
+        unroll = min(c.scan_unroll, c.depth // period)
+        x_BTD, caches = jax.lax.scan(one_period, x_BTD, stacked, unroll=unroll)
+        if cache is not None:
+            cache = jax.tree.map(lambda a: a.reshape(c.depth, *a.shape[2:]), caches)
+        return x_BTD, cache
+
+    @property
+    def head_kernel(self) -> jax.Array:
+        """The output head [D, V], fp32: its own matrix, or the embedding transposed when tied."""
+        return self.embed.table[...].T if self.config.tied else self.head.kernel[...]
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Hidden states [..., D] to fp32 logits [..., V]; padding columns are -inf."""
+        kernel = self.head_kernel.astype(x_BTD.dtype)
+        logits_BTV = jnp.matmul(x_BTD, kernel, preferred_element_type=jnp.float32)
+        padding = jnp.arange(logits_BTV.shape[-1]) >= self.config.sizes.vocab
+        return jnp.where(padding.reshape((1,) * (x_BTD.ndim - 1) + (-1,)), -jnp.inf, logits_BTV)
+
+    def empty_cache(self, batch: int, length: int) -> KVCache:
+        """Zeroed keys and values for `batch` rows of up to `length` positions."""
+        c = self.config
+        shape = (c.depth, batch, length, c.sizes.kv_heads, c.head_dim)
+        zeros = jnp.zeros(shape, jnp.dtype(c.compute_dtype))
+        return KVCache(zeros, zeros)
+
+
+def _matrix_inits(config: GPTConfig) -> tuple[Init, Init]:
+    """Initialisers of (inner, output) projections of a block.
+
+    zero_out: N(0, 1/D) and zeros, so the stack starts as the identity (nanochat, muP practice).
+    gpt2: N(0, 0.02) and N(0, 0.02/sqrt(2L)) (Radford et al. 2019).
+    neox: N(0, sqrt(2/(5D))) (Nguyen & Salazar 2019) and 2/(L·sqrt(D)) (Wang; GPT-NeoX-20B).
+    """
+    dim, depth = config.sizes.dim, config.depth
+    if config.init == "zero_out":
+        return normal(dim**-0.5), normal(0.0)
+    if config.init == "gpt2":
+        return normal(0.02), normal(0.02 / (2 * depth) ** 0.5)
+    return normal((2 / (5 * dim)) ** 0.5), normal(2 / (depth * dim**0.5))
+
+
+def _remat(layer, policy: str):
+    if policy == "none":
+        return layer
+    saveable = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint(
+        layer, policy=saveable if policy == "dots" else None, static_argnums=(2,), prevent_cse=False
+    )
