@@ -1,0 +1,10 @@
+"""Metrics that never slow or stop training: `init`, `Run.log`, and queries over what was logged.
+
+Importing this package loads the standard library only; OpenTelemetry, DuckDB and pandas are
+loaded where they are used (extras `metrics` and `ui`).
+"""
+
+from gaia_metrics.errors import MetricsError
+from gaia_metrics.run import Run, init
+
+__all__ = ["MetricsError", "Run", "init"]

@@ -1,0 +1,325 @@
+"""The background thread: takes what `log()` queued, waits for device arrays, writes segments.
+
+`log()` only appends to a deque. Everything that can block, fail or cost time is here: device
+arrays (converted once they are ready; a training step is never synchronised), disk, the derived
+metrics.jsonl and the exporter's spool.
+"""
+
+from __future__ import annotations
+
+import operator
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from gaia_metrics.jsonl import JsonlFile
+from gaia_metrics.segments import SegmentWriter
+
+TICK_S = 1.0
+DEVICE_WAIT_S = 3.0  # at the end, for arrays that are not ready
+# Backlog in points (a point costs about 65 bytes in the queue): beyond SOFT the producer yields
+# half a millisecond per log(), beyond HARD (the disk hangs) values are dropped and counted.
+SOFT_POINTS, HARD_POINTS = 300_000, 1_000_000
+# What a disk that refuses may hold back in memory before records are dropped and counted.
+MAX_UNWRITTEN = 32 << 20
+
+
+class Sink(Protocol):
+    """Where converted records go besides the run folder (the OTLP spool, the watch for alerts)."""
+
+    def values(self, step: int, time_ns: int, values: dict[str, float], system: bool) -> None:
+        """Take one `log()`."""
+
+    def record(self, record: dict) -> None:
+        """Take a text, histogram or alert."""
+
+    def flush(self, fsync: bool) -> None:
+        """Called once per tick, after the segments were written."""
+
+
+class Barrier:
+    """A marker in the queue: set when all that was queued before it is on the disk."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.event = threading.Event()
+        self.ok = False
+
+
+class Deferred:
+    """A record that the thread builds, once `value` (an array, perhaps on a device) is ready."""
+
+    def __init__(self, value: Any, make: Callable[[Any], dict]) -> None:
+        self.value = value
+        self.make = make
+
+
+class Worker:
+    """Owns the queue and the thread.
+
+    Args:
+        writer: the segments, or None where the folder cannot be written.
+        jsonl: the derived file (process 0 only), or None.
+        sinks: further takers of each record.
+        warn: called as warn(key, problem, remedy); says each key once.
+        on_tick: called about once a second from the thread (heartbeat, system metrics).
+        done: called from the thread once every file is closed.
+    """
+
+    def __init__(
+        self,
+        writer: SegmentWriter | None,
+        jsonl: JsonlFile | None,
+        sinks: list[Sink],
+        warn: Callable[[str, str, str], None],
+        on_tick: Callable[[], None],
+        done: Callable[[], None],
+    ) -> None:
+        self.queue: deque[tuple] = deque()
+        self.points_in = 0  # written by the producer
+        self.points_out = 0  # written by the thread
+        self.dropped = 0
+        self.last_step = -1
+        self.wake = threading.Event()
+        self._writer, self._jsonl, self._sinks = writer, jsonl, sinks
+        self._warn, self._on_tick, self._done = warn, on_tick, done
+        self._names: set[str] = set()
+        # monotonic -> unix: a clock that jumps during the run cannot disorder the series
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+        self._stop = False
+        self._thread = threading.Thread(target=self._run, name="gaia-metrics", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still takes records."""
+        return self._thread.is_alive()
+
+    def barrier(self, step: int, timeout: float) -> bool:
+        """Wait until all that is queued now is on the disk and steps <= `step` have their line."""
+        if self._writer is None or not self.alive:
+            return False
+        mark = Barrier(step)
+        self.queue.append((mark, 0, None))
+        self.wake.set()
+        return mark.event.wait(timeout) and mark.ok
+
+    def stop(self, timeout: float) -> bool:
+        """Write everything, close the files, end the thread; False after `timeout` seconds."""
+        self._stop = True
+        self.wake.set()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    @property
+    def derived_is_stale(self) -> bool:
+        """Whether metrics.jsonl must be derived anew: a value came for a line far back."""
+        return self._jsonl is not None and self._jsonl.stale
+
+    def unix_ns(self, monotonic_ns: int) -> int:
+        """The unix time that belongs to a monotonic reading of this process."""
+        return monotonic_ns + self._offset_ns
+
+    def _run(self) -> None:
+        idle = False
+        while True:
+            self.wake.wait(0.05 if self._waits_for_device() else TICK_S)
+            self.wake.clear()
+            stopping = self._stop
+            try:
+                moved = self._drain(force=False)
+                if stopping:
+                    self._finish()
+                    return
+                self._write(keep_open=0 if idle and not moved else 3)
+                idle = not moved
+                self._on_tick()
+            except Exception as error:  # the thread must outlive every bad value
+                self._warn(
+                    f"worker:{type(error).__name__}",
+                    f"an internal error was skipped: {type(error).__name__}: {error}",
+                    "please report it; training is not affected",
+                )
+
+    def _finish(self) -> None:
+        deadline = time.monotonic() + DEVICE_WAIT_S
+        while self.queue and time.monotonic() < deadline:
+            if not self._drain(force=False):
+                time.sleep(0.02)
+        self._drain(force=True)
+        self._write(keep_open=0, fsync=True)
+        if self._writer is not None:
+            self._writer.close()
+        if self._jsonl is not None:
+            self._jsonl.close()
+        self._done()
+
+    def _waits_for_device(self) -> bool:
+        return bool(self.queue)
+
+    def _drain(self, force: bool) -> bool:
+        """Take every queue head that is ready; True where something was taken."""
+        moved, taken = False, 0
+        queue = self.queue
+        while queue:
+            step, mono_ns, item = queue[0]
+            if item is None:
+                self._pass_barrier(step)
+            elif isinstance(item, Deferred):
+                if not force and not ready(item.value):
+                    break
+                self._take_deferred(step, mono_ns, item)
+            elif not force and not all_ready(item):
+                break
+            else:
+                self.points_out += len(item)
+                self._take(step, mono_ns, item, force)
+                moved, taken = True, taken + 1
+            queue.popleft()
+            if taken >= 4096:  # bounds the buffers and lets kill -9 lose little
+                self._write(keep_open=3)
+                taken = 0
+        if not queue:
+            self.points_out = self.points_in
+        return moved
+
+    def _take(self, step: Any, mono_ns: int, item: dict, force: bool) -> None:
+        try:
+            step = operator.index(step)
+            if not 0 <= step < 1 << 62:
+                raise ValueError(step)
+        except (TypeError, ValueError):
+            self._warn(
+                "step", f"log(step={step!r}) was dropped", "step must be an integer from 0 on"
+            )
+            return
+        values = item
+        for value in item.values():
+            if type(value) is not float:
+                values = self._numbers(item, force)
+                break
+        if not values:
+            return
+        if not self._names.issuperset(values):
+            values = self._new_names(values)
+        time_ns = self.unix_ns(mono_ns)
+        if self._writer is not None:
+            self._writer.values(step, time_ns, values)
+        if self._jsonl is not None and not self._jsonl.add(step, time_ns, values):
+            self._warn(
+                "backwards",
+                f"log(step={step}) came after step {self.last_step}: steps should not go back",
+                "pass resume_step=N to init() to take a run up again from step N",
+            )
+        self.last_step = max(self.last_step, step)
+        for sink in self._sinks:
+            sink.values(step, time_ns, values, False)
+
+    def _numbers(self, item: dict, force: bool) -> dict[str, float]:
+        numbers: dict[str, float] = {}
+        for name, value in item.items():
+            if force and not ready(value):
+                continue  # the device hangs; the process is ending
+            try:
+                if isinstance(value, str | bytes | bytearray):
+                    raise TypeError("text")
+                numbers[name] = float(value)
+            except Exception as error:
+                self._warn(
+                    f"value:{name}",
+                    f"{name}={type(value).__name__} is not one number ({error})"[:300],
+                    "log scalars; use run.histogram for arrays and run.text for text",
+                )
+        return numbers
+
+    def _new_names(self, values: dict[str, float]) -> dict[str, float]:
+        clean = {n if type(n) is str else str(n): v for n, v in values.items()}
+        for reserved in ("step", "time"):
+            if clean.pop(reserved, None) is not None:
+                self._warn(
+                    f"reserved:{reserved}",
+                    f"the metric name {reserved!r} is taken by the line's own key",
+                    f"call it train/{reserved}",
+                )
+        self._names.update(clean)
+        if len(self._names) > 2000:
+            self._warn(
+                "names",
+                f"{len(self._names)} metric names in one run make every list of them slow",
+                "put what varies into the step, or log every n-th layer",
+            )
+        return clean
+
+    def _take_deferred(self, step: Any, mono_ns: int, item: Deferred) -> None:
+        try:
+            record = item.make(item.value)
+            record |= {"step": operator.index(step), "time_ns": self.unix_ns(mono_ns)}
+            if self._writer is not None:
+                self._writer.json(record)
+            for sink in self._sinks:
+                sink.record(record)
+        except Exception as error:
+            self._warn(f"record:{type(error).__name__}", f"a record was dropped: {error}"[:300], "")
+
+    def system(self, values: dict[str, float]) -> None:
+        """Take a sample of system values (called from `on_tick`, in the thread)."""
+        time_ns = self.unix_ns(time.monotonic_ns())
+        if self._writer is not None:
+            self._writer.values(self.last_step, time_ns, values, b"S")
+        for sink in self._sinks:
+            sink.values(self.last_step, time_ns, values, True)
+
+    def _pass_barrier(self, mark: Barrier) -> None:
+        mark.ok = self._write(keep_open=3, through=mark.step, fsync=True)
+        mark.event.set()
+
+    def _write(self, keep_open: int, through: int = -1, fsync: bool = False) -> bool:
+        """Segments first, then what is derived from them. False where the disk refused."""
+        done = True
+        if self._writer is not None:
+            try:
+                self._writer.flush(fsync)
+            except OSError as error:
+                done = False
+                lost = self._writer.shed(MAX_UNWRITTEN)
+                self.dropped += lost
+                if lost and self._jsonl is not None:
+                    self._jsonl.shed()
+                self._warn(
+                    "disk",
+                    f"metrics cannot be written: {error}",
+                    "free space or make the folder writable; they are kept in memory until then",
+                )
+        if self._jsonl is not None and done:
+            try:
+                self._jsonl.write(through, keep_open)
+                if fsync:
+                    self._jsonl.fsync()
+            except OSError as error:
+                done = False
+                self._warn("disk", f"metrics.jsonl cannot be written: {error}", "free space")
+        for sink in self._sinks:
+            sink.flush(fsync)
+        return done
+
+
+def ready(value: Any) -> bool:
+    """Whether converting `value` would not wait for a device (jax.Array.is_ready)."""
+    probe = getattr(value, "is_ready", None)
+    return probe is None or bool(probe())
+
+
+def all_ready(item: dict) -> bool:
+    """Whether every value of one `log()` is on the host or can be copied without waiting."""
+    try:
+        if all(type(value) is float or ready(value) for value in item.values()):
+            for value in item.values():  # start all copies, then take them one by one
+                copy = getattr(value, "copy_to_host_async", None)
+                if copy is not None:
+                    copy()
+            return True
+        return False
+    except Exception:  # a deleted (donated) array: _numbers says so
+        return True
