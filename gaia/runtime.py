@@ -5,9 +5,11 @@ environment.
 """
 
 import os
+import time
 from dataclasses import dataclass
 
 from gaia.errors import ConfigError
+from gaia.hardware import chip_of_device_kind
 from gaia.storage import home
 
 
@@ -65,3 +67,28 @@ def start(*, matmul_precision: str = "default", compile_cache: bool = True) -> M
         jax.process_index(),
         jax.process_count(),
     )
+
+
+def peak_flops(machine: Machine, dtype: str) -> tuple[float, str]:
+    """FLOP/s that a model-FLOPs utilisation is measured against, and where the figure is from.
+
+    Known chips: the maker's dense bf16 peak, times devices. Elsewhere (CPUs): the best of five
+    large matrix products of `dtype`, timed here and now.
+    """
+    chip = chip_of_device_kind(machine.device_kind)
+    if chip is not None:
+        peak = chip.flops_per_device * machine.devices
+        return peak, f"{machine.devices} x {chip.name} bf16 peak"
+    import jax
+    import jax.numpy as jnp
+
+    n = 1536
+    product = jax.jit(jnp.matmul)
+    a = jnp.ones((n, n), dtype)
+    product(a, a).block_until_ready()
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        product(a, a).block_until_ready()
+        times.append(time.perf_counter() - began)
+    return 2 * n**3 / min(times), f"a {n}x{n} {dtype} matrix product on this machine"

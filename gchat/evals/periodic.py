@@ -1,0 +1,106 @@
+"""What a run measures of itself: validation and named texts in bits per byte, and samples."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from gaia.errors import DataError
+from gaia.records import iter_documents
+from gchat.engine import Engine, SamplingConfig
+from gchat.evals import bpb
+from gchat.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gchat.config import TrainConfig
+
+EVAL_ROWS = 8  # rows scored at once; evaluation needs no backward pass, so any step's rows fit
+
+
+class Evaluator:
+    """Holds the packed evaluation texts of a run, so that each evaluation only scores them.
+
+    Args:
+        config: a derived configuration.
+        tokenizer: of the run.
+        graph: static part of the model.
+        scorer: jitted (params, rows) -> nats [B, T].
+
+    Raises:
+        DataError: an evaluation file is missing or empty.
+    """
+
+    def __init__(
+        self,
+        config: "TrainConfig",
+        tokenizer: Tokenizer,
+        graph: Any,
+        scorer: Callable[[Any, bpb.Rows], jax.Array],
+    ) -> None:
+        self._eval, self._tokenizer, self._graph, self._scorer = (
+            config.eval,
+            tokenizer,
+            graph,
+            scorer,
+        )
+        self._seq_len = config.model.seq_len
+        self._token_bytes = tokenizer.token_bytes()
+        documents = bpb.take_tokens(
+            iter_documents(config.data.dir or "", "test"), config.eval.tokens
+        )
+        self._batches = {"val": self._pack(documents)}
+        for name, path in config.eval.files.items():
+            self._batches[name] = self._pack([encode_file(path, tokenizer)])
+
+    def _pack(self, documents: list[np.ndarray]) -> list[bpb.Rows]:
+        stride = max(1, round(self._seq_len * self._eval.stride_fraction))
+        return bpb.pack(documents, seq_len=self._seq_len, stride=stride, batch_size=EVAL_ROWS)
+
+    def validate(self, params: Any) -> dict[str, float]:
+        """`eval/NAME_bpb`, `_loss` and `_perplexity` for validation (`val`) and each named file."""
+        values: dict[str, float] = {}
+        for name, batches in self._batches.items():
+            score = bpb.evaluate(lambda rows: self._scorer(params, rows), batches, self._token_bytes)
+            values |= {
+                f"eval/{name}_bpb": score.bpb,
+                f"eval/{name}_loss": score.loss,
+                f"eval/{name}_perplexity": score.perplexity,
+            }
+        return values
+
+    def sample(self, params: Any) -> str:
+        """Greedy continuations of the fixed prompts, one per line."""
+        engine = make_engine(self._graph, params, self._tokenizer, self._seq_len)
+        prompts = [[self._tokenizer.bos_id, *self._tokenizer.encode(p)] for p in self._eval.prompts]
+        if not prompts:
+            return ""
+        answers = engine.generate(
+            prompts,
+            max_new_tokens=self._eval.sample_tokens,
+            sampling=SamplingConfig(temperature=0.0),
+        )
+        pairs = zip(self._eval.prompts, answers, strict=True)
+        return "\n".join(f"{p} →{self._tokenizer.decode(a)!r}" for p, a in pairs)
+
+
+def make_engine(graph: Any, params: Any, tokenizer: Tokenizer, seq_len: int) -> Engine:
+    """An engine that stops at the end of a document or of an assistant's message."""
+    stop_ids = (tokenizer.bos_id, tokenizer.special("<|assistant_end|>"))
+    return Engine(graph, params, seq_len=seq_len, stop_ids=stop_ids)
+
+
+def encode_file(path: str, tokenizer: Tokenizer) -> np.ndarray:
+    """A text file as one document: BOS and its tokens, int32. Invalid UTF-8 becomes U+FFFD.
+
+    Raises:
+        DataError: the file is missing or empty.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8", errors="replace")
+    except OSError as error:
+        raise DataError(f"cannot read {path!r} ({error.strerror})", "check the path") from None
+    if not text:
+        raise DataError(f"{path!r} is empty", "give a text with content")
+    return np.array([tokenizer.bos_id, *tokenizer.encode(text)], np.int32)

@@ -1,0 +1,147 @@
+"""Where a run stands: throughput and time left, on one terminal line or a line now and then."""
+
+import contextlib
+import shutil
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gchat.config import TrainConfig
+from gchat.model import flops_per_token
+
+
+class Progress:
+    """Times steps from completion to completion, leaving out evaluation and saving.
+
+    Args:
+        config: a derived configuration.
+        peak: FLOP/s that utilisation is measured against.
+        peak_source: what that figure is, for people.
+    """
+
+    def __init__(self, config: TrainConfig, peak: float, peak_source: str) -> None:
+        t, self._checkpoint, self._log_interval = (
+            config.training,
+            config.checkpoint,
+            config.run.log_interval,
+        )
+        self.peak, self.peak_source = peak, peak_source
+        self.steps = t.steps or 0
+        self.tokens_per_step = (t.batch_size or 0) * config.model.seq_len
+        self.flops_per_step = flops_per_token(config.model) * self.tokens_per_step
+        self._target_bpb = config.run.target_bpb
+        self.seconds = 0.0
+        """Seconds of training so far over all attempts, evaluation and saving included."""
+        self.seconds_to_target: float | None = None
+        self._recent: deque[float] = deque(maxlen=50)
+        self._mark = self._since = time.perf_counter()
+        self._last_save = (0, time.monotonic())
+        self._terminal = sys.stdout.isatty()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a resumed run reports the whole of its time."""
+        self._count_time()
+        return {"seconds": self.seconds, "seconds_to_target": self.seconds_to_target}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The counterpart of `state`."""
+        self.seconds = float(state["seconds"])
+        self.seconds_to_target = state["seconds_to_target"]
+
+    def start(self, step: int) -> None:
+        """The loop begins now, with `step` steps behind it."""
+        self._mark = self._since = time.perf_counter()
+        self._last_save = (step, time.monotonic())
+
+    def _count_time(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._since
+        self._since = now
+
+    def step(self, step: int, loss: float, data_wait: float) -> dict[str, float]:
+        """Records that a step was completed just now; returns its `perf/…` values."""
+        now = time.perf_counter()
+        took, self._mark = now - self._mark, now
+        self._count_time()
+        self._recent.append(took)
+        self._show(step, loss)
+        return {
+            "perf/step_ms": took * 1e3,
+            "perf/tokens_per_s": self.tokens_per_step / took,
+            "perf/mfu": self.flops_per_step / took / self.peak,
+            "perf/data_wait_ms": data_wait * 1e3,
+            "perf/data_wait_share": data_wait / took,
+            "train/tokens": step * self.tokens_per_step,
+            "train/seconds": self.seconds,
+        }
+
+    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
+        """Prints an evaluation and notes when the target was first reached."""
+        bpb = values["eval/val_bpb"]
+        if self._target_bpb and self.seconds_to_target is None and bpb <= self._target_bpb:
+            self.seconds_to_target = self.seconds
+        names = sorted({name.rsplit("_", 1)[0] for name in values})
+        parts = [
+            f"{name.removeprefix('eval/')} {values[name + '_bpb']:.4f} bpb "
+            f"(loss {values[name + '_loss']:.4f})"
+            for name in names
+        ]
+        self._line(f"step {step}: " + ", ".join(parts))
+
+    @contextlib.contextmanager
+    def paused(self, what: str) -> Iterator[None]:
+        """Work that is no training step: it counts as time of the run, not of a step."""
+        if self._terminal:
+            self._over(f"{what} …")
+        began = time.perf_counter()
+        yield
+        self._mark += time.perf_counter() - began
+        self._count_time()
+
+    def save_due(self, step: int) -> bool:
+        """Whether a checkpoint is due by steps or by minutes; if so, the count starts again."""
+        saved_step, saved_time = self._last_save
+        c = self._checkpoint
+        by_steps = c.every_steps and step % c.every_steps == 0
+        by_minutes = c.every_minutes and time.monotonic() - saved_time > 60 * c.every_minutes
+        if step > saved_step and (by_steps or by_minutes):
+            self._last_save = (step, time.monotonic())
+            return True
+        return False
+
+    def _show(self, step: int, loss: float) -> None:
+        typical = statistics.median(self._recent)
+        rate = self.tokens_per_step / typical
+        mfu = self.flops_per_step / typical / self.peak
+        left = clock((self.steps - step) * typical)
+        text = (
+            f"step {step}/{self.steps}  loss {loss:.4f}  {rate:,.0f} tok/s  "
+            f"MFU {mfu:.1%}  ETA {left}"
+        )
+        if self._terminal:
+            done = round(20 * step / max(1, self.steps))
+            self._over(f"[{'█' * done}{'·' * (20 - done)}] {text}")
+            if step == self.steps:
+                print()
+        elif step % self._log_interval == 0 or step in (1, self.steps):
+            print(text, flush=True)
+
+    def _over(self, text: str) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r{text[:width]:<{width}}", end="", flush=True)
+
+    def _line(self, text: str) -> None:
+        if self._terminal:
+            self._over("")
+            print("\r", end="")
+        print(text, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """`4:05` or `2:03:09`."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"

@@ -1,0 +1,228 @@
+"""What a run leaves for people and scripts: report.md with its picture, and summary.json.
+
+Everything in it is read back from metrics.jsonl, so a resumed run reports the whole curve.
+"""
+
+import json
+import math
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gaia.config import to_yaml
+from gaia.records import Manifest
+from gaia.runtime import Machine
+from gchat.config import TrainConfig
+from gchat.evals.ngram import Baselines
+from gchat.model import flops_per_token, matmul_params
+from gchat.progress import Progress, clock
+from gchat.run_folder import RunFolder, write_atomically
+
+Series = dict[str, list[tuple[int, float]]]
+
+
+def write_report(
+    folder: RunFolder,
+    config: TrainConfig,
+    machine: Machine,
+    progress: Progress,
+    manifest: Manifest,
+    *,
+    params: int,
+    baselines: Baselines | None,
+    finished: bool,
+    checkpoint: str,
+) -> dict[str, Any]:
+    """Writes curves.png, report.md and summary.json; returns the summary.
+
+    Args:
+        folder: of the run.
+        config: derived.
+        machine: it ran on.
+        progress: clock of the run.
+        manifest: of its data.
+        params: all parameters, embeddings included.
+        baselines: n-gram bits per byte of the same tokens, or None when stopped early.
+        finished: whether the last step was reached.
+        checkpoint: path of the last checkpoint.
+    """
+    series = read_series(folder.path / "metrics.jsonl")
+    rates = [v for _, v in series.get("perf/tokens_per_s", [])]
+    mfus = [v for _, v in series.get("perf/mfu", [])]
+    waits = [v for _, v in series.get("perf/data_wait_ms", [])]
+    times = [v for _, v in series.get("perf/step_ms", [])]
+    steps = len(series.get("train/loss", []))
+    price = config.run.price_per_hour
+    summary = {
+        "preset": config.run.name,
+        "finished": finished,
+        "device": f"{machine.devices} x {machine.device_kind}",
+        "params": params,
+        "matmul_params": matmul_params(config.model),
+        "steps": steps,
+        "tokens": steps * progress.tokens_per_step,
+        "seconds": round(progress.seconds, 1),
+        "tokens_per_s": round(statistics.median(rates), 1) if rates else None,
+        "mfu": round(statistics.median(mfus), 4) if mfus else None,
+        "mfu_peak": progress.peak_source,
+        "data_wait_share": round(sum(waits) / sum(times), 6) if times else None,
+        "train_loss": _last(series, "train/loss"),
+        "val_bpb": _last(series, "eval/val_bpb"),
+        "val_loss": _last(series, "eval/val_loss"),
+        "unigram_bpb": baselines and round(baselines.unigram_bpb, 4),
+        "bigram_bpb": baselines and round(baselines.bigram_bpb, 4),
+        "seconds_to_target_bpb": progress.seconds_to_target,
+        "cost_usd": round(price * progress.seconds / 3600, 4),
+        "commit": git_commit(),
+        "checkpoint": checkpoint,
+    }
+    plot(series, summary, folder.path / "curves.png")
+    text = _markdown(folder, config, manifest, series, summary)
+    write_atomically(folder.path / "report.md", text)
+    write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def read_series(path: Path) -> Series:
+    """metrics.jsonl as `{name: [(step, value), …]}`; text and non-finite values are left out."""
+    series: Series = {}
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        for name, value in record.items():
+            if name not in ("step", "time") and isinstance(value, int | float):
+                series.setdefault(name, []).append((record["step"], float(value)))
+    return series
+
+
+def _last(series: Series, name: str) -> float | None:
+    return series[name][-1][1] if series.get(name) else None
+
+
+def plot(series: Series, summary: Mapping[str, Any], path: Path) -> None:
+    """Loss, bits per byte with the n-gram baselines, and throughput, over tokens."""
+    # The object interface: pyplot would keep global state and may look for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    per_step = summary["tokens"] / max(1, summary["steps"]) / 1e6
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, bpb, rate = figure.subplots(1, 3)
+    for axes, name, label, style in (
+        (loss, "train/loss", "train", {"alpha": 0.35, "color": "tab:blue"}),
+        (loss, "eval/val_loss", "validation", {"marker": "o", "color": "tab:orange"}),
+        (bpb, "eval/val_bpb", "validation", {"marker": "o", "color": "tab:orange"}),
+        (rate, "perf/tokens_per_s", "per step", {"color": "tab:green"}),
+    ):
+        points = series.get(name, [])
+        axes.plot([s * per_step for s, _ in points], [v for _, v in points], label=label, **style)
+    smooth = _smooth([v for _, v in series.get("train/loss", [])])
+    steps = [s * per_step for s, _ in series.get("train/loss", [])]
+    loss.plot(steps, smooth, color="tab:blue", label="train, smoothed")
+    for name, style in (("unigram", "--"), ("bigram", ":")):
+        if summary[f"{name}_bpb"]:
+            value = summary[f"{name}_bpb"]
+            bpb.axhline(value, linestyle=style, color="gray", label=f"{name} {value:.2f}")
+    loss.set(title="loss (nats per token)", xlabel="million tokens")
+    bpb.set(title="bits per byte", xlabel="million tokens")
+    rate.set(title="tokens per second", xlabel="million tokens", ylim=(0, None))
+    for axes in (loss, bpb):
+        axes.legend()
+    for axes in (loss, bpb, rate):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
+    """Exponential average with its start corrected (Adam's bias correction)."""
+    out, average = [], 0.0
+    for i, value in enumerate(values, start=1):
+        average = weight * average + (1 - weight) * value
+        out.append(average / (1 - weight**i))
+    return out
+
+
+def _markdown(
+    folder: RunFolder,
+    config: TrainConfig,
+    manifest: Manifest,
+    series: Series,
+    summary: Mapping[str, Any],
+) -> str:
+    rows = [
+        ("validation", _number(summary["val_bpb"], 4, " bits per byte")),
+        ("bigram model of the same tokens", _number(summary["bigram_bpb"], 4, " bits per byte")),
+        ("unigram model of the same tokens", _number(summary["unigram_bpb"], 4, " bits per byte")),
+        ("training loss, last step", _number(summary["train_loss"], 4, " nats per token")),
+        ("steps, tokens", f"{summary['steps']:,}, {summary['tokens']:,}"),
+        ("parameters", f"{summary['params']:,} ({summary['matmul_params']:,} in matrix products)"),
+        ("time", clock(summary["seconds"])),
+        ("throughput (median)", _number(summary["tokens_per_s"], 0, " tokens/s")),
+        ("MFU (median)", f"{_number(summary['mfu'], 3, '')} of {summary['mfu_peak']}"),
+        ("waiting for data", f"{_number(summary['data_wait_share'], 5, '')} of step time"),
+        ("FLOPs", f"{flops_per_token(config.model) * summary['tokens']:.3g}"),
+        ("cost", f"${summary['cost_usd']:.2f} at ${config.run.price_per_hour:.2f}/h"),
+        ("device", summary["device"]),
+        ("checkpoint", summary["checkpoint"]),
+    ]
+    files = sorted({n for n in series if n.startswith("eval/") and n.endswith("_perplexity")})
+    evals = [
+        f"| {n.removeprefix('eval/').removesuffix('_perplexity')} "
+        f"| {_last(series, n.replace('_perplexity', '_loss')):.4f} "
+        f"| {_last(series, n):.2f} | {_last(series, n.replace('_perplexity', '_bpb')):.4f} |"
+        for n in files
+    ]
+    samples = folder.path / "samples.txt"
+    state = "" if summary["finished"] else f"\nStopped early; go on with `{folder.resume_command}`.\n"
+    return "\n".join(
+        [
+            f"# {config.run.name}",
+            state,
+            "![loss, bits per byte, throughput](curves.png)\n",
+            "| | |\n|---|---|",
+            *(f"| {name} | {value} |" for name, value in rows),
+            "\n## Evaluation\n\n| text | loss | perplexity | bits per byte |\n|---|---|---|---|",
+            *evals,
+            f"\nEach document begins with BOS; windows of {config.model.seq_len} tokens advance by "
+            f"{config.eval.stride_fraction:.0%} of that; every byte is scored once.",
+            "\n## Samples\n\n```",
+            samples.read_text(encoding="utf-8").strip() if samples.exists() else "(none)",
+            "```\n\n## Data\n",
+            f"{manifest.describe()}\n",
+            "## Environment\n\n| | |\n|---|---|",
+            *(f"| {name} | {value} |" for name, value in environment().items()),
+            "\n## Configuration\n\n```yaml",
+            to_yaml(config).strip(),
+            "```\n",
+        ]
+    )
+
+
+def _number(value: float | None, digits: int, unit: str) -> str:
+    return "not measured" if value is None or math.isnan(value) else f"{value:,.{digits}f}{unit}"
+
+
+def environment() -> dict[str, str]:
+    """Commit, system, Python and the packages that decide results."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {
+        "commit": git_commit() or "not in a repository",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    } | {name: metadata.version(name) for name in packages}
+
+
+def git_commit() -> str:
+    """The commit, with `+` where the tree has changes; empty outside a repository."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,106 @@
+"""The run folder: what a run writes beside its metrics, and who may write into it.
+
+    RUN/config.yaml  tokenizer.json  metrics.jsonl  checkpoints/  samples.txt
+        report.md  curves.png  summary.json
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gaia.config import differences, flatten, to_dict, to_yaml
+from gaia.errors import CheckpointError, ConfigError
+from gchat.config import TrainConfig
+from gchat.tokenizer import Tokenizer
+
+
+class RunFolder:
+    """Everything a run writes lies under one local folder."""
+
+    def __init__(self, path: Path, config: TrainConfig) -> None:
+        self.path = path
+        self.plain = flatten(to_dict(config))
+        self._config = to_dict(config)
+        self.resume_command = f"python -m gchat.train --resume --run-dir {path}"
+
+    @classmethod
+    def open(cls, config: TrainConfig, *, resume: bool) -> "RunFolder":
+        """The folder of a new run, or of the run to resume.
+
+        Raises:
+            ConfigError: a run lies there already, or there is none to resume.
+        """
+        path = Path(config.run.dir or "runs")
+        taken = (path / "config.yaml").exists()
+        if taken and not resume:
+            raise ConfigError(
+                f"run.dir {str(path)!r} already holds a run",
+                "add --resume to go on with it, or choose another --run.name",
+            )
+        if resume and not taken:
+            raise ConfigError(f"run.dir {str(path)!r} holds no run to resume", "leave out --resume")
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path, config)
+
+    @staticmethod
+    def resume_args(args: Sequence[str]) -> list[str]:
+        """Command-line arguments of a resume: the run's own config.yaml first, then `args`."""
+        args = list(args)
+        if args and not args[0].startswith("-"):
+            return args
+        for i, arg in enumerate(args):
+            name, _, value = arg.partition("=")
+            if name.replace("_", "-") in ("--run.dir", "--run-dir"):
+                folder = value or (args[i + 1] if i + 1 < len(args) else "")
+                return [str(Path(folder) / "config.yaml"), *args]
+        raise ConfigError("--resume names no run", "add --run-dir RUN")
+
+    def write_config(self, config: TrainConfig, tokenizer: Tokenizer) -> None:
+        """config.yaml (resolved) and the tokenizer, so that the folder explains itself."""
+        write_atomically(self.path / "config.yaml", to_yaml(config))
+        tokenizer.save(str(self.path / "tokenizer.json"))
+
+    def meta(self, run_id: str, tokenizer_sha256: str, progress: Mapping) -> dict[str, Any]:
+        """What a checkpoint holds beside arrays. The data position is its step."""
+        return {
+            "metrics_run_id": run_id,
+            "tokenizer_sha256": tokenizer_sha256,
+            "progress": dict(progress),
+            "config": json.loads(json.dumps(self._config)),
+        }
+
+    def check_resume(
+        self, meta: Mapping, config: TrainConfig, tokenizer_sha256: str, free: Sequence[str]
+    ) -> None:
+        """Refuses a checkpoint of another configuration or tokenizer.
+
+        Raises:
+            CheckpointError: naming every field that differs, with both values.
+        """
+        changed = {
+            name: pair
+            for name, pair in differences(meta["config"], to_dict(config)).items()
+            if not name.startswith(tuple(free))
+        }
+        if meta["tokenizer_sha256"] != tokenizer_sha256:
+            changed["tokenizer.sha256"] = (meta["tokenizer_sha256"][:12], tokenizer_sha256[:12])
+        if changed:
+            listed = ", ".join(f"{k} was {a} and is {b}" for k, (a, b) in changed.items())
+            raise CheckpointError(
+                f"the checkpoint belongs to another run: {listed}",
+                "put these back, or start a new run with another --run.name",
+            )
+
+    def append_samples(self, step: int, text: str) -> None:
+        """Adds to samples.txt."""
+        with open(self.path / "samples.txt", "a", encoding="utf-8") as file:
+            file.write(f"── step {step}\n{text}\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file's content in one step, so that a reader never sees half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
