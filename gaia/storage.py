@@ -6,6 +6,7 @@ fsspec (gcsfs), which are imported only when such an address is used.
 
 import contextlib
 import hashlib
+import importlib
 import os
 import secrets
 import shutil
@@ -47,7 +48,9 @@ def _remote(uri: str | os.PathLike) -> Any:
     if not text.startswith("gs://"):
         raise StorageError(f"cannot open {text!r}", "use a local path or gs://bucket/prefix")
     try:
-        import gcsfs  # noqa: F401  (epath finds it through fsspec)
+        importlib.import_module(
+            "gcsfs"
+        )  # epath reaches it through fsspec; named here for the error
         from etils import epath
     except ImportError as error:
         raise StorageError(

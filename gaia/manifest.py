@@ -1,0 +1,160 @@
+"""manifest.json: what a data set holds, checked before any of its shards is opened."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gaia import storage
+from gaia.errors import DataError
+
+FORMAT = "gaia-tokens"
+VERSION = 1
+MANIFEST = "manifest.json"
+SPLITS = ("train", "val")
+CHUNK_TOKENS = 1 << 16
+WINDOW = 4  # shards shuffled together; fixed when the data is prepared, or the order would change
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardInfo:
+    """What the manifest says of one shard file."""
+
+    name: str
+    records: int
+    tokens: int
+    bytes: int
+    """Size of the file."""
+    crc32c: str
+    """Checksum of the file, eight hex digits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerInfo:
+    """Which tokenizer made the ids (the tokenizer itself lies beside the shards)."""
+
+    kind: str
+    sha256: str
+    vocab_size: int
+    """Ids in use, special tokens included."""
+    padded_vocab_size: int
+    """Rows of the embedding table: `vocab_size` rounded up to a multiple of 128."""
+    bos_id: int
+    """The id that begins every document."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint16 where every id fits in it, else uint32."""
+        return np.dtype(np.uint16 if self.padded_vocab_size <= 65536 else np.uint32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json; `from_json` refuses anything that does not add up."""
+
+    tokenizer: TokenizerInfo
+    train: tuple[ShardInfo, ...]
+    val: tuple[ShardInfo, ...]
+    documents: dict[str, int]
+    """Documents by split."""
+    text_bytes: dict[str, int]
+    """UTF-8 bytes of the documents by split."""
+    sources: tuple[str, ...] = ()
+    invalid_utf8: int = 0
+    """Byte sequences that were not UTF-8 and became U+FFFD."""
+    dtype: str = "uint16"
+    chunk_tokens: int = CHUNK_TOKENS
+    window: int = WINDOW
+    """Shards that are shuffled together (W)."""
+    parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What the data was prepared with; the same parameters give the same shards."""
+    format: str = FORMAT
+    version: int = VERSION
+
+    def shards(self, split: str) -> tuple[ShardInfo, ...]:
+        """The shards of "train" or "val"."""
+        if split not in SPLITS:
+            raise DataError(f"split = {split!r} is unknown", f"use one of {', '.join(SPLITS)}")
+        return self.train if split == "train" else self.val
+
+    def tokens(self, split: str | None = None) -> int:
+        """Tokens in one split, or in both."""
+        splits = SPLITS if split is None else (split,)
+        return sum(shard.tokens for name in splits for shard in self.shards(name))
+
+    def to_json(self) -> str:
+        """The text of manifest.json, the same for the same content."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = MANIFEST) -> "Manifest":
+        """Reads and checks a manifest.
+
+        Raises:
+            DataError: not JSON, another format or version, fields missing or contradictory.
+        """
+        try:
+            raw = json.loads(text)
+            if raw.get("format") != FORMAT or raw.get("version") != VERSION:
+                raise DataError(
+                    f"{where}: format {raw.get('format')!r} version {raw.get('version')!r} is not "
+                    f"{FORMAT!r} version {VERSION}",
+                    "prepare the data again with this version",
+                )
+            raw["tokenizer"] = TokenizerInfo(**raw["tokenizer"])
+            raw["sources"] = tuple(raw["sources"])
+            for split in SPLITS:
+                raw[split] = tuple(ShardInfo(**shard) for shard in raw[split])
+            manifest = cls(**raw)
+            _check(manifest, where)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"{where} is damaged ({error})", "prepare the data again") from error
+        return manifest
+
+
+def _check(manifest: Manifest, where: str) -> None:
+    """Contradictions inside a manifest, before any shard is opened."""
+    info = manifest.tokenizer
+    problems = []
+    if manifest.dtype != info.dtype.name:
+        problems.append(f"dtype {manifest.dtype} cannot be that of {info.padded_vocab_size} ids")
+    if not 0 <= info.bos_id < info.vocab_size <= info.padded_vocab_size:
+        problems.append(f"bos_id {info.bos_id}, vocab_size {info.vocab_size} out of range")
+    if manifest.window < 1:
+        problems.append(f"window {manifest.window} < 1")
+    if not manifest.train:
+        problems.append("no training shard")
+    shards = manifest.train + manifest.val
+    if len({shard.name for shard in shards}) != len(shards):
+        problems.append("a shard is listed twice")
+    for shard in shards:
+        if "/" in shard.name or shard.name.startswith("."):
+            problems.append(f"shard name {shard.name!r}")
+        if min(shard.records, shard.tokens, shard.bytes) < 1:
+            problems.append(f"{shard.name} has an empty count")
+    if problems:
+        raise DataError(f"{where}: {'; '.join(problems)}", "prepare the data again")
+
+
+def load_manifest(data_dir: str | Path) -> Manifest:
+    """Reads `data_dir/manifest.json`.
+
+    Raises:
+        DataError: the folder is missing, was never finished, or its manifest is damaged.
+    """
+    where = storage.join(data_dir, MANIFEST)
+    if not storage.exists(where):
+        what = "has no manifest.json" if storage.exists(data_dir) else "does not exist"
+        raise DataError(
+            f"data_dir = {str(data_dir)!r} {what}",
+            "prepare it with `gchat data prepare` (it can be run again to finish)",
+        )
+    return Manifest.from_json(storage.read_text(where), where)
+
+
+def write_manifest(data_dir: str | Path, manifest: Manifest) -> None:
+    """Writes manifest.json atomically. Call it last: its presence says the data set is complete."""
+    _check(manifest, MANIFEST)
+    storage.write_text(storage.join(data_dir, MANIFEST), manifest.to_json())
