@@ -25,13 +25,17 @@ from gaia.errors import ConfigError, GaiaError
 from gaia.guards import StopRequest
 from gaia.kernels.cross_entropy import cross_entropy, token_nll
 from gaia.optim import make_optimizer, schedule
-from gaia.records import load_manifest, make_loader
+from gaia.manifest import load_manifest
+from gaia.records import make_loader
 from gaia.runtime import Machine, peak_flops, start
 from gchat.config import FREE_ON_RESUME, TrainConfig, derive, load
 from gchat.evals import bpb
+from gchat.evals.ngram import ngram_baselines
 from gchat.evals.periodic import Evaluator
 from gchat.model import GPT, flops_per_token
-from gchat.report import Progress, RunFolder
+from gchat.progress import Progress
+from gchat.report import write_report
+from gchat.run_folder import RunFolder
 from gchat.tokenizer import Tokenizer
 
 
@@ -162,7 +166,7 @@ def train(config: TrainConfig, machine: Machine, *, resume: bool = False) -> dic
         config, vocab_size=tokenizer.vocab_size, padded_vocab_size=tokenizer.padded_vocab_size
     )
     t, steps = config.training, config.training.steps or 0
-    folder = RunFolder.open(config, resume=resume, say=print)
+    folder = RunFolder.open(config, resume=resume)
     for sentence in derived:
         print(sentence)
 
@@ -250,7 +254,7 @@ def train(config: TrainConfig, machine: Machine, *, resume: bool = False) -> dic
     with StopRequest() as stop:
         if step == 0:
             evaluate(samples=False)
-        progress.start()
+        progress.start(step)
         while step < steps and not stop:
             asked = time.perf_counter()
             batch = next(batches)
@@ -271,8 +275,16 @@ def train(config: TrainConfig, machine: Machine, *, resume: bool = False) -> dic
             evaluate(samples=True)
         problem = (None if resumed_at == step > 0 else save()) or checkpoints.close()
     run.finish("finished" if finished else "stopped")
-    summary = folder.write_report(
-        config, machine, progress, manifest, finished=finished, checkpoint_step=step
+    summary = write_report(
+        folder,
+        config,
+        machine,
+        progress,
+        manifest,
+        params=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        baselines=ngram_baselines(config.data.dir, progress.tokens_per_step * step),
+        finished=finished,
+        checkpoint=f"{config.checkpoint.dir}/{step}",
     )
     if problem:
         raise TrainingFailed(

@@ -48,7 +48,7 @@ class Evaluator:
         self._seq_len = config.model.seq_len
         self._token_bytes = tokenizer.token_bytes()
         documents = bpb.take_tokens(
-            iter_documents(config.data.dir or "", "test"), config.eval.tokens
+            iter_documents(config.data.dir or "", "val"), config.eval.tokens
         )
         self._batches = {"val": self._pack(documents)}
         for name, path in config.eval.files.items():
