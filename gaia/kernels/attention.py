@@ -1,12 +1,275 @@
-import jax, jax.numpy as jnp
-def attention(q_BTNH,k_BSKH,v_BSKH,*,segment_ids_BT=None,window=None,causal=True,scale=None,impl="auto"):
-    B,T,N,H=q_BTNH.shape; K=k_BSKH.shape[2]
-    k=jnp.repeat(k_BSKH,N//K,2); v=jnp.repeat(v_BSKH,N//K,2)
-    s=jnp.einsum("btnh,bsnh->bnts",q_BTNH*H**-.5,k,preferred_element_type=jnp.float32)
-    i=jnp.arange(T)[:,None]; j=jnp.arange(T)[None]
-    m=(i>=j)
-    if window is not None: m&=(i-j<window)
-    m=m[None,None]
-    if segment_ids_BT is not None: m=m&(segment_ids_BT[:,None,:,None]==segment_ids_BT[:,None,None,:])
-    s=jnp.where(m,s,-1e30)
-    return jnp.einsum("bnts,bsnh->btnh",jax.nn.softmax(s,-1).astype(v.dtype),v)
+"""Softmax attention for training and prefill: causal, windowed, packed, grouped-query.
+
+`attention` is the entry point. Its XLA implementation is exact and works on blocks of queries: a
+block multiplies only the keys it may see, so what lies above the diagonal or outside the window
+is never computed, and the backward pass recomputes the scores of a block from the saved
+logsumexp instead of keeping them (Dao et al. 2022; here a block of queries holds all its keys at
+once, so no running maximum is needed). `reference_attention` is the textbook formula, for tests.
+
+Shapes: B batch, T query time, S key time, N query heads, K key/value heads, G = N / K query
+heads per key head, H head dim.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gaia.errors import ConfigError
+
+Impl = Literal["auto", "xla", "reference"]
+
+# Added to nothing and compared with nothing: a finite "minus infinity" keeps exp and its
+# gradient free of NaN. Every query sees at least itself, so no row is made of these alone.
+_MASKED = -1e30
+
+
+class _Static(NamedTuple):
+    """What the kernel is specialised on; hashable, so it can be a nondifferentiable argument."""
+
+    causal: bool
+    window: int | None
+    scale: float
+    block: int
+
+
+def attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    segment_ids_BT: jax.Array | None = None,
+    window: int | None = None,
+    causal: bool = True,
+    scale: float | None = None,
+    impl: Impl = "auto",
+) -> jax.Array:
+    """softmax(scale * q @ k^T + mask) @ v, with the softmax in fp32.
+
+    With S > T the queries are the last T of the S positions, as in FlashAttention 2.
+
+    Args:
+        q_BTNH: queries.
+        k_BSKH: keys; N is a multiple of K, and query heads n*G .. n*G+G-1 share key head n.
+        v_BSKH: values.
+        segment_ids_BT: a query sees only keys with its own segment id; needs S == T.
+        window: a query sees itself and the `window - 1` positions before it; needs `causal`.
+        causal: a query sees no later position.
+        scale: multiplies the scores; H**-0.5 when left out.
+        impl: `xla` (blocked), `reference` (whole score matrix), or `auto`, which is `xla`.
+
+    Returns:
+        [B, T, N, H] in the dtype of `q_BTNH`.
+
+    Raises:
+        ConfigError: shapes or options that do not fit together.
+    """
+    _check(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window, causal)
+    factor = float(q_BTNH.shape[-1]) ** -0.5 if scale is None else float(scale)
+    if impl == "reference":
+        return reference_attention(
+            q_BTNH,
+            k_BSKH,
+            v_BSKH,
+            segment_ids_BT=segment_ids_BT,
+            window=window,
+            causal=causal,
+            scale=factor,
+        )
+    static = _Static(causal, window, factor, _block_size(q_BTNH.shape[1]))
+    return _blocked(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, static)
+
+
+def reference_attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    segment_ids_BT: jax.Array | None = None,
+    window: int | None = None,
+    causal: bool = True,
+    scale: float | None = None,
+) -> jax.Array:
+    """The same as `attention`, written as the formula: all scores at once, plain autodiff."""
+    (B, T, N, H), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    score_BKGTS = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type="float32")
+    score_BKGTS = score_BKGTS * (H**-0.5 if scale is None else scale)
+    seen_TS = _visible(T, S, S - T, 0, causal, window)
+    if seen_TS is not None:
+        score_BKGTS = jnp.where(seen_TS[None, None, None], score_BKGTS, _MASKED)
+    if segment_ids_BT is not None:
+        same_BTS = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+        score_BKGTS = jnp.where(same_BTS[:, None, None], score_BKGTS, _MASKED)
+    weight_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_BSKH.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weight_BKGTS, v_BSKH).reshape(B, T, N, H)
+
+
+def _check(q, k, v, segment_ids, window, causal) -> None:
+    (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
+    if k.shape != v.shape or k.shape[0] != B or k.shape[3] != H or S < T:
+        raise ConfigError(
+            f"attention shapes are q {q.shape}, k {k.shape}, v {v.shape}",
+            "use q [B,T,N,H] and k, v [B,S,K,H] with S >= T",
+        )
+    if N % K:
+        raise ConfigError(f"attention has {N} query heads over {K} key heads", "use a multiple")
+    if window is not None and (window < 1 or not causal):
+        raise ConfigError(
+            f"attention window is {window} with causal {causal}", "use at least 1, causal only"
+        )
+    if segment_ids is not None and (S != T or segment_ids.shape != (B, T)):
+        raise ConfigError(
+            f"segment ids have shape {segment_ids.shape} for {T} queries and {S} keys",
+            "use [B, T] and as many keys as queries",
+        )
+
+
+def _block_size(T: int) -> int:
+    """Queries per block: enough rows to keep a matrix product busy, few enough to skip much.
+
+    At T = 512 on CPU 128 beat 64, 256 and 512 (gchat/EXPERIMENTS.md, "CPU training step").
+    Longer rows take longer blocks, so that the unrolled program stays within about 32 blocks.
+    """
+    return max(128, min(512, T // 4))
+
+
+def _visible(
+    rows: int, cols: int, row0: int, col0: int, causal: bool, window: int | None
+) -> jax.Array | None:
+    """Mask [rows, cols] of which keys a query sees by position; None where it sees them all."""
+    if not causal:
+        return None
+    last_row, last_col = row0 + rows - 1, col0 + cols - 1
+    if last_col <= row0 and (window is None or col0 > last_row - window):
+        return None
+    t = row0 + jax.lax.broadcasted_iota(jnp.int32, (rows, cols), 0)
+    s = col0 + jax.lax.broadcasted_iota(jnp.int32, (rows, cols), 1)
+    seen = s <= t
+    return seen if window is None else seen & (s > t - window)
+
+
+class _Span(NamedTuple):
+    """A block of queries [start, stop) and the keys [low, high) that any of them may see."""
+
+    start: int
+    stop: int
+    low: int
+    high: int
+
+
+def _spans(T: int, S: int, static: _Static) -> Iterator[_Span]:
+    offset = S - T
+    for start in range(0, T, static.block):
+        stop = min(start + static.block, T)
+        high = stop + offset if static.causal else S
+        low = 0 if static.window is None else max(0, start + offset - static.window + 1)
+        yield _Span(start, stop, low, high)
+
+
+def _matmul(a: jax.Array, b: jax.Array, a_dim: int, b_dim: int) -> jax.Array:
+    """Batched product of [Z, ., .] with [Z, ., .] over one dim of each, accumulated in fp32."""
+    dims = (((a_dim,), (b_dim,)), ((0,), (0,)))
+    return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+
+
+# The layouts below put the heads into the batch: queries [Z, G*T', H] and keys [Z, S', H] with
+# Z = B*K, so that grouped heads share one larger product with their keys.
+
+
+def _queries(x_BTNH: jax.Array, span: _Span, kv_heads: int) -> jax.Array:
+    B, _, N, H = x_BTNH.shape
+    x = x_BTNH[:, span.start : span.stop].reshape(B, -1, kv_heads, N // kv_heads, H)
+    return x.transpose(0, 2, 3, 1, 4).reshape(B * kv_heads, -1, H)
+
+
+def _unqueries(x_ZQH: jax.Array, B: int, N: int) -> jax.Array:
+    Z, Q, H = x_ZQH.shape
+    K = Z // B
+    x = x_ZQH.reshape(B, K, N // K, Q * K // N, H)
+    return x.transpose(0, 3, 1, 2, 4).reshape(B, -1, N, H)
+
+
+def _keys(x_BSKH: jax.Array) -> jax.Array:
+    B, S, K, H = x_BSKH.shape
+    return x_BSKH.transpose(0, 2, 1, 3).reshape(B * K, S, H)
+
+
+def _unkeys(x_ZSH: jax.Array, B: int) -> jax.Array:
+    Z, S, H = x_ZSH.shape
+    return x_ZSH.reshape(B, Z // B, S, H).transpose(0, 2, 1, 3)
+
+
+def _scores(
+    q_ZQH: jax.Array,
+    k_ZSH: jax.Array,
+    segment_ids_BT: jax.Array | None,
+    span: _Span,
+    offset: int,
+    static: _Static,
+) -> jax.Array:
+    """Masked, scaled scores of a block, fp32 [Z, Q, high - low]."""
+    rows, cols = span.stop - span.start, span.high - span.low
+    score = _matmul(q_ZQH, k_ZSH[:, span.low : span.high], 2, 2) * static.scale
+    seen = _visible(rows, cols, span.start + offset, span.low, static.causal, static.window)
+    if seen is None and segment_ids_BT is None:
+        return score
+    Z, Q, _ = score.shape
+    score_ZGQS = score.reshape(Z, Q // rows, rows, cols)
+    if seen is not None:
+        score_ZGQS = jnp.where(seen[None, None], score_ZGQS, _MASKED)
+    if segment_ids_BT is not None:
+        q_ids = segment_ids_BT[:, span.start : span.stop, None]
+        same_BQS = q_ids == segment_ids_BT[:, None, span.low : span.high]
+        same_ZQS = jnp.repeat(same_BQS, Z // same_BQS.shape[0], axis=0)
+        score_ZGQS = jnp.where(same_ZQS[:, None], score_ZGQS, _MASKED)
+    return score_ZGQS.reshape(Z, Q, cols)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _blocked(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, static: _Static) -> jax.Array:
+    return _blocked_fwd(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, static)[0]
+
+
+def _blocked_fwd(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, static: _Static):
+    (B, T, N, _), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
+    k_ZSH, v_ZSH = _keys(k_BSKH), _keys(v_BSKH)
+    outs, lses = [], []
+    for span in _spans(T, S, static):
+        score = _scores(_queries(q_BTNH, span, K), k_ZSH, segment_ids_BT, span, S - T, static)
+        top = jnp.max(score, axis=-1, keepdims=True)
+        weight = jnp.exp(score - top)
+        total = jnp.sum(weight, axis=-1, keepdims=True)
+        out = _matmul(weight.astype(v_ZSH.dtype), v_ZSH[:, span.low : span.high], 2, 1)
+        # Dividing the [Q, H] result instead of the [Q, S] weights saves a pass over the scores.
+        outs.append(_unqueries((out / total).astype(q_BTNH.dtype), B, N))
+        lses.append(top + jnp.log(total))
+    o_BTNH = jnp.concatenate(outs, axis=1)
+    return o_BTNH, (q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, o_BTNH, lses)
+
+
+def _blocked_bwd(static: _Static, saved, do_BTNH):
+    q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, o_BTNH, lses = saved
+    (B, T, N, _), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
+    dtype = q_BTNH.dtype
+    k_ZSH, v_ZSH = _keys(k_BSKH), _keys(v_BSKH)
+    dk = jnp.zeros(k_ZSH.shape, jnp.float32)
+    dv = jnp.zeros(v_ZSH.shape, jnp.float32)
+    dqs = []
+    for span, lse in zip(_spans(T, S, static), lses, strict=True):
+        keys = slice(span.low, span.high)
+        q, do, o = (_queries(x, span, K) for x in (q_BTNH, do_BTNH, o_BTNH))
+        delta = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), axis=-1, keepdims=True)
+        weight = jnp.exp(_scores(q, k_ZSH, segment_ids_BT, span, S - T, static) - lse)
+        dweight = _matmul(do, v_ZSH[:, keys], 2, 2)
+        dscore = (weight * (dweight - delta) * static.scale).astype(dtype)
+        dqs.append(_unqueries(_matmul(dscore, k_ZSH[:, keys], 2, 1).astype(dtype), B, N))
+        dv = dv.at[:, keys].add(_matmul(weight.astype(dtype), do, 1, 1))
+        dk = dk.at[:, keys].add(_matmul(dscore, q, 1, 1))
+    dk_BSKH, dv_BSKH = (_unkeys(x.astype(k_BSKH.dtype), B) for x in (dk, dv))
+    return jnp.concatenate(dqs, axis=1), dk_BSKH, dv_BSKH, None
+
+
+_blocked.defvjp(_blocked_fwd, _blocked_bwd)

@@ -1,14 +1,166 @@
-import jax, jax.numpy as jnp
-def _logits(x,h,vocab):
-    l=jnp.matmul(x,h.astype(x.dtype),preferred_element_type=jnp.float32)
-    return jnp.where((jnp.arange(l.shape[-1])>=vocab)[None],-1e30,l)
-def cross_entropy(x_ND,head_DV,targets_N,*,vocab_size,chunk=1024,ignore_index=-1):
-    l=_logits(x_ND,head_DV,vocab_size)
-    m=targets_N!=ignore_index
-    nll=jax.nn.logsumexp(l,-1)-jnp.take_along_axis(l,jnp.where(m,targets_N,0)[:,None],-1)[:,0]
-    return jnp.where(m,nll,0).sum(), m.sum()
-def token_nll(x_ND,head_DV,targets_N,*,vocab_size,chunk=1024,ignore_index=-1):
-    l=_logits(x_ND,head_DV,vocab_size)
-    m=targets_N!=ignore_index
-    nll=jax.nn.logsumexp(l,-1)-jnp.take_along_axis(l,jnp.where(m,targets_N,0)[:,None],-1)[:,0]
-    return jnp.where(m,nll,0)
+"""Cross-entropy of a language-model head, without ever holding all logits.
+
+`cross_entropy` works on chunks of tokens. Under differentiation it computes a chunk's logits
+once and, while they are at hand, the gradients of the summed loss too: the backward pass only
+multiplies them by the incoming cotangent. Against plain autodiff that saves the N x V logits and
+their softmax (1.1 GB at N = 4096, V = 32768) and reads them a third as often. `token_nll` gives
+the loss of each token, forward only, for evaluations.
+
+Shapes: N tokens, D model, V vocabulary (padded).
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gaia.errors import ConfigError
+
+
+class _Static(NamedTuple):
+    vocab_size: int
+    chunk: int
+    ignore_index: int
+
+
+def cross_entropy(
+    x_ND: jax.Array,
+    head_DV: jax.Array,
+    targets_N: jax.Array,
+    *,
+    vocab_size: int,
+    chunk: int = 1024,
+    ignore_index: int = -1,
+) -> tuple[jax.Array, jax.Array]:
+    """Summed negative log-likelihood of `targets_N` under softmax(x @ head).
+
+    The sum, not the mean, so that a caller who accumulates gradients can divide by the token
+    count of the whole batch. Differentiable with respect to `x_ND` and `head_DV`.
+
+    Args:
+        x_ND: hidden states; their dtype is the compute dtype of the matrix products.
+        head_DV: output head, usually fp32; a tied head is `table_VD.T`.
+        targets_N: integer ids below `vocab_size`, or `ignore_index`.
+        vocab_size: columns in use; the padding beyond gets no probability and no gradient.
+        chunk: tokens whose logits exist at one time.
+        ignore_index: target of a token that has no loss and no gradient.
+
+    Returns:
+        The sum, fp32, and the number of tokens that are not ignored, int32.
+
+    Raises:
+        ConfigError: `vocab_size` exceeds the head, or `chunk` is below 1.
+    """
+    static = _checked(head_DV, vocab_size, chunk, ignore_index)
+    return _loss(x_ND, head_DV, targets_N, static), jnp.sum(targets_N != ignore_index)
+
+
+def token_nll(
+    x_ND: jax.Array,
+    head_DV: jax.Array,
+    targets_N: jax.Array,
+    *,
+    vocab_size: int,
+    chunk: int = 1024,
+    ignore_index: int = -1,
+) -> jax.Array:
+    """Negative log-likelihood of each target in nats, fp32 [N]; 0 where the target is ignored.
+
+    For evaluation: no gradients are prepared. Arguments as in `cross_entropy`.
+    """
+    static = _checked(head_DV, vocab_size, chunk, ignore_index)
+    head = head_DV.astype(x_ND.dtype)
+    x, targets = _chunks(x_ND, targets_N, static)
+    nll = jax.lax.map(lambda xt: _forward(xt[0], head, xt[1], static).nll, (x, targets))
+    return nll.reshape(-1)[: x_ND.shape[0]]
+
+
+def _checked(head_DV: jax.Array, vocab_size: int, chunk: int, ignore_index: int) -> _Static:
+    if not 1 <= vocab_size <= head_DV.shape[1]:
+        raise ConfigError(
+            f"vocab_size is {vocab_size} but the head has {head_DV.shape[1]} columns",
+            "pad the head or lower vocab_size",
+        )
+    if chunk < 1:
+        raise ConfigError(f"cross-entropy chunk is {chunk}", "use at least 1 token")
+    return _Static(vocab_size, chunk, ignore_index)
+
+
+def _chunks(x_ND: jax.Array, targets_N: jax.Array, static: _Static) -> tuple[jax.Array, jax.Array]:
+    """[N, D] and [N] as [C, chunk, D] and [C, chunk]; the last is filled with ignored tokens."""
+    N, D = x_ND.shape
+    count = -(-N // static.chunk)
+    size = -(-N // count)  # even chunks, so that little is filled
+    fill = count * size - N
+    x_ND = jnp.pad(x_ND, ((0, fill), (0, 0)))
+    targets_N = jnp.pad(targets_N, (0, fill), constant_values=static.ignore_index)
+    return x_ND.reshape(count, size, D), targets_N.reshape(count, size)
+
+
+class _Forward(NamedTuple):
+    """One chunk of n tokens."""
+
+    nll: jax.Array
+    """fp32 [n]; 0 where ignored."""
+    exps: jax.Array
+    """exp(logit - max), fp32 [n, V]; 0 in the padding."""
+    total: jax.Array
+    """Row sums of `exps`, [n, 1]."""
+    valid: jax.Array
+    """bool [n]: the target is not ignored."""
+
+
+def _forward(x_nD: jax.Array, head_DV: jax.Array, targets_n: jax.Array, s: _Static) -> _Forward:
+    logits = jnp.matmul(x_nD, head_DV, preferred_element_type=jnp.float32)
+    if s.vocab_size < logits.shape[1]:
+        column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+        logits = jnp.where(column < s.vocab_size, logits, -jnp.inf)
+    valid = targets_n != s.ignore_index
+    gold = jnp.take_along_axis(logits, jnp.where(valid, targets_n, 0)[:, None], axis=1)
+    top = jnp.max(logits, axis=1, keepdims=True)
+    exps = jnp.exp(logits - top)
+    total = jnp.sum(exps, axis=1, keepdims=True)
+    nll = (jnp.log(total) + top - gold)[:, 0]
+    return _Forward(jnp.where(valid, nll, 0.0), exps, total, valid)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _loss(x_ND, head_DV, targets_N, static: _Static) -> jax.Array:
+    head = head_DV.astype(x_ND.dtype)
+    x, targets = _chunks(x_ND, targets_N, static)
+    sums = jax.lax.map(lambda xt: _forward(xt[0], head, xt[1], static).nll.sum(), (x, targets))
+    return jnp.sum(sums)
+
+
+def _loss_fwd(x_ND, head_DV, targets_N, static: _Static):
+    dtype, head = x_ND.dtype, head_DV.astype(x_ND.dtype)
+
+    def one_chunk(carry, chunk):
+        loss, dhead = carry
+        x_nD, targets_n = chunk
+        f = _forward(x_nD, head, targets_n, static)
+        row = jnp.where(f.valid[:, None], 1.0 / f.total, 0.0)
+        # softmax minus one-hot. An iota comparison fuses into the pass over the logits, on
+        # every backend; a scatter of one element per row does not.
+        column = jax.lax.broadcasted_iota(jnp.int32, f.exps.shape, 1)
+        hit = (column == targets_n[:, None]) & f.valid[:, None]
+        dlogits = (f.exps * row - hit.astype(jnp.float32)).astype(dtype)
+        dx = jnp.matmul(dlogits, head.T, preferred_element_type=jnp.float32).astype(dtype)
+        dhead += jnp.matmul(x_nD.T, dlogits, preferred_element_type=jnp.float32)
+        return (loss + f.nll.sum(), dhead), dx
+
+    zeros = (jnp.zeros((), jnp.float32), jnp.zeros(head_DV.shape, jnp.float32))
+    (loss, dhead), dx = jax.lax.scan(one_chunk, zeros, _chunks(x_ND, targets_N, static))
+    dx_ND = dx.reshape(-1, x_ND.shape[1])[: x_ND.shape[0]]
+    return loss, (dx_ND, dhead, jnp.zeros((), head_DV.dtype))
+
+
+def _loss_bwd(static: _Static, saved, cotangent):
+    del static
+    dx_ND, dhead_DV, head_dtype = saved
+    dx = (dx_ND.astype(jnp.float32) * cotangent).astype(dx_ND.dtype)
+    return dx, (dhead_DV * cotangent).astype(head_dtype.dtype), None
+
+
+_loss.defvjp(_loss_fwd, _loss_bwd)
