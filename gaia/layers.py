@@ -144,9 +144,7 @@ class Attention(nnx.Module):
         if rope is not None:
             q_BTNH, k_BTKH = apply_rope(q_BTNH, rope), apply_rope(k_BTKH, rope)
         if cache is None:
-            o_BTNH = attention(
-                q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=segment_ids_BT, window=window
-            )
+            o_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=segment_ids_BT, window=window)
         else:
             assert cache_positions_BT is not None
             cache = _write_cache(cache, k_BTKH, v_BTKH, cache_positions_BT[:, 0])
@@ -189,9 +187,7 @@ def _write_cache(cache: KVCache, k_BTKH: jax.Array, v_BTKH: jax.Array, start_B: 
 class SwiGLU(nnx.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
 
-    def __init__(
-        self, d: int, hidden: int, *, init: Init, init_out: Init, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, d: int, hidden: int, *, init: Init, init_out: Init, rngs: nnx.Rngs) -> None:
         self.gate = Linear(d, hidden, init, rngs=rngs)
         self.up = Linear(d, hidden, init, rngs=rngs)
         self.down = Linear(hidden, d, init_out, rngs=rngs)

@@ -136,9 +136,7 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     def muon() -> optax.GradientTransformation:
         decay = config.matrix_weight_decay
         return optax.chain(
-            scale_by_muon(
-                config.momentum, config.newton_schulz_steps, config.newton_schulz_dtype
-            ),
+            scale_by_muon(config.momentum, config.newton_schulz_steps, config.newton_schulz_dtype),
             optax.add_decayed_weights(decay) if decay else optax.identity(),
             optax.scale_by_schedule(lambda step: -config.matrix_lr * share(step)),
         )

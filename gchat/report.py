@@ -177,7 +177,9 @@ def _markdown(
         for n in files
     ]
     samples = folder.path / "samples.txt"
-    state = "" if summary["finished"] else f"\nStopped early; go on with `{folder.resume_command}`.\n"
+    state = (
+        "" if summary["finished"] else f"\nStopped early; go on with `{folder.resume_command}`.\n"
+    )
     return "\n".join(
         [
             f"# {config.run.name}",
@@ -192,7 +194,9 @@ def _markdown(
             "\n## Samples\n\n```",
             samples.read_text(encoding="utf-8").strip() if samples.exists() else "(none)",
             "```\n\n## Data\n",
-            f"{manifest.describe()}\n",
+            f"{manifest.tokens('train'):,} training and {manifest.tokens('val'):,} validation tokens "
+            f"({manifest.tokenizer.kind}, vocabulary {manifest.tokenizer.vocab_size:,}) from "
+            f"{', '.join(manifest.sources) or 'an unnamed source'}.\n",
             "## Environment\n\n| | |\n|---|---|",
             *(f"| {name} | {value} |" for name, value in environment().items()),
             "\n## Configuration\n\n```yaml",

@@ -1,7 +1,7 @@
 """The run folder: what a run writes beside its metrics, and who may write into it.
 
-    RUN/config.yaml  tokenizer.json  metrics.jsonl  checkpoints/  samples.txt
-        report.md  curves.png  summary.json
+RUN/config.yaml  tokenizer.json  metrics.jsonl  checkpoints/  samples.txt
+    report.md  curves.png  summary.json
 """
 
 import json

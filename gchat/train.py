@@ -24,15 +24,15 @@ from gaia.checkpoint import Checkpointer
 from gaia.errors import ConfigError, GaiaError
 from gaia.guards import StopRequest
 from gaia.kernels.cross_entropy import cross_entropy, token_nll
-from gaia.optim import make_optimizer, schedule
 from gaia.manifest import load_manifest
+from gaia.optim import make_optimizer, schedule
 from gaia.records import make_loader
 from gaia.runtime import Machine, peak_flops, start
 from gchat.config import FREE_ON_RESUME, TrainConfig, derive, load
 from gchat.evals import bpb
 from gchat.evals.ngram import ngram_baselines
 from gchat.evals.periodic import Evaluator
-from gchat.model import GPT, flops_per_token
+from gchat.model import GPT
 from gchat.progress import Progress
 from gchat.report import write_report
 from gchat.run_folder import RunFolder
@@ -61,11 +61,11 @@ def init_state(config: TrainConfig) -> tuple[Any, TrainState]:
     graph = nnx.graphdef(nnx.eval_shape(lambda: GPT(config.model, rngs=nnx.Rngs(0))))
 
     @jax.jit
-    def init(seed: jax.Array) -> TrainState:
-        params = nnx.to_pure_dict(nnx.state(GPT(config.model, rngs=nnx.Rngs(params=seed))))
+    def init(key: jax.Array) -> TrainState:
+        params = nnx.to_pure_dict(nnx.state(GPT(config.model, rngs=nnx.Rngs(key))))
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
-    return graph, init(jnp.uint32(config.training.seed))
+    return graph, init(jax.random.key(config.training.seed))
 
 
 def make_train_step(graph: Any, config: TrainConfig) -> Callable[..., Any]:
@@ -292,7 +292,9 @@ def train(config: TrainConfig, machine: Machine, *, resume: bool = False) -> dic
             "make room, then go on with --resume",
         )
     if not finished:
-        print(f"stopped after step {step} of {steps} and saved; go on with:\n  {folder.resume_command}")
+        print(
+            f"stopped after step {step} of {steps} and saved; go on with:\n  {folder.resume_command}"
+        )
     return summary
 
 

@@ -62,7 +62,9 @@ class Evaluator:
         """`eval/NAME_bpb`, `_loss` and `_perplexity` for validation (`val`) and each named file."""
         values: dict[str, float] = {}
         for name, batches in self._batches.items():
-            score = bpb.evaluate(lambda rows: self._scorer(params, rows), batches, self._token_bytes)
+            score = bpb.evaluate(
+                lambda rows: self._scorer(params, rows), batches, self._token_bytes
+            )
             values |= {
                 f"eval/{name}_bpb": score.bpb,
                 f"eval/{name}_loss": score.loss,
