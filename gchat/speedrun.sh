@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# From text to a model that writes, in one command, on whatever this machine is:
+#
+#     bash gchat/speedrun.sh                         # CPU: ~6 minutes; TPU or GPU: --hours 3
+#     bash gchat/speedrun.sh --dry-run               # print the plan, train nothing
+#     bash gchat/speedrun.sh --resume                # go on where the last run stopped
+#     bash gchat/speedrun.sh gchat/configs/my_run.yaml --training.steps 200
+#
+# Sets up .venv from the committed locks, then: corpus -> tokenizer -> shards -> training ->
+# validation -> samples -> runs/NAME/report.md. `--help` lists every option.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. requirements/venv.sh
+
+# The lock decides which JAX is installed, so the hardware is asked before JAX exists.
+platform=cpu
+if [ -e /dev/nvidiactl ] || { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; }; then
+    platform=cuda
+elif [ -e /dev/accel0 ] || [ -n "${TPU_ACCELERATOR_TYPE:-}" ] || ls /dev/vfio/[0-9]* >/dev/null 2>&1; then
+    platform=tpu
+fi
+gaia_venv "$platform"
+exec .venv/bin/python -m gchat speedrun "$@"

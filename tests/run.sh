@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The test suite: static checks, then tests on two processes.
+#
+#     bash tests/run.sh                  # the default suite
+#     bash tests/run.sh --slow           # the slow members of each family too
+#     bash tests/run.sh tests/gaia -k attention        # any further arguments go to pytest
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. requirements/venv.sh
+gaia_venv test
+# Every tool below lives in .venv; tests that start `gchat` or `gml` find them there as well.
+PATH="$PWD/.venv/bin:$PATH"
+export PATH
+[ ! -f tests/system_packages.sh ] || bash tests/system_packages.sh
+
+arguments=()
+marker="not slow"
+for argument in "$@"; do
+    if [ "$argument" = --slow ]; then marker=""; else arguments+=("$argument"); fi
+done
+
+if [ ${#arguments[@]} -eq 0 ]; then
+    ruff check .
+    ruff format --check --quiet .
+    lint-imports --no-cache >/dev/null || lint-imports --no-cache
+    basedpyright --level error
+    git ls-files '*.sh' | xargs shellcheck --severity=warning
+fi
+# loadscope keeps a module on one worker, so what a module compiles once is compiled once.
+python -m pytest -n 2 --dist loadscope -m "$marker" ${arguments[@]+"${arguments[@]}"}
