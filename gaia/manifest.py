@@ -84,6 +84,22 @@ class Manifest:
         splits = SPLITS if split is None else (split,)
         return sum(shard.tokens for name in splits for shard in self.shards(name))
 
+    def count(self) -> str:
+        """Training tokens and shards in short, as "103.4B tokens across 207 shards"."""
+        shards = len(self.train)
+        return f"{_short(self.tokens('train'))} tokens across {shards} shard{'s' * (shards != 1)}"
+
+    def describe(self) -> str:
+        """What the data is, in one sentence for a report."""
+        made_of = ", ".join(self.sources[:3]) + (", …" if len(self.sources) > 3 else "")
+        return (
+            f"{self.count()} ({self.tokens('train'):,}), validation {self.tokens('val'):,} tokens; "
+            f"{self.documents['train']:,} and {self.documents['val']:,} documents, "
+            f"{self.text_bytes['train'] / 1e6:,.1f} and {self.text_bytes['val'] / 1e6:,.1f} MB of "
+            f"text from {made_of or 'an unnamed source'}; {self.tokenizer.kind} tokenizer with "
+            f"{self.tokenizer.vocab_size:,} ids ({self.tokenizer.sha256[:12]})"
+        )
+
     def to_json(self) -> str:
         """The text of manifest.json, the same for the same content."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
@@ -112,6 +128,14 @@ class Manifest:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{where} is damaged ({error})", "prepare the data again") from error
         return manifest
+
+
+def _short(number: int) -> str:
+    """A count as people say it: 103.4B, 4.1M, 950."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
 
 
 def _check(manifest: Manifest, where: str) -> None:

@@ -34,7 +34,8 @@ from gaia.shards import ShardWriter, read_shard, verify, write_shards
 
 __all__ = [
     "MANIFEST", "SPLITS", "BatchOrder", "Loader", "Manifest", "ShardInfo", "ShardWriter",
-    "TokenRows", "TokenizerInfo", "iter_documents", "load_manifest", "make_loader", "read_shard",
+    "TokenRows", "TokenizerInfo", "iter_documents", "load_manifest", "make_loader",
+    "permutation", "read_shard",
     "verify", "write_manifest", "write_shards",
 ]  # fmt: skip
 
@@ -182,7 +183,7 @@ class BatchOrder:
         """The shards of an epoch in order, and the position after the last row of each window."""
         found = self._epochs.get(epoch)
         if found is None:
-            shards = _permutation(len(self._counts), self._seed, epoch)
+            shards = permutation(len(self._counts), self._seed, epoch)
             total = np.cumsum(self._counts[shards])
             ends = np.append(total[self._window - 1 : -1 : self._window], total[-1])
             self._epochs = {**self._epochs, epoch: (shards, ends)}
@@ -207,14 +208,14 @@ class BatchOrder:
                         for shard in self.window_shards(epoch, window).tolist()
                     ]
                 )
-                self._cache[key] = ids[_permutation(len(ids), self._seed, epoch, window)]
+                self._cache[key] = ids[permutation(len(ids), self._seed, epoch, window)]
                 while len(self._cache) > 2:
                     self._cache.popitem(last=False)
             self._cache.move_to_end(key)
             return self._cache[key]
 
 
-def _permutation(count: int, *salt: int) -> np.ndarray:
+def permutation(count: int, *salt: int) -> np.ndarray:
     """A permutation of range(count) that is the same on every machine and NumPy version.
 
     Sorts by splitmix64 (Steele et al. 2014) of the index; NumPy's own generators do not promise

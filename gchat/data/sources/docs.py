@@ -8,8 +8,10 @@ manifest's `sources` name.
 """
 
 import ast
+import functools
 import hashlib
 import multiprocessing
+import platform
 import re
 import sysconfig
 import warnings
@@ -18,9 +20,11 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
+from gchat.data.sources.unit import Corpus, Unit
+
 MIN_CHARS = 200
 # The packages of the `train` extra; their requirements are followed.
-ROOTS = (
+ROOTS: tuple[str, ...] = (
     "jax", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "google-crc32c",
     "huggingface_hub", "matplotlib", "numpy", "psutil", "pyarrow", "pyyaml", "rustbpe", "tiktoken",
     "tqdm", "tyro",
@@ -30,6 +34,16 @@ _SKIPPED_FOLDERS = {"test", "tests", "testing", "site-packages", "idlelib", "lib
 _LONG_STRING = re.compile(rb"^[ \t]*[rRuU]?(\"\"\"|''')(?:(?!\1).){200}", re.MULTILINE | re.DOTALL)
 _HOLDERS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _BLOCKS = (ast.If, ast.Try, ast.With)
+
+
+def corpus() -> Corpus:
+    """The whole corpus as one unit, parsed when it is first read."""
+    read = functools.cache(lambda: tuple(documents()))  # both the tokenizer and the shards read it
+    return Corpus(
+        units=[Unit(name="docs", documents=lambda _: iter(read()))],
+        sources=tuple(versions()),
+        identity={"packages": hashlib.sha256("\n".join(versions()).encode()).hexdigest()},
+    )
 
 
 def documents(processes: int = 2) -> Iterator[str]:
@@ -50,7 +64,7 @@ def documents(processes: int = 2) -> Iterator[str]:
 def versions() -> list[str]:
     """The packages read, as `name version`, for the manifest."""
     return [
-        f"python {sysconfig.get_python_version()}",
+        f"python {platform.python_version()}",
         *sorted(f"{d.name} {d.version}" for d in _distributions().values()),
     ]
 

@@ -1,0 +1,150 @@
+"""The verbs of `gchat data`: frozen dataclasses whose fields are the options."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from gaia import storage
+from gaia.manifest import Manifest, load_manifest
+from gaia.shards import SHARD_TOKENS, WINDOW, verify
+from gchat.data import prepare as preparation
+from gchat.data.sources.text import DOCUMENT_CHARS
+
+__all__ = ["VERBS", "Count", "Download", "Prepare", "Verify"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Turn text into token shards. Run again after an interruption, it goes on."""
+
+    out: Path
+    """Folder for shards, manifest.json, tokenizer.json and token_bytes.npy."""
+    source: Literal["text", "docs", "climbmix"] = "text"
+    """text: your files; docs: docstrings of the installed packages, offline; climbmix: the hub."""
+    input: str | None = None
+    """File, folder or glob of .txt, .md, .jsonl or .parquet (source text)."""
+    tokenizer: str = "bpe"
+    """bpe (trained on this text), gpt2, or the path of a tokenizer.json."""
+    vocab_size: int = 8192
+    """Ids of a trained bpe, special tokens included."""
+    seed: int = 0
+    """Of the document shuffle."""
+    val_fraction: float = 0.05
+    """Share of documents kept for validation, chosen by the hash of their text."""
+    text_column: str = "text"
+    """Field of .jsonl and .parquet files that holds the text."""
+    document_chars: int = DOCUMENT_CHARS
+    """.txt and .md files are cut at the first blank line after this many characters."""
+    shards: int = 8
+    """Training shards to fetch (source climbmix; -1 for all 6,542)."""
+    revision: str = "main"
+    """Branch, tag or commit (source climbmix); pinned to its commit."""
+    keep_text: bool = True
+    """Keep downloaded parquet files under $GAIA_HOME."""
+    shard_tokens: int = SHARD_TOKENS
+    """Tokens in one output shard."""
+    window: int = WINDOW
+    """Shards that the loader shuffles together."""
+    threads: int = 1
+    """Threads that encode."""
+    overwrite: bool = False
+    """Replace another data set in --out."""
+
+    def run(self) -> Manifest:
+        """Prepares and prints what came out."""
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return _report(preparation.prepare(**options), self.out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Download:
+    """Download ClimbMix shards and tokenize them into records."""
+
+    shards: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 8
+    """Training shards (-1 for all 6,542); the validation shard always comes along."""
+    out: Path | None = None
+    """Folder of the data set; default $GAIA_HOME/data/climbmix-TOKENIZER-SHARDS."""
+    tokenizer: str = "gpt2"
+    """gpt2, bpe (trained on these shards), or the path of a tokenizer.json."""
+    vocab_size: int = 32768
+    """Ids of a trained bpe, special tokens included."""
+    revision: str = "main"
+    """Branch, tag or commit of the data set; pinned to its commit."""
+    keep_text: bool = True
+    """Keep the parquet files under $GAIA_HOME."""
+    threads: int = 1
+    """Threads that encode."""
+    overwrite: bool = False
+    """Replace another data set in --out."""
+
+    def run(self) -> Manifest:
+        """Downloads, tokenizes, and prints what came out."""
+        name = Path(self.tokenizer).stem + (f"{self.vocab_size}" if self.tokenizer == "bpe" else "")
+        out = self.out or storage.home() / "data" / f"climbmix-{name}-{self.shards}"
+        manifest = preparation.prepare(
+            source="climbmix",
+            out=out,
+            tokenizer=self.tokenizer,
+            vocab_size=self.vocab_size,
+            shards=self.shards,
+            revision=self.revision,
+            keep_text=self.keep_text,
+            threads=self.threads,
+            overwrite=self.overwrite,
+        )
+        return _report(manifest, out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """Print how many tokens a data set holds."""
+
+    data_dir: tyro.conf.Positional[str]
+    """Local folder or gs:// prefix."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> Manifest:
+        """Reads the manifest and prints tokens and shards."""
+        manifest = load_manifest(self.data_dir)
+        if self.json:
+            facts = {
+                "tokens": manifest.tokens("train"),
+                "shards": len(manifest.train),
+                "val_tokens": manifest.tokens("val"),
+                "documents": manifest.documents,
+                "text_bytes": manifest.text_bytes,
+                "vocab_size": manifest.tokenizer.vocab_size,
+            }
+            print(json.dumps(facts))
+        else:
+            print(manifest.count())
+        return manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class Verify:
+    """Read every shard again and compare counts and checksums with the manifest."""
+
+    data_dir: tyro.conf.Positional[str]
+    """Local folder or gs:// prefix."""
+
+    def run(self) -> Manifest:
+        """Prints one line when all is well; raises DataError naming the bad shards otherwise."""
+        manifest = verify(self.data_dir)
+        size = sum(shard.bytes for shard in manifest.train + manifest.val)
+        print(f"verified {manifest.count()}, {size:,} bytes: every checksum and count is right")
+        return manifest
+
+
+VERBS = {"prepare": Prepare, "download": Download, "count": Count, "verify": Verify}
+
+
+def _report(manifest: Manifest, out: Path) -> Manifest:
+    if manifest.invalid_utf8:
+        print(f"{manifest.invalid_utf8:,} invalid UTF-8 sequences were replaced by U+FFFD")
+    print(f"{out}: {manifest.describe()}")
+    return manifest

@@ -1,0 +1,192 @@
+"""ClimbMix from the Hugging Face hub, in nanochat's layout of shards.
+
+`karpathy/climbmix-400b-shuffle` holds 6,543 parquet files `shard_00000.parquet` … of about 100 MB
+(250 million characters, one column `text`), already shuffled. The last one is the validation
+split; training takes the first n. The revision is resolved to a commit once and pinned, so that
+shards fetched on different days belong together.
+
+The hub client resumes a broken download but checks only its size: a flipped byte passes. So the
+SHA-256 of each file is compared with the one that the hub publishes for it (its ETag).
+"""
+
+import concurrent.futures
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gaia import storage
+from gaia.errors import ConfigError, DataError
+from gchat.data.sources import text
+from gchat.data.sources.unit import Corpus, Tally, Unit
+
+REPOSITORY = "karpathy/climbmix-400b-shuffle"
+LAST_SHARD = 6542  # the validation split
+SHARD_TEXT_BYTES = 250_000_000  # about; for the progress bar
+TRIES = 5
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def shard_name(index: int) -> str:
+    """File name of a shard, as nanochat has it."""
+    return f"shard_{index:05d}.parquet"
+
+
+def corpus(
+    shards: int,
+    *,
+    revision: str = "main",
+    cache: Path | None = None,
+    ahead: int = 4,
+    keep: bool = True,
+) -> Corpus:
+    """The first `shards` training shards and the validation shard; nothing is downloaded yet.
+
+    Args:
+        shards: training shards, -1 for all 6,542.
+        revision: branch, tag or commit; pinned to the commit it names now.
+        cache: folder for the parquet files, default `$GAIA_HOME/climbmix`.
+        ahead: downloads that run while a shard is tokenized.
+        keep: keep a parquet file after its documents were read.
+
+    Raises:
+        ConfigError: shards out of range.
+        DataError: the hub cannot be reached and the revision is not a full commit.
+    """
+    count = LAST_SHARD if shards == -1 else shards
+    if not 1 <= count <= LAST_SHARD:
+        raise ConfigError(f"shards = {shards} is out of range", f"use 1 to {LAST_SHARD}, or -1")
+    folder = cache or storage.home() / "climbmix"
+    commit = _commit(revision)
+    hub = _Hub(folder / commit, commit, [*range(count), LAST_SHARD], ahead, keep)
+    units = [
+        Unit(
+            name=shard_name(index),
+            documents=hub.reader(index),
+            text_bytes=SHARD_TEXT_BYTES,
+            split="val" if index == LAST_SHARD else "train",
+        )
+        for index in hub.indices
+    ]
+    return Corpus(
+        units=units,
+        sources=(f"{REPOSITORY}@{commit} shards 0-{count - 1} and {LAST_SHARD} (validation)",),
+        identity={"repository": REPOSITORY, "revision": commit, "shards": count},
+    )
+
+
+class _Hub:
+    """Downloads shards ahead of the one that is read."""
+
+    def __init__(
+        self, folder: Path, commit: str, indices: list[int], ahead: int, keep: bool
+    ) -> None:
+        self.indices = indices
+        self._folder = folder
+        self._commit = commit
+        self._ahead = max(1, ahead)
+        self._keep = keep
+        self._pool = concurrent.futures.ThreadPoolExecutor(self._ahead, "gaia-hub")
+        self._pending: dict[int, concurrent.futures.Future[Path]] = {}
+
+    def reader(self, index: int) -> Callable[[Tally], Iterator[str]]:
+        """The documents of one shard; the next ones begin to download when it is asked for."""
+
+        def documents(_: Tally) -> Iterator[str]:
+            at = self.indices.index(index)
+            for upcoming in self.indices[at : at + self._ahead]:
+                if upcoming not in self._pending:
+                    self._pending[upcoming] = self._pool.submit(
+                        fetch, shard_name(upcoming), self._commit, self._folder
+                    )
+            try:
+                path = self._pending.pop(index).result()
+            except BaseException:
+                self._pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            yield from text.parquet(path, "text")
+            if not self._keep:
+                path.unlink()
+                _marker(path).unlink(missing_ok=True)
+
+        return documents
+
+
+def fetch(name: str, commit: str, folder: Path, tries: int = TRIES, wait: float = 1.0) -> Path:
+    """One verified file of the repository at `folder/name`, downloaded unless it is there.
+
+    Args:
+        tries: attempts; between them the wait doubles.
+        wait: seconds before the second attempt.
+
+    Raises:
+        DataError: the hub is not reachable, lacks the file, or keeps sending damaged bytes.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    path = folder / name
+    if path.exists() and _marker(path).exists():
+        return path
+    problem = ""
+    damaged = False
+    for attempt in range(tries):
+        if attempt:
+            time.sleep(wait * 2 ** (attempt - 1))
+        try:
+            etag = _metadata(name, commit).etag or ""
+            huggingface_hub.hf_hub_download(
+                REPOSITORY,
+                name,
+                repo_type="dataset",
+                revision=commit,
+                local_dir=folder,
+                force_download=damaged,  # the client would take a damaged file for a finished one
+            )
+        except (EntryNotFoundError, RepositoryNotFoundError) as error:
+            raise DataError(f"{REPOSITORY}@{commit} has no {name}", "check --revision") from error
+        except Exception as error:  # the client raises what its HTTP library does
+            problem = _first_line(error)
+            continue
+        # Files outside LFS have another kind of ETag; ClimbMix has none of those.
+        if not _SHA256.fullmatch(etag) or (actual := storage.sha256_file(path)) == etag:
+            storage.write_text(_marker(path), etag)
+            return path
+        problem = f"sha256 {actual[:12]}… is not the published {etag[:12]}…"
+        damaged = True
+        path.unlink()
+    raise DataError(
+        f"{name} could not be downloaded in {tries} attempts ({problem})",
+        "try again: finished files are kept",
+    )
+
+
+def _marker(path: Path) -> Path:
+    """Says that the file beside it was compared with its published SHA-256."""
+    return path.with_name(f".{path.name}.sha256")
+
+
+def _commit(revision: str) -> str:
+    """The commit that a branch or tag names now."""
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    try:
+        return _metadata(shard_name(LAST_SHARD), revision).commit_hash
+    except Exception as error:  # the client raises what its HTTP library does
+        raise DataError(
+            f"the hub does not answer for {REPOSITORY} at {revision!r} ({_first_line(error)})",
+            "check the network, or use `--source docs` or `--source text`",
+        ) from error
+
+
+def _metadata(name: str, revision: str) -> Any:
+    import huggingface_hub
+
+    return huggingface_hub.get_hf_file_metadata(
+        huggingface_hub.hf_hub_url(REPOSITORY, name, repo_type="dataset", revision=revision)
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
