@@ -5,7 +5,7 @@ stacked blocks), `embed` (tables), `head` (the output kernel) and `gain` (norm s
 decay is decoupled and touches matrices only: block matrices and the head.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -95,7 +95,7 @@ class OptimConfig:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}", "use 0 or more")
         if self.warmup_steps > steps:
             raise ConfigError(
-                f"optim.warmup_steps is {self.warmup_steps}, more than the {steps} steps of the run",
+                f"optim.warmup_steps is {self.warmup_steps}, the run has only {steps} steps",
                 "lower it or train longer",
             )
 
@@ -141,7 +141,7 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
             optax.scale_by_schedule(lambda step: -config.matrix_lr * share(step)),
         )
 
-    groups = {
+    groups: dict[Hashable, optax.GradientTransformation] = {
         "matrix": muon() if config.name == "muon" else adamw(config.lr, config.weight_decay),
         "embed": adamw(config.embed_lr or config.lr, 0.0),
         "head": adamw(config.head_lr or config.lr, config.weight_decay),
@@ -211,8 +211,9 @@ def scale_by_muon(
     def init(params):
         return MuonState(jax.tree.map(jnp.zeros_like, params))
 
-    def update(grads, state, params=None):
+    def update(updates, state, params=None):
         del params
+        grads = updates
         average = jax.tree.map(
             lambda m, g: momentum * m + (1 - momentum) * g, state.momentum, grads
         )

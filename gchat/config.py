@@ -86,7 +86,7 @@ class EvalConfig:
     """What is measured while training."""
 
     every_steps: int = 250
-    """Steps between validations; the first and the last step are always validated. 0: only those."""
+    """Steps between validations; before the first and after the last step there is always one."""
     tokens: int = 10_485_760
     """Most tokens of the validation split scored during training and at the end."""
     stride_fraction: float = 0.5
@@ -128,8 +128,8 @@ class RunConfig:
 class TrainConfig:
     """Everything a training run is told."""
 
-    model: GPTConfig = GPTConfig()
-    optim: OptimConfig = OptimConfig()
+    model: GPTConfig = field(default_factory=GPTConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

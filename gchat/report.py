@@ -59,6 +59,7 @@ def write_report(
     price = config.run.price_per_hour
     summary = {
         "preset": config.run.name,
+        "run_dir": str(folder.path),
         "finished": finished,
         "device": f"{machine.devices} x {machine.device_kind}",
         "params": params,
@@ -194,9 +195,7 @@ def _markdown(
             "\n## Samples\n\n```",
             samples.read_text(encoding="utf-8").strip() if samples.exists() else "(none)",
             "```\n\n## Data\n",
-            f"{manifest.tokens('train'):,} training and {manifest.tokens('val'):,} validation tokens "
-            f"({manifest.tokenizer.kind}, vocabulary {manifest.tokenizer.vocab_size:,}) from "
-            f"{', '.join(manifest.sources) or 'an unnamed source'}.\n",
+            f"{manifest.describe()}\n",
             "## Environment\n\n| | |\n|---|---|",
             *(f"| {name} | {value} |" for name, value in environment().items()),
             "\n## Configuration\n\n```yaml",

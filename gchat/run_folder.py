@@ -32,17 +32,23 @@ class RunFolder:
         Raises:
             ConfigError: a run lies there already, or there is none to resume.
         """
-        path = Path(config.run.dir or "runs")
-        taken = (path / "config.yaml").exists()
-        if taken and not resume:
+        path = Path(config.run.dir or Path("runs") / config.run.name)
+        if not resume:
+            cls.check_free(config)
+        elif not (path / "config.yaml").exists():
+            raise ConfigError(f"run.dir {str(path)!r} holds no run to resume", "leave out --resume")
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path, config)
+
+    @staticmethod
+    def check_free(config: TrainConfig) -> None:
+        """Raises ConfigError where a run lies already."""
+        path = Path(config.run.dir or Path("runs") / config.run.name)
+        if (path / "config.yaml").exists():
             raise ConfigError(
                 f"run.dir {str(path)!r} already holds a run",
                 "add --resume to go on with it, or choose another --run.name",
             )
-        if resume and not taken:
-            raise ConfigError(f"run.dir {str(path)!r} holds no run to resume", "leave out --resume")
-        path.mkdir(parents=True, exist_ok=True)
-        return cls(path, config)
 
     @staticmethod
     def resume_args(args: Sequence[str]) -> list[str]:

@@ -147,6 +147,8 @@ def make_scorer(graph: Any, config: TrainConfig) -> Callable[[Any, bpb.Rows], ja
 class TrainingFailed(GaiaError):
     """The run cannot go on: the loss is not finite, or its last checkpoint cannot be written."""
 
+    exit_status = 1
+
 
 def train(config: TrainConfig, machine: Machine, *, resume: bool = False) -> dict[str, Any]:
     """Trains from scratch, or from the newest sound checkpoint, to the last step of `config`.
@@ -282,7 +284,13 @@ def train(config: TrainConfig, machine: Machine, *, resume: bool = False) -> dic
         progress,
         manifest,
         params=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        baselines=ngram_baselines(config.data.dir, progress.tokens_per_step * step),
+        baselines=ngram_baselines(
+            config.data.dir,
+            progress.tokens_per_step * step,
+            seq_len=config.model.seq_len,
+            batch_size=t.batch_size or 1,
+            seed=t.seed,
+        ),
         finished=finished,
         checkpoint=f"{config.checkpoint.dir}/{step}",
     )
@@ -292,29 +300,20 @@ def train(config: TrainConfig, machine: Machine, *, resume: bool = False) -> dic
             "make room, then go on with --resume",
         )
     if not finished:
-        print(
-            f"stopped after step {step} of {steps} and saved; go on with:\n  {folder.resume_command}"
-        )
+        print(f"stopped after step {step} of {steps} and saved; go on with")
+        print(f"  {folder.resume_command}")
     return summary
 
 
-def main(args: list[str] | None = None) -> int:
-    """`python -m gchat.train`; returns the exit status."""
-    args = list(sys.argv[1:] if args is None else args)
-    debug, resume = "--debug" in args, "--resume" in args
-    args = [a for a in args if a not in ("--debug", "--resume")]
-    try:
-        config = load(RunFolder.resume_args(args) if resume else args, prog="python -m gchat.train")
-        train(config, start(matmul_precision=config.model.matmul_precision), resume=resume)
-    except GaiaError as error:
-        if debug:
-            raise
-        print(f"gchat: {error}", file=sys.stderr)
-        return 1 if isinstance(error, TrainingFailed) else 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+def run(args: list[str], *, prog: str = "python -m gchat.train") -> dict[str, Any]:
+    """Parses [CONFIG.yaml] --group.field value … [--resume] and trains."""
+    resume = "--resume" in args
+    args = [a for a in args if a != "--resume"]
+    config = load(RunFolder.resume_args(args) if resume else args, prog=prog)
+    return train(config, start(matmul_precision=config.model.matmul_precision), resume=resume)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from gchat.__main__ import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))

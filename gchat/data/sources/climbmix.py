@@ -176,7 +176,7 @@ def _commit(revision: str) -> str:
     except Exception as error:  # the client raises what its HTTP library does
         raise DataError(
             f"the hub does not answer for {REPOSITORY} at {revision!r} ({_first_line(error)})",
-            "check the network, or use `--source docs` or `--source text`",
+            "check the network, or take the offline corpus (`--offline`, `--source docs`)",
         ) from error
 
 

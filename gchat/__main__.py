@@ -1,0 +1,182 @@
+"""The `gchat` command: verbs and printing only.
+
+gchat speedrun | train | sample | eval bpb | data prepare|download|count|verify
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gaia.config import parse
+from gaia.errors import GaiaError
+
+USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
+
+  speedrun             from text to a trained model and its report, in one command
+  train                train on a prepared data set: gchat train CONFIG.yaml --data-dir DIR
+  sample               continue a prompt: gchat sample --run runs/cpu --prompt "The"
+  eval bpb             bits per byte of a text: gchat eval bpb --run runs/cpu --text FILE
+  data prepare         text to token shards: gchat data prepare --source text --input F --out DIR
+  data download        ClimbMix shards, tokenized
+  data count           how many tokens a data set holds
+  data verify          re-read every shard against the manifest
+
+--debug anywhere shows a traceback instead of one line."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Continue a prompt with a trained run."""
+
+    run: str
+    """Folder of the run."""
+    prompt: str
+    """Text to continue."""
+    max_tokens: int = 128
+    """Most tokens to add."""
+    temperature: float = 0.8
+    """0 always takes the most likely token."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the most likely tokens that together reach this probability."""
+    seed: int = 0
+    """Same seed, same text."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class EvalBpb:
+    """Bits per byte of a text under a trained run's model and tokenizer."""
+
+    run: str
+    """Folder of the run."""
+    text: str
+    """A text file, read as one document."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def _speedrun(args: list[str]) -> None:
+    from gchat.speedrun import main
+
+    main(args)
+
+
+def _train(args: list[str]) -> None:
+    from gchat.train import run
+
+    run(args, prog="gchat train")
+
+
+def _sample(args: list[str]) -> None:
+    options = parse(Sample, args, prog="gchat sample", description=Sample.__doc__)
+    from gchat.engine import SamplingConfig
+    from gchat.loading import load_run
+
+    loaded = load_run(options.run)
+    print_as_made = "" if options.json else options.prompt
+    print(print_as_made, end="", flush=True)
+    writer = _Writer(loaded.tokenizer.decode, silent=options.json)
+    ids = loaded.engine().generate(
+        [[loaded.tokenizer.bos_id, *loaded.tokenizer.encode(options.prompt)]],
+        max_new_tokens=options.max_tokens,
+        sampling=SamplingConfig(options.temperature, options.top_k, options.top_p, options.seed),
+        on_tokens=writer,
+    )[0]
+    writer.end()
+    if options.json:
+        text = loaded.tokenizer.decode(ids)
+        print(json.dumps({"prompt": options.prompt, "text": text, "tokens": ids}))
+    else:
+        print()
+
+
+class _Writer:
+    """Prints text as tokens arrive, holding back bytes that are not a whole character yet."""
+
+    def __init__(self, decode: Callable[[list[int]], str], *, silent: bool) -> None:
+        self._decode, self._silent = decode, silent
+        self._ids: list[int] = []
+        self._shown = 0
+
+    def __call__(self, row: int, ids: list[int]) -> None:
+        self._ids += ids
+        text = self._decode(self._ids).rstrip("\ufffd")
+        self._show(text)
+
+    def end(self) -> None:
+        self._show(self._decode(self._ids))
+
+    def _show(self, text: str) -> None:
+        if not self._silent:
+            print(text[self._shown :], end="", flush=True)
+        self._shown = max(self._shown, len(text))
+
+
+def _eval(args: list[str]) -> None:
+    if args[:1] != ["bpb"]:
+        raise GaiaError(f"gchat eval {' '.join(args[:1])} is no evaluation", "use gchat eval bpb")
+    options = parse(EvalBpb, args[1:], prog="gchat eval bpb", description=EvalBpb.__doc__)
+    from gchat.loading import load_run
+
+    score = load_run(options.run).score_file(options.text)
+    if options.json:
+        print(json.dumps({"text": options.text, **score._asdict()}))
+    else:
+        print(
+            f"{options.text}: {score.bpb:.4f} bits per byte, loss {score.loss:.4f}, perplexity "
+            f"{score.perplexity:.2f} ({score.tokens:,} tokens, {score.bytes:,} bytes)"
+        )
+
+
+def _data(args: list[str]) -> None:
+    from gchat.data.cli import VERBS
+
+    verb = args[0] if args else ""
+    if verb not in VERBS:
+        known = "|".join(VERBS)
+        raise GaiaError(
+            f"gchat data {verb or '(nothing)'} is no command", f"use gchat data {known}"
+        )
+    command = VERBS[verb]
+    parse(command, args[1:], prog=f"gchat data {verb}", description=command.__doc__).run()
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "speedrun": _speedrun,
+    "train": _train,
+    "sample": _sample,
+    "eval": _eval,
+    "data": _data,
+}
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs one verb; returns the exit status: 0, 1 (failed), 2 (bad input) or 130 (Ctrl-C)."""
+    args = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if args else 2
+    verb = VERBS.get(args[0])
+    try:
+        if verb is None:
+            raise GaiaError(f"gchat {args[0]} is no verb", f"use one of {', '.join(VERBS)}")
+        verb(args[1:])
+    except GaiaError as error:
+        if debug:
+            raise
+        print(f"{Path(sys.argv[0]).stem.replace('__main__', 'gchat')}: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""A trained run, read back: its configuration, tokenizer and newest sound parameters."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gaia.checkpoint import Checkpointer
+from gaia.config import load_yaml, parse
+from gaia.errors import CheckpointError
+from gaia.runtime import start
+from gchat.config import TrainConfig
+from gchat.engine import Engine
+from gchat.evals import bpb
+from gchat.evals.periodic import EVAL_ROWS, encode_file, make_engine
+from gchat.tokenizer import Tokenizer
+from gchat.train import init_state, make_scorer
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """What `load_run` found."""
+
+    config: TrainConfig
+    tokenizer: Tokenizer
+    graph: Any
+    params: Any
+    step: int
+
+    def engine(self) -> Engine:
+        """Decodes with these parameters."""
+        return make_engine(self.graph, self.params, self.tokenizer, self.config.model.seq_len)
+
+    def score_file(self, path: str) -> bpb.Score:
+        """Bits per byte of a text file, read as one document."""
+        seq_len = self.config.model.seq_len
+        stride = max(1, round(seq_len * self.config.eval.stride_fraction))
+        document = encode_file(path, self.tokenizer)
+        batches = bpb.pack([document], seq_len=seq_len, stride=stride, batch_size=EVAL_ROWS)
+        scorer = partial(make_scorer(self.graph, self.config), self.params)
+        return bpb.evaluate(scorer, batches, self.tokenizer.token_bytes())
+
+
+def load_run(path: str) -> LoadedRun:
+    """Opens a run folder.
+
+    Raises:
+        CheckpointError: no run there, or no checkpoint that can be used.
+    """
+    folder = Path(path)
+    if not (folder / "config.yaml").exists():
+        raise CheckpointError(f"{path!r} holds no run (config.yaml is missing)", "check --run")
+    config = parse(TrainConfig, [], preset=load_yaml(folder / "config.yaml"))
+    start(matmul_precision=config.model.matmul_precision)
+    graph, state = init_state(config)
+    checkpoints = Checkpointer(config.checkpoint.dir or str(folder / "checkpoints"))
+    step = checkpoints.latest()
+    if step is None:
+        raise CheckpointError(f"{path!r} holds no usable checkpoint", "train it further first")
+    restored = checkpoints.restore(step, state)
+    checkpoints.close()
+    tokenizer = Tokenizer.load(str(folder / "tokenizer.json"))
+    return LoadedRun(config, tokenizer, graph, restored.state.params, step)

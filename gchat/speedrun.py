@@ -1,0 +1,259 @@
+"""The one command: plan, corpus, tokenizer, shards, training, report.
+
+    bash gchat/speedrun.sh [CONFIG.yaml] [--hours H] [--dry-run] [--resume] [--group.field value …]
+
+On an accelerator: ClimbMix, and the largest depth that the plan says finishes within the hours.
+On a plain CPU machine: the `cpu` preset and the offline corpus, and one line that says so. Never
+a silent fallback on a machine that costs money.
+"""
+
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gaia import runtime, storage
+from gaia.config import parse
+from gaia.errors import ConfigError
+from gaia.hardware import chip_of_device_kind
+from gaia.manifest import load_manifest
+from gchat.config import TrainConfig, derive, load
+from gchat.data.prepare import prepare
+from gchat.run_folder import RunFolder
+from gchat.scaling.estimate import Estimate, estimate, overhead_seconds, tokens_within
+from gchat.train import train
+
+CPU_HOURS = 0.1
+ACCELERATOR_HOURS = 3.0
+DEPTHS = tuple(range(4, 41, 2))  # what the plan chooses from
+GPT2_VOCAB = (50_266, 50_304)  # ids in use with the chat specials, and padded
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the speedrun itself; every `--group.field` of the trainer may follow."""
+
+    hours: float | None = None
+    """Budget of the whole command; default: until GAIA_DEADLINE, else 3, on a CPU 0.1."""
+    dry_run: bool = False
+    """Print the plan; train nothing, download nothing."""
+    resume: bool = False
+    """Go on with the run in --run-dir (default runs/NAME)."""
+    allow_cpu: bool = False
+    """Go on although an accelerator is present that JAX cannot use."""
+    offline: bool = False
+    """Use the offline corpus, whatever the machine."""
+
+
+def speedrun(options: Options, args: list[str]) -> dict[str, Any] | None:
+    """Runs it; `args` are [CONFIG.yaml] and trainer options. Returns the summary (None if dry).
+
+    Raises:
+        GaiaError: one line naming what cannot work and the remedy.
+    """
+    began = time.monotonic()
+    machine = runtime.start()
+    on_cpu = machine.platform == "cpu"
+    hardware = runtime.accelerator_hardware()
+    if on_cpu and hardware and not options.allow_cpu:
+        raise ConfigError(
+            f"this machine has {hardware}, but JAX sees only the CPU",
+            "delete .venv and run again to reinstall, check the driver, or go on with --allow-cpu",
+        )
+    if options.hours is not None and options.hours <= 0:
+        raise ConfigError(f"--hours is {options.hours}", "use a number above 0")
+    config = load(args, preset="cpu" if on_cpu else "speedrun", prog="gchat/speedrun.sh")
+    if on_cpu and not (args and not args[0].startswith("-")):
+        print("no accelerator here: training the `cpu` preset on the offline corpus")
+    if options.offline:
+        config = replace(config, data=replace(config.data, source="docs", input=None))
+    if options.resume:
+        return _resume(config, args, machine)
+    hours, why = _budget(options, on_cpu)
+    peak, peak_source = runtime.peak_flops(machine, config.model.compute_dtype)
+    plan = Plan(config, machine, peak, began + 3600 * hours)
+    plan.choose_size(fixed_depth=_sets_size(args))
+    plan.show(hours, why, peak_source)
+    if options.dry_run:
+        return None
+    RunFolder.check_free(plan.config)
+    plan.prepare_data()
+    plan.fit_steps()
+    return train(plan.config, machine)
+
+
+def main(args: list[str]) -> None:
+    """Splits the speedrun's own options from the trainer's, runs, and says what to do next."""
+    own: list[str] = []
+    rest: list[str] = []
+    flags = {"--dry-run": "dry_run", "--resume": "resume"}
+    flags |= {"--allow-cpu": "allow_cpu", "--offline": "offline"}
+    items = iter(args)
+    chosen: dict[str, Any] = {}
+    for item in items:
+        name, _, value = item.partition("=")
+        if name in flags and not value:
+            chosen[flags[name]] = True
+        elif name == "--hours":
+            own = ["--hours", value or next(items, "")]
+        else:
+            rest.append(item)
+    options = replace(parse(Options, own, prog="gchat/speedrun.sh"), **chosen)
+    summary = speedrun(options, rest)
+    if summary and summary["finished"]:
+        run = Path(summary["run_dir"])
+        print(f"report: {run / 'report.md'}")
+        print(f'try it: .venv/bin/gchat sample --run {run} --prompt "Return the"')
+
+
+def _resume(config: TrainConfig, args: list[str], machine: runtime.Machine) -> dict[str, Any]:
+    run_dir = config.run.dir or str(Path("runs") / config.run.name)
+    overrides = args[1:] if args and not args[0].startswith("-") else args
+    saved = load([str(Path(run_dir) / "config.yaml"), *overrides], prog="gchat/speedrun.sh")
+    return train(saved, machine, resume=True)
+
+
+def _budget(options: Options, on_cpu: bool) -> tuple[float, str]:
+    """Hours for the whole command, and where the figure is from."""
+    if options.hours is not None:
+        return options.hours, "--hours"
+    deadline = os.environ.get("GAIA_DEADLINE")
+    if deadline:
+        # A tenth, and at least five minutes, is left for the last save and the way home.
+        left = (float(deadline) - time.time()) / 3600
+        hours = min(0.9 * left, left - 1 / 12)
+        if hours <= 0:
+            raise ConfigError(
+                f"GAIA_DEADLINE leaves {left * 60:.0f} minutes on this machine",
+                "extend it (`gml node extend`), or set --hours",
+            )
+        return hours, "this machine's deadline, less a reserve"
+    return (CPU_HOURS, "CPU default") if on_cpu else (ACCELERATOR_HOURS, "default")
+
+
+def _sets_size(args: list[str]) -> bool:
+    named = bool(args) and not args[0].startswith("-")
+    return named or any(a.split("=")[0] in ("--depth", "--model.depth") for a in args)
+
+
+class Plan:
+    """What will be trained: sizes and steps that fit the machine and the hours."""
+
+    def __init__(
+        self, config: TrainConfig, machine: runtime.Machine, peak: float, deadline: float
+    ) -> None:
+        self._given = config
+        self.config, self._machine, self._peak, self._deadline = config, machine, peak, deadline
+
+    def _vocab(self) -> tuple[int, int]:
+        size = self._given.data.vocab_size
+        return GPT2_VOCAB if self._given.data.tokenizer == "gpt2" else (size, -(-size // 128) * 128)
+
+    def _seconds_left(self) -> float:
+        return self._deadline - time.monotonic() - overhead_seconds(self._machine, self._peak)
+
+    def _estimate(self, config: TrainConfig) -> tuple[TrainConfig, list[str], Estimate]:
+        vocab, padded = self._vocab()
+        derived, said = derive(config, vocab_size=vocab, padded_vocab_size=padded)
+        return derived, said, estimate(derived, self._machine, self._peak)
+
+    def choose_size(self, *, fixed_depth: bool) -> None:
+        """The largest depth whose whole schedule ends in time, unless the user chose one."""
+        if self._machine.platform == "cpu" or fixed_depth:
+            self.fit_steps()
+            return
+        fitting = []
+        for depth in DEPTHS:
+            model = replace(self._given.model, depth=depth)
+            _, _, cost = self._estimate(replace(self._given, model=model))
+            if cost.seconds <= self._seconds_left():
+                fitting.append(model)
+        if not fitting:
+            raise ConfigError(
+                f"not even depth {DEPTHS[0]} finishes within the hours", "raise --hours"
+            )
+        self.config = replace(self._given, model=fitting[-1])
+
+    def fit_steps(self) -> None:
+        """Shortens the schedule to the time that is left, where steps are not set outright."""
+        if self._given.training.steps is not None:
+            return
+        derived, _, cost = self._estimate(self.config)
+        limit = tokens_within(derived.model, self._machine, self._peak, self._seconds_left())
+        wanted = self._given.training.tokens or cost.tokens
+        rows = (derived.training.batch_size or 1) * derived.model.seq_len
+        if limit < 20 * rows:
+            raise ConfigError(
+                f"only {max(0, limit // rows)} steps fit into the hours", "raise --hours"
+            )
+        tokens = min(wanted, limit) // rows * rows
+        training = replace(self.config.training, tokens=tokens)
+        self.config = replace(self.config, training=training)
+
+    def show(self, hours: float, why: str, peak_source: str) -> None:
+        """Prints the plan: hours and dollars first."""
+        config, said, cost = self._estimate(self.config)
+        m, price = self._machine, self._price()
+        print(
+            f"plan: {hours:.2f} h ({why}), at most ${price * hours:.2f} at ${price:.2f}/h; "
+            f"training about {cost.seconds / 60:.1f} min of it"
+        )
+        print(
+            f"machine: {m.devices} x {m.device_kind}, {self._peak / 1e12:.3g} TFLOP/s "
+            f"({peak_source})"
+        )
+        for sentence in said:
+            print(sentence)
+        print(
+            f"cost: {cost.params / 1e6:,.1f}M parameters, {cost.flops:.3g} FLOP, about "
+            f"{cost.memory_bytes / 2**30:.1f} GiB per device (estimate)"
+        )
+        source = config.data.dir or f"{config.data.source} -> {self.data_dir()}"
+        print(f"data: {source}, tokenizer {config.data.tokenizer}")
+        print(f"files: {config.run.dir}/ (config.yaml, metrics.jsonl, checkpoints/, report.md)")
+
+    def _price(self) -> float:
+        given = self.config.run.price_per_hour or float(os.environ.get("GAIA_PRICE_PER_HOUR", 0))
+        if given:
+            return given
+        chip = chip_of_device_kind(self._machine.device_kind)
+        listed = chip.price() if chip else None
+        if chip is None or listed is None:
+            return 0.0
+        return listed.on_demand * self._machine.devices / chip.devices_per_chip
+
+    def data_dir(self) -> Path:
+        """Where the speedrun keeps its data set; the name says what it holds."""
+        data = self.config.data
+        name = [data.source, data.tokenizer]
+        if data.tokenizer == "bpe":
+            name.append(str(data.vocab_size))
+        if data.source == "climbmix":
+            name.append(str(self._shards()))
+        if data.input:
+            name.append(Path(data.input).stem)
+        return storage.home() / "data" / "-".join(name)
+
+    def _shards(self) -> int:
+        """ClimbMix shards that hold the tokens of the run once (250M characters, 4.8 per token)."""
+        config, _, cost = self._estimate(self.config)
+        return config.data.shards or max(1, -(-int(cost.tokens * 4.8) // 250_000_000))
+
+    def prepare_data(self) -> None:
+        """Makes the data set unless one was given (or lies there from an earlier run)."""
+        config = replace(self.config, run=replace(self.config.run, price_per_hour=self._price()))
+        data = config.data
+        if data.dir is None:
+            out = self.data_dir()
+            prepare(
+                source=data.source,
+                input=data.input,
+                out=out,
+                tokenizer=data.tokenizer,
+                vocab_size=data.vocab_size,
+                shards=self._shards() if data.source == "climbmix" else 8,
+            )
+            data = replace(data, dir=str(out))
+        load_manifest(data.dir or "")
+        self.config = replace(config, data=data)
