@@ -6,6 +6,7 @@ with it was damaged. Both are passed over, aloud, in favour of the step before.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -36,7 +37,8 @@ class Checkpointer:
     """
 
     def __init__(self, directory: str, *, keep: int = 2, keep_every: int = 0) -> None:
-        self.directory = epath.Path(directory)
+        # Orbax wants absolute paths; a gs:// address is one already.
+        self.directory = epath.Path(directory if "://" in directory else os.path.abspath(directory))
         self.directory.mkdir(parents=True, exist_ok=True)
         self._keep, self._keep_every = keep, keep_every
         self._open()

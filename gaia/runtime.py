@@ -4,6 +4,7 @@ Entry points call `start()` once, before any array exists; nothing else in gaia 
 environment.
 """
 
+import logging
 import os
 import time
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ def start(*, matmul_precision: str = "default", compile_cache: bool = True) -> M
     Raises:
         ConfigError: the precision is not one JAX knows.
     """
+    # Orbax reports a failed save with tracebacks through absl; the caller gets the exception too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     # XLA's logger would print a banner for each compile; errors still come through.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax

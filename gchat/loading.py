@@ -8,6 +8,7 @@ from typing import Any
 from gaia.checkpoint import Checkpointer
 from gaia.config import load_yaml, parse
 from gaia.errors import CheckpointError
+from gaia.parallel import make_mesh
 from gaia.runtime import start
 from gchat.config import TrainConfig
 from gchat.engine import Engine
@@ -36,8 +37,10 @@ class LoadedRun:
         seq_len = self.config.model.seq_len
         stride = max(1, round(seq_len * self.config.eval.stride_fraction))
         document = encode_file(path, self.tokenizer)
-        batches = bpb.pack([document], seq_len=seq_len, stride=stride, batch_size=EVAL_ROWS)
-        scorer = partial(make_scorer(self.graph, self.config), self.params)
+        mesh = make_mesh()
+        rows = EVAL_ROWS * mesh.size
+        batches = bpb.pack([document], seq_len=seq_len, stride=stride, batch_size=rows)
+        scorer = partial(make_scorer(self.graph, self.config, mesh), self.params)
         return bpb.evaluate(scorer, batches, self.tokenizer.token_bytes())
 
 
@@ -52,7 +55,8 @@ def load_run(path: str) -> LoadedRun:
         raise CheckpointError(f"{path!r} holds no run (config.yaml is missing)", "check --run")
     config = parse(TrainConfig, [], preset=load_yaml(folder / "config.yaml"))
     start(matmul_precision=config.model.matmul_precision)
-    graph, state = init_state(config)
+    mesh = make_mesh()
+    graph, state = init_state(config, mesh)
     checkpoints = Checkpointer(config.checkpoint.dir or str(folder / "checkpoints"))
     step = checkpoints.latest()
     if step is None:

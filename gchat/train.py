@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 import gaia_metrics
+from gaia import parallel
 from gaia.checkpoint import Checkpointer
 from gaia.errors import ConfigError, GaiaError
 from gaia.guards import StopRequest
@@ -31,7 +33,7 @@ from gaia.runtime import Machine, peak_flops, start
 from gchat.config import FREE_ON_RESUME, TrainConfig, derive, load
 from gchat.evals import bpb
 from gchat.evals.ngram import ngram_baselines
-from gchat.evals.periodic import Evaluator
+from gchat.evals.periodic import EVAL_ROWS, Evaluator
 from gchat.model import GPT
 from gchat.progress import Progress
 from gchat.report import write_report
@@ -55,12 +57,12 @@ class StepMetrics(NamedTuple):
     tokens: jax.Array
 
 
-def init_state(config: TrainConfig) -> tuple[Any, TrainState]:
+def init_state(config: TrainConfig, mesh: Mesh) -> tuple[Any, TrainState]:
     """The model's static graph and the state before the first update, born under jit."""
     optimizer = make_optimizer(config.optim, config.training.steps or 1)
     graph = nnx.graphdef(nnx.eval_shape(lambda: GPT(config.model, rngs=nnx.Rngs(0))))
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=parallel.replicated(mesh))
     def init(key: jax.Array) -> TrainState:
         params = nnx.to_pure_dict(nnx.state(GPT(config.model, rngs=nnx.Rngs(key))))
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
@@ -68,11 +70,11 @@ def init_state(config: TrainConfig) -> tuple[Any, TrainState]:
     return graph, init(jax.random.key(config.training.seed))
 
 
-def make_train_step(graph: Any, config: TrainConfig) -> Callable[..., Any]:
+def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., Any]:
     """The jitted update (state, inputs_BT, targets_BT) -> (state, metrics); donates the state.
 
-    The loss is the mean over all unmasked targets (>= 0) of the step, however it is split into
-    micro-batches: each micro-batch's sum is divided by the count of the whole step.
+    The loss is the mean over all unmasked targets (>= 0) of the step, however it is split over
+    devices and micro-batches: each sum is divided by the count of the whole step.
     """
     optimizer = make_optimizer(config.optim, config.training.steps or 1)
     A, c = config.training.grad_accum, config.model
@@ -89,29 +91,35 @@ def make_train_step(graph: Any, config: TrainConfig) -> Callable[..., Any]:
         )
         return total / count
 
+    def loss_and_grads(shared, inputs_bT, targets_bT):
+        """Sums over the rows of one device, micro-batch by micro-batch."""
+        params, key, count = shared
+        key = jax.random.fold_in(key, parallel.device_index(mesh))
+
+        def micro(inputs_mT, targets_mT, i):
+            dropout_key = jax.random.fold_in(key, i) if c.dropout else None
+            grad_of = jax.value_and_grad(loss_share)
+            return grad_of(params, inputs_mT, targets_mT, dropout_key, count)
+
+        if A == 1:
+            return micro(inputs_bT, targets_bT, 0)
+
+        def add(total, batch):
+            return jax.tree.map(jnp.add, total, micro(*batch)), None
+
+        split = jax.tree.map(
+            lambda a: a.reshape(A, a.shape[0] // A, a.shape[1]), (inputs_bT, targets_bT)
+        )
+        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        return jax.lax.scan(add, zeros, (*split, jnp.arange(A)))[0]
+
     @partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, inputs_BT: jax.Array, targets_BT: jax.Array):
         count = jnp.maximum(jnp.sum(targets_BT >= 0), 1).astype(jnp.float32)
-        # Randomness is a function of (seed, step, micro-batch), so a resume needs no stored key.
+        # Randomness is a function of (seed, step, place), so a resume needs no stored key.
         key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
-
-        def micro(inputs_bT, targets_bT, i):
-            dropout_key = jax.random.fold_in(key, i) if c.dropout else None
-            grad_of = jax.value_and_grad(loss_share)
-            return grad_of(state.params, inputs_bT, targets_bT, dropout_key, count)
-
-        if A == 1:
-            loss, grads = micro(inputs_BT, targets_BT, 0)
-        else:
-            batches = jax.tree.map(
-                lambda a: a.reshape(A, a.shape[0] // A, a.shape[1]), (inputs_BT, targets_BT)
-            )
-
-            def add(total, batch):
-                return jax.tree.map(jnp.add, total, micro(*batch)), None
-
-            zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-            (loss, grads), _ = jax.lax.scan(add, zeros, (*batches, jnp.arange(A)))
+        over_rows = parallel.sum_over_rows(loss_and_grads, mesh)
+        loss, grads = over_rows((state.params, key, count), inputs_BT, targets_BT)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(loss, optax.global_norm(grads), count)
@@ -120,28 +128,28 @@ def make_train_step(graph: Any, config: TrainConfig) -> Callable[..., Any]:
     return train_step
 
 
-def make_scorer(graph: Any, config: TrainConfig) -> Callable[[Any, bpb.Rows], jax.Array]:
+def make_scorer(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., jax.Array]:
     """The jitted forward pass (params, packed rows) -> nats per target [B, T], fp32."""
     c = config.model
 
-    @jax.jit
-    def score(params, rows: bpb.Rows) -> jax.Array:
+    def score(params, inputs_bT, targets_bT, positions_bT, segment_ids_bT):
         model: GPT = nnx.merge(graph, params)
-        x_BTD, _ = model(
-            jnp.asarray(rows.inputs_BT),
-            positions_BT=jnp.asarray(rows.positions_BT),
-            segment_ids_BT=jnp.asarray(rows.segment_ids_BT),
-        )
-        nll_N = token_nll(
-            x_BTD.reshape(-1, x_BTD.shape[-1]),
+        x_bTD, _ = model(inputs_bT, positions_BT=positions_bT, segment_ids_BT=segment_ids_bT)
+        nll_n = token_nll(
+            x_bTD.reshape(-1, x_bTD.shape[-1]),
             model.head_kernel,
-            jnp.asarray(rows.targets_BT).reshape(-1),
+            targets_bT.reshape(-1),
             vocab_size=c.sizes.vocab,
             chunk=config.training.loss_chunk,
         )
-        return nll_N.reshape(rows.targets_BT.shape)
+        return nll_n.reshape(targets_bT.shape)
 
-    return score
+    over_rows = jax.jit(parallel.map_over_rows(score, mesh))
+
+    def score_rows(params, rows: bpb.Rows) -> jax.Array:
+        return over_rows(params, *(parallel.shard_rows(a, mesh) for a in rows))
+
+    return score_rows
 
 
 class TrainingFailed(GaiaError):
@@ -173,7 +181,9 @@ def train(config: TrainConfig, machine: Machine, *, resume: bool = False) -> dic
         print(sentence)
 
     # ── Model, optimizer, checkpoint ──────────────────────────────────────────────────────────
-    graph, state = init_state(config)
+    mesh = parallel.make_mesh()
+    parallel.check_rows((t.batch_size or 1) // t.grad_accum, mesh)
+    graph, state = init_state(config, mesh)
     checkpoints = Checkpointer(
         config.checkpoint.dir or "",
         keep=config.checkpoint.keep,
@@ -196,9 +206,9 @@ def train(config: TrainConfig, machine: Machine, *, resume: bool = False) -> dic
     )
 
     # ── Steps, evals, data ────────────────────────────────────────────────────────────────────
-    train_step = make_train_step(graph, config)
-    scorer = make_scorer(graph, config)
-    evaluator = Evaluator(config, tokenizer, graph, scorer)
+    train_step = make_train_step(graph, config, mesh)
+    scorer = make_scorer(graph, config, mesh)
+    evaluator = Evaluator(config, tokenizer, graph, scorer, rows=EVAL_ROWS * mesh.size)
     learning_rate = schedule(config.optim, steps)
     batches = make_loader(
         config.data.dir,
@@ -261,7 +271,9 @@ def train(config: TrainConfig, machine: Machine, *, resume: bool = False) -> dic
             asked = time.perf_counter()
             batch = next(batches)
             data_wait = time.perf_counter() - asked
-            state, metrics = train_step(state, batch["inputs_BT"], batch["targets_BT"])
+            inputs_BT = parallel.shard_rows(batch["inputs_BT"], mesh)
+            targets_BT = parallel.shard_rows(batch["targets_BT"], mesh)
+            state, metrics = train_step(state, inputs_BT, targets_BT)
             step += 1
             in_flight.append((step, metrics, data_wait))
             read_metrics(keep=config.run.in_flight)

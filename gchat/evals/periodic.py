@@ -16,7 +16,7 @@ from gchat.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from gchat.config import TrainConfig
 
-EVAL_ROWS = 8  # rows scored at once; evaluation needs no backward pass, so any step's rows fit
+EVAL_ROWS = 8  # rows that a device scores at once
 
 
 class Evaluator:
@@ -27,6 +27,7 @@ class Evaluator:
         tokenizer: of the run.
         graph: static part of the model.
         scorer: jitted (params, rows) -> nats [B, T].
+        rows: scored at once, over all devices.
 
     Raises:
         DataError: an evaluation file is missing or empty.
@@ -38,6 +39,7 @@ class Evaluator:
         tokenizer: Tokenizer,
         graph: Any,
         scorer: Callable[[Any, bpb.Rows], jax.Array],
+        rows: int = EVAL_ROWS,
     ) -> None:
         self._eval, self._tokenizer, self._graph, self._scorer = (
             config.eval,
@@ -45,7 +47,7 @@ class Evaluator:
             graph,
             scorer,
         )
-        self._seq_len = config.model.seq_len
+        self._seq_len, self._rows = config.model.seq_len, rows
         self._token_bytes = tokenizer.token_bytes()
         documents = bpb.take_tokens(
             iter_documents(config.data.dir or "", "val"), config.eval.tokens
@@ -56,7 +58,7 @@ class Evaluator:
 
     def _pack(self, documents: list[np.ndarray]) -> list[bpb.Rows]:
         stride = max(1, round(self._seq_len * self._eval.stride_fraction))
-        return bpb.pack(documents, seq_len=self._seq_len, stride=stride, batch_size=EVAL_ROWS)
+        return bpb.pack(documents, seq_len=self._seq_len, stride=stride, batch_size=self._rows)
 
     def validate(self, params: Any) -> dict[str, float]:
         """`eval/NAME_bpb`, `_loss` and `_perplexity` for validation (`val`) and each named file."""
