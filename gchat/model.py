@@ -15,9 +15,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from gaia.errors import ConfigError
+from gaia.kernels.matmul import PRODUCT
 from gaia.layers import (
     Attention,
     Embed,
@@ -263,7 +265,7 @@ class GPT(nnx.Module):
         self,
         tokens_BT: jax.Array,
         *,
-        positions_BT: jax.Array | None = None,
+        positions_BT: jax.Array | np.ndarray | None = None,
         segment_ids_BT: jax.Array | None = None,
         key: jax.Array | None = None,
         cache: KVCache | None = None,
@@ -282,7 +284,8 @@ class GPT(nnx.Module):
         """
         c, (B, T) = self.config, tokens_BT.shape
         if positions_BT is None:
-            positions_BT = jnp.arange(T, dtype=jnp.int32)[None, :]
+            # Known while tracing, so that RoPE's table is a constant of the program.
+            positions_BT = np.arange(T, dtype=np.int32)[None, :]
         dtype = jnp.dtype(c.compute_dtype)
         x_BTD = self.embed(tokens_BT, dtype)
         rope = None
@@ -372,7 +375,7 @@ def _matrix_inits(config: GPTConfig) -> tuple[Init, Init]:
 def _remat(layer, policy: str):
     if policy == "none":
         return layer
-    saveable = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    saveable = jax.checkpoint_policies.save_only_these_names(PRODUCT)
     return jax.checkpoint(
         layer, policy=saveable if policy == "dots" else None, static_argnums=(2,), prevent_cse=False
     )

@@ -236,31 +236,31 @@ def _blocked(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, static: _Static) -> jax.Arr
 def _blocked_fwd(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, static: _Static):
     (B, T, N, _), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
     k_ZSH, v_ZSH = _keys(k_BSKH), _keys(v_BSKH)
-    outs, lses = [], []
+    # The backward pass reads what it needs in the layout made here, block by block.
+    blocks = []
     for span in _spans(T, S, static):
-        score = _scores(_queries(q_BTNH, span, K), k_ZSH, segment_ids_BT, span, S - T, static)
+        q_ZQH = _queries(q_BTNH, span, K)
+        score = _scores(q_ZQH, k_ZSH, segment_ids_BT, span, S - T, static)
         top = jnp.max(score, axis=-1, keepdims=True)
         weight = jnp.exp(score - top)
         total = jnp.sum(weight, axis=-1, keepdims=True)
         out = _matmul(weight.astype(v_ZSH.dtype), v_ZSH[:, span.low : span.high], 2, 1)
         # Dividing the [Q, H] result instead of the [Q, S] weights saves a pass over the scores.
-        outs.append(_unqueries((out / total).astype(q_BTNH.dtype), B, N))
-        lses.append(top + jnp.log(total))
-    o_BTNH = jnp.concatenate(outs, axis=1)
-    return o_BTNH, (q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, o_BTNH, lses)
+        o_ZQH = (out / total).astype(q_BTNH.dtype)
+        blocks.append((q_ZQH, o_ZQH, top + jnp.log(total)))
+    o_BTNH = jnp.concatenate([_unqueries(o, B, N) for _, o, _ in blocks], axis=1)
+    return o_BTNH, (blocks, k_ZSH, v_ZSH, segment_ids_BT)
 
 
 def _blocked_bwd(static: _Static, saved, do_BTNH):
-    q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, o_BTNH, lses = saved
-    (B, T, N, _), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
-    dtype = q_BTNH.dtype
-    k_ZSH, v_ZSH = _keys(k_BSKH), _keys(v_BSKH)
+    blocks, k_ZSH, v_ZSH, segment_ids_BT = saved
+    (B, T, N, _), S, dtype = do_BTNH.shape, k_ZSH.shape[1], do_BTNH.dtype
     dk = jnp.zeros(k_ZSH.shape, jnp.float32)
     dv = jnp.zeros(v_ZSH.shape, jnp.float32)
     dqs = []
-    for span, lse in zip(_spans(T, S, static), lses, strict=True):
+    for span, (q, o, lse) in zip(_spans(T, S, static), blocks, strict=True):
         keys = slice(span.low, span.high)
-        q, do, o = (_queries(x, span, K) for x in (q_BTNH, do_BTNH, o_BTNH))
+        do = _queries(do_BTNH, span, k_ZSH.shape[0] // B)
         delta = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), axis=-1, keepdims=True)
         weight = jnp.exp(_scores(q, k_ZSH, segment_ids_BT, span, S - T, static) - lse)
         dweight = _matmul(do, v_ZSH[:, keys], 2, 2)
@@ -268,7 +268,7 @@ def _blocked_bwd(static: _Static, saved, do_BTNH):
         dqs.append(_unqueries(_matmul(dscore, k_ZSH[:, keys], 2, 1).astype(dtype), B, N))
         dv = dv.at[:, keys].add(_matmul(weight.astype(dtype), do, 1, 1))
         dk = dk.at[:, keys].add(_matmul(dscore, q, 1, 1))
-    dk_BSKH, dv_BSKH = (_unkeys(x.astype(k_BSKH.dtype), B) for x in (dk, dv))
+    dk_BSKH, dv_BSKH = (_unkeys(x.astype(dtype), B) for x in (dk, dv))
     return jnp.concatenate(dqs, axis=1), dk_BSKH, dv_BSKH, None
 
 

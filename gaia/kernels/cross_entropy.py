@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from gaia.errors import ConfigError
+from gaia.kernels.matmul import transpose
 
 
 class _Static(NamedTuple):
@@ -147,7 +148,7 @@ def _loss_fwd(x_ND, head_DV, targets_N, static: _Static):
         hit = (column == targets_n[:, None]) & f.valid[:, None]
         dlogits = (f.exps * row - hit.astype(jnp.float32)).astype(dtype)
         dx = jnp.matmul(dlogits, head.T, preferred_element_type=jnp.float32).astype(dtype)
-        dhead += jnp.matmul(x_nD.T, dlogits, preferred_element_type=jnp.float32)
+        dhead += jnp.matmul(transpose(x_nD), dlogits, preferred_element_type=jnp.float32)
         return (loss + f.nll.sum(), dhead), dx
 
     zeros = (jnp.zeros((), jnp.float32), jnp.zeros(head_DV.shape, jnp.float32))

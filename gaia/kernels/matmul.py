@@ -1,0 +1,77 @@
+"""Products of activations with weight matrices, with gradients in the fastest layout.
+
+The gradient of a weight contracts the token dims of both operands, x^T @ dy. On CPU that form is
+not one XLA's fast matrix library takes: autodiff's version of it leaves a transpose of the larger
+operand inside the elementwise code around it, about 10% of a training step. Here `x` is
+transposed, once for all the weights it meets (gchat/EXPERIMENTS.md, "CPU training step").
+
+Shapes: N tokens, D in, F out.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+PRODUCT = "product"
+"""Name of every result of `project` to `jax.checkpoint` policies.
+
+A policy by primitive (`dots_saveable`) does not see through a custom gradient;
+`save_only_these_names(PRODUCT)` keeps the products and recomputes the rest.
+"""
+
+
+def project(x: jax.Array, *weights_DF: jax.Array) -> tuple[jax.Array, ...]:
+    """x @ w for each weight.
+
+    Args:
+        x: [..., D]; its dtype is the compute dtype.
+        weights_DF: matrices [D, F], cast to the compute dtype; their gradients are accumulated
+            in fp32 and come in their own dtype.
+
+    Returns:
+        One [..., F] per weight, in the dtype of `x`.
+    """
+    return tuple(checkpoint_name(y, PRODUCT) for y in _project(x, *weights_DF))
+
+
+@jax.custom_vjp
+def _project(x, *weights_DF):
+    return tuple(x @ w.astype(x.dtype) for w in weights_DF)
+
+
+def _project_fwd(x, *weights_DF):
+    return _project(x, *weights_DF), (x, weights_DF)
+
+
+def _project_bwd(saved, dys):
+    x, weights_DF = saved
+    dx, *rest = (dy @ w.astype(dy.dtype).T for dy, w in zip(dys, weights_DF, strict=True))
+    for part in rest:
+        dx += part
+    dws = jax.lax.platform_dependent(x, dys, cpu=_weight_grads_cpu, default=_weight_grads)
+    return dx, *(dw.astype(w.dtype) for dw, w in zip(dws, weights_DF, strict=True))
+
+
+_project.defvjp(_project_fwd, _project_bwd)
+
+
+def _weight_grads(x, dys):
+    tokens = tuple(range(x.ndim - 1))  # no reshape: it would gather dims sharded apart
+    dims = ((tokens, tokens), ((), ()))
+    return [jax.lax.dot_general(x, dy, dims, preferred_element_type=jnp.float32) for dy in dys]
+
+
+def _weight_grads_cpu(x, dys):
+    x_DN = transpose(x.reshape(-1, x.shape[-1]))
+    dys = (dy.reshape(-1, dy.shape[-1]) for dy in dys)
+    return [jnp.matmul(x_DN, dy, preferred_element_type=jnp.float32) for dy in dys]
+
+
+def transpose(x_ND: jax.Array) -> jax.Array:
+    """[N, D] -> [D, N], materialised on CPU, left to the compiler's layouts elsewhere."""
+    return jax.lax.platform_dependent(
+        x_ND,
+        # Without the barrier XLA folds the transpose back into the product that follows.
+        cpu=lambda x: jax.lax.optimization_barrier(x.T),
+        default=lambda x: x.T,
+    )
