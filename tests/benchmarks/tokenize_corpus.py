@@ -1,0 +1,87 @@
+"""Text to shards, end to end (read -> encode -> write), in MB of text per second and core.
+
+The text is the documentation of the installed packages (the offline corpus), written to .jsonl and
+repeated to the size wanted. The limit is tiktoken: the regular expression that splits words and the
+merges inside them (printed beside it, on the same text; 20 MB/s was measured on an idle machine);
+reading, shuffling, compressing and checksums come on top. Training the BPE is timed apart.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import harness
+
+VOCAB = 32768
+
+
+def main(args: argparse.Namespace) -> dict:
+    from gchat import tokenizer
+    from gchat.data.prepare import prepare
+    from gchat.data.sources import docs
+
+    size = 30_000_000 if args.quick else 200_000_000
+    texts = list(docs.documents())
+    with tempfile.TemporaryDirectory(prefix="gaia-tokenize-") as folder:
+        root = Path(folder)
+        corpus = root / "corpus.jsonl"
+        written = _write(corpus, texts, size)
+        started = time.perf_counter()
+        encoder = tokenizer.train_bpe(texts, VOCAB)
+        train_s = time.perf_counter() - started
+        encoder.save(root)
+        rates, encode_only = [], []
+        for repeat in range(3):
+            started = time.process_time()
+            encoder.encode_batch(texts)
+            encode_only.append(_mb(texts) / (time.process_time() - started))
+            wall, started = time.perf_counter(), time.process_time()
+            prepare(
+                source="text",
+                input=str(corpus),
+                out=root / f"out{repeat}",
+                tokenizer=str(root / "tokenizer.json"),
+                progress=False,
+            )
+            # CPU time, because threads and a shared machine would hide what a core achieves.
+            rates.append(written / 1e6 / (time.process_time() - started))
+            wall = time.perf_counter() - wall
+            print(f"{written / 1e6:.0f} MB in {wall:.1f} s, {rates[-1]:.1f} MB/s per core")
+    result = harness.spread("mb_per_s_per_core", rates, 2)
+    result |= harness.spread("encode_only_mb_per_s", encode_only, 2)
+    result["peak_rss_mb"] = round(_peak_rss_mb(), 1)
+    result["train_bpe_s"] = round(train_s, 2)
+    result["text_mb"] = round(written / 1e6, 1)
+    return result
+
+
+def _mb(texts: list[str]) -> float:
+    return sum(len(text.encode()) for text in texts) / 1e6
+
+
+def _write(path: Path, texts: list[str], size: int) -> int:
+    """Repeats the texts to about `size` bytes; each repeat is marked, so that none is a copy."""
+    written = repeat = 0
+    with open(path, "w", encoding="utf-8") as file:
+        while written < size:
+            for text in texts:
+                document = f"{repeat}\n{text}"
+                file.write(json.dumps({"text": document}) + "\n")
+                written += len(document.encode())
+                if written >= size:
+                    break
+            repeat += 1
+    return written
+
+
+def _peak_rss_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+if __name__ == "__main__":
+    harness.run(main, __doc__)
