@@ -1,0 +1,84 @@
+"""Settings of every test. Nothing here imports jax: the tests of gml and gaia_metrics need none."""
+
+import ipaddress
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_configure(config):
+    """Before any test module is imported: an own home, and JAX as strict as it can be.
+
+    JAX reads these variables when it is imported, here and in the processes that tests start.
+    """
+    if hasattr(config, "workerinput"):  # an xdist worker inherits what its controller has set
+        return
+    config.gaia_home = tempfile.mkdtemp(prefix="gaia-tests-")
+    os.environ["GAIA_HOME"] = config.gaia_home
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+    # Many tests compile the same small programs; the first one to do so pays.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(config.gaia_home) / "xla")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+
+
+def pytest_unconfigure(config):
+    if home := getattr(config, "gaia_home", None):
+        shutil.rmtree(home, ignore_errors=True)
+
+
+class NetworkBlocked(RuntimeError):
+    """Not an OSError, which code under test may take for a network that is down."""
+
+
+def _check_address(address):
+    if not isinstance(address, tuple):  # a Unix socket's path
+        return
+    host = str(address[0]).split("%")[0]
+    try:
+        allowed = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        allowed = host in ("", "localhost")
+    if not allowed:
+        raise NetworkBlocked(f"a test tried to reach {address[0]}; only loopback is allowed")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def only_loopback():
+    """Refuses every connection of this process but those to this machine."""
+    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
+    lookup = socket.getaddrinfo
+
+    def checked_lookup(host, *args, **kwargs):
+        _check_address((host or "", 0))
+        return lookup(host, *args, **kwargs)
+
+    def checked_connect(self, address):
+        _check_address(address)
+        return connect(self, address)
+
+    def checked_connect_ex(self, address):
+        _check_address(address)
+        return connect_ex(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", checked_connect)
+        patch.setattr(socket.socket, "connect_ex", checked_connect_ex)
+        patch.setattr(socket, "getaddrinfo", checked_lookup)
+        yield
+
+
+@pytest.fixture(scope="session")
+def user_environment():
+    """The environment of a process that runs the product as a user would: not JAX's strict one."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_NUMPY_")}
+    # Without bytecode every start compiles all of jax and flax anew, which takes seconds.
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
+    return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,67 @@
+"""A model small enough to compile in a second, with random weights in every place.
+
+The product's own initialisation leaves branches at zero, which would hide mistakes in them.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gchat.model import GPT, GPTConfig
+
+VOCAB, PADDED = 100, 128
+
+
+def gpt_config(**changes) -> GPTConfig:
+    """Depth 2, width 32, 2 heads of 16, T = 32, fp32."""
+    defaults = {
+        "depth": 2,
+        "dim": 32,
+        "head_dim": 16,
+        "hidden": 64,
+        "seq_len": 32,
+        "compute_dtype": "float32",
+        "rope_theta": 10_000.0,
+    }
+    return GPTConfig(**(defaults | changes)).derive(VOCAB, PADDED)
+
+
+def graph_of(config: GPTConfig):
+    return nnx.graphdef(nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(0))))
+
+
+def shapes_of(config: GPTConfig):
+    abstract = nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(0)))
+    return nnx.to_pure_dict(nnx.state(abstract))
+
+
+def make(config: GPTConfig, seed: int = 0):
+    """(graph, params) with N(0, 1/in) kernels, N(0, 1) tables and gains around 1."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        kind = str(getattr(path[-1], "key", path[-1]))
+        noise = rng.standard_normal(leaf.shape)
+        if kind == "scale":
+            noise = 1.0 + 0.2 * noise
+        elif kind == "kernel":
+            noise = noise * leaf.shape[-2] ** -0.5
+        return jnp.asarray(noise, jnp.float32)
+
+    return graph_of(config), jax.tree_util.tree_map_with_path(fill, shapes_of(config))
+
+
+@partial(jax.jit, static_argnums=0)
+def logits(graph, params, tokens_BT, positions_BT=None, segment_ids_BT=None, key=None):
+    """fp32 logits [B, T, V] of the whole rows at once."""
+    model: GPT = nnx.merge(graph, params)
+    x_BTD, _ = model(tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, key=key)
+    return model.logits(x_BTD)
+
+
+def tokens(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random ids below VOCAB, int32."""
+    return np.random.default_rng(seed).integers(0, VOCAB, shape).astype(np.int32)
