@@ -148,7 +148,7 @@ def _corpus(
         if input is None:
             raise ConfigError("input is not set", "give --input a file, folder or glob")
         return text.corpus(input, text_column=text_column, document_chars=document_chars)
-    if input is not None:
+    if source in ("docs", "climbmix") and input is not None:
         raise ConfigError(f"input = {input!r} does not go with source = {source!r}", "drop it")
     if source == "docs":
         return docs.corpus()
@@ -277,7 +277,7 @@ def _finish(
     """Joins the validation parts, writes token_bytes.npy, and the manifest last."""
     documents = {split: state.total("documents", split) for split in ("train", "val")}
     if not documents["train"] or not documents["val"]:
-        _clear(folder)
+        state.done.clear()  # nothing here is worth keeping
         raise DataError(
             f"the input gave {documents['train']} training and {documents['val']} validation "
             "documents",

@@ -10,6 +10,7 @@ SHA-256 of each file is compared with the one that the hub publishes for it (its
 """
 
 import concurrent.futures
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ REPOSITORY = "karpathy/climbmix-400b-shuffle"
 LAST_SHARD = 6542  # the validation split
 SHARD_TEXT_BYTES = 250_000_000  # about; for the progress bar
 TRIES = 5
+WAIT_S = 1.0  # before the second attempt; doubles for each further one
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -113,12 +115,8 @@ class _Hub:
         return documents
 
 
-def fetch(name: str, commit: str, folder: Path, tries: int = TRIES, wait: float = 1.0) -> Path:
+def fetch(name: str, commit: str, folder: Path) -> Path:
     """One verified file of the repository at `folder/name`, downloaded unless it is there.
-
-    Args:
-        tries: attempts; between them the wait doubles.
-        wait: seconds before the second attempt.
 
     Raises:
         DataError: the hub is not reachable, lacks the file, or keeps sending damaged bytes.
@@ -131,9 +129,9 @@ def fetch(name: str, commit: str, folder: Path, tries: int = TRIES, wait: float 
         return path
     problem = ""
     damaged = False
-    for attempt in range(tries):
+    for attempt in range(TRIES):
         if attempt:
-            time.sleep(wait * 2 ** (attempt - 1))
+            time.sleep(WAIT_S * 2 ** (attempt - 1))
         try:
             etag = _metadata(name, commit).etag or ""
             huggingface_hub.hf_hub_download(
@@ -142,6 +140,7 @@ def fetch(name: str, commit: str, folder: Path, tries: int = TRIES, wait: float 
                 repo_type="dataset",
                 revision=commit,
                 local_dir=folder,
+                endpoint=_endpoint(),
                 force_download=damaged,  # the client would take a damaged file for a finished one
             )
         except (EntryNotFoundError, RepositoryNotFoundError) as error:
@@ -157,7 +156,7 @@ def fetch(name: str, commit: str, folder: Path, tries: int = TRIES, wait: float 
         damaged = True
         path.unlink()
     raise DataError(
-        f"{name} could not be downloaded in {tries} attempts ({problem})",
+        f"{name} could not be downloaded in {TRIES} attempts ({problem})",
         "try again: finished files are kept",
     )
 
@@ -183,9 +182,15 @@ def _commit(revision: str) -> str:
 def _metadata(name: str, revision: str) -> Any:
     import huggingface_hub
 
-    return huggingface_hub.get_hf_file_metadata(
-        huggingface_hub.hf_hub_url(REPOSITORY, name, repo_type="dataset", revision=revision)
+    url = huggingface_hub.hf_hub_url(
+        REPOSITORY, name, repo_type="dataset", revision=revision, endpoint=_endpoint()
     )
+    return huggingface_hub.get_hf_file_metadata(url)
+
+
+def _endpoint() -> str | None:
+    """`HF_ENDPOINT` as it is now (the client itself looks only once, when it is imported)."""
+    return os.environ.get("HF_ENDPOINT")
 
 
 def _first_line(error: Exception) -> str:

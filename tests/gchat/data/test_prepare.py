@@ -1,0 +1,252 @@
+"""Preparation: finished, interrupted, repeated, refused; nothing half-written."""
+
+import json
+
+import numpy as np
+import pytest
+import tyro
+
+from gaia import records
+from gaia.errors import ConfigError, DataError, GaiaError
+from gchat.data import cli, work
+from gchat.data.prepare import prepare
+from gchat.data.sources import text
+from gchat.tokenizer import Tokenizer
+
+WORDS = ["the", "loss", "falls", "slowly", "when", "data", "and", "model", "agree"]
+
+
+def write_corpus(folder, files=4, documents=30):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    written = []
+    for f in range(files):
+        texts = [f"document {f} {d} " + " ".join(rng.choice(WORDS, 20)) for d in range(documents)]
+        lines = "\n".join(json.dumps({"text": t}) for t in texts)
+        (folder / f"{f}.jsonl").write_text(lines)
+        written += texts
+    return written
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text") / "corpus"
+    return folder, write_corpus(folder)
+
+
+def run(corpus, out, **options):
+    options = {"vocab_size": 300, "shard_tokens": 500, "val_fraction": 0.1} | options
+    return prepare(source="text", input=str(corpus[0]), out=out, **options)
+
+
+def content(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_every_document_is_stored_once(corpus, tmp_path):
+    manifest = run(corpus, tmp_path / "out")
+    tokenizer = Tokenizer.load(tmp_path / "out")
+    stored = {
+        split: [
+            tokenizer.decode(ids[1:]) for ids in records.iter_documents(tmp_path / "out", split)
+        ]
+        for split in ("train", "val")
+    }
+    assert sorted(stored["train"] + stored["val"]) == sorted(corpus[1])
+    assert stored["train"] != sorted(stored["train"])  # shuffled
+    assert 2 <= len(stored["val"]) <= 30
+    assert all(
+        ids[0] == tokenizer.bos_id for ids in records.iter_documents(tmp_path / "out", "train")
+    )
+    assert records.verify(tmp_path / "out") == manifest
+    assert manifest.tokenizer == tokenizer.info
+    assert manifest.text_bytes["train"] == sum(len(t.encode()) for t in stored["train"])
+    lengths = np.load(tmp_path / "out" / "token_bytes.npy")
+    np.testing.assert_array_equal(lengths, tokenizer.token_bytes())
+    assert sorted(content(tmp_path / "out")) == sorted(
+        ["manifest.json", "token_bytes.npy", "tokenizer.json", "test-tokens.arrayrecord"]
+        + [shard.name for shard in manifest.train]
+    )
+
+
+def test_the_split_does_not_depend_on_the_seed(corpus, tmp_path):
+    run(corpus, tmp_path / "a", seed=0)
+    run(corpus, tmp_path / "b", seed=1)
+    first, second = content(tmp_path / "a"), content(tmp_path / "b")
+    assert first["tokens-00000.arrayrecord"] != second["tokens-00000.arrayrecord"]
+    stored = [
+        sorted(ids.tolist() for ids in records.iter_documents(tmp_path / name, "val"))
+        for name in ("a", "b")
+    ]
+    assert stored[0] == stored[1]
+
+
+@pytest.mark.parametrize("stop_at", [0, 2, "tokenizer", "finish"])
+def test_an_interrupted_preparation_goes_on(corpus, tmp_path, monkeypatch, stop_at):
+    monkeypatch.setattr(text, "UNIT_BYTES", 1)  # one unit per file
+    run(corpus, tmp_path / "whole")
+    encode = work.Work._encode
+    done = []
+
+    def interrupted(self, texts):
+        if len(self.state.done) == stop_at:
+            yield from list(encode(self, texts))[:5]
+            raise KeyboardInterrupt
+        done.append(len(self.state.done))
+        yield from encode(self, texts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work.Work, "_encode", interrupted)
+        if stop_at == "tokenizer":
+            patch.setattr(
+                "gchat.tokenizer.train_bpe", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+            )
+        if stop_at == "finish":
+            patch.setattr(
+                "gchat.data.prepare.write_manifest",
+                lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
+            )
+        with pytest.raises(KeyboardInterrupt):
+            run(corpus, tmp_path / "cut")
+    assert not (tmp_path / "cut" / "manifest.json").exists()
+    (tmp_path / "cut" / ".tokens-00009.arrayrecord.1.ab.tmp").write_text("left by kill -9")
+    with monkeypatch.context() as patch:  # what was finished is not encoded again
+        repeated = []
+
+        def counted(self, texts):
+            repeated.append(len(self.state.done))
+            yield from encode(self, texts)
+
+        patch.setattr(work.Work, "_encode", counted)
+        run(corpus, tmp_path / "cut")
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+    assert sorted({*done, *repeated}) == [0, 1, 2, 3]
+    assert not set(done) & set(repeated)
+
+
+def test_a_finished_data_set_is_taken_or_refused(corpus, tmp_path, monkeypatch):
+    manifest = run(corpus, tmp_path / "out")
+    before = content(tmp_path / "out")
+    monkeypatch.setattr(work.Work, "run", lambda *_: pytest.fail("did the work again"))
+    assert run(corpus, tmp_path / "out") == manifest
+    with pytest.raises(DataError, match=r"seed 0 -> 5, vocab_size 300 -> 320; .*--overwrite"):
+        run(corpus, tmp_path / "out", seed=5, vocab_size=320)
+    assert content(tmp_path / "out") == before
+    (tmp_path / "out" / "tokens-00001.arrayrecord").unlink()
+    with pytest.raises(DataError, match=r"tokens-00001\.arrayrecord is missing"):
+        run(corpus, tmp_path / "out")
+    monkeypatch.undo()
+    assert run(corpus, tmp_path / "out", overwrite=True) == manifest
+    assert content(tmp_path / "out") == before
+    assert run(corpus, tmp_path / "out", seed=5, overwrite=True) != manifest
+
+
+def test_bad_input_does_not_destroy_what_is_there(corpus, tmp_path):
+    run(corpus, tmp_path / "out")
+    before = content(tmp_path / "out")
+    with pytest.raises(DataError, match="not there"):
+        prepare(source="text", input=str(tmp_path / "no"), out=tmp_path / "out", overwrite=True)
+    assert content(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocab_size": 10}, "vocab_size = 10 is too small"),
+        ({"val_fraction": 0.0}, "val_fraction = 0.0"),
+        ({"shard_tokens": 0}, "shard_tokens = 0"),
+        ({"text_column": "body"}, "has no field 'body'; it has: text"),
+        ({"tokenizer": "word2vec"}, "tokenizer = 'word2vec' is unknown"),
+        ({"source": "web"}, "source = 'web' is unknown"),
+        ({"source": "docs"}, "does not go with source = 'docs'"),
+        ({"input": None}, "input is not set"),
+        ({"out": "gs://bucket/data"}, "not a local folder"),
+    ],
+)
+def test_bad_parameters_leave_nothing_behind(corpus, tmp_path, options, message):
+    options = {"source": "text", "input": str(corpus[0]), "out": tmp_path / "out"} | options
+    with pytest.raises(GaiaError, match=message):
+        prepare(**options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.txt", b"\0\1\2" * 100, "NUL bytes"),
+        ("a.txt", bytes(range(128, 256)) * 50, "not UTF-8 text"),
+        ("a.txt", b" \n\n \n", "0 training and 0 validation documents"),
+        ("a.txt", b"only one document", "0 training and 1 validation documents"),
+        ("a.parquet", b"no parquet", "not readable as parquet"),
+    ],
+)
+def test_unusable_text_leaves_nothing_behind(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        prepare(source="text", input=str(tmp_path / name), out=tmp_path / "out", vocab_size=300)
+    assert not (tmp_path / "out").exists()
+
+
+def test_invalid_utf8_is_counted_in_the_manifest(tmp_path, capsys):
+    (tmp_path / "a.txt").write_bytes(
+        b"\n\n".join(b"caf\xe9 %d " % i + b"words " * 9 for i in range(40))
+    )
+    command = tyro.cli(
+        cli.Prepare,
+        args=[
+            *("--input", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out")),
+            *("--vocab-size", "280", "--document-chars", "50", "--val-fraction", "0.2"),
+        ],
+    )
+    assert command.run().invalid_utf8 == 40
+    assert "40 invalid UTF-8 sequences were replaced" in capsys.readouterr().out
+
+
+def test_copies_stay_on_one_side(tmp_path):
+    lines = [json.dumps({"text": f"text number {i % 20} with some words"}) for i in range(200)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    prepare(
+        source="text",
+        input=str(tmp_path / "a.jsonl"),
+        out=tmp_path / "out",
+        vocab_size=280,
+        val_fraction=0.3,
+    )
+    sides = [
+        {tuple(ids.tolist()) for ids in records.iter_documents(tmp_path / "out", split)}
+        for split in ("train", "val")
+    ]
+    assert sides[0] and sides[1] and not sides[0] & sides[1]
+
+
+def test_count_and_verify_print_what_they_found(corpus, tmp_path, capsys):
+    manifest = run(corpus, tmp_path / "out")
+    tyro.cli(cli.Count, args=[str(tmp_path / "out")]).run()
+    shown = f"{manifest.tokens('train') / 1000:.1f}K tokens across {len(manifest.train)} shards"
+    assert capsys.readouterr().out.strip() == shown
+    tyro.cli(cli.Count, args=[str(tmp_path / "out"), "--json"]).run()
+    assert json.loads(capsys.readouterr().out)["tokens"] == manifest.tokens("train")
+    tyro.cli(cli.Verify, args=[str(tmp_path / "out")]).run()
+    assert capsys.readouterr().out.startswith(f"verified {shown}")
+
+
+def test_tokens_are_counted_as_people_say_it():
+    manifest = records.Manifest(
+        tokenizer=records.TokenizerInfo("bpe", "", 300, 384, 299),
+        train=tuple(
+            records.ShardInfo(f"tokens-{i:05d}.arrayrecord", 1, 103_400_000_000 // 207, 1, "0")
+            for i in range(207)
+        ),
+        val=(),
+        documents={"train": 1, "val": 0},
+        text_bytes={"train": 1, "val": 0},
+    )
+    assert manifest.count() == "103.4B tokens across 207 shards"
+
+
+def test_a_stored_tokenizer_is_used(corpus, tmp_path):
+    first = run(corpus, tmp_path / "a")
+    second = run(corpus, tmp_path / "b", tokenizer=str(tmp_path / "a" / "tokenizer.json"))
+    assert second.tokenizer == first.tokenizer
+    with pytest.raises(ConfigError, match="vocab_size = 3"):
+        run(corpus, tmp_path / "c", vocab_size=3)
