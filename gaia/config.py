@@ -10,6 +10,7 @@ import dataclasses
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,7 +55,7 @@ def parse(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise ConfigError(*_one_line(printed.getvalue())) from None
+        raise ConfigError(*_one_line(printed.getvalue(), aliases or {})) from None
 
 
 _STYLE = (tyro.conf.FlagConversionOff,)
@@ -87,14 +88,17 @@ def _as_args(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield str(value)
 
 
-def _one_line(message: str) -> tuple[str, str]:
+def _one_line(message: str, aliases: Mapping[str, str]) -> tuple[str, str]:
     """tyro prints a panel; people and scripts want its first sentence on one line."""
     blocks = re.split(r"^\s*-{3,}\s*$", message, flags=re.MULTILINE)
     blocks = [" ".join(block.split()) for block in blocks]
     problem = blocks[1] if len(blocks) > 1 else blocks[0]
-    nearest = re.search(r"--[\w.-]*\w", " ".join(blocks[2:3])) if "meant" in message else None
+    named = re.search(r"--[\w.-]*\w", " ".join(blocks[2:3])) if "meant" in message else None
+    nearest = [named.group()] if named else []
+    if unknown := re.match(r"Unrecognized options: (--[\w.-]+)", problem):
+        nearest = get_close_matches(unknown[1], aliases, n=1, cutoff=0.7) or nearest
     if nearest:
-        return problem, f"perhaps you meant {nearest.group()} (--help lists all)"
+        return problem, f"perhaps you meant {nearest[0]} (--help lists all)"
     return problem, "--help lists every option with its type"
 
 

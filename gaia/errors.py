@@ -1,5 +1,8 @@
 """The one base error of gaia: every message names the field, its value and the remedy."""
 
+import sys
+from collections.abc import Callable
+
 
 class GaiaError(Exception):
     """A mistake the user can mend. The CLIs print it on one line and exit with 2.
@@ -28,3 +31,23 @@ class DataError(GaiaError):
 
 class CheckpointError(GaiaError):
     """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+def run_cli(program: str, command: Callable[[list[str]], object], args: list[str]) -> int:
+    """Runs a command line; returns its exit status, with one line on stderr for a GaiaError.
+
+    0, or 2 for bad input, 1 where work was begun and failed, 130 for Ctrl-C. `--debug` anywhere
+    in `args` lets the traceback through.
+    """
+    debug = "--debug" in args
+    try:
+        command([a for a in args if a != "--debug"])
+    except GaiaError as error:
+        if debug:
+            raise
+        print(f"{program}: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -7,10 +7,9 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from gaia.config import parse
-from gaia.errors import GaiaError
+from gaia.errors import GaiaError, run_cli
 
 USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
 
@@ -156,26 +155,19 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs one verb; returns the exit status: 0, 1 (failed), 2 (bad input) or 130 (Ctrl-C)."""
+    """Runs one verb; returns the exit status."""
     args = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in args
-    args = [a for a in args if a != "--debug"]
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if args else 2
-    verb = VERBS.get(args[0])
-    try:
-        if verb is None:
-            raise GaiaError(f"gchat {args[0]} is no verb", f"use one of {', '.join(VERBS)}")
-        verb(args[1:])
-    except GaiaError as error:
-        if debug:
-            raise
-        print(f"{Path(sys.argv[0]).stem.replace('__main__', 'gchat')}: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_cli("gchat", _verb, args)
+
+
+def _verb(args: list[str]) -> None:
+    verb = VERBS.get(args[0]) if args else None
+    if verb is None:
+        raise GaiaError(f"gchat {' '.join(args[:1])} is no verb", f"use {', '.join(VERBS)}")
+    verb(args[1:])
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 import gaia_metrics
 from gaia import parallel
 from gaia.checkpoint import Checkpointer
-from gaia.errors import ConfigError, GaiaError
+from gaia.errors import ConfigError, GaiaError, run_cli
 from gaia.guards import StopRequest
 from gaia.kernels.cross_entropy import cross_entropy, token_nll
 from gaia.manifest import load_manifest
@@ -326,6 +326,4 @@ def run(args: list[str], *, prog: str = "python -m gchat.train") -> dict[str, An
 
 
 if __name__ == "__main__":
-    from gchat.__main__ import main
-
-    sys.exit(main(["train", *sys.argv[1:]]))
+    sys.exit(run_cli("gchat", run, sys.argv[1:]))

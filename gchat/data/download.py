@@ -8,25 +8,15 @@ The same as `gchat data download`; nanochat's shard naming, its last shard as va
 
 import sys
 
-import tyro
-
-from gaia.errors import GaiaError
+from gaia.config import parse
+from gaia.errors import run_cli
 from gchat.data.cli import Download
 
 
-def main(args: list[str] | None = None) -> int:
-    """Runs the command; returns the exit status (2 and one line for a mistake of the user)."""
-    command = tyro.cli(Download, prog="python -m gchat.data.download", args=args)
-    try:
-        command.run()
-    except GaiaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+def main(args: list[str]) -> None:
+    """Runs the command; a broken download goes on when it is run again."""
+    parse(Download, args, prog="python -m gchat.data.download", description=__doc__).run()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_cli("gchat", main, sys.argv[1:]))
