@@ -1,8 +1,8 @@
 """Checkpoints: Orbax's async manager, plus a checksum of every file and a fall-back on damage.
 
-A checkpoint counts once its `checksums.json` exists; that file is written last, after Orbax has
-renamed the finished step into place. A step without it was cut off; a step whose files disagree
-with it was damaged. Both are passed over, aloud, in favour of the step before.
+Orbax writes a step under a temporary name and renames it when all is there; `checksums.json` joins
+the other files just before, so a step that exists has one. A step without it was cut off, a step
+whose files disagree with it was damaged. Both are passed over, aloud, for the step before.
 """
 
 import json
@@ -17,6 +17,8 @@ from etils import epath
 from gaia.errors import CheckpointError
 
 CHECKSUMS = "checksums.json"
+_TEMPORARY = ".orbax-checkpoint-tmp"
+_COMMITTED = "commit_success.txt"  # empty marks that Orbax adds after the checksums are taken
 
 
 class Restored(NamedTuple):
@@ -87,7 +89,7 @@ class Checkpointer:
             # The failed save's error is raised once more by close(); it is reported already.
             del again
         for path in self.directory.iterdir():
-            if ".orbax-checkpoint-tmp" in path.name:
+            if _TEMPORARY in path.name:
                 path.rmtree(missing_ok=True)
         self._open()
         return " ".join(str(error).split())[:500]
@@ -167,18 +169,18 @@ class Checkpointer:
         self._manager.reload()
 
     def _write_checksums(self) -> None:
-        for step in self.steps():
-            folder = self.directory / str(step)
-            if (folder / CHECKSUMS).exists():
+        """Called by Orbax when all files of a step are written, before it is renamed."""
+        remote = "://" in str(self.directory)  # object stores have no rename: no temporary name
+        for folder in self.directory.iterdir():
+            unfinished = _TEMPORARY in folder.name or (remote and folder.name.isdigit())
+            if not unfinished or (folder / CHECKSUMS).exists():
                 continue
             files = {}
             for path in _walk(folder):
                 data = path.read_bytes()
                 files[str(path.relative_to(folder))] = (len(data), _crc(data))
             seal = _crc(json.dumps(files, sort_keys=True).encode())
-            partial = folder / f"{CHECKSUMS}.partial"
-            partial.write_text(json.dumps({"self": seal, "files": files}, indent=1))
-            partial.rename(folder / CHECKSUMS)
+            (folder / CHECKSUMS).write_text(json.dumps({"self": seal, "files": files}, indent=1))
 
 
 def _crc(data: bytes) -> int:
@@ -189,5 +191,5 @@ def _walk(folder: epath.Path) -> Iterator[epath.Path]:
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             yield from _walk(path)
-        elif not path.name.startswith(CHECKSUMS):
+        elif path.name not in (CHECKSUMS, _COMMITTED):
             yield path

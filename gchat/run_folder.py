@@ -19,31 +19,27 @@ from gchat.tokenizer import Tokenizer
 class RunFolder:
     """Everything a run writes lies under one local folder."""
 
-    def __init__(self, path: Path, config: TrainConfig) -> None:
-        self.path = path
-        self.plain = flatten(to_dict(config))
-        self._config = to_dict(config)
-        self.resume_command = f"python -m gchat.train --resume --run-dir {path}"
-
-    @classmethod
-    def open(cls, config: TrainConfig, *, resume: bool) -> "RunFolder":
-        """The folder of a new run, or of the run to resume.
+    def __init__(self, config: TrainConfig, *, resume: bool) -> None:
+        """The folder of a new run, or of the run to resume; nothing is written yet.
 
         Raises:
             ConfigError: a run lies there already, or there is none to resume.
         """
-        path = Path(config.run.dir or Path("runs") / config.run.name)
+        self.path = folder_of(config)
+        self.plain = flatten(to_dict(config))
+        self._config = to_dict(config)
+        self.resume_command = f"python -m gchat.train --resume --run-dir {self.path}"
         if not resume:
-            cls.check_free(config)
-        elif not (path / "config.yaml").exists():
-            raise ConfigError(f"run.dir {str(path)!r} holds no run to resume", "leave out --resume")
-        path.mkdir(parents=True, exist_ok=True)
-        return cls(path, config)
+            self.check_free(config)
+        elif not (self.path / "config.yaml").exists():
+            raise ConfigError(
+                f"run.dir {str(self.path)!r} holds no run to resume", "leave out --resume"
+            )
 
     @staticmethod
     def check_free(config: TrainConfig) -> None:
         """Raises ConfigError where a run lies already."""
-        path = Path(config.run.dir or Path("runs") / config.run.name)
+        path = folder_of(config)
         if (path / "config.yaml").exists():
             raise ConfigError(
                 f"run.dir {str(path)!r} already holds a run",
@@ -65,6 +61,7 @@ class RunFolder:
 
     def write_config(self, config: TrainConfig, tokenizer: Tokenizer) -> None:
         """config.yaml (resolved) and the tokenizer, so that the folder explains itself."""
+        self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / "config.yaml", to_yaml(config))
         tokenizer.save(str(self.path / "tokenizer.json"))
 
@@ -103,6 +100,11 @@ class RunFolder:
         """Adds to samples.txt."""
         with open(self.path / "samples.txt", "a", encoding="utf-8") as file:
             file.write(f"── step {step}\n{text}\n")
+
+
+def folder_of(config: TrainConfig) -> Path:
+    """runs/NAME unless run.dir says otherwise."""
+    return Path(config.run.dir or Path("runs") / config.run.name)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -20,9 +20,9 @@ from gaia.hardware import chip_of_device_kind
 from gaia.manifest import load_manifest
 from gchat.config import TrainConfig, derive, load
 from gchat.data.prepare import prepare
-from gchat.run_folder import RunFolder
+from gchat.run_folder import RunFolder, folder_of
 from gchat.scaling.estimate import Estimate, estimate, overhead_seconds, tokens_within
-from gchat.train import train
+from gchat.train import Trainer
 
 CPU_HOURS = 0.1
 ACCELERATOR_HOURS = 3.0
@@ -80,7 +80,7 @@ def speedrun(options: Options, args: list[str]) -> dict[str, Any] | None:
     RunFolder.check_free(plan.config)
     plan.prepare_data()
     plan.fit_steps()
-    return train(plan.config, machine)
+    return Trainer(plan.config, machine, resume=False).fit()
 
 
 def main(args: list[str]) -> None:
@@ -108,10 +108,10 @@ def main(args: list[str]) -> None:
 
 
 def _resume(config: TrainConfig, args: list[str], machine: runtime.Machine) -> dict[str, Any]:
-    run_dir = config.run.dir or str(Path("runs") / config.run.name)
+    run_dir = folder_of(config)
     overrides = args[1:] if args and not args[0].startswith("-") else args
-    saved = load([str(Path(run_dir) / "config.yaml"), *overrides], prog="gchat/speedrun.sh")
-    return train(saved, machine, resume=True)
+    saved = load([str(run_dir / "config.yaml"), *overrides], prog="gchat/speedrun.sh")
+    return Trainer(saved, machine, resume=True).fit()
 
 
 def _budget(options: Options, on_cpu: bool) -> tuple[float, str]:

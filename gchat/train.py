@@ -54,7 +54,9 @@ class StepMetrics(NamedTuple):
 
     loss: jax.Array
     grad_norm: jax.Array
-    tokens: jax.Array
+    """Before clipping."""
+    lr_share: jax.Array
+    """Share of the peak learning rates."""
 
 
 def init_state(config: TrainConfig, mesh: Mesh) -> tuple[Any, TrainState]:
@@ -77,6 +79,7 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
     devices and micro-batches: each sum is divided by the count of the whole step.
     """
     optimizer = make_optimizer(config.optim, config.training.steps or 1)
+    lr_share = schedule(config.optim, config.training.steps or 1)
     A, c = config.training.grad_accum, config.model
 
     def loss_share(params, inputs_BT, targets_BT, key, count):
@@ -122,7 +125,7 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
         loss, grads = over_rows((state.params, key, count), inputs_BT, targets_BT)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(loss, optax.global_norm(grads), count)
+        metrics = StepMetrics(loss, optax.global_norm(grads), lr_share(state.step))
         return TrainState(params, opt_state, state.step + 1), metrics
 
     return train_step
@@ -158,163 +161,204 @@ class TrainingFailed(GaiaError):
     exit_status = 1
 
 
-def train(config: TrainConfig, machine: Machine, *, resume: bool = False) -> dict[str, Any]:
-    """Trains from scratch, or from the newest sound checkpoint, to the last step of `config`.
+class Trainer:
+    """One run: set up in `__init__`, THE loop in `fit`, and what it does now and then.
 
-    Returns:
-        The summary that is also written to RUN/summary.json (`finished` false if stopped early).
+    Args:
+        config: what to train; derived here.
+        machine: what to train on.
+        resume: go on from the newest sound checkpoint in the run's folder.
 
     Raises:
-        GaiaError: the data, the configuration or the checkpoint cannot be used.
+        GaiaError: the data, the configuration or the checkpoint cannot be used. Nothing has been
+            written then.
     """
-    # ── Data and tokenizer ────────────────────────────────────────────────────────────────────
-    if config.data.dir is None:
-        raise ConfigError("data.dir is not set", "give --data-dir, or run gchat/speedrun.sh")
-    manifest = load_manifest(config.data.dir)
-    tokenizer = Tokenizer.load(f"{config.data.dir}/tokenizer.json")
-    config, derived = derive(
-        config, vocab_size=tokenizer.vocab_size, padded_vocab_size=tokenizer.padded_vocab_size
-    )
-    t, steps = config.training, config.training.steps or 0
-    folder = RunFolder.open(config, resume=resume)
-    for sentence in derived:
-        print(sentence)
 
-    # ── Model, optimizer, checkpoint ──────────────────────────────────────────────────────────
-    mesh = parallel.make_mesh()
-    parallel.check_rows((t.batch_size or 1) // t.grad_accum, mesh)
-    graph, state = init_state(config, mesh)
-    checkpoints = Checkpointer(
-        config.checkpoint.dir or "",
-        keep=config.checkpoint.keep,
-        keep_every=config.checkpoint.keep_every,
-    )
-    progress = Progress(config, *peak_flops(machine, config.model.compute_dtype))
-    step, run_id = 0, None
-    if resume and (found := checkpoints.latest(report=print)) is not None:
+    def __init__(self, config: TrainConfig, machine: Machine, *, resume: bool) -> None:
+        # ── Data and sizes ────────────────────────────────────────────────────────────────────
+        if config.data.dir is None:
+            raise ConfigError("data.dir is not set", "give --data-dir, or run gchat/speedrun.sh")
+        self.manifest = load_manifest(config.data.dir)
+        self.tokenizer = Tokenizer.load(f"{config.data.dir}/tokenizer.json")
+        config, derived = derive(
+            config,
+            vocab_size=self.tokenizer.vocab_size,
+            padded_vocab_size=self.tokenizer.padded_vocab_size,
+        )
+        self.config, self.machine = config, machine
+        self.steps = config.training.steps or 0
+        self.folder = RunFolder(config, resume=resume)
+        for sentence in derived:
+            print(sentence)
+
+        # ── Model, optimizer, evaluation ──────────────────────────────────────────────────────
+        self.mesh = parallel.make_mesh()
+        rows = config.training.batch_size or 1
+        parallel.check_rows(rows // config.training.grad_accum, self.mesh)
+        graph, self.state = init_state(config, self.mesh)
+        self.train_step = make_train_step(graph, config, self.mesh)
+        scorer = make_scorer(graph, config, self.mesh)
+        eval_rows = EVAL_ROWS * self.mesh.size
+        self.evaluator = Evaluator(config, self.tokenizer, graph, scorer, rows=eval_rows)
+        self.progress = Progress(config, *peak_flops(machine, config.model.compute_dtype))
+
+        # ── Where to begin ────────────────────────────────────────────────────────────────────
+        self.step, run_id = self._restore() if resume else (0, None)
+        self.began_at = self.step
+        self.batches = make_loader(
+            config.data.dir,
+            split="train",
+            seq_len=config.model.seq_len,
+            batch_size=rows,
+            seed=config.training.seed,
+            start_step=self.step,
+            process_index=machine.process_index,
+            process_count=machine.process_count,
+        )
+
+        # ── From here on the run writes ───────────────────────────────────────────────────────
+        self.folder.write_config(config, self.tokenizer)
+        self.checkpoints = self._checkpointer()
+        self.checkpoints.discard_after(self.step)
+        self.metrics = gaia_metrics.init(
+            "gchat",
+            config.run.name,
+            self.folder.plain,
+            run_id,
+            dir=self.folder.path,
+            resume_step=self.step,
+        )
+        self.in_flight: deque[tuple[int, StepMetrics, float]] = deque()
+
+    def _checkpointer(self) -> Checkpointer:
+        c = self.config.checkpoint
+        return Checkpointer(c.dir or "", keep=c.keep, keep_every=c.keep_every)
+
+    def _restore(self) -> tuple[int, str | None]:
+        """Step and metrics run id of the newest sound checkpoint, its arrays put in place."""
+        checkpoints = self._checkpointer()
+        found = checkpoints.latest(report=print)
+        if found is None:
+            print("no checkpoint to resume from: starting at step 0")
+            return 0, None
         meta = checkpoints.read_meta(found)
-        folder.check_resume(meta, config, tokenizer.sha256, FREE_ON_RESUME)
-        step, state, meta = checkpoints.restore(found, state)
-        checkpoints.discard_after(step)
-        run_id = meta["metrics_run_id"]
-        progress.restore(meta["progress"])
-        print(f"resumed from step {step} of {steps}")
-    resumed_at = step
-    folder.write_config(config, tokenizer)
-    run = gaia_metrics.init(
-        "gchat", config.run.name, folder.plain, run_id, dir=folder.path, resume_step=step
-    )
+        self.folder.check_resume(meta, self.config, self.tokenizer.sha256, FREE_ON_RESUME)
+        restored = checkpoints.restore(found, self.state)
+        checkpoints.close()
+        self.state = restored.state
+        self.progress.restore(meta["progress"])
+        print(f"resumed from step {found} of {self.steps}")
+        return found, meta["metrics_run_id"]
 
-    # ── Steps, evals, data ────────────────────────────────────────────────────────────────────
-    train_step = make_train_step(graph, config, mesh)
-    scorer = make_scorer(graph, config, mesh)
-    evaluator = Evaluator(config, tokenizer, graph, scorer, rows=EVAL_ROWS * mesh.size)
-    learning_rate = schedule(config.optim, steps)
-    batches = make_loader(
-        config.data.dir,
-        split="train",
-        seq_len=config.model.seq_len,
-        batch_size=t.batch_size or 1,
-        seed=t.seed,
-        start_step=step,
-        process_index=machine.process_index,
-        process_count=machine.process_count,
-    )
-    in_flight: deque[tuple[int, StepMetrics, float]] = deque()
+    def fit(self) -> dict[str, Any]:
+        """THE loop. Returns the summary (`finished` is false where a signal ended it early)."""
+        every, sample_every = self.config.eval.every_steps, self.config.eval.sample_every
+        with StopRequest() as stop:
+            if self.step == 0:
+                self.evaluate()
+            self.progress.start(self.step)
+            while self.step < self.steps and not stop:
+                asked = time.perf_counter()
+                batch = next(self.batches)
+                data_wait = time.perf_counter() - asked
+                inputs_BT = parallel.shard_rows(batch["inputs_BT"], self.mesh)
+                targets_BT = parallel.shard_rows(batch["targets_BT"], self.mesh)
+                self.state, metrics = self.train_step(self.state, inputs_BT, targets_BT)
+                self.step += 1
+                self.in_flight.append((self.step, metrics, data_wait))
+                self.read_metrics(keep=self.config.run.in_flight)
+                if self.step == self.steps:
+                    self.evaluate(samples=True)
+                elif every and self.step % every == 0:
+                    self.evaluate(samples=bool(sample_every) and self.step % sample_every == 0)
+                if self.step < self.steps and self.progress.save_due(self.step):
+                    self.save()
+            problem = None if self.step == self.began_at > 0 else self.save()
+            problem = problem or self.checkpoints.close()
+        return self.finish(problem)
 
-    def read_metrics(keep: int) -> None:
+    def read_metrics(self, keep: int) -> None:
         """Logs finished steps, oldest first, until at most `keep` are still in flight."""
-        while len(in_flight) > keep:
-            k, metrics, data_wait = in_flight.popleft()
-            loss = float(metrics.loss)  # waits for step k; later steps keep the device busy
-            values = progress.step(k, loss, data_wait)
-            values |= {"train/loss": loss, "train/grad_norm": float(metrics.grad_norm)}
-            run.log(k, values | {"train/lr_share": float(learning_rate(k - 1))})
+        while len(self.in_flight) > keep:
+            step, metrics, data_wait = self.in_flight.popleft()
+            loss = float(metrics.loss)  # waits for this step; later ones keep the device busy
+            values = self.progress.step(step, loss, data_wait) | {
+                "train/loss": loss,
+                "train/grad_norm": float(metrics.grad_norm),
+                "train/lr_share": float(metrics.lr_share),
+            }
+            self.metrics.log(step, values)
             if not math.isfinite(loss):
-                run.finish("crashed")
+                self.metrics.finish("crashed")
                 raise TrainingFailed(
-                    f"train/loss is {loss} at step {k}",
+                    f"train/loss is {loss} at step {step}",
                     "lower the learning rate; the last checkpoint is sound, see --resume",
                 )
 
-    def evaluate(samples: bool) -> None:
-        read_metrics(keep=0)
-        with progress.paused("evaluating"):
-            values = evaluator.validate(state.params)
-            run.log(step, values)
-            progress.evaluated(step, values)
+    def evaluate(self, samples: bool = False) -> None:
+        """Validates, and samples on demand, at the current step."""
+        self.read_metrics(keep=0)
+        with self.progress.paused("evaluating"):
+            values = self.evaluator.validate(self.state.params)
+            self.metrics.log(self.step, values)
+            self.progress.evaluated(self.step, values)
             if samples:
-                text = evaluator.sample(state.params)
-                folder.append_samples(step, text)
-                run.text(step, "samples", text)
+                text = self.evaluator.sample(self.state.params)
+                self.folder.append_samples(self.step, text)
+                self.metrics.text(self.step, "samples", text)
 
-    def save() -> str | None:
-        """A checkpoint never outruns the metrics: those up to its step are on disk first."""
-        read_metrics(keep=0)
-        with progress.paused("saving"):
-            if not run.wait_durable(step):
-                print(f"metrics of step {step} are not on disk yet; saving all the same")
-            problem = checkpoints.save(
-                step, state, folder.meta(run.id, tokenizer.sha256, progress.state())
-            )
+    def save(self) -> str | None:
+        """Saves, but never ahead of the metrics: those up to this step are on disk first.
+
+        Returns:
+            None, or why there is no checkpoint of this step; the run goes on either way.
+        """
+        self.read_metrics(keep=0)
+        with self.progress.paused("saving"):
+            if self.metrics.wait_durable(self.step):
+                meta = self.folder.meta(
+                    self.metrics.id, self.tokenizer.sha256, self.progress.state()
+                )
+                problem = self.checkpoints.save(self.step, self.state, meta)
+            else:
+                problem = "its metrics could not be written"
         if problem:
-            print(f"checkpoint {step} could not be saved ({problem}); the one before stays good")
+            print(f"no checkpoint at step {self.step} ({problem}); the one before stays good")
         return problem
 
-    # ── THE loop ──────────────────────────────────────────────────────────────────────────────
-    every = config.eval.every_steps
-    with StopRequest() as stop:
-        if step == 0:
-            evaluate(samples=False)
-        progress.start(step)
-        while step < steps and not stop:
-            asked = time.perf_counter()
-            batch = next(batches)
-            data_wait = time.perf_counter() - asked
-            inputs_BT = parallel.shard_rows(batch["inputs_BT"], mesh)
-            targets_BT = parallel.shard_rows(batch["targets_BT"], mesh)
-            state, metrics = train_step(state, inputs_BT, targets_BT)
-            step += 1
-            in_flight.append((step, metrics, data_wait))
-            read_metrics(keep=config.run.in_flight)
-            if every and step % every == 0 and step < steps:
-                sampling = config.eval.sample_every
-                evaluate(samples=bool(sampling) and step % sampling == 0)
-            if step < steps and progress.save_due(step):
-                save()
-
-        # ── The end ───────────────────────────────────────────────────────────────────────────
-        finished = step == steps
-        if finished and resumed_at != steps:
-            evaluate(samples=True)
-        problem = (None if resumed_at == step > 0 else save()) or checkpoints.close()
-    run.finish("finished" if finished else "stopped")
-    summary = write_report(
-        folder,
-        config,
-        machine,
-        progress,
-        manifest,
-        params=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        baselines=ngram_baselines(
-            config.data.dir,
-            progress.tokens_per_step * step,
-            seq_len=config.model.seq_len,
-            batch_size=t.batch_size or 1,
-            seed=t.seed,
-        ),
-        finished=finished,
-        checkpoint=f"{config.checkpoint.dir}/{step}",
-    )
-    if problem:
-        raise TrainingFailed(
-            f"the last checkpoint could not be written ({problem})",
-            "make room, then go on with --resume",
+    def finish(self, problem: str | None) -> dict[str, Any]:
+        """Closes the metrics, writes the report and says how to go on."""
+        config, finished = self.config, self.step == self.steps
+        self.metrics.finish("finished" if finished else "stopped")
+        baselines = None
+        if finished:
+            baselines = ngram_baselines(
+                config.data.dir or "",
+                config.training.tokens or 0,
+                seq_len=config.model.seq_len,
+                batch_size=config.training.batch_size or 1,
+                seed=config.training.seed,
+            )
+        summary = write_report(
+            self.folder,
+            config,
+            self.machine,
+            self.progress,
+            self.manifest,
+            params=sum(leaf.size for leaf in jax.tree.leaves(self.state.params)),
+            baselines=baselines,
+            finished=finished,
+            checkpoint=f"{config.checkpoint.dir}/{self.step}",
         )
-    if not finished:
-        print(f"stopped after step {step} of {steps} and saved; go on with")
-        print(f"  {folder.resume_command}")
-    return summary
+        if problem:
+            raise TrainingFailed(
+                f"the last checkpoint could not be written ({problem})",
+                "make room, then go on with --resume",
+            )
+        if not finished:
+            print(f"stopped after step {self.step} of {self.steps} and saved; go on with")
+            print(f"  {self.folder.resume_command}")
+        return summary
 
 
 def run(args: list[str], *, prog: str = "python -m gchat.train") -> dict[str, Any]:
@@ -322,7 +366,8 @@ def run(args: list[str], *, prog: str = "python -m gchat.train") -> dict[str, An
     resume = "--resume" in args
     args = [a for a in args if a != "--resume"]
     config = load(RunFolder.resume_args(args) if resume else args, prog=prog)
-    return train(config, start(matmul_precision=config.model.matmul_precision), resume=resume)
+    machine = start(matmul_precision=config.model.matmul_precision)
+    return Trainer(config, machine, resume=resume).fit()
 
 
 if __name__ == "__main__":
