@@ -1,12 +1,13 @@
 """Checkpoints: Orbax's async manager, plus a checksum of every file and a fall-back on damage.
 
-Orbax writes a step under a temporary name and renames it when all is there; `checksums.json` joins
-the other files just before, so a step that exists has one. A step without it was cut off, a step
-whose files disagree with it was damaged. Both are passed over, aloud, for the step before.
+A checkpoint counts once its `checksums.json` exists; a thread writes that file as soon as Orbax has
+renamed the finished step into place. A step without it was cut off, a step whose files disagree
+with it was damaged. Both are passed over, aloud, in favour of the step before.
 """
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +19,6 @@ from gaia.errors import CheckpointError
 
 CHECKSUMS = "checksums.json"
 _TEMPORARY = ".orbax-checkpoint-tmp"
-_COMMITTED = "commit_success.txt"  # empty marks that Orbax adds after the checksums are taken
 
 
 class Restored(NamedTuple):
@@ -43,24 +43,28 @@ class Checkpointer:
         self.directory = epath.Path(directory if "://" in directory else os.path.abspath(directory))
         self.directory.mkdir(parents=True, exist_ok=True)
         self._keep, self._keep_every = keep, keep_every
+        self.last_saved: int | None = None
+        """The newest step that this object has put on disk whole."""
         self._open()
 
     def _open(self) -> None:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self._keep,
             keep_period=self._keep_every or None,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._sealing: threading.Thread | None = None
+        self._failure: tuple[int, Exception] | None = None
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> str | None:
         """Starts an asynchronous save; `state` may be donated as soon as this returns.
 
         Returns:
-            None, or what went wrong (disk full, bucket gone). Earlier checkpoints stay good and
-            training may go on.
+            None, or what went wrong with this save or the one before it (disk full, bucket gone).
+            Earlier checkpoints stay good and training may go on.
         """
+        before = self.wait()
         try:
             self._manager.save(
                 step,
@@ -69,19 +73,19 @@ class Checkpointer:
                 ),
             )
         except Exception as error:  # any storage back-end may raise its own kind
-            return self._recover(error)
-        return None
+            return self._recover(step, error)
+        self._sealing = threading.Thread(target=self._seal, args=(step,), name="seal-checkpoint")
+        self._sealing.start()
+        return before
 
     def wait(self) -> str | None:
         """Blocks until the save under way is on disk; returns what went wrong, or None."""
-        try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
-        except Exception as error:
-            return self._recover(error)
-        return None
+        if self._sealing is not None:
+            self._sealing.join()
+            self._sealing = None
+        return self._recover(*self._failure) if self._failure is not None else None
 
-    def _recover(self, error: Exception) -> str:
+    def _recover(self, step: int, error: Exception) -> str:
         """After a failed save: drop the half-written step and start with a fresh manager."""
         try:
             self._manager.close()
@@ -92,7 +96,7 @@ class Checkpointer:
             if _TEMPORARY in path.name:
                 path.rmtree(missing_ok=True)
         self._open()
-        return " ".join(str(error).split())[:500]
+        return f"step {step}: {' '.join(str(error).split())[:500]}"
 
     def close(self) -> str | None:
         """Waits for the last save and stops the background threads; returns its error or None."""
@@ -168,19 +172,22 @@ class Checkpointer:
             (self.directory / str(later)).rmtree()
         self._manager.reload()
 
-    def _write_checksums(self) -> None:
-        """Called by Orbax when all files of a step are written, before it is renamed."""
-        remote = "://" in str(self.directory)  # object stores have no rename: no temporary name
-        for folder in self.directory.iterdir():
-            unfinished = _TEMPORARY in folder.name or (remote and folder.name.isdigit())
-            if not unfinished or (folder / CHECKSUMS).exists():
-                continue
-            files = {}
+    def _seal(self, step: int) -> None:
+        """Waits for Orbax to finish a step, then writes the checksums of its files."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+            folder, files = self.directory / str(step), {}
             for path in _walk(folder):
                 data = path.read_bytes()
                 files[str(path.relative_to(folder))] = (len(data), _crc(data))
             seal = _crc(json.dumps(files, sort_keys=True).encode())
-            (folder / CHECKSUMS).write_text(json.dumps({"self": seal, "files": files}, indent=1))
+            partial = folder / f"{CHECKSUMS}.partial"
+            partial.write_text(json.dumps({"self": seal, "files": files}, indent=1))
+            partial.rename(folder / CHECKSUMS)
+            self.last_saved = step
+        except Exception as error:  # told to the caller of the next save or wait
+            self._failure = (step, error)
 
 
 def _crc(data: bytes) -> int:
@@ -191,5 +198,5 @@ def _walk(folder: epath.Path) -> Iterator[epath.Path]:
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             yield from _walk(path)
-        elif path.name not in (CHECKSUMS, _COMMITTED):
+        elif not path.name.startswith(CHECKSUMS):
             yield path

@@ -273,9 +273,10 @@ class Trainer:
                     self.evaluate(samples=bool(sample_every) and self.step % sample_every == 0)
                 if self.step < self.steps and self.progress.save_due(self.step):
                     self.save()
-            problem = None if self.step == self.began_at > 0 else self.save()
-            problem = problem or self.checkpoints.close()
-        return self.finish(problem)
+            if self.step != self.began_at or self.step == 0:
+                self.save()
+                self._say_if_unsaved(self.checkpoints.close())
+        return self.finish()
 
     def read_metrics(self, keep: int) -> None:
         """Logs finished steps, oldest first, until at most `keep` are still in flight."""
@@ -307,26 +308,21 @@ class Trainer:
                 self.folder.append_samples(self.step, text)
                 self.metrics.text(self.step, "samples", text)
 
-    def save(self) -> str | None:
-        """Saves, but never ahead of the metrics: those up to this step are on disk first.
-
-        Returns:
-            None, or why there is no checkpoint of this step; the run goes on either way.
-        """
+    def save(self) -> None:
+        """Saves, but never ahead of the metrics: those up to this step are on disk first."""
         self.read_metrics(keep=0)
         with self.progress.paused("saving"):
-            if self.metrics.wait_durable(self.step):
-                meta = self.folder.meta(
-                    self.metrics.id, self.tokenizer.sha256, self.progress.state()
-                )
-                problem = self.checkpoints.save(self.step, self.state, meta)
-            else:
-                problem = "its metrics could not be written"
-        if problem:
-            print(f"no checkpoint at step {self.step} ({problem}); the one before stays good")
-        return problem
+            if not self.metrics.wait_durable(self.step):
+                self._say_if_unsaved(f"step {self.step}: its metrics could not be written")
+                return
+            meta = self.folder.meta(self.metrics.id, self.tokenizer.sha256, self.progress.state())
+            self._say_if_unsaved(self.checkpoints.save(self.step, self.state, meta))
 
-    def finish(self, problem: str | None) -> dict[str, Any]:
+    def _say_if_unsaved(self, problem: str | None) -> None:
+        if problem:
+            print(f"no checkpoint of {problem}; earlier ones stay good", flush=True)
+
+    def finish(self) -> dict[str, Any]:
         """Closes the metrics, writes the report and says how to go on."""
         config, finished = self.config, self.step == self.steps
         self.metrics.finish("finished" if finished else "stopped")
@@ -350,10 +346,10 @@ class Trainer:
             finished=finished,
             checkpoint=f"{config.checkpoint.dir}/{self.step}",
         )
-        if problem:
+        if self.checkpoints.last_saved != self.step != self.began_at:
             raise TrainingFailed(
-                f"the last checkpoint could not be written ({problem})",
-                "make room, then go on with --resume",
+                f"the checkpoint of the last step, {self.step}, could not be written",
+                "make room, then go on from the one before with --resume",
             )
         if not finished:
             print(f"stopped after step {self.step} of {self.steps} and saved; go on with")
