@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +77,32 @@ def test_an_error_while_writing_leaves_no_shard(tmp_path):
 
     with pytest.raises(RuntimeError, match="on fire"):
         records.write_shards(tmp_path, broken(), documents(1), INFO)
+    assert list(tmp_path.iterdir()) == []
+
+
+FULL_DISK = """
+import resource, signal, sys
+import numpy as np
+from gaia import records, storage
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+info = records.TokenizerInfo("bpe", "", 60_000, 60_032, 0)
+rng = np.random.default_rng(0)
+try:
+    records.write_shards(sys.argv[1], (rng.integers(0, 60_000, 500) for _ in range(900)), [], info)
+except storage.StorageError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_reported_and_leaves_no_shard(tmp_path):
+    """A file size limit stands in for the full disk: writing fails in the same place."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert "cannot write shard tokens-00000.arrayrecord" in done.stdout
+    assert "make room on the disk" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
