@@ -124,12 +124,25 @@ class ShardWriter:
         self._writer = array_record_module.ArrayRecordWriter(str(self._tmp), WRITE_OPTIONS)
         self._records = self._tokens = 0
 
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """ArrayRecord reports a full disk as a RuntimeError of several clauses."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise storage.StorageError(
+                f"cannot write shard {self._name.format(index=self._index)} in {self._folder} "
+                f"({str(error).split(';')[0]})",
+                "make room on the disk and run it again: finished shards are kept",
+            ) from error
+
     def _flush(self) -> None:
         if not self._fill:
             return
         starts = np.asarray(self._starts, "<u4")
         header = _HEADER.pack(_MAGIC, self._fill, len(starts), self._chunk.itemsize)
-        self._writer.write(header + starts.tobytes() + self._chunk[: self._fill].tobytes())
+        with self._explained():
+            self._writer.write(header + starts.tobytes() + self._chunk[: self._fill].tobytes())
         self._records += 1
         self._tokens += self._fill
         self._fill = 0
@@ -137,8 +150,9 @@ class ShardWriter:
 
     def _close(self) -> None:
         self._flush()
-        writer, self._writer = self._writer, None
-        writer.close()
+        with self._explained():
+            writer, self._writer = self._writer, None
+            writer.close()
         name = self._name.format(index=self._index)
         crc = storage.crc32c_file(self._tmp)
         self.shards.append(

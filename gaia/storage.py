@@ -5,6 +5,7 @@ fsspec (gcsfs), which are imported only when such an address is used.
 """
 
 import contextlib
+import errno
 import hashlib
 import importlib
 import os
@@ -19,6 +20,7 @@ import google_crc32c
 
 from gaia.errors import DataError, GaiaError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK = 1 << 20  # bytes read at a time when a file is hashed or copied
 
 
@@ -106,7 +108,7 @@ def open_atomic(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary local name for a writer that wants a path; renamed to `path` on success."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     # The name is hidden, so that a listing never takes a half-written file for a finished one.
     tmp = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
@@ -114,8 +116,30 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         _fsync(tmp)
         os.replace(tmp, target)
         _fsync(target.parent)  # without this the rename itself may be lost in a power cut
+    except OSError as error:
+        if error.errno in _FULL or str(tmp) == error.filename:
+            raise _unwritable(target, error) from error
+        raise  # the caller's own, about another file
     finally:
         tmp.unlink(missing_ok=True)
+
+
+def make_folder(path: str | os.PathLike) -> None:
+    """Makes a local folder and its parents; StorageError where that is not allowed."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: str | os.PathLike, error: OSError) -> StorageError:
+    reason = error.strerror or str(error)
+    return StorageError(
+        f"cannot write {os.fspath(path)} ({reason})",
+        "make room on the disk and run it again"
+        if error.errno in _FULL
+        else "choose another folder",
+    )
 
 
 def _fsync(path: Path) -> None:

@@ -206,7 +206,7 @@ def _refuse_difference(folder: Path, old: dict[str, Any], new: dict[str, Any]) -
 
 def _resume(folder: Path, parameters: dict[str, Any]) -> State:
     """The state of an interrupted preparation, or a new one."""
-    folder.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(folder)
     for leftover in folder.glob(".*.tmp"):  # of a killed process
         leftover.unlink(missing_ok=True)
     if (folder / STATE).exists():

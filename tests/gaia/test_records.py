@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +77,32 @@ def test_an_error_while_writing_leaves_no_shard(tmp_path):
 
     with pytest.raises(RuntimeError, match="on fire"):
         records.write_shards(tmp_path, broken(), documents(1), INFO)
+    assert list(tmp_path.iterdir()) == []
+
+
+FULL_DISK = """
+import resource, signal, sys
+import numpy as np
+from gaia import records, storage
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+info = records.TokenizerInfo("bpe", "", 60_000, 60_032, 0)
+rng = np.random.default_rng(0)
+try:
+    records.write_shards(sys.argv[1], (rng.integers(0, 60_000, 500) for _ in range(900)), [], info)
+except storage.StorageError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_reported_and_leaves_no_shard(tmp_path):
+    """A file size limit stands in for the full disk: writing fails in the same place."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert "cannot write shard tokens-00000.arrayrecord" in done.stdout
+    assert "make room on the disk" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -191,16 +220,11 @@ def test_an_epoch_holds_every_row_once_and_w_shards_at_a_time(counts, window, se
     rows = order.row_ids(epoch * total, total)
     assert sorted(rows) == list(range(total))
     shard = np.searchsorted(np.cumsum(counts), rows, side="right")
-    # A shard left behind with its window does not come back in the epoch.
-    groups = -(-len(counts) // window)
-    done, current = set(), []
-    for s in shard:
-        if s not in current:
-            if len(current) == window:
-                done |= set(current)
-                current = []
-            current.append(s)
-        assert s not in done or groups == 1
+    # At no time are more than W shards begun and not yet used up.
+    begun = {s: int(np.flatnonzero(shard == s)[0]) for s in set(shard.tolist())}
+    ended = {s: int(np.flatnonzero(shard == s)[-1]) for s in begun}
+    for at in range(total):
+        assert sum(begun[s] <= at <= ended[s] for s in begun) <= window
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,5 +1,6 @@
 """Atomic writes, checksums, and the error when gs:// is asked for without its extra."""
 
+import errno
 import hashlib
 import sys
 
@@ -57,3 +58,15 @@ def test_home_follows_the_environment(monkeypatch, tmp_path):
 def test_joining_keeps_addresses_and_paths():
     assert storage.join("gs://b/p/", "x", "y") == "gs://b/p/x/y"
     assert storage.join("/data/", "x") == "/data/x"
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(storage.StorageError, match=r"cannot write .*file.* choose another folder"):
+        storage.write_text(tmp_path / "file" / "x", "text")
+    full = pytest.raises(storage.StorageError, match=r"No space.*make room on the disk")
+    with full, storage.open_atomic(tmp_path / "y"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FileNotFoundError), storage.open_atomic(tmp_path / "y"):
+        (tmp_path / "another").read_bytes()
+    assert storage.list_names(tmp_path) == ["file"]
