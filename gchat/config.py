@@ -185,6 +185,7 @@ def derive(
     )
     training = config.training
     _check_training(training)
+    _check_eval(config.eval)
     # 2) Tokens follow from parameters unless steps or tokens are given.
     tokens = training.tokens or round(training.tokens_per_param * params)
     # 3) The batch follows from the tokens: B ∝ D^0.383 from 2^19 at depth 12 (Power Lines,
@@ -234,3 +235,14 @@ def _check_training(training: TrainingConfig) -> None:
         value = getattr(training, name)
         if value is not None and value <= 0:
             raise ConfigError(f"training.{name} is {value}", "use a number above 0")
+
+
+def _check_eval(evals: EvalConfig) -> None:
+    if not 0 < evals.stride_fraction <= 1:
+        raise ConfigError(
+            f"eval.stride_fraction is {evals.stride_fraction}",
+            "use a share in (0, 1]; above 1 bytes would be left out",
+        )
+    for name in ("tokens", "sample_tokens"):
+        if getattr(evals, name) < 1:
+            raise ConfigError(f"eval.{name} is {getattr(evals, name)}", "use at least 1")

@@ -38,7 +38,7 @@ class SamplingConfig:
 
     def check(self) -> None:
         """Raises ConfigError naming the field that cannot work."""
-        if self.temperature < 0:
+        if not 0 <= self.temperature < float("inf"):
             raise ConfigError(f"temperature is {self.temperature}", "use 0 or more")
         if self.top_k < 0:
             raise ConfigError(f"top_k is {self.top_k}", "use 0 (all) or more")
@@ -153,6 +153,8 @@ class Engine:
         """
         sampling.check()
         self._check(prompts, max_new_tokens)
+        if not prompts:
+            return []
         results: list[list[int]] = [[] for _ in prompts]
         open_rows = set(range(len(prompts)))
         for ids_BT in self._chunks(prompts, max_new_tokens, sampling):
@@ -174,9 +176,16 @@ class Engine:
     def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}", "use at least 1")
+        rows = self.params["embed"]["table"].shape[0]
         for prompt in prompts:
             if not prompt:
                 raise ConfigError("a prompt has no tokens", "begin prompts with BOS")
+            if min(prompt) < 0 or max(prompt) >= rows:
+                wrong = min(prompt) if min(prompt) < 0 else max(prompt)
+                raise ConfigError(
+                    f"a prompt holds id {wrong}, the model's are 0 to {rows - 1}",
+                    "encode it with the tokenizer of the run",
+                )
             if len(prompt) >= self.seq_len:
                 raise ConfigError(
                     f"a prompt has {len(prompt)} tokens, the model's seq_len is {self.seq_len}",

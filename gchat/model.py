@@ -92,9 +92,12 @@ class GPTConfig:
         Raises:
             ConfigError: naming the field, its value and the remedy.
         """
-        for name in ("depth", "aspect_ratio", "head_dim", "seq_len"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} is {getattr(self, name)}", "use at least 1")
+        sizes = ("depth", "aspect_ratio", "head_dim", "dim", "heads", "kv_heads", "hidden")
+        sizes += ("vocab_size", "padded_vocab_size", "seq_len", "window", "scan_unroll")
+        for name in sizes:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"model.{name} is {value}", "use at least 1")
         dim = self.dim or -(-self.depth * self.aspect_ratio // self.head_dim) * self.head_dim
         heads = self.heads or max(1, dim // self.head_dim)
         derived = replace(
@@ -244,7 +247,10 @@ class GPT(nnx.Module):
         s = config.sizes
         self.config = config
         embed_std = {"zero_out": 1.0, "gpt2": 0.02, "neox": (2 / (5 * s.dim)) ** 0.5}[config.init]
-        head_std = {"zero_out": 1e-3, "gpt2": 0.02, "neox": embed_std}[config.init]
+        # The final norm has unit mean square, so logits start with a deviation of std * sqrt(D)
+        # and the loss sigma^2 / 2 above ln V. The published rules let sigma reach 0.6 (neox) or
+        # grow with the width (gpt2); at most 0.25 keeps the excess below 0.04 nats.
+        head_std = 1e-3 if config.init == "zero_out" else min(embed_std, 0.25 * s.dim**-0.5)
         # A tied table is first of all a head: its logits must start small.
         embed_std = head_std if config.tied else embed_std
         self.embed = Embed(s.padded_vocab, s.dim, normal(embed_std), rngs=rngs)

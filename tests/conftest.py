@@ -27,6 +27,10 @@ def pytest_configure(config):
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(config.gaia_home) / "xla")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    # Compiling takes most of the time of these tests; LLVM at -O0 halves it. XLA's own passes, and
+    # so the arithmetic that is tested, stay as they are.
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    os.environ.setdefault("XLA_FLAGS", flags)
 
 
 def pytest_unconfigure(config):

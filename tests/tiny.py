@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gaia.optim import OptimConfig
+from gchat.config import TrainConfig, TrainingConfig, derive
 from gchat.model import GPT, GPTConfig
 
 VOCAB, PADDED = 100, 128
@@ -65,3 +67,23 @@ def logits(graph, params, tokens_BT, positions_BT=None, segment_ids_BT=None, key
 def tokens(*shape: int, seed: int = 0) -> np.ndarray:
     """Random ids below VOCAB, int32."""
     return np.random.default_rng(seed).integers(0, VOCAB, shape).astype(np.int32)
+
+
+def train_config(**groups):
+    """A derived TrainConfig of the tiny model; `model={...}`, `optim={...}`, … change fields."""
+    model = {
+        "depth": 2,
+        "dim": 32,
+        "head_dim": 16,
+        "hidden": 64,
+        "seq_len": 32,
+        "compute_dtype": "float32",
+    }
+    training = {"batch_size": 4, "steps": 200}
+    optim = {"lr": 1e-2, "warmup_steps": 0, "schedule": "constant"}
+    config = TrainConfig(
+        model=GPTConfig(**(model | groups.get("model", {}))),
+        training=TrainingConfig(**(training | groups.get("training", {}))),
+        optim=OptimConfig(**(optim | groups.get("optim", {}))),
+    )
+    return derive(config, vocab_size=VOCAB, padded_vocab_size=PADDED)[0]

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from gaia.errors import DataError
+from gaia.errors import ConfigError, DataError
 
 Scorer = Callable[["Rows"], jax.Array]
 """Rows -> negative log-likelihood in nats per position [B, T], fp32, 0 where not scored."""
@@ -59,7 +59,13 @@ def windows(document: np.ndarray, seq_len: int, stride: int) -> Iterable[tuple[n
 def pack(
     documents: Iterable[np.ndarray], *, seq_len: int, stride: int, batch_size: int
 ) -> list[Rows]:
-    """Windows of all documents, longest first, into as few rows as first-fit finds."""
+    """Windows of all documents, longest first, into as few rows as first-fit finds.
+
+    Raises:
+        ConfigError: a stride that would score a byte never, or stand still.
+    """
+    if not 1 <= stride <= seq_len:
+        raise ConfigError(f"stride is {stride} for windows of {seq_len} tokens", "use 1 .. seq_len")
     pieces = [piece for d in documents for piece in windows(np.asarray(d), seq_len, stride)]
     pieces.sort(key=lambda piece: -len(piece[0]))
     rows: list[list[tuple[np.ndarray, int]]] = []

@@ -1,0 +1,157 @@
+"""Checkpoints: what is saved comes back bit for bit, and damage never goes unnoticed."""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gaia.checkpoint import CHECKSUMS, Checkpointer
+from gaia.errors import CheckpointError
+
+
+def state(step, size=1000):
+    values = np.random.default_rng(step).standard_normal(size).astype(np.float32)
+    return {"w": jnp.asarray(values.reshape(2, -1)), "step": jnp.asarray(np.int32(step))}
+
+
+def same(a, b):
+    return all((np.asarray(a[k]) == np.asarray(b[k])).all() for k in ("w", "step"))
+
+
+def files_of(folder: Path):
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """Steps 1 and 2, both sound."""
+    made = Checkpointer(str(tmp_path / "checkpoints"), keep=5)
+    for step in (1, 2):
+        assert made.save(step, state(step), {"step": step, "text": "ä"}) is None
+        assert made.wait() is None
+    yield made
+    made.close()
+
+
+def test_round_trip(checkpoints):
+    restored = checkpoints.restore(2, state(0))
+    assert same(restored.state, state(2))
+    assert restored.meta == checkpoints.read_meta(2) == {"step": 2, "text": "ä"}
+    assert checkpoints.latest() == 2
+
+
+def test_any_damage_to_any_file_falls_back_and_says_so(checkpoints):
+    """A bit flipped, the file cut, emptied or deleted: for every file of the newest checkpoint."""
+    folder = Path(str(checkpoints.directory / "2"))
+    files = files_of(folder)
+    assert any(p.name == CHECKSUMS for p in files) and len(files) > 5
+
+    def flip(path, data):
+        at = len(data) // 2
+        path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+
+    damages = {
+        "flip": flip,
+        "cut": lambda path, data: path.write_bytes(data[:-1]),
+        "empty": lambda path, data: path.write_bytes(b""),
+        "delete": lambda path, data: path.unlink(),
+    }
+    for path in files:
+        data = path.read_bytes()
+        for name, damage in damages.items():
+            if not data and name != "delete":
+                continue
+            damage(path, data)
+            said = []
+            assert checkpoints.latest(report=said.append) == 1, (path, name)
+            assert len(said) == 1 and said[0].startswith("checkpoint 2 is unusable"), (path, name)
+            # A file is named by its place in the checkpoint, unless it is the list of them itself.
+            relative = str(path.relative_to(folder))
+            assert relative in said[0] or (relative == CHECKSUMS and "finished" in said[0])
+            path.write_bytes(data)
+    assert checkpoints.latest() == 2
+    assert same(checkpoints.restore(1, state(0)).state, state(1))
+
+
+def test_nothing_sound_is_none(checkpoints):
+    for step in (1, 2):
+        (Path(str(checkpoints.directory)) / str(step) / CHECKSUMS).unlink()
+    said = []
+    assert checkpoints.latest(report=said.append) is None
+    assert len(said) == 2
+
+
+def test_a_step_can_be_written_again_after_a_fall_back(checkpoints):
+    checkpoints.discard_after(1)
+    assert checkpoints.steps() == [1]
+    assert checkpoints.save(2, state(20), {}) is None
+    assert checkpoints.wait() is None
+    assert same(checkpoints.restore(2, state(0)).state, state(20))
+
+
+def test_an_unfinished_step_is_never_sealed_later(checkpoints):
+    """Killed between Orbax's rename and the checksums: the next save must not bless that step."""
+    folder = Path(str(checkpoints.directory / "2"))
+    (folder / CHECKSUMS).unlink()
+    victim = max(files_of(folder), key=lambda p: p.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[:-1])
+    assert checkpoints.save(3, state(3), {}) is None
+    assert checkpoints.wait() is None
+    assert checkpoints.damage(3) is None
+    assert checkpoints.damage(2) == "it was never finished"
+
+
+def test_another_state_is_refused(checkpoints):
+    for other in (state(0, size=10), {"w": state(0)["w"]}, {**state(0), "more": jnp.zeros(3)}):
+        with pytest.raises(CheckpointError, match="does not fit this run"):
+            checkpoints.restore(2, other)
+
+
+def test_keeps_the_newest_and_the_multiples(tmp_path):
+    made = Checkpointer(str(tmp_path / "c"), keep=2, keep_every=4)
+    for step in range(1, 8):
+        assert made.save(step, state(step), {}) is None
+    assert made.close() is None
+    assert made.steps() == [4, 6, 7]
+    assert [made.damage(step) for step in (4, 6, 7)] == [None] * 3
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str):
+    """A file system of its own with so much room; skips where mounting is not allowed."""
+    folder.mkdir()
+    libc = ctypes.CDLL(None, use_errno=True)
+    options = (b"tmpfs", os.fsencode(folder), b"tmpfs", 0, f"size={size}".encode())
+    if libc.mount(*options) != 0:
+        pytest.skip(f"cannot mount a small file system here ({os.strerror(ctypes.get_errno())})")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_disk_full_keeps_the_previous_checkpoint(tmp_path):
+    with small_disk(tmp_path / "disk", "3m") as disk:
+        made = Checkpointer(str(disk / "checkpoints"), keep=5)
+        assert made.save(1, state(1, size=200_000), {}) is None
+        assert made.wait() is None
+        filler = disk / "filler"
+        with open(filler, "wb") as file, contextlib.suppress(OSError):
+            file.write(b"x" * (shutil.disk_usage(disk).free - 100_000))
+        problem = made.save(2, state(2, size=200_000), {}) or made.wait()
+        assert problem is not None and "space" in problem.lower()
+        assert "\n" not in problem
+        assert made.steps() == [1] and made.latest() == 1
+        assert same(made.restore(1, state(0, size=200_000)).state, state(1, size=200_000))
+        left = [p for p in (disk / "checkpoints").iterdir() if p.name != "1"]
+        assert left == []  # the half-written one gives its room back
+        filler.unlink()
+        assert made.save(3, state(3, size=200_000), {}) is None
+        assert made.close() is None
+        assert made.latest() == 3
