@@ -1,0 +1,121 @@
+"""The speedrun's plan: what it chooses, what it refuses, and that a dry run touches nothing."""
+
+import time
+
+import pytest
+
+from gaia import runtime
+from gaia.errors import ConfigError, GaiaError
+from gchat import speedrun
+from gchat.__main__ import main
+
+V6E = runtime.Machine("tpu", "TPU v6 lite", 8, 0, 1)
+CPU = runtime.Machine("cpu", "cpu", 1, 0, 1)
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Pretends to be a machine with a stated peak, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GAIA_DEADLINE", raising=False)
+
+    def pretend(found: runtime.Machine, peak: float, hardware: str | None = None) -> None:
+        monkeypatch.setattr(runtime, "start", lambda **_: found)
+        monkeypatch.setattr(runtime, "peak_flops", lambda *_: (peak, "a stated peak"))
+        monkeypatch.setattr(runtime, "accelerator_hardware", lambda: hardware)
+
+    return pretend
+
+
+def test_dry_run_on_a_cpu_prints_the_plan_and_writes_nothing(machine, tmp_path, capsys):
+    machine(CPU, 4.6e11)
+    assert main(["speedrun", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    for part in ("cpu` preset", "offline corpus", "0.10 h", "$0.00", "depth 4", "FLOP", "GiB"):
+        assert part in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_faster_cpu_trains_more_but_never_more_than_the_preset(machine, capsys):
+    tokens = []
+    for peak in (1e11, 4.6e11, 1e14):
+        machine(CPU, peak)
+        config = speedrun.load([], preset="cpu")
+        plan = speedrun.Plan(config, CPU, peak, time.monotonic() + 3600 * 0.1)
+        plan.fit_steps()
+        tokens.append(plan.config.training.tokens)
+    assert tokens[0] < tokens[1] < tokens[2] == 2293760
+
+
+def test_an_accelerator_gets_the_largest_depth_that_ends_in_time(machine, capsys):
+    machine(V6E, 8 * 918e12)
+    depths = []
+    for hours in ("0.5", "3", "24"):
+        assert main(["speedrun", "--dry-run", "--hours", hours]) == 0
+        printed = capsys.readouterr().out
+        assert "climbmix" in printed and "8 x TPU v6 lite" in printed
+        depths.append(int(printed.split("model: depth ")[1].split()[0]))
+        minutes = float(printed.split("training about ")[1].split()[0])
+        assert minutes < 60 * float(hours)
+    assert depths[0] < depths[1] < depths[2]
+
+
+def test_dollars_follow_the_price_of_the_machine(machine, monkeypatch, capsys):
+    machine(V6E, 8 * 918e12)
+    monkeypatch.setenv("GAIA_PRICE_PER_HOUR", "21.6")
+    assert main(["speedrun", "--dry-run", "--hours", "2"]) == 0
+    assert "at most $43.20 at $21.60/h" in capsys.readouterr().out
+
+
+def test_the_deadline_of_the_machine_is_the_budget(machine, monkeypatch, capsys):
+    machine(V6E, 8 * 918e12)
+    monkeypatch.setenv("GAIA_DEADLINE", str(time.time() + 2 * 3600))
+    assert main(["speedrun", "--dry-run"]) == 0
+    assert "plan: 1.80 h (this machine's deadline" in capsys.readouterr().out
+    monkeypatch.setenv("GAIA_DEADLINE", str(time.time() + 60))
+    assert main(["speedrun", "--dry-run"]) == 2
+    assert "GAIA_DEADLINE" in capsys.readouterr().err
+
+
+def test_unused_accelerator_hardware_stops_it(machine, capsys):
+    machine(CPU, 4.6e11, hardware="an NVIDIA GPU")
+    assert main(["speedrun", "--dry-run"]) == 2
+    message = capsys.readouterr().err
+    assert "NVIDIA" in message and "--allow-cpu" in message and message.count("\n") == 1
+    assert main(["speedrun", "--dry-run", "--allow-cpu"]) == 0
+
+
+def test_an_unreachable_hub_stops_it_before_anything_is_written(machine, monkeypatch, tmp_path):
+    machine(V6E, 8 * 918e12)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", _refuse)
+    with pytest.raises(GaiaError, match="--offline"):
+        speedrun.main(["--depth", "4", "--data.shards", "1"])
+    assert not (tmp_path / "runs").exists()
+
+
+def _refuse(*_args, **_kwargs):
+    raise ConnectionError("no route to host")
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--hours", "0"], "--hours is 0"),
+        (["--hours", "0.001"], "raise --hours"),
+        (["--depht", "3"], "perhaps you meant --depth"),
+        (["missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_bad_options_are_one_line(machine, capsys, args, named):
+    machine(CPU, 4.6e11)
+    assert main(["speedrun", "--dry-run", *args]) == 2
+    message = capsys.readouterr().err
+    assert named in message and message.count("\n") == 1
+
+
+def test_a_taken_run_folder_is_refused_before_data_is_prepared(machine, tmp_path):
+    machine(CPU, 4.6e11)
+    (tmp_path / "runs" / "cpu").mkdir(parents=True)
+    (tmp_path / "runs" / "cpu" / "config.yaml").write_text("{}")
+    with pytest.raises(ConfigError, match="already holds a run"):
+        speedrun.main([])

@@ -1,0 +1,48 @@
+"""What holds for the repository as a whole: its locks and its shipped presets."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gchat.config import CONFIG_DIR, derive, load
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda p: p.name)
+def test_locks_hold_exact_versions_and_hashes_and_no_address(lock):
+    text = lock.read_text()
+    assert not re.search(r"https?://|--index-url|--extra-index-url|--find-links|file:", text)
+    entries = re.split(r"\n(?=[a-zA-Z0-9])", text.strip())
+    assert len(entries) > 50
+    for entry in entries:
+        assert re.match(r"[A-Za-z0-9._-]+(\[[a-z0-9,_-]+\])?==\S+", entry), entry[:80]
+        assert "--hash=sha256:" in entry, entry[:80]
+
+
+def test_the_speedrun_environment_holds_no_test_extras():
+    packages = {re.match(r"[\w.-]+", line)[0] for line in _entries(ROOT / "requirements/cpu.txt")}
+    assert not packages & {"pytest", "hypothesis", "ruff", "basedpyright", "torch", "transformers"}
+
+
+def test_every_lock_agrees_on_the_versions_it_shares():
+    versions = [dict(_pinned(lock)) for lock in LOCKS]
+    for name in set.intersection(*(set(v) for v in versions)):
+        assert len({v[name] for v in versions}) == 1, name
+
+
+@pytest.mark.parametrize("preset", sorted(p.stem for p in CONFIG_DIR.glob("*.yaml")))
+def test_presets_load_and_derive(preset):
+    config, said = derive(load([], preset=preset), vocab_size=50266, padded_vocab_size=50304)
+    assert config.training.steps and config.model.dim and len(said) == 4
+
+
+def _entries(lock: Path) -> list[str]:
+    return [line for line in lock.read_text().splitlines() if re.match(r"[A-Za-z0-9]", line)]
+
+
+def _pinned(lock: Path) -> list[tuple[str, str]]:
+    found = (re.match(r"([\w.-]+)(?:\[.*?\])?==([^\s;]+)", line) for line in _entries(lock))
+    return [(m[1], m[2]) for m in found if m]
