@@ -62,8 +62,11 @@ def _weight_grads(x, dys):
 
 
 def _weight_grads_cpu(x, dys):
-    x_DN = transpose(x.reshape(-1, x.shape[-1]))
-    dys = (dy.reshape(-1, dy.shape[-1]) for dy in dys)
+    x_ND = x.reshape(-1, x.shape[-1])
+    dys = [dy.reshape(-1, dy.shape[-1]) for dy in dys]
+    if x_ND.shape[1] > sum(dy.shape[1] for dy in dys):  # transpose whichever is smaller
+        return [jnp.matmul(transpose(dy), x_ND, preferred_element_type=jnp.float32).T for dy in dys]
+    x_DN = transpose(x_ND)
     return [jnp.matmul(x_DN, dy, preferred_element_type=jnp.float32) for dy in dys]
 
 

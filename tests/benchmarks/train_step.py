@@ -27,9 +27,9 @@ def make_step(vocab: int, dtype: str, optimizer: str) -> dict[str, Callable]:
     import jax.numpy as jnp
     from flax import nnx
 
+    from gaia import parallel
     from gaia.kernels.cross_entropy import cross_entropy
     from gaia.optim import OptimConfig
-    from gaia.parallel import make_mesh
     from gchat.config import TrainConfig, TrainingConfig
     from gchat.model import GPTConfig, flops_per_token
     from gchat.train import init_state, make_train_step
@@ -44,7 +44,7 @@ def make_step(vocab: int, dtype: str, optimizer: str) -> dict[str, Callable]:
         optim=OptimConfig(name=optimizer),
         training=TrainingConfig(batch_size=B, steps=10_000, loss_chunk=1024),
     )
-    mesh = make_mesh()
+    mesh = parallel.make_mesh()
     graph, state = init_state(config, mesh)
     train_step = make_train_step(graph, config, mesh)
     tokens = jax.random.randint(jax.random.key(1), (B, T), 0, vocab)

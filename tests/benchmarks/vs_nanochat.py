@@ -13,6 +13,7 @@ at that vocabulary, the figure the project aims to keep above 1.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -41,11 +42,9 @@ class Worker:
     def step(self) -> float:
         """Seconds of one step; raises RuntimeError if the process died."""
         assert self.process.stdin and self.process.stdout
-        try:
+        with contextlib.suppress(BrokenPipeError):  # reported below, with the status
             self.process.stdin.write("step\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass
         # Libraries print on stdout too; the answer is the line that starts with the mark.
         for line in self.process.stdout:
             if line.startswith("seconds "):
@@ -55,7 +54,8 @@ class Worker:
     def close(self) -> None:
         """Ends the process."""
         assert self.process.stdin
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
 

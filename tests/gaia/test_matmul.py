@@ -34,8 +34,9 @@ def test_matches_float64(shape):
         np.testing.assert_allclose(got_dw, dw, rtol=1e-5, atol=1e-5)
 
 
-def test_both_layouts_of_the_weight_gradient_agree():
-    x, _, dys = inputs()
+@pytest.mark.parametrize("widths", [(4, 6), (2, 3)])  # wider and narrower than x
+def test_both_layouts_of_the_weight_gradient_agree(widths):
+    x, _, dys = inputs(widths=widths)
     x, dys = jnp.asarray(x), [jnp.asarray(dy) for dy in dys]
     pairs = zip(matmul._weight_grads(x, dys), matmul._weight_grads_cpu(x, dys), strict=True)
     for default, cpu in pairs:
