@@ -185,7 +185,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes the tokenizer as JSON; a folder (or one that ends in /) gets `tokenizer.json`."""
-        storage.write_text(_file(path), self._text)
+        storage.write_text(stored_at(path), self._text)
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -194,7 +194,7 @@ class Tokenizer:
         Raises:
             DataError: missing, not a tokenizer, or damaged.
         """
-        where = _file(path)
+        where = stored_at(path)
         if not storage.exists(where):
             raise DataError(f"tokenizer {where} does not exist", "prepare the data again")
         try:
@@ -213,7 +213,8 @@ class Tokenizer:
         return Tokenizer, (self.kind, self.pattern, self._ranks, self.specials)
 
 
-def _file(path: str | Path) -> str:
+def stored_at(path: str | Path) -> str:
+    """The tokenizer file of a path that may name its folder."""
     text = os.fspath(path)
     return text if text.endswith(".json") else storage.join(text, FILE)
 

@@ -4,7 +4,7 @@ The same parameters give the same shards, byte for byte, whether or not the work
 - a document belongs to validation when the hash of its text falls below `val_fraction` (so exact
   copies stay on one side), unless the source has validation text of its own; where that leaves
   none, the document with the lowest hash is taken;
-- documents are shuffled by `seed` inside buffers of 256 MiB of text, that is, a small corpus as a
+- documents are shuffled by `seed` inside buffers of 128 MiB of text, that is, a small corpus as a
   whole; the loader shuffles again;
 - the work is divided into units (groups of files); a finished unit is noted in `.prepare.json` and
   not done again;
@@ -166,7 +166,8 @@ def _tokenizer_parameters(tokenizer: str, vocab_size: int) -> dict[str, Any]:
         raise ConfigError(
             f"tokenizer = {tokenizer!r} is unknown", "use bpe, gpt2 or the path of a tokenizer.json"
         )
-    return {"tokenizer": Tokenizer.load(tokenizer).sha256}
+    with storage.local_file(tokenizers.stored_at(tokenizer)) as path:
+        return {"tokenizer": storage.sha256_file(path)}  # which is that of the tokenizer
 
 
 def _previous(folder: Path) -> dict[str, Any]:

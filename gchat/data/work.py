@@ -19,7 +19,7 @@ from gchat.tokenizer import Tokenizer
 
 STATE = ".prepare.json"
 _VAL_PART = ".val-{index:05d}.arrayrecord"
-_SHUFFLE_BYTES = 256 << 20  # text held in memory and shuffled at a time
+_SHUFFLE_BYTES = 128 << 20  # text shuffled at a time; twice that is in memory
 _ENCODED = 512  # documents encoded at a time
 
 
@@ -86,37 +86,33 @@ class Work:
         documents = {"train": 0, "val": 0}
         text_bytes = {"train": 0, "val": 0}
         dtype = self.tokenizer.info.dtype
-        train = ShardWriter(
-            self.folder,
-            dtype=dtype,
-            first_index=len(self.state.shards("train")),
-            shard_tokens=self.shard_tokens,
-        )
-        val = ShardWriter(
-            self.folder,
-            dtype=dtype,
-            name=_VAL_PART.format(index=index),
-            shard_tokens=None,
-        )
-        with train, val:
-            buffers = _buffers(unit.documents(tally))
-            for number, buffer in enumerate(buffers):
+        writers = {
+            "train": ShardWriter(
+                self.folder,
+                dtype=dtype,
+                first_index=len(self.state.shards("train")),
+                shard_tokens=self.shard_tokens,
+            ),
+            "val": ShardWriter(
+                self.folder, dtype=dtype, name=_VAL_PART.format(index=index), shard_tokens=None
+            ),
+        }
+        with writers["train"], writers["val"]:
+            for number, buffer in enumerate(_buffers(unit.documents(tally))):
                 needs_val = unit.split is None and index == number == 0
                 splits = self._splits(buffer, unit.split, needs_val)
                 order = permutation(len(buffer), self.seed, index, number).tolist()
                 for first in range(0, len(order), _ENCODED):
                     chosen = order[first : first + _ENCODED]
                     texts = [buffer[i] for i in chosen]
-                    for i, ids in zip(chosen, self._encode(texts), strict=True):
-                        split = splits[i]
-                        (val if split == "val" else train).add(ids)
-                        size = len(buffer[i].encode())
-                        documents[split] += 1
-                        text_bytes[split] += size
-                        bar.update(size)
+                    sizes = [len(t) if t.isascii() else len(t.encode()) for t in texts]
+                    for i, size, ids in zip(chosen, sizes, self._encode(texts), strict=True):
+                        writers[splits[i]].add(ids)
+                        documents[splits[i]] += 1
+                        text_bytes[splits[i]] += size
+                    bar.update(sum(sizes))
         return {
-            "train": [dataclasses.asdict(shard) for shard in train.shards],
-            "val": [dataclasses.asdict(shard) for shard in val.shards],
+            **{key: [dataclasses.asdict(s) for s in w.shards] for key, w in writers.items()},
             "documents": documents,
             "text_bytes": text_bytes,
             "invalid_utf8": tally.invalid_utf8,

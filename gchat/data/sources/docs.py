@@ -15,7 +15,7 @@ import platform
 import re
 import sysconfig
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -46,7 +46,7 @@ def corpus() -> Corpus:
     )
 
 
-def documents(processes: int = 2) -> Iterator[str]:
+def documents(processes: int = 2) -> Generator[str, None, None]:
     """Docstrings of more than 200 characters, each once, in a fixed order.
 
     Args:
