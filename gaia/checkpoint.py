@@ -93,7 +93,8 @@ class Checkpointer:
             # The failed save's error is raised once more by close(); it is reported already.
             del again
         for path in self.directory.iterdir():
-            if _TEMPORARY in path.name:
+            unsealed = path.name == str(step) and not (path / CHECKSUMS).exists()
+            if unsealed or _TEMPORARY in path.name:
                 path.rmtree(missing_ok=True)
         self._open()
         return f"step {step}: {' '.join(str(error).split())[:500]}"

@@ -125,7 +125,7 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
         loss, grads = over_rows((state.params, key, count), inputs_BT, targets_BT)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(loss, optax.global_norm(grads), lr_share(state.step))
+        metrics = StepMetrics(loss, optax.tree.norm(grads), lr_share(state.step))
         return TrainState(params, opt_state, state.step + 1), metrics
 
     return train_step

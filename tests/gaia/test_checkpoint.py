@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 import shutil
 import subprocess
@@ -107,10 +108,13 @@ def test_an_unfinished_step_is_never_sealed_later(checkpoints):
     assert checkpoints.damage(2) == "it was never finished"
 
 
+# Orbax leaves the reads of the other arrays unfinished when one of them fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_another_state_is_refused(checkpoints):
     for other in (state(0, size=10), {"w": state(0)["w"]}, {**state(0), "more": jnp.zeros(3)}):
         with pytest.raises(CheckpointError, match="does not fit this run"):
             checkpoints.restore(2, other)
+    gc.collect()
 
 
 def test_keeps_the_newest_and_the_multiples(tmp_path):

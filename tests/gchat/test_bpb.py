@@ -10,6 +10,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gaia import parallel
 from gaia.errors import ConfigError, DataError
 from gchat.evals import bpb
 from gchat.train import make_scorer
@@ -80,7 +81,11 @@ def test_every_token_is_scored_once_with_its_own_context(lengths, seq_len, share
 def scorer():
     config = tiny.train_config()
     graph, params = tiny.make(config.model)
-    return functools.partial(make_scorer(graph, config), params), graph, params
+    return (
+        functools.partial(make_scorer(graph, config, parallel.make_mesh()), params),
+        graph,
+        params,
+    )
 
 
 def nats(documents, stride=16):

@@ -19,11 +19,13 @@ def measure() -> dict[str, list[float]]:
     import optax
     import tiny
 
+    from gaia import parallel
     from gchat.train import init_state, make_train_step
 
     config = tiny.train_config()
-    graph, state = init_state(config)
-    train_step = make_train_step(graph, config)
+    mesh = parallel.make_mesh()
+    graph, state = init_state(config, mesh)
+    train_step = make_train_step(graph, config, mesh)
     norm = jax.jit(optax.tree.norm)
     found: dict[str, list[float]] = {"loss": [], "grad_norm": [], "param_norm": []}
     rows = tiny.tokens(4, 33, seed=7)
