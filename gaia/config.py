@@ -44,21 +44,18 @@ def parse(
     Raises:
         ConfigError: naming the option, its value and the nearest valid option.
     """
-    known = [*_as_args(preset or {}), *_expand(args, aliases or {})]
+    known = list(_flags([*_as_args(preset or {}), *_expand(args, aliases or {})]))
     printed = io.StringIO()
     try:
         if {"-h", "--help"} & set(args):
             # A preset's own values become the defaults that the help shows.
-            return tyro.cli(cls, args=known, prog=prog, description=description, config=_STYLE)
+            return tyro.cli(cls, args=known, prog=prog, description=description)
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            return tyro.cli(cls, args=known, prog=prog, description=description, config=_STYLE)
+            return tyro.cli(cls, args=known, prog=prog, description=description)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise ConfigError(*_one_line(printed.getvalue(), aliases or {})) from None
-
-
-_STYLE = (tyro.conf.FlagConversionOff,)
 
 
 def _expand(args: Sequence[str], aliases: Mapping[str, str]) -> Iterator[str]:
@@ -69,6 +66,20 @@ def _expand(args: Sequence[str], aliases: Mapping[str, str]) -> Iterator[str]:
         yield name
         if equals:
             yield value
+
+
+def _flags(args: Sequence[str]) -> Iterator[str]:
+    """`--tied True` and `--tied False` as the flags `--tied` and `--no-tied` of a bool."""
+    items = iter([*args, ""])
+    name = next(items)
+    for item in items:
+        if name.startswith("--") and item.lower() in ("true", "false"):
+            group, dot, field = name[2:].rpartition(".")
+            yield f"--{group}{dot}{'no-' if item.lower() == 'false' else ''}{field}"
+            name = next(items, "")
+            continue
+        yield name
+        name = item
 
 
 def _as_args(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

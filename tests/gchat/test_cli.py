@@ -1,0 +1,126 @@
+"""The commands as a user types them, one after the other, on a corpus of this repository's text."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from gchat.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (
+    "--depth 1 --model.dim 32 --model.head-dim 16 --model.seq-len 32 --model.hidden 64 "
+    "--model.compute-dtype float32 --batch-size 4 --warmup 1 --lr 0.01 --eval.tokens 500 "
+    "--eval.sample-tokens 4 --eval.prompts The"
+).split()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A data set and a finished run, made by the commands themselves."""
+    folder = tmp_path_factory.mktemp("cli")
+    text = folder / "text.md"
+    text.write_text("".join(f.read_text() for f in sorted((ROOT / "gchat").glob("*.py"))))
+    data, run = folder / "data", folder / "run"
+    prepare = ["data", "prepare", "--source", "text", "--input", str(text), "--out", str(data)]
+    assert main([*prepare, "--vocab-size", "400"]) == 0
+    train = ["train", "--data-dir", str(data), "--run-dir", str(run), "--max-steps", "4"]
+    assert main([*train, *SMALL, "--eval.files", "readme", str(ROOT / "README.md")]) == 0
+    return data, run
+
+
+def test_the_run_folder_explains_itself(trained):
+    _, run = trained
+    names = {p.name for p in run.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "samples.txt", "report.md"} <= names
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    summary = json.loads((run / "summary.json").read_text())
+    keys = (
+        "preset device params steps tokens seconds tokens_per_s mfu train_loss val_bpb unigram_bpb "
+        "bigram_bpb seconds_to_target_bpb cost_usd commit checkpoint"
+    )
+    assert set(keys.split()) <= summary.keys()
+    assert summary["finished"] and summary["steps"] == 4 and summary["tokens"] == 4 * 4 * 32
+    assert Path(summary["checkpoint"]).is_dir()
+    report = (run / "report.md").read_text()
+    assert "| readme |" in report and "| val |" in report and "bigram" in report
+
+
+def test_metrics_have_one_line_per_step_with_each_evaluation(trained):
+    _, run = trained
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
+    for line in (lines[0], lines[-1]):
+        for name in ("val", "readme"):
+            loss, perplexity = line[f"eval/{name}_loss"], line[f"eval/{name}_perplexity"]
+            assert perplexity == pytest.approx(math.exp(loss))
+            assert line[f"eval/{name}_bpb"] > 0
+
+
+def test_sample_is_the_same_text_for_the_same_seed(trained, capsys):
+    _, run = trained
+    texts = []
+    for seed in ("1", "1", "2"):
+        command = ["sample", "--run", str(run), "--prompt", "The", "--max-tokens", "12", "--json"]
+        assert main([*command, "--seed", seed]) == 0
+        texts.append(json.loads(capsys.readouterr().out)["text"])
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_sample_prints_prompt_and_continuation(trained, capsys):
+    _, run = trained
+    command = ["sample", "--run", str(run), "--prompt", "The", "--max-tokens", "5"]
+    assert main([*command, "--temperature", "0", "--json"]) == 0
+    text = json.loads(capsys.readouterr().out)["text"]
+    assert main([*command, "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == f"The{text}\n"
+
+
+def test_eval_bpb_agrees_with_the_evaluation_during_training(trained, capsys):
+    _, run = trained
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    command = ["eval", "bpb", "--run", str(run), "--text", str(ROOT / "README.md"), "--json"]
+    assert main(command) == 0
+    score = json.loads(capsys.readouterr().out)
+    assert score["bpb"] == pytest.approx(last["eval/readme_bpb"], rel=1e-6)
+    assert score["bytes"] == len((ROOT / "README.md").read_bytes())
+
+
+def test_data_count_and_verify(trained, capsys):
+    data, _ = trained
+    assert main(["data", "count", str(data)]) == 0
+    assert "tokens across 1 shard" in capsys.readouterr().out
+    assert main(["data", "verify", str(data)]) == 0
+    assert "verified" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        ([], "usage: gchat"),
+        (["fly"], "gchat fly is no verb"),
+        (["data", "fly"], "gchat data fly is no command"),
+        (["eval", "fly"], "gchat eval fly is no evaluation"),
+        (["sample", "--run", "/nowhere", "--prompt", "x"], "/nowhere"),
+        (["sample", "--run", "{run}", "--prompt", "x", "--top-p", "0"], "top_p is 0"),
+        (["sample", "--run", "{run}", "--prompt", "x", "--max-tokens", "0"], "max_new_tokens is 0"),
+        (["eval", "bpb", "--run", "{run}", "--text", "/nowhere"], "/nowhere"),
+        (["train", "--run-dir", "{run}", "--data-dir", "{data}"], "already holds a run"),
+        (["train", "--run-dir", "{new}"], "data.dir is not set"),
+        (["train", "--resume", "--run-dir", "{new}"], "config.yaml"),
+        (["train", "--data-dir", "{data}", "--run-dir", "{new}", "--batch-size", "9999"], "less than one batch"),
+        (["train", "--data-dir", "{data}", "--run-dir", "{new}", "--model.seq-len", "0"], "model.seq_len is 0"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_and_leave_nothing(trained, tmp_path, capsys, args, named):
+    data, run = trained
+    new = tmp_path / "new"
+    args = [a.format(run=run, data=data, new=new) for a in args]
+    small = SMALL if "9999" in args else []
+    assert main([*args[:1], *small, *args[1:]] if small else args) == 2
+    captured = capsys.readouterr()
+    said = captured.err or captured.out
+    assert named in said
+    assert not args or captured.err.count("\n") == 1
+    assert not new.exists()
