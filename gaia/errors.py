@@ -1,5 +1,6 @@
 """The one base error of gaia: every message names the field, its value and the remedy."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -47,6 +48,8 @@ def run_cli(program: str, command: Callable[[list[str]], object], args: list[str
             raise
         print(f"{program}: {error}", file=sys.stderr)
         return error.exit_status
+    except BrokenPipeError:  # the reader (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130

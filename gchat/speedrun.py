@@ -24,7 +24,29 @@ from gchat.run_folder import RunFolder, folder_of
 from gchat.scaling.estimate import Estimate, estimate, overhead_seconds, tokens_within
 from gchat.train import Trainer
 
+USAGE = """usage: bash gchat/speedrun.sh [CONFIG.yaml] [options] [--group.field value …]
+
+From text to a trained model and its report, on whatever this machine is.
+
+  --hours H       budget of the whole command (default: until the machine's deadline in
+                  GAIA_DEADLINE, else 3 on an accelerator and 0.1 on a CPU)
+  --dry-run       print the plan; train nothing, download nothing
+  --resume        go on with the run in --run-dir (default runs/NAME)
+  --offline       use the offline corpus, whatever the machine
+  --allow-cpu     go on although an accelerator is present that JAX cannot use
+  --debug         show a traceback instead of one line
+
+  bash gchat/speedrun.sh --dry-run --hours 1
+  bash gchat/speedrun.sh --depth 12 --run.name d12
+  bash gchat/speedrun.sh gchat/configs/my_run.yaml --training.steps 200
+  bash gchat/speedrun.sh --data.source text --data.input 'notes/*.md' --run.name notes
+
+Short names: --depth --batch-size --lr --warmup --max-steps --log-interval --data-dir
+--checkpoint-dir --run-dir. All fields of the trainer:
+"""
 CPU_HOURS = 0.1
+CPU_DEFAULT = "CPU default"
+LEAST_STEPS = 20  # fewer show nothing
 ACCELERATOR_HOURS = 3.0
 DEPTHS = tuple(range(4, 41, 2))  # what the plan chooses from
 GPT2_VOCAB = (50_266, 50_304)  # ids in use with the chat specials, and padded
@@ -66,13 +88,15 @@ def speedrun(options: Options, args: list[str]) -> dict[str, Any] | None:
     config = load(args, preset="cpu" if on_cpu else "speedrun", prog="gchat/speedrun.sh")
     if on_cpu and not (args and not args[0].startswith("-")):
         print("no accelerator here: training the `cpu` preset on the offline corpus")
+    runtime.start(matmul_precision=config.model.matmul_precision)  # known only now
     if options.offline:
         config = replace(config, data=replace(config.data, source="docs", input=None))
     if options.resume:
         return _resume(config, args, machine)
     hours, why = _budget(options, on_cpu)
     peak, peak_source = runtime.peak_flops(machine, config.model.compute_dtype)
-    plan = Plan(config, machine, peak, began + 3600 * hours)
+    strict = why != CPU_DEFAULT
+    plan = Plan(config, machine, peak, began + 3600 * hours, strict=strict)
     plan.choose_size(fixed_depth=_sets_size(args))
     plan.show(hours, why, peak_source)
     if options.dry_run:
@@ -85,21 +109,20 @@ def speedrun(options: Options, args: list[str]) -> dict[str, Any] | None:
 
 def main(args: list[str]) -> None:
     """Splits the speedrun's own options from the trainer's, runs, and says what to do next."""
+    if {"-h", "--help"} & set(args):
+        print(USAGE)
     own: list[str] = []
     rest: list[str] = []
-    flags = {"--dry-run": "dry_run", "--resume": "resume"}
-    flags |= {"--allow-cpu": "allow_cpu", "--offline": "offline"}
     items = iter(args)
-    chosen: dict[str, Any] = {}
     for item in items:
         name, _, value = item.partition("=")
-        if name in flags and not value:
-            chosen[flags[name]] = True
+        if item in ("--dry-run", "--resume", "--allow-cpu", "--offline"):
+            own.append(item)
         elif name == "--hours":
-            own = ["--hours", value or next(items, "")]
+            own += ["--hours", value or next(items, "")]
         else:
             rest.append(item)
-    options = replace(parse(Options, own, prog="gchat/speedrun.sh"), **chosen)
+    options = parse(Options, own, prog="gchat/speedrun.sh")
     summary = speedrun(options, rest)
     if summary and summary["finished"]:
         run = Path(summary["run_dir"])
@@ -129,7 +152,7 @@ def _budget(options: Options, on_cpu: bool) -> tuple[float, str]:
                 "extend it (`gml node extend`), or set --hours",
             )
         return hours, "this machine's deadline, less a reserve"
-    return (CPU_HOURS, "CPU default") if on_cpu else (ACCELERATOR_HOURS, "default")
+    return (CPU_HOURS, CPU_DEFAULT) if on_cpu else (ACCELERATOR_HOURS, "default")
 
 
 def _sets_size(args: list[str]) -> bool:
@@ -141,9 +164,15 @@ class Plan:
     """What will be trained: sizes and steps that fit the machine and the hours."""
 
     def __init__(
-        self, config: TrainConfig, machine: runtime.Machine, peak: float, deadline: float
+        self,
+        config: TrainConfig,
+        machine: runtime.Machine,
+        peak: float,
+        deadline: float,
+        *,
+        strict: bool,
     ) -> None:
-        self._given = config
+        self._given, self._strict = config, strict
         self.config, self._machine, self._peak, self._deadline = config, machine, peak, deadline
 
     def _vocab(self) -> tuple[int, int]:
@@ -183,11 +212,12 @@ class Plan:
         limit = tokens_within(derived.model, self._machine, self._peak, self._seconds_left())
         wanted = self._given.training.tokens or cost.tokens
         rows = (derived.training.batch_size or 1) * derived.model.seq_len
-        if limit < 20 * rows:
+        if limit < LEAST_STEPS * rows and self._strict:
             raise ConfigError(
                 f"only {max(0, limit // rows)} steps fit into the hours", "raise --hours"
             )
-        tokens = min(wanted, limit) // rows * rows
+        # A very slow machine takes its time, unless the user limited it.
+        tokens = max(LEAST_STEPS * rows, min(wanted, limit) // rows * rows)
         training = replace(self.config.training, tokens=tokens)
         self.config = replace(self.config, training=training)
 

@@ -9,11 +9,33 @@ import pytest
 from gchat.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = (
-    "--depth 1 --model.dim 32 --model.head-dim 16 --model.seq-len 32 --model.hidden 64 "
-    "--model.compute-dtype float32 --batch-size 4 --warmup 1 --lr 0.01 --eval.tokens 500 "
-    "--eval.sample-tokens 4 --eval.prompts The"
-).split()
+SMALL = [
+    "--depth",
+    "1",
+    "--model.dim",
+    "32",
+    "--model.head-dim",
+    "16",
+    "--model.seq-len",
+    "32",
+    "--model.hidden",
+    "64",
+    "--model.compute-dtype",
+    "float32",
+    "--batch-size",
+    "4",
+    "--warmup",
+    "1",
+    "--lr",
+    "0.01",
+    "--eval.tokens",
+    "500",
+    "--eval.sample-tokens",
+    "4",
+    "--eval.prompts",
+    "The",
+]
+NEW_RUN = ["train", "--data-dir", "{data}", "--run-dir", "{new}"]
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +131,8 @@ def test_data_count_and_verify(trained, capsys):
         (["train", "--run-dir", "{run}", "--data-dir", "{data}"], "already holds a run"),
         (["train", "--run-dir", "{new}"], "data.dir is not set"),
         (["train", "--resume", "--run-dir", "{new}"], "config.yaml"),
-        (["train", "--data-dir", "{data}", "--run-dir", "{new}", "--batch-size", "9999"], "less than one batch"),
-        (["train", "--data-dir", "{data}", "--run-dir", "{new}", "--model.seq-len", "0"], "model.seq_len is 0"),
+        ([*NEW_RUN, "--batch-size", "9999"], "less than one batch"),
+        ([*NEW_RUN, "--model.seq-len", "0"], "model.seq_len is 0"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_leave_nothing(trained, tmp_path, capsys, args, named):
