@@ -101,6 +101,7 @@ def _decode(graph, params, state: _DecodeState, knobs: _Knobs, stop_ids_N, steps
         x_B1D, cache = model(
             next_B[:, None], positions_BT=state.position_B[:, None], cache=state.cache
         )
+        assert cache is not None  # one went in
         logits_BV = model.logits(x_B1D[:, 0])
         # A finished row keeps its place: it goes on decoding tokens that nobody reads.
         position_B = state.position_B + jnp.where(done_B, 0, 1)

@@ -176,10 +176,11 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, machine: Machine, *, resume: bool) -> None:
         # ── Data and sizes ────────────────────────────────────────────────────────────────────
-        if config.data.dir is None:
+        data_dir = config.data.dir
+        if data_dir is None:
             raise ConfigError("data.dir is not set", "give --data-dir, or run gchat/speedrun.sh")
-        self.manifest = load_manifest(config.data.dir)
-        self.tokenizer = Tokenizer.load(f"{config.data.dir}/tokenizer.json")
+        self.manifest = load_manifest(data_dir)
+        self.tokenizer = Tokenizer.load(f"{data_dir}/tokenizer.json")
         config, derived = derive(
             config,
             vocab_size=self.tokenizer.vocab_size,
@@ -206,7 +207,7 @@ class Trainer:
         self.step, run_id = self._restore() if resume else (0, None)
         self.began_at = self.step
         self.batches = make_loader(
-            config.data.dir,
+            data_dir,
             split="train",
             seq_len=config.model.seq_len,
             batch_size=rows,
