@@ -28,7 +28,7 @@ import tiktoken
 
 from gaia import storage
 from gaia.errors import ConfigError, DataError
-from gaia.records import TokenizerInfo
+from gaia.manifest import TokenizerInfo
 
 FILE = "tokenizer.json"
 PAD_TO = 128  # a vocabulary of 50,257 rows divides over no mesh
@@ -127,8 +127,11 @@ class Tokenizer:
         """`encode_array` of each text; tiktoken lets go of the GIL, so threads help."""
         if threads <= 1 or len(texts) < 2:
             return [self.encode_array(text) for text in texts]
+        # One piece of work per thread: a future per text costs as much as encoding it.
+        share = -(-len(texts) // threads)
+        parts = [texts[i : i + share] for i in range(0, len(texts), share)]
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(self.encode_array, texts, chunksize=16))
+            return [ids for part in pool.map(self.encode_batch, parts) for ids in part]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of ids; specials appear by name, broken UTF-8 as U+FFFD.

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gaia import records
-from gaia.errors import ConfigError, DataError
+from gaia.errors import ConfigError, DataError, run_cli
 from gchat.data import download
 from gchat.data.sources import climbmix
 from gchat.data.sources.unit import Tally
@@ -37,19 +37,9 @@ def hub(monkeypatch, tmp_path):
 
 
 def run(tmp_path, *args):
-    return download.main(
-        [
-            "-n",
-            "2",
-            "--tokenizer",
-            "bpe",
-            "--vocab-size",
-            "300",
-            "--out",
-            str(tmp_path / "out"),
-            *args,
-        ]
-    )
+    """`python -m gchat.data.download`; its exit status."""
+    given = ["-n", "2", "--tokenizer", "bpe", "--vocab-size", "300", "--out", str(tmp_path / "out")]
+    return run_cli("gchat", download.main, [*given, *args])
 
 
 def test_the_command_downloads_and_tokenizes(hub, tmp_path, capsys):
@@ -122,6 +112,6 @@ def test_no_network_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("GAIA_HOME", str(tmp_path / "home"))
     assert run(tmp_path) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: the hub does not answer") and error.count("\n") == 1
+    assert error.startswith("gchat: the hub does not answer") and error.count("\n") == 1
     assert "--source docs" in error
     assert not (tmp_path / "out").exists()
