@@ -186,6 +186,7 @@ def derive(
     training = config.training
     _check_training(training)
     _check_eval(config.eval)
+    _check_least(config)
     # 2) Tokens follow from parameters unless steps or tokens are given.
     tokens = training.tokens or round(training.tokens_per_param * params)
     # 3) The batch follows from the tokens: B ∝ D^0.383 from 2^19 at depth 12 (Power Lines,
@@ -243,6 +244,18 @@ def _check_eval(evals: EvalConfig) -> None:
             f"eval.stride_fraction is {evals.stride_fraction}",
             "use a share in (0, 1]; above 1 bytes would be left out",
         )
-    for name in ("tokens", "sample_tokens"):
-        if getattr(evals, name) < 1:
-            raise ConfigError(f"eval.{name} is {getattr(evals, name)}", "use at least 1")
+
+
+_LEAST = {
+    "eval": {"tokens": 1, "sample_tokens": 1, "every_steps": 0, "sample_every": 0},
+    "checkpoint": {"keep": 1, "keep_every": 0, "every_steps": 0, "every_minutes": 0},
+    "run": {"log_interval": 1, "in_flight": 0, "price_per_hour": 0},
+}
+
+
+def _check_least(config: TrainConfig) -> None:
+    for group, fields in _LEAST.items():
+        for name, least in fields.items():
+            value = getattr(getattr(config, group), name)
+            if not value >= least:
+                raise ConfigError(f"{group}.{name} is {value}", f"use {least} or more")

@@ -6,12 +6,14 @@ RUN/config.yaml  tokenizer.json  metrics.jsonl  checkpoints/  samples.txt
 
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gaia.config import differences, flatten, to_dict, to_yaml
 from gaia.errors import CheckpointError, ConfigError
+from gaia.storage import list_names
 from gchat.config import TrainConfig
 from gchat.tokenizer import Tokenizer
 
@@ -28,7 +30,9 @@ class RunFolder:
         self.path = folder_of(config)
         self.plain = flatten(to_dict(config))
         self._config = to_dict(config)
-        self.resume_command = f"python -m gchat.train --resume --run-dir {self.path}"
+        self.resume_command = (
+            f"python -m gchat.train --resume --run-dir {shlex.quote(str(self.path))}"
+        )
         if not resume:
             self.check_free(config)
         elif not (self.path / "config.yaml").exists():
@@ -38,12 +42,17 @@ class RunFolder:
 
     @staticmethod
     def check_free(config: TrainConfig) -> None:
-        """Raises ConfigError where a run lies already."""
-        path = folder_of(config)
+        """Raises ConfigError where a run, or the checkpoints of one, lie already."""
+        path, checkpoints = folder_of(config), config.checkpoint.dir
         if (path / "config.yaml").exists():
             raise ConfigError(
                 f"run.dir {str(path)!r} already holds a run",
                 "add --resume to go on with it, or choose another --run.name",
+            )
+        if checkpoints and any(name.isdigit() for name in list_names(checkpoints)):
+            raise ConfigError(
+                f"checkpoint.dir {checkpoints!r} already holds checkpoints",
+                "choose another, or --resume the run they belong to",
             )
 
     @staticmethod

@@ -93,7 +93,8 @@ class Process:
 
     def end(self):
         """Reads the rest; returns the exit status."""
-        self.lines += self._process.stdout.read().splitlines()
+        with self._process.stdout as output:
+            self.lines += output.read().splitlines()
         return self._process.wait()
 
     @property

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from gaia.errors import DataError
+from gaia.errors import ConfigError, DataError
 from gaia.records import iter_documents
 from gchat.engine import Engine, SamplingConfig
 from gchat.evals import bpb
@@ -31,6 +31,7 @@ class Evaluator:
 
     Raises:
         DataError: an evaluation file is missing or empty.
+        ConfigError: a prompt is longer than a row.
     """
 
     def __init__(
@@ -55,6 +56,15 @@ class Evaluator:
         self._batches = {"val": self._pack(documents)}
         for name, path in config.eval.files.items():
             self._batches[name] = self._pack([encode_file(path, tokenizer)])
+        # Encoded now, so that a prompt that does not fit is not found out by the last step.
+        self._prompts = [[tokenizer.bos_id, *tokenizer.encode(p)] for p in config.eval.prompts]
+        for text, ids in zip(config.eval.prompts, self._prompts, strict=True):
+            if len(ids) >= self._seq_len:
+                raise ConfigError(
+                    f"eval.prompts: {text[:30]!r}… has {len(ids)} tokens, model.seq_len is "
+                    f"{self._seq_len}",
+                    "shorten it",
+                )
 
     def _pack(self, documents: list[np.ndarray]) -> list[bpb.Rows]:
         stride = max(1, round(self._seq_len * self._eval.stride_fraction))
@@ -77,11 +87,10 @@ class Evaluator:
     def sample(self, params: Any) -> str:
         """Greedy continuations of the fixed prompts, one per line."""
         engine = make_engine(self._graph, params, self._tokenizer, self._seq_len)
-        prompts = [[self._tokenizer.bos_id, *self._tokenizer.encode(p)] for p in self._eval.prompts]
-        if not prompts:
+        if not self._prompts:
             return ""
         answers = engine.generate(
-            prompts,
+            self._prompts,
             max_new_tokens=self._eval.sample_tokens,
             sampling=SamplingConfig(temperature=0.0),
         )

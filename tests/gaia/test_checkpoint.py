@@ -1,16 +1,12 @@
 """Checkpoints: what is saved comes back bit for bit, and damage never goes unnoticed."""
 
-import contextlib
-import ctypes
 import gc
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from disks import fill, small_disk
 
 from gaia.checkpoint import CHECKSUMS, Checkpointer
 from gaia.errors import CheckpointError
@@ -126,28 +122,12 @@ def test_keeps_the_newest_and_the_multiples(tmp_path):
     assert [made.damage(step) for step in (4, 6, 7)] == [None] * 3
 
 
-@contextlib.contextmanager
-def small_disk(folder: Path, size: str):
-    """A file system of its own with so much room; skips where mounting is not allowed."""
-    folder.mkdir()
-    libc = ctypes.CDLL(None, use_errno=True)
-    options = (b"tmpfs", os.fsencode(folder), b"tmpfs", 0, f"size={size}".encode())
-    if libc.mount(*options) != 0:
-        pytest.skip(f"cannot mount a small file system here ({os.strerror(ctypes.get_errno())})")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_disk_full_keeps_the_previous_checkpoint(tmp_path):
     with small_disk(tmp_path / "disk", "3m") as disk:
         made = Checkpointer(str(disk / "checkpoints"), keep=5)
         assert made.save(1, state(1, size=200_000), {}) is None
         assert made.wait() is None
-        filler = disk / "filler"
-        with open(filler, "wb") as file, contextlib.suppress(OSError):
-            file.write(b"x" * (shutil.disk_usage(disk).free - 100_000))
+        filler = fill(disk, leave=100_000)
         problem = made.save(2, state(2, size=200_000), {}) or made.wait()
         assert problem is not None and "space" in problem.lower()
         assert "\n" not in problem
