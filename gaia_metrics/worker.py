@@ -30,7 +30,7 @@ class Sink(Protocol):
     """Where converted records go besides the run folder (the OTLP spool, the watch for alerts)."""
 
     def values(self, step: int, time_ns: int, values: dict[str, float], system: bool) -> None:
-        """Take one `log()`."""
+        """Take one `log()`; `system` is False."""
 
     def record(self, record: dict) -> None:
         """Take a text, histogram or alert."""
@@ -64,8 +64,10 @@ class Worker:
         jsonl: the derived file (process 0 only), or None.
         sinks: further takers of each record.
         warn: called as warn(key, problem, remedy); says each key once.
-        on_tick: called about once a second from the thread (heartbeat, system metrics).
+        on_tick: on_tick(self, final) is called about once a second from the thread, and at the
+            end before the last write (heartbeat, system metrics).
         done: called from the thread once every file is closed.
+        start: called from the thread first.
     """
 
     def __init__(
@@ -74,17 +76,20 @@ class Worker:
         jsonl: JsonlFile | None,
         sinks: list[Sink],
         warn: Callable[[str, str, str], None],
-        on_tick: Callable[[], None],
+        on_tick: Callable[[Worker, bool], None],
         done: Callable[[], None],
+        start: Callable[[], None],
     ) -> None:
         self.queue: deque[tuple] = deque()
         self.points_in = 0  # written by the producer
         self.points_out = 0  # written by the thread
         self.dropped = 0
+        self.devices: list[Any] = []  # of the first device array that was logged
         self.last_step = -1
+        self.latest: dict[str, float] = {}  # the last value of each metric
         self.wake = threading.Event()
         self._writer, self._jsonl, self._sinks = writer, jsonl, sinks
-        self._warn, self._on_tick, self._done = warn, on_tick, done
+        self._warn, self._on_tick, self._done, self._start = warn, on_tick, done, start
         self._names: set[str] = set()
         # monotonic -> unix: a clock that jumps during the run cannot disorder the series
         self._offset_ns = time.time_ns() - time.monotonic_ns()
@@ -124,6 +129,10 @@ class Worker:
 
     def _run(self) -> None:
         idle = False
+        try:
+            self._start()
+        except Exception as error:
+            self._warn("start", f"the run's facts are incomplete: {error}", "")
         while True:
             self.wake.wait(0.05 if self._waits_for_device() else TICK_S)
             self.wake.clear()
@@ -135,7 +144,7 @@ class Worker:
                     return
                 self._write(keep_open=0 if idle and not moved else 3)
                 idle = not moved
-                self._on_tick()
+                self._on_tick(self, False)
             except Exception as error:  # the thread must outlive every bad value
                 self._warn(
                     f"worker:{type(error).__name__}",
@@ -149,6 +158,7 @@ class Worker:
             if not self._drain(force=False):
                 time.sleep(0.02)
         self._drain(force=True)
+        self._on_tick(self, True)
         self._write(keep_open=0, fsync=True)
         if self._writer is not None:
             self._writer.close()
@@ -214,6 +224,7 @@ class Worker:
                 "pass resume_step=N to init() to take a run up again from step N",
             )
         self.last_step = max(self.last_step, step)
+        self.latest.update(values)
         for sink in self._sinks:
             sink.values(step, time_ns, values, False)
 
@@ -225,6 +236,8 @@ class Worker:
             try:
                 if isinstance(value, str | bytes | bytearray):
                     raise TypeError("text")
+                if not self.devices and hasattr(value, "devices"):
+                    self.devices = sorted(value.devices(), key=lambda device: device.id)
                 numbers[name] = float(value)
             except Exception as error:
                 self._warn(
@@ -264,12 +277,10 @@ class Worker:
             self._warn(f"record:{type(error).__name__}", f"a record was dropped: {error}"[:300], "")
 
     def system(self, values: dict[str, float]) -> None:
-        """Take a sample of system values (called from `on_tick`, in the thread)."""
-        time_ns = self.unix_ns(time.monotonic_ns())
+        """Keep a sample of system values (called from `on_tick`, in the thread)."""
         if self._writer is not None:
+            time_ns = self.unix_ns(time.monotonic_ns())
             self._writer.values(self.last_step, time_ns, values, b"S")
-        for sink in self._sinks:
-            sink.values(self.last_step, time_ns, values, True)
 
     def _pass_barrier(self, mark: Barrier) -> None:
         mark.ok = self._write(keep_open=3, through=mark.step, fsync=True)
