@@ -194,6 +194,12 @@ class Run:
         """
         return self._vitals.sdk.meter_provider if self._vitals.sdk is not None else None
 
+    @property
+    def url(self) -> str:
+        """The run's Grafana dashboard, where GAIA_GRAFANA_URL says where Grafana is; else ""."""
+        base = os.environ.get("GAIA_GRAFANA_URL", "").rstrip("/")
+        return f"{base}/d/gaia-run?var-run_id={self.id}" if base else ""
+
     def wait_durable(self, step: int, timeout: float = 60.0) -> bool:
         """Wait until everything logged so far for steps <= `step` is fsync'ed in the run folder.
 
