@@ -48,8 +48,8 @@ class Builder:
         """Take one `log()`; system values are points without a step."""
         head, tail = wire.point_frame(time_ns, None if system else step)
         pack, points = wire._DOUBLE, self._points
-        for name, value in values.items():
-            points[name] += (head, pack(value), tail)
+        for name, value in zip(values, map(pack, values.values()), strict=True):
+            points[name].append(head + value + tail)
         self._count += len(values)
         if self._count >= MAX_POINTS:
             self.flush()

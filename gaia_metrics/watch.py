@@ -62,9 +62,11 @@ class Watch:
             self._gaps.append((time_ns - self._last_ns) / 1e9)
         self._last_ns, self._last_log = time_ns, time.monotonic()
         self._raised.discard("stall")
-        for name, value in values.items():
-            if not math.isfinite(value):
-                self._raise(f"nan:{name}", "error", "not a number", f"{name}={value} at {step}")
+        if not math.isfinite(sum(values.values())):  # one call for the usual case
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    text = f"{name}={value} at step {step}"
+                    self._raise(f"nan:{name}", "error", "not a number", text)
         loss = values.get(names.LOSS)
         if loss is not None and math.isfinite(loss):
             self._see_loss(step, loss)

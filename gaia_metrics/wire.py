@@ -67,9 +67,12 @@ def point_frame(time_ns: int, step: int | None) -> tuple[bytes, bytes]:
 
     Gauge.data_points (1) of NumberDataPoint: time_unix_nano (3), as_double (4), attributes (7).
     """
-    head = b"\x19" + _FIXED64(time_ns) + b"\x21"
-    tail = b"" if step is None else attributes(7, {"step": step})
-    return b"\x0a" + varint(len(head) + 8 + len(tail)) + head, tail
+    tail = b""
+    if step is not None:  # attributes(7, {"step": step}), in one piece: it is done for each step
+        number = varint(step)
+        pair = b"\x0a\x04step\x12" + bytes((len(number) + 1,)) + b"\x18" + number
+        tail = b"\x3a" + bytes((len(pair),)) + pair
+    return bytes((0x0A, 18 + len(tail), 0x19)) + _FIXED64(time_ns) + b"\x21", tail
 
 
 def gauge(name: str, points: bytes, unit: str = "") -> bytes:

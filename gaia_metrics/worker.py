@@ -18,6 +18,7 @@ from gaia_metrics.jsonl import JsonlFile
 from gaia_metrics.segments import SegmentWriter
 
 TICK_S = 1.0
+DEVICE_POLL_S = 0.05
 DEVICE_WAIT_S = 3.0  # at the end, for arrays that are not ready
 # Backlog in points (a point costs about 65 bytes in the queue): beyond SOFT the producer yields
 # half a millisecond per log(), beyond HARD (the disk hangs) values are dropped and counted.
@@ -94,6 +95,7 @@ class Worker:
         # monotonic -> unix: a clock that jumps during the run cannot disorder the series
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         self._stop = False
+        self._blocked = False  # the queue's head waits for a device
         self._thread = threading.Thread(target=self._run, name="gaia-metrics", daemon=True)
         self._thread.start()
 
@@ -134,7 +136,7 @@ class Worker:
         except Exception as error:
             self._warn("start", f"the run's facts are incomplete: {error}", "")
         while True:
-            self.wake.wait(0.05 if self._waits_for_device() else TICK_S)
+            self.wake.wait(DEVICE_POLL_S if self._blocked else TICK_S)
             self.wake.clear()
             stopping = self._stop
             try:
@@ -166,22 +168,21 @@ class Worker:
             self._jsonl.close()
         self._done()
 
-    def _waits_for_device(self) -> bool:
-        return bool(self.queue)
-
     def _drain(self, force: bool) -> bool:
         """Take every queue head that is ready; True where something was taken."""
         moved, taken = False, 0
-        queue = self.queue
+        queue, self._blocked = self.queue, False
         while queue:
             step, mono_ns, item = queue[0]
             if item is None:
                 self._pass_barrier(step)
             elif isinstance(item, Deferred):
                 if not force and not ready(item.value):
+                    self._blocked = True
                     break
                 self._take_deferred(step, mono_ns, item)
-            elif not force and not all_ready(item):
+            elif not force and not plain(item) and not all_ready(item):
+                self._blocked = True
                 break
             else:
                 self.points_out += len(item)
@@ -205,11 +206,7 @@ class Worker:
                 "step", f"log(step={step!r}) was dropped", "step must be an integer from 0 on"
             )
             return
-        values = item
-        for value in item.values():
-            if type(value) is not float:
-                values = self._numbers(item, force)
-                break
+        values = item if plain(item) else self._numbers(item, force)
         if not values:
             return
         if not self._names.issuperset(values):
@@ -322,10 +319,15 @@ def ready(value: Any) -> bool:
     return probe is None or bool(probe())
 
 
+def plain(item: dict) -> bool:
+    """Whether every value is a Python float."""
+    return {*map(type, item.values())} == {float}
+
+
 def all_ready(item: dict) -> bool:
     """Whether every value of one `log()` is on the host or can be copied without waiting."""
     try:
-        if all(type(value) is float or ready(value) for value in item.values()):
+        if all(map(ready, item.values())):
             for value in item.values():  # start all copies, then take them one by one
                 copy = getattr(value, "copy_to_host_async", None)
                 if copy is not None:
