@@ -13,7 +13,6 @@ import fcntl
 import json
 import os
 import re
-import secrets
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ class Attempt:
 
 def new_run_id(now: float | None = None) -> str:
     """A run id such as 20261120-5f3a9c2e: the database partitions by its first six characters."""
-    return time.strftime("%Y%m%d", time.gmtime(now)) + "-" + secrets.token_hex(4)
+    return time.strftime("%Y%m%d", time.gmtime(now)) + "-" + os.urandom(4).hex()
 
 
 def check_run_id(run_id: str) -> str:

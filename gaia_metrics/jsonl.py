@@ -17,6 +17,7 @@ from pathlib import Path
 
 from gaia_metrics import segments
 
+_ENCODE = json.JSONEncoder(allow_nan=False).encode  # dumps() would build an encoder per line
 OPEN = 3
 TAIL = 64
 
@@ -25,10 +26,10 @@ def dumps(step: int, time_ns: int, values: dict[str, float]) -> bytes:
     """One line. NaN and infinities become strings: the file stays valid JSON for every reader."""
     line = {"step": step, "time": round(time_ns / 1e9, 3), **values}
     try:
-        return json.dumps(line, allow_nan=False).encode() + b"\n"
+        return _ENCODE(line).encode() + b"\n"
     except ValueError:
         line = {k: v if math.isfinite(v) else named(v) for k, v in line.items()}
-        return json.dumps(line).encode() + b"\n"
+        return _ENCODE(line).encode() + b"\n"
 
 
 def named(value: float) -> str:

@@ -6,27 +6,30 @@ the worker thread (worker.py) does the rest.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import os
-import signal
 import sys
-import threading
 import time
-import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from gaia_metrics import folder, jsonl, segments
+from gaia_metrics import exit_hooks, facts, folder, jsonl, segments
 from gaia_metrics.errors import MetricsError
-from gaia_metrics.worker import HARD_POINTS, SOFT_POINTS, Deferred, Worker
+from gaia_metrics.histogram import summarize
+from gaia_metrics.vitals import Vitals
+from gaia_metrics.watch import Watch, WatchConfig
+from gaia_metrics.worker import HARD_POINTS, SOFT_POINTS, Deferred, Sink, Worker
+
+# http.client, ssl, subprocess and importlib.metadata take 0.3 s to import on a slow core: they are
+# imported where an endpoint is set, or in the worker thread.
+if TYPE_CHECKING:
+    from gaia_metrics.export import Exporter
+    from gaia_metrics.transport import ExportSettings
 
 Resume = Literal["allow", "must", "never"]
 Status = Literal["finished", "crashed", "stopped"]
-HEARTBEAT_S = 10.0
 EXIT_TIMEOUT_S = 5.0
-_LIVE: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
 def init(
@@ -38,13 +41,17 @@ def init(
     dir: str | os.PathLike[str] | None = None,
     resume_step: int | None = None,
     process_index: int = 0,
+    system_interval: float = 10.0,
+    watch: WatchConfig | None = None,
 ) -> Run:
     """Start recording a run, or take one up again.
+
+    Where OTEL_EXPORTER_OTLP_ENDPOINT is set the run is also sent there; see transport.py.
 
     Args:
         project: what the run belongs to, for example "gchat".
         name: what people call the run.
-        config: anything JSON can hold; kept in run.json.
+        config: anything JSON can hold; kept in run.json, without secrets.
         run_id: starts with YYYYMM; made up where None, taken from the folder on a resume.
         resume: "allow" continues what the folder holds, "must" needs it to hold a run, "never"
             needs it to hold none.
@@ -52,34 +59,37 @@ def init(
         resume_step: the step that training continues from: whatever the folder holds of later
             steps is cut, as it will be logged again.
         process_index: jax.process_index(); process 0 writes metrics.jsonl.
+        system_interval: seconds between system samples; 0 takes none.
+        watch: limits of the alerts.
 
     Raises:
         MetricsError: `resume` and the folder contradict each other, or run_id is malformed. A
             folder that cannot be written is no error: training goes on with a warning.
     """
     path = Path(dir) if dir is not None else Path("runs") / name
-    info = folder.read_json(path / "run.json")
-    if resume == "must" and not info:
-        raise MetricsError(f"resume='must', but {path} holds no run", "check dir, or allow it")
-    if resume == "never" and info:
-        raise MetricsError(
-            f"resume='never', but {path} holds run {info.get('id')}", "choose another dir"
-        )
+    known = folder.read_json(path / "run.json")
     if resume not in ("allow", "must", "never"):
         raise MetricsError(f"resume={resume!r}", "use 'allow', 'must' or 'never'")
+    if resume == "must" and not known:
+        raise MetricsError(f"resume='must', but {path} holds no run", "check dir, or allow it")
+    if resume == "never" and known:
+        raise MetricsError(
+            f"resume='never', but {path} holds run {known.get('id')}", "choose another dir"
+        )
     if run_id is not None:
         folder.check_run_id(run_id)
-        if info and info.get("id") != run_id:
+        if known and known.get("id") != run_id:
             raise MetricsError(
-                f"run_id={run_id!r}, but {path} holds run {info.get('id')}", "choose another dir"
+                f"run_id={run_id!r}, but {path} holds run {known.get('id')}", "choose another dir"
             )
     identity = {
-        "id": info.get("id") or run_id or folder.new_run_id(),
+        "id": known.get("id") or run_id or folder.new_run_id(),
         "project": project,
         "name": name,
-        "config": dict(config or {}),
+        "config": facts.redact(config or {}),
     }
-    return Run(path, info | identity, resume_step, process_index)
+    limits = watch or WatchConfig()
+    return Run(path, known | identity, resume_step, process_index, system_interval, limits)
 
 
 class Run:
@@ -92,23 +102,39 @@ class Run:
         resume_step: the step this attempt continues from, -1 at a fresh start.
     """
 
-    def __init__(self, path: Path, info: dict, resume_step: int | None, process: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        info: dict,
+        resume_step: int | None,
+        process: int,
+        system_interval: float,
+        watch: WatchConfig,
+    ) -> None:
         self.id: str = info["id"]
         self.dir = path
-        self.attempt = 1
-        self.resume_step = -1
         self._process = process
-        self._info = info
         self._warned: dict[str, str] = {}
         self._lock: folder.FolderLock | None = None
         self._finished = False
         self._closed_whole = False
-        self._last_beat = 0.0
-        self._status = "running"
-        writer, derived = self._open(info, resume_step)
-        self._worker = Worker(writer, derived, [], self._warn, self._tick, self._closed)
+        settings = self._settings()
+        writer, derived, info, attempt = self._open(info, resume_step, settings is not None)
+        self.attempt, self.resume_step = attempt.attempt, attempt.resume_step
+        self._info = info
+        writable = self.dir if writer is not None else None
+        self._exporter = self._export(settings, attempt)
+        sinks: list[Sink] = [Watch(self._alert_from_watch, watch)]
+        if self._exporter is not None:
+            sinks.append(self._exporter)
+        self._vitals = Vitals(
+            writable, info, asdict(attempt), process, self._exporter, system_interval, self._warned
+        )
+        self._worker = Worker(
+            writer, derived, sinks, self._warn, self._vitals.tick, self._closed, self._look_around
+        )
         self._append = self._worker.queue.append
-        self._hook_exit()
+        exit_hooks.watch(self)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Record values of a step: Python or numpy numbers or jax arrays of one element.
@@ -145,9 +171,34 @@ class Run:
         else:
             self._append((step, time.monotonic_ns(), item))
 
+    def histogram(self, step: int, name: str, values: Any) -> None:
+        """Record the distribution of an array's values (weights, gradients), read when ready."""
+        self._defer(step, values, lambda v: {"kind": "histogram", "name": str(name)} | summarize(v))
+
     def text(self, step: int, name: str, text: str) -> None:
         """Record a text, for example the samples of a step."""
         self._defer(step, None, lambda _: {"kind": "text", "name": str(name), "text": str(text)})
+
+    def alert(self, title: str, text: str = "", level: Literal["info", "warn", "error"] = "warn"):
+        """Tell people: printed to stderr, kept in the run folder, sent to the receiver."""
+        print(f"gaia-metrics: {level}: {title}: {text}", file=sys.stderr, flush=True)
+        step = max(0, self._worker.last_step)
+        record = {"kind": "alert", "name": str(title), "text": str(text), "level": level}
+        self._defer(step, None, lambda _: record)
+
+    @property
+    def meter_provider(self) -> Any:
+        """A stock OpenTelemetry MeterProvider whose metrics travel with the run's.
+
+        None without an endpoint, without the `metrics` extra, or in the run's first second.
+        """
+        return self._vitals.sdk.meter_provider if self._vitals.sdk is not None else None
+
+    @property
+    def url(self) -> str:
+        """The run's Grafana dashboard, where GAIA_GRAFANA_URL says where Grafana is; else ""."""
+        base = os.environ.get("GAIA_GRAFANA_URL", "").rstrip("/")
+        return f"{base}/d/gaia-run?var-run_id={self.id}" if base else ""
 
     def wait_durable(self, step: int, timeout: float = 60.0) -> bool:
         """Wait until everything logged so far for steps <= `step` is fsync'ed in the run folder.
@@ -160,18 +211,40 @@ class Run:
         return self._worker.barrier(int(step), timeout)
 
     def finish(self, status: Status = "finished") -> None:
-        """Write everything and close. Later calls do nothing; takes at most five seconds."""
+        """Write everything, send what the receiver takes, and close.
+
+        Takes at most ten seconds, and no longer than two where the receiver is down: what is left
+        stays on disk. Later calls do nothing.
+        """
         if self._finished:
             return
         self._finished = True
-        self._status = status
+        self._vitals.status = status
         if not self._worker.stop(EXIT_TIMEOUT_S):
             self._warn("slow-finish", "finish() gave up after 5 s with values unwritten", "")
-        _LIVE.discard(self)
+        exporter = self._exporter
+        if exporter is not None:
+            patience = 1.0 if exporter.sender.failing else EXIT_TIMEOUT_S
+            if not exporter.close(patience):
+                self._warn(
+                    "unsent",
+                    f"run {self.id} has metrics that are not sent yet",
+                    f"run `gaia-metrics sync {self.dir}`",
+                )
+        if self._closed_whole:
+            self._vitals.beat(self._worker)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        exit_hooks.forget(self)
+
+    def abandon(self) -> None:
+        """A forked child (a data loader's worker) has no thread: what it logs is dropped."""
+        self._finished = True
 
     def _open(
-        self, info: dict, resume_step: int | None
-    ) -> tuple[segments.SegmentWriter | None, jsonl.JsonlFile | None]:
+        self, info: dict, resume_step: int | None, exported: bool
+    ) -> tuple[segments.SegmentWriter | None, jsonl.JsonlFile | None, dict, folder.Attempt]:
         """Repair and cut what is there, note the attempt, open the files."""
         try:
             metrics = self._claim()
@@ -180,33 +253,31 @@ class Run:
             resumes = bool(info.get("attempts")) or last >= 0
             if resume_step is None:
                 resume_step = last if resumes else -1
-            if info.get("status") == "finished" and resumes:
+            if info.get("status") == "finished" and resumes and self._process == 0:
                 self._warn(
                     "finished-before",
                     f"run {self.id} was finished; it goes on as another attempt",
                     "choose another dir for a new run",
                 )
-            self._info, attempt = folder.add_attempt(info | {"status": "running"}, resume_step)
-            self.attempt, self.resume_step = attempt.attempt, resume_step
+            info, attempt = folder.add_attempt(info | {"status": "running"}, resume_step)
             if self._process == 0:
-                folder.write_json(self.dir / "run.json", self._info)
-            header = {
+                folder.write_json(self.dir / "run.json", info)
+            header = asdict(attempt) | {
                 "run_id": self.id,
-                "attempt": self.attempt,
-                "resume_step": resume_step,
                 "process": self._process,
+                "exported": exported,
                 "time_ns": time.time_ns(),
             }
             writer = segments.SegmentWriter(metrics, self._process, header)
             derived = jsonl.JsonlFile(self.dir / "metrics.jsonl") if self._process == 0 else None
-            return writer, derived
+            return writer, derived, info, attempt
         except OSError as error:
             self._warn(
                 "folder",
                 f"{self.dir} cannot be written ({error}): metrics are not kept on this disk",
                 "make the folder writable or pass another dir",
             )
-            return None, None
+            return None, None, *folder.add_attempt(info, resume_step or -1)
 
     def _claim(self) -> Path:
         """Make the folder and lock it; a second process gets a folder of its own beside it."""
@@ -235,11 +306,42 @@ class Run:
             return jsonl.derive(records, target)
         return jsonl.trim(target, keep_step)
 
-    def _defer(self, step: int, value: Any, make: Any) -> None:
+    def _settings(self) -> ExportSettings | None:
+        if not any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ):
+            return None
+        from gaia_metrics.transport import ExportSettings
+
+        try:
+            return ExportSettings.from_env(os.environ)
+        except MetricsError as error:
+            self._warn("settings", f"{error.problem}: recording locally only", error.remedy)
+            return None
+
+    def _export(self, settings: ExportSettings | None, attempt: folder.Attempt) -> Exporter | None:
+        if settings is None:
+            return None
+        from gaia_metrics.export import Exporter
+
+        try:
+            resource = facts.resource(self._info, asdict(attempt), self._process)
+            spool = self.dir / "metrics" / "spool"
+            return Exporter(spool, self._process, resource, settings, self._warn)
+        except OSError as error:
+            self._warn(
+                "spool-disk",
+                f"the spool cannot be written ({error}): nothing is sent",
+                "make the run folder writable, then `gaia-metrics sync`",
+            )
+            return None
+
+    def _defer(self, step: int, value: Any, make: Callable[[Any], dict]) -> None:
         if self._finished:
             self._warn("finished", "a record after finish() was dropped", "record before finish()")
         else:
             self._append((step, time.monotonic_ns(), Deferred(value, make)))
+
+    def _alert_from_watch(self, level: Any, title: str, text: str) -> None:
+        self.alert(title, text, level)
 
     def _warn(self, key: str, problem: str, remedy: str) -> None:
         """Say each kind of trouble once, on stderr and in status.json (for `doctor`)."""
@@ -248,82 +350,17 @@ class Run:
             self._warned[key] = text
             print(f"gaia-metrics: {text}", file=sys.stderr, flush=True)
 
-    def _tick(self) -> None:
-        """In the worker thread, at least once a second."""
-        now = time.monotonic()
-        if now - self._last_beat >= HEARTBEAT_S:
-            self._last_beat = now
-            self._beat()
+    def _look_around(self) -> None:
+        """In the worker thread, first of all: what takes subprocesses to find out."""
+        from gaia_metrics import capture
 
-    def _beat(self) -> None:
-        status = {
-            "status": self._status,
-            "time": time.time(),
-            "last_step": self._worker.last_step,
-            "pid": os.getpid(),
-            "host": os.uname().nodename,
-            "dropped": self._worker.dropped,
-            "warnings": list(self._warned.values()),
-        }
-        name = "status.json" if self._process == 0 else f"metrics/p{self._process}.status.json"
-        with contextlib.suppress(OSError):  # the segments' own warning says it
-            folder.write_json(self.dir / name, status)
+        found = {"git": capture.git_state(), "versions": capture.versions()}
+        self._vitals.facts_known(found | {"program": capture.program()})
 
     def _closed(self) -> None:
         """In the worker thread, once every file is closed."""
-        if self._lock is None:
-            return
-        if self._process == 0:
+        if self._process == 0 and self._lock is not None:
             if self._worker.derived_is_stale:
                 self._derive(self.dir / "metrics", None)
-            ended = {"status": self._status, "ended": time.time()}
-            folder.write_json(self.dir / "run.json", self._info | ended)
-        self._beat()
-        self._lock.release()
+            self._vitals.facts_known({"status": self._vitals.status, "ended": time.time()})
         self._closed_whole = not self._worker.dropped
-
-    def _hook_exit(self) -> None:
-        _LIVE.add(self)
-        _install_hooks()
-
-
-def _finish_all(status: Status) -> None:
-    for run in list(_LIVE):
-        run.finish(status)
-
-
-def _install_hooks() -> None:
-    """Once: flush at a normal exit, at an uncaught exception and at SIGTERM."""
-    global _HOOKED
-    if _HOOKED:
-        return
-    _HOOKED = True
-    previous = sys.excepthook
-
-    def crashed(kind: Any, value: Any, trace: Any) -> None:
-        _finish_all("crashed")
-        previous(kind, value, trace)
-
-    sys.excepthook = crashed
-    atexit.register(_finish_all, "finished")
-    os.register_at_fork(after_in_child=_forget_in_child)
-    # A trainer with its own handler (for a last checkpoint) calls finish() itself.
-    in_main = threading.current_thread() is threading.main_thread()
-    if in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminated)
-
-
-def _terminated(number: int, frame: Any) -> None:
-    _finish_all("stopped")
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-
-
-def _forget_in_child() -> None:
-    """A forked child (a data loader's worker) has no thread: what it logs is dropped."""
-    for run in list(_LIVE):
-        run._finished = True
-        _LIVE.discard(run)
-
-
-_HOOKED = False

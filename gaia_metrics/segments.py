@@ -67,7 +67,7 @@ class SegmentReader:
     def read(self) -> Iterator[Record]:
         """Yield the records behind `offset`; a torn or damaged frame ends it without an error."""
         for payload in self.payloads():
-            record = self._decode(payload)
+            record = self.decode(payload)
             if record is not None:
                 yield record
 
@@ -86,7 +86,8 @@ class SegmentReader:
             self.offset += 8 + length
             yield payload
 
-    def _decode(self, payload: bytes) -> Record | None:
+    def decode(self, payload: bytes) -> Record | None:
+        """The record in a payload; None for a key set. Payloads must come in file order."""
         kind = payload[:1]
         if kind in (b"V", b"S"):
             _, shape, step, time_ns = VALUES.unpack_from(payload)
@@ -224,7 +225,7 @@ def repair(folder: Path, process: int, keep_step: int | None) -> None:
     for path in paths(folder, process):
         reader, kept, dropped = SegmentReader(path), [], False
         for payload in reader.payloads():
-            record = reader._decode(payload)
+            record = reader.decode(payload)
             late = keep_step is not None and record is not None and record.step > keep_step
             dropped |= late
             if not late:

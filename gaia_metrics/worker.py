@@ -18,6 +18,7 @@ from gaia_metrics.jsonl import JsonlFile
 from gaia_metrics.segments import SegmentWriter
 
 TICK_S = 1.0
+DEVICE_POLL_S = 0.05
 DEVICE_WAIT_S = 3.0  # at the end, for arrays that are not ready
 # Backlog in points (a point costs about 65 bytes in the queue): beyond SOFT the producer yields
 # half a millisecond per log(), beyond HARD (the disk hangs) values are dropped and counted.
@@ -30,7 +31,7 @@ class Sink(Protocol):
     """Where converted records go besides the run folder (the OTLP spool, the watch for alerts)."""
 
     def values(self, step: int, time_ns: int, values: dict[str, float], system: bool) -> None:
-        """Take one `log()`."""
+        """Take one `log()`; `system` is False."""
 
     def record(self, record: dict) -> None:
         """Take a text, histogram or alert."""
@@ -64,8 +65,10 @@ class Worker:
         jsonl: the derived file (process 0 only), or None.
         sinks: further takers of each record.
         warn: called as warn(key, problem, remedy); says each key once.
-        on_tick: called about once a second from the thread (heartbeat, system metrics).
+        on_tick: on_tick(self, final) is called about once a second from the thread, and at the
+            end before the last write (heartbeat, system metrics).
         done: called from the thread once every file is closed.
+        start: called from the thread first.
     """
 
     def __init__(
@@ -74,21 +77,25 @@ class Worker:
         jsonl: JsonlFile | None,
         sinks: list[Sink],
         warn: Callable[[str, str, str], None],
-        on_tick: Callable[[], None],
+        on_tick: Callable[[Worker, bool], None],
         done: Callable[[], None],
+        start: Callable[[], None],
     ) -> None:
         self.queue: deque[tuple] = deque()
         self.points_in = 0  # written by the producer
         self.points_out = 0  # written by the thread
         self.dropped = 0
+        self.devices: list[Any] = []  # of the first device array that was logged
         self.last_step = -1
+        self.latest: dict[str, float] = {}  # the last value of each metric
         self.wake = threading.Event()
         self._writer, self._jsonl, self._sinks = writer, jsonl, sinks
-        self._warn, self._on_tick, self._done = warn, on_tick, done
+        self._warn, self._on_tick, self._done, self._start = warn, on_tick, done, start
         self._names: set[str] = set()
         # monotonic -> unix: a clock that jumps during the run cannot disorder the series
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         self._stop = False
+        self._blocked = False  # the queue's head waits for a device
         self._thread = threading.Thread(target=self._run, name="gaia-metrics", daemon=True)
         self._thread.start()
 
@@ -124,8 +131,12 @@ class Worker:
 
     def _run(self) -> None:
         idle = False
+        try:
+            self._start()
+        except Exception as error:
+            self._warn("start", f"the run's facts are incomplete: {error}", "")
         while True:
-            self.wake.wait(0.05 if self._waits_for_device() else TICK_S)
+            self.wake.wait(DEVICE_POLL_S if self._blocked else TICK_S)
             self.wake.clear()
             stopping = self._stop
             try:
@@ -135,7 +146,7 @@ class Worker:
                     return
                 self._write(keep_open=0 if idle and not moved else 3)
                 idle = not moved
-                self._on_tick()
+                self._on_tick(self, False)
             except Exception as error:  # the thread must outlive every bad value
                 self._warn(
                     f"worker:{type(error).__name__}",
@@ -149,6 +160,7 @@ class Worker:
             if not self._drain(force=False):
                 time.sleep(0.02)
         self._drain(force=True)
+        self._on_tick(self, True)
         self._write(keep_open=0, fsync=True)
         if self._writer is not None:
             self._writer.close()
@@ -156,22 +168,21 @@ class Worker:
             self._jsonl.close()
         self._done()
 
-    def _waits_for_device(self) -> bool:
-        return bool(self.queue)
-
     def _drain(self, force: bool) -> bool:
         """Take every queue head that is ready; True where something was taken."""
         moved, taken = False, 0
-        queue = self.queue
+        queue, self._blocked = self.queue, False
         while queue:
             step, mono_ns, item = queue[0]
             if item is None:
                 self._pass_barrier(step)
             elif isinstance(item, Deferred):
                 if not force and not ready(item.value):
+                    self._blocked = True
                     break
                 self._take_deferred(step, mono_ns, item)
-            elif not force and not all_ready(item):
+            elif not force and not plain(item) and not all_ready(item):
+                self._blocked = True
                 break
             else:
                 self.points_out += len(item)
@@ -195,11 +206,7 @@ class Worker:
                 "step", f"log(step={step!r}) was dropped", "step must be an integer from 0 on"
             )
             return
-        values = item
-        for value in item.values():
-            if type(value) is not float:
-                values = self._numbers(item, force)
-                break
+        values = item if plain(item) else self._numbers(item, force)
         if not values:
             return
         if not self._names.issuperset(values):
@@ -214,6 +221,7 @@ class Worker:
                 "pass resume_step=N to init() to take a run up again from step N",
             )
         self.last_step = max(self.last_step, step)
+        self.latest.update(values)
         for sink in self._sinks:
             sink.values(step, time_ns, values, False)
 
@@ -225,6 +233,8 @@ class Worker:
             try:
                 if isinstance(value, str | bytes | bytearray):
                     raise TypeError("text")
+                if not self.devices and hasattr(value, "devices"):
+                    self.devices = sorted(value.devices(), key=lambda device: device.id)
                 numbers[name] = float(value)
             except Exception as error:
                 self._warn(
@@ -264,12 +274,10 @@ class Worker:
             self._warn(f"record:{type(error).__name__}", f"a record was dropped: {error}"[:300], "")
 
     def system(self, values: dict[str, float]) -> None:
-        """Take a sample of system values (called from `on_tick`, in the thread)."""
-        time_ns = self.unix_ns(time.monotonic_ns())
+        """Keep a sample of system values (called from `on_tick`, in the thread)."""
         if self._writer is not None:
+            time_ns = self.unix_ns(time.monotonic_ns())
             self._writer.values(self.last_step, time_ns, values, b"S")
-        for sink in self._sinks:
-            sink.values(self.last_step, time_ns, values, True)
 
     def _pass_barrier(self, mark: Barrier) -> None:
         mark.ok = self._write(keep_open=3, through=mark.step, fsync=True)
@@ -311,10 +319,15 @@ def ready(value: Any) -> bool:
     return probe is None or bool(probe())
 
 
+def plain(item: dict) -> bool:
+    """Whether every value is a Python float."""
+    return {*map(type, item.values())} == {float}
+
+
 def all_ready(item: dict) -> bool:
     """Whether every value of one `log()` is on the host or can be copied without waiting."""
     try:
-        if all(type(value) is float or ready(value) for value in item.values()):
+        if all(map(ready, item.values())):
             for value in item.values():  # start all copies, then take them one by one
                 copy = getattr(value, "copy_to_host_async", None)
                 if copy is not None:

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Installs the stack on the Kubernetes cluster that kubectl points to (made for single-node k3s).
+#
+#     deploy/k8s/install.sh --domain metrics.example.org --email you@example.org [--public]
+#
+# The names DOMAIN, otlp.DOMAIN and otlp-grpc.DOMAIN must point to the cluster. Run it again to
+# update; secrets are made once and kept in deploy/secrets. --dry-run prints what would be applied.
+set -euo pipefail
+here=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=../secrets.sh
+. "$here/secrets.sh"
+
+cert_manager=v1.19.1
+domain="" email="" public=false dry=false
+while [ $# -gt 0 ]; do
+    case $1 in
+        --domain) domain=${2:?--domain needs a name}; shift 2 ;;
+        --email) email=${2:?--email needs an address}; shift 2 ;;
+        --public) public=true; shift ;;
+        --dry-run) dry=true; shift ;;
+        -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        *) echo "install.sh: unknown option $1; see install.sh --help" >&2; exit 2 ;;
+    esac
+done
+if [[ ! $domain =~ ^[A-Za-z0-9.-]+$ || ! $email =~ ^[^[:space:]@]+@[^[:space:]@]+$ ]]; then
+    echo "install.sh: --domain and --email are needed; see install.sh --help" >&2
+    exit 2
+fi
+if ! command -v kubectl >/dev/null; then
+    echo "install.sh: kubectl is not installed; on the node of k3s it is 'k3s kubectl'" >&2
+    exit 2
+fi
+
+explore=true
+if [ "$public" = true ]; then explore=false; fi
+manifests=$(kubectl kustomize "$here" |
+    sed -e "s/GAIA_DOMAIN/$domain/g" -e "s/GAIA_EMAIL/$email/g" \
+        -e "s/GAIA_PUBLIC/\"$public\"/g" -e "s/GAIA_EXPLORE/\"$explore\"/g" \
+        -e 's/""\(true\|false\)""/"\1"/g')
+if [ "$dry" = true ]; then
+    printf '%s\n' "$manifests"
+    exit 0
+fi
+
+if ! kubectl get crd certificates.cert-manager.io >/dev/null 2>&1; then
+    kubectl apply -f "https://github.com/cert-manager/cert-manager/releases/download/$cert_manager/cert-manager.yaml"
+    kubectl --namespace cert-manager rollout status deployment --timeout 300s
+fi
+make_secrets "$here/secrets"
+kubectl apply -f "$here/k8s/namespace.yaml"
+arguments=()
+for name in clickhouse_admin_password clickhouse_writer_password clickhouse_reader_password \
+    grafana_admin_password otlp_token clickhouse-users.xml; do
+    arguments+=("--from-file=$name=$here/secrets/$name")
+done
+kubectl --namespace gaia create secret generic gaia-secrets "${arguments[@]}" \
+    --dry-run=client --output yaml | kubectl apply -f -
+# A finished Job cannot be changed: the schema is applied by a new one.
+kubectl --namespace gaia delete job clickhouse-schema --ignore-not-found
+printf '%s\n' "$manifests" | kubectl apply -f -
+kubectl --namespace gaia rollout status statefulset/clickhouse --timeout 300s
+kubectl --namespace gaia wait --for=condition=complete job/clickhouse-schema --timeout 300s
+kubectl --namespace gaia rollout status statefulset/collector --timeout 300s
+kubectl --namespace gaia rollout status deployment/grafana --timeout 300s
+cat <<TEXT
+Grafana:   https://$domain/   user admin, password in $here/secrets/grafana_admin_password
+Training:  export OTEL_EXPORTER_OTLP_ENDPOINT=https://otlp.$domain
+           export OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20\$(cat $here/secrets/otlp_token)"
+gRPC:      OTEL_EXPORTER_OTLP_PROTOCOL=grpc with https://otlp-grpc.$domain
+TEXT

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Starts the whole stack, logs a run through gaia_metrics, and looks for it in Grafana's API.
+# Needs docker with compose, curl, and a Python with gaia installed (PYTHON=…).
+set -euo pipefail
+cd "$(dirname "$0")"
+./up.sh --domain localhost
+python=${PYTHON:-../.venv/bin/python}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export OTEL_EXPORTER_OTLP_ENDPOINT=https://localhost:4318
+export OTEL_EXPORTER_OTLP_CERTIFICATE=$PWD/secrets/ca.pem
+OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20$(cat secrets/otlp_token)"
+export OTEL_EXPORTER_OTLP_HEADERS
+run=$(PYTHONPATH=.. "$python" - "$work/run" <<'PYTHON'
+import sys
+
+import gaia_metrics
+
+run = gaia_metrics.init("smoke", "smoke", {"a": 1}, dir=sys.argv[1])
+for step in range(100):
+    run.log(step, {"train/loss": 100.0 - step})
+run.finish()
+print(run.id)
+PYTHON
+)
+echo "logged $run; asking Grafana for it"
+cat > "$work/query.json" <<JSON
+{"from": "now-1h", "to": "now", "queries": [{"refId": "A", "format": 1, "queryType": "table",
+ "editorType": "sql",
+ "datasource": {"type": "grafana-clickhouse-datasource", "uid": "gaia-clickhouse"},
+ "rawSql": "SELECT count() AS n, min(value) AS least FROM gaia.metrics WHERE run_id = '$run'"}]}
+JSON
+# The password goes through a file, not through the arguments.
+printf 'user = "admin:%s"\n' "$(cat secrets/grafana_admin_password)" > "$work/curl"
+for _ in $(seq 60); do
+    answer=$(curl --silent --config "$work/curl" --cacert secrets/ca.pem \
+        --header 'content-type: application/json' --data @"$work/query.json" \
+        https://localhost/api/ds/query || true)
+    if printf '%s' "$answer" | "$python" -c '
+import json, sys
+values = json.load(sys.stdin)["results"]["A"]["frames"][0]["data"]["values"]
+sys.exit(not (float(values[0][0]) == 100 and float(values[1][0]) == 1))' 2>/dev/null; then
+        echo "ok: Grafana shows the 100 points of $run"
+        exit 0
+    fi
+    sleep 2
+done
+echo "smoke.sh: the points did not appear in Grafana; its last answer: $answer" >&2
+exit 1

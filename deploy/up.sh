@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Starts the stack on this machine: ClickHouse, collector, Grafana, TLS.
+#
+#     deploy/up.sh                                   # https://localhost, own certificate authority
+#     deploy/up.sh --domain metrics.example.org      # a public name: certificate by ACME
+#     deploy/up.sh --domain … --public               # anyone may look, without an account
+#     deploy/up.sh --down                            # stop; the data stays in its volumes
+set -euo pipefail
+cd "$(dirname "$0")"
+# shellcheck source=secrets.sh
+. ./secrets.sh
+
+domain="" public=false
+while [ $# -gt 0 ]; do
+    case $1 in
+        --domain) domain=${2:?--domain needs a name}; shift 2 ;;
+        --public) public=true; shift ;;
+        --down) exec docker compose down ;;
+        -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        *) echo "up.sh: unknown option $1; see up.sh --help" >&2; exit 2 ;;
+    esac
+done
+if ! docker compose version >/dev/null 2>&1; then
+    echo "up.sh: docker with the compose plugin is needed; install both, then run this again" >&2
+    exit 2
+fi
+if [ -z "$domain" ] && [ -f .env ]; then domain=$(sed -n 's/^GAIA_DOMAIN=//p' .env); fi
+domain=${domain:-localhost}
+if [[ ! $domain =~ ^[A-Za-z0-9.-]+$ ]]; then
+    echo "up.sh: --domain $domain is no host name; give a name such as metrics.example.org" >&2
+    exit 2
+fi
+make_secrets secrets
+explore=true
+if [ "$public" = true ]; then explore=false; fi
+printf 'GAIA_DOMAIN=%s\nGAIA_PUBLIC=%s\nGAIA_EXPLORE=%s\n' "$domain" "$public" "$explore" > .env
+docker compose up --detach --wait --wait-timeout 300 caddy grafana clickhouse
+if [ "$domain" = localhost ]; then
+    docker compose exec -T caddy cat /data/caddy/pki/authorities/local/root.crt > secrets/ca.pem
+fi
+cat <<TEXT
+Grafana:   https://$domain/   user admin, password in $PWD/secrets/grafana_admin_password
+Training:  export OTEL_EXPORTER_OTLP_ENDPOINT=https://$domain:4318
+           export OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20\$(cat $PWD/secrets/otlp_token)"
+TEXT
+if [ "$domain" = localhost ]; then
+    echo "           export OTEL_EXPORTER_OTLP_CERTIFICATE=$PWD/secrets/ca.pem"
+fi

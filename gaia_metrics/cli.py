@@ -1,0 +1,259 @@
+"""`gaia-metrics`: look at runs, compare, export, send, explain. Errors: one line, exit code 2."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gaia_metrics.errors import MetricsError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Runs on this disk, in a bucket (gs://), on a machine (ssh://) or in the database "
+    "(clickhouse://HOST:8123).",
+)
+Where = Annotated[
+    str, typer.Option("--dir", "-d", envvar="GAIA_RUNS", help="Folder or address of the runs.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Runs = Annotated[list[str], typer.Argument(help="Run ids, folder names or names.")]
+Metrics = Annotated[
+    list[str] | None, typer.Option("--metric", "-m", help="Metric name; repeat for more.")
+]
+
+
+@app.command()
+def ls(
+    where: Where = "runs",
+    status: Annotated[str, typer.Option(help="Only runs with this status.")] = "",
+    project: Annotated[str, typer.Option(help="Only runs of this project.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List runs, newest first."""
+    rows = [
+        row
+        for row in _connect(where).runs()
+        if status in ("", row["status"]) and project in ("", row["project"])
+    ]
+    columns = ("run", "name", "project", "status", "last_step", "loss", "bpb", "started")
+    _print(rows, columns, as_json)
+
+
+@app.command()
+def show(run: Annotated[str, typer.Argument()], where: Where = "runs", as_json: Json = False):
+    """One run: its facts, metrics, alerts."""
+    source = _connect(where)
+    metrics, config = source.metrics(run), source.config(run)
+    alerts = source.texts(run, "alert")
+    if as_json:
+        _json({"run": run, "config": config, "metrics": metrics, "alerts": alerts})
+        return
+    for key, value in config.items():
+        print(f"{key} = {value}")
+    _print(metrics, ("metric", "count", "last", "last_step", "min", "max"), False)
+    for alert in alerts:
+        print(f"{alert['level']} at step {alert['step']}: {alert['name']}: {alert['text']}")
+
+
+@app.command()
+def compare(runs: Runs, where: Where = "runs", as_json: Json = False) -> None:
+    """Runs side by side: last values, and the config fields that differ."""
+    from gaia_metrics.query import comparison
+
+    rows = comparison(_connect(where), runs)
+    if as_json:
+        _json(rows)
+        return
+    fields = list(dict.fromkeys(key for row in rows for key in row if key != "run"))
+    table = [{"field": f} | {row["run"]: row.get(f) for row in rows} for f in fields]
+    _print(table, ("field", *[row["run"] for row in rows]), False)
+
+
+@app.command()
+def export(
+    runs: Runs,
+    where: Where = "runs",
+    metric: Metrics = None,
+    x: Annotated[str, typer.Option("-x", "--x", help="step, time, tokens or flops.")] = "step",
+    points: Annotated[int, typer.Option(help="At most so many per series; 0: all.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A .csv or .parquet file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Values in long form (run, metric, x, value) as CSV, Parquet or JSON."""
+    source = _connect(where)
+    wanted = metric or sorted({m["metric"] for run in runs for m in source.metrics(run)})
+    columns = source.series(runs, wanted, x, points)
+    if as_json:
+        _json(columns)
+    elif out is not None and out.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table(columns), out, compression="zstd")
+    else:
+        target = open(out, "w", newline="") if out is not None else sys.stdout  # noqa: SIM115
+        writer = csv.writer(target)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+        if out is not None:
+            target.close()
+
+
+@app.command()
+def tail(
+    run: Annotated[str, typer.Argument()],
+    where: Where = "runs",
+    lines: Annotated[int, typer.Option("-n", help="Lines to begin with.")] = 10,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The newest lines of a run's metrics.jsonl."""
+    from gaia_metrics.local import LocalSource
+
+    source = _connect(where)
+    if not isinstance(source, LocalSource):
+        raise MetricsError(f"--dir={where!r} has no metrics.jsonl", "use `export` on a database")
+    path = source.run(run).path / "metrics.jsonl"
+    seen = -1
+    while True:
+        text = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        rows = [json.loads(line) for line in text if line.endswith(b"\n")]
+        fresh = [row for row in rows if row["step"] > seen]
+        for row in fresh[-lines:] if seen < 0 else fresh:
+            print(json.dumps(row) if as_json else _line(row), flush=True)
+        seen = max((row["step"] for row in rows), default=seen)
+        if not follow:
+            return
+        time.sleep(1.0)
+
+
+@app.command()
+def sync(
+    path: Annotated[Path, typer.Argument(help="A run folder, or the folder above.")],
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also what was sent while recording.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Send what was recorded offline to OTEL_EXPORTER_OTLP_ENDPOINT."""
+    from gaia_metrics.sync import sync as run_sync
+
+    reports = run_sync(path, os.environ, everything)
+    rows = [vars(report) for report in reports]
+    _print(rows, ("run", "requests", "points", "skipped"), as_json)
+
+
+@app.command()
+def doctor(
+    path: Annotated[Path, typer.Argument(help="A run folder, or the folder above.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Explain what is wrong with recording and sending. Exit code 1 where there is a problem."""
+    from gaia_metrics.doctor import examine
+
+    findings = examine(path, os.environ)
+    if as_json:
+        _json([finding.as_dict() for finding in findings])
+    else:
+        for finding in findings:
+            remedy = f" -> {finding.remedy}" if finding.remedy else ""
+            print(f"{finding.level:8}{finding.what}{remedy}")
+    if any(finding.level == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    where: Annotated[str, typer.Argument(help="Folder, gs://… or ssh://host/path.")] = "runs",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 picks a free one.")] = 6006,
+) -> None:
+    """Serve the dashboard of the runs below a folder."""
+    from gaia_metrics.ui.server import serve
+
+    server = serve(_connect(where), host, port)
+    print(f"http://{host}:{server.server_port}/  (Ctrl-C stops it)", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        server.server_close()
+
+
+def _connect(where: str) -> Any:
+    from gaia_metrics.query import connect
+
+    return connect(where)
+
+
+def _clean(value: Any) -> Any:
+    """JSON has no NaN: text, as in metrics.jsonl."""
+    if isinstance(value, dict):
+        return {k: _clean(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        from gaia_metrics.jsonl import named
+
+        return named(value)
+    return value
+
+
+def _json(data: Any) -> None:
+    print(json.dumps(_clean(data), default=str, allow_nan=False))
+
+
+def _print(rows: Sequence[dict], columns: Iterable[str], as_json: bool) -> None:
+    if as_json:
+        _json(rows)
+        return
+    columns = list(columns)
+    table = [columns, *([_cell(c, row.get(c)) for c in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    for line in table:
+        print("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if column in ("started", "updated"):
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(value)) if value else "-"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _line(row: dict) -> str:
+    values = (f"{k}={_cell(k, v)}" for k, v in row.items() if k not in ("step", "time"))
+    return f"{row['step']:>8}  " + "  ".join(values)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: MetricsError becomes one line on stderr and exit code 2 (--debug: traceback)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    run: Callable[..., Any] = app
+    try:
+        run([a for a in arguments if a != "--debug"], prog_name="gaia-metrics")
+    except MetricsError as error:
+        if debug:
+            raise
+        print(f"gaia-metrics: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        os._exit(0)  # `gaia-metrics ls | head`
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""`gaia-metrics doctor`: says what is wrong with recording and sending, and what to do."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gaia_metrics import folder, segments, spool
+from gaia_metrics.errors import MetricsError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        level: "ok", "note" or "problem".
+        what: what was found.
+        remedy: what to do, or "".
+    """
+
+    level: str
+    what: str
+    remedy: str = ""
+
+    def as_dict(self) -> dict:
+        """For --json."""
+        return asdict(self)
+
+
+def examine(path: Path, env: Mapping[str, str]) -> list[Finding]:
+    """Look at the extras, the receiver, and every run at or below `path`."""
+    findings = _extras() + _receiver(env)
+    runs = [p.parent for p in sorted(path.rglob("run.json"))] if path.is_dir() else []
+    if not runs:
+        findings.append(Finding("note", f"{path} holds no run", "give the folder of your runs"))
+    for run in runs:
+        found = [f for look in _LOOKS for f in _safely(look, run)]
+        findings += found or [Finding("ok", f"{run}: whole")]
+    return findings
+
+
+def _extras() -> list[Finding]:
+    wanted = {
+        "metrics": ("google_crc32c", "psutil", "grpc", "opentelemetry.sdk"),
+        "ui": ("duckdb", "pyarrow", "numpy", "pandas"),
+    }
+    findings = []
+    for extra, modules in wanted.items():
+        missing = [m for m in modules if not _installed(m)]
+        if missing:
+            what = f"not installed: {', '.join(missing)}"
+            findings.append(Finding("note", what, f"install gaia[{extra}] if you need them"))
+        else:
+            findings.append(Finding("ok", f"extra `{extra}` is installed"))
+    return findings
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _receiver(env: Mapping[str, str]) -> list[Finding]:
+    from gaia_metrics import wire
+    from gaia_metrics.transport import ExportSettings, connect
+
+    try:
+        settings = ExportSettings.from_env(env)
+        if settings is None:
+            return [Finding("ok", "no OTEL_EXPORTER_OTLP_ENDPOINT: runs are recorded locally")]
+        transport = connect(settings)
+        outcome = transport.send(b"m", wire.metrics_request({}, []))
+        transport.close()
+    except MetricsError as error:
+        return [Finding("problem", error.problem, error.remedy)]
+    where = settings.endpoints[b"m"]
+    if outcome.kind == "ok":
+        return [Finding("ok", f"{where} takes metrics ({settings.protocol})")]
+    remedy = "start it, or check address and port"
+    if outcome.kind == "denied":
+        remedy = "check the token in OTEL_EXPORTER_OTLP_HEADERS"
+        if "certificate" in outcome.detail:
+            remedy = "set OTEL_EXPORTER_OTLP_CERTIFICATE to the authority's PEM file"
+    return [Finding("problem", f"{where} does not take metrics: {outcome.detail}", remedy)]
+
+
+def _safely(look: Callable[[Path], list[Finding]], run: Path) -> list[Finding]:
+    try:
+        return look(run)
+    except MetricsError as error:
+        return [Finding("problem", error.problem, error.remedy)]
+    except (OSError, ValueError, KeyError) as error:
+        return [Finding("problem", f"{run}: {type(error).__name__}: {error}", "")]
+
+
+def _look_status(run: Path) -> list[Finding]:
+    status = folder.read_json(run / "status.json")
+    findings = [Finding("problem", f"{run}: {text}") for text in status.get("warnings", [])]
+    if status.get("dropped"):
+        what = f"{run}: {status['dropped']} values were dropped"
+        findings.append(Finding("problem", what, "log less often or free the disk"))
+    silent = time.time() - status.get("time", 0.0)
+    if status.get("status") == "running" and silent > 60:
+        what = f"{run}: still marked running, silent for {silent / 60:.0f} minutes"
+        findings.append(Finding("problem", what, "the process is gone: resume it with --resume"))
+    return findings
+
+
+def _look_spool(run: Path) -> list[Finding]:
+    waiting = run / "metrics" / "spool"
+    if not waiting.is_dir():
+        return []
+    findings = []
+    size = sum(p.stat().st_size for p in spool.paths(waiting))
+    if size:
+        what = f"{run}: {size / 1e6:.1f} MB wait to be sent"
+        findings.append(Finding("problem", what, f"run `gaia-metrics sync {run}`"))
+    rejected = len(list(waiting.glob("rejected-*")))
+    if rejected:
+        what = f"{run}: the receiver refused {rejected} batches (metrics/spool/rejected-*)"
+        findings.append(Finding("problem", what, "see its log; the values are in the segments"))
+    return findings
+
+
+def _look_segments(run: Path) -> list[Finding]:
+    findings, values, lines = [], set(), []
+    for path in segments.paths(run / "metrics"):
+        reader = segments.SegmentReader(path)
+        steps = {r.step for r in reader.read() if r.kind == "values"}
+        if path.name.startswith("p0-"):
+            values |= steps
+        if reader.offset < path.stat().st_size:
+            what = f"{path}: {path.stat().st_size - reader.offset} bytes behind {reader.offset}"
+            remedy = "a torn end is normal after a kill, and dropped when the run resumes"
+            findings.append(Finding("note", f"{what} are damaged", remedy))
+    if (run / "metrics.jsonl").exists():
+        for line in (run / "metrics.jsonl").read_bytes().splitlines():
+            try:
+                lines.append(json.loads(line)["step"])
+            except (ValueError, KeyError):
+                findings.append(Finding("note", f"{run}/metrics.jsonl has a torn line", ""))
+        if len(lines) != len(set(lines)) or (values and set(lines) - values):
+            what = f"{run}/metrics.jsonl does not agree with the segments"
+            findings.append(Finding("problem", what, "it is derived anew when the run resumes"))
+    return findings
+
+
+_LOOKS = (_look_status, _look_spool, _look_segments)

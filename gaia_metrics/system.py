@@ -1,0 +1,186 @@
+"""System metrics of one process: CPU, memory, disk, network, NVIDIA, TPU, device memory.
+
+Each source is optional and asked only while it answers; names follow OpenTelemetry's semantic
+conventions where there is one. Rates are per second since the sample before. Utilizations are 0..1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Values = dict[str, float]
+
+# libtpu's monitoring SDK (libtpu.sdk.tpumonitoring): metric -> (our name, factor).
+_TPU = {
+    "duty_cycle_pct": ("hw.tpu.{}.duty_cycle", 0.01),
+    "tensorcore_util": ("hw.tpu.{}.tensorcore_utilization", 0.01),
+    "hbm_capacity_usage": ("hw.tpu.{}.memory.usage", 1.0),
+    "hbm_capacity_total": ("hw.tpu.{}.memory.limit", 1.0),
+}
+
+
+class Sampler:
+    """Takes samples; a source that fails is left out from then on.
+
+    Args:
+        devices: gives objects with jax.Device's `id` and `memory_stats()`; asked at each sample,
+            as devices become known only once training runs.
+    """
+
+    def __init__(self, devices: Callable[[], Iterable[Any]] = tuple) -> None:
+        self._devices = devices
+        self._before: dict[str, tuple[float, float]] = {}
+        self._sources: list[Callable[[], Values]] = []
+        for build in (self._host, self._nvidia, self._tpu):
+            source = None
+            with contextlib.suppress(Exception):  # not installed, no such device, no driver
+                source = build()
+            if source is not None:
+                self._sources.append(source)
+        self._sources.append(self._device_memory)
+
+    def sample(self) -> Values:
+        """One sample of everything that answers."""
+        values: Values = {}
+        for source in list(self._sources):
+            try:
+                values |= source()
+            except Exception:
+                self._sources.remove(source)
+        return values
+
+    def _rate(self, name: str, total: float) -> Values:
+        now = time.monotonic()
+        then, before = self._before.get(name, (0.0, 0.0))
+        self._before[name] = (now, total)
+        if not then or now <= then:
+            return {}
+        return {name: max(0.0, total - before) / (now - then)}
+
+    def _host(self) -> Callable[[], Values]:
+        psutil: Any = importlib.import_module("psutil")
+        process = psutil.Process()
+        psutil.cpu_percent()
+        process.cpu_percent()
+
+        def read() -> Values:
+            memory = psutil.virtual_memory()
+            values = {
+                "system.cpu.utilization": psutil.cpu_percent() / 100,
+                "system.memory.utilization": memory.percent / 100,
+                "system.memory.usage": float(memory.used),
+                "system.filesystem.utilization": psutil.disk_usage(os.getcwd()).percent / 100,
+                "process.cpu.utilization": process.cpu_percent() / 100,
+                "process.memory.usage": float(process.memory_info().rss),
+                "process.thread.count": float(process.num_threads()),
+            }
+            disk, net = psutil.disk_io_counters(), psutil.net_io_counters()
+            if disk is not None:
+                values |= self._rate("system.disk.read", disk.read_bytes)
+                values |= self._rate("system.disk.write", disk.write_bytes)
+            if net is not None:
+                values |= self._rate("system.network.receive", net.bytes_recv)
+                values |= self._rate("system.network.transmit", net.bytes_sent)
+            return values
+
+        return read
+
+    def _nvidia(self) -> Callable[[], Values] | None:
+        """NVML through nvidia-ml-py (imported as pynvml)."""
+        nvml: Any = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+
+        def read() -> Values:
+            values: Values = {}
+            for i, handle in enumerate(handles):
+                memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+                values |= {
+                    f"hw.gpu.{i}.utilization": nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
+                    f"hw.gpu.{i}.memory.usage": float(memory.used),
+                    f"hw.gpu.{i}.memory.limit": float(memory.total),
+                }
+                with contextlib.suppress(Exception):  # a partition (MIG) may refuse these two
+                    values[f"hw.gpu.{i}.power"] = nvml.nvmlDeviceGetPowerUsage(handle) / 1000
+                    temperature = nvml.nvmlDeviceGetTemperature(handle, 0)
+                    values[f"hw.gpu.{i}.temperature"] = float(temperature)
+            return values
+
+        return read if handles else None
+
+    def _tpu(self) -> Callable[[], Values] | None:
+        monitoring: Any = importlib.import_module("libtpu.sdk").tpumonitoring
+        supported = set(monitoring.list_supported_metrics())
+        wanted = {key: value for key, value in _TPU.items() if key in supported}
+
+        def read() -> Values:
+            values: Values = {}
+            for key, (name, factor) in wanted.items():
+                data = monitoring.get_metric(key).data()
+                for i, item in enumerate(data):
+                    with contextlib.suppress(ValueError):
+                        values[name.format(i)] = float(item) * factor
+            return values
+
+        return read if wanted else None
+
+    def _device_memory(self) -> Values:
+        """What JAX's allocator says: the fallback where no vendor library answers."""
+        values: Values = {}
+        for device in self._devices():
+            stats: dict = {}
+            with contextlib.suppress(Exception):  # another process's device
+                stats = device.memory_stats() or {}
+            for key, name in (
+                ("bytes_in_use", "usage"),
+                ("peak_bytes_in_use", "peak"),
+                ("bytes_limit", "limit"),
+            ):
+                if key in stats:
+                    values[f"hw.device.{device.id}.memory.{name}"] = float(stats[key])
+        return values
+
+
+class SdkObservables:
+    """Carries the sample, and whatever else the process observes, through the OpenTelemetry SDK.
+
+    `meter_provider` is a stock MeterProvider: give it to any instrumentation, and its metrics are
+    sent with the run's own over the same spool. Raises ImportError without the `metrics` extra.
+    """
+
+    def __init__(self, resource: dict[str, Any]) -> None:
+        load: Callable[[str], Any] = importlib.import_module  # an extra: absent in a base install
+        encoder = load("opentelemetry.exporter.otlp.proto.common.metrics_encoder")
+        sdk = load("opentelemetry.sdk.metrics")
+        self._encode = encoder.encode_metrics
+        self._observation = load("opentelemetry.metrics").Observation
+        self._reader = sdk.export.InMemoryMetricReader()
+        self.meter_provider = sdk.MeterProvider(
+            [self._reader],
+            resource=load("opentelemetry.sdk.resources").Resource.create(resource),
+            shutdown_on_exit=False,
+        )
+        self._meter = self.meter_provider.get_meter("gaia_metrics.system")
+        self._latest: Values = {}
+        self._known: set[str] = set()
+
+    def request(self, values: Values) -> bytes | None:
+        """An ExportMetricsServiceRequest with `values` and all else that was observed."""
+        self._latest = values
+        for name in values.keys() - self._known:
+            self._known.add(name)
+            self._meter.create_observable_gauge(name, [self._callback(name)])
+        data = self._reader.get_metrics_data()
+        return self._encode(data).SerializeToString() if data is not None else None
+
+    def _callback(self, name: str) -> Callable[[Any], Iterable[Any]]:
+        def observe(_: Any) -> Iterable[Any]:
+            if name in self._latest:
+                yield self._observation(self._latest[name])
+
+        return observe

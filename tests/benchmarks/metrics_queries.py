@@ -1,0 +1,202 @@
+"""Per-run queries on our schema against the collector's stock schema, in the real engine (chdb).
+
+    python tests/benchmarks/metrics_queries.py [--quick] [--points 50e6]
+
+1,000 runs of 20 metrics over 91 days, 11 runs a day, plus one long run. Both tables hold the same
+values and are merged (OPTIMIZE FINAL); timings are warm medians. `ours_ms` goes through the view
+gaia.metrics (what dashboards query: without duplicates and void tails), `table_ms` directly to the
+table with FINAL. Limits, from the project's issue on observability: one run and metric 5 ms, ten
+runs 20 ms, all metrics of a run 20 ms, 4.5 bytes per point on disk.
+
+`--quick` takes 10M points. The stock table is exporter/clickhouseexporter's own (contrib v0.159.0).
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import harness
+
+sys.path.insert(0, str(harness.ROOT))
+
+METRICS = 20
+RUNS = 1000
+MAP = "Map(LowCardinality(String), String) CODEC(ZSTD(1))"
+TEXT = "String CODEC(ZSTD(1))"
+STOCK = f"""CREATE TABLE stock (
+  ResourceAttributes {MAP}, ResourceSchemaUrl {TEXT}, ScopeName {TEXT}, ScopeVersion {TEXT},
+  ScopeAttributes {MAP}, ScopeDroppedAttrCount UInt32 CODEC(ZSTD(1)), ScopeSchemaUrl {TEXT},
+  ServiceName LowCardinality(String) CODEC(ZSTD(1)), MetricName {TEXT},
+  MetricDescription {TEXT}, MetricUnit {TEXT}, Attributes {MAP},
+  StartTimeUnix DateTime64(9) CODEC(Delta, ZSTD(1)), TimeUnix DateTime64(9) CODEC(Delta, ZSTD(1)),
+  Value Float64 CODEC(ZSTD(1)), Flags UInt32 CODEC(ZSTD(1)),
+  INDEX i1 mapKeys(ResourceAttributes) TYPE bloom_filter(0.01) GRANULARITY 1,
+  INDEX i2 mapValues(ResourceAttributes) TYPE bloom_filter(0.01) GRANULARITY 1,
+  INDEX i3 mapKeys(ScopeAttributes) TYPE bloom_filter(0.01) GRANULARITY 1,
+  INDEX i4 mapValues(ScopeAttributes) TYPE bloom_filter(0.01) GRANULARITY 1,
+  INDEX i5 mapKeys(Attributes) TYPE bloom_filter(0.01) GRANULARITY 1,
+  INDEX i6 mapValues(Attributes) TYPE bloom_filter(0.01) GRANULARITY 1)
+ENGINE = MergeTree PARTITION BY toDate(TimeUnix)
+ORDER BY (ServiceName, MetricName, Attributes, toUnixTimestamp64Nano(TimeUnix))
+SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1"""
+
+# One row per point; run r starts on day r / 11 of 91 and logs every 30 s. Values as float32 have
+# them: a decaying loss with noise.
+SOURCE = """SELECT intDiv(number, {per_run}) + {first} AS r,
+  intDiv(number % {per_run}, {metrics}) AS step, number % {metrics} AS m,
+  concat('2026', if(r < 500, '08', '09'), '01-', leftPad(toString(r), 6, '0')) AS run,
+  concat('train/metric_', toString(m)) AS name,
+  toDateTime64('2026-08-01 00:00:00', 9, 'UTC') + intDiv(r, 11) * 86400 + (r % 11) * 3600
+    + step * 30 + (cityHash64(number) % 1000) / 1000 AS at,
+  toFloat64(toFloat32(m + 5 * exp(-step / 500.) + (cityHash64(number, 7) % 10000) / 50000)) AS v
+FROM numbers({count})"""
+
+WHERE = "ResourceAttributes['gaia.run.id']"
+STEP = "toUInt64(Attributes['step'])"
+
+
+def queries(run: str, ten: str, long_run: str) -> dict[str, tuple[str, str]]:
+    """Name -> (ours, with @ for view or table; stock)."""
+    name = "train/metric_3"
+    bucket = "intDiv(step, greatest(1, intDiv({n}, 1000)))"
+    return {
+        "one run, one metric": (
+            f"SELECT step, value FROM @ WHERE run_id = '{run}' AND metric = '{name}' ORDER BY step",
+            f"SELECT {STEP} AS step, Value FROM stock WHERE MetricName = '{name}' "
+            f"AND {WHERE} = '{run}' ORDER BY step",
+        ),
+        "ten runs, one metric": (
+            f"SELECT run_id, step, value FROM @ WHERE run_id IN ({ten}) AND metric = '{name}' "
+            "ORDER BY step",
+            f"SELECT {WHERE} AS run, {STEP} AS step, Value FROM stock "
+            f"WHERE MetricName = '{name}' AND {WHERE} IN ({ten}) ORDER BY step",
+        ),
+        "all metrics of one run": (
+            "SELECT metric, intDiv(step, 10) AS x, avg(value) FROM @ "
+            f"WHERE run_id = '{run}' GROUP BY metric, x ORDER BY metric, x",
+            f"SELECT MetricName, intDiv({STEP}, 10) AS x, avg(Value) FROM stock "
+            f"WHERE {WHERE} = '{run}' GROUP BY MetricName, x ORDER BY MetricName, x",
+        ),
+        "long run, 1000 buckets": (
+            f"SELECT {bucket.format(n=10_000)} AS x, avg(value), min(value), max(value) FROM @ "
+            f"WHERE run_id = '{long_run}' AND metric = '{name}' GROUP BY x ORDER BY x",
+            f"SELECT intDiv({STEP}, 10) AS x, avg(Value), min(Value), max(Value) FROM stock "
+            f"WHERE MetricName = '{name}' AND {WHERE} = '{long_run}' GROUP BY x ORDER BY x",
+        ),
+        "metric names of a run": (
+            f"SELECT DISTINCT metric FROM gaia.run_latest_state WHERE run_id = '{run}'",
+            f"SELECT DISTINCT MetricName FROM stock WHERE {WHERE} = '{run}'",
+        ),
+        "last loss of every run": (
+            f"SELECT run_id, last FROM gaia.run_latest WHERE metric = '{name}'",
+            f"SELECT {WHERE} AS run, argMax(Value, {STEP}) FROM stock "
+            f"WHERE MetricName = '{name}' GROUP BY run",
+        ),
+    }
+
+
+def fill(session, points: int) -> float:
+    """Load both tables with the same points; seconds."""
+    begin = time.perf_counter()
+    per_run = max(METRICS, int(points * 0.9) // RUNS // METRICS * METRICS)
+    jobs = [(first, 100, per_run) for first in range(0, RUNS, 100)]
+    jobs.append((RUNS, 1, (points - per_run * RUNS) // METRICS * METRICS))
+    for first, count, size in jobs:
+        source = SOURCE.format(per_run=size, metrics=METRICS, count=count * size, first=first)
+        session.query(
+            f"INSERT INTO gaia.training_metrics SELECT run, name, 0, step, at, v, 1 FROM ({source})"
+        )
+        session.query(
+            "INSERT INTO stock SELECT map('service.name', 'gaia', 'gaia.run.id', run, "
+            "'gaia.run.attempt', '1', 'gaia.process.index', '0', 'host.name', 'node-0'), '', "
+            "'gaia_metrics', '', map(), 0, '', 'gaia', name, '', '', "
+            f"map('step', toString(step)), at, at, v, 0 FROM ({source}) "
+            "SETTINGS max_partitions_per_insert_block = 1000"
+        )
+    for table in ("gaia.training_metrics", "gaia.run_latest_state", "stock"):
+        session.query(f"OPTIMIZE TABLE {table} FINAL")
+    # As in life: a few runs resumed, so that the view has something to hide.
+    session.query(
+        "INSERT INTO gaia.cutoffs SELECT DISTINCT run_id, 1, 1000000 FROM gaia.run_latest_state "
+        "WHERE cityHash64(run_id) % 20 = 0"
+    )
+    return time.perf_counter() - begin
+
+
+def timed(session, sql: str, times: int) -> tuple[float, list]:
+    """Median milliseconds, warm, and the first row count seen."""
+    rows = session.query(sql, "CSV").rows_read()
+    taken = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        session.query(sql, "Native")
+        taken.append((time.perf_counter() - begin) * 1e3)
+    return statistics.median(taken), [min(taken), max(taken), rows]
+
+
+def disk(session, database: str, table: str, points: int) -> float:
+    """Bytes on disk per point."""
+    sql = (
+        "SELECT sum(bytes_on_disk) FROM system.parts "
+        f"WHERE database = '{database}' AND table = '{table}' AND active"
+    )
+    return int(session.query(sql, "CSV").data()) / points
+
+
+def main(args: argparse.Namespace) -> dict:
+    from tests.fakes.clickhouse import Database
+
+    points = 10_000_000 if args.quick else int(args.points)
+    with tempfile.TemporaryDirectory(prefix="gaia-queries-") as folder:
+        database = Database(Path(folder) / "ch")
+        session = database.session
+        session.query("CREATE DATABASE IF NOT EXISTS bench")
+        session.query("USE bench")
+        session.query(STOCK)
+        loaded = fill(session, points)
+        ten = ",".join(f"'20260801-{r:06d}'" for r in range(40, 140, 10))
+        rows = []
+        for name, (ours, stock) in queries("20260801-000123", ten, "20260901-001000").items():
+            view, view_facts = timed(session, ours.replace("@", "gaia.metrics"), 9)
+            table, _ = timed(session, ours.replace("@", "gaia.training_metrics FINAL"), 9)
+            other, other_facts = timed(session, stock, 3)
+            rows.append(
+                {
+                    "query": name,
+                    "ours_ms": round(view, 2),
+                    "ours_ms_min": round(view_facts[0], 2),
+                    "ours_ms_max": round(view_facts[1], 2),
+                    "table_ms": round(table, 2),
+                    "stock_ms": round(other, 2),
+                    "ratio": round(other / view, 1),
+                    "ours_rows": view_facts[2],
+                    "stock_rows": other_facts[2],
+                }
+            )
+        result = {
+            "points": points,
+            "rows": rows,
+            "bytes_per_point": round(disk(session, "gaia", "training_metrics", points), 2),
+            "stock_bytes_per_point": round(disk(session, "bench", "stock", points), 2),
+            "load_s": round(loaded, 1),
+        }
+        database.close()
+    print(f"{'query':26}{'ours ms':>10}{'table ms':>10}{'stock ms':>10}{'ratio':>8}")
+    for row in rows:
+        print(
+            f"{row['query']:26}{row['ours_ms']:>10}{row['table_ms']:>10}{row['stock_ms']:>10}"
+            f"{row['ratio']:>8}"
+        )
+    print(f"bytes per point: {result['bytes_per_point']}, stock {result['stock_bytes_per_point']}")
+    return result
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--points", type=float, default=50e6, help="points in each table")
+
+
+if __name__ == "__main__":
+    harness.run(main, __doc__, arguments)

@@ -1,0 +1,58 @@
+"""The real ClickHouse engine in the test process (chdb), with exactly the schema of deploy/."""
+
+import json
+from pathlib import Path
+
+SCHEMA = Path(__file__).resolve().parents[2] / "deploy/clickhouse/schema"
+
+
+def statements(path: Path) -> list[str]:
+    """The statements of a .sql file, split as clickhouse-client does, without comments."""
+    lines = (line.split(" -- ")[0].split("  -- ")[0] for line in path.read_text().splitlines())
+    text = "\n".join(line for line in lines if not line.lstrip().startswith("--"))
+    return [part.strip() for part in text.split(";\n") if part.strip(" \n;")]
+
+
+class Database:
+    """A chdb session; one per process at a time."""
+
+    def __init__(self, path: Path | str):
+        from chdb.session import Session
+
+        self.session = Session(str(path))
+        for file in sorted(SCHEMA.glob("*.sql")):
+            for statement in statements(file):
+                self.session.query(statement.rstrip(";"))
+
+    def insert(self, rows: dict[str, list[dict]]) -> None:
+        """What the collector's exporter does with a batch."""
+        for table, items in rows.items():
+            lines = []
+            for item in items:
+                item = dict(item)
+                for key in ("StartTimeUnix", "TimeUnix", "Timestamp"):
+                    if key in item:
+                        item[key] = f"{item[key] // 10**9:010d}.{item[key] % 10**9:09d}"
+                value = item.get("Value", 0.0)
+                if value != value or abs(value) == float("inf"):
+                    item["Value"] = {"nan": "nan", "inf": "inf", "-inf": "-inf"}[str(value)]
+                lines.append(json.dumps(item))
+            if lines:
+                query = f"INSERT INTO otel.{table} FORMAT JSONEachRow\n" + "\n".join(lines)
+                self.session.query(query)
+
+    def query(self, sql: str) -> tuple[list[str], list[str], list[list]]:
+        """Column names, types, rows."""
+        text = self.session.query(sql, "JSONCompact").data()
+        out = json.loads(text)
+        return (
+            [c["name"] for c in out["meta"]],
+            [c["type"] for c in out["meta"]],
+            out["data"],
+        )
+
+    def rows(self, sql: str) -> list[list]:
+        return self.query(sql)[2]
+
+    def close(self) -> None:
+        self.session.close()

@@ -1,0 +1,233 @@
+"""Reading runs back: folders, buckets, machines, the database, the command line."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.parse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import fsspec
+import numpy as np
+import pytest
+
+import gaia_metrics
+from gaia_metrics import cli, local, query
+from gaia_metrics.sync import sync
+from tests.fakes import clickhouse, otlp
+
+STEPS = 400
+
+
+def record(folder, name, scale, status="finished"):
+    config = {"model": {"depth": 12}, "optim": {"lr": scale}}
+    run = gaia_metrics.init("gchat", name, config, dir=folder, system_interval=0.2)
+    for step in range(STEPS):
+        run.log(step, {"train/loss": scale / (step + 1), "train/tokens": step * 100.0})
+        if step % 100 == 0:
+            run.log(step, {"val/bpb": scale + step})
+            run.text(step, "samples", f"{name} at {step}")
+    run.log(STEPS, {"train/loss": float("nan")})
+    assert run.wait_durable(STEPS)
+    run.finish(status)
+    return run.id
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    ids = [record(root / "a", "d12", 1.0), record(root / "deep/er/b", "d20", 2.0, "crashed")]
+    return root, ids
+
+
+@pytest.fixture(scope="module")
+def database(runs, tmp_path_factory):
+    """The same runs in the real engine, sent there by `sync`, behind an HTTP interface."""
+    engine = clickhouse.Database(tmp_path_factory.mktemp("db") / "ch")
+    with otlp.serve(engine.insert) as receiver:
+        reports = sync(runs[0], {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.http_endpoint})
+        assert sum(r.points for r in reports) > 4 * STEPS
+        again = sync(runs[0], {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.http_endpoint})
+        assert sum(r.points for r in again) == 0
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            sql = self.rfile.read(int(self.headers["content-length"])).decode()
+            arguments = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(self.path).query))
+            used = {k[6:]: v for k, v in arguments.items() if k.startswith("param_")}
+            settings = ", ".join(f"{k}={v}" for k, v in arguments.items() if k.startswith("output"))
+            try:
+                result = engine.session.query(
+                    f"{sql} SETTINGS {settings}", arguments["default_format"], params=used
+                )
+                status, body = 200, result.bytes()
+            except Exception as error:
+                status, body = 500, str(error).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield query.connect(f"clickhouse://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    server.server_close()
+    engine.close()
+
+
+@pytest.fixture(params=["folder", "clickhouse"])
+def source(request, runs):
+    if request.param == "folder":
+        return query.connect(runs[0])
+    return request.getfixturevalue("database")
+
+
+def test_runs(source, runs):
+    frame = query.runs(source).set_index("name")
+    assert frame.loc["d12", "run"] == runs[1][0]
+    assert frame.loc["d20", "status"] == "crashed"
+    assert frame.loc["d12", "last_step"] == STEPS
+    assert np.isnan(frame.loc["d12", "loss"]) and frame.loc["d20", "bpb"] == 302.0
+
+
+def test_series_by_every_axis(source):
+    frame = query.series(source, ["d12", "d20"], ["train/loss"])
+    for name, scale in (("d12", 1.0), ("d20", 2.0)):
+        run = query.runs(source).set_index("name").loc[name, "run"]
+        one = frame[frame.run == run]
+        assert list(one.x) == list(range(STEPS + 1))
+        assert np.allclose(one.value[:-1], scale / (np.arange(STEPS) + 1)) and np.isnan(
+            one.value.iloc[-1]
+        )
+    few = query.series(source, ["d12"], ["train/tokens"], points=10)
+    assert len(few) == 10 and few.low[0] == 0.0 and few.high.max() == (STEPS - 1) * 100
+    tokens = query.series(source, ["d12"], ["val/bpb"], x="tokens")
+    assert list(tokens.x) == [0.0, 10_000.0, 20_000.0, 30_000.0]
+    seconds = query.series(source, ["d12"], ["val/bpb"], x="time")
+    assert seconds.x[0] == 0.0 and seconds.x.is_monotonic_increasing
+    with pytest.raises(gaia_metrics.MetricsError, match="x='epoch'"):
+        query.series(source, ["d12"], ["val/bpb"], x="epoch")
+    with pytest.raises(gaia_metrics.MetricsError, match="nobody"):
+        query.series(source, ["nobody' OR 1=1"], ["val/bpb"])
+
+
+def test_metrics_texts_system_compare(source):
+    metrics = query.metrics(source, "d12").set_index("metric")
+    assert metrics.loc["train/loss", "count"] == STEPS + 1
+    assert metrics.loc["train/loss", "max"] == 1.0 and metrics.loc["val/bpb", "last"] == 301.0
+    texts = query.texts(source, "d20")
+    assert list(texts.text) == [f"d20 at {s}" for s in (0, 100, 200, 300)]
+    assert [a["name"] for a in source.texts("d12", "alert")] == ["not a number"]
+    assert "process.memory.usage" in set(query.system(source, "d12").metric)
+    table = query.compare(source, ["d12", "d20"])
+    assert list(table["config.optim.lr"].astype(float)) == [1.0, 2.0]
+    assert "config.model.depth" not in table
+
+
+def test_parquet_is_only_a_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "COMPACT_BYTES", 0)
+    record(tmp_path / "a", "d12", 1.0)
+    first = query.connect(tmp_path).series(["d12"], ["train/loss"])
+    cache = tmp_path / "a/metrics/compact.parquet"
+    assert cache.exists()
+    monkeypatch.setattr(local, "decode", lambda path: pytest.fail("the cache was not used"))
+    again = query.connect(tmp_path).series(["d12"], ["train/loss"])
+    assert np.array_equal(first["value"], again["value"], equal_nan=True)
+    monkeypatch.undo()
+    run = gaia_metrics.init("gchat", "d12", dir=tmp_path / "a", resume_step=100, system_interval=0)
+    run.finish()
+    assert len(query.connect(tmp_path).series(["d12"], ["train/loss"])["x"]) == 101
+    cache.write_bytes(b"broken")
+    assert len(query.connect(tmp_path).series(["d12"], ["train/loss"])["x"]) == 101
+
+
+def test_a_bucket(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("GAIA_HOME", str(tmp_path))
+    bucket = fsspec.filesystem("memory")
+    bucket.put(str(runs[0]), "/bucket/runs", recursive=True)
+    bucket.pipe("/bucket/runs/a/checkpoints/huge.bin", b"x")
+    source = query.connect("memory://bucket/runs")
+    assert {row["name"] for row in source.runs()} == {"d12", "d20"}
+    assert len(source.series(["d12"], ["train/loss"])["x"]) == STEPS + 1
+    assert not list(tmp_path.rglob("huge.bin"))
+    with pytest.raises(gaia_metrics.MetricsError, match="nowhere"):
+        query.connect("nowhere://x")
+
+
+def test_another_machine(runs, tmp_path, monkeypatch):
+    """A stand-in for ssh and rsync that copies locally: the arguments are what is tested."""
+    monkeypatch.setenv("GAIA_HOME", str(tmp_path / "home"))
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    (fake / "rsync").write_text(
+        f'#!/bin/bash\necho "$@" > {tmp_path}/args\nfrom=${{@: -2:1}}\n'
+        "[ \"${from%%:*}\" = me@node ] || { echo 'no such host' >&2; exit 255; }\n"
+        'cp -r "${from#*:}." "${@: -1}"\n'
+    )
+    (fake / "rsync").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake}:{os.environ['PATH']}")
+    source = query.connect(f"ssh://me@node:2222//{runs[0]}".replace("////", "//"))
+    assert {row["name"] for row in source.runs()} == {"d12", "d20"}
+    args = (tmp_path / "args").read_text()
+    assert "-p 2222" in args and "BatchMode=yes" in args and "--include=*.seg" in args
+    with pytest.raises(gaia_metrics.MetricsError, match="no such host"):
+        query.connect("ssh://elsewhere/runs")
+    with pytest.raises(gaia_metrics.MetricsError, match="names no host"):
+        query.connect("ssh://-oProxyCommand=x/runs")
+
+
+def call(capsys, *arguments):
+    try:
+        cli.main([str(a) for a in arguments])
+        code = 0
+    except SystemExit as error:
+        code = error.code or 0
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_command_line(runs, capsys, tmp_path):
+    root, ids = runs
+    code, out, _ = call(capsys, "ls", "-d", root, "--json")
+    assert code == 0 and {row["run"] for row in json.loads(out)} == set(ids)
+    assert "crashed" in call(capsys, "ls", "-d", root, "--status", "crashed")[1]
+    code, out, _ = call(capsys, "show", "d12", "-d", root, "--json")
+    assert json.loads(out)["config"]["model"] == {"depth": 12}
+    assert "not a number" in call(capsys, "show", "d12", "-d", root)[1]
+    rows = json.loads(call(capsys, "compare", "d12", "d20", "-d", root, "--json")[1])
+    assert rows[0]["train/loss"] == "NaN" and rows[1]["config.optim.lr"] == "2.0"
+    assert "config.optim.lr" in call(capsys, "compare", "d12", "d20", "-d", root)[1]
+    out = call(capsys, "export", "d12", "-d", root, "-m", "val/bpb")[1]
+    assert [row["value"] for row in csv.DictReader(io.StringIO(out))][-1] == "301.0"
+    target = tmp_path / "x.parquet"
+    assert call(capsys, "export", "d12", "-d", root, "-o", target)[0] == 0
+    assert target.stat().st_size > 0
+    lines = call(capsys, "tail", "d12", "-n", 2, "-d", root, "--json")[1].splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [STEPS - 1, STEPS]
+    for arguments in (["ls", "-d", "/nope"], ["show", "nobody", "-d", root], ["sync", root]):
+        code, out, err = call(capsys, *arguments)
+        assert code == 2 and len(err.splitlines()) == 1 and ";" in err
+
+
+def test_doctor(tmp_path, capsys, monkeypatch):
+    record(tmp_path / "good", "good", 1.0)
+    assert call(capsys, "doctor", tmp_path)[0] == 0
+    (tmp_path / "good/status.json").write_text("{torn")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:9")
+    code, out, _ = call(capsys, "doctor", tmp_path, "--json")
+    problems = [f for f in json.loads(out) if f["level"] == "problem"]
+    assert code == 1 and any("does not take metrics" in p["what"] for p in problems)
+    assert any("status.json is not JSON" in p["what"] for p in problems)
+
+
+def test_help_is_fast_and_heavy_imports_are_late():
+    code = "import sys, gaia_metrics.cli; print(sorted({'numpy', 'duckdb'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.stdout.strip() == "[]"
