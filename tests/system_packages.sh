@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# Debian packages that some tests use; what is missing is installed where that is possible.
+# Debian packages that some tests use: a browser for pages, sshd and rsync for machines. What is
+# missing is installed where that can be done (root, apt); else the tests that need it skip.
 set -euo pipefail
 packages=(
     chromium
+    git
+    openssh-client
+    openssh-server
+    rsync
 )
 missing=()
 for package in "${packages[@]}"; do
