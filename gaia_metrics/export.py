@@ -40,17 +40,24 @@ class Builder:
         self.resource = resource
         self._emit = emit
         self._points: defaultdict[str, list[bytes]] = defaultdict(list)
+        self._columns: dict[tuple[str, ...], list[list[bytes]]] = {}  # the lists of a key set
         self._count = 0
         self._metrics: list[bytes] = []
         self._logs: list[bytes] = []
 
     def values(self, step: int, time_ns: int, values: dict[str, float], system: bool) -> None:
         """Take one `log()`; system values are points without a step."""
-        head, tail = wire.point_frame(time_ns, None if system else step)
-        pack, points = wire._DOUBLE, self._points
-        for name, value in zip(values, map(pack, values.values()), strict=True):
-            points[name].append(head + value + tail)
-        self._count += len(values)
+        names, count = tuple(values), len(values)
+        columns = self._columns.get(names)
+        if columns is None:
+            columns = self._columns[names] = [self._points[name] for name in names]
+        for column, point in zip(
+            columns,
+            wire.points(time_ns, None if system else step, values.values(), count),
+            strict=True,
+        ):
+            column.append(point)
+        self._count += count
         if self._count >= MAX_POINTS:
             self.flush()
 
@@ -80,6 +87,7 @@ class Builder:
             metrics = [wire.gauge(name, b"".join(p)) for name, p in self._points.items()]
             self._emit(b"m", wire.metrics_request(self.resource, [*metrics, *self._metrics]))
             self._points.clear()
+            self._columns.clear()
             self._metrics.clear()
             self._count = 0
         if self._logs:

@@ -157,7 +157,7 @@ class Run:
             self._warn("log", f"log() dropped {type(values).__name__} ({error})", "pass a dict")
 
     def _yield_to_worker(self, worker: Worker, step: int, item: dict) -> None:
-        """More than 300,000 points wait (no training logs that fast): bound the memory."""
+        """More than 200,000 points wait (no training logs that fast): bound the memory."""
         worker.wake.set()
         time.sleep(0.0005)
         if worker.points_in - worker.points_out > HARD_POINTS:

@@ -11,10 +11,11 @@ Field numbers: opentelemetry-proto v1, metrics.proto, logs.proto, common.proto, 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 _DOUBLE = struct.Struct("<d").pack
 _FIXED64 = struct.Struct("<Q").pack
+_POINTS: dict[tuple[int, int], tuple[Callable[..., bytes], Callable[[bytes], tuple]]] = {}
 Scalar = str | bool | int | float
 
 
@@ -73,6 +74,25 @@ def point_frame(time_ns: int, step: int | None) -> tuple[bytes, bytes]:
         pair = b"\x0a\x04step\x12" + bytes((len(number) + 1,)) + b"\x18" + number
         tail = b"\x3a" + bytes((len(pair),)) + pair
     return bytes((0x0A, 18 + len(tail), 0x19)) + _FIXED64(time_ns) + b"\x21", tail
+
+
+def points(
+    time_ns: int, step: int | None, values: Iterable[float], count: int
+) -> tuple[bytes, ...]:
+    """Gauge points of one step, ready for `gauge`: all packed at once, then cut apart.
+
+    They differ in eight bytes only; packing them one by one takes twice as long.
+    """
+    head, tail = point_frame(time_ns, step)
+    key = (count, len(tail))
+    known = _POINTS.get(key)
+    if known is None:
+        pack = struct.Struct("<" + f"{len(head)}sd{len(tail)}s" * count).pack
+        cut = struct.Struct(f"{len(head) + 8 + len(tail)}s" * count).unpack
+        known = _POINTS[key] = (pack, cut)
+    fields: list[bytes | float] = [head, 0.0, tail] * count
+    fields[1::3] = values
+    return known[1](known[0](*fields))
 
 
 def gauge(name: str, points: bytes, unit: str = "") -> bytes:

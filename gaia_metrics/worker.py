@@ -22,7 +22,7 @@ DEVICE_POLL_S = 0.05
 DEVICE_WAIT_S = 3.0  # at the end, for arrays that are not ready
 # Backlog in points (a point costs about 65 bytes in the queue): beyond SOFT the producer yields
 # half a millisecond per log(), beyond HARD (the disk hangs) values are dropped and counted.
-SOFT_POINTS, HARD_POINTS = 300_000, 1_000_000
+SOFT_POINTS, HARD_POINTS = 200_000, 1_000_000
 # What a disk that refuses may hold back in memory before records are dropped and counted.
 MAX_UNWRITTEN = 32 << 20
 
