@@ -35,6 +35,25 @@ WHERE run_id = @run AND @which
 GROUP BY x, metric
 ORDER BY x, metric"""
 
+# Where a step's time goes: the parts that were logged, and what they leave of the step.
+BREAKDOWN = """WITH
+p AS (
+  SELECT step, metric, value FROM gaia.metrics
+  WHERE run_id = @run AND match(metric, '^perf/.*_ms$')
+),
+(SELECT greatest(1, intDiv(max(step), @buckets)) FROM p) AS w,
+assumeNotNull(w) AS width
+SELECT intDiv(step, width) * width AS x, part AS metric, avg(v) AS value
+FROM (
+  SELECT step, metric AS part, value AS v FROM p WHERE metric != 'perf/step_ms'
+  UNION ALL
+  SELECT step, 'compute' AS part,
+    sumIf(value, metric = 'perf/step_ms') - sumIf(value, metric != 'perf/step_ms') AS v
+  FROM p GROUP BY step
+)
+GROUP BY x, part
+ORDER BY x, part"""
+
 # Several runs, one metric, against step, tokens, FLOPs or seconds since the run's first value.
 COMPARE = """WITH
 v AS (
@@ -97,10 +116,10 @@ FLEET = """SELECT r.run_id AS run_id, r.name AS name, r.project AS project, r.st
 FROM gaia.runs AS r
 LEFT ANY JOIN (
   SELECT run_id, anyIf(last, metric = 'train/loss') AS loss,
-    anyIf(last, metric = 'train/tokens_per_s') AS speed, anyIf(last, metric = 'train/mfu') AS mfu,
+    anyIf(last, metric = 'perf/tokens_per_s') AS speed, anyIf(last, metric = 'perf/mfu') AS mfu,
     anyIf(last, metric = 'run/cost_per_hour') AS cost
   FROM gaia.run_latest
-  WHERE metric IN ('train/loss', 'train/tokens_per_s', 'train/mfu', 'run/cost_per_hour')
+  WHERE metric IN ('train/loss', 'perf/tokens_per_s', 'perf/mfu', 'run/cost_per_hour')
   GROUP BY run_id
 ) AS l ON l.run_id = r.run_id
 WHERE r.status @status AND $__timeFilter(r.updated)
@@ -115,13 +134,13 @@ EVALS = """SELECT any(r.run) AS run, e.metric AS metric, any(e.last) AS value,
   any(e.last_step) AS step
 FROM gaia.run_latest AS e
 INNER JOIN (SELECT run_id, @label AS run FROM gaia.runs) AS r ON r.run_id = e.run_id
-WHERE e.run_id IN (@run) AND (startsWith(e.metric, 'eval/') OR e.metric = 'val/bpb')
+WHERE e.run_id IN (@run) AND (startsWith(e.metric, 'eval/') OR e.metric = 'train/loss')
 GROUP BY e.run_id, e.metric
 ORDER BY run, metric"""
 
 FINAL_VALUES = """SELECT any(r.run) AS run, any(r.status) AS status, max(l.last_step) AS step,
-  anyIf(l.last, l.metric = 'train/loss') AS loss, anyIf(l.last, l.metric = 'val/bpb') AS bpb,
-  anyIf(l.last, l.metric = 'train/mfu') AS mfu,
+  anyIf(l.last, l.metric = 'train/loss') AS loss, anyIf(l.last, l.metric = 'eval/val_bpb') AS bpb,
+  anyIf(l.last, l.metric = 'perf/mfu') AS mfu,
   anyIf(l.last, l.metric = 'train/tokens') AS tokens
 FROM gaia.run_latest AS l
 INNER JOIN (SELECT run_id, status, @label AS run FROM gaia.runs) AS r ON r.run_id = l.run_id
@@ -367,25 +386,26 @@ def run_dashboard() -> dict:
         [PROJECT, runs(multi=False)],
         [
             latest("Loss", "train/loss"),
-            latest("Validation bits per byte", "val/bpb"),
-            latest("Tokens per second", "train/tokens_per_s"),
-            latest("MFU", "train/mfu", "percentunit"),
+            latest("Validation bits per byte", "eval/val_bpb"),
+            latest("Tokens per second", "perf/tokens_per_s"),
+            latest("MFU", "perf/mfu", "percentunit"),
             latest("Tokens", "train/tokens"),
             latest("Cost per hour", "run/cost_per_hour", "currencyUSD"),
-            steps("Loss", metric_is("train/loss", "val/loss")),
-            steps("Bits per byte", "match(metric, '^val/.*bpb$')"),
+            steps("Loss", metric_is("train/loss", "eval/val_loss")),
+            steps("Bits per byte", "match(metric, '^eval/.*_bpb$')"),
             steps("Learning rate", "startsWith(metric, 'train/lr')"),
             steps("Gradient norm", metric_is("train/grad_norm"), log=True),
-            steps("Tokens per second", metric_is("train/tokens_per_s")),
-            steps("MFU", metric_is("train/mfu"), "percentunit"),
-            steps(
+            steps("Tokens per second", metric_is("perf/tokens_per_s")),
+            steps("MFU", metric_is("perf/mfu"), "percentunit"),
+            trend(
                 "Step time",
-                "match(metric, '^time/.*_s$') AND metric != 'time/step_s'",
-                "s",
+                fill(BREAKDOWN),
+                "metric",
+                "ms",
                 custom={"fillOpacity": 40, "stacking": {"mode": "normal", "group": "A"}},
-                description="Parts of a step, stacked",
+                description="Parts of a step, stacked; compute is what the other parts leave",
             ),
-            steps("Waiting for data", metric_is("time/data_s"), "s"),
+            steps("Waiting for data", metric_is("perf/data_wait_ms"), "ms"),
             system("Device memory", device, "bytes"),
             system("Busy", busy, "percentunit"),
             system("Memory of the process", "metric = 'process.memory.usage'", "bytes"),
@@ -410,9 +430,9 @@ def compare_dashboard() -> dict:
         [
             compared("$metric", "${metric:singlequote}", size=(24, 11)),
             compared("Loss", "'train/loss'", size=(12, 9)),
-            compared("Validation bits per byte", "'val/bpb'", size=(12, 9)),
+            compared("Validation bits per byte", "'eval/val_bpb'", size=(12, 9)),
             compared("Gradient norm", "'train/grad_norm'", log=True),
-            compared("MFU", "'train/mfu'", "percentunit"),
+            compared("MFU", "'perf/mfu'", "percentunit"),
             table("Last values", fill(FINAL_VALUES)),
         ],
     )
@@ -460,7 +480,7 @@ def evals_dashboard() -> dict:
         [
             compared("CORE", "'eval/core'", size=(12, 9)),
             compared("ChatCORE", "'eval/chatcore'", size=(12, 9)),
-            compared("Validation bits per byte", "'val/bpb'", size=(24, 8)),
+            compared("Validation bits per byte", "'eval/val_bpb'", size=(24, 8)),
             table("Last results", fill(EVALS), (24, 12)),
         ],
         since="now-30d",

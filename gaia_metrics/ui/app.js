@@ -6,8 +6,8 @@ const REFRESH_MS = 2000;
 const POINTS = 800;
 const COLORS = ["#2f6f4f", "#c4622d", "#3f6fb5", "#9a4f96", "#b3902c", "#4a9aa3", "#a83e4e",
   "#6b7f2a", "#7a5c45", "#5b5fc7"];
-const FIRST = ["train/loss", "val/bpb", "train/lr", "train/grad_norm", "train/tokens_per_s",
-  "train/mfu"];
+const FIRST = ["train/loss", "eval/val_bpb", "train/lr", "train/grad_norm", "perf/tokens_per_s",
+  "perf/mfu"];
 const $ = (id) => document.getElementById(id);
 const state = { runs: [], selected: new Map(), metrics: [], charts: new Map(), data: {}, tab: "charts",
   loading: false, stamp: "" };

@@ -32,13 +32,12 @@ def values(step, shift):
         "train/loss": 5 / (1 + step / 100) + shift,
         "train/grad_norm": 1.0 + shift,
         "train/lr": 1e-3,
-        "train/tokens_per_s": 7000.0,
-        "train/mfu": 0.35,
+        "perf/tokens_per_s": 7000.0,
+        "perf/mfu": 0.35,
         "train/tokens": 4096.0 * step,
         "train/flops": 1e12 * step,
-        "time/step_s": 2.0,
-        "time/data_s": 0.1,
-        "time/compute_s": 1.9,
+        "perf/step_ms": 2000.0,
+        "perf/data_wait_ms": 100.0,
         "run/cost_per_hour": 1.2,
     }
 
@@ -47,7 +46,7 @@ def train(run, first, last, shift=0.0):
     for step in range(first, last):
         run.log(step, values(step, shift))
         if step % 100 == 0:
-            run.log(step, {"val/bpb": 2.0 + shift, "eval/core": 0.1 + step / 1e4 + shift})
+            run.log(step, {"eval/val_bpb": 2.0 + shift, "eval/core": 0.1 + step / 1e4 + shift})
             run.text(step, "samples", f"sample {step} {shift}")
 
 
@@ -228,6 +227,15 @@ def test_the_compare_panel_shows_what_was_logged(stage):
     assert max(frame) == pytest.approx(4096 * 800, rel=0.01)
 
 
+def test_the_parts_of_a_step_add_up(stage):
+    database, ids = stage
+    panel = next(p for p in json.loads((DEPLOY / "grafana/dashboards/run.json").read_text())
+                 ["panels"] if p["title"] == "Step time")  # fmt: skip
+    columns, _, rows = database.query(expand(panel["targets"][0]["rawSql"], ids))
+    frame = outer_join(columns, rows, "metric")
+    assert all(line == {"compute": 1900.0, "perf/data_wait_ms": 100.0} for line in frame.values())
+
+
 def variables():
     for path in DASHBOARDS:
         for item in json.loads(path.read_text())["templating"]["list"]:
@@ -284,7 +292,7 @@ for run in ("well", "ill"):
             loss = float("nan")
         speed = 10.0 if bad and uid == "gaia-slow" else 100.0
         rows.append(row(run, "train/loss", loss, silent + 300 - step, step=str(step)))
-        rows.append(row(run, "train/tokens_per_s", speed, silent + 300 - step, step=str(step)))
+        rows.append(row(run, "perf/tokens_per_s", speed, silent + 300 - step, step=str(step)))
     if ill and uid == "gaia-dropped":
         rows.append(row(run, "gaia.dropped_points", 5.0, 1))
 database.insert({{"otel_metrics_gauge": rows}})

@@ -28,7 +28,7 @@ def record(folder, name, scale, status="finished"):
     for step in range(STEPS):
         run.log(step, {"train/loss": scale / (step + 1), "train/tokens": step * 100.0})
         if step % 100 == 0:
-            run.log(step, {"val/bpb": scale + step})
+            run.log(step, {"eval/val_bpb": scale + step})
             run.text(step, "samples", f"{name} at {step}")
     run.log(STEPS, {"train/loss": float("nan")})
     assert run.wait_durable(STEPS)
@@ -108,20 +108,20 @@ def test_series_by_every_axis(source):
         )
     few = query.series(source, ["d12"], ["train/tokens"], points=10)
     assert len(few) == 10 and few.low[0] == 0.0 and few.high.max() == (STEPS - 1) * 100
-    tokens = query.series(source, ["d12"], ["val/bpb"], x="tokens")
+    tokens = query.series(source, ["d12"], ["eval/val_bpb"], x="tokens")
     assert list(tokens.x) == [0.0, 10_000.0, 20_000.0, 30_000.0]
-    seconds = query.series(source, ["d12"], ["val/bpb"], x="time")
+    seconds = query.series(source, ["d12"], ["eval/val_bpb"], x="time")
     assert seconds.x[0] == 0.0 and seconds.x.is_monotonic_increasing
     with pytest.raises(gaia_metrics.MetricsError, match="x='epoch'"):
-        query.series(source, ["d12"], ["val/bpb"], x="epoch")
+        query.series(source, ["d12"], ["eval/val_bpb"], x="epoch")
     with pytest.raises(gaia_metrics.MetricsError, match="nobody"):
-        query.series(source, ["nobody' OR 1=1"], ["val/bpb"])
+        query.series(source, ["nobody' OR 1=1"], ["eval/val_bpb"])
 
 
 def test_metrics_texts_system_compare(source):
     metrics = query.metrics(source, "d12").set_index("metric")
     assert metrics.loc["train/loss", "count"] == STEPS + 1
-    assert metrics.loc["train/loss", "max"] == 1.0 and metrics.loc["val/bpb", "last"] == 301.0
+    assert metrics.loc["train/loss", "max"] == 1.0 and metrics.loc["eval/val_bpb", "last"] == 301.0
     texts = query.texts(source, "d20")
     assert list(texts.text) == [f"d20 at {s}" for s in (0, 100, 200, 300)]
     assert [a["name"] for a in source.texts("d12", "alert")] == ["not a number"]
@@ -204,7 +204,7 @@ def test_command_line(runs, capsys, tmp_path):
     rows = json.loads(call(capsys, "compare", "d12", "d20", "-d", root, "--json")[1])
     assert rows[0]["train/loss"] == "NaN" and rows[1]["config.optim.lr"] == "2.0"
     assert "config.optim.lr" in call(capsys, "compare", "d12", "d20", "-d", root)[1]
-    out = call(capsys, "export", "d12", "-d", root, "-m", "val/bpb")[1]
+    out = call(capsys, "export", "d12", "-d", root, "-m", "eval/val_bpb")[1]
     assert [row["value"] for row in csv.DictReader(io.StringIO(out))][-1] == "301.0"
     target = tmp_path / "x.parquet"
     assert call(capsys, "export", "d12", "-d", root, "-o", target)[0] == 0

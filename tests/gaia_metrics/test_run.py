@@ -54,14 +54,14 @@ def test_one_line_per_step_in_order(make, tmp_path):
         if step >= 2:
             run.log(step - 2, {"train/grad_norm": float(step - 2)})  # two steps late
         if step == 10:
-            run.log(step, {"val/bpb": 1.5})
+            run.log(step, {"eval/val_bpb": 1.5})
     run.finish()
     got = lines(tmp_path / "run")
     assert [line["step"] for line in got] == list(range(20))
     assert got[3] | {"time": 0} == {
         "step": 3, "time": 0, "train/loss": 2.0, "lr": 1e-3, "train/grad_norm": 3.0
     }  # fmt: skip
-    assert got[10]["val/bpb"] == 1.5
+    assert got[10]["eval/val_bpb"] == 1.5
     assert abs(got[0]["time"] - time.time()) < 60
     info = json.loads((tmp_path / "run/run.json").read_text())
     assert info["id"] == run.id and info["status"] == "finished" and info["config"] == {"lr": 3e-4}
@@ -73,12 +73,12 @@ def test_late_values_join_their_written_line(make, tmp_path):
         run.log(step, {"a": 1.0})
     assert run.wait_durable(9)
     assert [line["step"] for line in lines(tmp_path / "run")] == list(range(10))
-    run.log(8, {"val/bpb": 1.25})  # evals after the checkpoint of a step
+    run.log(8, {"eval/val_bpb": 1.25})  # evals after the checkpoint of a step
     run.log(10, {"a": 2.0})
     assert run.wait_durable(10)
     got = lines(tmp_path / "run")
     assert [line["step"] for line in got] == list(range(11))
-    assert got[8]["val/bpb"] == 1.25 and got[8]["a"] == 1.0 and got[9]["a"] == 1.0
+    assert got[8]["eval/val_bpb"] == 1.25 and got[8]["a"] == 1.0 and got[9]["a"] == 1.0
     for step in range(11, 300):
         run.log(step, {"a": 3.0})
     assert run.wait_durable(299)

@@ -1,0 +1,151 @@
+"""What may go wrong around a run: training continues, the user hears of it once."""
+
+import json
+import math
+import os
+import stat
+import time
+
+import numpy as np
+import pytest
+
+import gaia_metrics
+from gaia_metrics import jsonl
+from gaia_metrics.watch import Watch, WatchConfig
+
+
+def lines(folder):
+    return [jsonl.loads(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
+
+
+def start(folder, **options):
+    return gaia_metrics.init("p", "n", dir=folder, **{"system_interval": 0} | options)
+
+
+def test_ten_thousand_names(tmp_path, capfd):
+    run = start(tmp_path / "run")
+    for step in range(3):
+        run.log(step, {f"layer/{i}": float(i) for i in range(10_000)})
+    run.finish()
+    assert all(len(line) == 10_002 for line in lines(tmp_path / "run"))
+    assert capfd.readouterr().err.count("metric names in one run") == 1
+
+
+def test_steps_that_go_back(tmp_path, capfd):
+    run = start(tmp_path / "run")
+    for step in [*range(200), 5, 6, 7]:
+        run.log(step, {"a": float(step)})
+    run.finish()
+    assert [line["step"] for line in lines(tmp_path / "run")] == list(range(200))
+    err = capfd.readouterr().err
+    assert err.count("steps should not go back") == 1 and "resume_step" in err
+
+
+def test_a_clock_that_jumps(tmp_path, monkeypatch):
+    run = start(tmp_path / "run")
+    run.log(0, {"a": 1.0})
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() - 3600 * 10**9)
+    run.log(1, {"a": 1.0})
+    run.finish()
+    times = [line["time"] for line in lines(tmp_path / "run")]
+    assert 0 <= times[1] - times[0] < 60  # from the monotonic clock
+
+
+def test_a_finished_run_goes_on_with_a_word(tmp_path, capfd):
+    start(tmp_path / "run").finish()
+    run = start(tmp_path / "run")
+    run.log(0, {"a": 1.0})
+    run.finish()
+    assert run.attempt == 2 and capfd.readouterr().err.count("was finished") == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder(tmp_path, capfd):
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    run = start(tmp_path / "run")
+    run.log(0, {"a": 1.0})
+    run.finish()
+    tmp_path.chmod(stat.S_IRWXU)
+    assert "make the folder writable" in capfd.readouterr().err
+
+
+def test_a_full_disk_for_the_spool(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:9")
+    run = start(tmp_path / "run")
+
+    def full(signal, request):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run._exporter.spool, "append", full)
+    run.log(0, {"a": 1.0})
+    assert run.wait_durable(0)  # the run folder has it
+    run.finish()
+    err = capfd.readouterr().err
+    assert err.count("the spool cannot be written") == 1 and "--all" in err
+    assert lines(tmp_path / "run")[0]["a"] == 1.0
+
+
+def test_a_broken_run_json(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{")
+    with pytest.raises(gaia_metrics.MetricsError, match="move it away"):
+        start(tmp_path / "run")
+
+
+def test_secrets_are_not_kept(tmp_path):
+    config = {"data": {"hf_token": "s3cret"}, "password": "s3cret", "model": {"max_token": 5}}
+    start(tmp_path / "run", config=config).finish()
+    text = (tmp_path / "run/run.json").read_text()
+    assert "s3cret" not in text and json.loads(text)["config"]["model"] == {"max_token": 5}
+
+
+def test_numpy_numbers_and_git(tmp_path):
+    run = start(tmp_path / "run")
+    run.log(np.int64(3), {"a": np.float32(1.5), "b": np.array(2), "c": np.ones(1)})
+    run.log(4, {"d": np.ones(2)})
+    run.finish()
+    got = lines(tmp_path / "run")
+    assert got[0] | {"time": 0} == {"step": 3, "time": 0, "a": 1.5, "b": 2.0, "c": 1.0}
+    assert len(got) == 1
+    info = json.loads((tmp_path / "run/run.json").read_text())
+    assert "python" in info["versions"] and set(info["git"]) <= {"commit", "branch", "dirty"}
+
+
+class Alerts(list):
+    def __call__(self, level, title, text):
+        self.append(title)
+
+
+def feed(watch, name, values):
+    for step, value in enumerate(values):
+        watch.values(step, step * 10**9 + 1, {name: value}, False)
+
+
+def test_watch_sees_each_trouble_once():
+    for name, values, title in (
+        ("train/grad_norm", [1.0, math.nan, math.nan], "not a number"),
+        ("train/loss", [3.0 + 0.01 * (i % 5) for i in range(60)] + [9.0] * 3, "loss spike"),
+        ("perf/tokens_per_s", [100.0] * 30 + [20.0] * 30, "throughput dropped"),
+    ):
+        alerts = Alerts()
+        feed(Watch(alerts, WatchConfig()), name, values)
+        assert alerts == [title], name
+    alerts = Alerts()
+    watch = Watch(alerts, WatchConfig())
+    feed(watch, "train/loss", [5.0 / (1 + i / 10) for i in range(300)])
+    feed(watch, "perf/tokens_per_s", [100.0, 90.0, 60.0, 100.0] * 30)
+    assert alerts == []
+
+
+def test_watch_sees_a_stall(monkeypatch):
+    alerts = Alerts()
+    watch = Watch(alerts, WatchConfig())
+    feed(watch, "train/loss", [3.0] * 30)
+    watch.flush(False)
+    assert alerts == []
+    now = time.monotonic() + 301
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    watch.flush(False)
+    watch.flush(False)
+    assert alerts == ["stalled"]

@@ -1,0 +1,110 @@
+"""System metrics: the host for real, NVIDIA, TPU and JAX devices through stand-ins."""
+
+import sys
+import time
+import types
+
+import pytest
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb
+
+from gaia_metrics.system import Sampler, SdkObservables
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    module = types.ModuleType("pynvml")
+    module.nvmlInit = lambda: None
+    module.nvmlDeviceGetCount = lambda: 2
+    module.nvmlDeviceGetHandleByIndex = lambda i: i
+    module.nvmlDeviceGetMemoryInfo = lambda h: types.SimpleNamespace(used=10 + h, total=100)
+    module.nvmlDeviceGetUtilizationRates = lambda h: types.SimpleNamespace(gpu=50)
+    module.nvmlDeviceGetPowerUsage = lambda h: 300_000
+    module.nvmlDeviceGetTemperature = lambda h, sensor: 60
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    return module
+
+
+@pytest.fixture
+def tpu(monkeypatch):
+    data = {
+        "duty_cycle_pct": ["90.0", "80.0"],
+        "tensorcore_util": ["40.0"],
+        "hbm_capacity_usage": ["1000"],
+        "hbm_capacity_total": ["2000"],
+    }
+    monitoring = types.SimpleNamespace(
+        list_supported_metrics=lambda: [*data, "hlo_queue_size"],
+        get_metric=lambda name: types.SimpleNamespace(data=lambda: data[name]),
+    )
+    sdk = types.ModuleType("libtpu.sdk")
+    sdk.tpumonitoring = monitoring
+    monkeypatch.setitem(sys.modules, "libtpu", types.ModuleType("libtpu"))
+    monkeypatch.setitem(sys.modules, "libtpu.sdk", sdk)
+
+
+class Device:
+    """As a jax.Device looks."""
+
+    id = 3
+
+    def memory_stats(self):
+        return {"bytes_in_use": 7, "peak_bytes_in_use": 9, "bytes_limit": 100, "other": 1}
+
+
+def test_host():
+    sampler = Sampler()
+    sampler.sample()
+    time.sleep(0.2)
+    values = sampler.sample()
+    assert 0 <= values["system.cpu.utilization"] <= 1
+    assert values["process.memory.usage"] > 1e6
+    assert values["system.network.receive"] >= 0
+
+
+def test_nvidia_and_a_card_that_goes_away(nvml):
+    sampler = Sampler()
+    values = sampler.sample()
+    assert values["hw.gpu.1.memory.usage"] == 11 and values["hw.gpu.0.utilization"] == 0.5
+    assert values["hw.gpu.0.power"] == 300 and values["hw.gpu.0.temperature"] == 60
+
+    def gone(handle):
+        raise RuntimeError("GPU is lost")
+
+    nvml.nvmlDeviceGetMemoryInfo = gone
+    values = sampler.sample()
+    assert "system.cpu.utilization" in values and not any("gpu" in name for name in values)
+
+
+def test_tpu(tpu):
+    values = Sampler().sample()
+    assert values["hw.tpu.1.duty_cycle"] == 0.8
+    assert values["hw.tpu.0.tensorcore_utilization"] == 0.4
+    assert values["hw.tpu.0.memory.limit"] == 2000
+
+
+def test_device_memory_is_the_fallback():
+    class Elsewhere(Device):
+        def memory_stats(self):
+            raise RuntimeError("not addressable")
+
+    values = Sampler(lambda: [Device(), Elsewhere()]).sample()
+    assert values["hw.device.3.memory.usage"] == 7 and values["hw.device.3.memory.limit"] == 100
+
+
+def test_the_sdk_carries_the_sample_and_other_instruments():
+    observables = SdkObservables({"gaia.run.id": "20261120-x", "gaia.process.index": "0"})
+    meter = observables.meter_provider.get_meter("mine")
+    meter.create_counter("documents").add(5)
+    for value in (1.0, 2.0):
+        request = metrics_pb.ExportMetricsServiceRequest()
+        request.ParseFromString(observables.request({"process.memory.usage": value}))
+        got = {
+            metric.name: metric
+            for resource in request.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+        assert got["process.memory.usage"].gauge.data_points[0].as_double == value
+        assert got["documents"].sum.data_points[0].as_int == 5
+        resource = request.resource_metrics[0].resource.attributes
+        assert {"gaia.run.id"} <= {a.key for a in resource}
