@@ -75,15 +75,15 @@ def _sync_run(path: Path, transport: Transport, everything: bool) -> Report:
 
 
 def _deliver(transport: Transport, signal: bytes, request: bytes, report: Report) -> None:
-    for attempt in range(5):
-        if attempt:
-            time.sleep(0.25 * 2**attempt)
-        outcome = transport.send(signal, request)
-        if outcome.kind == "ok":
-            report.requests += 1
-            return
+    outcome = transport.send(signal, request)
+    for attempt in range(4):
         if outcome.kind != "retry":
             break
+        time.sleep(0.5 * 2**attempt)
+        outcome = transport.send(signal, request)
+    if outcome.kind == "ok":
+        report.requests += 1
+        return
     remedy = {
         "denied": "check the token in OTEL_EXPORTER_OTLP_HEADERS and the certificate",
         "rejected": "see the receiver's log",

@@ -323,7 +323,8 @@ def test_dashboards_are_what_the_code_builds(tmp_path):
     before = {path.name: path.read_text() for path in DASHBOARDS}
     target = tmp_path / "grafana"
     (target / "dashboards").mkdir(parents=True)
-    (target / "build.py").write_text((DEPLOY / "grafana/build.py").read_text())
+    for name in ("build.py", "queries.py"):
+        (target / name).write_text((DEPLOY / "grafana" / name).read_text())
     env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([sys.executable, target / "build.py"], check=True, capture_output=True, env=env)
     assert before == {path.name: path.read_text() for path in (target / "dashboards").iterdir()}

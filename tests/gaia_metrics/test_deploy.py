@@ -147,7 +147,7 @@ def test_the_reader_can_only_read_limited_views():
     for limit in ("max_execution_time", "max_memory_usage", "max_rows_to_read", "max_result_rows"):
         assert int(profile.findtext(limit)) > 0
     assert tree.find("quotas/gaia_reader") is not None
-    queried = set(re.findall(r"gaia\.(\w+)", (DEPLOY / "grafana/build.py").read_text()))
+    queried = set(re.findall(r"gaia\.(\w+)", (DEPLOY / "grafana/queries.py").read_text()))
     rules = (DEPLOY / "grafana/provisioning/alerting/rules.yaml").read_text()
     queried |= set(re.findall(r"(?:FROM|JOIN) gaia\.(\w+)", rules))
     assert queried <= {grant.split(".")[-1] for grant in grants}
