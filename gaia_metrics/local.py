@@ -194,18 +194,29 @@ class LocalRun:
             )
             order = _last_of_each(step if kind == "values" else seconds)
             count = len(order)
-            parts.append(
-                pa.table(
-                    [_constant(kind, count), _constant(metric, count),
-                     step[order], seconds[order], value[order]],
-                    schema=_SCHEMA,
-                )
-            )  # fmt: skip
+            columns = [
+                _constant(kind, count),
+                _constant(metric, count),
+                _arrow(step[order], pa.int64()),
+                _arrow(seconds[order], pa.float64()),
+                _arrow(value[order], pa.float64()),
+            ]
+            parts.append(pa.Table.from_arrays(columns, schema=_SCHEMA))
         return pa.concat_tables(parts).unify_dictionaries() if parts else _SCHEMA.empty_table()
 
 
+def _arrow(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """An array over the same memory. pa.array() would import pandas: a second, for nothing."""
+    dense = np.ascontiguousarray(values)
+    return pa.Array.from_buffers(kind, len(dense), [None, pa.py_buffer(dense)])
+
+
 def _constant(text: str, count: int) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(np.zeros(count, np.int32), pa.array([text]))
+    zeros = _arrow(np.zeros(count, np.int32), pa.int32())
+    data = text.encode()
+    ends = pa.py_buffer(np.array([0, len(data)], np.int32))
+    words = pa.StringArray.from_buffers(1, ends, pa.py_buffer(data))
+    return pa.DictionaryArray.from_arrays(zeros, words)
 
 
 def _last_of_each(keys: np.ndarray) -> np.ndarray:
@@ -229,15 +240,13 @@ def _load_compact(path: Path, state: list) -> pa.Table | None:
 
 
 def _save_compact(path: Path, table: pa.Table, state: list) -> None:
-    """A cache: a folder that cannot be written is read without it."""
     meta = {"gaia.segments": json.dumps(state)}
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         pq.write_table(table.replace_schema_metadata(meta), temporary, compression="zstd")
         os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    except OSError:  # only a cache: a folder that cannot be written is read without it
+        temporary.unlink(missing_ok=True)
 
 
 _X_SQL = {
