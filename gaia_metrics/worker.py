@@ -235,7 +235,8 @@ class Worker:
                     raise TypeError("text")
                 if not self.devices and hasattr(value, "devices"):
                     self.devices = sorted(value.devices(), key=lambda device: device.id)
-                numbers[name] = float(value)
+                take = getattr(value, "item", None)  # arrays of one element of any shape
+                numbers[name] = float(value if take is None else take())
             except Exception as error:
                 self._warn(
                     f"value:{name}",

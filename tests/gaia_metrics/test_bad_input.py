@@ -33,10 +33,15 @@ def test_ten_thousand_names(tmp_path, capfd):
 
 def test_steps_that_go_back(tmp_path, capfd):
     run = start(tmp_path / "run")
-    for step in [*range(200), 5, 6, 7]:
+    for step in range(200):
         run.log(step, {"a": float(step)})
+    assert run.wait_durable(199)
+    for step in (5, 6, 7):
+        run.log(step, {"a": float(step), "b": 1.0})
     run.finish()
-    assert [line["step"] for line in lines(tmp_path / "run")] == list(range(200))
+    got = lines(tmp_path / "run")
+    assert [line["step"] for line in got] == list(range(200))
+    assert got[6]["b"] == 1.0
     err = capfd.readouterr().err
     assert err.count("steps should not go back") == 1 and "resume_step" in err
 
