@@ -85,6 +85,12 @@ def add_attempt(info: dict, resume_step: int) -> tuple[dict, Attempt]:
     return info | {"attempts": [*attempts, asdict(attempt)]}, attempt
 
 
+def own_attempts(metrics_folder: Path, process: int) -> list[dict]:
+    """The attempts that a process's segments tell of."""
+    records = segments.read_all(metrics_folder, process)
+    return [record.data for record in records if record.kind == "header"]
+
+
 class FolderLock:
     """An advisory lock per process index: two writers in one folder would tear each other's files.
 

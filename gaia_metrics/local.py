@@ -185,8 +185,10 @@ class LocalRun:
     def _build(self, present: list[tuple[Path, tuple]]) -> pa.Table:
         joined: dict[tuple[str, str], list[list[np.ndarray]]] = {}
         for path, key in present:
-            for name, columns in self._read(path, key)[0].items():
-                joined.setdefault(name, []).append(columns)
+            process = segments.process(path)
+            for (kind, metric), columns in self._read(path, key)[0].items():
+                name = metric if process == 0 else f"{metric} #{process}"
+                joined.setdefault((kind, name), []).append(columns)
         parts = []
         for kind, metric in sorted(joined):
             step, seconds, value = (
@@ -287,10 +289,7 @@ class LocalSource:
             return [run for run in self._runs.values() if (run.path / "run.json").exists()]
 
     def run(self, key: str) -> LocalRun:
-        """A run by id, by folder name or by name (the newest of that name).
-
-        Raises MetricsError where there is none.
-        """
+        """A run by id, folder name or name (the newest). Raises MetricsError where none is."""
         found = [r for r in self._find() if key in (r.info.get("id"), r.path.name)]
         found = found or [r for r in self._find() if r.info.get("name") == key]
         if not found:

@@ -259,6 +259,8 @@ class Run:
                     f"run {self.id} was finished; it goes on as another attempt",
                     "choose another dir for a new run",
                 )
+            if self._process != 0:  # run.json is process 0's: count the own starts
+                info = info | {"attempts": folder.own_attempts(metrics, self._process)}
             info, attempt = folder.add_attempt(info | {"status": "running"}, resume_step)
             if self._process == 0:
                 folder.write_json(self.dir / "run.json", info)

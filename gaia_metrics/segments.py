@@ -197,6 +197,13 @@ def number(path: Path) -> int:
     return int(match[2])
 
 
+def process(path: Path) -> int:
+    """The process index in a segment's file name."""
+    match = NAME.search(path.name)
+    assert match is not None, path
+    return int(match[1])
+
+
 def paths(folder: Path, process: int | None = None) -> list[Path]:
     """The segments in `folder`, oldest first; of one process or of all of them."""
     found = []

@@ -58,7 +58,8 @@ class Vitals:
             self.beat(worker)
         if self._exporter is not None and self._is_due("info", INFO_S, final):
             self._send_info(worker)
-        if self._interval > 0 and self._is_due("system", self._interval, final):
+        started = self._sampler is not None or not final  # no imports in the last moment
+        if self._interval > 0 and started and self._is_due("system", self._interval, final):
             self._sample(worker)
 
     def _is_due(self, what: str, every: float, final: bool) -> bool:

@@ -131,6 +131,19 @@ def test_metrics_texts_system_compare(source):
     assert "config.model.depth" not in table
 
 
+def test_processes_are_told_apart(tmp_path):
+    folder = tmp_path / "run"
+    first = gaia_metrics.init("p", "n", dir=folder, system_interval=0)
+    other = gaia_metrics.init("p", "n", dir=folder, system_interval=0, process_index=1)
+    assert (first.attempt, other.attempt) == (1, 1)
+    for run, value in ((first, 1.0), (other, 2.0)):
+        run.log(0, {"train/loss": value})
+        run.finish()
+    last = {m["metric"]: m["last"] for m in query.connect(tmp_path).metrics("n")}
+    assert last == {"train/loss": 1.0, "train/loss #1": 2.0}
+    assert len((folder / "metrics.jsonl").read_bytes().splitlines()) == 1
+
+
 def test_parquet_is_only_a_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "COMPACT_BYTES", 0)
     record(tmp_path / "a", "d12", 1.0)
