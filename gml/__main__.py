@@ -1,0 +1,5 @@
+"""`python -m gml`."""
+
+from gml.cli import main
+
+main()

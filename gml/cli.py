@@ -1,0 +1,111 @@
+"""The `gml` command. Subjects live in `cli_*.py`; this file puts them together and ends them well.
+
+Two things never load typer, because they are typed most: `gml --help`, whose text is kept in
+`help.txt` (a test holds it equal to the real one), and `gml ls --cached`.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import resources
+
+from gml.errors import GmlError
+
+EXIT_INTERRUPTED = 130
+
+
+def build():
+    """The typer application with all commands."""
+    import typer
+
+    from gml import cli_admin, cli_cluster, cli_look, cli_node, cli_work
+
+    app = typer.Typer(
+        name="gml",
+        help="On-demand TPUs and GPUs in two commands, and never a forgotten machine.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    cli_node.add(app)
+    cli_look.add(app)
+    cli_work.add(app)
+    cli_admin.add(app)
+    cli_cluster.add(app)
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one command and exits with a code that scripts can use (see `gml.errors`)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(run(words))
+
+
+def run(words: list[str]) -> int:
+    """The exit code of a command line. `--debug` anywhere shows tracebacks."""
+    debug = "--debug" in words
+    ends = words.index("--") if "--" in words else len(words)
+    words = [w for i, w in enumerate(words) if w != "--debug" or i > ends]
+    if words in (["--help"], ["-h"], []):
+        sys.stdout.write(resources.files("gml").joinpath("help.txt").read_text(encoding="utf-8"))
+        return 0 if words else 2
+    try:
+        if words[0] == "ls":
+            from gml.listing import fast_path
+
+            if fast_path(words[1:]):
+                return 0
+        result = build()(words, standalone_mode=False, prog_name="gml")
+        return result if isinstance(result, int) else 0
+    except GmlError as error:
+        if debug:
+            raise
+        return _explain(error, "--json" in words[:ends])
+    except KeyboardInterrupt as error:
+        _notes(error)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # `gml logs x | head`: nobody reads any more, which is no failure of ours.
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        code = _library_exit(error)
+        if code is not None and not debug:
+            return code
+        if debug:
+            raise
+        print(f"gml: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        print("gml: add --debug for the traceback, and please report it", file=sys.stderr)
+        return 1
+
+
+def _explain(error: GmlError, as_json: bool) -> int:
+    if as_json:
+        import json
+
+        value = {"error": error.problem, "remedy": error.remedy, "code": error.code}
+        print(json.dumps(value))
+    print(f"gml: {error}", file=sys.stderr)
+    _notes(error)
+    return error.code
+
+
+def _notes(error: BaseException) -> None:
+    for note in getattr(error, "__notes__", []):
+        print(f"gml: {note}", file=sys.stderr)
+
+
+def _library_exit(error: Exception) -> int | None:
+    """Exit code of the command line library's own exceptions, by their shape."""
+    if type(error).__name__ == "Abort":
+        return EXIT_INTERRUPTED
+    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if callable(show) and isinstance(code, int):
+        show()
+        return code
+    return code if isinstance(code, int) else None
+
+
+if __name__ == "__main__":
+    main()

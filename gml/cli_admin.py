@@ -1,0 +1,217 @@
+"""`gml reap`, `gml reaper install`, `gml init`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gml import cli_common as c
+from gml.errors import Incomplete, UsageError
+from gml.ui import Progress, emit, say
+
+
+def add(app: typer.Typer) -> None:
+    """Registers the commands."""
+    app.command()(reap)
+    reaper = typer.Typer(help="Make `gml reap` run by itself.", no_args_is_help=True)
+    reaper.callback()(lambda: None)
+    reaper.command()(install)
+    app.add_typer(reaper, name="reaper")
+    init = typer.Typer(help="Set up a provider.", no_args_is_help=True)
+    init.command("google")(init_google)
+    init.command("lambda")(init_lambda)
+    app.add_typer(init, name="init")
+
+
+def reap(
+    all_owners: Annotated[
+        bool, typer.Option("--all-owners", help="Also other people's expired machines.")
+    ] = False,
+    loop: Annotated[str, typer.Option("--loop", help="Again and again, with this pause.")] = "",
+    yes: c.Yes = False,
+    dry_run: c.DryRun = False,
+    json: c.Json = False,
+) -> None:
+    """Delete what is past its deadline or dead, judged by the clouds' labels alone."""
+    import time
+
+    from gml.durations import parse_duration
+    from gml.reaper import ReapReport
+    from gml.reaper import reap as one_pass
+
+    pause = parse_duration(loop, "--loop") if loop else 0
+    while True:
+        manager = c.manager()
+        if not manager.configured():
+            raise UsageError("no provider is configured", "gml init google, or gml init lambda")
+        with Progress() as progress:
+            report: ReapReport = one_pass(
+                manager, dry_run=dry_run, all_owners=all_owners, tick=progress
+            )
+        _show(report, dry_run, json)
+        if not pause:
+            break
+        time.sleep(pause)
+    if report.problems:
+        raise Incomplete("; ".join(report.problems), "something may be left; run it again")
+
+
+def _show(report, dry_run: bool, json: bool) -> None:
+    if json:
+        emit(
+            {
+                "deleted": [{"id": n.id, "why": n.note} for n in report.deleted],
+                "kept": [n.id for n in report.kept],
+                "forgotten": [n.id for n in report.forgotten],
+                "foreign": report.foreign,
+                "problems": report.problems,
+                "dry_run": dry_run,
+            }
+        )
+        return
+    verb = "would delete" if dry_run else "deleted"
+    for node in report.deleted:
+        print(f"{verb} {node.id} ({node.note})")
+    for node in report.forgotten:
+        print(f"forgot {node.id}: it exists nowhere any more")
+    print(f"{len(report.deleted)} {verb}, {len(report.kept)} kept, {report.foreign} of others")
+
+
+def install(
+    gcp: Annotated[bool, typer.Option("--gcp", help="Cloud Run job + Cloud Scheduler.")] = False,
+    cron: Annotated[bool, typer.Option("--cron", help="Print the crontab line.")] = False,
+    k8s: Annotated[bool, typer.Option("--k8s", help="Print a Kubernetes CronJob.")] = False,
+    github: Annotated[bool, typer.Option("--github", help="Print an Actions workflow.")] = False,
+    region: Annotated[str, typer.Option("--region", help="For --gcp.")] = "us-central1",
+    image: Annotated[str, typer.Option("--image", help="For --k8s.")] = "gml:latest",
+    yes: c.Yes = False,
+    dry_run: c.DryRun = False,
+) -> None:
+    """Run `gml reap` every five minutes: here (systemd user timer) or where it never sleeps."""
+    from gml import setup
+    from gml.doctor import run_shown
+    from gml.store import write_private
+    from gml.ui import confirm
+
+    config = c.manager().config
+    if cron:
+        print(setup.cron_line(config))
+        return
+    if k8s:
+        print(setup.cronjob_manifest(config, image))
+        return
+    if github:
+        print(setup.github_workflow(config))
+        return
+    files: dict[Path, str] = {}
+    if gcp:
+        commands = setup.gcp_commands(config, setup.check_region(region))
+    else:
+        files, commands = setup.systemd_files(config), setup.SYSTEMD_COMMANDS
+    for path, text in files.items():
+        say(f"--- {path}\n{text}")
+    run_shown(commands, False, say)
+    if dry_run:
+        return
+    confirm("write these files and run these commands?", yes)
+    if gcp:
+        setup.write_image_context(config)
+    for path, text in files.items():
+        write_private(path, text)
+    failed = run_shown(commands, True, say)
+    if failed:
+        raise UsageError(f"not installed: {'; '.join(failed)}", "--cron prints a crontab line")
+    say("gml: installed; `gml doctor` shows when it last ran")
+
+
+def init_google(
+    project: Annotated[str, typer.Option("--project", help="Project id.")] = "",
+    region: Annotated[str, typer.Option("--region", help="For the bucket.")] = "us-east5",
+    bucket: Annotated[str, typer.Option("--bucket", help="Default: PROJECT-gml-REGION.")] = "",
+    network: Annotated[str, typer.Option("--network", help="VPC network.")] = "default",
+    ssh_from: Annotated[
+        str, typer.Option("--ssh-from", help="Addresses that may ssh in (CIDR).")
+    ] = "0.0.0.0/0",
+    billing_account: Annotated[
+        str, typer.Option("--billing-account", help="For the budget alert.")
+    ] = "",
+    budget: Annotated[int, typer.Option("--budget", help="US dollars a month.", min=1)] = 100,
+    apply: Annotated[bool, typer.Option("--apply", help="Run them (else only shown).")] = False,
+    yes: c.Yes = False,
+) -> None:
+    """APIs, service account, firewall, bucket, quota, budget; every command is shown first."""
+    import dataclasses
+
+    from gml import setup
+    from gml.doctor import run_shown
+    from gml.providers.google_api import check_bucket
+    from gml.ui import confirm
+
+    manager = c.manager()
+    chosen = project or manager.config.google.project or os.environ.get("GOOGLE_CLOUD_PROJECT", "")
+    google = dataclasses.replace(manager.config.google, project=chosen)
+    project = dataclasses.replace(manager.config, google=google).project
+    setup.check_region(region)
+    bucket = bucket or f"{project}-gml-{region}"
+    check_bucket(bucket)
+    commands = setup.google_commands(
+        project, region, bucket, network, ssh_from, billing_account, budget
+    )
+    run_shown(commands, False, say)
+    if not billing_account:
+        say("# no budget alert: add --billing-account (gcloud billing accounts list)")
+    quotas = f"https://console.cloud.google.com/iam-admin/quotas?project={project}"
+    say(f"# quota: {quotas} (filter: TPU)")
+    if not apply:
+        say("gml: nothing was run; add --apply to run these commands and write config.toml")
+        return
+    confirm("run these commands?", yes)
+    failed = run_shown(commands, True, say)
+    settings = setup.google_settings(project, bucket, network)
+    path = setup.update_config(manager.config.home, "google", settings)
+    say(f"gml: wrote {path}")
+    if failed:
+        raise UsageError(f"some commands failed: {'; '.join(failed)}", "mend them and run it again")
+
+
+def init_lambda(
+    key_file: Annotated[
+        str, typer.Option("--key-file", help="Read the API key from here; else it is asked for.")
+    ] = "",
+    apply: Annotated[bool, typer.Option("--apply", help="Store it (else only checked).")] = False,
+    yes: c.Yes = False,
+) -> None:
+    """Check an API key and store it in a 0600 file. The key is never an argument."""
+    import getpass
+
+    from gml import setup
+    from gml.providers.lambda_cloud import LambdaProvider
+    from gml.store import write_private
+
+    manager = c.manager()
+    if key_file:
+        key = Path(key_file).expanduser().read_text(encoding="utf-8").strip()
+    elif os.environ.get("LAMBDA_API_KEY"):
+        key = os.environ["LAMBDA_API_KEY"]
+    elif sys.stdin.isatty():
+        key = getpass.getpass("Lambda API key (https://cloud.lambda.ai/api-keys): ").strip()
+    else:
+        key = sys.stdin.readline().strip()
+    if not key:
+        raise UsageError("the key is empty", "make one at https://cloud.lambda.ai/api-keys")
+    os.environ["LAMBDA_API_KEY"] = key
+    found = LambdaProvider(manager.config, manager.store).doctor()[0]
+    if not found["ok"]:
+        raise UsageError(f"the key was not accepted: {found['detail']}", found["fix"])
+    path = Path(manager.config.lambda_.api_key_file).expanduser()
+    say(f"gml: the key works; it goes into {path} (0600)")
+    if not apply:
+        say("gml: nothing was stored; add --apply")
+        return
+    write_private(path, key + "\n")
+    setup.update_config(manager.config.home, "lambda", {"api_key_file": str(path)})
+    say("gml: stored; Lambda bills until someone terminates: run `gml reaper install` too")

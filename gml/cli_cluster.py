@@ -1,0 +1,7 @@
+"""`gml cluster …`."""
+
+import typer
+
+
+def add(app: typer.Typer) -> None:
+    """Registers the commands."""

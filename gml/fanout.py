@@ -1,0 +1,131 @@
+"""Commands on the hosts of a node: one in the foreground, or all at once with prefixed output."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from typing import TextIO
+
+from gml.errors import UsageError
+from gml.model import Node
+from gml.ssh import Ssh, quote
+
+# jax.distributed's default; the same on every host of a slice.
+COORDINATOR_PORT = 8476
+
+
+def jax_environment(node: Node, index: int, port: int = COORDINATOR_PORT) -> dict[str, str]:
+    """Coordinator and process ids, said explicitly: right on every cloud, metadata or not.
+
+    JAX reads JAX_COORDINATOR_ADDRESS itself; the other two are for the caller of
+    `jax.distributed.initialize(num_processes=…, process_id=…)`. Empty for a single host.
+    """
+    if len(node.hosts) < 2:
+        return {}
+    first = node.hosts[0]
+    return {
+        "JAX_COORDINATOR_ADDRESS": f"{first.internal or first.address}:{port}",
+        "JAX_NUM_PROCESSES": str(len(node.hosts)),
+        "JAX_PROCESS_ID": str(index),
+    }
+
+
+def run_one(
+    ssh: Ssh, node: Node, words: Sequence[str], *, index: int = 0, tty: bool = False
+) -> int:
+    """Runs a command in the foreground with our stdin and stdout; returns its exit code."""
+    options = ["-tt" if tty else "-T"]
+    command = words[0] if len(words) == 1 else quote(words)
+    return subprocess.call([*ssh.argv(node, index, *options), command])
+
+
+def run_all(
+    ssh: Ssh,
+    node: Node,
+    words: Sequence[str],
+    *,
+    out: TextIO | None = None,
+    port: int = COORDINATOR_PORT,
+) -> int:
+    """Runs a command on every host at once; the first failure ends the others.
+
+    Every output line is prefixed with the host's number. stdin is not forwarded.
+
+    Returns:
+        0, or the exit code of the first host that failed.
+    """
+    if not words:
+        raise UsageError("there is no command", "write it after --")
+    sink = out or sys.stdout
+    tag = secrets.token_hex(4)
+    command = words[0] if len(words) == 1 else quote(words)
+    lock, failed = threading.Lock(), threading.Event()
+    codes: dict[int, int] = {}
+    processes: list[subprocess.Popen[bytes]] = []
+    for index in range(len(node.hosts)):
+        env = "".join(f"export {k}={v}; " for k, v in jax_environment(node, index, port).items())
+        script = f'mkdir -p "$HOME/.gml"; echo $$ > "$HOME/.gml/exec-{tag}"; {env}{command}'
+        # -T: no terminal. sshd makes the shell a session leader, so its pid is its group's id.
+        processes.append(
+            subprocess.Popen(
+                [*ssh.argv(node, index, "-T"), f"bash -c {quote([script])}"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        )
+
+    def pump(index: int) -> None:
+        process = processes[index]
+        assert process.stdout is not None
+        for line in process.stdout:
+            with lock:
+                sink.write(f"[{index}] {line.decode(errors='replace')}")
+                sink.flush()
+        code = process.wait()
+        with lock:
+            codes[index] = code
+            first = code != 0 and not failed.is_set()
+            if first:
+                failed.set()
+                codes.setdefault(-1, code)
+        if first:
+            _kill_others(ssh, node, tag, index, codes)
+
+    threads = [threading.Thread(target=pump, args=(i,), daemon=True) for i in range(len(processes))]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        _kill_others(ssh, node, tag, -1, codes)
+        raise
+    for index in range(len(node.hosts)):
+        with contextlib.suppress(Exception):
+            ssh.run(node, f'rm -f "$HOME/.gml/exec-{tag}"', index=index, timeout_s=10)
+    return codes.get(-1, 0)
+
+
+def _kill_others(ssh: Ssh, node: Node, tag: str, index: int, codes: dict[int, int]) -> None:
+    def kill(other: int) -> None:
+        with contextlib.suppress(Exception):
+            ssh.run(
+                node,
+                f'f="$HOME/.gml/exec-{tag}"; for i in 1 2 3 4 5; do [ -s "$f" ] && break; '
+                f'sleep 0.1; done; kill -TERM -- "-$(cat "$f")"',
+                index=other,
+                check=False,
+                timeout_s=20,
+            )
+
+    others = [i for i in range(len(node.hosts)) if i != index and i not in codes]
+    threads = [threading.Thread(target=kill, args=(i,), daemon=True) for i in others]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

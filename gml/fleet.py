@@ -1,0 +1,131 @@
+"""What exists: the local records and what the clouds' labels say, merged and told apart."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gml import providers
+from gml.config import Config
+from gml.errors import GmlError, Incomplete, NotFound
+from gml.model import Node, check_id
+from gml.providers.base import Provider
+from gml.ssh import Ssh
+from gml.store import Store
+
+
+@dataclass
+class Listing:
+    """All nodes of ours that could be seen, and what could not be looked at."""
+
+    nodes: list[Node] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+class Fleet:
+    """All nodes of this owner. `now` is the wall clock."""
+
+    def __init__(self, config: Config, store: Store, now: Callable[[], float] = time.time) -> None:
+        self.config = config
+        self.store = store
+        self.now = now
+        self.ssh = Ssh(config, store)
+        self._providers: dict[str, Provider] = {}
+
+    def provider(self, name: str) -> Provider:
+        """The provider of that name, made once."""
+        if name not in self._providers:
+            self._providers[name] = providers.get(name, self.config, self.store)
+        return self._providers[name]
+
+    def configured(self) -> list[Provider]:
+        """Every provider with credentials or hosts here."""
+        return [p for p in (self.provider(n) for n in providers.NAMES) if p.ready()]
+
+    def list_live(self) -> Listing:
+        """Nodes of this owner in all configured clouds, merged with the local records.
+
+        `note` flags `orphan` (our label, no record here) and `lost` (a record, nothing there).
+        """
+        listing = Listing()
+        seen: dict[str, Node] = {}
+        complete: set[str] = set()
+        for provider, found, problem in _in_parallel(self.configured()):
+            if problem:
+                listing.problems.append(f"{provider.name}: {problem}")
+            else:
+                complete.add(provider.name)
+            for node in found:
+                if node.owner == self.config.owner:
+                    seen[node.id] = node
+        for record in self.store.all():
+            live = seen.pop(record.id, None)
+            if live:
+                listing.nodes.append(merge(record, live))
+            elif record.provider in complete and not self.store.locked(record.id):
+                listing.nodes.append(record.replace(note="lost"))
+            else:
+                listing.nodes.append(record)
+        for node in seen.values():
+            listing.nodes.append(node.replace(note="orphan"))
+            if node.id in self.store.damaged():
+                self.store.put(node.replace(phase="up"))
+        return listing
+
+    def resolve(self, node_id: str) -> Node:
+        """The node of that id, from the record or, without one, from the clouds; or NotFound."""
+        record = self.store.get(check_id(node_id))
+        if record:
+            return record
+        listing = self.list_live()
+        for node in listing.nodes:
+            if node.id == node_id:
+                # A rebuilt record: the file was lost or damaged, or another machine made the node.
+                node = self.store.put(node.replace(phase="up", note=""))
+                self.ssh.write_config()
+                return node
+        known = ", ".join(n.id for n in listing.nodes[:5]) or "none"
+        problems = f" ({'; '.join(listing.problems)})" if listing.problems else ""
+        raise NotFound(
+            f"no node {node_id!r} of owner {self.config.owner}{problems}", f"known: {known}"
+        )
+
+
+def merge(record: Node, live: Node) -> Node:
+    """What the cloud knows now, with the record's price and phase."""
+    return live.replace(
+        phase="up" if record.phase == "intent" and live.state == "ready" else record.phase,
+        price=record.price if live.price is None else live.price,
+        timeout_s=record.timeout_s,
+        tried=record.tried,
+        hosts=live.hosts or record.hosts,
+        limit=live.limit or record.limit,
+        note="half-made" if record.phase == "intent" else "",
+    )
+
+
+def clock(when: float) -> str:
+    """`2026-11-20 21:05 UTC`."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(when))
+
+
+def _in_parallel(found: list[Provider]) -> list[tuple[Provider, list[Node], str]]:
+    results: dict[str, tuple[list[Node], str]] = {}
+
+    def look(provider: Provider) -> None:
+        try:
+            results[provider.name] = (provider.list_nodes(), "")
+        except Incomplete as error:
+            results[provider.name] = (error.found, error.problem)
+        except GmlError as error:
+            results[provider.name] = ([], str(error))
+
+    threads = [threading.Thread(target=look, args=(p,), daemon=True) for p in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    missing = ([], "failed unexpectedly")
+    return [(p, *results.get(p.name, missing)) for p in found]

@@ -1,0 +1,99 @@
+"""The protocol behind which every provider stands. Adding a provider is one file (see README.md).
+
+Rules that the teardown proof rests on:
+- `create` returns a usable node or raises; before it raises it need not clean up (the caller calls
+  `delete` with the same id, in every zone that was tried).
+- Names are derived from the node id, so that `delete` finds halves of a create that was killed.
+- Every resource carries `CreateSpec.labels()` (or what the provider has instead), so that
+  `list_nodes` finds and judges it without any local state.
+- `delete` is idempotent, waits until the provider no longer knows the resources, and raises only
+  when it could not make sure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from gaia.hardware import Sku
+from gml.model import ApiRequest, CreateSpec, Node, Offer
+
+Tick = Callable[[str], None]
+
+
+def silent(what: str) -> None:
+    """A `Tick` that shows nothing."""
+
+
+class Provider(Protocol):
+    """What gml asks of a cloud."""
+
+    name: str
+    # Whether the provider itself deletes machines at a deadline, for every node it makes here.
+    ssh_user: str
+
+    def ready(self) -> bool:
+        """Whether it is configured here. Makes no calls."""
+        ...
+
+    def offers(
+        self, sku: Sku, *, spot: bool, zone: str = "", live: bool = False, strategy: str = ""
+    ) -> list[Offer]:
+        """Places for `sku`, cheapest first; `live` asks the API instead of the dated table.
+
+        `strategy` matters only to providers that know several ways to a machine.
+        """
+        ...
+
+    def create_requests(self, spec: CreateSpec, offer: Offer) -> list[ApiRequest]:
+        """The exact mutating calls that `create` makes, in order; no network."""
+        ...
+
+    def create(self, spec: CreateSpec, offer: Offer, tick: Tick = silent) -> Node:
+        """Makes the node and waits until it has addresses.
+
+        Raises:
+            StockOut, QuotaError, Denied, AuthError, Unavailable: told apart, so that the caller
+            tries the next zone, stops, or says which command mends it.
+        """
+        ...
+
+    def list_nodes(self) -> list[Node]:
+        """Everything that carries our label, in all zones and in every half-made form.
+
+        Raises:
+            Incomplete: some zone or API could not be looked at; `found` holds the rest.
+        """
+        ...
+
+    def find(self, node: Node) -> Node | None:
+        """The node as the cloud sees it now, or None when nothing of it exists in its zones."""
+        ...
+
+    def delete_requests(self, node: Node) -> list[ApiRequest]:
+        """The exact calls that `delete` makes for the node's known resources; no network."""
+        ...
+
+    def delete(self, node: Node, tick: Tick = silent) -> None:
+        """Deletes all of it, and returns when the provider no longer knows it."""
+        ...
+
+    def set_deadline(self, node: Node, deadline: int | None) -> Node:
+        """Moves the deadline label (None removes it).
+
+        Raises:
+            Unsafe: the provider's own limit ends earlier and cannot be moved.
+        """
+        ...
+
+    def deadline_requests(self, node: Node, deadline: int | None) -> list[ApiRequest]:
+        """The exact calls of `set_deadline`; no network where the provider allows it."""
+        ...
+
+    def base_url(self, service: str) -> str:
+        """For `--dry-run`: where a request of this service goes."""
+        ...
+
+    def doctor(self) -> list[dict[str, Any]]:
+        """Checks as `{"check", "ok", "detail", "fix"}`."""
+        ...

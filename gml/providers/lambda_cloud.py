@@ -1,0 +1,395 @@
+"""Lambda Cloud through its REST API v1: live prices and capacity, its rate limits, no time limit.
+
+Lambda bills until someone terminates, so the deadline stands in the instance's name
+(`gml-ID--DEADLINE`, which can be changed later; tags can't) for `gml reap`, and on the machine for
+the watchdog, which can only act with an API key of its own (`--self-terminate`).
+There is no idempotency key: after a launch without an answer the list decides, never a blind retry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gaia.hardware import Sku
+from gml.config import Config
+from gml.durations import format_duration
+from gml.errors import AuthError, Denied, GmlError, QuotaError, StockOut, Unavailable, UsageError
+from gml.http import ApiError, Http, NetworkError, unavailable
+from gml.model import ApiRequest, CreateSpec, Host, Node, Offer, node_from_labels
+from gml.providers.base import Tick, silent
+from gml.startup import STATE_DIR, startup_script, watchdog_config
+from gml.store import Store
+
+# Published limits: one request a second, one launch in twelve.
+REQUEST_GAP_S = 1.0
+LAUNCH_GAP_S = 12.0
+# How long a new instance may be missing from the list; waited out before launching again.
+LIST_LAG_S = 20.0
+_NAME = re.compile(r"gml-([a-z][a-z0-9-]*?)--(\d+|none)")
+_STATES = {"active": "ready", "booting": "creating", "terminating": "deleting"}
+_GONE = ("terminated", "deleting")
+
+
+class LambdaProvider:
+    """Lambda's instances behind gml's protocol."""
+
+    name = "lambda"
+    ssh_user = "ubuntu"
+
+    def __init__(self, config: Config, store: Store) -> None:
+        self.config = config
+        self.store = store
+        self.http = Http(
+            config.endpoint("lambda"),
+            lambda: {"Authorization": f"Bearer {self.api_key()}"},
+            backoff_s=config.backoff_s,
+        )
+        self.patience_s = 1800.0
+        self._types: dict[str, Any] | None = None
+
+    def api_key(self) -> str:
+        """The key from LAMBDA_API_KEY or the 0600 file; raises AuthError."""
+        if key := os.environ.get("LAMBDA_API_KEY", "").strip():
+            return key
+        path = Path(self.config.lambda_.api_key_file).expanduser()
+        try:
+            if path.stat().st_mode & 0o077:
+                raise AuthError(f"{path} is readable by others", f"run: chmod 600 {path}")
+            return path.read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            raise AuthError(
+                "no Lambda API key", "run `gml init lambda`, or set LAMBDA_API_KEY"
+            ) from None
+
+    def ready(self) -> bool:
+        """Whether there is a key."""
+        path = Path(self.config.lambda_.api_key_file).expanduser()
+        return bool(os.environ.get("LAMBDA_API_KEY")) or path.exists()
+
+    def base_url(self, service: str) -> str:
+        """Where a request goes."""
+        return self.config.endpoint("lambda")
+
+    # ---- calls
+
+    def _send(self, method: str, path: str, body: dict | None = None, *, tries: int = 5) -> Any:
+        """`data` of the answer; raises GmlError (ApiError for 404, NetworkError for tries=1)."""
+        request = ApiRequest("lambda", method, f"api/v1/{path}", {}, body)
+        with self._turn("launch" if path.endswith("/launch") else "request"):
+            try:
+                return self.http.send(request, tries=tries).get("data")
+            except ApiError as error:
+                if error.status == 404 or (tries == 1 and error.status >= 429):
+                    raise
+                raise translate(error) from None
+            except NetworkError as error:
+                if tries == 1:
+                    raise
+                raise unavailable(error, "Lambda") from None
+
+    @contextlib.contextmanager
+    def _turn(self, kind: str) -> Iterator[None]:
+        """Waits for our turn under the rate limits, across all gml processes of this user."""
+        path = self.config.home / "lambda.rate"
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            try:
+                last = json.loads(os.pread(handle, 200, 0) or b"{}")
+            except ValueError:
+                last = {}
+            due = last.get("request", 0) + REQUEST_GAP_S
+            if kind == "launch":
+                due = max(due, last.get("launch", 0) + LAUNCH_GAP_S)
+            # A clock that was set back must not stop us for long.
+            pause = min(max(0.0, due - time.time()), LAUNCH_GAP_S)
+            time.sleep(pause)
+            last["request"] = time.time()
+            if kind == "launch":
+                last["launch"] = last["request"]
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(last).encode(), 0)
+            yield
+        finally:
+            os.close(handle)
+
+    # ---- offers
+
+    def offers(
+        self, sku: Sku, *, spot: bool, zone: str = "", live: bool = True, strategy: str = ""
+    ) -> list[Offer]:
+        """Regions with capacity now, at the live price; one offer without a zone when none has."""
+        if not sku.lambda_type or spot:
+            return []
+        if self._types is None:
+            self._types = self._send("GET", "instance-types") or {}
+        entry = (self._types or {}).get(sku.lambda_type)
+        if entry is None:
+            return []
+        price = entry["instance_type"]["price_cents_per_hour"] / 100
+        regions = [r["name"] for r in entry.get("regions_with_capacity_available", [])]
+        places = [r for r in regions if zone in ("", r)]
+        common = ("watchdog + reap", "live")
+        if not places:
+            return [Offer(self.name, sku.name, zone, False, price, "none", "launch", *common)]
+        return [
+            Offer(self.name, sku.name, place, False, price, "now", "launch", *common)
+            for place in places
+        ]
+
+    # ---- create
+
+    def create_requests(self, spec: CreateSpec, offer: Offer) -> list[ApiRequest]:
+        """The launch (and, at most once per owner, the registration of the ssh key)."""
+        assert spec.sku is not None
+        # Without a key the watchdog can only power off; the key comes later, over ssh.
+        watchdog = watchdog_config(spec, delete=[], use_metadata=False)
+        body = {
+            "region_name": offer.zone,
+            "instance_type_name": spec.sku.lambda_type,
+            "ssh_key_names": [self._key_name(spec)],
+            "name": instance_name(spec.id, spec.deadline),
+            "user_data": startup_script(watchdog),
+            "tags": [{"key": k, "value": v} for k, v in spec.labels().items()],
+        }
+        return [ApiRequest("lambda", "POST", "api/v1/instance-operations/launch", {}, body)]
+
+    def _key_name(self, spec: CreateSpec) -> str:
+        return f"{self.config.lambda_.ssh_key_name}-{spec.owner}"[:60]
+
+    def _register_key(self, spec: CreateSpec) -> None:
+        name = self._key_name(spec)
+        keys = {k["name"]: k.get("public_key", "") for k in self._send("GET", "ssh-keys") or []}
+        if name not in keys:
+            self._send("POST", "ssh-keys", {"name": name, "public_key": spec.public_key})
+        elif keys[name].split()[:2] != spec.public_key.split()[:2]:
+            raise UsageError(
+                f"Lambda's ssh key {name!r} is another key than {self.config.ssh_key}",
+                "delete it at Lambda, or set lambda.ssh_key_name in config.toml",
+            )
+
+    def create(self, spec: CreateSpec, offer: Offer, tick: Tick = silent) -> Node:
+        """Launches at most one instance, waits until it is active, removes any double."""
+        if offer.capacity == "none":
+            raise StockOut(f"Lambda has no {offer.sku} anywhere now", "try --retry-until-up")
+        self._types = None  # the next round must see the capacity of then
+        self._register_key(spec)
+        existing = [n for n in self._instances() if n.id == spec.id and n.state not in _GONE]
+        chosen = _instance_id(existing[0]) if existing else self._launch(spec, offer, tick)
+        node = self._wait_active(chosen, spec, tick)
+        for other in self._instances():
+            if other.id == spec.id and _instance_id(other) != chosen and other.state not in _GONE:
+                tick("terminating a double of the launch")
+                self._terminate([_instance_id(other)])
+        return node
+
+    def _launch(self, spec: CreateSpec, offer: Offer, tick: Tick) -> str:
+        request = self.create_requests(spec, offer)[0]
+        for attempt in range(4):
+            tick(f"Lambda to launch in {offer.zone}")
+            try:
+                data = self._send("POST", "instance-operations/launch", request.body, tries=1)
+                return data["instance_ids"][0]
+            except ApiError as error:
+                if error.status == 429:
+                    time.sleep(LAUNCH_GAP_S)
+                    continue
+                if error.status < 500:
+                    raise translate(error) from None
+            except NetworkError:
+                tick("an answer got lost: looking whether it was launched")
+            # Carried out or not? Only the list can tell, and it lags.
+            if found := self._await_listed(spec.id):
+                return _instance_id(found)
+            if attempt == 3:
+                break
+        raise Unavailable("Lambda did not take the launch", "try again later")
+
+    def _await_listed(self, node_id: str) -> Node | None:
+        until = time.monotonic() + LIST_LAG_S
+        while True:
+            for node in self._instances():
+                if node.id == node_id and node.state not in _GONE:
+                    return node
+            if time.monotonic() > until:
+                return None
+            time.sleep(min(2.0, LIST_LAG_S / 5))
+
+    def _wait_active(self, instance_id: str, spec: CreateSpec, tick: Tick) -> Node:
+        waited, pause = 0.0, min(1.0, self.config.backoff_s)
+        while True:
+            try:
+                node = self._node(self._send("GET", f"instances/{instance_id}"))
+            except ApiError:
+                node = None  # not listed yet
+            if node and node.state == "ready" and node.hosts:
+                return node
+            if node and (node.dead() or node.state in _GONE):
+                raise StockOut(f"Lambda's instance came up {node.state}", "try another region")
+            tick(f"Lambda to boot {spec.id} (minutes; not billed before its health check)")
+            if waited > self.patience_s:
+                raise Unavailable(f"{spec.id} did not boot within {format_duration(waited)}")
+            time.sleep(pause)
+            waited += pause
+            pause = min(pause * 1.5, 10.0)
+
+    def self_terminate_script(self, node: Node, spec: CreateSpec) -> str:
+        """For ssh: gives the watchdog the key and the call that ends its machine."""
+        delete = {
+            "method": "POST",
+            "url": f"{self.config.endpoint('lambda')}/api/v1/instance-operations/terminate",
+            "body": {"instance_ids": [_instance_id(node)]},
+            "auth": "file:/etc/gml/lambda.key",
+        }
+        config = watchdog_config(spec, delete=[delete], use_metadata=False)
+        return (
+            "set -eu\nsudo -n install -d -m 700 /etc/gml\numask 077\n"
+            f"sudo -n tee /etc/gml/lambda.key >/dev/null <<'EOF'\n{self.api_key()}\nEOF\n"
+            "sudo -n chmod 600 /etc/gml/lambda.key\n"
+            f"sudo -n tee /opt/gml/watchdog.json >/dev/null <<'EOF'\n{json.dumps(config)}\nEOF\n"
+            f"sudo -n rm -f {STATE_DIR}/beat\nsudo -n systemctl restart gml-watchdog.service\n"
+        )
+
+    # ---- look and change
+
+    def _instances(self) -> list[Node]:
+        found = [self._node(raw) for raw in self._send("GET", "instances") or []]
+        return [n for n in found if n]
+
+    def _node(self, raw: dict[str, Any]) -> Node | None:
+        labels = {t["key"]: t["value"] for t in raw.get("tags") or []}
+        match = _NAME.fullmatch(raw.get("name") or "")
+        if match is None:
+            # Our tags under a changed name: still ours, with the deadline it was made with.
+            pass
+        elif "gml-id" not in labels:
+            return None  # the name alone could be anybody's
+        elif labels["gml-id"] == match[1]:
+            labels["gml-deadline"] = match[2]
+        price = (raw.get("instance_type") or {}).get("price_cents_per_hour")
+        address = raw.get("ip") or ""
+        status = str(raw.get("status", ""))
+        return node_from_labels(
+            labels,
+            provider=self.name,
+            zone=(raw.get("region") or {}).get("name", ""),
+            state=_STATES.get(status, status),
+            strategy="launch",
+            price=None if price is None else price / 100,
+            hosts=(Host(address, raw.get("private_ip") or "", _port(labels), self.ssh_user),)
+            if address
+            else (),
+            resources=(f"lambda:{raw['id']}",),
+        )
+
+    def list_nodes(self) -> list[Node]:
+        """Instances with our tags that are still billed."""
+        return [n for n in self._instances() if n.state not in _GONE]
+
+    def find(self, node: Node) -> Node | None:
+        """The instance by tag. For a mere intent the list's lag is waited out first."""
+        if node.phase == "intent" and node.tried:
+            return self._await_listed(node.id)
+        return next((n for n in self.list_nodes() if n.id == node.id), None)
+
+    def delete_requests(self, node: Node) -> list[ApiRequest]:
+        """One terminate call."""
+        ids = [r.split(":", 1)[1] for r in node.resources if r.startswith("lambda:")]
+        body = {"instance_ids": ids}
+        return [ApiRequest("lambda", "POST", "api/v1/instance-operations/terminate", {}, body)]
+
+    def _terminate(self, ids: list[str]) -> None:
+        try:
+            self._send("POST", "instance-operations/terminate", {"instance_ids": ids})
+        except ApiError as error:
+            if error.status != 404:
+                raise translate(error) from None
+
+    def delete(self, node: Node, tick: Tick = silent) -> None:
+        """Terminates every instance with this id; returns when none of them is billed."""
+        waited, pause = 0.0, min(1.0, self.config.backoff_s)
+        found = self.find(node)
+        while found:
+            ids = [_instance_id(n) for n in self.list_nodes() if n.id == node.id]
+            if ids:
+                self._terminate(ids)
+            tick(f"Lambda to terminate {node.id}")
+            time.sleep(pause)
+            waited += pause
+            if waited > self.patience_s:
+                raise Unavailable(f"{node.id} is still there after {format_duration(waited)}")
+            found = next((n for n in self.list_nodes() if n.id == node.id), None)
+
+    def deadline_requests(self, node: Node, deadline: int | None) -> list[ApiRequest]:
+        """The rename that carries the deadline."""
+        body = {"name": instance_name(node.id, deadline)}
+        return [
+            ApiRequest("lambda", "POST", f"api/v1/instances/{r.split(':', 1)[1]}", {}, body)
+            for r in node.resources
+            if r.startswith("lambda:")
+        ]
+
+    def set_deadline(self, node: Node, deadline: int | None) -> Node:
+        """Renames the instance."""
+        live = self.find(node)
+        if live is None:
+            raise Unavailable(f"{node.id} is gone", "see `gml ls --refresh`")
+        for request in self.deadline_requests(live, deadline):
+            try:
+                self._send("POST", request.path.removeprefix("api/v1/"), request.body)
+            except ApiError as error:
+                raise translate(error) from None
+        return node.replace(deadline=deadline)
+
+    def doctor(self) -> list[dict[str, Any]]:
+        """Key and reachability."""
+        try:
+            count = len(self._send("GET", "instance-types") or {})
+            return [{"check": "lambda API", "ok": True, "detail": f"{count} types", "fix": ""}]
+        except GmlError as error:
+            return [
+                {"check": "lambda API", "ok": False, "detail": error.problem, "fix": error.remedy}
+            ]
+
+
+def instance_name(node_id: str, deadline: int | None) -> str:
+    """`gml-ID--DEADLINE`, at most 64 characters."""
+    return f"gml-{node_id}--{'none' if deadline is None else deadline}"
+
+
+def _instance_id(node: Node) -> str:
+    return node.resources[0].split(":", 1)[1]
+
+
+def _port(labels: dict[str, str]) -> int:
+    text = labels.get("gml-ssh-port", "")
+    return int(text) if text.isdigit() else 22
+
+
+def translate(error: ApiError) -> GmlError:
+    """Lambda's error codes in gml's terms; the message is not a contract, the code is."""
+    code, text = error.reason, error.message
+    if error.status == 401 or code == "global/invalid-api-key":
+        return AuthError("Lambda does not accept the API key", "run `gml init lambda`")
+    if code.endswith("insufficient-capacity"):
+        return StockOut(f"Lambda: {text}", "see `gml offers`, or try --retry-until-up")
+    if code == "global/quota-exceeded":
+        return QuotaError(
+            f"Lambda's quota: {text}", "raise it at https://cloud.lambda.ai (support)"
+        )
+    if code in ("global/account-inactive", "global/invalid-address") or error.status == 403:
+        return Denied(f"Lambda denies it: {text}", "check the account at https://cloud.lambda.ai")
+    if error.status == 404 or code == "global/object-does-not-exist":
+        return UsageError(f"Lambda knows no such thing: {text}", "see `gml offers`")
+    if error.status == 429 or error.status >= 500 or code.startswith("provider/"):
+        return Unavailable(f"Lambda answers {error.status} {code} ({text})", "try again later")
+    return UsageError(f"Lambda refuses the request: {code}: {text}", "see `gml doctor`")

@@ -1,0 +1,261 @@
+"""Machines one already has, reached by ssh. The tests' provider, and the simplest example of one.
+
+There is no cloud to delete them: "creating" writes a marker with the labels on the machine and
+starts the watchdog there as the user; "deleting" stops the jobs and removes the marker.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gaia.hardware import Sku
+from gml.config import Config
+from gml.errors import Incomplete, NotFound, StockOut, Unavailable, UsageError
+from gml.model import ApiRequest, CreateSpec, Node, Offer, node_from_labels
+from gml.providers.base import Tick, silent
+from gml.ssh import Ssh, address_of
+from gml.startup import watchdog_config, watchdog_program
+from gml.store import Store
+
+_CREATE = """set -eu
+umask 077
+dir="$HOME/.gml/node"; mkdir -p "$dir" "$HOME/.gml/jobs"
+if [ -e "$dir/labels.json" ] && ! grep -q '"gml-id": "{id}"' "$dir/labels.json"; then
+  cat "$dir/labels.json"; exit 75
+fi
+cat > "$dir/watchdog.py" <<'EOF_GML'
+{program}
+EOF_GML
+cat > "$dir/watchdog.json.tmp" <<'EOF_GML'
+{config}
+EOF_GML
+sed "s|@HOME@|$HOME|g" "$dir/watchdog.json.tmp" > "$dir/watchdog.json"
+rm -f "$dir/deadline" "$dir/last_deadline" "$dir/deleted"
+cat > "$dir/labels.json" <<'EOF_GML'
+{labels}
+EOF_GML
+if [ -e "$dir/pid" ]; then kill "$(cat "$dir/pid")" 2>/dev/null || :; fi
+cd "$dir"
+setsid nohup python3 watchdog.py watchdog.json > watchdog.log 2>&1 < /dev/null &
+echo $! > "$dir/pid"
+"""
+
+_DELETE = """dir="$HOME/.gml/node"
+grep -q '"gml-id": "{id}"' "$dir/labels.json" 2>/dev/null || exit 0
+[ -e "$dir/pid" ] && kill "$(cat "$dir/pid")" 2>/dev/null
+for job in "$HOME"/.gml/jobs/*/; do
+  [ -e "$job/pid" ] && [ ! -e "$job/rc" ] && kill -TERM -- "-$(cat "$job/pid")" 2>/dev/null
+done
+sleep 0.2
+for job in "$HOME"/.gml/jobs/*/; do
+  [ -e "$job/pid" ] && [ ! -e "$job/rc" ] && kill -KILL -- "-$(cat "$job/pid")" 2>/dev/null
+done
+rm -rf "$HOME/.gml/jobs" "$HOME/.gml/sync" "$dir"
+"""
+
+
+class LocalProvider:
+    """ssh-reachable machines from `[local.hosts]` or `--host`."""
+
+    name = "local"
+    ssh_user = ""
+
+    def __init__(self, config: Config, store: Store) -> None:
+        self.config = config
+        self.store = store
+        self.ssh = Ssh(config, store)
+
+    def ready(self) -> bool:
+        """Whether any local machine is configured or in use."""
+        return bool(self.config.local_hosts) or any(
+            n.provider == self.name for n in self.store.all()
+        )
+
+    def base_url(self, service: str) -> str:
+        """ssh has no base address."""
+        return "ssh:/"
+
+    def offers(
+        self,
+        sku: Sku | None,
+        *,
+        spot: bool,
+        zone: str = "",
+        live: bool = False,
+        strategy: str = "",
+    ) -> list[Offer]:
+        """One offer per configured group of machines; they cost nothing."""
+        return [
+            Offer(self.name, "local", name, False, 0.0, "yours", "ssh", "watchdog", "config.toml")
+            for name in self.config.local_hosts
+            if zone in ("", name)
+        ]
+
+    def create_requests(self, spec: CreateSpec, offer: Offer) -> list[ApiRequest]:
+        """The marker and the watchdog that would be written over ssh."""
+        return [
+            ApiRequest("ssh", "RUN", f"{address_of(host)}/~/.gml/node", {}, dict(spec.labels()))
+            for host in self._hosts(spec, offer)
+        ]
+
+    def _hosts(self, spec: CreateSpec, offer: Offer) -> tuple:
+        hosts = spec.hosts or self.config.local_hosts.get(offer.zone, ())
+        if not hosts:
+            raise UsageError(
+                "no local machine is configured",
+                "say --host user@address:port, or write [local.hosts] into config.toml",
+            )
+        return hosts
+
+    def create(self, spec: CreateSpec, offer: Offer, tick: Tick = silent) -> Node:
+        """Marks the machines as ours and starts their watchdogs.
+
+        Raises:
+            StockOut: another node already uses one of them. Unavailable: ssh fails.
+        """
+        node = Node(
+            id=spec.id,
+            provider=self.name,
+            owner=spec.owner,
+            sku=spec.sku_name,
+            zone=offer.zone,
+            strategy="ssh",
+            state="ready",
+            deadline=spec.deadline,
+            created=spec.created,
+            price=0.0,
+            hosts=self._hosts(spec, offer),
+        )
+        self.store.put(node.replace(phase="intent", tried=(offer.zone,)))
+        self.ssh.wait(node, 20, tick)
+        config = watchdog_config(spec, delete=[], use_metadata=False)
+        config.update(
+            state_dir="@HOME@/.gml/node",
+            jobs_dirs=["@HOME@/.gml/jobs"],
+            poweroff=["true"],
+            delete=[{"kill_jobs": True}, {"remove": "@HOME@/.gml/node/labels.json"}],
+            # The machine is ours anyway: there is nothing to save by ending an idle one.
+            idle_s=0,
+            tick_s=1,
+        )
+        script = _CREATE.format(
+            id=spec.id,
+            program=watchdog_program(),
+            config=json.dumps(config),
+            labels=json.dumps(spec.labels()),
+        )
+        for index in range(len(node.hosts)):
+            tick(f"watchdog on host {index}")
+            done = self.ssh.run(node, script, index=index, check=False)
+            if done.returncode == 75:
+                raise StockOut(
+                    f"{offer.zone or address_of(node.hosts[index])} is in use by another node",
+                    f"see `gml ls`; its labels: {done.stdout.decode().strip()[:200]}",
+                )
+            if done.returncode != 0:
+                text = done.stderr.decode(errors="replace").strip()[-200:]
+                raise Unavailable(f"{address_of(node.hosts[index])}: {text}")
+        return node
+
+    def _marker(self, node: Node, index: int = 0) -> Node | None:
+        done = self.ssh.run(node, 'cat "$HOME/.gml/node/labels.json" 2>/dev/null || :', index=index)
+        try:
+            labels = json.loads(done.stdout)
+        except ValueError:
+            return None
+        return node_from_labels(
+            labels, provider=self.name, zone=node.zone, state="ready", hosts=node.hosts, price=0.0
+        )
+
+    def list_nodes(self) -> list[Node]:
+        """Reads the marker of every known machine."""
+        self.ssh.write_config()
+        found: dict[str, Node] = {}
+        missed = []
+        stored = [n for n in self.store.all() if n.provider == self.name and n.hosts]
+        for node in [*stored, *self.ssh.probes()]:
+            try:
+                seen = self._marker(node)
+            except Unavailable as error:
+                missed.append(error.problem)
+                continue
+            if seen:
+                found.setdefault(seen.id, seen)
+        if missed:
+            raise Incomplete(
+                f"could not look at {'; '.join(missed[:3])}", "try again", list(found.values())
+            )
+        return list(found.values())
+
+    def find(self, node: Node) -> Node | None:
+        """The node's own marker, or None when another node or nobody is there."""
+        if not node.hosts:
+            return None
+        self.ssh.write_config()
+        for index in range(len(node.hosts)):
+            seen = self._marker(node, index)
+            if seen and seen.id == node.id:
+                return seen
+        return None
+
+    def delete_requests(self, node: Node) -> list[ApiRequest]:
+        """The ssh calls of `delete`."""
+        return [
+            ApiRequest("ssh", "RUN", f"{address_of(host)}/rm -rf ~/.gml/node ~/.gml/jobs")
+            for host in node.hosts
+        ]
+
+    def delete(self, node: Node, tick: Tick = silent) -> None:
+        """Stops watchdog and jobs and removes the marker, on every host."""
+        self.ssh.write_config()
+        for index in range(len(node.hosts)):
+            tick(f"stopping host {index}")
+            self.ssh.run(node, _DELETE.format(id=node.id), index=index)
+
+    def deadline_requests(self, node: Node, deadline: int | None) -> list[ApiRequest]:
+        """The ssh call of `set_deadline`."""
+        return [
+            ApiRequest(
+                "ssh", "RUN", f"{address_of(host)}/~/.gml/node/deadline", {}, {"to": deadline}
+            )
+            for host in node.hosts
+        ]
+
+    def set_deadline(self, node: Node, deadline: int | None) -> Node:
+        """Writes the deadline into the marker; the caller writes the watchdog's file."""
+        value = "none" if deadline is None else str(deadline)
+        for index in range(len(node.hosts)):
+            done = self.ssh.run(
+                node,
+                f"""f="$HOME/.gml/node/labels.json"; [ -e "$f" ] || exit 7
+sed -i 's/"gml-deadline": "[^"]*"/"gml-deadline": "{value}"/' "$f"
+printf %s {value} > "$HOME/.gml/node/deadline"
+""",
+                index=index,
+                check=False,
+            )
+            if done.returncode == 7:
+                raise NotFound(f"{node.id} is no longer on {address_of(node.hosts[index])}")
+        return node.replace(deadline=deadline)
+
+    def doctor(self) -> list[dict[str, Any]]:
+        """Whether each configured machine takes a login and has what we need."""
+        self.ssh.write_config()
+        checks = []
+        for node in self.ssh.probes():
+            for index in range(len(node.hosts)):
+                try:
+                    self.ssh.run(node, "command -v python3 rsync bash >/dev/null", index=index)
+                    ok, detail = True, "login, python3, rsync"
+                except Unavailable as error:
+                    ok, detail = False, error.problem
+                checks.append(
+                    {
+                        "check": f"local {node.zone}[{index}]",
+                        "ok": ok,
+                        "detail": detail,
+                        "fix": "" if ok else "authorize your key there; install python3 and rsync",
+                    }
+                )
+        return checks

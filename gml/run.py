@@ -1,0 +1,366 @@
+"""`gml run`: create or reuse, sync, set up, command, logs, results, delete - and recover."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import time
+import urllib.parse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gml import jobs, sync
+from gml.config import Config
+from gml.durations import format_duration
+from gml.errors import GmlError, StockOut, Unavailable, UsageError
+from gml.fanout import jax_environment
+from gml.model import Node
+from gml.nodes import Manager
+from gml.planning import Wish
+from gml.providers.base import Tick
+from gml.ui import say
+
+# Bytes/s assumed for announcing how long an upload will take (a home uplink of 100 Mbit/s).
+UPLINK = 12.5e6
+PREEMPTED = "preempted"
+
+
+@dataclass(frozen=True)
+class RunWish:
+    """What `gml run` was asked to do beside the node itself."""
+
+    command: str
+    job: str
+    folder: Path
+    dest: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    data: str = ""
+    setup: str = ""
+    fetch: tuple[str, ...] = ("runs",)
+    keep: bool = False
+    detach: bool = False
+    recover: bool = False
+    max_recoveries: int = 20
+    resume_flag: str = "--resume"
+    git_credentials: bool = False
+    sync: bool = True
+
+
+class Preempted(GmlError):
+    """The machine was taken away in the middle of the job."""
+
+    code = 6
+
+
+def job_environment(config: Config, node: Node, extra: Mapping[str, str]) -> dict[str, str]:
+    """What every job is told: deadline, price, metrics, compile cache. Values may be secrets.
+
+    GAIA_DEADLINE is unix seconds, GAIA_PRICE_PER_HOUR US dollars per hour for the whole node.
+    """
+    env: dict[str, str] = {"GAIA_NODE": node.id}
+    if node.deadline is not None:
+        env["GAIA_DEADLINE"] = str(node.deadline)
+    if node.price is not None:
+        env["GAIA_PRICE_PER_HOUR"] = f"{node.price:.4f}"
+    if config.metrics.endpoint:
+        env["OTEL_EXPORTER_OTLP_ENDPOINT"] = config.metrics.endpoint
+        token = metrics_token(config)
+        if token:
+            env["OTEL_EXPORTER_OTLP_HEADERS"] = "authorization=" + urllib.parse.quote(
+                f"Bearer {token}"
+            )
+    if config.google.bucket and node.provider == "google":
+        env["GAIA_BUCKET"] = f"gs://{config.google.bucket}"
+        env["JAX_COMPILATION_CACHE_DIR"] = f"gs://{config.google.bucket}/gaia/compile-cache"
+    return {**env, **extra}
+
+
+def metrics_token(config: Config) -> str:
+    """The token from the 0600 file, or ''; raises UsageError when others may read it."""
+    if not config.metrics.token_file:
+        return os.environ.get("GML_METRICS_TOKEN", "")
+    path = Path(config.metrics.token_file).expanduser()
+    try:
+        if path.stat().st_mode & 0o077:
+            raise UsageError(
+                f"metrics.token_file {path} is readable by others", f"chmod 600 {path}"
+            )
+        return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise UsageError(f"metrics.token_file {path} does not exist", "create it, 0600") from None
+
+
+class Runner:
+    """One `gml run` from beginning to end."""
+
+    def __init__(self, manager: Manager, wish: RunWish, tick: Tick) -> None:
+        self.manager = manager
+        self.wish = wish
+        self.tick = tick
+        self.ssh = manager.ssh
+
+    def run(self, node: Node | None, node_wish: Wish | None) -> int:
+        """Runs the job to its end and returns its exit code.
+
+        Args:
+            node: an existing node to use, or None.
+            node_wish: how to make one, and to make it again after a preemption.
+        """
+        ours = node is None
+        if node is None:
+            assert node_wish is not None
+            node = self.manager.create(node_wish, self.tick)
+        try:
+            for attempt in range(self.wish.max_recoveries + 1):
+                command = self.wish.command
+                if attempt and self.wish.resume_flag:
+                    command = f"{command} {self.wish.resume_flag}"
+                try:
+                    self.prepare(node)
+                    self.start(node, command, attempt)
+                    if self.wish.detach:
+                        self._say_detached(node)
+                        return 0
+                    return self.finish(
+                        node, self.job_name(attempt), keep=self.wish.keep or not ours
+                    )
+                except Preempted as error:
+                    if not self.wish.recover or node_wish is None:
+                        raise
+                    if attempt == self.wish.max_recoveries:
+                        raise
+                    node = self._again(node, node_wish, error)
+        except KeyboardInterrupt:
+            self._say_interrupted(node)
+            raise
+        except GmlError:
+            # A node that we made and could not use is not left to its deadline.
+            if ours and not self.wish.keep and not self._has_job(node):
+                self.manager.delete(node, self.tick)
+            raise
+        raise AssertionError("unreachable")
+
+    def job_name(self, attempt: int) -> str:
+        """The job's name, with the number of the recovery."""
+        return self.wish.job if attempt == 0 else f"{self.wish.job}-r{attempt}"
+
+    def prepare(self, node: Node) -> None:
+        """Code, git identity, data and set-up on every host."""
+        for index in range(len(node.hosts)):
+            if self.wish.sync:
+                self.tick(f"code to host {index}")
+                report = sync.push(self.ssh, node, self.wish.folder, self.wish.dest, index=index)
+                if report.withheld and index == 0:
+                    say(f"gml: held back as secrets: {', '.join(report.withheld[:5])}")
+            send_git_identity(self.ssh, node, index, self.wish.folder, self.wish.git_credentials)
+            if self.wish.data and not self.wish.data.startswith("gs://"):
+                self.tick(f"data to host {index}")
+                folder = Path(self.wish.data)
+                sync.push_folder(self.ssh, node, folder, f"data/{folder.name}", index=index)
+        if self.wish.setup:
+            self._everywhere(node, "setup", self.wish.setup)
+
+    def _everywhere(self, node: Node, job: str, command: str) -> None:
+        name = f"{job}-{round(time.time())}"
+        for index in range(len(node.hosts)):
+            jobs.start(self.ssh, node, name, command, workdir=self.wish.dest, env={}, index=index)
+        for index in range(len(node.hosts)):
+            self.tick(f"{job} on host {index}")
+            code = jobs.follow(self.ssh, node, name, index=index)
+            if code != 0:
+                raise UsageError(f"--setup failed on host {index} with exit code {code}")
+
+    def start(self, node: Node, command: str, attempt: int) -> None:
+        """Starts the job on every host."""
+        base = job_environment(self.manager.config, node, self.wish.env)
+        if self.wish.data:
+            folder = Path(self.wish.data)
+            remote = self.wish.data.startswith("gs://")
+            base["GAIA_DATA"] = self.wish.data if remote else f"../data/{folder.name}"
+        for index in range(len(node.hosts)):
+            self.tick(f"starting the job on host {index}")
+            env = {**base, **jax_environment(node, index)}
+            if not jobs.start(
+                self.ssh,
+                node,
+                self.job_name(attempt),
+                command,
+                workdir=self.wish.dest,
+                env=env,
+                index=index,
+            ):
+                raise UsageError(
+                    f"{node.id} has a job {self.job_name(attempt)!r} already",
+                    f"reattach with `gml logs -f {node.id}`, or take another --job",
+                )
+
+    def finish(self, node: Node, job: str, *, keep: bool) -> int:
+        """Streams the log, fetches results, deletes the node; returns the job's exit code."""
+        code = jobs.follow(self.ssh, node, job, lost=self._check_alive(node))
+        if code != 0 and self._was_told(node):
+            raise Preempted(f"{node.id} was preempted", "run with --recover to go on elsewhere")
+        if code != 0 and len(node.hosts) > 1:
+            for index in range(1, len(node.hosts)):
+                jobs.terminate(self.ssh, node, job, index=index)
+        fetch(self.ssh, node, self.wish.folder, self.wish.dest, self.wish.fetch, self.tick)
+        if not keep:
+            self.manager.delete(node, self.tick)
+        return code
+
+    def _check_alive(self, node: Node) -> Callable[[], None]:
+        def check() -> None:
+            self.tick(f"{node.id} does not answer")
+            try:
+                live = self.manager.provider(node.provider).find(node)
+            except Unavailable:
+                return
+            if live is None or live.dead():
+                state = live.state if live else "gone"
+                raise Preempted(f"{node.id} is {state}", "run with --recover to go on elsewhere")
+
+        return check
+
+    def _was_told(self, node: Node) -> bool:
+        """Whether the watchdog passed a preemption notice on to the job."""
+        folder = "$HOME/.gml/node" if node.provider == "local" else "/var/lib/gml"
+        try:
+            done = self.ssh.run(
+                node, f"ls {folder}/told-{PREEMPTED}-* 2>/dev/null || :", timeout_s=20
+            )
+        except Unavailable:
+            return True
+        return bool(done.stdout.strip())
+
+    def _again(self, node: Node, wish: Wish, error: GmlError) -> Node:
+        """Always deletes before it makes the next: a preempted TPU goes on holding quota."""
+        say(f"gml: {error.problem}; making another node")
+        self.manager.delete(node, self.tick)
+        left = (node.deadline or 0) - round(self.manager.now())
+        if left < 120:
+            raise Unavailable(f"{node.id} was lost {format_duration(left)} before its deadline")
+        again = dataclasses.replace(wish, timeout_s=left, retry_until_up=True)
+        try:
+            return self.manager.create(again, self.tick)
+        except StockOut as second:
+            raise Unavailable(f"no machine to go on with: {second.problem}") from None
+
+    def _has_job(self, node: Node) -> bool:
+        try:
+            return self.wish.job in jobs.names(self.ssh, node)
+        except GmlError:
+            return False
+
+    def _say_detached(self, node: Node) -> None:
+        say(
+            f"gml: job {self.wish.job} runs on {node.id} and goes on without this terminal\n"
+            f"gml: follow it:     gml logs -f {node.id}\n"
+            f"gml: take it home:  gml run --attach {node.id}   (log, results, delete)"
+        )
+
+    def _say_interrupted(self, node: Node) -> None:
+        left = format_duration((node.deadline or 0) - self.manager.now())
+        say(
+            f"\ngml: {node.id} and its job go on; the machine ends by itself in {left}\n"
+            f"gml: reattach: gml run --attach {node.id} · end it now: gml node delete {node.id}"
+        )
+
+
+def fetch(
+    ssh, node: Node, folder: Path, dest: str, names: tuple[str, ...], tick: Tick
+) -> list[str]:
+    """Brings result folders of host 0 home, below `folder`; returns those that existed."""
+    found = []
+    for name in names:
+        sync.check_dest(name)
+        probe = ssh.run(node, f'[ -e "$HOME/{dest}/{name}" ] && echo yes || :')
+        if probe.stdout.strip() == b"yes":
+            tick(f"fetching {name}")
+            sync.pull(ssh, node, f"{dest}/{name}", (folder / name).parent)
+            found.append(name)
+    return found
+
+
+def send_git_identity(ssh, node: Node, index: int, folder: Path, credentials: bool) -> None:
+    """The local git name and address, and with `credentials` the github.com token, over stdin."""
+    lines = []
+    for key in ("user.name", "user.email"):
+        done = subprocess.run(
+            ["git", "-C", str(folder), "config", key], capture_output=True, text=True
+        )
+        value = done.stdout.strip()
+        if value:
+            lines.append(f"git config --global {key} {_sh(value)}")
+    if credentials:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "credential", "fill"],
+            input="protocol=https\nhost=github.com\n\n",
+            capture_output=True,
+            text=True,
+            env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
+        )
+        found = dict(x.split("=", 1) for x in done.stdout.splitlines() if "=" in x)
+        if done.returncode != 0 or not found.get("password"):
+            raise UsageError(
+                "git has no stored credential for github.com", "run `gh auth setup-git` first"
+            )
+        user = urllib.parse.quote(found.get("username", "git"), safe="")
+        secret = urllib.parse.quote(found["password"], safe="")
+        lines += [
+            "umask 077",
+            f"cat > ~/.git-credentials <<'EOF'\nhttps://{user}:{secret}@github.com\nEOF",
+            "git config --global credential.helper store",
+        ]
+    if lines:
+        # A machine without git can still run jobs.
+        script = "command -v git >/dev/null || exit 0\n" + "\n".join(lines) + "\n"
+        ssh.run(node, script, index=index)
+
+
+def _sh(value: str) -> str:
+    import shlex
+
+    return shlex.quote(value)
+
+
+def announce_data(data: str, price: float | None, region: str, bucket_region: str) -> list[str]:
+    """What the data will cost in minutes and money, said before it is spent.
+
+    Raises:
+        UsageError: the folder is missing, or the bucket lies in another region than the machine.
+    """
+    per_hour = f"${price:.2f}/h" if price is not None else "an unknown price"
+    if not data:
+        return [
+            "without --data the job prepares its data on the paid machine: every 10 minutes of "
+            + (f"it cost ${price / 6:.2f}" if price is not None else f"it are billed at {per_hour}")
+        ]
+    if data.startswith("gs://"):
+        if bucket_region and region and not _same_place(bucket_region, region):
+            raise UsageError(
+                f"--data {data} lies in {bucket_region}, the machine in {region}",
+                "copy it into that region, or take a --zone in the bucket's region "
+                "(reading across regions costs about $0.02/GB and starves the machine)",
+            )
+        return [f"data streams from {data} ({bucket_region or 'region unknown'})"]
+    folder = Path(data)
+    if not folder.is_dir():
+        raise UsageError(f"--data {data!r} is neither a folder nor gs://…", "check the path")
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    minutes = size / UPLINK / 60
+    cost = f", ${minutes / 60 * price:.2f} of machine time" if price is not None else ""
+    return [f"data: {size / 1e9:.2f} GB to upload, about {max(1, round(minutes))} min{cost}"]
+
+
+def _same_place(bucket_region: str, region: str) -> bool:
+    """Whether a bucket location (`US-EAST5`, `US`, `EU`) serves the region without egress."""
+    place = bucket_region.lower()
+    continents = {"us": "us-", "eu": "europe-", "asia": "asia-"}
+    return place == region or (place in continents and region.startswith(continents[place]))
+
+
+def region_of(zone: str) -> str:
+    """`us-east5` of `us-east5-b`; other names stay as they are."""
+    return re.sub(r"-[a-z]$", "", zone)

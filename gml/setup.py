@@ -1,0 +1,259 @@
+"""`gml init` and `gml reaper install`: the commands and files by which gml is set up, as data."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from gml.config import Config
+from gml.errors import UsageError
+from gml.store import write_private
+
+ROLE = "gmlMachine"
+# What a machine needs to end itself. Whether queued resources have a delete permission of their
+# own is not documented; without it the watchdog falls back to deleting the node.
+PERMISSIONS = (
+    "tpu.nodes.get", "tpu.nodes.delete", "tpu.operations.get",
+    "compute.instances.get", "compute.instances.delete", "compute.zoneOperations.get",
+    "compute.instanceGroupManagers.get", "compute.instanceGroupManagers.delete",
+)  # fmt: skip
+APIS = (
+    "tpu",
+    "compute",
+    "storage",
+    "iam",
+    "cloudquotas",
+    "billingbudgets",
+    "run",
+    "cloudscheduler",
+)
+
+
+def google_commands(
+    project: str, region: str, bucket: str, network: str, sources: str, billing: str, budget: int
+) -> list[list[str]]:
+    """APIs, service account, firewall, bucket, quota, budget: as gcloud commands, in order."""
+    account = f"gml-machine@{project}.iam.gserviceaccount.com"
+    at = ["--project", project]
+    commands = [
+        ["gcloud", "services", "enable", *(f"{a}.googleapis.com" for a in APIS), *at],
+        ["gcloud", "iam", "service-accounts", "create", "gml-machine",
+         "--display-name", "machines made by gml", *at],
+        ["gcloud", "iam", "roles", "create", ROLE, "--title", "gml machine",
+         "--permissions", ",".join(PERMISSIONS), *at],
+        ["gcloud", "projects", "add-iam-policy-binding", project, "--condition", "None",
+         "--member", f"serviceAccount:{account}", "--role", f"projects/{project}/roles/{ROLE}"],
+        ["gcloud", "compute", "firewall-rules", "create", "gml-ssh", "--network", network,
+         "--allow", "tcp:22", "--source-ranges", sources, *at],
+        ["gcloud", "storage", "buckets", "create", f"gs://{bucket}", "--location", region,
+         "--uniform-bucket-level-access", *at],
+        ["gcloud", "storage", "buckets", "add-iam-policy-binding", f"gs://{bucket}",
+         "--member", f"serviceAccount:{account}", "--role", "roles/storage.objectAdmin"],
+        ["gcloud", "beta", "quotas", "info", "list", "--service", "tpu.googleapis.com", *at],
+    ]  # fmt: skip
+    if billing:
+        commands.append(
+            ["gcloud", "billing", "budgets", "create", "--billing-account", billing,
+             "--display-name", "gml", "--budget-amount", f"{budget}USD",
+             "--filter-projects", f"projects/{project}", "--threshold-rule", "percent=0.5",
+             "--threshold-rule", "percent=0.9", "--threshold-rule", "percent=1.0"]
+        )  # fmt: skip
+    return commands
+
+
+def google_settings(project: str, bucket: str, network: str) -> dict[str, str]:
+    """What `[google]` gets."""
+    return {
+        "project": project,
+        "bucket": bucket,
+        "network": network,
+        "service_account": f"gml-machine@{project}.iam.gserviceaccount.com",
+    }
+
+
+def update_config(home: Path, table: str, values: dict[str, str]) -> Path:
+    """Merges values into one table of config.toml; the old file stays beside it as .bak."""
+    path = home / "config.toml"
+    raw: dict[str, Any] = {}
+    if path.exists():
+        text = path.read_text(encoding="utf-8")
+        raw = tomllib.loads(text)
+        write_private(path.with_suffix(".toml.bak"), text)
+    raw[table] = {**raw.get(table, {}), **values}
+    write_private(path, render_toml(raw))
+    return path
+
+
+def render_toml(raw: dict[str, Any], prefix: str = "") -> str:
+    """Just enough TOML for our own file: strings, numbers, booleans, lists of strings, tables."""
+    import json
+
+    scalars, tables = [], []
+    for key, value in raw.items():
+        if isinstance(value, dict):
+            name = f"{prefix}{key}"
+            body = render_toml(value, f"{name}.")
+            tables.append(f"\n[{name}]\n{body}" if body.strip() else f"\n[{name}]\n")
+        else:
+            # JSON's strings, numbers, booleans and lists are valid TOML.
+            scalars.append(f"{key} = {json.dumps(value)}\n")
+    return "".join(scalars) + "".join(tables)
+
+
+# ---- the reaper
+
+
+def reaper_command() -> str:
+    """How to call this gml from a timer."""
+    found = shutil.which("gml")
+    return f"{found} reap" if found else f"{sys.executable} -m gml reap"
+
+
+def systemd_files(config: Config) -> dict[Path, str]:
+    """A user timer: every five minutes, also after sleep."""
+    folder = Path.home() / ".config" / "systemd" / "user"
+    return {
+        folder / "gml-reap.service": (
+            "[Unit]\nDescription=gml reap: deletes machines past their deadline\n\n"
+            "[Service]\nType=oneshot\n"
+            f'Environment="GML_HOME={config.home}" "GML_OWNER={config.owner}"\n'
+            f"ExecStart={reaper_command()}\n"
+        ),
+        folder / "gml-reap.timer": (
+            "[Unit]\nDescription=gml reap every five minutes\n\n"
+            "[Timer]\nOnBootSec=1min\nOnUnitActiveSec=5min\nPersistent=true\n\n"
+            "[Install]\nWantedBy=timers.target\n"
+        ),
+    }
+
+
+SYSTEMD_COMMANDS = [
+    ["systemctl", "--user", "daemon-reload"],
+    ["systemctl", "--user", "enable", "--now", "gml-reap.timer"],
+    # Without lingering the timer would stop when the user logs out.
+    ["loginctl", "enable-linger"],
+]
+
+
+def cron_line(config: Config) -> str:
+    """For `crontab -e`."""
+    return f"*/5 * * * * GML_HOME={config.home} GML_OWNER={config.owner} {reaper_command()}"
+
+
+def cronjob_manifest(config: Config, image: str) -> str:
+    """A Kubernetes CronJob; credentials come from workload identity."""
+    return f"""apiVersion: batch/v1
+kind: CronJob
+metadata: {{name: gml-reap}}
+spec:
+  schedule: "*/5 * * * *"
+  concurrencyPolicy: Forbid
+  jobTemplate:
+    spec:
+      activeDeadlineSeconds: 900
+      template:
+        spec:
+          serviceAccountName: gml-reaper
+          restartPolicy: Never
+          containers:
+          - name: reap
+            image: {image}
+            command: [gml, reap]
+            env:
+            - {{name: GML_OWNER, value: {config.owner}}}
+            - {{name: GOOGLE_CLOUD_PROJECT, value: {config.google.project or "PROJECT"}}}
+"""
+
+
+def github_workflow(config: Config) -> str:
+    """A GitHub Actions schedule. GitHub may delay it by many minutes: a second line of defence."""
+    return f"""name: gml reap
+on:
+  schedule: [{{cron: "*/10 * * * *"}}]
+  workflow_dispatch:
+permissions: {{contents: read, id-token: write}}
+jobs:
+  reap:
+    runs-on: ubuntu-latest
+    timeout-minutes: 15
+    steps:
+    - uses: actions/checkout@v4
+    - uses: google-github-actions/auth@v2
+      with:
+        workload_identity_provider: ${{{{ vars.GML_WIF }}}}
+        service_account: ${{{{ vars.GML_SA }}}}
+    - run: pip install '.[google]'
+    - run: gml reap
+      env:
+        GML_OWNER: {config.owner}
+        GOOGLE_CLOUD_PROJECT: {config.google.project or "PROJECT"}
+        LAMBDA_API_KEY: ${{{{ secrets.LAMBDA_API_KEY }}}}
+"""
+
+
+def gcp_commands(config: Config, region: str) -> list[list[str]]:
+    """A Cloud Run job that reaps, and a Cloud Scheduler entry that runs it every five minutes."""
+    project = config.project
+    account = f"gml-reaper@{project}.iam.gserviceaccount.com"
+    at = ["--project", project]
+    context = str(config.home / "reaper-image")
+    env = f"GML_OWNER={config.owner},GOOGLE_CLOUD_PROJECT={project},GML_HOME=/tmp/gml"
+    job = f"{config.endpoint('run')}/v2/projects/{project}/locations/{region}/jobs/gml-reaper:run"
+    bindings = [
+        ["gcloud", "projects", "add-iam-policy-binding", project, "--condition", "None",
+         "--member", f"serviceAccount:{account}", "--role", role]
+        for role in ("roles/tpu.admin", "roles/compute.instanceAdmin.v1", "roles/run.invoker")
+    ]  # fmt: skip
+    return [
+        ["gcloud", "iam", "service-accounts", "create", "gml-reaper",
+         "--display-name", "gml reap", *at],
+        *bindings,
+        ["gcloud", "run", "jobs", "deploy", "gml-reaper", "--source", context, "--region", region,
+         "--service-account", account, "--set-env-vars", env, "--command", "gml",
+         "--args", "reap", "--max-retries", "1", "--task-timeout", "10m", *at],
+        ["gcloud", "scheduler", "jobs", "create", "http", "gml-reaper", "--location", region,
+         "--schedule", "*/5 * * * *", "--uri", job, "--http-method", "POST",
+         "--oauth-service-account-email", account, *at],
+    ]  # fmt: skip
+
+
+def write_image_context(config: Config) -> Path:
+    """The build context of the Cloud Run job: our own two packages and a Dockerfile."""
+    import importlib.resources
+
+    folder = config.home / "reaper-image"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, mode=0o700)
+    for package in ("gml", "gaia"):
+        source = Path(str(importlib.resources.files(package)))
+        names = "*.py" if package == "gml" else "hardware.*"
+        for path in [*source.rglob(names), *source.glob("__init__.py"), *source.glob("errors.py"),
+                     *source.glob("*.txt")]:  # fmt: skip
+            target = folder / package / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    (folder / "Dockerfile").write_text(
+        "FROM python:3.12-slim\n"
+        "RUN apt-get update && apt-get install -y --no-install-recommends openssh-client && "
+        "rm -rf /var/lib/apt/lists/*\n"
+        "RUN pip install --no-cache-dir typer google-auth\n"
+        "COPY gaia /app/gaia\nCOPY gml /app/gml\n"
+        "RUN printf '#!/bin/sh\\nexec python -m gml \"$@\"\\n' > /usr/local/bin/gml && "
+        "chmod +x /usr/local/bin/gml\n"
+        "ENV PYTHONPATH=/app\nWORKDIR /app\n"
+        'ENTRYPOINT ["gml"]\nCMD ["reap"]\n',
+        encoding="utf-8",
+    )
+    return folder
+
+
+def check_region(text: str) -> str:
+    """A Google region; raises UsageError."""
+    import re
+
+    if not re.fullmatch(r"[a-z]+-[a-z]+\d+", text):
+        raise UsageError(f"--region {text!r} is not a region", "for example us-east5")
+    return text

@@ -1,0 +1,148 @@
+"""Local state under `~/.gml`: one 0600 JSON file per node, written before the cloud is asked.
+
+The cloud's labels are the truth; these files are intent records, a cache and a cost history. A
+damaged one is set aside and rebuilt from the labels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from gml.errors import Busy
+from gml.model import Node, check_id
+
+
+def write_private(path: Path, text: str) -> None:
+    """Writes atomically and durably with mode 0600; a crash leaves the old file or the new one."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.write(handle, text.encode())
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class Store:
+    """Node records, locks and the cost history under one folder."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.nodes = home / "nodes"
+
+    def _path(self, node_id: str) -> Path:
+        return self.nodes / f"{check_id(node_id)}.json"
+
+    def put(self, node: Node) -> Node:
+        """Writes the record durably and returns the node."""
+        write_private(self._path(node.id), node.to_json() + "\n")
+        return node
+
+    def get(self, node_id: str) -> Node | None:
+        """The record, or None where there is none or it is damaged (then it is set aside)."""
+        return self._read(self._path(node_id))
+
+    def all(self) -> list[Node]:
+        """All readable records, oldest first."""
+        found = [self._read(p) for p in sorted(self.nodes.glob("*.json"))]
+        return sorted((n for n in found if n), key=lambda n: (n.created, n.id))
+
+    def _read(self, path: Path) -> Node | None:
+        try:
+            return Node.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except Exception:
+            # Anything at all may stand in a damaged file. The labels in the cloud rebuild it.
+            with contextlib.suppress(OSError):
+                path.replace(path.with_suffix(".corrupt"))
+            return None
+
+    def damaged(self) -> list[str]:
+        """Ids of records that were set aside as unreadable."""
+        return sorted(p.stem for p in self.nodes.glob("*.corrupt"))
+
+    def clear_damaged(self, node_id: str) -> None:
+        """Forgets a set-aside record, once it has been rebuilt."""
+        (self.nodes / f"{node_id}.corrupt").unlink(missing_ok=True)
+
+    def remove(self, node: Node, deleted: int | None = None) -> None:
+        """Drops the record; what was really up goes into the cost history first."""
+        if node.phase != "intent":
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(
+                self.home / "history.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
+            )
+            try:
+                ended = node.replace(deleted=deleted or round(time.time()))
+                os.write(handle, (ended.to_json() + "\n").encode())
+            finally:
+                os.close(handle)
+        self._path(node.id).unlink(missing_ok=True)
+        self.clear_damaged(node.id)
+
+    def history(self) -> list[Node]:
+        """Deleted nodes, oldest first; torn lines are skipped."""
+        found = []
+        with contextlib.suppress(FileNotFoundError):
+            for line in (self.home / "history.jsonl").read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(Exception):
+                    found.append(Node.from_dict(json.loads(line)))
+        return found
+
+    @contextlib.contextmanager
+    def lock(self, node_id: str) -> Iterator[None]:
+        """Holds the node against other gml processes; the kernel drops it if we die.
+
+        Raises:
+            Busy: another process holds it.
+        """
+        folder = self.home / "locks"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(folder / check_id(node_id), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
+                raise Busy(
+                    f"another gml (process {holder}) is working on {node_id}", "wait for it"
+                ) from None
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, str(os.getpid()).encode(), 0)
+            yield
+        finally:
+            os.close(handle)
+
+    def locked(self, node_id: str) -> bool:
+        """Whether some process is working on the node at this moment."""
+        try:
+            with self.lock(node_id):
+                return False
+        except Busy:
+            return True
+
+    def read_json(self, name: str) -> dict:
+        """A small JSON file of the store, {} where absent or damaged."""
+        try:
+            value = json.loads((self.home / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def write_json(self, name: str, value: dict) -> None:
+        """Writes a small JSON file of the store, 0600."""
+        write_private(self.home / name, json.dumps(value, sort_keys=True) + "\n")

@@ -1,0 +1,1 @@
+"""Files that run on the rented machine: `watchdog.py` (deadline, idleness, preemption)."""

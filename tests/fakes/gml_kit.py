@@ -1,0 +1,62 @@
+"""What gml's tests share beside their fixtures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from gml.config import load
+from gml.nodes import Manager
+from gml.store import Store
+
+# A public key for nodes that nobody logs into.
+PUBLIC = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJjnFtFnRc0ClAhzWZg1b8wJ3cRtlXb3v5ZpXq0p8d5M test"
+CONFIG = """owner = "tester"
+ssh_key = "{key}"
+backoff_s = 0.01
+"""
+
+
+def make_manager(now=None) -> Manager:
+    """A manager over the current GML_HOME."""
+    config = load()
+    store = Store(config.home)
+    return Manager(config, store, now) if now else Manager(config, store)
+
+
+class Zygote:
+    """A process with gml loaded that forks a real, killable process per command line."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "zygote.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+
+    def run(self, words: list[str], patches: dict[str, float] | None = None) -> int:
+        """Runs `gml WORDS`; returns its exit code, or -9 when it was killed."""
+        assert self.process.stdin and self.process.stdout
+        kept = ("GML_", "GOOGLE_", "LAMBDA_", "HOME")
+        env = {k: v for k, v in os.environ.items() if k.startswith(kept)}
+        ask = {"words": words, "env": env, "patches": patches or {}}
+        self.process.stdin.write(json.dumps(ask) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def close(self) -> None:
+        """Ends it."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.close()
+        self.process.wait(timeout=10)
+        self.process.stdout.close()
+
+
+def git(folder: Path, *words: str) -> None:
+    """A git command in a folder."""
+    subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True)

@@ -1,0 +1,60 @@
+"""Forks a process per line of JSON on stdin, which runs one `gml` command; answers with its code.
+
+Loading Python and typer takes longer than a whole create on the fake cloud; forking from a process
+that has them makes it cheap to kill a real process at every single API call.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+
+
+def main() -> None:
+    import typer
+
+    import gml.cli
+    import gml.doctor
+    import gml.providers.google
+    import gml.providers.lambda_cloud as lambda_cloud
+    import gml.reaper
+
+    # typer loads this on the first option it reads, and with it pydantic where that is installed.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("typer._adapters")
+    # The command tree is made once; making it takes half a second.
+    command = typer.main.get_command(gml.cli.build())
+    gml.cli.build = lambda: command
+    for line in sys.stdin:
+        ask = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            os.environ.update(ask["env"])
+            quiet = os.open(os.devnull, os.O_RDWR)
+            log = os.open(
+                os.path.join(ask["env"]["GML_HOME"], "child.log"),
+                os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600,
+            )  # fmt: skip
+            os.dup2(quiet, 0)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            with open(os.path.join(ask["env"]["GML_HOME"], "child.pid"), "w") as file:
+                file.write(str(os.getpid()))
+            for name, value in ask["patches"].items():
+                setattr(lambda_cloud, name, value)
+            try:
+                code = gml.cli.run(ask["words"])
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+                code = 99
+            sys.stdout.flush()
+            os._exit(code)
+        _, status = os.waitpid(pid, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    main()
