@@ -17,7 +17,6 @@ from gml.model import Node
 from gml.nodes import Manager
 from gml.ui import Progress, emit, say
 
-_PASS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 Command = Annotated[list[str] | None, typer.Argument(help="The command, after --.")]
 Folder = Annotated[Path, typer.Option("--folder", help="Local git work tree.")]
 Dest = Annotated[str, typer.Option("--dest", help="Remote folder; default: the local one's name.")]
@@ -26,8 +25,8 @@ Dest = Annotated[str, typer.Option("--dest", help="Remote folder; default: the l
 def add(app: typer.Typer) -> None:
     """Registers the commands."""
     app.command()(connect)
-    app.command(context_settings=_PASS)(run)
-    app.command("exec", context_settings=_PASS)(exec_)
+    app.command()(run)
+    app.command("exec")(exec_)
     app.command()(sync)
     app.command()(logs)
 

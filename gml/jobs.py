@@ -38,12 +38,12 @@ base64 -d > "$dir/run.sh" <<'EOF'
 {command}
 EOF
 cat > "$dir/wrapper.sh" <<'EOF'
-# SIGTERM goes to the whole group; the wrapper outlives it to record the exit code.
+# SIGTERM goes to the whole group. With a trap, bash waits for the command and then goes on, so
+# this shell lives to record the exit code; the command itself gets the signal undisturbed.
 trap : TERM INT HUP
 set -a; . "$1/env"; set +a
 cd "$HOME/{workdir}"
-bash "$1/run.sh" & child=$!
-while :; do wait "$child"; rc=$?; kill -0 "$child" 2>/dev/null || break; done
+bash "$1/run.sh"; rc=$?
 echo "$rc" > "$1/rc.new"; mv "$1/rc.new" "$1/rc"
 EOF
 setsid nohup bash "$dir/wrapper.sh" "$dir" > "$dir/log" 2>&1 < /dev/null &

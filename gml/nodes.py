@@ -35,7 +35,7 @@ class Manager(Planner):
         spec = self.spec(wish)
         provider = self.provider(wish.provider or self._provider_for(wish))
         self.check_safe(provider, wish)
-        with self.store.lock(spec.id), _terminate_is_interrupt():
+        with self.store.lock(spec.id), terminate_is_interrupt():
             spec, prior = self._prior(spec, provider, tick)
             intent = prior or Node(
                 id=spec.id,
@@ -55,7 +55,7 @@ class Manager(Planner):
                 spec = _with(spec, deadline=node.deadline or spec.deadline)
                 return self._finish(node, spec, wish, provider, tick)
             except BaseException as error:
-                self._undo(spec.id, provider, error, tick)
+                self.undo(spec.id, provider, error, tick)
                 raise
 
     def check_safe(self, provider: Provider, wish: Wish) -> None:
@@ -106,7 +106,8 @@ class Manager(Planner):
             try:
                 offers = self.offers(spec, wish)
             except StockOut as error:
-                offers, problems = [], [error]
+                offers = []
+                problems.append(error)
             if intent.zone:
                 # Taken over from a killed create: where it is, not where it would be cheapest.
                 there = (intent.zone, intent.strategy)
@@ -186,7 +187,7 @@ class Manager(Planner):
         # Over stdin of ssh into a root-only file: never in user data, argv or logs.
         self.ssh.run(node, script(node, spec))
 
-    def _undo(self, node_id: str, provider: Provider, error: BaseException, tick: Tick) -> None:
+    def undo(self, node_id: str, provider: Provider, error: BaseException, tick: Tick) -> None:
         """Deletes whatever a failed create has made; a second Ctrl-C does not stop this."""
         record = self.store.get(node_id)
         if record is None:
@@ -204,6 +205,10 @@ class Manager(Planner):
                     f"{node_id} may still exist ({text}); its deadline stands, and "
                     f"`gml reap` or `gml node delete {node_id}` removes it"
                 )
+
+    def interruptible(self) -> contextlib.AbstractContextManager[None]:
+        """SIGTERM and a closed terminal unwind like Ctrl-C inside of it."""
+        return terminate_is_interrupt()
 
     # ---- change
 
@@ -298,8 +303,8 @@ def _summary(problems: list[GmlError]) -> GmlError:
 
 
 @contextlib.contextmanager
-def _terminate_is_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP (a closed terminal) unwind like Ctrl-C, so that `_undo` runs."""
+def terminate_is_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP (a closed terminal) unwind like Ctrl-C, so that `undo` runs."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

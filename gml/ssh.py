@@ -76,6 +76,8 @@ class Ssh:
         """Writes every known node's hosts into `HOME/ssh_config` (0600)."""
         control = self.config.home / "cm"
         control.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self.known.exists():
+            write_private(self.known, "")
         blocks = ["# written by gml; changes are lost"]
         for node in [*self.store.all(), *self.probes()]:
             for index, host in enumerate(node.hosts):

@@ -72,6 +72,8 @@ class GoogleLook:
             version = "v2alpha1" if strategy == "flex" else "v2"
             path = f"{version}/{self._location(zone)}/queuedResources/{name}"
             parts.append(self._get_part("tpu", path))
+        if strategy == "gke":
+            parts.append(self._get_part("container", f"v1/{self._location(zone)}/clusters/{name}"))
         if strategy == "gce":
             root = f"compute/v1/projects/{self.config.project}"
             sku_hosts = self._hosts_of(node_id)
@@ -124,6 +126,7 @@ class GoogleLook:
             ("compute", f"{root}/aggregated/disks", labelled, "disks"),
             ("compute", f"{root}/global/instanceTemplates", named, "instanceTemplates"),
             ("compute", f"{root}/aggregated/resourcePolicies", named, "resourcePolicies"),
+            ("container", f"v1/{everywhere}/clusters", {}, "clusters"),
         ]
         parts: list[Node] = []
         problems: list[str] = []
@@ -256,6 +259,8 @@ def part_of(raw: dict[str, Any], path: str) -> Node | None:
     """A resource as (a part of) a node, by what its path says it is; None when not ours."""
     if "/queuedResources/" in path:
         return seen.queued_resource(raw)
+    if "/clusters/" in path:
+        return seen.cluster(raw, path)
     if "/nodes/" in path:
         return seen.tpu_node(raw, USER)
     if "/instances/" in path:
@@ -281,6 +286,8 @@ def _items(page: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     if kind in ("nodes", "queuedResources"):
         found = page.get(kind, [])
         return [{**raw, "_path": f"/{raw.get('name', '')}"} for raw in found]
+    if kind == "clusters":
+        return [{**raw, "_path": seen.cluster_path(raw)} for raw in page.get(kind, [])]
     if isinstance(page.get("items"), list):
         return [{**r, "_path": seen.self_path(r, kind, "global")} for r in page["items"]]
     found = []
@@ -290,7 +297,8 @@ def _items(page: dict[str, Any], kind: str) -> list[dict[str, Any]]:
 
 
 def _unreachable(page: dict[str, Any]) -> list[str]:
-    found = [*page.get("unreachable", []), *page.get("unreachables", [])]
+    keys = ("unreachable", "unreachables", "missingZones")
+    found = [place for key in keys for place in page.get(key, [])]
     items = page.get("items")
     for place, scope in items.items() if isinstance(items, dict) else ():
         if (scope.get("warning") or {}).get("code") == "UNREACHABLE":

@@ -144,6 +144,27 @@ def disk(raw: dict[str, Any]) -> Node | None:
     )
 
 
+def cluster(raw: dict[str, Any], path: str) -> Node | None:
+    """A GKE cluster with our labels. Its pools scale to zero; the cluster itself is billed."""
+    states = {"RUNNING": "ready", "PROVISIONING": "creating", "STOPPING": "deleting"}
+    states |= {"ERROR": "failed", "RECONCILING": "ready", "DEGRADED": "ready"}
+    return node_from_labels(
+        raw.get("resourceLabels") or {},
+        provider="google",
+        zone=_part(path, "locations"),
+        state=states.get(str(raw.get("status", "")), "creating"),
+        strategy="gke",
+        resources=(f"container:{path.lstrip('/')}",),
+    )
+
+
+def cluster_path(raw: dict[str, Any]) -> str:
+    """`v1/projects/…/locations/…/clusters/NAME` of a listed cluster, from its selfLink."""
+    match = re.search(r"projects/[^/]+/(?:locations|zones)/[^/]+/clusters/.+$", raw["selfLink"])
+    text = match[0] if match else raw["selfLink"]
+    return f"v1/{text.replace('/zones/', '/locations/')}"
+
+
 def self_path(raw: dict[str, Any], kind: str, place: str) -> str:
     """`compute/v1/projects/…/zones/…/instances/NAME` from a selfLink or from its parts."""
     link = str(raw.get("selfLink", ""))

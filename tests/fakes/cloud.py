@@ -129,7 +129,7 @@ class Cloud:
         """Everything that costs money or holds quota."""
         self.settle()
         kinds = ("/nodes/", "/queuedResources/", "/instances/", "/disks/", "/addresses/",
-                 "/instanceGroupManagers/", "lambda/")  # fmt: skip
+                 "/instanceGroupManagers/", "/clusters/", "lambda/")  # fmt: skip
         return sorted(
             n
             for n, r in self.resources.items()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from gml.config import load
@@ -27,6 +28,15 @@ def make_manager(now=None) -> Manager:
     return Manager(config, store, now) if now else Manager(config, store)
 
 
+@dataclass(frozen=True)
+class Done:
+    """A finished command."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 class Zygote:
     """A process with gml loaded that forks a real, killable process per command line."""
 
@@ -39,15 +49,23 @@ class Zygote:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )
 
-    def run(self, words: list[str], patches: dict[str, float] | None = None) -> int:
+    def run(
+        self, words: list[str], patches: dict[str, float] | None = None, cwd: Path | None = None
+    ) -> int:
         """Runs `gml WORDS`; returns its exit code, or -9 when it was killed."""
         assert self.process.stdin and self.process.stdout
-        kept = ("GML_", "GOOGLE_", "LAMBDA_", "HOME")
+        kept = ("GML_", "GOOGLE_", "LAMBDA_", "HOME", "HF_", "PATH")
         env = {k: v for k, v in os.environ.items() if k.startswith(kept)}
-        ask = {"words": words, "env": env, "patches": patches or {}}
+        ask = {"words": words, "env": env, "patches": patches or {}, "cwd": str(cwd or "/")}
         self.process.stdin.write(json.dumps(ask) + "\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
+
+    def call(self, *words: str, cwd: Path | None = None) -> Done:
+        """Runs `gml WORDS` and returns its code and what it printed."""
+        code = self.run(list(words), cwd=cwd)
+        home = Path(os.environ["GML_HOME"])
+        return Done(code, (home / "child.out").read_text(), (home / "child.err").read_text())
 
     def close(self) -> None:
         """Ends it."""

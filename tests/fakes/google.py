@@ -16,7 +16,7 @@ _TPU = re.compile(
     r"(?:/([^/:]+))?(?::(\w+))?"
 )
 _GCE = re.compile(
-    r"compute/v1/projects/([^/]+)/(zones/[^/]+|regions/[^/]+|global|aggregated)/(\w+)(?:/([^/]+))?(?:/(\w+))?"
+    r"compute/v1/projects/([^/]+)/(zones/[^/]+|regions/[^/]+|global|aggregated)/(\w+)(?:/([^/]+))?(?:/([\w-]+))?"
 )
 TYPES = {"v6e-1": 1, "v6e-4": 1, "v6e-8": 1, "v6e-16": 4, "v6e-32": 8, "v5p-8": 1, "v5p-16": 2,
          "v5litepod-8": 1, "v5litepod-16": 4}  # fmt: skip
@@ -38,6 +38,8 @@ def route(cloud: Cloud, call: Call, raw: bytes) -> tuple[int, Any]:
         return _tpu(cloud, call)
     if call.service == "compute":
         return _gce(cloud, call)
+    if call.service == "container":
+        return _gke(cloud, call)
     return _storage(cloud, call, raw)
 
 
@@ -440,6 +442,44 @@ def preempt(cloud: Cloud, name: str) -> None:
             parent["state"] = {"state": "SUSPENDED"}
     else:
         raw["status"] = "TERMINATED"
+
+
+# ---- GKE
+
+
+def _gke(cloud: Cloud, call: Call) -> tuple[int, Any]:
+    _check(cloud, "container.v1", call, call.body)
+    match = re.fullmatch(r"v1/(projects/[^/]+/locations/([^/]+))/clusters(?:/([^/]+))?", call.path)
+    if not match:
+        raise Refused(404, "NOT_FOUND", call.path)
+    parent, place, name = match.groups()
+    if call.method == "GET" and name is None:
+        pattern = re.escape(parent).replace(r"locations/\-", "locations/[^/]+")
+        return 200, {"clusters": [r for _, r in cloud.listed(rf"{pattern}/clusters/[^/]+")]}
+    if call.method == "POST":
+        body = json.loads(json.dumps(call.body["cluster"]))
+        full = f"{parent}/clusters/{body['name']}"
+        if full in cloud.resources:
+            raise Refused(409, "ALREADY_EXISTS", f"Already exists: {full}.")
+        cloud.check_labels(body["resourceLabels"])
+        body.update(
+            status="PROVISIONING", location=place, endpoint="10.9.9.9",
+            selfLink=f"https://container.googleapis.com/v1/{full}",
+        )  # fmt: skip
+        cloud.put(full, body)
+        cloud.later(lambda: body.update(status="RUNNING"))
+        return 200, {"name": f"operation-{cloud.number()}", "status": "RUNNING"}
+    full = f"{parent}/clusters/{name}"
+    raw = cloud.resources.get(full)
+    if raw is None:
+        raise Refused(404, "NOT_FOUND", f"Not found: {full}.")
+    if call.method == "GET":
+        return 200, raw
+    if raw["status"] == "PROVISIONING":
+        raise Refused(400, "FAILED_PRECONDITION", "Cluster is running incompatible operation.")
+    raw["status"] = "STOPPING"
+    cloud.later(lambda: cloud.resources.pop(full, None) and None)
+    return 200, {"name": f"operation-{cloud.number()}", "status": "RUNNING"}
 
 
 # ---- buckets and the metadata server

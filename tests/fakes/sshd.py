@@ -115,12 +115,13 @@ LogLevel ERROR
     )
     if os.geteuid() == 0:
         os.makedirs("/run/sshd", exist_ok=True)
-    process = subprocess.Popen(
-        [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "sshd.log").open("wb"),
-    )
+    with (folder / "sshd.log").open("wb") as log:
+        process = subprocess.Popen(
+            [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
     until = time.monotonic() + 10
     while time.monotonic() < until:
         with socket.socket() as probe:

@@ -11,6 +11,10 @@ import os
 import sys
 
 
+def private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 def main() -> None:
     import typer
 
@@ -32,14 +36,14 @@ def main() -> None:
         if pid == 0:
             os.environ.update(ask["env"])
             quiet = os.open(os.devnull, os.O_RDWR)
-            log = os.open(
-                os.path.join(ask["env"]["GML_HOME"], "child.log"),
-                os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600,
-            )  # fmt: skip
             os.dup2(quiet, 0)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            with open(os.path.join(ask["env"]["GML_HOME"], "child.pid"), "w") as file:
+            for number, name in ((1, "child.out"), (2, "child.err")):
+                path = os.path.join(ask["env"]["GML_HOME"], name)
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+            os.chdir(ask["cwd"])
+            with open(
+                os.path.join(ask["env"]["GML_HOME"], "child.pid"), "w", opener=private
+            ) as file:
                 file.write(str(os.getpid()))
             for name, value in ask["patches"].items():
                 setattr(lambda_cloud, name, value)

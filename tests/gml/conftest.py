@@ -80,6 +80,12 @@ def zygote():
     made.close()
 
 
+@pytest.fixture
+def gml(zygote, home):
+    """Runs a gml command in a process of its own."""
+    return zygote.call
+
+
 @pytest.fixture(scope="session")
 def sshd_farm():
     """Four sshd on loopback, each with a home of its own; skips where there is no sshd."""

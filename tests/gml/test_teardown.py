@@ -1,7 +1,7 @@
 """The teardown proof: whatever kills or breaks a create, after `gml reap` nothing billable is left.
 
-The API calls of each create path are enumerated by running it once undisturbed; then a real process
-is killed with -9 before and after every single one of them, and each call is broken in every way.
+Kill -9 is in test_teardown_kill.py; here every single call of each path is broken in every way,
+everything goes down from any call on, capacity ends after acceptance, and clocks jump.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def test_kill_9_between_all_api_calls(path, server, zygote):
 
 
 def log() -> str:
-    return (Path(os.environ["GML_HOME"]) / "child.log").read_text()[-3000:]
+    return (Path(os.environ["GML_HOME"]) / "child.err").read_text()[-3000:]
 
 
 def wish(path: str, **more) -> Wish:

@@ -1,0 +1,126 @@
+"""Lambda: live offers, rate limits, no double launches, and no machine that nothing would end."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from gml.errors import AuthError, QuotaError, StockOut
+from gml.planning import Wish
+from gml.providers import lambda_cloud
+from gml.reaper import beat, heartbeat_age, reap
+from tests.fakes.cloud import LAMBDA_KEY
+from tests.fakes.gml_kit import make_manager
+
+WISH = Wish("gpu_8x_h100_sxm5", 3600, provider="lambda", name="x", wait_ssh=False, unsafe=True)
+CREATE = ("node", "create", "-t", "gpu_1x_gh200", "-p", "lambda", "--timeout", "1h", "--no-ssh")
+
+
+@pytest.fixture(autouse=True)
+def _key(server, fast_lambda):
+    return None
+
+
+def test_create_list_extend_delete(cloud):
+    manager = make_manager()
+    node = manager.create(WISH)
+    assert (node.price, node.zone) == (31.92, "us-west-1")
+    (raw,) = (r for n, r in cloud.resources.items() if n.startswith("lambda/"))
+    assert raw["name"] == f"gml-x--{node.deadline}"
+    assert LAMBDA_KEY not in json.dumps({k: v for k, v in raw.items()})
+    moved = manager.provider("lambda").set_deadline(node, node.deadline + 600)
+    assert make_manager().list_live().nodes[0].deadline == moved.deadline
+    assert raw["name"].endswith(str(node.deadline + 600))
+    manager.delete(node)
+    assert cloud.billable() == []
+    assert cloud.violations == []
+
+
+def test_stockout_moves_to_the_next_region_and_quota_is_told_apart(cloud):
+    cloud.stockout = {"us-west-1"}
+    assert make_manager().create(WISH).zone == "us-east-1"
+    make_manager().delete(make_manager().store.get("x"))
+    cloud.quota = {"us-east-1"}
+    with pytest.raises(QuotaError):
+        make_manager().create(WISH)
+    cloud.stockout = {"us-west-1", "us-east-1"}
+    with pytest.raises(StockOut, match="anywhere now"):
+        make_manager().create(WISH)
+
+
+def test_the_rate_limits_are_kept_by_ourselves(cloud, monkeypatch):
+    monkeypatch.setattr(lambda_cloud, "REQUEST_GAP_S", 0.06)
+    monkeypatch.setattr(lambda_cloud, "LAUNCH_GAP_S", 0.3)
+    cloud.lambda_gaps = {"request": 0.05, "launch": 0.25}
+    for name in ("a", "b"):
+        make_manager().create(Wish(**{**WISH.__dict__, "name": name}))
+    assert cloud.violations == []
+
+
+def test_a_launch_whose_answer_got_lost_is_not_launched_twice(cloud):
+    launches = []
+
+    def fault(call):
+        if call.path.endswith("/launch"):
+            launches.append(call.number)
+            return ("drop", "after") if len(launches) == 1 else None
+        return None
+
+    cloud.faults, cloud.list_lag = fault, 0.08
+    make_manager().create(WISH)
+    assert len(launches) == 1
+    assert len(cloud.billable()) == 1
+
+
+def test_it_refuses_what_nothing_would_end(cloud, gml):
+    refused = gml(*CREATE, "--name", "x")
+    assert refused.returncode == 10
+    assert "gml reaper install" in refused.stderr and "--self-terminate" in refused.stderr
+    assert cloud.mutations() == []
+    manager = make_manager()
+    beat(manager.config, manager.store, time.time() - 1200)
+    assert gml(*CREATE, "--name", "x").returncode == 10, "a heartbeat of 20 minutes ago is old"
+    reap(manager)
+    assert heartbeat_age(manager.config) < 60
+    manager.check_safe(manager.provider("lambda"), Wish("gpu_1x_gh200", 3600))
+
+
+def test_a_heartbeat_in_the_bucket_counts_on_other_machines(cloud, home):
+    text = (home / "config.toml").read_text() + '\n[google]\nbucket = "here"\n'
+    (home / "config.toml").write_text(text)
+    manager = make_manager()
+    assert heartbeat_age(manager.config) is None
+    reap(manager)
+    (home / "reaper.json").unlink()
+    assert heartbeat_age(manager.config) < 60
+    assert "here/gml/reaper.json" in cloud.objects
+
+
+def test_self_terminate_sends_the_key_over_stdin_only(cloud):
+    manager = make_manager()
+    provider = manager.provider("lambda")
+    node = manager.create(WISH)
+    script = provider.self_terminate_script(node, manager.spec(WISH))
+    (raw,) = (r for n, r in cloud.resources.items() if n.startswith("lambda/"))
+    assert LAMBDA_KEY in script and "chmod 600" in script
+    assert LAMBDA_KEY not in raw["_user_data"]
+    assert raw["id"] in script and "instance-operations/terminate" in script
+
+
+def test_the_key(home, monkeypatch, cloud, gml):
+    monkeypatch.delenv("LAMBDA_API_KEY")
+    provider = make_manager().provider("lambda")
+    monkeypatch.setattr(
+        type(provider.config.lambda_), "api_key_file", str(home / "k"), raising=False
+    )
+    with pytest.raises(AuthError, match="gml init lambda"):
+        lambda_cloud.LambdaProvider(make_manager().config, make_manager().store).api_key()
+    monkeypatch.setenv("LAMBDA_API_KEY", "wrong")
+    with pytest.raises(AuthError, match="does not accept"):
+        make_manager().create(WISH)
+    monkeypatch.setenv("LAMBDA_API_KEY", LAMBDA_KEY)
+    done = gml("init", "lambda", "--apply")
+    assert done.returncode == 0, done.stderr
+    assert LAMBDA_KEY not in done.stdout + done.stderr + (home / "config.toml").read_text()
