@@ -44,7 +44,7 @@ class Google:
     image_family: str = "ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e"
     gpu_image_project: str = "ubuntu-os-accelerator-images"
     gpu_image_family: str = "ubuntu-accelerator-2204-amd64-with-nvidia-580"
-    tpu_client: str = "rest"
+    ssh_user: str = "gml"
 
 
 @dataclass(frozen=True)

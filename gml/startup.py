@@ -53,7 +53,7 @@ def watchdog_config(
     """The watchdog's configuration for a cloud machine."""
     return {
         "state_dir": STATE_DIR,
-        "jobs_dirs": [f"/home/{spec.user}/.gml/jobs"],
+        "jobs_dirs": ["/root/.gml/jobs" if spec.user == "root" else f"/home/{spec.user}/.gml/jobs"],
         "metadata": metadata or "http://metadata.google.internal",
         "use_metadata": use_metadata,
         "deadline": spec.deadline,

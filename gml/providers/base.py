@@ -29,7 +29,7 @@ class Provider(Protocol):
     """What gml asks of a cloud."""
 
     name: str
-    # Whether the provider itself deletes machines at a deadline, for every node it makes here.
+    # Whom the machines let in; '' for whatever ssh takes by itself.
     ssh_user: str
 
     def ready(self) -> bool:

@@ -28,7 +28,7 @@ from gml.providers.google_api import (
     wait_pauses,
 )
 from gml.providers.google_bodies import cloud_name, region
-from gml.providers.google_look import USER, GoogleLook, part_of
+from gml.providers.google_look import GoogleLook, part_of
 
 VERIFIED = "verified.json"
 _LIMITS = {
@@ -44,7 +44,6 @@ class GoogleProvider(GoogleLook):
     """The Cloud TPU API and Compute Engine behind gml's protocol."""
 
     name = "google"
-    ssh_user = USER
 
     # ---- offers
 

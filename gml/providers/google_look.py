@@ -20,8 +20,6 @@ from gml.providers.google_api import GoogleApi, raise_operation_error, translate
 from gml.providers.google_bodies import cloud_name, region
 from gml.store import Store
 
-USER = "gml"
-
 
 class GoogleLook:
     """The half of the Google provider that finds, deletes and relabels."""
@@ -32,6 +30,7 @@ class GoogleLook:
         self.config = config
         self.store = store
         self.api = GoogleApi(config)
+        self.ssh_user = config.google.ssh_user
         self.patience_s = 900.0
 
     def ready(self) -> bool:
@@ -103,7 +102,7 @@ class GoogleLook:
         if parts[1]:
             query = {"filter": f"name eq {name}-.*"}
             for page in self.api.pages("compute", f"{root}/zones/{zone}/instances", query):
-                parts += [seen.instance(raw, USER) for raw in page.get("items", [])]
+                parts += [seen.instance(r, self.ssh_user) for r in page.get("items", [])]
         return parts
 
     def _get_part(self, service: str, path: str) -> Node | None:
@@ -111,7 +110,7 @@ class GoogleLook:
             raw = self.api.get(service, path)
         except StockOut:
             return None  # a zone that is closed to the project holds nothing of ours
-        return None if raw is None else part_of(raw, path)
+        return None if raw is None else part_of(raw, path, self.ssh_user)
 
     def list_nodes(self) -> list[Node]:
         """Nodes, queued resources, instances, groups, loose disks: all zones, by label."""
@@ -149,7 +148,9 @@ class GoogleLook:
                 for page in pages:
                     problems.extend(f"{u} unreachable" for u in _unreachable(page))
                     parts.extend(
-                        p for raw in _items(page, kind) if (p := part_of(raw, raw["_path"]))
+                        p
+                        for raw in _items(page, kind)
+                        if (p := part_of(raw, raw["_path"], self.ssh_user))
                     )
 
         _parallel([lambda c=c: look(*c) for c in calls])
@@ -255,16 +256,16 @@ class GoogleLook:
         return node.replace(deadline=deadline)
 
 
-def part_of(raw: dict[str, Any], path: str) -> Node | None:
+def part_of(raw: dict[str, Any], path: str, user: str = "") -> Node | None:
     """A resource as (a part of) a node, by what its path says it is; None when not ours."""
     if "/queuedResources/" in path:
         return seen.queued_resource(raw)
     if "/clusters/" in path:
         return seen.cluster(raw, path)
     if "/nodes/" in path:
-        return seen.tpu_node(raw, USER)
+        return seen.tpu_node(raw, user)
     if "/instances/" in path:
-        return seen.instance(raw, USER)
+        return seen.instance(raw, user)
     if "/disks/" in path:
         return seen.disk(raw)
     if "/instanceGroupManagers/" in path:

@@ -214,6 +214,10 @@ def _op(cloud: Cloud, parent: str, finish: Any, target: str = "") -> dict[str, A
         result = finish()
         if isinstance(result, dict) and set(result) == {"error"}:
             op["error"] = result["error"]
+        elif isinstance(result, dict) and "name" in result:
+            kind = "Node" if "/nodes/" in result["name"] else "QueuedResource"
+            shown = {k: v for k, v in _public(result, "v2").items() if k != "_dies"}
+            op["response"] = {"@type": f"type.googleapis.com/google.cloud.tpu.v2.{kind}", **shown}
         else:
             op["response"] = {"@type": "type.googleapis.com/google.protobuf.Empty"}
         op["done"] = True

@@ -29,7 +29,7 @@ def check_request(name: str, method: str, path: str, query: list[str], body: Any
     """Violations of one request; [] when it is what the service documents."""
     for verb, pattern, key, spec in _methods(name):
         if verb == method and pattern.fullmatch(path):
-            allowed = {*spec["query"], *document(name)["globals"]}
+            allowed = {*spec["query"], *document(name)["globals"], "$alt"}
             errors = [f"{key}: unknown query parameter {q}" for q in query if q not in allowed]
             if spec["request"] and body is not None:
                 errors += check_object(name, spec["request"], body)

@@ -220,16 +220,60 @@ def test_the_official_compute_client_agrees_with_our_instance(server):
     body = provider.create_requests(spec, offer)[0].body
     instance = compute.Instance.from_json(json.dumps(body), ignore_unknown_fields=False)
     assert instance.scheduling.max_run_duration.seconds == 3660
-    again = json.loads(compute.Instance.to_json(instance, including_default_value_fields=False))
+    again = json.loads(
+        compute.Instance.to_json(instance, always_print_fields_with_no_presence=False)
+    )
     assert check_object("compute.v1", "Instance", again) == []
 
 
 @pytest.mark.slow
-def test_the_official_tpu_client_over_grpc_meets_the_same_errors():
+def test_the_official_tpu_client_over_grpc_takes_our_bodies(server):
     pytest.importorskip("google.cloud.tpu_v2")
     from tests.fakes import tpu_grpc
 
-    tpu_grpc.check_all()
+    manager = make_manager()
+    spec = manager.spec(wish(spot=True))
+    made = []
+    for strategy in ("node", "queued"):
+        offer = manager.provider("google").offers(
+            spec.sku, spot=True, zone="us-east5-b", strategy=strategy
+        )[0]
+        made.append(bodies.create_requests(manager.config, spec, offer)[0].body)
+    tpu_grpc.check_all(*made)
+
+
+def test_create_to_a_usable_shell_and_pinned_keys(server, sshd_farm, home, gml):
+    """The fake cloud hands out a real sshd: create waits for the login, then everything works."""
+    import getpass
+
+    from tests.fakes.gml_kit import CONFIG
+
+    folder, servers = sshd_farm
+    text = CONFIG.format(key=folder / "key") + f'[google]\nssh_user = "{getpass.getuser()}"\n'
+    (home / "config.toml").write_text(text)
+    server.cloud.addresses = [("127.0.0.1", servers[0].port)]
+    words = (
+        "node",
+        "create",
+        "-t",
+        "v6e-8",
+        "-p",
+        "google",
+        "--strategy",
+        "gce",
+        "--timeout",
+        "1h",
+    )
+    done = gml(*words, "--zone", "us-east5-b", "--name", "sh")
+    assert done.returncode == 0, done.stderr
+    assert gml("exec", "sh", "--", "echo", "in").stdout == "in\n"
+    assert "gml-sh ssh-ed25519" in (home / "known_hosts").read_text()
+    # Another machine under the same name must not be let in: its key is pinned.
+    server.cloud.addresses = [("127.0.0.1", servers[1].port)]
+    record = home / "nodes" / "sh.json"
+    record.write_text(record.read_text().replace(str(servers[0].port), str(servers[1].port)))
+    wrong = gml("exec", "sh", "--", "echo", "in")
+    assert (wrong.returncode, wrong.stdout) == (255, "")
 
 
 def test_time_is_read_in_all_forms():

@@ -224,6 +224,10 @@ def test_the_watchdog_ends_the_job_at_the_deadline(hosts, manager):
     assert moved.deadline and not (folder / "node" / "labels.json").exists()
     assert (folder / "jobs" / "j" / "log").read_text().endswith("saved\n")
     assert jobs.status(manager.ssh, node, "j") == "0"
+    # Killed at once; where nobody collects it, it stays a zombie for a while.
+    until = time.monotonic() + 10
+    while jobs.status(manager.ssh, node, "stubborn") == "running" and time.monotonic() < until:
+        time.sleep(0.2)
     assert jobs.status(manager.ssh, node, "stubborn") == "lost"
     assert [n.note for n in manager.list_live().nodes] == ["lost"]
 

@@ -145,11 +145,7 @@ def _no_undo(real):
     return undo
 
 
-FLEET = Fleet.TestCase
-FLEET.settings = settings(
+TestFleet = Fleet.TestCase
+TestFleet.settings = settings(
     max_examples=8, stateful_step_count=8, deadline=None, suppress_health_check=list(HealthCheck)
 )
-
-
-class TestFleet(FLEET):
-    """Eight runs by default; `HYPOTHESIS_PROFILE` and the slow suite do more elsewhere."""

@@ -7,142 +7,28 @@ everything goes down from any call on, capacity ends after acceptance, and clock
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import time
-from pathlib import Path
 
 import pytest
 
 from gml.errors import GmlError
-from gml.planning import Wish
 from gml.reaper import reap
-from tests.fakes.cloud import Cloud
 from tests.fakes.gml_kit import make_manager
+from tests.fakes.gml_paths import (
+    HOSTS,
+    PATHS,
+    fresh,
+    machines,
+    reap_after_deadline,
+    some,
+    wish,
+)
 from tests.fakes.google import preempt
-
-LAMBDA = {"REQUEST_GAP_S": 0.0, "LAUNCH_GAP_S": 0.01, "LIST_LAG_S": 0.12}
-# name: (options, zones without capacity)
-PATHS = {
-    "node": ("-t v6e-8 -p google --strategy node --zone us-east5-b", ()),
-    "node-failover": ("-t v6e-8 -p google --strategy node --zone us-east5", ("us-east5-b",)),
-    "queued-slice": ("-t v6e-16 -p google --strategy queued --spot --zone us-east5-b", ()),
-    "flex": ("-t v6e-8 -p google --strategy flex --zone us-east5-a", ()),
-    "flex-failover": ("-t v6e-8 -p google --strategy flex --zone us-east5", ("us-east5-b",)),
-    "gce": ("-t v6e-8 -p google --strategy gce --spot --zone us-east5-b", ()),
-    "gce-failover": ("-t v6e-8 -p google --strategy gce --zone us-east5", ("us-east5-b",)),
-    "gce-slice": ("-t v6e-16 -p google --strategy gce --zone us-east5-b", ()),
-    "lambda": ("-t gpu_1x_gh200 -p lambda --unsafe", ()),
-}
-HOSTS = {"gce-slice": 4}  # a slice of the TPU API is one node with several addresses
-
-
-def some(*slow: str) -> list:
-    """All paths, those named only in the slow suite."""
-    return [pytest.param(p, marks=pytest.mark.slow if p in slow else ()) for p in PATHS]
-
-
-def words(path: str) -> list[str]:
-    return ["node", "create", *PATHS[path][0].split(), "--timeout", "1h", "--name", "x", "--no-ssh"]
-
-
-def fresh(server, path: str) -> Cloud:
-    cloud = server.reset(Cloud(op_delay=0.005, list_lag=0.05))
-    cloud.stockout = set(PATHS[path][1])
-    for name in ("nodes", "locks"):
-        folder = Path(os.environ["GML_HOME"]) / name
-        for file in folder.glob("*"):
-            file.unlink()
-    return cloud
-
-
-def machines(cloud: Cloud) -> list[str]:
-    cloud.settle()
-    return [
-        n
-        for n, r in cloud.resources.items()
-        if "/nodes/" in n or "/instances/" in n or n.startswith("lambda/")
-    ]
-
-
-def reap_after_deadline(cloud: Cloud, hours: float = 3) -> None:
-    """What any machine without local state does once the deadline has passed."""
-    cloud.faults = lambda call: None
-    cloud.drain()
-    time.sleep(cloud.list_lag)
-    cloud.offset = hours * 3600
-    for file in (Path(os.environ["GML_HOME"]) / "nodes").glob("*"):
-        file.unlink()
-    report = reap(make_manager(cloud.now))
-    assert report.problems == []
-    cloud.drain()
-
-
-def kill_child(when: str):
-    def action() -> None:
-        pid = int((Path(os.environ["GML_HOME"]) / "child.pid").read_text())
-        os.kill(pid, signal.SIGKILL)
-
-    return ("hook", action, when)
 
 
 @pytest.fixture(autouse=True)
 def _lambda_key(server, fast_lambda):
     return None
-
-
-@pytest.mark.parametrize(
-    "path", some("node-failover", "queued-slice", "flex-failover", "gce-failover")
-)
-def test_kill_9_between_all_api_calls(path, server, zygote):
-    cloud = fresh(server, path)
-    assert zygote.run(words(path), LAMBDA) == 0, log()
-    assert len(machines(cloud)) == HOSTS.get(path, 1)
-    assert len(cloud.log) >= 3
-    number, finished = 0, False
-    while not finished:
-        for when in ("before", "after"):
-            cloud = fresh(server, path)
-            fault = kill_child(when)
-            cloud.faults = lambda call, n=number, f=fault: f if call.number == n else None
-            code = zygote.run(words(path), LAMBDA)
-            # How often it polls differs from run to run; one that was not killed is the end.
-            assert code == -9 or (code == 0 and number >= 3), (number, log())
-            finished = finished or code == 0
-            # A rerun under the same name must not make a second one.
-            if when == "after":
-                cloud.faults = lambda call: None
-                assert zygote.run(words(path), LAMBDA) in (0, 2), (number, log())
-                assert len(machines(cloud)) == HOSTS.get(path, 1), number
-            reap_after_deadline(cloud)
-            assert cloud.billable() == [], (path, number, when)
-            assert cloud.violations == []
-        number += 1
-
-
-def log() -> str:
-    return (Path(os.environ["GML_HOME"]) / "child.err").read_text()[-3000:]
-
-
-def wish(path: str, **more) -> Wish:
-    options = PATHS[path][0].split()
-    value = {
-        o: options[i + 1]
-        for i, o in enumerate(options)
-        if o.startswith("-") and i + 1 < len(options)
-    }
-    return Wish(
-        instance_type=value["-t"],
-        provider=value["-p"],
-        timeout_s=3600,
-        name="x",
-        zone=value.get("--zone", ""),
-        strategy=value.get("--strategy", "auto"),
-        spot="--spot" in options,
-        unsafe=True,
-        wait_ssh=False,
-        **more,
-    )
 
 
 FAULTS = [
