@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced, not run: `gaia_venv NAME` makes .venv hold what requirements/NAME.txt locks.
 # Works with bash 3.2 (macOS). Uses uv where it is on PATH, else the standard venv and pip; where
 # there is neither uv nor Python 3.11+ (a TPU VM ships 3.10), installs uv, which brings a Python.
