@@ -67,6 +67,7 @@ def create(
         emit({"id": spec.id, "offer": offer, "requests": requests})
         return
     with Progress() as progress:
+        progress.price = manager.list_price(wish)
         node = manager.create(wish, progress)
     if json:
         emit(row(node, manager.now()))

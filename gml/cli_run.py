@@ -15,7 +15,7 @@ from gml.errors import NotFound, UsageError
 from gml.model import Node
 from gml.nodes import Manager
 from gml.planning import Wish
-from gml.run import Runner, RunWish, announce_data, job_environment, region_of
+from gml.run import Runner, RunWish, announce_data, job_environment, region_of, same_place
 from gml.ssh import quote
 from gml.ui import Progress, confirm, emit, say
 
@@ -85,6 +85,8 @@ def run_command(options: RunOptions) -> int:
     price, region = _price_and_region(manager, node, node_wish)
     for line in announce_data(wish.data, price, region, bucket_region):
         say(f"gml: {line}")
+    if region and manager.config.google.bucket and not options.dry_run:
+        _check_cache_bucket(manager, region)
     if options.dry_run:
         return _dry_run(manager, wish, node, node_wish)
     if node_wish and price is not None and node_wish.timeout_s * price / 3600 > ASK_ABOVE:
@@ -123,6 +125,14 @@ def _bucket_region(manager: Manager, data: str) -> str:
     from gml.providers.google_api import GoogleApi
 
     return GoogleApi(manager.config).bucket_location(data[5:].split("/", 1)[0])
+
+
+def _check_cache_bucket(manager: Manager, region: str) -> None:
+    """A compile cache in another region works, but every start pays for it: said, not refused."""
+    bucket = manager.config.google.bucket
+    place = _bucket_region(manager, f"gs://{bucket}")
+    if not same_place(place, region):
+        say(f"gml: the compile cache's bucket gs://{bucket} lies in {place}, not in {region}")
 
 
 def _environment(options: RunOptions) -> dict[str, str]:

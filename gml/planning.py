@@ -98,6 +98,11 @@ class Planner(Fleet):
             f"run `gml init {sold[0]}`" if sold else "say --provider",
         )
 
+    def list_price(self, wish: Wish) -> float | None:
+        """US dollars per hour from the dated table, for the progress line; None where unknown."""
+        sku = parse_sku(wish.instance_type, wish.provider)
+        return sku.price_per_hour(spot=wish.spot) if sku else None
+
     def offers(self, spec: CreateSpec, wish: Wish) -> list[Offer]:
         """Places to try, cheapest first; raises UsageError or StockOut when there is none."""
         provider = self.provider(wish.provider or self._provider_for(wish))

@@ -338,7 +338,7 @@ def announce_data(data: str, price: float | None, region: str, bucket_region: st
             + (f"it cost ${price / 6:.2f}" if price is not None else f"it are billed at {per_hour}")
         ]
     if data.startswith("gs://"):
-        if bucket_region and region and not _same_place(bucket_region, region):
+        if bucket_region and region and not same_place(bucket_region, region):
             raise UsageError(
                 f"--data {data} lies in {bucket_region}, the machine in {region}",
                 "copy it into that region, or take a --zone in the bucket's region "
@@ -354,7 +354,7 @@ def announce_data(data: str, price: float | None, region: str, bucket_region: st
     return [f"data: {size / 1e9:.2f} GB to upload, about {max(1, round(minutes))} min{cost}"]
 
 
-def _same_place(bucket_region: str, region: str) -> bool:
+def same_place(bucket_region: str, region: str) -> bool:
     """Whether a bucket location (`US-EAST5`, `US`, `EU`) serves the region without egress."""
     place = bucket_region.lower()
     continents = {"us": "us-", "eu": "europe-", "asia": "asia-"}

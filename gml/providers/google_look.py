@@ -308,7 +308,8 @@ def _unreachable(page: dict[str, Any]) -> list[str]:
 
 
 def _owns(resource: str) -> bool:
-    return "/queuedResources/" in resource or "/instanceGroupManagers/" in resource
+    kinds = ("/queuedResources/", "/instanceGroupManagers/", "/clusters/")
+    return any(kind in resource for kind in kinds)
 
 
 def _late(resource: str) -> bool:

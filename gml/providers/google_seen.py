@@ -181,6 +181,11 @@ def merge(parts: list[Node]) -> list[Node]:
         groups.setdefault(part.id, []).append(part)
     merged = []
     for found in groups.values():
+        clusters = [n for n in found if n.strategy == "gke"]
+        if clusters:
+            # GKE puts our labels on its machines too; those come and go, the cluster counts.
+            merged.append(clusters[0])
+            continue
         found.sort(key=lambda n: (not _is_machine(n), n.resources))
         first = found[0]
         machines = [n for n in found if _is_machine(n)] or found

@@ -85,3 +85,32 @@ def _value(name: str, spec: dict[str, Any], value: Any, path: str) -> list[str]:
             kind == "integer" and isinstance(value, bool)
         )
     return [] if good else [f"{path}: {value!r} is no {spec.get('format') or kind}"]
+
+
+def check_crd(schema: dict[str, Any], value: Any, path: str = "") -> list[str]:
+    """Violations of a CRD's openAPIV3Schema, unknown fields included, as strict decoding does."""
+    kinds = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int}
+    if schema.get("x-kubernetes-int-or-string"):
+        return [] if isinstance(value, (int, str)) else [f"{path}: neither number nor string"]
+    kind = schema.get("type")
+    if kind in kinds and (
+        not isinstance(value, kinds[kind]) or (kind == "integer" and isinstance(value, bool))
+    ):
+        return [f"{path}: {value!r} is no {kind}"]
+    if schema.get("enum") and value not in schema["enum"]:
+        return [f"{path}: {value!r} is not one of {schema['enum']}"]
+    if isinstance(value, list):
+        item = schema.get("items", {})
+        return [e for i, x in enumerate(value) for e in check_crd(item, x, f"{path}[{i}]")]
+    if not isinstance(value, dict):
+        return []
+    fields = schema.get("properties", {})
+    errors = [f"{path}.{k}: is missing" for k in schema.get("required", []) if k not in value]
+    for key, item in value.items():
+        if key in fields:
+            errors += check_crd(fields[key], item, f"{path}.{key}")
+        elif isinstance(schema.get("additionalProperties"), dict):
+            errors += check_crd(schema["additionalProperties"], item, f"{path}.{key}")
+        elif fields and not schema.get("x-kubernetes-preserve-unknown-fields"):
+            errors.append(f"{path}.{key}: unknown field")
+    return errors
