@@ -51,6 +51,7 @@ class Fleet:
         """
         listing = Listing()
         seen: dict[str, Node] = {}
+        foreign: dict[str, Node] = {}
         complete: set[str] = set()
         for provider, found, problem in _in_parallel(self.configured()):
             if problem:
@@ -60,8 +61,10 @@ class Fleet:
             for node in found:
                 if node.owner == self.config.owner:
                     seen[node.id] = node
+                else:
+                    foreign[node.id] = node
         for record in self.store.all():
-            live = seen.pop(record.id, None)
+            live = seen.pop(record.id, None) or foreign.get(record.id)
             if live:
                 listing.nodes.append(merge(record, live))
             elif record.provider in complete and not self.store.locked(record.id):

@@ -192,12 +192,16 @@ def test_two_clis_at_once(server, gml, home):
     assert gml("node", "delete", "l").returncode == 0
 
 
-def test_another_owners_node_is_not_deleted(server, gml, monkeypatch):
+def test_another_owners_node_is_not_deleted(server, gml, monkeypatch, home):
     monkeypatch.setenv("GML_OWNER", "bob")
     gml(*NODE, "-t", "v6e-8", "--name", "bobs")
     monkeypatch.setenv("GML_OWNER", "ada")
     done = gml("node", "delete", "bobs")
     assert (done.returncode, "belongs to bob" in done.stderr) == (4, True), done.stderr
+    assert json.loads(gml("ls", "--refresh", "--json").stdout)["nodes"][0]["note"] == ""
+    (home / "nodes" / "bobs.json").unlink()
+    assert json.loads(gml("ls", "--refresh", "--json").stdout)["nodes"] == []
+    assert gml("node", "delete", "bobs").returncode == 7
     server.cloud.offset = 7200
     from gml.reaper import reap
 
