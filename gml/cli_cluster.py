@@ -12,6 +12,8 @@ from gml import cli_common as c
 from gml.durations import parse_duration, parse_timeout
 from gml.errors import NotFound, UsageError
 from gml.listing import row
+from gml.model import Node
+from gml.nodes import Manager
 from gml.ui import Progress, confirm, emit, say
 
 Cluster = Annotated[str, typer.Argument(help="Name of the cluster.")]
@@ -118,7 +120,6 @@ def run(
     """Render a JobSet, apply it, and with -f wait; exits 1 when the job fails."""
     from gml import cluster
     from gml.planning import parse_sku
-    from gml.run import job_environment
 
     manager = c.manager()
     sku = parse_sku(instance_type, "google")
@@ -129,14 +130,7 @@ def run(
     record = manager.store.get(name) if dry_run else manager.resolve(name)
     if record is not None and record.strategy != "gke":
         raise NotFound(f"{name} is no cluster", f"gml run --node {name}")
-    env = {}
-    if record is not None:
-        env = job_environment(manager.config, record.replace(price=None), {})
-        env["GAIA_DEADLINE"] = str(round(manager.now()) + timeout_s)
-    for key in secret or []:
-        if key not in os.environ:
-            raise UsageError(f"--secret {key} is not in our environment", f"export {key} first")
-        env[key] = os.environ[key]
+    env = _environment(manager, record, timeout_s, secret or [])
     wish = cluster.JobWish(
         name=job or time.strftime("job-%m%d-%H%M%S"),
         sku=sku,
@@ -168,3 +162,20 @@ def run(
             f"jobset-name={made} --prefix")  # fmt: skip
     if state == "Failed":
         raise typer.Exit(1)
+
+
+def _environment(
+    manager: Manager, node: Node | None, timeout_s: int, secrets: list[str]
+) -> dict[str, str]:
+    """What the job is told, with the named variables of ours; all of it goes into a Secret."""
+    from gml.run import job_environment
+
+    env: dict[str, str] = {}
+    if node is not None:
+        env = job_environment(manager.config, node.replace(price=None), {})
+        env["GAIA_DEADLINE"] = str(round(manager.now()) + timeout_s)
+    for key in secrets:
+        if key not in os.environ:
+            raise UsageError(f"--secret {key} is not in our environment", f"export {key} first")
+        env[key] = os.environ[key]
+    return env

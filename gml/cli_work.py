@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from gml import cli_common as c
+from gml.cli_run import RunOptions, run_command
 from gml.errors import NotFound, UsageError
 from gml.model import Node
 from gml.nodes import Manager
@@ -121,8 +122,6 @@ def run(
 ) -> None:
     """Create (or reuse), sync, run, stream logs, fetch, delete; exit with the job's code."""
     options = {k: v for k, v in locals().items() if k in _WISH}
-    from gml.cli_run import RunOptions, run_command
-
     raise typer.Exit(
         run_command(
             RunOptions(

@@ -65,19 +65,7 @@ def run_all(
     command = words[0] if len(words) == 1 else quote(words)
     lock, failed = threading.Lock(), threading.Event()
     codes: dict[int, int] = {}
-    processes: list[subprocess.Popen[bytes]] = []
-    for index in range(len(node.hosts)):
-        env = "".join(f"export {k}={v}; " for k, v in jax_environment(node, index, port).items())
-        script = f'mkdir -p "$HOME/.gml"; echo $$ > "$HOME/.gml/exec-{tag}"; {env}{command}'
-        # -T: no terminal. sshd makes the shell a session leader, so its pid is its group's id.
-        processes.append(
-            subprocess.Popen(
-                [*ssh.argv(node, index, "-T"), f"bash -c {quote([script])}"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
-        )
+    processes = [_start(ssh, node, index, tag, command, port) for index in range(len(node.hosts))]
 
     def pump(index: int) -> None:
         process = processes[index]
@@ -109,6 +97,21 @@ def run_all(
         with contextlib.suppress(Exception):
             ssh.run(node, f'rm -f "$HOME/.gml/exec-{tag}"', index=index, timeout_s=10)
     return codes.get(-1, 0)
+
+
+def _start(
+    ssh: Ssh, node: Node, index: int, tag: str, command: str, port: int
+) -> subprocess.Popen[bytes]:
+    """One host's command; its process group's id goes into a file, so that it can be ended."""
+    env = "".join(f"export {k}={v}; " for k, v in jax_environment(node, index, port).items())
+    script = f'mkdir -p "$HOME/.gml"; echo $$ > "$HOME/.gml/exec-{tag}"; {env}{command}'
+    # -T: no terminal. sshd makes the shell a session leader, so its pid is its group's id.
+    return subprocess.Popen(
+        [*ssh.argv(node, index, "-T"), f"bash -c {quote([script])}"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def _kill_others(ssh: Ssh, node: Node, tag: str, index: int, codes: dict[int, int]) -> None:
