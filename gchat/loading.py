@@ -15,7 +15,7 @@ from gchat.engine import Engine
 from gchat.evals import bpb
 from gchat.evals.periodic import EVAL_ROWS, encode_file, make_engine
 from gchat.tokenizer import Tokenizer
-from gchat.train import init_state, make_scorer
+from gchat.train_step import init_state, make_scorer
 
 
 @dataclass(frozen=True)

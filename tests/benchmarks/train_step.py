@@ -3,7 +3,7 @@
     python tests/benchmarks/train_step.py [--quick] [--optimizer adamw|muon]
 
 Shape: depth 4, dim 256, 4 heads x 64, T 512, B 8, SwiGLU 768, untied head, V 8192 and 32768,
-fp32 and bf16 compute, `gchat.train`'s own step (clip 1.0 and optimizer included). FLOPs per token
+fp32 and bf16 compute, `gchat.train_step` itself (clip 1.0 and optimizer included). FLOPs per token
 = 6 x matmul parameters + 6·L·T·D (the causal half of attention); `gflops_full_square` counts
 attention whole, as some peers do. The limit is the rate of a 2048^3 matrix product by XLA;
 the aim is a ratio of at least 0.6 in fp32 on CPU (issue 2). `step_breakdown` times the loss, the
@@ -32,7 +32,7 @@ def make_step(vocab: int, dtype: str, optimizer: str) -> dict[str, Callable]:
     from gaia.optim import OptimConfig
     from gchat.config import TrainConfig, TrainingConfig
     from gchat.model import GPTConfig, flops_per_token
-    from gchat.train import init_state, make_train_step
+    from gchat.train_step import init_state, make_train_step
 
     unroll = 4 if jax.default_backend() == "cpu" else 1
     model = GPTConfig(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gaia import parallel
 from gaia.errors import ConfigError, DataError
 from gchat.evals import bpb
-from gchat.train import make_scorer
+from gchat.train_step import make_scorer
 
 BYTES = np.concatenate([np.random.default_rng(0).integers(1, 9, tiny.VOCAB - 4), np.zeros(32, int)])
 BOS = tiny.VOCAB - 1

@@ -15,7 +15,7 @@ import tiny
 
 from gaia import parallel
 from gaia.optim import make_optimizer
-from gchat.train import TrainState, init_state, make_train_step
+from gchat.train_step import TrainState, init_state, make_train_step
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
