@@ -41,6 +41,19 @@ def shard_rows(batch_bT: np.ndarray, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_process_local_data(NamedSharding(mesh, P(AXIS)), batch_bT)
 
 
+def rows_here(rows: int, mesh: Mesh) -> np.ndarray:
+    """Which rows of a batch of `rows` this process's devices hold, ascending, int64."""
+    sharding = NamedSharding(mesh, P(AXIS))
+    slices = sharding.addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[index] for index in slices if index]))
+
+
+def place_rows(batch_BT: np.ndarray, mesh: Mesh) -> jax.Array:
+    """A batch that every process holds whole [B, T], placed as the global array of that shape."""
+    sharding = NamedSharding(mesh, P(AXIS))
+    return jax.make_array_from_callback(batch_BT.shape, sharding, lambda i: batch_BT[i])
+
+
 def sum_over_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """`function(shared, *rows)` run on each device's rows, its results added over devices.
 

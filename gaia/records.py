@@ -250,17 +250,15 @@ class Loader(Iterator[dict[str, np.ndarray]]):
         order: BatchOrder,
         batch_size: int,
         start_step: int,
-        process: tuple[int, int],
+        rows_here: np.ndarray | slice,
         prefetch: int,
     ) -> None:
         self.rows = rows
         self.order = order
         self.batch_size = batch_size
         self.step = start_step
-        index, count = process
-        share = batch_size // count
         self._upcoming = (-1, -1)
-        self._slice = slice(index * share, (index + 1) * share)
+        self._slice = rows_here
         options = grain.ReadOptions(num_threads=1 if prefetch else 0, prefetch_buffer_size=prefetch)
         dataset = grain.MapDataset.source(_Batches(self)).to_iter_dataset(options)
         self._iterator = iter(dataset)
@@ -333,6 +331,7 @@ def make_loader(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    rows_here: np.ndarray | None = None,
     prefetch: int = 8,
 ) -> Loader:
     """Endless batches of a prepared data set.
@@ -342,6 +341,7 @@ def make_loader(
         batch_size: B, rows of the global batch; each process gets B / process_count of them,
             process i the slice that begins at i * B / process_count.
         start_step: the first step to return; `start_step=k` continues a run that made k steps.
+        rows_here: which rows of each batch this process gets, where that is no such slice.
         prefetch: batches made ahead by one background thread; 0 makes them when asked.
 
     Returns:
@@ -371,8 +371,11 @@ def make_loader(
             "use more text, a smaller batch_size or a smaller seq_len",
         )
     order = BatchOrder(rows.counts, rows.manifest.window, seed)
-    process = (process_index, process_count)
-    return Loader(rows, order, batch_size, start_step, process, prefetch)
+    share = batch_size // process_count
+    mine = slice(process_index * share, (process_index + 1) * share)
+    return Loader(
+        rows, order, batch_size, start_step, mine if rows_here is None else rows_here, prefetch
+    )
 
 
 def iter_documents(data_dir: str | Path, split: str) -> Iterator[np.ndarray]:

@@ -5,12 +5,14 @@ left out, in numbered steps, and returns the sentences that a run prints about t
 """
 
 import math
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gaia.config import load_yaml, parse
 from gaia.errors import ConfigError
+from gaia.guards import GuardConfig
 from gaia.optim import OptimConfig
 from gchat.model import GPTConfig, flops_per_token, matmul_params
 
@@ -119,7 +121,7 @@ class RunConfig:
     in_flight: int = 2
     """Steps dispatched before the oldest one's metrics are read."""
     price_per_hour: float = 0.0
-    """US dollars per hour of this machine, for the cost in the report."""
+    """US dollars per hour of this machine (of all its hosts); default GAIA_PRICE_PER_HOUR."""
     target_bpb: float | None = None
     """The report says after how many seconds validation first reached this."""
 
@@ -135,10 +137,13 @@ class TrainConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     run: RunConfig = RunConfig()
+    guards: GuardConfig = field(default_factory=GuardConfig)
 
 
 # A resumed run may change these; every other field must be as it was.
-FREE_ON_RESUME = ("run.", "eval.", "checkpoint.", "data.dir", "model.scan_unroll", "model.remat")
+FREE_ON_RESUME = (
+    "run.", "eval.", "checkpoint.", "guards.", "data.dir", "model.scan_unroll", "model.remat"
+)  # fmt: skip
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 
@@ -186,6 +191,7 @@ def derive(
     training = config.training
     _check_training(training)
     _check_eval(config.eval)
+    config.guards.check(config.run.in_flight)
     _check_least(config)
     # 2) Tokens follow from parameters unless steps or tokens are given.
     tokens = training.tokens or round(training.tokens_per_param * params)
@@ -218,12 +224,13 @@ def derive(
     optim.check(steps)
     training = replace(training, batch_size=batch_size, steps=steps, tokens=steps * batch_tokens)
     run_dir = config.run.dir or str(Path("runs") / config.run.name)
+    price = config.run.price_per_hour or float(os.environ.get("GAIA_PRICE_PER_HOUR") or 0)
     return replace(
         config,
         model=model,
         optim=optim,
         training=training,
-        run=replace(config.run, dir=run_dir),
+        run=replace(config.run, dir=run_dir, price_per_hour=price),
         checkpoint=replace(
             config.checkpoint, dir=config.checkpoint.dir or str(Path(run_dir) / "checkpoints")
         ),

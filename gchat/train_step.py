@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gaia import parallel
+from gaia.guards import keep_if_sound
 from gaia.kernels.cross_entropy import cross_entropy, token_nll
 from gaia.optim import make_optimizer, schedule
 from gchat.config import TrainConfig
@@ -54,6 +55,8 @@ def init_state(config: TrainConfig, mesh: Mesh) -> tuple[Any, TrainState]:
 
 def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., Any]:
     """The jitted update (state, inputs_BT, targets_BT) -> (state, metrics); donates the state.
+
+    With a fourth argument, a step whose loss is above it, or not finite, changes no parameter.
 
     The loss is the mean over all unmasked targets (>= 0) of the step, however it is split over
     devices and micro-batches: each sum is divided by the count of the whole step.
@@ -97,7 +100,7 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
         return jax.lax.scan(add, zeros, (*split, jnp.arange(A)))[0]
 
     @partial(jax.jit, donate_argnums=0)
-    def train_step(state: TrainState, inputs_BT: jax.Array, targets_BT: jax.Array):
+    def train_step(state: TrainState, inputs_BT: jax.Array, targets_BT: jax.Array, limit=None):
         count = jnp.maximum(jnp.sum(targets_BT >= 0), 1).astype(jnp.float32)
         # Randomness is a function of (seed, step, place), so a resume needs no stored key.
         key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
@@ -106,7 +109,10 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(loss, optax.tree.norm(grads), lr_share(state.step))
-        return TrainState(params, opt_state, state.step + 1), metrics
+        after = TrainState(params, opt_state, state.step + 1)
+        if limit is not None:
+            after = keep_if_sound(after, state, loss, metrics.grad_norm, limit)
+        return after, metrics
 
     return train_step
 
@@ -127,9 +133,12 @@ def make_scorer(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., ja
         )
         return nll_n.reshape(targets_bT.shape)
 
-    over_rows = jax.jit(parallel.map_over_rows(score, mesh))
+    # Every process has all rows and reads all results, so that all come to the same figures.
+    over_rows = jax.jit(
+        parallel.map_over_rows(score, mesh), out_shardings=parallel.replicated(mesh)
+    )
 
     def score_rows(params, rows: bpb.Rows) -> jax.Array:
-        return over_rows(params, *(parallel.shard_rows(a, mesh) for a in rows))
+        return over_rows(params, *(parallel.place_rows(a, mesh) for a in rows))
 
     return score_rows
