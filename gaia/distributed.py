@@ -23,6 +23,7 @@ from gaia.errors import ConfigError, GaiaError
 from gaia.rendezvous import RendezvousError, roll_call
 
 _POLL_SECONDS = 0.25
+_LINGER_SECONDS = 3.0
 _LIVE = "gaia/live/"
 _ABORT = "abort"
 
@@ -206,6 +207,9 @@ class Group:
             thread = threading.Thread(target=function, daemon=True)
             thread.start()
             thread.join(10.0)
+        if self.first:
+            # JAX kills those who lose the coordinator, in the middle of what they say.
+            time.sleep(_LINGER_SECONDS)
         os._exit(status or 1)
 
 
