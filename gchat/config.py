@@ -145,6 +145,11 @@ FREE_ON_RESUME = (
     "run.", "eval.", "checkpoint.", "guards.", "data.dir", "model.scan_unroll", "model.remat"
 )  # fmt: skip
 
+DESCRIPTION = """Everything a training run is told. Besides these: --resume goes on with the run in
+--run-dir; --coordinator HOST:PORT, --num-processes N and --process-id I start one of several
+processes (default JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or what JAX detects);
+--join-seconds and --heartbeat-seconds say how long to wait for the others."""
+
 CONFIG_DIR = Path(__file__).parent / "configs"
 
 
@@ -159,7 +164,9 @@ def load(args: list[str], *, preset: str | None = None, prog: str = "gchat train
         tree, args = load_yaml(preset_path(args[0])), args[1:]
     elif preset:
         tree = load_yaml(preset_path(preset))
-    return parse(TrainConfig, args, preset=tree, aliases=ALIASES, prog=prog)
+    return parse(
+        TrainConfig, args, preset=tree, aliases=ALIASES, prog=prog, description=DESCRIPTION
+    )
 
 
 def preset_path(name: str) -> Path:

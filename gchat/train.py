@@ -179,18 +179,26 @@ class Trainer:
 
     def fit(self) -> dict[str, Any]:
         """Trains to the end or to a stop; returns the summary (`finished` says which)."""
-        with StopRequest(lambda: self.agreement.ask("stop")), self.watchdog:
-            while True:
-                try:
-                    self.train()
-                    self.save()
-                    break
-                except BadStep as bad:
-                    self.roll_back(bad)
-            with self.watchdog.slow("writing the last checkpoint"):
-                self._say_if_unsaved(self.checkpoints.close())
+        try:
+            with StopRequest(lambda: self.agreement.ask("stop")), self.watchdog:
+                self.train_and_save()
+        except BaseException:
+            self.metrics.finish("crashed")
+            raise
         self.group.close()
         return self.finish()
+
+    def train_and_save(self) -> None:
+        """Trains, and rolls back as often as it takes; ends with the last checkpoint on disk."""
+        while True:
+            try:
+                self.train()
+                self.save()
+                break
+            except BadStep as bad:
+                self.roll_back(bad)
+        with self.watchdog.slow("writing the last checkpoint"):
+            self._say_if_unsaved(self.checkpoints.close())
 
     def train(self) -> None:
         """THE loop: steps until the last one, a stop, or a bad one (BadStep)."""
@@ -263,7 +271,6 @@ class Trainer:
         self.folder.note_bad_step(record | {"rows": rows, "time": time.time()})
         where = f"batch {bad.batch}: rows {', '.join(map(str, rows[:8]))}" + ", …" * (len(rows) > 8)
         if action == "stop":
-            self.metrics.finish("crashed")
             spent = f" after all that guards.policy {policy} allows" if policy != "stop" else ""
             raise TrainingFailed(
                 f"{bad.reason} at step {bad.step} ({where}){spent}",
@@ -339,9 +346,11 @@ class Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Closes the metrics, writes the report and says how to go on."""
-        newest = self.checkpoints.last_saved or self.loaded
-        saved, finished = newest == self.step, newest == self.step == self.steps
+        last = self.checkpoints.last_saved
+        saved = self.step in (last, self.loaded)
+        finished = saved and self.step == self.steps
         self.metrics.finish("finished" if finished else "stopped" if saved else "crashed")
+        newest = self.step if saved else self.loaded if last is None else last
         summary = self._report(finished, newest) if self.group.first else {"finished": finished}
         if not saved:
             raise TrainingFailed(
