@@ -16,7 +16,7 @@ ASSUMED_MFU = {"cpu": 0.42, "tpu": 0.35, "gpu": 0.40}
 
 # Work beside training steps (start, compilation, evaluation, samples, report), written as FLOPs
 # so that it shrinks and grows with the machine.
-CPU_OVERHEAD_FLOPS = 7.5e12
+CPU_OVERHEAD_FLOPS = 4e12
 ACCELERATOR_OVERHEAD_SECONDS = 240.0
 
 
