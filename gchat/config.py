@@ -14,6 +14,7 @@ from gaia.config import load_yaml, parse
 from gaia.errors import ConfigError
 from gaia.guards import GuardConfig
 from gaia.optim import OptimConfig
+from gaia.parallel import MeshConfig
 from gchat.model import GPTConfig, flops_per_token, matmul_params
 
 ALIASES = {
@@ -26,6 +27,7 @@ ALIASES = {
     "--data-dir": "--data.dir",
     "--checkpoint-dir": "--checkpoint.dir",
     "--run-dir": "--run.dir",
+    "--profile": "--run.profile",
 }
 
 
@@ -122,6 +124,8 @@ class RunConfig:
     """Steps dispatched before the oldest one's metrics are read."""
     price_per_hour: float = 0.0
     """US dollars per hour of this machine (of all its hosts); default GAIA_PRICE_PER_HOUR."""
+    profile: str | None = None
+    """Steps to trace with jax.profiler into RUN/profile, first and last: 10:13."""
     target_bpb: float | None = None
     """The report says after how many seconds validation first reached this."""
 
@@ -134,6 +138,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     run: RunConfig = RunConfig()
@@ -141,9 +146,8 @@ class TrainConfig:
 
 
 # A resumed run may change these; every other field must be as it was.
-FREE_ON_RESUME = (
-    "run.", "eval.", "checkpoint.", "guards.", "data.dir", "model.scan_unroll", "model.remat"
-)  # fmt: skip
+FREE_ON_RESUME = ("run.", "eval.", "checkpoint.", "guards.", "mesh.", "data.dir")
+FREE_ON_RESUME += ("model.scan_unroll", "model.remat")
 
 DESCRIPTION = """Everything a training run is told. Besides these: --resume goes on with the run in
 --run-dir; --coordinator HOST:PORT, --num-processes N and --process-id I start one of several

@@ -27,6 +27,7 @@ from gaia.distributed import Group, joined, take_options
 from gaia.errors import ConfigError, DataError, GaiaError, run_cli
 from gaia.guards import BadStep, LossGuard, StopRequest, Watchdog
 from gaia.manifest import load_manifest
+from gaia.profile import StepTrace
 from gaia.records import make_loader
 from gaia.runtime import Machine, peak_flops, start
 from gchat.config import FREE_ON_RESUME, TrainConfig, derive, load
@@ -87,13 +88,12 @@ class Trainer:
         self.config, self.machine = config, machine
         self.steps = config.training.steps or 0
         self.folder = RunFolder(config, resume=resume, first=self.group.first)
+        self.trace = StepTrace(config.run.profile, self.folder.path / "profile")
         for sentence in derived:
             print(sentence)
 
         # ── Model, optimizer, evaluation ──────────────────────────────────────────────────────
-        self.mesh = parallel.make_mesh()
-        rows = config.training.batch_size or 1
-        parallel.check_rows(rows // config.training.grad_accum, self.mesh)
+        self.mesh = parallel.make_mesh(config.mesh)
         self.graph, self.state = init_state(config, self.mesh)
         self.train_step = make_train_step(self.graph, config, self.mesh)
         scorer = make_scorer(self.graph, config, self.mesh)
@@ -193,6 +193,7 @@ class Trainer:
         while True:
             try:
                 self.train()
+                self.trace.stop(self.state)
                 self.save()
                 break
             except BadStep as bad:
@@ -233,6 +234,7 @@ class Trainer:
         data_wait = time.perf_counter() - asked
         inputs_BT = parallel.shard_rows(batch["inputs_BT"], self.mesh)
         targets_BT = parallel.shard_rows(batch["targets_BT"], self.mesh)
+        self.trace.before(self.step + 1, self.state)
         skips = self.config.guards.policy == "skip"
         limit = (self.guard.limit(self.step + 1),) if skips else ()
         self.state, metrics = self.train_step(self.state, inputs_BT, targets_BT, *limit)
