@@ -8,12 +8,14 @@ import contextlib
 import json
 import os
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gaia.config import differences, flatten, to_dict, to_yaml
 from gaia.errors import CheckpointError, ConfigError
+from gaia.guards import BadStep
 from gaia.storage import list_names
 from gchat.config import TrainConfig
 from gchat.tokenizer import Tokenizer
@@ -128,16 +130,19 @@ class RunFolder:
         with open(self.path / "samples.txt", "a", encoding="utf-8") as file:
             file.write(f"── step {step}\n{text}\n")
 
-    def note_bad_step(self, record: Mapping[str, Any]) -> None:
-        """Adds a line to bad_steps.jsonl, on disk before this returns."""
-        if not self._first:
-            return
-        with open(self.path / BAD_STEPS, "a+b") as file:
-            file.seek(max(0, file.tell() - 1))
-            torn = file.read(1) not in (b"", b"\n")
-            file.write(b"\n" * torn + json.dumps(dict(record)).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+    def note_bad_step(self, bad: BadStep, rows: Sequence[int], action: str) -> str:
+        """Adds a line to bad_steps.jsonl, on disk before this returns; what to tell people."""
+        record = {"step": bad.step, "batch": bad.batch, "reason": bad.reason, "action": action}
+        record |= {"rows": list(rows), "time": time.time()}
+        if self._first:
+            with open(self.path / BAD_STEPS, "a+b") as file:
+                file.seek(max(0, file.tell() - 1))
+                torn = file.read(1) not in (b"", b"\n")  # by a kill in the middle of a line
+                file.write(b"\n" * torn + json.dumps(record).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        some = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
+        return f"{bad.reason} at step {bad.step} (batch {bad.batch}: rows {some})"
 
     def passed_over(self) -> list[int]:
         """Batches that this run's rollbacks have left out, also those no checkpoint knows of."""

@@ -269,17 +269,15 @@ class Trainer:
             allowed = self.guard.may_roll_back(bad.batch)
         action = policy if allowed else "stop"
         rows = self.batches.row_ids(bad.batch).tolist()
-        record = {"step": bad.step, "batch": bad.batch, "reason": bad.reason, "action": action}
-        self.folder.note_bad_step(record | {"rows": rows, "time": time.time()})
-        where = f"batch {bad.batch}: rows {', '.join(map(str, rows[:8]))}" + ", …" * (len(rows) > 8)
+        said = self.folder.note_bad_step(bad, rows, action)
         if action == "stop":
             spent = f" after all that guards.policy {policy} allows" if policy != "stop" else ""
             raise TrainingFailed(
-                f"{bad.reason} at step {bad.step} ({where}){spent}",
+                f"{said}{spent}",
                 "lower the learning rate, or --resume with --guards.policy skip or rollback; the "
                 "last checkpoint is sound",
             )
-        print(f"{bad.reason} at step {bad.step} ({where}): {action}", flush=True)
+        print(f"{said}: {action}", flush=True)
         if action == "rollback":
             raise bad
 

@@ -21,8 +21,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gaia import parallel
-from gaia.hardware import chip_of_device_kind
 from gaia.guards import keep_if_sound
+from gaia.hardware import chip_of_device_kind
 from gaia.kernels.cross_entropy import cross_entropy, token_nll
 from gaia.optim import make_optimizer, schedule
 from gaia.xla_flags import compiler_options
