@@ -68,6 +68,15 @@ class Agreement:
                 self._vote(tag, position, live)
             elif name in self._asked:
                 self._group.tell(f"asked/{tag}", "")
+        if self._group.first:
+            self._sweep(live)
+
+    def _sweep(self, live: dict[str, str]) -> None:
+        """Removes what nobody reads any more: all have voted in the round after it."""
+        for key in live:
+            parts = key.split("/")  # asked|vote|at, name, round, …
+            if len(parts) > 2 and int(parts[2]) < self._rounds.get(parts[1], 0) - 1:
+                self._group.forget(key)
 
     def _vote(self, tag: str, position: int, live: dict[str, str]) -> None:
         mine = f"vote/{tag}/{self._group.index}"

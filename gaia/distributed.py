@@ -120,8 +120,12 @@ class Group:
             self._calls += 1
             name = str(self._calls)
         self._client.key_value_set(f"gaia/gather/{name}/{self.index}", json.dumps(value))
-        keys = [f"gaia/gather/{name}/{i}" for i in range(self.count)]
-        return [json.loads(self._get(key)) for key in keys]
+        if self.first:
+            keys = [f"gaia/gather/{name}/{i}" for i in range(self.count)]
+            values = [json.loads(self._get(key)) for key in keys]
+            self._client.key_value_set(f"gaia/gather/{name}/all", json.dumps(values))
+            return values
+        return json.loads(self._get(f"gaia/gather/{name}/all"))
 
     def _get(self, key: str) -> str:
         """Waits for a key. A peer that died ends this process from another thread."""
@@ -194,6 +198,10 @@ class Group:
     def tell(self, key: str, value: str) -> None:
         """Puts a value where the background thread of every process sees it."""
         self._client.key_value_set(_LIVE + key, value, allow_overwrite=True)
+
+    def forget(self, key: str) -> None:
+        """Removes what `tell` has put there."""
+        self._client.key_value_delete(_LIVE + key)
 
     def _end(self, problem: str, status: int) -> None:
         """Ends this process from the background thread: the main one may hang in a collective."""

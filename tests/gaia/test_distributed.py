@@ -167,6 +167,9 @@ class Member(Group):
     def tell(self, key, value):
         self._live[key] = value
 
+    def forget(self, key):
+        del self._live[key]
+
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
 def test_all_stop_at_the_furthest_step_of_any(order):
@@ -206,6 +209,8 @@ def test_one_who_voted_waits_for_the_decision():
         a.serve(dict(board.live))
         b.serve(dict(board.live))
     assert a.due(3) == {"save"} and b.due(3) == {"save"}
+    a.serve(dict(board.live))
+    assert {key.split("/")[2] for key in board.live} == {"1"}  # old rounds are swept up
 
 
 TWO = """

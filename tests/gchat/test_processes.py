@@ -78,10 +78,11 @@ class Team:
             self._threads[-1].start()
 
     def _read(self, i):
-        for line in self.processes[i].stdout:
-            with self._new:
-                self.out[i].append(line.rstrip("\n"))
-                self._new.notify_all()
+        with self.processes[i].stdout as output:
+            for line in output:
+                with self._new:
+                    self.out[i].append(line.rstrip("\n"))
+                    self._new.notify_all()
         with self._new:
             self.out[i].append(None)
             self._new.notify_all()
