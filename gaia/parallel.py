@@ -200,8 +200,12 @@ def rows_here(rows: int, mesh: Mesh) -> np.ndarray:
 
 
 def shard_rows(batch_bT: np.ndarray, mesh: Mesh) -> jax.Array:
-    """This process's rows of a batch [b, T], placed as its part of the global array [B, T]."""
-    return jax.make_array_from_process_local_data(batch_sharding(mesh), batch_bT)
+    """This process's rows (`rows_here`) of a batch, whole [b, T], as its part of [B, T]."""
+    # Said outright: where `sequence` runs over processes too, JAX would take T for a part of it.
+    parts = math.prod(mesh.shape[axis] for axis in ROWS)
+    rows = batch_bT.shape[0] * parts // len(rows_here(parts, mesh))
+    shape = (rows, batch_bT.shape[1])
+    return jax.make_array_from_process_local_data(batch_sharding(mesh), batch_bT, shape)
 
 
 def shard_whole(batch_BT: np.ndarray, mesh: Mesh) -> jax.Array:
