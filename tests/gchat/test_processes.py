@@ -212,7 +212,7 @@ def test_a_host_without_the_data_is_named(data_dir, tmp_path, user_environment):
         arguments(data_dir.name, tmp_path / "run"),
         tmp_path,
         user_environment,
-        heard_by=[data_dir.name, "process 1"],
+        heard_by=[f"data_dir = {data_dir.name!r}"],
         cwd=lambda i: (data_dir.parent, tmp_path)[i],
     )
 
