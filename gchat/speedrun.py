@@ -97,6 +97,9 @@ def speedrun(options: Options, args: list[str]) -> dict[str, Any] | None:
     runtime.start(matmul_precision=config.model.matmul_precision)  # known only now
     if options.offline:
         config = replace(config, data=replace(config.data, source="docs", input=None))
+    elif os.environ.get("GAIA_DATA") and not (config.data.dir or config.data.input):
+        # `gml run --data …` has brought a data set, or points to a bucket beside the machine.
+        config = replace(config, data=replace(config.data, dir=os.environ["GAIA_DATA"]))
     if options.resume:
         return _resume(config, args, machine)
     hours, why = _budget(options, on_cpu)

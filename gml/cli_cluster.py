@@ -84,7 +84,9 @@ def create(
         )
 
 
-def delete(name: Cluster, yes: c.Yes = False, dry_run: c.DryRun = False) -> None:
+def delete(
+    name: Cluster, yes: c.Yes = False, dry_run: c.DryRun = False, json: c.Json = False
+) -> None:
     """Delete a cluster with everything in it."""
     manager = c.manager()
     node = manager.resolve(name)
@@ -93,10 +95,12 @@ def delete(name: Cluster, yes: c.Yes = False, dry_run: c.DryRun = False) -> None
     if dry_run:
         emit({"requests": manager.delete_plan(node)})
         return
-    confirm(f"delete the cluster {name}?", yes, scripts_may=True)
+    confirm(f"delete the cluster {name}?", scripts_may=True)
     with Progress() as progress:
         manager.delete(node, progress)
     say(f"gml: cluster {name} is gone")
+    if json:
+        emit({"id": name, "deleted": True})
 
 
 def run(

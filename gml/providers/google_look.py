@@ -37,6 +37,10 @@ class GoogleLook:
         """Whether a project is set."""
         return bool(self.config.google.project or os.environ.get("GOOGLE_CLOUD_PROJECT"))
 
+    def sign_in(self) -> None:
+        """A token, refreshed where it has expired; raises AuthError."""
+        self.api.token()
+
     def base_url(self, service: str) -> str:
         """Where a request goes."""
         return self.config.endpoint(service)

@@ -74,6 +74,10 @@ class LambdaProvider:
         path = Path(self.config.lambda_.api_key_file).expanduser()
         return bool(os.environ.get("LAMBDA_API_KEY")) or path.exists()
 
+    def sign_in(self) -> None:
+        """The API key; raises AuthError."""
+        self.api_key()
+
     def base_url(self, service: str) -> str:
         """Where a request goes."""
         return self.config.endpoint("lambda")

@@ -125,6 +125,50 @@ def test_dry_run_prints_exactly_what_create_sends(server, gml):
         server.cloud.log.clear()
 
 
+LOOKS = {"ls", "node list", "node show", "node list-types", "offers", "cost", "doctor", "logs"}
+
+
+def test_every_command_takes_json_and_those_that_change_something_dry_run():
+    import typer
+
+    import gml.cli
+
+    def leaves(command, path=()):
+        children = getattr(command, "commands", None)
+        if children is None:
+            yield " ".join(path), {o for p in command.params for o in p.opts}
+            return
+        for name, child in children.items():
+            yield from leaves(child, (*path, name))
+
+    found = dict(leaves(typer.main.get_command(gml.cli.build())))
+    assert len(found) >= 25 and set(found) >= LOOKS
+    assert {n for n, options in found.items() if "--json" not in options} == set()
+    assert {n for n, options in found.items() if "--dry-run" not in options} == LOOKS
+
+
+def test_yes_stands_anywhere_and_nothing_is_assumed_without(server, gml):
+    gml(*NODE, "-t", "v6e-8", "--strategy", "node", "--zone", "us-east5-b", "--name", "y")
+    asked = gml("node", "timeout", "remove", "y")
+    assert (asked.returncode, "add --yes" in asked.stderr) == (2, True), asked.stderr
+    for words in (("-y", "node", "timeout", "remove", "y"), ("ls", "--yes", "--refresh")):
+        assert gml(*words, "--dry-run" if "remove" in words else "--json").returncode == 0
+    # After -- it belongs to the remote command.
+    plan = gml("exec", "y", "--dry-run", "--", "apt", "install", "-y")
+    assert json.loads(plan.stdout)["command"] == ["apt", "install", "-y"], plan.stderr
+
+
+def test_overdue_machines_are_named_by_every_command(server, gml, home):
+    gml(*NODE, "-t", "v6e-8", "--name", "late")
+    store = Store(home)
+    record = store.get("late")
+    store.put(record.replace(deadline=record.created - 600))
+    said = gml("cost")
+    assert said.returncode == 0 and "late is 10m" in said.stderr and "gml reap" in said.stderr
+    assert "past its end" not in gml("node", "delete", "late").stderr
+    assert "past its end" not in gml("cost").stderr
+
+
 def test_json_everywhere_and_json_errors(server, gml):
     made = json.loads(gml(*NODE, "-t", "v6e-8", "--name", "j", "--json").stdout)
     assert (made["id"], made["state"], made["usd_per_hour"]) == ("j", "ready", 21.6)
@@ -310,12 +354,25 @@ def test_reaper_install_shows_every_form(gml, home, monkeypatch):
     assert "gml reap" in gml("reaper", "install", "--github").stdout
     gcp = gml("reaper", "install", "--gcp", "--dry-run").stderr
     assert "run jobs deploy gml-reaper" in gcp and "scheduler jobs create http" in gcp
+    assert "secrets" not in gcp
+    key = home / "lambda_key"
+    key.write_text("very-secret\n")
+    key.chmod(0o600)
+    with (home / "config.toml").open("a") as file:
+        file.write(f'[google]\nbucket = "my-bucket"\n[lambda]\napi_key_file = "{key}"\n')
+    gcp = gml("reaper", "install", "--gcp", "--dry-run", "--json")
+    commands = [" ".join(c) for c in json.loads(gcp.stdout)["commands"]]
+    assert any("secrets versions add gml-lambda-key" in c for c in commands)
+    assert any("--set-secrets LAMBDA_API_KEY=gml-lambda-key:latest" in c for c in commands)
+    assert any("gs://my-bucket" in c for c in commands)
+    assert "very-secret" not in gcp.stdout + gcp.stderr
 
 
 def test_the_reapers_image_context_can_reap(home, tmp_path):
     from gml.setup import write_image_context
 
     folder = write_image_context(make_manager().config)
+    assert 'owner = "tester"' in (folder / "config.toml").read_text()
     env = {**os.environ, "PYTHONPATH": str(folder), "GML_HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-m", "gml", "reap"], capture_output=True, text=True, env=env, cwd=folder
