@@ -42,6 +42,7 @@ From text to a trained model and its report, on whatever this machine is.
   bash gchat/speedrun.sh gchat/configs/my_run.yaml --training.steps 200
   bash gchat/speedrun.sh --data.source text --data.input 'notes/*.md' --run.name notes
 
+A data set in GAIA_DATA (from `gml run --data`) is used unless another is named.
 Short names: --depth --batch-size --lr --warmup --max-steps --log-interval --data-dir
 --checkpoint-dir --run-dir. All fields of the trainer:
 """

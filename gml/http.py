@@ -6,9 +6,9 @@ httpx2 is httpx under its new name (same author, same interface; httpx itself ha
 
 from __future__ import annotations
 
+import functools
 import json
 import random
-import threading
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -74,8 +74,6 @@ class Http:
         self.tries = tries
         self.backoff_s = backoff_s
         self.timeout_s = timeout_s
-        self._client: httpx2.Client | None = None
-        self._lock = threading.Lock()
 
     def send(self, request: ApiRequest, *, tries: int | None = None) -> dict[str, Any]:
         """The JSON answer.
@@ -110,18 +108,15 @@ class Http:
     def _once(self, request: ApiRequest) -> dict[str, Any]:
         import httpx2
 
-        with self._lock:
-            if self._client is None:
-                # Credentials go to the configured host only: a redirect is an error, not followed.
-                self._client = httpx2.Client(timeout=self.timeout_s, follow_redirects=False)
         path = urllib.parse.quote(request.path, safe="/:@-._~%")
         try:
-            answer = self._client.request(
+            answer = _client().request(
                 request.method,
                 f"{self.base}/{path}",
                 params=request.params or None,
                 json=request.body,
                 headers={"Accept": "application/json", **self.headers()},
+                timeout=self.timeout_s,
             )
         except (httpx2.RequestError, httpx2.InvalidURL) as error:
             text = str(error) or type(error).__name__
@@ -129,6 +124,15 @@ class Http:
         if not answer.is_success:
             raise _api_error(answer)
         return _parse(answer.content)
+
+
+@functools.cache
+def _client() -> httpx2.Client:
+    """One pool of connections for all services: reading the system's certificates takes a while."""
+    import httpx2
+
+    # Credentials go to the configured host only: a redirect is an error, not followed.
+    return httpx2.Client(follow_redirects=False)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

@@ -8,6 +8,7 @@ secret shows in any argv, on either side.
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import shlex
 import subprocess
@@ -147,10 +148,15 @@ def follow(
             )
         if code != 255:
             return code
-        # 255 is ssh's own code for a lost connection, or the job's; its rc file tells which.
-        state = status(ssh, node, job, index=index) if _reachable(ssh, node, index) else None
-        if state is not None and state.isdigit():
-            return int(state)
+        # 255 is ssh's own code for a lost connection, or the job's; its rc file tells which. A job
+        # that ended while we were away has a rest of its log, too.
+        with contextlib.suppress(Unavailable):
+            state = status(ssh, node, job, index=index)
+            if state.isdigit():
+                log = f'tail -c +{offset} "$HOME/.gml/jobs/{job}/log"'
+                sink.write(ssh.run(node, log, index=index).stdout)
+                sink.flush()
+                return int(state)
         lost()
         silent_since = silent_since or time.monotonic()
         if time.monotonic() - silent_since > RECONNECT_S:
@@ -158,14 +164,6 @@ def follow(
                 f"{node.id} stopped answering", f"reattach with `gml logs -f {node.id}`"
             )
         time.sleep(2)
-
-
-def _reachable(ssh: Ssh, node: Node, index: int) -> bool:
-    try:
-        ssh.run(node, "true", index=index, timeout_s=20)
-    except Unavailable:
-        return False
-    return True
 
 
 def status(ssh: Ssh, node: Node, job: str, *, index: int = 0) -> str:

@@ -80,9 +80,9 @@ def machine(tmp_path, server):
         item.stop()
 
 
-def wait(condition, limit: float = 90.0) -> bool:
-    until = time.monotonic() + limit
-    while time.monotonic() < until:
+def wait(condition, looks: int = 4000) -> bool:
+    """Looks every 20 ms. Counts looks, not time: a machine may stand still for a while."""
+    for _ in range(looks):
         if condition():
             return True
         time.sleep(0.02)
@@ -130,13 +130,11 @@ def test_killed_and_rebooted_it_still_deletes(machine, server):
     m = machine()
     for _ in range(3):
         process = m.start()
-        assert wait(lambda: (m.state / "beat").exists())
+        assert wait(lambda: (m.state / "last_deadline").exists())
         process.send_signal(signal.SIGKILL)
         process.wait()
-        (m.state / "beat").unlink()
     # systemd restarts it; after a reboot the metadata server may be late, the file remembers.
     server.cloud.metadata.clear()
-    assert (m.state / "last_deadline").exists()
     time.sleep(2.5)
     m.start()
     assert wait(lambda: NODE not in server.cloud.resources or server.cloud.settle())
