@@ -6,6 +6,7 @@ Two things never load typer, because they are typed most: `gml --help`, whose te
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import resources
 
@@ -52,11 +53,12 @@ def run(words: list[str]) -> int:
     debug, yes = "--debug" in words[:ends], bool({"--yes", "-y"} & set(words[:ends]))
     words = [w for i, w in enumerate(words) if i > ends or w not in ("--debug", "--yes", "-y")]
     ends = words.index("--") if "--" in words else len(words)
-    if words in (["--help"], ["-h"], []):
+    # A shell that asks for completions calls without words; typer then reads them from elsewhere.
+    if words in (["--help"], ["-h"], []) and "_GML_COMPLETE" not in os.environ:
         sys.stdout.write(resources.files("gml").joinpath("help.txt").read_text(encoding="utf-8"))
         return 0 if words else 2
     try:
-        if words[0] == "ls":
+        if words[:1] == ["ls"]:
             from gml.listing import fast_path
 
             if fast_path(words[1:]):

@@ -142,11 +142,11 @@ class GoogleLook:
                 # An API that was never enabled holds nothing; anything else might.
                 if "not enabled" not in error.problem:
                     with lock:
-                        problems.append(error.problem)
+                        problems.append(str(error))
                 return
             except GmlError as error:
                 with lock:
-                    problems.append(error.problem)
+                    problems.append(str(error))
                 return
             with lock:
                 for page in pages:
@@ -160,9 +160,7 @@ class GoogleLook:
         _parallel([lambda c=c: look(*c) for c in calls])
         found = seen.merge(parts)
         if problems:
-            raise Incomplete(
-                f"could not look at {'; '.join(dict.fromkeys(problems))}", "try again", found
-            )
+            raise Incomplete("; ".join(dict.fromkeys(problems)), found=found)
         return found
 
     def find(self, node: Node) -> Node | None:

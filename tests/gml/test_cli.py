@@ -420,3 +420,22 @@ def test_listing_formats(capsys):
     listing.show([node, node.replace(id="late", deadline=100)], [], 2800, False)
     out = capsys.readouterr().out
     assert "30m00s" in out and "$18.00" in out and "OVERDUE" in out and "gml reap" in out
+
+
+@pytest.mark.parametrize(
+    "line,number,offered",
+    [
+        ("gml no", 1, ["node"]),
+        ("gml node cre", 2, ["create"]),
+        ("gml connect ", 2, ["v6e-8-abcde"]),
+        ("gml node create --retry", 3, ["--retry-until-up"]),
+    ],
+)
+def test_shell_completion(home, line, number, offered):
+    Store(home).put(Node("v6e-8-abcde", "google", "o", "v6e-8", deadline=None))
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "_GML_COMPLETE": "complete_bash"}
+    env |= {"COMP_WORDS": line, "COMP_CWORD": str(number)}
+    done = subprocess.run(
+        [sys.executable, "-m", "gml"], capture_output=True, text=True, env=env
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.split()) == (0, offered), done.stderr
