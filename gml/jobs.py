@@ -148,14 +148,11 @@ def follow(
             )
         if code != 255:
             return code
-        # 255 is ssh's own code for a lost connection, or the job's; its rc file tells which. A job
-        # that ended while we were away has a rest of its log, too.
+        # 255 is ssh's own code for a lost connection, or the job's; its rc file tells which.
         with contextlib.suppress(Unavailable):
             state = status(ssh, node, job, index=index)
             if state.isdigit():
-                log = f'tail -c +{offset} "$HOME/.gml/jobs/{job}/log"'
-                sink.write(ssh.run(node, log, index=index).stdout)
-                sink.flush()
+                _rest(ssh, node, job, index, offset, sink)
                 return int(state)
         lost()
         silent_since = silent_since or time.monotonic()
@@ -164,6 +161,13 @@ def follow(
                 f"{node.id} stopped answering", f"reattach with `gml logs -f {node.id}`"
             )
         time.sleep(2)
+
+
+def _rest(ssh: Ssh, node: Node, job: str, index: int, offset: int, sink: BinaryIO) -> None:
+    """What a job wrote between a broken connection and its end."""
+    done = ssh.run(node, f'tail -c +{offset} "$HOME/.gml/jobs/{job}/log"', index=index)
+    sink.write(done.stdout)
+    sink.flush()
 
 
 def status(ssh: Ssh, node: Node, job: str, *, index: int = 0) -> str:
