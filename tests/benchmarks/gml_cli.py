@@ -116,6 +116,8 @@ def over_ssh(folder: Path, home: Path, env: dict, gml: list[str], rounds: int) -
             **plain.spreads(),
         }
     finally:
+        # Ends the watchdog that the node was given.
+        subprocess.run([*gml, "node", "delete", "bench"], env=env, capture_output=True)
         http.close()
         server.stop()
 
