@@ -43,6 +43,7 @@ From text to a trained model and its report, on whatever this machine is.
   bash gchat/speedrun.sh gchat/configs/my_run.yaml --training.steps 200
   bash gchat/speedrun.sh --data.source text --data.input 'notes/*.md' --run.name notes
 
+A data set in GAIA_DATA (from `gml run --data`) is used unless another is named.
 Short names: --depth --batch-size --lr --warmup --max-steps --log-interval --data-dir
 --checkpoint-dir --run-dir. All fields of the trainer:
 """
@@ -100,6 +101,9 @@ def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] 
     runtime.start(matmul_precision=config.model.matmul_precision)  # known only now
     if options.offline:
         config = replace(config, data=replace(config.data, source="docs", input=None))
+    elif os.environ.get("GAIA_DATA") and not (config.data.dir or config.data.input):
+        # `gml run --data …` has brought a data set, or points to a bucket beside the machine.
+        config = replace(config, data=replace(config.data, dir=os.environ["GAIA_DATA"]))
     if options.resume:
         return _resume(config, args, machine, group)
     hours, why = _budget(options, on_cpu)
