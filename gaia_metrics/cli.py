@@ -53,13 +53,15 @@ def ls(
 @app.command()
 def show(run: Annotated[str, typer.Argument()], where: Where = "runs", as_json: Json = False):
     """One run: its facts, metrics, alerts."""
+    from gaia_metrics.facts import flatten
+
     source = _connect(where)
     metrics, config = source.metrics(run), source.config(run)
     alerts = source.texts(run, "alert")
     if as_json:
         _json({"run": run, "config": config, "metrics": metrics, "alerts": alerts})
         return
-    for key, value in config.items():
+    for key, value in flatten(config).items():
         print(f"{key} = {value}")
     _print(metrics, ("metric", "count", "last", "last_step", "min", "max"), False)
     for alert in alerts:

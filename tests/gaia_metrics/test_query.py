@@ -213,7 +213,8 @@ def test_command_line(runs, capsys, tmp_path):
     assert "crashed" in call(capsys, "ls", "-d", root, "--status", "crashed")[1]
     code, out, _ = call(capsys, "show", "d12", "-d", root, "--json")
     assert json.loads(out)["config"]["model"] == {"depth": 12}
-    assert "not a number" in call(capsys, "show", "d12", "-d", root)[1]
+    shown = call(capsys, "show", "d12", "-d", root)[1]
+    assert "not a number" in shown and "model.depth = 12" in shown
     rows = json.loads(call(capsys, "compare", "d12", "d20", "-d", root, "--json")[1])
     assert rows[0]["train/loss"] == "NaN" and rows[1]["config.optim.lr"] == "2.0"
     assert "config.optim.lr" in call(capsys, "compare", "d12", "d20", "-d", root)[1]
