@@ -19,6 +19,8 @@ from gaia_metrics.segments import SegmentWriter
 
 TICK_S = 1.0
 DEVICE_POLL_S = 0.05
+SAID_NAMES = 5  # so many names with bad values are told of one by one
+CLOCK_JUMP_NS = 60 * 10**9
 DEVICE_WAIT_S = 3.0  # at the end, for arrays that are not ready
 # Backlog in points (a point costs about 65 bytes in the queue): beyond SOFT the producer yields
 # half a millisecond per log(), beyond HARD (the disk hangs) values are dropped and counted.
@@ -92,6 +94,7 @@ class Worker:
         self._writer, self._jsonl, self._sinks = writer, jsonl, sinks
         self._warn, self._on_tick, self._done, self._start = warn, on_tick, done, start
         self._names: set[str] = set()
+        self._refused: set[str] = set()  # names with a value that is not one number
         # monotonic -> unix: a clock that jumps during the run cannot disorder the series
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         self._stop = False
@@ -129,6 +132,16 @@ class Worker:
         """The unix time that belongs to a monotonic reading of this process."""
         return monotonic_ns + self._offset_ns
 
+    def _check_clock(self) -> None:
+        jump = time.time_ns() - time.monotonic_ns() - self._offset_ns
+        if abs(jump) > CLOCK_JUMP_NS:
+            self._warn(
+                "clock",
+                f"this machine's clock jumped by {jump / 1e9:.0f} s; the run keeps the old time, "
+                "so that its series stay in order",
+                "set the clock by NTP; resume the run to take on the new time",
+            )
+
     def _run(self) -> None:
         idle = False
         try:
@@ -147,6 +160,7 @@ class Worker:
                 self._write(keep_open=0 if idle and not moved else 3)
                 idle = not moved
                 self._on_tick(self, False)
+                self._check_clock()
             except Exception as error:  # the thread must outlive every bad value
                 self._warn(
                     f"worker:{type(error).__name__}",
@@ -238,11 +252,15 @@ class Worker:
                 take = getattr(value, "item", None)  # arrays of one element of any shape
                 numbers[name] = float(value if take is None else take())
             except Exception as error:
-                self._warn(
-                    f"value:{name}",
-                    f"{name}={type(value).__name__} is not one number ({error})"[:300],
-                    "log scalars; use run.histogram for arrays and run.text for text",
-                )
+                self._refused.add(name)
+                if len(self._refused) <= SAID_NAMES:
+                    self._warn(
+                        f"value:{name}",
+                        f"{name}={type(value).__name__} is not one number ({error})"[:300],
+                        "log scalars; use run.histogram for arrays and run.text for text",
+                    )
+                else:
+                    self._warn("values", "more names hold what is not one number", "see above")
         return numbers
 
     def _new_names(self, values: dict[str, float]) -> dict[str, float]:

@@ -34,6 +34,7 @@ _NEEDS = {
     "gml_cli": ("typer",),
     "metrics_client": ("google_crc32c", "grpc", "numpy", "opentelemetry.proto", "psutil", "chdb"),
     "metrics_queries": ("chdb",),
+    "metrics_ui": ("duckdb", "pandas", "playwright", "pyarrow", "psutil"),
 }
 _TRAINER = ("jax", "flax", "numpy", "optax", "grain", "tiktoken", "rustbpe", "pyarrow")
 _AGAIN = "GAIA_BENCHMARK_IN_VENV"

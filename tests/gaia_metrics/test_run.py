@@ -211,6 +211,9 @@ def test_two_processes_with_one_folder(make, tmp_path, capfd):
     second = make()
     assert "another process" in capfd.readouterr().err
     assert second.dir != first.dir
+    # A run of its own: as an attempt of the first it would void the first one's values.
+    assert second.id != first.id and (second.attempt, second.resume_step) == (1, -1)
+    assert json.loads((second.dir / "run.json").read_text())["id"] == second.id
     second.log(0, {"a": 2.0})
     first.log(0, {"a": 1.0})
     second.finish()

@@ -68,6 +68,23 @@ def test_api(site):
     assert caught.value.code == 403
 
 
+def test_trouble_is_an_answer_not_a_traceback(capfd):
+    class Broken:
+        def runs(self):
+            raise RuntimeError("a damaged file")
+
+    server = serve(Broken())
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/api/runs"
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(address)
+    assert caught.value.code == 500 and b"a damaged file" in caught.value.read()
+    caught.value.close()
+    server.shutdown()
+    server.server_close()
+    assert capfd.readouterr().err == ""
+
+
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:

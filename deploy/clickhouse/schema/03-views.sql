@@ -1,4 +1,5 @@
--- The read side. Views run as their definer: the readers need no rights on the tables.
+-- The read side. Views run as their definer: the readers need no rights on the tables (but on
+-- training_metrics, which programs read directly; see void_tails).
 
 -- Training values: one per (run_id, metric, proc, step), of the last attempt that reached the
 -- step, without the tail of an attempt that a later one started before (attempt 1 came to step
