@@ -359,7 +359,7 @@ class Run:
             print(f"gaia-metrics: {text}", file=sys.stderr, flush=True)
 
     def _look_around(self) -> None:
-        """In the worker thread, first of all: what takes subprocesses to find out."""
+        """In the worker thread, once it has written: what takes subprocesses to find out."""
         from gaia_metrics import capture
 
         found = {"git": capture.git_state(), "versions": capture.versions()}

@@ -19,6 +19,7 @@ from gaia_metrics.segments import SegmentWriter
 
 TICK_S = 1.0
 DEVICE_POLL_S = 0.05
+STOP_SLICE_S = 0.25
 SAID_NAMES = 5  # so many names with bad values are told of one by one
 CLOCK_JUMP_NS = 60 * 10**9
 DEVICE_WAIT_S = 3.0  # at the end, for arrays that are not ready
@@ -70,7 +71,7 @@ class Worker:
         on_tick: on_tick(self, final) is called about once a second from the thread, and at the
             end before the last write (heartbeat, system metrics).
         done: called from the thread once every file is closed.
-        start: called from the thread first.
+        start: called from the thread once, after the first write.
     """
 
     def __init__(
@@ -92,7 +93,8 @@ class Worker:
         self.latest: dict[str, float] = {}  # the last value of each metric
         self.wake = threading.Event()
         self._writer, self._jsonl, self._sinks = writer, jsonl, sinks
-        self._warn, self._on_tick, self._done, self._start = warn, on_tick, done, start
+        self._warn, self._on_tick, self._done = warn, on_tick, done
+        self._start: Callable[[], None] | None = start
         self._names: set[str] = set()
         self._refused: set[str] = set()  # names with a value that is not one number
         # monotonic -> unix: a clock that jumps during the run cannot disorder the series
@@ -120,8 +122,12 @@ class Worker:
         """Write everything, close the files, end the thread; False after `timeout` seconds."""
         self._stop = True
         self.wake.set()
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        # In slices: a process that the system has frozen for a while did not have its time.
+        for _ in range(max(1, round(timeout / STOP_SLICE_S))):
+            self._thread.join(STOP_SLICE_S)
+            if not self._thread.is_alive():
+                return True
+        return False
 
     @property
     def derived_is_stale(self) -> bool:
@@ -144,12 +150,9 @@ class Worker:
 
     def _run(self) -> None:
         idle = False
-        try:
-            self._start()
-        except Exception as error:
-            self._warn("start", f"the run's facts are incomplete: {error}", "")
         while True:
-            self.wake.wait(DEVICE_POLL_S if self._blocked else TICK_S)
+            if self._start is None:  # the first turn comes at once
+                self.wake.wait(DEVICE_POLL_S if self._blocked else TICK_S)
             self.wake.clear()
             stopping = self._stop
             try:
@@ -158,6 +161,7 @@ class Worker:
                     self._finish()
                     return
                 self._write(keep_open=0 if idle and not moved else 3)
+                self._begin()
                 idle = not moved
                 self._on_tick(self, False)
                 self._check_clock()
@@ -168,12 +172,23 @@ class Worker:
                     "please report it; training is not affected",
                 )
 
+    def _begin(self) -> None:
+        """What the run wants to know once, after the first write: values never wait for it."""
+        start, self._start = self._start, None
+        if start is not None:
+            try:
+                start()
+            except Exception as error:
+                self._warn("start", f"the run's facts are incomplete: {error}", "")
+
     def _finish(self) -> None:
         deadline = time.monotonic() + DEVICE_WAIT_S
         while self.queue and time.monotonic() < deadline:
             if not self._drain(force=False):
                 time.sleep(0.02)
         self._drain(force=True)
+        self._write(keep_open=0, fsync=True)
+        self._begin()
         self._on_tick(self, True)
         self._write(keep_open=0, fsync=True)
         if self._writer is not None:

@@ -41,6 +41,8 @@ sys.path.insert(0, str(harness.ROOT))
 from tests.fakes.otlp_process import Receiver
 
 STEP_MS = 100
+# The receiver parses and inserts in Python, where a collector only queues: give it time.
+PATIENT = {"OTEL_EXPORTER_OTLP_TIMEOUT": "300000"}
 KILLED = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
@@ -264,7 +266,7 @@ def killed(
     folder: Path, endpoint: str, resume: str, last: int, kill_at: int | None, pace: bool = False
 ) -> int:
     """One attempt in a child; killed once it printed a durable step >= kill_at. That step."""
-    environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+    environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint} | PATIENT
     ending = "finish" if kill_at is None else "paced" if pace else "hang"
     child = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(harness.ROOT), str(folder), resume, str(last), ending],
@@ -309,7 +311,7 @@ def faults(root: Path, points: int, database: bool = False) -> dict:
     tail = root / "tail"
     last = killed(tail, receiver.endpoint, "-", 350, 10**9, pace=True)  # 100 steps a second
     receiver.ask("heal")
-    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint}
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint} | PATIENT
     sync.sync(folder, environment)
     truth = expected(folder)
     rows = receiver.ask("held")

@@ -130,7 +130,7 @@ def test_values_that_are_no_numbers(tmp_path, capfd):
     run.finish()
     assert [line["a"] for line in lines(tmp_path / "run")] == [1e308, -1e308]
     err = capfd.readouterr().err
-    assert err.count("is not one number") == 5 and err.count("more names hold") == 1
+    assert err.count("=str is not one number") == 5 and err.count("more names hold") == 1
 
 
 def test_doctor_says_that_a_folder_cannot_be_written(tmp_path):
