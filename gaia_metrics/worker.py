@@ -191,11 +191,23 @@ class Worker:
         self._begin()
         self._on_tick(self, True)
         self._write(keep_open=0, fsync=True)
-        if self._writer is not None:
-            self._writer.close()
-        if self._jsonl is not None:
-            self._jsonl.close()
+        self._close()
         self._done()
+
+    def _close(self) -> None:
+        try:
+            if self._writer is not None:
+                self._writer.close()
+            if self._jsonl is not None:
+                self._jsonl.close()
+        except OSError:  # `_write` has said why
+            lost = self._writer.shed(0) if self._writer is not None else 0
+            self.dropped += lost
+            self._warn(
+                "lost",
+                f"{lost} records are lost: the disk refused them until the run ended",
+                "free space before the run is taken up again",
+            )
 
     def _drain(self, force: bool) -> bool:
         """Take every queue head that is ready; True where something was taken."""
@@ -246,7 +258,7 @@ class Worker:
         if self._jsonl is not None and not self._jsonl.add(step, time_ns, values):
             self._warn(
                 "backwards",
-                f"log(step={step}) came after step {self.last_step}: steps should not go back",
+                f"log(step={step}) came after step {self._jsonl.last}: steps should not go back",
                 "pass resume_step=N to init() to take a run up again from step N",
             )
         self.last_step = max(self.last_step, step)

@@ -64,10 +64,16 @@ def test_a_clock_that_jumps(tmp_path, monkeypatch, capfd):
 
 def test_a_finished_run_goes_on_with_a_word(tmp_path, capfd):
     start(tmp_path / "run").finish()
-    run = start(tmp_path / "run")
-    run.log(0, {"a": 1.0})
-    run.finish()
-    assert run.attempt == 2 and capfd.readouterr().err.count("was finished") == 1
+    for _ in range(2):  # it logs the same steps again, without saying where it begins
+        run = start(tmp_path / "run")
+        for step in range(3):
+            run.log(step, {"a": 1.0 + run.attempt})
+        run.finish()
+    assert run.attempt == 3 and capfd.readouterr().err.count("was finished") == 2
+    assert [(line["step"], line["a"]) for line in lines(tmp_path / "run")] == [
+        (step, 4.0) for step in range(3)
+    ]
+    assert not [f for f in doctor._look_segments(tmp_path / "run") if f.level == "problem"]
 
 
 def test_a_read_only_folder(tmp_path, capfd):

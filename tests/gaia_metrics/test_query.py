@@ -1,9 +1,11 @@
 """Reading runs back: folders, buckets, machines, the database, the command line."""
 
 import csv
+import getpass
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ import pytest
 import gaia_metrics
 from gaia_metrics import cli, local, query
 from gaia_metrics.sync import sync
-from tests.fakes import clickhouse, otlp
+from tests.fakes import clickhouse, otlp, sshd
 
 STEPS = 400
 
@@ -174,24 +176,39 @@ def test_a_bucket(runs, tmp_path, monkeypatch):
         query.connect("nowhere://x")
 
 
+@pytest.mark.skipif(bool(sshd.MISSING), reason=sshd.MISSING)
 def test_another_machine(runs, tmp_path, monkeypatch):
-    """A stand-in for ssh and rsync that copies locally: the arguments are what is tested."""
+    """A real OpenSSH server and rsync; `ssh` only gets the test's own configuration."""
     monkeypatch.setenv("GAIA_HOME", str(tmp_path / "home"))
-    fake = tmp_path / "bin"
-    fake.mkdir()
-    (fake / "rsync").write_text(
-        f'#!/bin/bash\necho "$@" > {tmp_path}/args\nfrom=${{@: -2:1}}\n'
-        "[ \"${from%%:*}\" = me@node ] || { echo 'no such host' >&2; exit 255; }\n"
-        'cp -r "${from#*:}." "${@: -1}"\n'
-    )
-    (fake / "rsync").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{fake}:{os.environ['PATH']}")
-    source = query.connect(f"ssh://me@node:2222//{runs[0]}".replace("////", "//"))
-    assert {row["name"] for row in source.runs()} == {"d12", "d20"}
-    args = (tmp_path / "args").read_text()
-    assert "-p 2222" in args and "BatchMode=yes" in args and "--include=*.seg" in args
-    with pytest.raises(gaia_metrics.MetricsError, match="no such host"):
-        query.connect("ssh://elsewhere/runs")
+    sshd.make_key(tmp_path / "key")
+    server = sshd.start(tmp_path / "node", (tmp_path / "key.pub").read_text())
+    try:
+        (tmp_path / "config").write_text(
+            f"Host node\n  HostName 127.0.0.1\n  IdentityFile {tmp_path}/key\n"
+            f"  UserKnownHostsFile {tmp_path}/known\n  StrictHostKeyChecking accept-new\n"
+        )
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin/ssh").write_text(
+            f'#!/bin/bash\nexec {shutil.which("ssh")} -F {tmp_path}/config "$@"\n'
+        )
+        (tmp_path / "bin/ssh").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+        shutil.copytree(runs[0], server.home / "runs")
+        (server.home / "runs/d12/checkpoints").mkdir(parents=True)
+        (server.home / "runs/d12/checkpoints/huge.bin").write_text("x")
+        address = f"ssh://{getpass.getuser()}@node:{server.port}"
+        source = query.connect(f"{address}/runs")
+        assert {row["name"] for row in source.runs()} == {"d12", "d20"}
+        assert len(source.series(["d12"], ["train/loss"])["x"]) == STEPS + 1
+        assert not list((tmp_path / "home").rglob("huge.bin"))
+        absolute = query.connect(f"{address}/{server.home}/runs")  # two slashes: from the root
+        assert {row["name"] for row in absolute.runs()} == {"d12", "d20"}
+        with pytest.raises(gaia_metrics.MetricsError, match="cannot be read"):
+            query.connect(f"{address}/nowhere")
+    finally:
+        server.stop()
+    with pytest.raises(gaia_metrics.MetricsError, match="check that `ssh HOST` works"):
+        query.connect(f"{address}/runs")
     with pytest.raises(gaia_metrics.MetricsError, match="names no host"):
         query.connect("ssh://-oProxyCommand=x/runs")
 
