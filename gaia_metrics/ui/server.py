@@ -43,7 +43,7 @@ def serve(source: Source, host: str = "127.0.0.1", port: int = 0) -> ThreadingHT
     }
     try:
         server = ThreadingHTTPServer((host, port), _handler(calls))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise MetricsError(f"port {port} cannot be used ({error})", "choose another --port") \
             from error  # fmt: skip
     server.daemon_threads = True

@@ -45,6 +45,21 @@ def runs(tmp_path_factory):
     return root, ids
 
 
+def resumed(folder, endpoint):
+    """A run that came to step 10, was taken up at 6 and stopped at 8."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+        patch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "120000")
+        for attempt, steps, at in ((1.0, range(11), None), (2.0, range(7, 9), 6)):
+            run = gaia_metrics.init(
+                "gchat", "resumed", dir=folder, resume_step=at, system_interval=0
+            )
+            for step in steps:
+                run.log(step, {"a": attempt, "train/tokens": 100.0 * step})
+            run.finish()
+    sync(folder, {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint})
+
+
 @pytest.fixture(scope="module")
 def database(runs, tmp_path_factory):
     """The same runs in the real engine, sent there by `sync`, behind an HTTP interface."""
@@ -54,6 +69,7 @@ def database(runs, tmp_path_factory):
         assert sum(r.points for r in reports) > 4 * STEPS
         again = sync(runs[0], {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.http_endpoint})
         assert sum(r.points for r in again) == 0
+        resumed(tmp_path_factory.mktemp("resumed") / "r", receiver.http_endpoint)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -242,9 +258,21 @@ def test_command_line(runs, capsys, tmp_path):
     assert target.stat().st_size > 0
     lines = call(capsys, "tail", "d12", "-n", 2, "-d", root, "--json")[1].splitlines()
     assert [json.loads(line)["step"] for line in lines] == [STEPS - 1, STEPS]
-    for arguments in (["ls", "-d", "/nope"], ["show", "nobody", "-d", root], ["sync", root]):
+    for arguments in (["ls", "-d", "/nope"], ["show", "nobody", "-d", root], ["sync", root],
+                      ["nonsense"], ["ls", "--nope"], ["ui", root, "--port", 99999]):  # fmt: skip
         code, out, err = call(capsys, *arguments)
         assert code == 2 and len(err.splitlines()) == 1 and ";" in err
+
+
+def test_series_of_a_resumed_run(database, tmp_path):
+    """The database's rows of the void tail do not come back (the folder's were cut)."""
+    frame = query.series(database, ["resumed"], ["a"])
+    assert list(zip(frame.x, frame.value, strict=True)) == [
+        (step, 1.0 if step <= 6 else 2.0) for step in range(9)
+    ]
+    assert query.metrics(database, "resumed").set_index("metric").loc["a", "last_step"] == 8
+    with_counter = query.series(database, ["resumed"], ["a"], x="tokens")
+    assert list(with_counter.x) == [100.0 * step for step in range(9)]
 
 
 def test_doctor(tmp_path, capsys, monkeypatch):
