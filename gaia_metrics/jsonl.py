@@ -153,9 +153,11 @@ class JsonlFile:
 
     def close(self) -> None:
         """Write what is open, fsync and close."""
-        self.write(keep_open=0)
-        self.fsync()
-        os.close(self._file)
+        try:
+            self.write(keep_open=0)
+            self.fsync()
+        finally:
+            os.close(self._file)
 
 
 def derive(records: Iterable[segments.Record], path: Path) -> int:

@@ -7,6 +7,7 @@ metrics.jsonl and the exporter's spool.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import threading
 import time
@@ -150,9 +151,9 @@ class Worker:
 
     def _run(self) -> None:
         idle = False
+        self.wake.set()  # the first turn comes at once
         while True:
-            if self._start is None:  # the first turn comes at once
-                self.wake.wait(DEVICE_POLL_S if self._blocked else TICK_S)
+            self.wake.wait(DEVICE_POLL_S if self._blocked else TICK_S)
             self.wake.clear()
             stopping = self._stop
             try:
@@ -198,16 +199,19 @@ class Worker:
         try:
             if self._writer is not None:
                 self._writer.close()
-            if self._jsonl is not None:
-                self._jsonl.close()
         except OSError:  # `_write` has said why
             lost = self._writer.shed(0) if self._writer is not None else 0
             self.dropped += lost
+            if self._jsonl is not None:
+                self._jsonl.shed()  # it never holds what the segments do not
             self._warn(
                 "lost",
                 f"{lost} records are lost: the disk refused them until the run ended",
                 "free space before the run is taken up again",
             )
+        if self._jsonl is not None:
+            with contextlib.suppress(OSError):
+                self._jsonl.close()
 
     def _drain(self, force: bool) -> bool:
         """Take every queue head that is ready; True where something was taken."""

@@ -10,6 +10,7 @@ import urllib.request
 import pytest
 
 import gaia_metrics
+from gaia_metrics import segments
 from gaia_metrics.query import connect
 from gaia_metrics.ui.server import serve
 
@@ -25,7 +26,11 @@ def record(folder, name, steps, status):
     run.text(steps - 1, "samples", "<script>document.title='owned'</script>")
     assert run.wait_durable(steps - 1)
     if status:
-        time.sleep(1.3)
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and not any(
+            record.kind == "system" for record in segments.read_all(folder / "metrics")
+        ):
+            time.sleep(0.1)
         run.finish(status)
     return run
 
