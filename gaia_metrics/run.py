@@ -6,6 +6,7 @@ the worker thread (worker.py) does the rest.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -369,6 +370,7 @@ class Run:
         """In the worker thread, once every file is closed."""
         if self._process == 0 and self._lock is not None:
             if self._worker.derived_is_stale:
-                self._derive(self.dir / "metrics", None)
+                with contextlib.suppress(OSError):  # a full disk: the next start derives it
+                    self._derive(self.dir / "metrics", None)
             self._vitals.facts_known({"status": self._vitals.status, "ended": time.time()})
         self._closed_whole = not self._worker.dropped

@@ -172,6 +172,8 @@ class Worker:
                     f"an internal error was skipped: {type(error).__name__}: {error}",
                     "please report it; training is not affected",
                 )
+                if stopping:  # what _finish could not do now it will not do again
+                    return
 
     def _begin(self) -> None:
         """What the run wants to know once, after the first write: values never wait for it."""
