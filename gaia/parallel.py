@@ -217,6 +217,7 @@ def automatic(tree: Any) -> Any:
         if not isinstance(old, NamedSharding):
             return x
         types = (AxisType.Auto,) * len(old.mesh.axis_names)
+        assert isinstance(old.mesh, Mesh)  # of devices, not abstract: `x` is an array
         mesh = Mesh(old.mesh.devices, old.mesh.axis_names, axis_types=types)
         parts = [shard.data for shard in x.addressable_shards]
         return jax.make_array_from_single_device_arrays(
@@ -228,8 +229,9 @@ def automatic(tree: Any) -> Any:
 
 def to_host(x: jax.Array) -> np.ndarray:
     """The whole array on the host of every process; all processes call it together."""
-    if not x.is_fully_addressable and not x.is_fully_replicated:
-        x = jax.jit(lambda x: x, out_shardings=replicated(x.sharding.mesh))(x)
+    sharding = x.sharding
+    if not x.is_fully_addressable and isinstance(sharding, NamedSharding):
+        x = jax.jit(lambda x: x, out_shardings=NamedSharding(sharding.mesh, P()))(x)
     return np.asarray(x)
 
 

@@ -93,13 +93,12 @@ def attention(
             causal=causal,
             scale=factor,
         )
-    part, key_ids = None, segment_ids_BT
+    part, ids = None, None if segment_ids_BT is None else (segment_ids_BT, segment_ids_BT)
     if parts := parallel.sequence_parts():
         part = (parallel.index("sequence"), parts)
         k_BSKH, v_BSKH = (parallel.gather(x, ("sequence",), 1) for x in (k_BSKH, v_BSKH))
         if segment_ids_BT is not None:
-            key_ids = parallel.gather(segment_ids_BT, ("sequence",), 1)
-    ids = None if segment_ids_BT is None else (segment_ids_BT, key_ids)
+            ids = (segment_ids_BT, parallel.gather(segment_ids_BT, ("sequence",), 1))
     if impl == "auto":
         impl = _best(q_BTNH, k_BSKH, ids, part)
     if impl == "splash":
