@@ -297,12 +297,6 @@ def index(*axes: str) -> jax.Array | int:
     return jax.lax.axis_index(here) if here else 0
 
 
-def sequence_parts() -> int:
-    """Into how many parts each row is split here; 0 where it is whole."""
-    parts = size("sequence")
-    return parts if parts > 1 else 0
-
-
 def platform(x: jax.Array) -> str:
     """`cpu`, `gpu` or `tpu`: what `x` is traced for, which an AOT topology sets apart from here."""
     device = jax.typeof(x).sharding.mesh.abstract_device
