@@ -63,7 +63,7 @@ class Train(Source, _Out):
         return made
 
     def _terms(self) -> list[str]:
-        terms = list(forced.MONTHS) if self.forced_months else []
+        terms: list[str] = list(forced.MONTHS) if self.forced_months else []
         if self.forced_terms:
             try:
                 lines = Path(self.forced_terms).read_text(encoding="utf-8").splitlines()

@@ -270,5 +270,5 @@ def _named(folder: Path, shards: Sequence[dict[str, Any]]) -> list[ShardInfo]:
         name = TRAIN_NAME.format(index=index)
         if (folder / shard["name"]).exists():  # else an interrupted run has renamed it
             (folder / shard["name"]).rename(folder / name)
-        named.append(ShardInfo(**(shard | {"name": name})))
+        named.append(dataclasses.replace(ShardInfo(**shard), name=name))
     return named

@@ -38,7 +38,7 @@ def run_stage(
     job: Callable[[Any], Any],
     tasks: Sequence[Any],
     workers: int,
-    progress: Callable[[Any], None],
+    progress: Callable[[Any], object],
 ) -> None:
     """Runs the tasks of one stage that are not done.
 

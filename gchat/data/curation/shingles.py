@@ -49,7 +49,7 @@ def minhash() -> Any:
         ConfigError: the extra is not installed.
     """
     try:
-        from rensa import RMinHash
+        from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]
     except ImportError:
         raise ConfigError("curation needs rensa", "pip install 'gaia[curate]'") from None
     return RMinHash

@@ -19,34 +19,17 @@ from gchat.data.curation.near import Duplicates
 from gchat.data.curation.options import Options, Perplexity
 from gchat.data.sources import text as text_source
 
-STEMS = [
-    "ship",
-    "line",
-    "sail",
-    "port",
-    "wind",
-    "sea",
-    "crew",
-    "map",
-    "gun",
-    "deck",
-    "sky",
-    "rope",
-    "mast",
-    "tide",
-    "oar",
-    "bell",
-    "fog",
-    "net",
-]
+STEMS = (
+    "ship", "line", "sail", "port", "wind", "sea", "crew", "map", "gun", "deck", "sky", "rope",
+    "mast", "tide", "oar", "bell", "fog", "net",
+)  # fmt: skip
+COMMON = ("the", "of", "and", "to")
 
 
 def words(rng, count):
     """A vocabulary of 18 * 18 words is enough for 5-grams never to repeat."""
     pairs = rng.integers(0, len(STEMS), (count, 2))
-    return [
-        f"{STEMS[a]}{STEMS[b]}" if a % 3 else ["the", "of", "and", "to"][b % 4] for a, b in pairs
-    ]
+    return [f"{STEMS[a]}{STEMS[b]}" if a % 3 else COMMON[b % 4] for a, b in pairs]
 
 
 def document(rng, count=90):
