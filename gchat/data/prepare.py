@@ -298,7 +298,7 @@ def _resume(folder: Path, parameters: dict[str, Any]) -> None:
         _refuse_difference(folder, _previous(folder), parameters)
         return
     if others := sorted(f.name for f in folder.glob("*.arrayrecord")):
-        (folder / SCRATCH).rmdir()
+        shutil.rmtree(folder / SCRATCH)
         raise DataError(
             f"out = {str(folder)!r} holds {others[0]} but no manifest.json",
             "choose another --out, or replace it with --overwrite",

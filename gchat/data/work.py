@@ -70,7 +70,7 @@ class Encode:
             "runs": held.runs,
             "documents": held.documents,
             "text_bytes": held.text_bytes,
-            "lowest": held.lowest,
+            "lowest": None if held.lowest is None else list(held.lowest),
             "invalid_utf8": tally.invalid_utf8,
             "name": unit.name,
         }
@@ -253,9 +253,11 @@ def _groups(job: Shuffle, shard_tokens: int) -> Iterator[tuple[int, int, int, in
     ends = np.cumsum(tokens)
     total = int(ends[-1])
     count = max(1, -(-total // shard_tokens))
-    edges = np.searchsorted(ends, total * np.arange(1, count + 1) / count, side="left") + 1
+    # Python's integers: total * count may pass 2**53.
+    edges = [int(np.searchsorted(ends, total * (i + 1) // count)) + 1 for i in range(count)]
+    edges[-1] = job.buckets
     first = group = 0
-    for end in np.unique(np.minimum(edges, job.buckets)).tolist():
+    for end in sorted(set(edges)):
         size = int(ends[end - 1] - (ends[first - 1] if first else 0))
         if size:  # a bucket larger than a shard is cut into several
             yield group, first, end, -(-size // max(1, round(size / shard_tokens)))

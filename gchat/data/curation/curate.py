@@ -71,7 +71,7 @@ def _begin(folder: Path, parameters: dict[str, Any]) -> None:
     if state.exists():
         _refuse_difference(folder, json.loads(storage.read_text(state)), parameters)
     elif others := sorted(f.name for f in folder.glob("part-*")):
-        (folder / stages.SCRATCH).rmdir()
+        shutil.rmtree(folder / stages.SCRATCH)
         raise DataError(
             f"out = {str(folder)!r} holds {others[0]} but no {report.JSON}",
             "choose another --out, or replace it with --overwrite",
@@ -217,10 +217,6 @@ def _found(
         "invalid_utf8": sum(unit["invalid_utf8"] for unit in filtered),
         "eval_items": None if evals is None else {"used": evals.items, "short": evals.skipped},
         "max_bpb": None if max_bpb == float("inf") else max_bpb,
-        "upsampled": {
-            unit["unit"]: found["times"]
-            for unit, found in zip(filtered, finished, strict=True)
-            if found["times"] != 1
-        },
+        "upsampled": dict(sum((Counter(unit["matched"]) for unit in finished), Counter())),
         "parameters": parameters,
     }

@@ -116,9 +116,9 @@ class Options(Source, _Out):
         return fields | {"identity": identity}
 
 
-def times(name: str, upsampling: list[tuple[str, float]]) -> float:
-    """How often documents of a unit are written; the first pattern that matches decides."""
+def times(name: str, upsampling: list[tuple[str, float]]) -> tuple[str | None, float]:
+    """The first pattern that matches a file, and how often its documents are written."""
     for pattern, value in upsampling:
         if fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"*/{pattern}"):
-            return value
-    return 1.0
+            return pattern, value
+    return None, 1.0

@@ -87,7 +87,10 @@ def _notes(found: dict[str, Any]) -> list[str]:
         )
     if found["max_bpb"] is not None:
         notes.append(f"Documents above {found['max_bpb']:.3f} bits per byte were dropped.")
-    notes += [f"{name}: written {times:g} times" for name, times in found["upsampled"].items()]
+    for item in found["parameters"]["upsample"]:
+        pattern, _, times = item.rpartition("=")
+        count = found["upsampled"].get(pattern, 0)
+        notes.append(f"{pattern}: {count:,} documents written {times} times.")
     return [f"{note}  " for note in notes] + [""]
 
 

@@ -243,7 +243,8 @@ class Finish:
         if (found := done(folder, "finish", task)) is not None:
             return found
         filtered = done(folder, "filter", task) or {"chunks": [], "unit": ""}
-        repeat = times(filtered["unit"], self.options.upsampling())
+        upsampling = self.options.upsampling()
+        matched = Counter({pattern: 0 for pattern, _ in upsampling})
         removed = Removed()
         written = Counter(documents=0, bytes=0, different=0, skipped=0)
         with chunks.OutputFile(folder / f"part-{task:06d}.jsonl.zst") as output:
@@ -253,6 +254,9 @@ class Finish:
                     if reason is not None:
                         removed.add(reason, row.text)
                         continue
+                    pattern, repeat = times(row.meta.get("file", filtered["unit"]), upsampling)
+                    if pattern is not None:
+                        matched[pattern] += 1
                     # A fraction is decided by the hash of the text: the same on every machine.
                     count = int(repeat) + (position(row.text) < repeat % 1)
                     written["different"] += count > 0
@@ -261,7 +265,11 @@ class Finish:
                     written["bytes"] += count * chunks.text_bytes(row.text)
                     for _ in range(count):
                         output.write(row)
-        found = {"written": dict(written), "times": repeat, "removed": removed.to_json()}
+        found = {
+            "written": dict(written),
+            "matched": dict(matched),
+            "removed": removed.to_json(),
+        }
         storage.write_text(marker(folder, "finish", task), json.dumps(found))
         return found
 

@@ -41,6 +41,8 @@ class Part:
     file: Path
     range: tuple[int, int] | None = None
     bytes: int = 0
+    name: str = ""
+    """The file's path below the folder that was given."""
 
 
 def corpus(path: str, *, text_column: str = "text", document_chars: int = DOCUMENT_CHARS) -> Corpus:
@@ -64,7 +66,7 @@ def corpus(path: str, *, text_column: str = "text", document_chars: int = DOCUME
                 rows=_RowReader(group, text_column, document_chars),
                 text_bytes=sum(part.bytes for part in group),
             )
-            for group in _grouped(found, sizes)
+            for group in _grouped(path, found, sizes)
         ],
         sources=tuple(str(file) for file in found),
         identity={
@@ -106,12 +108,14 @@ def _files(path: str) -> list[Path]:
     return sorted(found)
 
 
-def _grouped(found: Sequence[Path], sizes: Sequence[int]) -> Iterator[list[Part]]:
+def _grouped(path: str, found: Sequence[Path], sizes: Sequence[int]) -> Iterator[list[Part]]:
+    folder = Path(path).expanduser()
     group: list[Part] = []
     total = 0
     for file, size in zip(found, sizes, strict=True):
+        name = file.relative_to(folder).as_posix() if folder.is_dir() else file.name
         for part in _parts(file, size):
-            group.append(part)
+            group.append(dataclasses.replace(part, name=name))
             total += part.bytes
             if total >= UNIT_BYTES:
                 yield group
@@ -177,13 +181,17 @@ class _RowReader:
         for part in self.parts:
             kind = files.kind(part.file)
             if kind == ".parquet":
-                yield from _parquet(part, self.text_column, fields)
+                rows = _parquet(part, self.text_column, fields)
             elif kind == ".jsonl":
-                yield from _jsonl(part, self.text_column, fields, tally)
+                rows = _jsonl(part, self.text_column, fields, tally)
             else:
                 blocks = files.decoded(part.file, tally, part.range)
-                for document in _cut(blocks, self.document_chars):
-                    yield Row(document, {})
+                rows = (Row(document, {}) for document in _cut(blocks, self.document_chars))
+            if "file" not in fields:
+                yield from rows
+            else:
+                for row in rows:
+                    yield Row(row.text, {"file": part.name} | row.meta)
 
 
 def _cut(blocks: Iterator[str], least: int) -> Iterator[str]:

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-META_FIELDS = ("id", "url", "title", "language", "source", "date")
-"""What is kept of a document besides its text, where the source has it."""
+META_FIELDS = ("id", "url", "title", "language", "source", "date", "file")
+"""What is kept of a document besides its text, where the source has it; "file" is its own file."""
 
 
 class Row(NamedTuple):

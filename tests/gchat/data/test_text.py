@@ -190,7 +190,10 @@ def test_rows_keep_what_the_file_says(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one", "url": "http://x.org/a", "score": 3}')
     pq.write_table(pa.table({"text": ["two"], "title": ["T"], "n": [1]}), tmp_path / "b.parquet")
     found = [row for unit in text.corpus(str(tmp_path)).units for row in unit.read(Tally())]
-    assert found == [("one", {"url": "http://x.org/a"}), ("two", {"title": "T"})]
+    assert found == [
+        ("one", {"url": "http://x.org/a", "file": "a.jsonl"}),
+        ("two", {"title": "T", "file": "b.parquet"}),
+    ]
 
 
 def test_the_identity_follows_the_content(tmp_path):

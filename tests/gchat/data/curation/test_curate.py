@@ -226,8 +226,7 @@ def test_contaminated_documents_are_reported(tmp_path):
     assert report["eval_items"] == {"used": 1, "short": 0}
 
 
-def test_upsampling_repeats_by_file_and_by_hash(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_source, "UNIT_BYTES", 1)
+def test_upsampling_repeats_by_file_and_by_hash(tmp_path):
     write_corpus(tmp_path / "in", documents=40)
     plain = run(tmp_path, "plain")
     report = run(tmp_path, upsample=("1.jsonl=3", "2.jsonl=0.5"))
@@ -238,7 +237,8 @@ def test_upsampling_repeats_by_file_and_by_hash(tmp_path, monkeypatch):
     assert {n for i, n in counts.items() if i.startswith("0-")} == {1}
     halved = sum(i.startswith("2-") for i in counts)
     assert 8 <= halved <= 32 and report["written"]["skipped"] == 40 - halved
-    assert report["upsampled"] == {"1.jsonl": 3.0, "2.jsonl": 0.5}
+    assert report["upsampled"] == {"1.jsonl": 40, "2.jsonl": 40}
+    assert "1.jsonl: 40 documents written 3 times" in (tmp_path / "out/report.md").read_text()
     assert report["written"]["documents"] == sum(counts.values())
     assert plain["upsampled"] == {}
 
@@ -439,11 +439,16 @@ def test_a_ray_worker_killed_in_the_middle_loses_and_repeats_nothing(tmp_path, u
             time.sleep(0.05)
             if len(list((tmp_path / "cut").glob(".curate/filter-*.json"))) < 3:
                 continue
-            for worker in psutil.process_iter(["cmdline"]):
-                if "RankWorker" in " ".join(worker.info["cmdline"] or []):
-                    worker.kill()
-                    killed = worker.pid
-                    break
+            actors = {
+                p.pid: p
+                for p in psutil.process_iter(["cmdline"])
+                if "RankWorker.run_for_rank" in " ".join(p.info["cmdline"] or [])
+            }
+            # datatrove works in a child of the actor, which bears its name.
+            for actor in (p for p in actors.values() if p.ppid() not in actors):
+                actor.kill()
+                killed = actor.pid
+                break
         assert killed is not None, "the work was over before a worker could be killed"
         assert process.wait() == 0
     finally:
