@@ -57,6 +57,8 @@ def opened(file: Path) -> Iterator[IO[bytes]]:
             with open(file, "rb") as stream:
                 yield stream
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        if ending != ".gz":
+            raise
         raise DataError(
             f"{file} is truncated or damaged gzip ({error})", "get it again, or remove it"
         ) from error
