@@ -30,6 +30,7 @@ from gchat.data.sources.unit import META_FIELDS, Corpus, Row, Tally, Unit
 ENDINGS = (".txt", ".md", ".jsonl", ".parquet")
 DOCUMENT_CHARS = 4096
 UNIT_BYTES = 256 << 20  # small files are grouped to this much; an interruption repeats one group
+PART_BYTES = 256 << 20  # and large ones are cut to this much
 _HASHED_BYTES = 256 << 20  # above this, a file is known by size and time instead of its SHA-256
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 
@@ -125,14 +126,14 @@ def _grouped(path: str, found: Sequence[Path], sizes: Sequence[int]) -> Iterator
 
 
 def _parts(file: Path, size: int) -> Iterator[Part]:
-    """Ranges of a file of about UNIT_BYTES; the whole file where it cannot be divided."""
-    if size <= UNIT_BYTES or files.is_compressed(file):
+    """Ranges of a file of about PART_BYTES; the whole file where it cannot be divided."""
+    if size <= PART_BYTES or files.is_compressed(file):
         yield Part(file, None, size)
     elif files.kind(file) == ".parquet":
         yield from _row_groups(file, size)
     else:
-        for start in range(0, size, UNIT_BYTES):
-            end = min(start + UNIT_BYTES, size)
+        for start in range(0, size, PART_BYTES):
+            end = min(start + PART_BYTES, size)
             yield Part(file, (start, end), end - start)
 
 
@@ -145,7 +146,7 @@ def _row_groups(file: Path, size: int) -> Iterator[Part]:
             count = table.metadata.num_row_groups
     except (pa.ArrowException, OSError):
         count = 1  # reading it says what is wrong
-    at_once = max(1, count * UNIT_BYTES // size)
+    at_once = max(1, count * PART_BYTES // size)
     for start in range(0, count, at_once):
         end = min(start + at_once, count)
         yield Part(file, (start, end), size * (end - start) // count)
