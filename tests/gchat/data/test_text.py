@@ -156,11 +156,12 @@ def test_a_line_that_is_no_document_is_refused(tmp_path, monkeypatch):
     assert max(map(len, documents)) <= 4 * text.DOCUMENT_CHARS
 
 
+LETTERS = st.characters(codec="utf-8", exclude_characters="\n\r\0")
+
+
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(
-        st.text(st.characters(codec="utf-8", exclude_characters="\n\r\0"), max_size=9), max_size=30
-    ),
+    st.lists(st.text(LETTERS, max_size=9), max_size=30),
     st.integers(1, 40),
     st.sampled_from(["\n", "\r\n"]),
 )
@@ -183,6 +184,7 @@ def test_large_files_are_read_in_parts(tmp_path, monkeypatch):
         whole = read(tmp_path / name)[0]
         with monkeypatch.context() as patch:
             patch.setattr(text, "UNIT_BYTES", 900)
+            patch.setattr(text, "PART_BYTES", 900)
             units = text.corpus(str(tmp_path / name)).units
             assert len(units) > 5
             assert read(tmp_path / name)[0] == whole == rows
