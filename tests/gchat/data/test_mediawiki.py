@@ -13,7 +13,8 @@ pytest.importorskip("mwparserfromhell", reason="needs the extra wiki")
 
 NAMESPACE = "http://www.mediawiki.org/xml/export-0.11/"
 BODY = """{{Infobox battle|date=6 June 1944|place={{nowrap|Normandy}}}}
-'''D-Day''' was the [[Normandy landings|landing]] of the Allies<ref>3</ref> ({{a}}) on 6&nbsp;June 1944.<!-- x -->
+'''D-Day''' was the [[Normandy landings|landing]] of the Allies<ref name="a">3</ref>
+({{lang|fr|Jour J}}) on 6&nbsp;June 1944.<!-- x -->
 [[File:Beach.jpg|thumb|A [[beach]] at dawn]]
 {| class="wikitext"
 | a cell || another
@@ -34,7 +35,8 @@ It went on.
 """
 TEXT = """D-Day
 
-D-Day was the landing of the Allies on 6 June 1944.
+D-Day was the landing of the Allies
+on 6 June 1944.
 
 Course
 
