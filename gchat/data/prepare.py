@@ -76,7 +76,7 @@ class Options(Source, _Out):
 
     def check(self) -> None:
         """Refuses what cannot work."""
-        if storage.is_remote(self.out):
+        if storage.is_remote(self.out) or str(self.out).startswith("gs:"):  # Path drops a slash
             raise ConfigError(
                 f"out = {str(self.out)!r} is not a local folder",
                 "prepare locally, then copy the folder to the bucket",

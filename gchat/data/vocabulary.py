@@ -125,7 +125,8 @@ class Eval:
             train = tokenizers.train_bpe if kind == "bpe" else tokenizers.train_sentencepiece
             for size in self.sizes:
                 texts = training_text(source.corpus(), 0.0, progress=False)
-                yield f"{kind} {size // 1024}K", train(texts, size)
+                label = f"{size // 1024}K" if size % 1024 == 0 else f"{size}"
+                yield f"{kind} {label}", train(texts, size)
 
 
 def _named(given: str) -> tuple[str, str]:

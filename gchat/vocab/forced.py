@@ -57,9 +57,9 @@ def pattern(base: str, years_wanted: Sequence[str], terms: Iterable[str]) -> str
     # The longest first: an alternation takes the first that fits.
     cut = sorted({t for t in terms if not _LETTERS.fullmatch(t)}, key=lambda t: (-len(t), t))
     if cut:
-        # Not inside a longer word or number; the space before belongs to it.
+        # Not inside a longer word or number; a space before belongs to it.
         escaped = "|".join(re.escape(term).replace(r"\ ", " ") for term in cut)
-        parts.append(rf"(?<![\p{{L}}\p{{N}}]) ?(?:{escaped})(?![\p{{L}}\p{{N}}])")
+        parts.append(rf"(?: |(?<![\p{{L}}\p{{N}}]))(?:{escaped})(?![\p{{L}}\p{{N}}])")
     return "|".join([*parts, base])
 
 

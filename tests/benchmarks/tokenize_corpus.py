@@ -23,6 +23,7 @@ from pathlib import Path
 import harness
 
 VOCAB = 32768
+SIZES = (200_000_000, 800_000_000)  # corpora whose preparation is compared in memory
 
 
 def main(args: argparse.Namespace) -> dict:
@@ -69,20 +70,20 @@ def main(args: argparse.Namespace) -> dict:
 
 def slope(root: Path, texts: list[str]) -> dict:
     """Peak memory of the largest process for two sizes of corpus."""
-    peaks, sizes = [], (200_000_000, 800_000_000)
-    for size in sizes:
+    peaks = []
+    for size in SIZES:
         corpus = root / "large.jsonl"
         _write(corpus, texts, size)
         command = [sys.executable, __file__, "--prepare", str(root), str(corpus)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks.append(float(done.stdout.split()[-1]))
         print(f"{size / 1e6:.0f} MB, 2 workers: {peaks[-1]:.0f} MB in the largest process")
-    per_gb = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0]) * 1e9
+    per_gb = (peaks[1] - peaks[0]) / (SIZES[1] - SIZES[0]) * 1e9
     return {
-        "rss_mb_200_mb": peaks[0],
-        "rss_mb_800_mb": peaks[1],
+        "rss_mb": [round(peak, 1) for peak in peaks],
+        "rss_text_mb": [size / 1e6 for size in SIZES],
         "rss_slope_mb_per_gb": round(per_gb, 1),
-        "rss_20_gib_mb": round(peaks[1] + max(0.0, per_gb) * (20 * 1.0737 - 0.8)),
+        "rss_20_gib_mb": round(peaks[1] + max(0.0, per_gb) * (20 * 2**30 - SIZES[1]) / 1e9),
     }
 
 

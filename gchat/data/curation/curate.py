@@ -42,8 +42,8 @@ def curate(options: Options, scorer: Maker | None = None, progress: bool | None 
         DataError: no text, everything was removed, or `out` holds another curation.
         ConfigError: an option out of range.
     """
-    options = dataclasses.replace(options, out=Path(options.out).expanduser())
     options.check()
+    options = dataclasses.replace(options, out=Path(options.out).expanduser())
     corpus = options.corpus()
     parameters = json.loads(json.dumps(options.parameters(corpus.identity)))
     folder = options.out

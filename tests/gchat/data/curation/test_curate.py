@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -288,6 +289,7 @@ def test_a_bigram_finds_shuffled_text_worse(tmp_path):
     ("options", "message"),
     [
         ({"out": "gs://bucket/x"}, "not a local folder"),
+        ({"out": Path("gs://bucket/x")}, "not a local folder"),
         ({"upsample": ("a",)}, "upsample = 'a' is not PATTERN=TIMES"),
         ({"duplicates": Duplicates(threshold=0)}, "threshold = 0"),
         ({"perplexity": Perplexity(drop_worst=0.1)}, "a scorer needs a bound"),
@@ -325,8 +327,8 @@ def test_the_command_prints_what_each_rule_took(tmp_path, capsys):
     cli.parse_verb("curate", [*args, "--gopher.min-words", "5"]).run()
     printed = capsys.readouterr().out
     assert "duplicate.exact" in printed and "documents stay" in printed
-    with pytest.raises(ConfigError, match=r"perhaps you meant --gopher\.min-words"):
-        cli.parse_verb("curate", [*args, "--gopher.min-word", "5"])
+    with pytest.raises(ConfigError, match=r"perhaps you meant --gopher\.min-word"):
+        cli.parse_verb("curate", [*args, "--gopher.min-wordz", "5"])
 
 
 def test_a_missing_engine_is_one_line(tmp_path):
