@@ -40,7 +40,7 @@ def corpus(tmp_path_factory):
 
 
 def run(corpus, out, **options):
-    options = {"vocab_size": 300, "shard_tokens": 500, "val_fraction": 0.1} | options
+    options = {"vocab_size": 300, "shard_tokens": 500, "val_fraction": 0.1, "workers": 1} | options
     return prepare(source="text", input=str(corpus[0]), out=out, **options)
 
 
