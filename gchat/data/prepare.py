@@ -90,6 +90,8 @@ class Options(Source, _Out):
                 f"shard_tokens = {self.shard_tokens}, window = {self.window}",
                 "both must be at least 1",
             )
+        if self.shard_size is not None:
+            size(self.shard_size)
         if not 1 <= self.buckets <= 100_000:
             raise ConfigError(f"buckets = {self.buckets} is out of range", "use e.g. 1000")
         if self.workers < 0:
