@@ -6,6 +6,7 @@ that norms and RoPE compute in fp32 and softmax is fp32 inside `gaia.kernels.att
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gaia import parallel
 from gaia.kernels.attention import attention
-from gaia.kernels.matmul import project
+from gaia.kernels.matmul import Split, project
 
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
@@ -25,14 +27,17 @@ def normal(std: float) -> Init:
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel, no bias. `kernel` is [in, out], fp32."""
+    """y = x @ kernel, no bias. `kernel` is [in, out], fp32; `split` as in `project`."""
 
-    def __init__(self, d_in: int, d_out: int, init: Init, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, d_in: int, d_out: int, init: Init, *, split: Split = "out", rngs: nnx.Rngs
+    ) -> None:
+        self.split: Split = split
         self.kernel = nnx.Param(init(rngs.params(), (d_in, d_out)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out] in the dtype of `x`."""
-        return project(x, self.kernel[...])[0]
+        return project(x, self.kernel[...], split=self.split)[0]
 
 
 class RMSNorm(nnx.Module):
@@ -42,12 +47,13 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((d,), jnp.float32))
         self.eps = eps
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., d] -> [..., d], dtype kept."""
+    def __call__(self, x: jax.Array, *, of_heads: bool = False) -> jax.Array:
+        """[..., d] -> [..., d], dtype kept; `of_heads`: `x` holds one head per row."""
         x32 = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
         # The gain enters last, as in Llama; [...,d] * [d] is the one broadcast of ranks here.
-        scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        gain = parallel.over_heads(self.scale[...]) if of_heads else self.scale[...]
+        scale = gain.reshape((1,) * (x.ndim - 1) + (-1,))
         return (x32 * inverse * scale).astype(x.dtype)
 
 
@@ -115,7 +121,7 @@ class Attention(nnx.Module):
         self.q = Linear(d, heads * head_dim, init, rngs=rngs)
         self.k = Linear(d, kv_heads * head_dim, init, rngs=rngs)
         self.v = Linear(d, kv_heads * head_dim, init, rngs=rngs)
-        self.out = Linear(heads * head_dim, d, init_out, rngs=rngs)
+        self.out = Linear(heads * head_dim, d, init_out, split="in", rngs=rngs)
         self.q_norm = RMSNorm(head_dim, eps=eps) if qk_norm else None
         self.k_norm = RMSNorm(head_dim, eps=eps) if qk_norm else None
 
@@ -143,13 +149,15 @@ class Attention(nnx.Module):
             Output [B, T, D] and the new cache (None when none was given).
         """
         B, T, _ = x_BTD.shape
+        heads = self.heads // parallel.size("tensor")
+        kv_heads = self.kv_heads // parallel.size("tensor")
         kernels = (self.q.kernel[...], self.k.kernel[...], self.v.kernel[...])
         q_BTF, k_BTF, v_BTF = project(x_BTD, *kernels)
-        q_BTNH = q_BTF.reshape(B, T, self.heads, self.head_dim)
-        k_BTKH = k_BTF.reshape(B, T, self.kv_heads, self.head_dim)
-        v_BTKH = v_BTF.reshape(B, T, self.kv_heads, self.head_dim)
+        q_BTNH = q_BTF.reshape(B, T, heads, self.head_dim)
+        k_BTKH = k_BTF.reshape(B, T, kv_heads, self.head_dim)
+        v_BTKH = v_BTF.reshape(B, T, kv_heads, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
-            q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
+            q_BTNH, k_BTKH = self.q_norm(q_BTNH, of_heads=True), self.k_norm(k_BTKH, of_heads=True)
         if rope is not None:
             q_BTNH, k_BTKH = apply_rope(q_BTNH, rope), apply_rope(k_BTKH, rope)
         if cache is None:
@@ -158,7 +166,7 @@ class Attention(nnx.Module):
             assert cache_positions_BT is not None
             cache = _write_cache(cache, k_BTKH, v_BTKH, cache_positions_BT[:, 0])
             o_BTNH = attend_cache(q_BTNH, cache, cache_positions_BT, window)
-        return self.out(o_BTNH.reshape(B, T, self.heads * self.head_dim)), cache
+        return self.out(o_BTNH.reshape(B, T, heads * self.head_dim)), cache
 
 
 def attend_cache(
@@ -199,7 +207,7 @@ class SwiGLU(nnx.Module):
     def __init__(self, d: int, hidden: int, *, init: Init, init_out: Init, rngs: nnx.Rngs) -> None:
         self.gate = Linear(d, hidden, init, rngs=rngs)
         self.up = Linear(d, hidden, init, rngs=rngs)
-        self.down = Linear(hidden, d, init_out, rngs=rngs)
+        self.down = Linear(hidden, d, init_out, split="in", rngs=rngs)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
@@ -215,7 +223,41 @@ class Embed(nnx.Module):
 
     def __call__(self, ids: jax.Array | np.ndarray, dtype: jnp.dtype) -> jax.Array:
         """Integer [...] -> [..., D]. Gathers first, so only the rows used are cast."""
+        if parallel.size(*parallel.WEIGHTS, "tensor") > 1:
+            return _lookup(jnp.dtype(dtype), self.table[...], ids)
         return self.table[...][ids].astype(dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _lookup(dtype: jnp.dtype, table_VD: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of a table of which this device holds [V / tensor, D / WEIGHTS]."""
+    rows_VD = parallel.gather(table_VD.astype(dtype), parallel.WEIGHTS, 1)
+    here, row = _own_rows(table_VD, ids)
+    return parallel.add_up(jnp.where(here[..., None], rows_VD[row], 0), ("tensor",))
+
+
+def _own_rows(table_VD: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Whether this device holds the row of each id, and where."""
+    row = ids - parallel.index("tensor") * table_VD.shape[0]
+    here = (row >= 0) & (row < table_VD.shape[0])
+    return here, jnp.where(here, row, 0)
+
+
+def _lookup_fwd(dtype, table_VD, ids):
+    return _lookup(dtype, table_VD, ids), (table_VD, ids)
+
+
+def _lookup_bwd(dtype, saved, dx):
+    del dtype
+    table_VD, ids = saved
+    here, row = _own_rows(table_VD, ids)
+    shape = (table_VD.shape[0], dx.shape[-1])
+    masked = jnp.where(here[..., None], dx.astype(jnp.float32), 0.0)
+    dtable_VD = jnp.zeros(shape, jnp.float32).at[row].add(masked)
+    return parallel.scatter_sum(dtable_VD, parallel.WEIGHTS, 1).astype(table_VD.dtype), None
+
+
+_lookup.defvjp(_lookup_fwd, _lookup_bwd)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gaia import parallel
 from gaia.errors import ConfigError
 
 
@@ -205,8 +206,12 @@ def scale_by_muon(
 ) -> optax.GradientTransformation:
     """Nesterov momentum, orthogonalized, scaled by sqrt(max(1, out/in)) (Jordan et al. 2024).
 
-    Leaves are [..., in, out]; leading axes (layers) are independent matrices.
+    Leaves are [layers, in, out], each layer a matrix of its own. On a mesh the iterations are
+    shared out over the devices, layer by layer (`parallel.by_layer`).
     """
+
+    def orthogonal(g_LIO: jax.Array) -> jax.Array:
+        return orthogonalize(g_LIO, newton_schulz_steps, newton_schulz_dtype).astype(g_LIO.dtype)
 
     def init(params):
         return MuonState(jax.tree.map(jnp.zeros_like, params))
@@ -221,7 +226,9 @@ def scale_by_muon(
         def step(m, g):
             nesterov = momentum * m + (1 - momentum) * g
             scale = max(1.0, g.shape[-1] / g.shape[-2]) ** 0.5
-            return scale * orthogonalize(nesterov, newton_schulz_steps, newton_schulz_dtype)
+            # Cast first: half the bytes travel, and the iterations would cast anyway.
+            nesterov = nesterov.astype(newton_schulz_dtype)
+            return scale * parallel.by_layer(orthogonal, nesterov).astype(jnp.float32)
 
         return jax.tree.map(step, average, grads), MuonState(average)
 

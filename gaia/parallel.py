@@ -1,73 +1,321 @@
-"""Data parallelism over every device of every process: one mesh axis, `data`.
+"""One mesh, one table of rules, and the collectives that the layers use.
 
-Parameters are replicated; each device computes the gradients of its rows and the sums are added
-across the axis. Axis names: `data`. Shapes: B rows of the whole step, b rows of one process.
+The mesh has four named axes, outermost first:
+
+- `replica`: copies of the model; between slices of a pod (over the data-centre network) only
+  this axis runs, once per step, on gradients that are already sharded.
+- `fsdp`: rows of the batch, and shards of every matrix (ZeRO-3): a layer gathers its weights in
+  the compute dtype when it needs them, forward and backward, and scatters the sums of their
+  gradients.
+- `sequence`: parts of each row (context parallelism; keys and values are gathered), and, like
+  `fsdp`, shards of every matrix.
+- `tensor`: heads, hidden units and vocabulary.
+
+Axis types are Explicit: outside of `per_device` an array's type says how it is sharded, and the
+optimizer reads it there. What computes losses and gradients runs inside `per_device`, written
+for the part of one device with its collectives named (ARCHITECTURE.md, "Sharding", says why).
+On one device all of this is the identity, and the program is the plain one.
+
+Shapes: B rows of the whole step, b rows of one process, T time.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gaia.errors import ConfigError
 
-AXIS = "data"
+AXES = ("replica", "fsdp", "sequence", "tensor")
+ROWS = ("replica", "fsdp")
+"""Axes that the rows of a batch are split over."""
+WEIGHTS = ("fsdp", "sequence")
+"""Axes that every matrix is split over and gathered from where it is used."""
+TOKENS = (*ROWS, "sequence")
+"""Axes over which devices hold different tokens, and so different parts of a gradient."""
+
+# The rules: how each array lies on the mesh. A parameter is found by the last of these names in
+# its path, and a leading layer dim is whole. Matrices are split over WEIGHTS along their first
+# dim, so that the last one stays a full vector register wide on TPUs; a table is split along D.
+RULES: dict[str, tuple[Any, ...]] = {
+    "q": (WEIGHTS, "tensor"),  # [D, N*H]
+    "k": (WEIGHTS, "tensor"),  # [D, K*H]
+    "v": (WEIGHTS, "tensor"),  # [D, K*H]
+    "out": (("tensor", *WEIGHTS), None),  # [N*H, D]
+    "gate": (WEIGHTS, "tensor"),  # [D, F]
+    "up": (WEIGHTS, "tensor"),  # [D, F]
+    "down": (("tensor", *WEIGHTS), None),  # [F, D]
+    "head": (WEIGHTS, "tensor"),  # [D, V]
+    "table": ("tensor", WEIGHTS),  # [V, D]
+    "scale": (None,),  # norm gains
+    "batch": (ROWS, "sequence"),  # tokens, targets, positions, segment ids [B, T]
+}
 
 
-def make_mesh() -> Mesh:
-    """All devices of all processes along `data`."""
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; at most one may be -1, the rest of the devices."""
+
+    replica: int = 1
+    """Copies of the model; a multiple of the slices where there are several."""
+    fsdp: int = -1
+    """Shards of parameters, optimizer state and batch rows."""
+    tensor: int = 1
+    """Shards of heads, hidden units and vocabulary."""
+    sequence: int = 1
+    """Shards of each row's tokens (context parallelism)."""
+
+    def sizes(self, devices: int) -> dict[str, int]:
+        """Devices along each axis, in the order of `AXES`.
+
+        Raises:
+            ConfigError: a size is neither positive nor -1, several are -1, or they do not
+                multiply to `devices`.
+        """
+        sizes = {axis: getattr(self, axis) for axis in AXES}
+        for axis, size in sizes.items():
+            if size < 1 and size != -1:
+                raise ConfigError(f"mesh.{axis} is {size}", "use at least 1, or -1 for the rest")
+        rest = [axis for axis, size in sizes.items() if size == -1]
+        if len(rest) > 1:
+            raise ConfigError(f"mesh.{rest[0]} and mesh.{rest[1]} are both -1", "set one of them")
+        known = math.prod(size for size in sizes.values() if size != -1)
+        if rest and devices % known == 0:
+            sizes[rest[0]] = devices // known
+        if math.prod(sizes.values()) != devices:
+            given = " x ".join(f"{axis} {getattr(self, axis)}" for axis in AXES)
+            raise ConfigError(
+                f"mesh {given} does not make {devices} devices", "let the sizes multiply to that"
+            )
+        return sizes
 
 
-def check_rows(rows: int, mesh: Mesh) -> None:
-    """Raises ConfigError where the rows of a micro-batch do not divide over the devices."""
-    if rows % mesh.size:
+def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over all devices of all processes, or over those given.
+
+    Devices may be those of an AOT topology (`jax.experimental.topologies`). On TPUs the axes
+    follow the interconnect; with several slices `replica` is the one that crosses them.
+
+    Raises:
+        ConfigError: the sizes do not fit the devices, or these are of several kinds.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    kinds = sorted({d.device_kind for d in devices})
+    if len(kinds) > 1:
+        raise ConfigError(f"devices are of {len(kinds)} kinds: {', '.join(kinds)}", "use one kind")
+    sizes = config.sizes(len(devices))
+    shape = tuple(sizes.values())
+    slices = len({getattr(d, "slice_index", None) for d in devices})
+    if sizes["replica"] % slices:
         raise ConfigError(
-            f"{rows} rows per micro-batch do not divide over {mesh.size} devices",
-            "choose training.batch_size / training.grad_accum as a multiple",
+            f"mesh.replica is {sizes['replica']} on {slices} slices",
+            f"use a multiple of {slices}: only replicas may cross slices",
         )
+    if slices > 1:
+        inner = (sizes["replica"] // slices, *shape[1:])
+        outer = (slices, *(1 for _ in shape[1:]))
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inner, outer, devices, allow_split_physical_axes=True
+        )
+    elif devices[0].platform == "tpu":
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        grid = np.array(devices).reshape(shape)
+    return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
-    return NamedSharding(mesh, P())
+def check_divides(mesh: Mesh, what: str, size: int, axes: Sequence[str], remedy: str) -> None:
+    """Raises ConfigError where `size` (the value of field `what`) does not divide over `axes`."""
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    if size % parts:
+        named = " x ".join(f"mesh.{a} {mesh.shape[a]}" for a in axes if mesh.shape[a] > 1)
+        raise ConfigError(f"{what} is {size}, which does not divide over {named}", remedy)
+
+
+# ── Arrays of the whole mesh ────────────────────────────────────────────────────────────────────
+
+
+def spec_of(path: Sequence[Any], ndim: int, mesh: Mesh) -> P:
+    """How a parameter, or an optimizer's array of its shape, lies on the mesh, by its path."""
+    names = [str(getattr(p, "key", getattr(p, "name", ""))) for p in path]
+    rule = next((RULES[name] for name in reversed(names) if name in RULES), ())
+    rule = rule if len(rule) <= ndim else ()  # e.g. a counter beside the moments
+    return P(*[None] * (ndim - len(rule)), *_spread(rule, mesh))
+
+
+def _spread(rule: Sequence[Any], mesh: Mesh) -> P:
+    """The rule without the axes that have one device: what is whole is typed as whole."""
+
+    def present(axes):
+        axes = (axes,) if isinstance(axes, str) else axes or ()
+        kept = tuple(axis for axis in axes if mesh.shape[axis] > 1)
+        return kept[0] if len(kept) == 1 else kept or None
+
+    return P(*(present(axes) for axes in rule))
+
+
+def specs(tree: Any, mesh: Mesh) -> Any:
+    """The PartitionSpec of every leaf."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: spec_of(path, x.ndim, mesh), tree)
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """The NamedSharding of every leaf."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(tree, mesh))
+
+
+def abstract(function: Callable[..., Any], mesh: Mesh, *args: Any) -> Any:
+    """What `function(*args)` would return, as ShapeDtypeStructs with their shardings."""
+    shapes = jax.eval_shape(function, *args)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings(shapes, mesh),
+    )
+
+
+def create(function: Callable[..., Any], mesh: Mesh, *args: Any) -> Any:
+    """`function(*args)` computed shard by shard: no device and no host ever holds a whole leaf."""
+    shapes = jax.eval_shape(function, *args)
+    return jax.jit(function, out_shardings=shardings(shapes, mesh))(*args)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of tokens, targets, positions and segment ids [B, T]."""
+    return NamedSharding(mesh, _spread(RULES["batch"], mesh))
 
 
 def shard_rows(batch_bT: np.ndarray, mesh: Mesh) -> jax.Array:
     """This process's rows of a batch [b, T], placed as its part of the global array [B, T]."""
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, P(AXIS)), batch_bT)
+    return jax.make_array_from_process_local_data(batch_sharding(mesh), batch_bT)
 
 
-def sum_over_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """`function(shared, *rows)` run on each device's rows, its results added over devices.
-
-    `shared` is replicated, the arrays after it are split along their first dim; every output
-    must be a sum over rows.
-    """
-    return _over_rows(lambda *args: jax.lax.psum(function(*args), AXIS), mesh, P(), function)
-
-
-def map_over_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """The same for outputs that have one entry per row."""
-    return _over_rows(function, mesh, P(AXIS), function)
-
-
-def _over_rows(local: Callable[..., Any], mesh: Mesh, out: P, alone: Callable[..., Any]):
+def per_device(function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any):
+    """`function` run by each device on its part of the arguments; on one device, itself."""
     if mesh.size == 1:
-        return alone
-
-    def call(shared, *rows):
-        specs = (P(), *(P(AXIS) for _ in rows))
-        return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)(
-            shared, *rows
-        )
-
-    return call
+        return function
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
 
 
-def device_index(mesh: Mesh) -> jax.Array | int:
-    """Place of the device along `data`, inside a function that runs over rows."""
-    return jax.lax.axis_index(AXIS) if mesh.size > 1 else 0
+def by_layer(function: Callable[[jax.Array], jax.Array], x_LIO: jax.Array) -> jax.Array:
+    """`function` of a stack of matrices [L, in, out], which treats each alone, shared out.
+
+    The devices that hold shards of the stack exchange them so that each has L / devices whole
+    matrices, and exchange the results back: no device holds the whole stack. Where L does not
+    divide, zeros fill up; they cost no time, since the devices wait for one another anyway.
+    How `x_LIO` is sharded is read from its type.
+    """
+    sharding = jax.typeof(x_LIO).sharding
+    split = {dim: axes for dim, axes in enumerate(sharding.spec) if axes is not None}
+    if not split:
+        return function(x_LIO)
+    names = {dim: axes if isinstance(axes, tuple) else (axes,) for dim, axes in split.items()}
+    devices = math.prod(sharding.mesh.shape[a] for axes in names.values() for a in axes)
+
+    def exchange(x_lio: jax.Array) -> jax.Array:
+        L = x_lio.shape[0]
+        x = jnp.pad(x_lio, ((0, -L % devices), (0, 0), (0, 0)))
+        for dim, axes in names.items():
+            x = jax.lax.all_to_all(x, axes, split_axis=0, concat_axis=dim, tiled=True)
+        x = function(x)
+        for dim, axes in reversed(names.items()):
+            x = jax.lax.all_to_all(x, axes, split_axis=dim, concat_axis=0, tiled=True)
+        return x[:L]
+
+    spec = sharding.spec
+    return jax.shard_map(
+        exchange, mesh=sharding.mesh, in_specs=(spec,), out_specs=spec, check_vma=False
+    )(x_LIO)
+
+
+# ── Inside `per_device`: axes of one device, or outside of it, are the identity ────────────────
+
+
+def _present(axes: Sequence[str]) -> tuple[str, ...]:
+    """Those of `axes` that run over several devices here."""
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = mesh.manual_axes
+    return tuple(axis for axis in axes if axis in manual and mesh.shape[axis] > 1)
+
+
+def size(*axes: str) -> int:
+    """Devices along these axes together; 1 outside of `per_device`."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape[axis] for axis in _present(axes))
+
+
+def index(*axes: str) -> jax.Array | int:
+    """Place of this device along these axes taken together; 0 outside of `per_device`."""
+    here = _present(axes)
+    return jax.lax.axis_index(here) if here else 0
+
+
+def sequence_parts() -> int:
+    """Into how many parts each row is split here; 0 where it is whole."""
+    parts = size("sequence")
+    return parts if parts > 1 else 0
+
+
+def platform(x: jax.Array) -> str:
+    """`cpu`, `gpu` or `tpu`: what `x` is traced for, which an AOT topology sets apart from here."""
+    device = jax.typeof(x).sharding.mesh.abstract_device
+    device = device or jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
+def add_up(x: Any, axes: Sequence[str]) -> Any:
+    """The sum of `x` over devices."""
+    here = _present(axes)
+    return jax.lax.psum(x, here) if here else x
+
+
+def largest(x: jax.Array, axes: Sequence[str]) -> jax.Array:
+    """The maximum of `x` over devices."""
+    here = _present(axes)
+    return jax.lax.pmax(x, here) if here else x
+
+
+def gather(x: jax.Array, axes: Sequence[str], dim: int) -> jax.Array:
+    """The parts of all devices, one behind the other along `dim`."""
+    here = _present(axes)
+    return jax.lax.all_gather(x, here, axis=dim, tiled=True) if here else x
+
+
+def scatter_sum(x: jax.Array, axes: Sequence[str], dim: int) -> jax.Array:
+    """This device's part, along `dim`, of the sum of `x` over devices: `gather`'s transpose."""
+    here = _present(axes)
+    return jax.lax.psum_scatter(x, here, scatter_dimension=dim, tiled=True) if here else x
+
+
+@jax.custom_vjp
+def over_heads(x: jax.Array) -> jax.Array:
+    """`x`, replicated over `tensor`, where each device uses it on its own heads.
+
+    The identity; its gradient is the sum of what those heads ask for.
+    """
+    return x
+
+
+over_heads.defvjp(lambda x: (x, None), lambda _, dx: (add_up(dx, ("tensor",)),))
+
+
+def add_up_gradients(grads: Any, specs: Any) -> Any:
+    """Each gradient's sum over the devices with other tokens, where it is not yet one.
+
+    Leaves split over an axis have been summed over it by the `scatter_sum` of their layer.
+    """
+
+    def one(grad: jax.Array, spec: P) -> jax.Array:
+        summed = {a for axes in spec for a in (axes if isinstance(axes, tuple) else (axes,))}
+        return add_up(grad, [axis for axis in TOKENS if axis not in summed])
+
+    return jax.tree.map(one, grads, specs)

@@ -12,6 +12,7 @@ from typing import Any
 from gaia.config import load_yaml, parse
 from gaia.errors import ConfigError
 from gaia.optim import OptimConfig
+from gaia.parallel import MeshConfig
 from gchat.model import GPTConfig, flops_per_token, matmul_params
 
 ALIASES = {
@@ -132,13 +133,15 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     run: RunConfig = RunConfig()
 
 
 # A resumed run may change these; every other field must be as it was.
-FREE_ON_RESUME = ("run.", "eval.", "checkpoint.", "data.dir", "model.scan_unroll", "model.remat")
+FREE_ON_RESUME = ("run.", "eval.", "checkpoint.", "mesh.", "data.dir")
+FREE_ON_RESUME += ("model.scan_unroll", "model.remat")
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gaia import parallel
 from gaia.errors import ConfigError
 from gaia.kernels.matmul import PRODUCT
 from gaia.layers import (
@@ -292,6 +293,8 @@ class GPT(nnx.Module):
         if positions_BT is None:
             # Known while tracing, so that RoPE's table is a constant of the program.
             positions_BT = np.arange(T, dtype=np.int32)[None, :]
+            if parallel.size("sequence") > 1:
+                positions_BT = positions_BT + parallel.index("sequence") * T
         dtype = jnp.dtype(c.compute_dtype)
         x_BTD = self.embed(tokens_BT, dtype)
         rope = None

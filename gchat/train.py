@@ -70,9 +70,8 @@ class Trainer:
             print(sentence)
 
         # ── Model, optimizer, evaluation ──────────────────────────────────────────────────────
-        self.mesh = parallel.make_mesh()
+        self.mesh = parallel.make_mesh(config.mesh)
         rows = config.training.batch_size or 1
-        parallel.check_rows(rows // config.training.grad_accum, self.mesh)
         graph, self.state = init_state(config, self.mesh)
         self.train_step = make_train_step(graph, config, self.mesh)
         scorer = make_scorer(graph, config, self.mesh)

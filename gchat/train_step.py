@@ -1,6 +1,12 @@
-"""The update and the scorer: what one jitted program computes, and how rows meet devices.
+"""The update and the scorer: what one jitted program computes, and what each device does of it.
 
-Shapes: B rows, b rows of one device, T time, D model, A micro-batches of a step.
+    compiled = make_train_step(graph, config, mesh).lower(
+        abstract_state(config, mesh), *abstract_batch(config, mesh)
+    ).compile()
+
+compiles the update for any mesh, of devices that are here or of an AOT topology.
+
+Shapes: B rows, T time, D model; b rows and t time of one device; A micro-batches of a step.
 """
 
 from collections.abc import Callable
@@ -12,6 +18,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from gaia import parallel
 from gaia.kernels.cross_entropy import cross_entropy, token_nll
@@ -39,17 +46,72 @@ class StepMetrics(NamedTuple):
     """Share of the peak learning rates."""
 
 
-def init_state(config: TrainConfig, mesh: Mesh) -> tuple[Any, TrainState]:
-    """The model's static graph and the state before the first update, born under jit."""
+def _new_state(config: TrainConfig, key: jax.Array) -> TrainState:
     optimizer = make_optimizer(config.optim, config.training.steps or 1)
-    graph = nnx.graphdef(nnx.eval_shape(lambda: GPT(config.model, rngs=nnx.Rngs(0))))
+    params = nnx.to_pure_dict(nnx.state(GPT(config.model, rngs=nnx.Rngs(key))))
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
-    @partial(jax.jit, out_shardings=parallel.replicated(mesh))
-    def init(key: jax.Array) -> TrainState:
-        params = nnx.to_pure_dict(nnx.state(GPT(config.model, rngs=nnx.Rngs(key))))
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
-    return graph, init(jax.random.key(config.training.seed))
+def _abstract_model(config: TrainConfig) -> GPT:
+    return nnx.eval_shape(lambda: GPT(config.model, rngs=nnx.Rngs(0)))
+
+
+def _abstract_params(config: TrainConfig) -> Any:
+    return nnx.to_pure_dict(nnx.state(_abstract_model(config)))
+
+
+def model_graph(config: TrainConfig) -> Any:
+    """The model's static part; no array is made."""
+    return nnx.graphdef(_abstract_model(config))
+
+
+def abstract_state(config: TrainConfig, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, for AOT compilation and for restoring.
+
+    Raises:
+        ConfigError: a size of the model or the batch does not divide over the mesh.
+    """
+    check_mesh(config, mesh)
+    return parallel.abstract(
+        partial(_new_state, config), mesh, jax.random.key(config.training.seed)
+    )
+
+
+def abstract_batch(config: TrainConfig, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """The same of inputs_BT and targets_BT; `config` is a derived one."""
+    shape = (config.training.batch_size or 1, config.model.seq_len)
+    batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=parallel.batch_sharding(mesh))
+    return batch, batch
+
+
+def init_state(config: TrainConfig, mesh: Mesh) -> tuple[Any, TrainState]:
+    """The model's static graph and the state before the first update, born sharded under jit.
+
+    Raises:
+        ConfigError: a size of the model or the batch does not divide over the mesh.
+    """
+    check_mesh(config, mesh)
+    key = jax.random.key(config.training.seed)
+    return model_graph(config), parallel.create(partial(_new_state, config), mesh, key)
+
+
+def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
+    """Raises ConfigError where a size of the model or the batch does not divide over the mesh."""
+    s, check = config.model.sizes, partial(parallel.check_divides, mesh)
+    divisor = "choose a multiple, or another mesh"
+    check("model.heads", s.heads, ("tensor",), divisor)
+    check("model.kv_heads", s.kv_heads, ("tensor",), divisor)
+    check("model.dim", s.dim, parallel.WEIGHTS, divisor)
+    matrix = ("tensor", *parallel.WEIGHTS)
+    check("model.heads x model.head_dim", s.heads * config.model.head_dim, matrix, divisor)
+    check("model.hidden", s.hidden, matrix, divisor)
+    check("model.padded_vocab_size", s.padded_vocab, ("tensor",), divisor)
+    check("model.seq_len", config.model.seq_len, ("sequence",), divisor)
+    if config.model.positions == "learned":
+        check("model.seq_len", config.model.seq_len, ("tensor",), divisor)
+    rows = (config.training.batch_size or 1) // config.training.grad_accum
+    remedy = "choose training.batch_size / training.grad_accum as a multiple"
+    check("rows per micro-batch", rows, parallel.ROWS, remedy)
 
 
 def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., Any]:
@@ -61,6 +123,8 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
     optimizer = make_optimizer(config.optim, config.training.steps or 1)
     lr_share = schedule(config.optim, config.training.steps or 1)
     A, c = config.training.grad_accum, config.model
+    specs = parallel.specs(_abstract_params(config), mesh)
+    batch = parallel.batch_sharding(mesh).spec
 
     def loss_share(params, inputs_BT, targets_BT, key, count):
         model: GPT = nnx.merge(graph, params)
@@ -74,35 +138,41 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
         )
         return total / count
 
-    def loss_and_grads(shared, inputs_bT, targets_bT):
-        """Sums over the rows of one device, micro-batch by micro-batch."""
-        params, key, count = shared
-        key = jax.random.fold_in(key, parallel.device_index(mesh))
+    def loss_and_grads(params, key, count, inputs_bt, targets_bt):
+        """Of the whole step, from the rows of one device, micro-batch by micro-batch."""
+        loss, grads = sums(params, key, count, inputs_bt, targets_bt)
+        return parallel.add_up(loss, parallel.TOKENS), parallel.add_up_gradients(grads, specs)
 
-        def micro(inputs_mT, targets_mT, i):
+    def sums(params, key, count, inputs_bt, targets_bt):
+        key = jax.random.fold_in(key, parallel.index(*parallel.TOKENS))
+
+        def micro(inputs_mt, targets_mt, i):
             dropout_key = jax.random.fold_in(key, i) if c.dropout else None
             grad_of = jax.value_and_grad(loss_share)
-            return grad_of(params, inputs_mT, targets_mT, dropout_key, count)
+            return grad_of(params, inputs_mt, targets_mt, dropout_key, count)
 
         if A == 1:
-            return micro(inputs_bT, targets_bT, 0)
+            return micro(inputs_bt, targets_bt, 0)
 
         def add(total, batch):
             return jax.tree.map(jnp.add, total, micro(*batch)), None
 
         split = jax.tree.map(
-            lambda a: a.reshape(A, a.shape[0] // A, a.shape[1]), (inputs_bT, targets_bT)
+            lambda a: a.reshape(A, a.shape[0] // A, a.shape[1]), (inputs_bt, targets_bt)
         )
         zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
         return jax.lax.scan(add, zeros, (*split, jnp.arange(A)))[0]
+
+    on_each_device = parallel.per_device(
+        loss_and_grads, mesh, (specs, P(), P(), batch, batch), (P(), specs)
+    )
 
     @partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, inputs_BT: jax.Array, targets_BT: jax.Array):
         count = jnp.maximum(jnp.sum(targets_BT >= 0), 1).astype(jnp.float32)
         # Randomness is a function of (seed, step, place), so a resume needs no stored key.
         key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
-        over_rows = parallel.sum_over_rows(loss_and_grads, mesh)
-        loss, grads = over_rows((state.params, key, count), inputs_BT, targets_BT)
+        loss, grads = on_each_device(state.params, key, count, inputs_BT, targets_BT)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(loss, optax.tree.norm(grads), lr_share(state.step))
@@ -115,21 +185,23 @@ def make_scorer(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., ja
     """The jitted forward pass (params, packed rows) -> nats per target [B, T], fp32."""
     c = config.model
 
-    def score(params, inputs_bT, targets_bT, positions_bT, segment_ids_bT):
+    def score(params, inputs_bt, targets_bt, positions_bt, segment_ids_bt):
         model: GPT = nnx.merge(graph, params)
-        x_bTD, _ = model(inputs_bT, positions_BT=positions_bT, segment_ids_BT=segment_ids_bT)
+        x_btD, _ = model(inputs_bt, positions_BT=positions_bt, segment_ids_BT=segment_ids_bt)
         nll_n = token_nll(
-            x_bTD.reshape(-1, x_bTD.shape[-1]),
+            x_btD.reshape(-1, x_btD.shape[-1]),
             model.head_kernel,
-            targets_bT.reshape(-1),
+            targets_bt.reshape(-1),
             vocab_size=c.sizes.vocab,
             chunk=config.training.loss_chunk,
         )
-        return nll_n.reshape(targets_bT.shape)
+        return nll_n.reshape(targets_bt.shape)
 
-    over_rows = jax.jit(parallel.map_over_rows(score, mesh))
+    specs = parallel.specs(_abstract_params(config), mesh)
+    batch = parallel.batch_sharding(mesh).spec
+    on_each_device = jax.jit(parallel.per_device(score, mesh, (specs, *[batch] * 4), batch))
 
     def score_rows(params, rows: bpb.Rows) -> jax.Array:
-        return over_rows(params, *(parallel.shard_rows(a, mesh) for a in rows))
+        return on_each_device(params, *(parallel.shard_rows(a, mesh) for a in rows))
 
     return score_rows

@@ -1,10 +1,15 @@
 """Softmax attention for training and prefill: causal, windowed, packed, grouped-query.
 
-`attention` is the entry point. Its XLA implementation is exact and works on blocks of queries: a
+`attention` is the entry point; by the platform it compiles for it takes Pallas splash attention
+(TPU), cuDNN's flash attention (NVIDIA GPU, rows of one document) or the implementation here, on
+XLA, which takes every case. That one is exact and works on blocks of queries: a
 block multiplies only the keys it may see, so what lies above the diagonal or outside the window
 is never computed, and the backward pass recomputes the scores of a block from the saved
 logsumexp instead of keeping them (Dao et al. 2022; here a block of queries holds all its keys at
 once, so no running maximum is needed). `reference_attention` is the textbook formula, for tests.
+
+On a mesh (`gaia.parallel`) heads are split over `tensor`, which needs nothing here, and rows over
+`sequence`: each device gathers the keys and values of whole rows for its part of the queries.
 
 Shapes: B batch, T query time, S key time, N query heads, K key/value heads, G = N / K query
 heads per key head, H head dim.
@@ -16,10 +21,17 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from gaia import parallel
 from gaia.errors import ConfigError
+from gaia.kernels import splash
 
-Impl = Literal["auto", "xla", "reference"]
+Impl = Literal["auto", "splash", "cudnn", "xla", "reference"]
+
+ATTENTION = "attention"
+"""Name of output and logsumexp to `jax.checkpoint` policies: saved, the backward pass does not
+run the forward kernel again."""
 
 # Added to nothing and compared with nothing: a finite "minus infinity" keeps exp and its
 # gradient free of NaN. Every query sees at least itself, so no row is made of these alone.
@@ -48,7 +60,8 @@ def attention(
 ) -> jax.Array:
     """softmax(scale * q @ k^T + mask) @ v, with the softmax in fp32.
 
-    With S > T the queries are the last T of the S positions, as in FlashAttention 2.
+    With S > T the queries are the last T of the S positions, as in FlashAttention 2. Where the
+    mesh splits rows over `sequence`, T == S are those of one part, and so are the segment ids.
 
     Args:
         q_BTNH: queries.
@@ -58,7 +71,9 @@ def attention(
         window: a query sees itself and the `window - 1` positions before it; needs `causal`.
         causal: a query sees no later position.
         scale: multiplies the scores; H**-0.5 when left out.
-        impl: `xla` (blocked), `reference` (whole score matrix), or `auto`, which is `xla`.
+        impl: `splash` (TPU), `cudnn` (GPU; no segment ids, 16-bit), `xla` (blocked), `reference`
+            (whole score matrix), or `auto`: the first of these that takes the arguments on the
+            platform compiled for.
 
     Returns:
         [B, T, N, H] in the dtype of `q_BTNH`.
@@ -78,8 +93,58 @@ def attention(
             causal=causal,
             scale=factor,
         )
+    part, key_ids = None, segment_ids_BT
+    if parts := parallel.sequence_parts():
+        part = (parallel.index("sequence"), parts)
+        k_BSKH, v_BSKH = (parallel.gather(x, ("sequence",), 1) for x in (k_BSKH, v_BSKH))
+        if segment_ids_BT is not None:
+            key_ids = parallel.gather(segment_ids_BT, ("sequence",), 1)
+    ids = None if segment_ids_BT is None else (segment_ids_BT, key_ids)
+    if impl == "auto":
+        impl = _best(q_BTNH, k_BSKH, ids, part)
+    if impl == "splash":
+        return splash.splash_attention(
+            q_BTNH,
+            k_BSKH,
+            v_BSKH,
+            segment_ids=ids,
+            part=part,
+            window=window,
+            causal=causal,
+            scale=factor,
+            name=ATTENTION,
+        )
+    if impl == "cudnn":
+        return _cudnn(q_BTNH, k_BSKH, v_BSKH, window, causal, factor)
+    first = None if part is None else part[0] * q_BTNH.shape[1]
     static = _Static(causal, window, factor, _block_size(q_BTNH.shape[1]))
-    return _blocked(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, static)
+    return _blocked(q_BTNH, k_BSKH, v_BSKH, _Place(ids, first), static)
+
+
+def _best(q_BTNH, k_BSKH, ids, part) -> Impl:
+    """The fastest implementation that takes these arguments where they are compiled for."""
+    (_, T, N, H), S = q_BTNH.shape, k_BSKH.shape[1]
+    platform = parallel.platform(q_BTNH)
+    if platform == "tpu" and splash.fits(T, S, H):
+        return "splash"
+    # cuDNN through jax.nn takes no segment ids: packed rows go through XLA (README, "Attention").
+    half = q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
+    if platform in ("gpu", "cuda") and half and ids is None and part is None and S == T:
+        return "cudnn" if H % 8 == 0 and H <= 128 and N % k_BSKH.shape[2] == 0 else "xla"
+    return "xla"
+
+
+def _cudnn(q_BTNH, k_BSKH, v_BSKH, window, causal, scale) -> jax.Array:
+    out = jax.nn.dot_product_attention(
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        scale=scale,
+        is_causal=causal,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation="cudnn",
+    )
+    return checkpoint_name(out, ATTENTION)
 
 
 def reference_attention(
@@ -137,18 +202,28 @@ def _block_size(T: int) -> int:
 
 
 def _visible(
-    rows: int, cols: int, row0: int, col0: int, causal: bool, window: int | None
+    rows: int, cols: int, row0: jax.Array | int, col0: int, causal: bool, window: int | None
 ) -> jax.Array | None:
     """Mask [rows, cols] of which keys a query sees by position; None where it sees them all."""
     if not causal:
         return None
-    last_row, last_col = row0 + rows - 1, col0 + cols - 1
-    if last_col <= row0 and (window is None or col0 > last_row - window):
-        return None
+    if isinstance(row0, int):
+        last_row, last_col = row0 + rows - 1, col0 + cols - 1
+        if last_col <= row0 and (window is None or col0 > last_row - window):
+            return None
     t = row0 + jax.lax.broadcasted_iota(jnp.int32, (rows, cols), 0)
     s = col0 + jax.lax.broadcasted_iota(jnp.int32, (rows, cols), 1)
     seen = s <= t
     return seen if window is None else seen & (s > t - window)
+
+
+class _Place(NamedTuple):
+    """Where the queries are among the keys."""
+
+    segment_ids: tuple[jax.Array, jax.Array] | None
+    """Of the queries [B, T] and of the keys [B, S]."""
+    first: jax.Array | int | None
+    """Position of the first query, known at run time only; None: the last T of S."""
 
 
 class _Span(NamedTuple):
@@ -160,10 +235,13 @@ class _Span(NamedTuple):
     high: int
 
 
-def _spans(T: int, S: int, static: _Static) -> Iterator[_Span]:
+def _spans(T: int, S: int, static: _Static, place: _Place) -> Iterator[_Span]:
     offset = S - T
     for start in range(0, T, static.block):
         stop = min(start + static.block, T)
+        if place.first is not None:  # only the mask can tell
+            yield _Span(start, stop, 0, S)
+            continue
         high = stop + offset if static.causal else S
         low = 0 if static.window is None else max(0, start + offset - static.window + 1)
         yield _Span(start, stop, low, high)
@@ -205,7 +283,7 @@ def _unkeys(x_ZSH: jax.Array, B: int) -> jax.Array:
 def _scores(
     q_ZQH: jax.Array,
     k_ZSH: jax.Array,
-    segment_ids_BT: jax.Array | None,
+    place: _Place,
     span: _Span,
     offset: int,
     static: _Static,
@@ -213,56 +291,59 @@ def _scores(
     """Masked, scaled scores of a block, fp32 [Z, Q, high - low]."""
     rows, cols = span.stop - span.start, span.high - span.low
     score = _matmul(q_ZQH, k_ZSH[:, span.low : span.high], 2, 2) * static.scale
-    seen = _visible(rows, cols, span.start + offset, span.low, static.causal, static.window)
-    if seen is None and segment_ids_BT is None:
+    row0 = span.start + (offset if place.first is None else place.first)
+    seen = _visible(rows, cols, row0, span.low, static.causal, static.window)
+    if seen is None and place.segment_ids is None:
         return score
     Z, Q, _ = score.shape
     score_ZGQS = score.reshape(Z, Q // rows, rows, cols)
     if seen is not None:
         score_ZGQS = jnp.where(seen[None, None], score_ZGQS, _MASKED)
-    if segment_ids_BT is not None:
-        q_ids = segment_ids_BT[:, span.start : span.stop, None]
-        same_BQS = q_ids == segment_ids_BT[:, None, span.low : span.high]
+    if place.segment_ids is not None:
+        q_ids_BT, k_ids_BS = place.segment_ids
+        q_ids = q_ids_BT[:, span.start : span.stop, None]
+        same_BQS = q_ids == k_ids_BS[:, None, span.low : span.high]
         same_ZQS = jnp.repeat(same_BQS, Z // same_BQS.shape[0], axis=0)
         score_ZGQS = jnp.where(same_ZQS[:, None], score_ZGQS, _MASKED)
     return score_ZGQS.reshape(Z, Q, cols)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _blocked(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, static: _Static) -> jax.Array:
-    return _blocked_fwd(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, static)[0]
+def _blocked(q_BTNH, k_BSKH, v_BSKH, place, static: _Static) -> jax.Array:
+    return _blocked_fwd(q_BTNH, k_BSKH, v_BSKH, place, static)[0]
 
 
-def _blocked_fwd(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, static: _Static):
+def _blocked_fwd(q_BTNH, k_BSKH, v_BSKH, place, static: _Static):
     (B, T, N, _), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
     k_ZSH, v_ZSH = _keys(k_BSKH), _keys(v_BSKH)
     # The backward pass reads what it needs in the layout made here, block by block.
     blocks = []
-    for span in _spans(T, S, static):
+    for span in _spans(T, S, static, place):
         q_ZQH = _queries(q_BTNH, span, K)
-        score = _scores(q_ZQH, k_ZSH, segment_ids_BT, span, S - T, static)
+        score = _scores(q_ZQH, k_ZSH, place, span, S - T, static)
         top = jnp.max(score, axis=-1, keepdims=True)
         weight = jnp.exp(score - top)
         total = jnp.sum(weight, axis=-1, keepdims=True)
         out = _matmul(weight.astype(v_ZSH.dtype), v_ZSH[:, span.low : span.high], 2, 1)
         # Dividing the [Q, H] result instead of the [Q, S] weights saves a pass over the scores.
         o_ZQH = (out / total).astype(q_BTNH.dtype)
-        blocks.append((q_ZQH, o_ZQH, top + jnp.log(total)))
+        o_ZQH, lse = checkpoint_name((o_ZQH, top + jnp.log(total)), ATTENTION)
+        blocks.append((q_ZQH, o_ZQH, lse))
     o_BTNH = jnp.concatenate([_unqueries(o, B, N) for _, o, _ in blocks], axis=1)
-    return o_BTNH, (blocks, k_ZSH, v_ZSH, segment_ids_BT)
+    return o_BTNH, (blocks, k_ZSH, v_ZSH, place)
 
 
 def _blocked_bwd(static: _Static, saved, do_BTNH):
-    blocks, k_ZSH, v_ZSH, segment_ids_BT = saved
+    blocks, k_ZSH, v_ZSH, place = saved
     (B, T, N, _), S, dtype = do_BTNH.shape, k_ZSH.shape[1], do_BTNH.dtype
     dk = jnp.zeros(k_ZSH.shape, jnp.float32)
     dv = jnp.zeros(v_ZSH.shape, jnp.float32)
     dqs = []
-    for span, (q, o, lse) in zip(_spans(T, S, static), blocks, strict=True):
+    for span, (q, o, lse) in zip(_spans(T, S, static, place), blocks, strict=True):
         keys = slice(span.low, span.high)
         do = _queries(do_BTNH, span, k_ZSH.shape[0] // B)
         delta = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), axis=-1, keepdims=True)
-        weight = jnp.exp(_scores(q, k_ZSH, segment_ids_BT, span, S - T, static) - lse)
+        weight = jnp.exp(_scores(q, k_ZSH, place, span, S - T, static) - lse)
         dweight = _matmul(do, v_ZSH[:, keys], 2, 2)
         dscore = (weight * (dweight - delta) * static.scale).astype(dtype)
         dqs.append(_unqueries(_matmul(dscore, k_ZSH[:, keys], 2, 1).astype(dtype), B, N))

@@ -6,6 +6,10 @@ multiplies them by the incoming cotangent. Against plain autodiff that saves the
 their softmax (1.1 GB at N = 4096, V = 32768) and reads them a third as often. `token_nll` gives
 the loss of each token, forward only, for evaluations.
 
+On a mesh (`gaia.parallel`) the head is a shard [D / WEIGHTS, V / tensor]: it is gathered along D
+in the compute dtype, the softmax runs over all parts of V, and the results are those of this
+device's tokens.
+
 Shapes: N tokens, D model, V vocabulary (padded).
 """
 
@@ -15,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gaia import parallel
 from gaia.errors import ConfigError
 from gaia.kernels.matmul import transpose
 
@@ -71,21 +76,27 @@ def token_nll(
     For evaluation: no gradients are prepared. Arguments as in `cross_entropy`.
     """
     static = _checked(head_DV, vocab_size, chunk, ignore_index)
-    head = head_DV.astype(x_ND.dtype)
+    head = _whole(head_DV, x_ND.dtype)
     x, targets = _chunks(x_ND, targets_N, static)
     nll = jax.lax.map(lambda xt: _forward(xt[0], head, xt[1], static).nll, (x, targets))
     return nll.reshape(-1)[: x_ND.shape[0]]
 
 
 def _checked(head_DV: jax.Array, vocab_size: int, chunk: int, ignore_index: int) -> _Static:
-    if not 1 <= vocab_size <= head_DV.shape[1]:
+    columns = head_DV.shape[1] * parallel.size("tensor")
+    if not 1 <= vocab_size <= columns:
         raise ConfigError(
-            f"vocab_size is {vocab_size} but the head has {head_DV.shape[1]} columns",
+            f"vocab_size is {vocab_size} but the head has {columns} columns",
             "pad the head or lower vocab_size",
         )
     if chunk < 1:
         raise ConfigError(f"cross-entropy chunk is {chunk}", "use at least 1 token")
     return _Static(vocab_size, chunk, ignore_index)
+
+
+def _whole(head_DV: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """This device's columns in the compute dtype, gathered along D."""
+    return parallel.gather(head_DV.astype(dtype), parallel.WEIGHTS, 0)
 
 
 def _chunks(x_ND: jax.Array, targets_N: jax.Array, static: _Static) -> tuple[jax.Array, jax.Array]:
@@ -112,30 +123,47 @@ class _Forward(NamedTuple):
     """bool [n]: the target is not ignored."""
 
 
+def _first_column(head_DV: jax.Array) -> jax.Array | int:
+    """The vocabulary id of this device's first column."""
+    return parallel.index("tensor") * head_DV.shape[1]
+
+
+def _gold(logits: jax.Array, targets_n: jax.Array, first: jax.Array | int) -> jax.Array:
+    """The logit of each target, [n, 1]."""
+    if parallel.size("tensor") == 1:
+        return jnp.take_along_axis(logits, targets_n[:, None], axis=1)
+    column = targets_n - first
+    here = (column >= 0) & (column < logits.shape[1])
+    gold = jnp.take_along_axis(logits, jnp.where(here, column, 0)[:, None], axis=1)
+    return parallel.add_up(jnp.where(here[:, None], gold, 0.0), ("tensor",))
+
+
 def _forward(x_nD: jax.Array, head_DV: jax.Array, targets_n: jax.Array, s: _Static) -> _Forward:
     logits = jnp.matmul(x_nD, head_DV, preferred_element_type=jnp.float32)
-    if s.vocab_size < logits.shape[1]:
+    first = _first_column(head_DV)
+    if s.vocab_size < logits.shape[1] * parallel.size("tensor"):
         column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-        logits = jnp.where(column < s.vocab_size, logits, -jnp.inf)
+        logits = jnp.where(column < s.vocab_size - first, logits, -jnp.inf)
     valid = targets_n != s.ignore_index
-    gold = jnp.take_along_axis(logits, jnp.where(valid, targets_n, 0)[:, None], axis=1)
-    top = jnp.max(logits, axis=1, keepdims=True)
+    gold = _gold(logits, jnp.where(valid, targets_n, 0), first)
+    top = parallel.largest(jnp.max(logits, axis=1, keepdims=True), ("tensor",))
     exps = jnp.exp(logits - top)
-    total = jnp.sum(exps, axis=1, keepdims=True)
+    total = parallel.add_up(jnp.sum(exps, axis=1, keepdims=True), ("tensor",))
     nll = (jnp.log(total) + top - gold)[:, 0]
     return _Forward(jnp.where(valid, nll, 0.0), exps, total, valid)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _loss(x_ND, head_DV, targets_N, static: _Static) -> jax.Array:
-    head = head_DV.astype(x_ND.dtype)
+    head = _whole(head_DV, x_ND.dtype)
     x, targets = _chunks(x_ND, targets_N, static)
     sums = jax.lax.map(lambda xt: _forward(xt[0], head, xt[1], static).nll.sum(), (x, targets))
     return jnp.sum(sums)
 
 
 def _loss_fwd(x_ND, head_DV, targets_N, static: _Static):
-    dtype, head = x_ND.dtype, head_DV.astype(x_ND.dtype)
+    dtype, head = x_ND.dtype, _whole(head_DV, x_ND.dtype)
+    first = _first_column(head)
 
     def one_chunk(carry, chunk):
         loss, dhead = carry
@@ -145,14 +173,16 @@ def _loss_fwd(x_ND, head_DV, targets_N, static: _Static):
         # softmax minus one-hot. An iota comparison fuses into the pass over the logits, on
         # every backend; a scatter of one element per row does not.
         column = jax.lax.broadcasted_iota(jnp.int32, f.exps.shape, 1)
-        hit = (column == targets_n[:, None]) & f.valid[:, None]
+        hit = (column == targets_n[:, None] - first) & f.valid[:, None]
         dlogits = (f.exps * row - hit.astype(jnp.float32)).astype(dtype)
         dx = jnp.matmul(dlogits, head.T, preferred_element_type=jnp.float32).astype(dtype)
+        dx = parallel.add_up(dx, ("tensor",))
         dhead += jnp.matmul(transpose(x_nD), dlogits, preferred_element_type=jnp.float32)
         return (loss + f.nll.sum(), dhead), dx
 
-    zeros = (jnp.zeros((), jnp.float32), jnp.zeros(head_DV.shape, jnp.float32))
+    zeros = (jnp.zeros((), jnp.float32), jnp.zeros(head.shape, jnp.float32))
     (loss, dhead), dx = jax.lax.scan(one_chunk, zeros, _chunks(x_ND, targets_N, static))
+    dhead = parallel.scatter_sum(dhead, parallel.WEIGHTS, 0)
     dx_ND = dx.reshape(-1, x_ND.shape[1])[: x_ND.shape[0]]
     return loss, (dx_ND, dhead, jnp.zeros((), head_DV.dtype))
 

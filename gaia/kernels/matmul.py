@@ -5,12 +5,21 @@ not one XLA's fast matrix library takes: autodiff's version of it leaves a trans
 operand inside the elementwise code around it, about 10% of a training step. Here `x` is
 transposed, once for all the weights it meets (gchat/EXPERIMENTS.md, "CPU training step").
 
+On a mesh (`gaia.parallel`) a weight is a shard: the product gathers it in the compute dtype, in
+the forward pass and once more in the backward pass (it is never kept), and scatters the sum of
+its gradient in fp32. What is split over `tensor` is added up where the other split ends.
+
 Shapes: N tokens, D in, F out.
 """
+
+from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+
+from gaia import parallel
 
 PRODUCT = "product"
 """Name of every result of `project` to `jax.checkpoint` policies.
@@ -20,35 +29,52 @@ A policy by primitive (`dots_saveable`) does not see through a custom gradient;
 """
 
 
-def project(x: jax.Array, *weights_DF: jax.Array) -> tuple[jax.Array, ...]:
+Split = Literal["out", "in"]
+
+
+def project(
+    x: jax.Array, *weights_DF: jax.Array, split: Split = "out", name: str = PRODUCT
+) -> tuple[jax.Array, ...]:
     """x @ w for each weight.
 
     Args:
         x: [..., D]; its dtype is the compute dtype.
         weights_DF: matrices [D, F], cast to the compute dtype; their gradients are accumulated
-            in fp32 and come in their own dtype.
+            in fp32 and come in their own dtype. On a mesh, this device's shards of them.
+        split: which of their dims is split over `tensor`: `out` takes a whole `x` and gives this
+            device's part of F; `in` takes a part of D and gives the sum over all parts.
+        name: of the results to `jax.checkpoint` policies.
 
     Returns:
         One [..., F] per weight, in the dtype of `x`.
     """
-    return tuple(checkpoint_name(y, PRODUCT) for y in _project(x, *weights_DF))
+    return tuple(checkpoint_name(y, name) for y in _project(split, x, *weights_DF))
 
 
-@jax.custom_vjp
-def _project(x, *weights_DF):
-    return tuple(x @ w.astype(x.dtype) for w in weights_DF)
+def _whole(w_DF: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The weight in the compute dtype, gathered from the devices that share it."""
+    return parallel.gather(w_DF.astype(dtype), parallel.WEIGHTS, 0)
 
 
-def _project_fwd(x, *weights_DF):
-    return _project(x, *weights_DF), (x, weights_DF)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _project(split: Split, x, *weights_DF):
+    ys = tuple(x @ _whole(w, x.dtype) for w in weights_DF)
+    return parallel.add_up(ys, ("tensor",)) if split == "in" else ys
 
 
-def _project_bwd(saved, dys):
+def _project_fwd(split: Split, x, *weights_DF):
+    return _project(split, x, *weights_DF), (x, weights_DF)
+
+
+def _project_bwd(split: Split, saved, dys):
     x, weights_DF = saved
-    dx, *rest = (dy @ w.astype(dy.dtype).T for dy, w in zip(dys, weights_DF, strict=True))
+    dx, *rest = (dy @ _whole(w, dy.dtype).T for dy, w in zip(dys, weights_DF, strict=True))
     for part in rest:
         dx += part
+    if split == "out":
+        dx = parallel.add_up(dx, ("tensor",))
     dws = jax.lax.platform_dependent(x, dys, cpu=_weight_grads_cpu, default=_weight_grads)
+    dws = (parallel.scatter_sum(dw, parallel.WEIGHTS, 0) for dw in dws)
     return dx, *(dw.astype(w.dtype) for dw, w in zip(dws, weights_DF, strict=True))
 
 

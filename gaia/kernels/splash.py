@@ -1,0 +1,113 @@
+"""Splash attention on TPU: JAX's Pallas kernel behind the arguments of `gaia.kernels.attention`.
+
+Blocks of scores that the mask empties are never computed, forward and backward; the backward
+pass is one fused kernel. Source: `jax.experimental.pallas.ops.tpu.splash_attention`.
+
+Shapes as in `attention.py`: B batch, T query time, S key time, N query heads, K key/value heads,
+H head dim.
+"""
+
+import math
+from functools import lru_cache
+
+import jax
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+_LANES = 128  # of a vector register: blocks are multiples of it
+_BLOCK = 512  # queries and keys per block; as few as divide the length
+
+
+def fits(T: int, S: int, H: int) -> bool:
+    """Whether the kernel takes these sizes: whole blocks, and heads that fill a register."""
+    return T % _LANES == 0 and S % _LANES == 0 and H % 64 == 0
+
+
+def splash_attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    segment_ids: tuple[jax.Array, jax.Array] | None,
+    part: tuple[jax.Array | int, int] | None,
+    window: int | None,
+    causal: bool,
+    scale: float,
+    name: str,
+    interpret: bool = False,
+) -> jax.Array:
+    """[B, T, N, H] in the dtype of `q_BTNH`; sizes for which `fits` holds.
+
+    Args:
+        q_BTNH: queries: the last T of S positions, or one part of them.
+        k_BSKH: keys.
+        v_BSKH: values.
+        segment_ids: of the queries [B, T] and of the keys [B, S].
+        part: (i, n) where the queries are the i-th of n equal parts of the positions.
+        window: a query sees itself and the `window - 1` positions before it.
+        causal: a query sees no later position.
+        scale: multiplies the scores.
+        name: of output and logsumexp to `jax.checkpoint` policies.
+        interpret: run on any platform, slowly (tests).
+    """
+    T, S, N = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[2]
+    parts = part[1] if part else 1
+    with jax.ensure_compile_time_eval():
+        call = _kernel(T * parts, S, N, parts, window, causal, name, interpret)
+    if part is not None:
+        call = _part_of(call, part[0], parts)
+    ids = None if segment_ids is None else kernel.SegmentIds(*segment_ids)
+    # The kernel has no scale of its own. In fp32 the scaled queries are exact to one rounding;
+    # in bf16 a head dim that is a power of four makes the scale, and so the product, exact.
+    q_BNTH = (q_BTNH * scale).astype(q_BTNH.dtype).swapaxes(1, 2)
+    o_BNTH = jax.vmap(call)(q_BNTH, k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2), ids)
+    return o_BNTH.swapaxes(1, 2)
+
+
+@lru_cache(maxsize=32)
+def _kernel(
+    T: int,
+    S: int,
+    N: int,
+    parts: int,
+    window: int | None,
+    causal: bool,
+    name: str,
+    interpret: bool,
+) -> kernel.SplashAttentionKernel:
+    if not causal:
+        mask = masks.FullMask((T, S))
+    elif window is None:
+        mask = masks.CausalMask((T, S), offset=S - T)
+    else:
+        mask = masks.LocalMask((T, S), window_size=(window - 1, 0), offset=S - T)
+    q, kv = math.gcd(T // parts, _BLOCK), math.gcd(S, _BLOCK)
+    sizes = kernel.BlockSizes(
+        block_q=q,
+        block_kv=kv,
+        block_kv_compute=kv,
+        block_q_dkv=q,
+        block_kv_dkv=kv,
+        block_kv_dkv_compute=kv,
+        use_fused_bwd_kernel=True,
+    )
+    return kernel.make_splash_mha(
+        masks.MultiHeadMask([mask] * N),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=parts,
+        residual_checkpoint_name=name,
+        interpret=interpret,
+    )
+
+
+def _part_of(call: kernel.SplashAttentionKernel, i: jax.Array | int, parts: int):
+    """The kernel of the i-th part of the queries: its rows of the tables of blocks to visit."""
+
+    def rows(table: jax.Array) -> jax.Array:
+        # [heads, query blocks, key blocks], or the positions of the queries [T].
+        dim = 1 if table.ndim == 3 else 0
+        size = table.shape[dim] // parts
+        return jax.lax.dynamic_slice_in_dim(table, i * size, size, dim)
+
+    return jax.tree.map(rows, call)
