@@ -7,11 +7,13 @@ with it was damaged. Both are passed over, aloud, in favour of the step before.
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import google_crc32c
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -65,6 +67,8 @@ class Checkpointer:
             Earlier checkpoints stay good and training may go on.
         """
         before = self.wait()
+        if (problem := self._no_room(state)) is not None:
+            return f"step {step}: {problem}"
         try:
             self._manager.save(
                 step,
@@ -77,6 +81,23 @@ class Checkpointer:
         self._sealing = threading.Thread(target=self._seal, args=(step,), name="seal-checkpoint")
         self._sealing.start()
         return before
+
+    def _no_room(self, state: Any) -> str | None:
+        """Says so where the disk cannot hold the state; None for buckets and for many processes.
+
+        Orbax meets a full disk with a page of errors from each write under way, and the room of
+        the half-written step is gone until it is swept up: better not begin.
+        """
+        if "://" in str(self.directory) or jax.process_count() > 1:
+            return None
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.directory).free
+        if free >= needed:
+            return None
+        return (
+            f"no space left on device: {self.directory} has {free / 1e6:,.1f} MB free, a "
+            f"checkpoint takes up to {needed / 1e6:,.1f} MB"
+        )
 
     def wait(self) -> str | None:
         """Blocks until the save under way is on disk; returns what went wrong, or None."""

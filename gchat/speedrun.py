@@ -20,6 +20,7 @@ from gaia.hardware import chip_of_device_kind
 from gaia.manifest import load_manifest
 from gchat.config import TrainConfig, derive, load
 from gchat.data.prepare import prepare
+from gchat.model import GPTConfig, matmul_params
 from gchat.run_folder import RunFolder, folder_of
 from gchat.scaling.estimate import Estimate, estimate, overhead_seconds, tokens_within
 from gchat.train import Trainer
@@ -49,6 +50,11 @@ CPU_DEFAULT = "CPU default"
 LEAST_STEPS = 20  # fewer show nothing
 ACCELERATOR_HOURS = 3.0
 DEPTHS = tuple(range(4, 41, 2))  # what the plan chooses from
+# On a CPU the tokens are few, and a model too large for them is worse than a small one that sees
+# more: the plan takes the largest of these depths that gets so many tokens per matmul parameter
+# (EXPERIMENTS.md, "The cpu preset").
+CPU_DEPTHS = (2, 3, 4)
+CPU_TOKENS_PER_PARAM = 0.5
 GPT2_VOCAB = (50_266, 50_304)  # ids in use with the chat specials, and padded
 
 
@@ -157,7 +163,8 @@ def _budget(options: Options, on_cpu: bool) -> tuple[float, str]:
 
 def _sets_size(args: list[str]) -> bool:
     named = bool(args) and not args[0].startswith("-")
-    return named or any(a.split("=")[0] in ("--depth", "--model.depth") for a in args)
+    sizes = ("--depth", "--model.depth", "--model.dim", "--model.aspect-ratio")
+    return named or any(a.split("=")[0].replace("_", "-") in sizes for a in args)
 
 
 class Plan:
@@ -188,21 +195,31 @@ class Plan:
         return derived, said, estimate(derived, self._machine, self._peak)
 
     def choose_size(self, *, fixed_depth: bool) -> None:
-        """The largest depth whose whole schedule ends in time, unless the user chose one."""
-        if self._machine.platform == "cpu" or fixed_depth:
+        """The largest depth that the time can feed, unless the user chose one; then its steps.
+
+        An accelerator must finish the whole schedule of a depth; a CPU, whose schedule is
+        shortened to the time, must reach CPU_TOKENS_PER_PARAM.
+        """
+        on_cpu = self._machine.platform == "cpu"
+        if not fixed_depth:
+            depths = CPU_DEPTHS if on_cpu else DEPTHS
+            models = [replace(self._given.model, depth=depth) for depth in depths]
+            enough = self._is_fed if on_cpu else self._ends_in_time
+            fitting = [model for model in models if enough(model)]
+            if not fitting and not on_cpu:
+                raise ConfigError(f"not even depth {depths[0]} finishes in time", "raise --hours")
+            self.config = replace(self._given, model=fitting[-1] if fitting else models[0])
+        if on_cpu or fixed_depth:
             self.fit_steps()
-            return
-        fitting = []
-        for depth in DEPTHS:
-            model = replace(self._given.model, depth=depth)
-            _, _, cost = self._estimate(replace(self._given, model=model))
-            if cost.seconds <= self._seconds_left():
-                fitting.append(model)
-        if not fitting:
-            raise ConfigError(
-                f"not even depth {DEPTHS[0]} finishes within the hours", "raise --hours"
-            )
-        self.config = replace(self._given, model=fitting[-1])
+
+    def _ends_in_time(self, model: GPTConfig) -> bool:
+        _, _, cost = self._estimate(replace(self._given, model=model))
+        return cost.seconds <= self._seconds_left()
+
+    def _is_fed(self, model: GPTConfig) -> bool:
+        derived, _, _ = self._estimate(replace(self._given, model=model))
+        tokens = tokens_within(derived.model, self._machine, self._peak, self._seconds_left())
+        return tokens >= CPU_TOKENS_PER_PARAM * matmul_params(derived.model)
 
     def fit_steps(self) -> None:
         """Shortens the schedule to the time that is left, where steps are not set outright."""

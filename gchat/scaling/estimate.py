@@ -12,11 +12,11 @@ from gchat.model import GPTConfig, flops_per_token, matmul_params
 
 # Share of the peak that a training step is assumed to reach, by platform. CPU: of a large matrix
 # product timed on the same machine. TPU and GPU: of the maker's dense bf16 peak.
-ASSUMED_MFU = {"cpu": 0.50, "tpu": 0.35, "gpu": 0.40}
+ASSUMED_MFU = {"cpu": 0.42, "tpu": 0.35, "gpu": 0.40}
 
 # Work beside training steps (start, compilation, evaluation, samples, report), written as FLOPs
 # so that it shrinks and grows with the machine.
-CPU_OVERHEAD_FLOPS = 7.5e12
+CPU_OVERHEAD_FLOPS = 4e12
 ACCELERATOR_OVERHEAD_SECONDS = 240.0
 
 

@@ -1,6 +1,8 @@
 """Checkpoints: what is saved comes back bit for bit, and damage never goes unnoticed."""
 
 import gc
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -122,20 +124,66 @@ def test_keeps_the_newest_and_the_multiples(tmp_path):
     assert [made.damage(step) for step in (4, 6, 7)] == [None] * 3
 
 
-def test_disk_full_keeps_the_previous_checkpoint(tmp_path):
+def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path):
     with small_disk(tmp_path / "disk", "3m") as disk:
         made = Checkpointer(str(disk / "checkpoints"), keep=5)
         assert made.save(1, state(1, size=200_000), {}) is None
         assert made.wait() is None
         filler = fill(disk, leave=100_000)
-        problem = made.save(2, state(2, size=200_000), {}) or made.wait()
-        assert problem is not None and "space" in problem.lower()
+        problem = made.save(2, state(2, size=200_000), {})
+        assert problem is not None and "no space left" in problem and "0.8 MB" in problem
         assert "\n" not in problem
-        assert made.steps() == [1] and made.latest() == 1
+        assert [p.name for p in (disk / "checkpoints").iterdir()] == ["1"]
         assert same(made.restore(1, state(0, size=200_000)).state, state(1, size=200_000))
-        left = [p for p in (disk / "checkpoints").iterdir() if p.name != "1"]
-        assert left == []  # the half-written one gives its room back
         filler.unlink()
         assert made.save(3, state(3, size=200_000), {}) is None
         assert made.close() is None
         assert made.latest() == 3
+
+
+SAVES_ON_A_DISK_THAT_FILLS_UP = """
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from gaia.checkpoint import Checkpointer
+
+def state(seed):
+    values = np.random.default_rng(seed).standard_normal(200_000).astype(np.float32)
+    return {"w": jnp.asarray(values)}
+
+disk = Path(sys.argv[1])
+made = Checkpointer(str(disk / "checkpoints"), keep=5)
+made.save(1, state(1), {})
+assert made.wait() is None
+made._no_room = lambda state: None  # as if the room were taken between the look and the write
+filler = disk / "filler"
+filler.write_bytes(bytes(1_900_000))
+print(made.save(2, state(2), {}) or made.wait())
+print(made.steps(), made.latest())
+print([p.name for p in (disk / "checkpoints").iterdir() if p.name != "1"])
+filler.unlink()
+print(made.save(3, state(3), {}) or made.close(), made.latest())
+"""
+
+
+def test_a_disk_that_fills_up_in_the_middle_keeps_the_previous_checkpoint(
+    tmp_path, user_environment
+):
+    """In a process of its own: TensorStore's other writes fail too, and nobody waits for them."""
+    with small_disk(tmp_path / "disk", "3m") as disk:
+        done = subprocess.run(
+            [sys.executable, "-c", SAVES_ON_A_DISK_THAT_FILLS_UP, str(disk)],
+            env=user_environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        problem, steps, left, later = done.stdout.splitlines()
+        assert problem.startswith("step 2: ") and "space" in problem.lower()
+        assert steps == "[1] 1"
+        assert left == "[]"  # the half-written one gives its room back
+        assert later == "None 3"

@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 import runs
 from disks import fill, small_disk
 
@@ -10,8 +9,6 @@ from gaia.checkpoint import Checkpointer
 from gchat.__main__ import main
 
 
-# TensorStore's other writes fail too, and Orbax does not wait for them.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_disk_full_while_saving(data_dir, tmp_path, capsys, monkeypatch):
     """Checkpoints lie on a disk that is filled after the first of them."""
     with small_disk(tmp_path / "disk", "6m") as disk:

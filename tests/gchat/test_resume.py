@@ -70,7 +70,8 @@ def battered(request, data_dir, tmp_path_factory, user_environment, uninterrupte
         process = runs.Process.train([*args, *resume], user_environment)
         begin = int(runs.newest(folder).name) if runs.newest(folder) else 0
         last = i == request.param - 1
-        killed_at = begin + (rng.randint(45, 60) if last else rng.randint(1, 30 if i else 15))
+        # Once step 61 is printed, the save of step 60 has begun and those of 20 and 40 have ended.
+        killed_at = begin + (rng.randint(62, 75) if last else rng.randint(1, 30 if i else 15))
         assert process.step_reached(killed_at), process.text
         process.signal(signal.SIGKILL)
         assert process.end() == -signal.SIGKILL

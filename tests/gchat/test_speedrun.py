@@ -47,6 +47,20 @@ def test_a_faster_cpu_trains_more_but_never_more_than_the_preset(machine, capsys
     assert tokens[0] < tokens[1] < tokens[2] == 2293760
 
 
+def test_a_faster_cpu_trains_a_deeper_model(machine):
+    depths = []
+    for peak in (2e10, 1e11, 2.5e11, 1e12):
+        machine(CPU, peak)
+        config = speedrun.load([], preset="cpu")
+        plan = speedrun.Plan(config, CPU, peak, time.monotonic() + 360, strict=False)
+        plan.choose_size(fixed_depth=False)
+        depths.append(plan.config.model.depth)
+    assert depths == [2, 2, 3, 4]
+    machine(CPU, 2e10)
+    plan.choose_size(fixed_depth=True)
+    assert plan.config.model.depth == 4  # what the user or the file says stays
+
+
 def test_an_accelerator_gets_the_largest_depth_that_ends_in_time(machine, capsys):
     machine(V6E, 8 * 918e12)
     depths = []
