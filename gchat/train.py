@@ -28,6 +28,7 @@ from gchat.evals.periodic import EVAL_ROWS, Evaluator
 from gchat.progress import Progress
 from gchat.report import write_report
 from gchat.run_folder import RunFolder
+from gchat.scaling.exhaustion import exhaustion_explained
 from gchat.tokenizer import Tokenizer
 from gchat.train_step import StepMetrics, init_state, make_scorer, make_train_step
 
@@ -130,7 +131,7 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """THE loop. Returns the summary (`finished` is false where a signal ended it early)."""
         every, sample_every = self.config.eval.every_steps, self.config.eval.sample_every
-        with StopRequest() as stop:
+        with StopRequest() as stop, exhaustion_explained(self.config, self.machine):
             if self.step == 0:
                 self.evaluate()
             self.progress.start(self.step)

@@ -13,6 +13,7 @@ from gaia.runtime import Machine
 from gchat.__main__ import main
 from gchat.config import TrainConfig, load
 from gchat.scaling.counts import all_params, state_bytes
+from gchat.scaling.exhaustion import OutOfMemory, exhaustion_explained
 from gchat.scaling.layout import Layout, layout_of
 from gchat.scaling.memory import estimate_memory
 from gchat.scaling.plan import derived, make_plan
@@ -156,7 +157,9 @@ def test_step_time_follows_work_chips_and_networks():
 def test_published_step_times_are_met_within_a_fifth():
     """The four points that issue 3 names; published.toml says which the shares were chosen on."""
     errors = {p.name: p.error for p in points()}
-    named = [n for n in errors if n.startswith(("Llama 3.1 8B", "Llama 3.1 70B, v6e", "Llama 2 7B"))]
+    named = [
+        n for n in errors if n.startswith(("Llama 3.1 8B", "Llama 3.1 70B, v6e", "Llama 2 7B"))
+    ]
     named += [n for n in errors if n.startswith("nanochat-jax")]
     assert len(named) == 4
     assert {n: round(errors[n], 2) for n in named if abs(errors[n]) > 0.2} == {}
@@ -173,7 +176,9 @@ def test_candidates_keep_the_step_and_come_in_order_of_time():
         rows = plan.layout.row_groups * plan.config.training.grad_accum
         assert 256 % rows == 0 and plan.layout.devices == 8
     found = best(config, V6E)
-    assert found and found.fits and found.time.seconds == min(p.time.seconds for p in plans if p.fits)
+    assert (
+        found and found.fits and found.time.seconds == min(p.time.seconds for p in plans if p.fits)
+    )
     assert best(config_of("--depth", "96", "--batch-size", "256"), parse_fleet("v5e-1")) is None
 
 
@@ -237,3 +242,15 @@ def test_gpus_and_missing_compilers_are_refused(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="gaia\\[tpu\\]"):
         check_can_verify(V6E)
+
+
+def test_exhaustion_in_a_run_is_one_line_with_what_fits():
+    config = config_of("--batch-size", "512", "--model.remat", "none")
+    machine = Machine("tpu", "TPU v6 lite", 8, 0, 1)
+    with (
+        pytest.raises(OutOfMemory, match=r"Attempting to reserve 3G; .*--training.grad-accum"),
+        exhaustion_explained(config, machine),
+    ):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Attempting to reserve 3G.\nmore")
+    with pytest.raises(jax.errors.JaxRuntimeError), exhaustion_explained(config, machine):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
