@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from gaia.config import parse
 from gaia.errors import ConfigError
@@ -10,6 +10,7 @@ from gchat.config import load
 from gchat.scaling.plan import Plan, derived, make_plan
 from gchat.scaling.search import best, search
 from gchat.scaling.sku import parse_fleet
+from gchat.scaling.verify import check_can_verify, compile_step
 
 USAGE = """usage: gchat plan [CONFIG.yaml] --sku NAME [options] [--group.field value …]
 
@@ -17,7 +18,8 @@ What a run asks of a slice: memory by part, time and cost, and whether it fits; 
 needed. NAME: v6e-8, v6e-2x4, v5p-128, v5e-256, tpu7x-64, 2*v6e-256, 8xH100, 1xH200, …
 
   --verify      compile the real training step for that TPU topology: the compiler's memory
-  --search      compile until the fastest batch, remat and mesh that fit are found
+  --memory-only with --verify: stop when the compiler has laid out memory, a tenth of its time
+  --search      compile (memory only) until the fastest batch, remat and mesh that fit are found
   --json        print one JSON object
   --spot        cost at spot prices
   --debug       show a traceback instead of one line
@@ -27,7 +29,7 @@ needed. NAME: v6e-8, v6e-2x4, v5p-128, v5e-256, tpu7x-64, 2*v6e-256, 8xH100, 1xH
   gchat plan my.yaml --sku v6e-8 --mesh.tensor 2 --verify
 
 Without CONFIG.yaml: the `speedrun` preset. Every option of the trainer may follow."""
-_FLAGS = ("--verify", "--search", "--json", "--spot")
+_FLAGS = ("--verify", "--memory-only", "--search", "--json", "--spot")
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,10 @@ class PlanOptions:
     """What to plan for: v6e-8, v5p-128, 8xH100, 2*v6e-256, …"""
     verify: bool = False
     """Compile the real training step for that TPU topology."""
+    memory_only: bool = False
+    """With verify: stop when the compiler has laid out memory."""
     search: bool = False
-    """Compile until the fastest batch, remat and mesh that fit are found."""
+    """Compile (memory only) until the fastest batch, remat and mesh that fit are found."""
     json: bool = False
     """Print one JSON object."""
     spot: bool = False
@@ -70,8 +74,6 @@ def plan_main(args: list[str]) -> None:
         raise ConfigError("--sku is missing", "name what to plan for, e.g. --sku v6e-8")
     fleet = parse_fleet(options.sku)
     if options.verify or options.search:
-        from gchat.scaling.verify import check_can_verify
-
         check_can_verify(fleet)
     config, said = derived(load(rest, preset="speedrun", prog="gchat plan"))
     if options.search:
@@ -80,11 +82,8 @@ def plan_main(args: list[str]) -> None:
         return
     plan = make_plan(config, fleet)
     if options.verify:
-        from dataclasses import replace
-
-        from gchat.scaling.verify import compile_step
-
-        plan = replace(plan, compiled=compile_step(plan.config, fleet))
+        compiled = compile_step(plan.config, fleet, memory_only=options.memory_only)
+        plan = replace(plan, compiled=compiled)
     _show(plan, best(config, fleet), said, options)
 
 

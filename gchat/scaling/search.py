@@ -61,14 +61,18 @@ def best(config: TrainConfig, fleet: Fleet, *, fixed_mesh: bool = False) -> Plan
     return next((plan for plan in plans if plan.fits), None)
 
 
+def _memory_of(config: TrainConfig, fleet: Fleet) -> Compiled:
+    return compile_step(config, fleet, memory_only=True)
+
+
 def search(
     config: TrainConfig,
     fleet: Fleet,
     *,
-    compiler: Callable[[TrainConfig, Fleet], Compiled] = compile_step,
+    compiler: Callable[[TrainConfig, Fleet], Compiled] = _memory_of,
     report: Callable[[Plan], None] = lambda plan: None,
 ) -> Plan:
-    """The fastest plan that the compiler says fits; compiles a few, the fastest first.
+    """The fastest plan whose memory the compiler can lay out; asks about the fastest first.
 
     Args:
         config: derived.
