@@ -18,6 +18,9 @@ from gaia import parallel
 from gaia.kernels.attention import attention
 from gaia.kernels.matmul import Split, project
 
+# Names of products to `jax.checkpoint` policies, beside matmul.PRODUCT and attention.ATTENTION.
+QKV, GATE_UP = "qkv", "gate_up"
+
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 
@@ -152,7 +155,7 @@ class Attention(nnx.Module):
         heads = self.heads // parallel.size("tensor")
         kv_heads = self.kv_heads // parallel.size("tensor")
         kernels = (self.q.kernel[...], self.k.kernel[...], self.v.kernel[...])
-        q_BTF, k_BTF, v_BTF = project(x_BTD, *kernels)
+        q_BTF, k_BTF, v_BTF = project(x_BTD, *kernels, name=QKV)
         q_BTNH = q_BTF.reshape(B, T, heads, self.head_dim)
         k_BTKH = k_BTF.reshape(B, T, kv_heads, self.head_dim)
         v_BTKH = v_BTF.reshape(B, T, kv_heads, self.head_dim)
@@ -211,7 +214,7 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
-        gate_BTF, up_BTF = project(x_BTD, self.gate.kernel[...], self.up.kernel[...])
+        gate_BTF, up_BTF = project(x_BTD, self.gate.kernel[...], self.up.kernel[...], name=GATE_UP)
         return self.down(jax.nn.silu(gate_BTF) * up_BTF)
 
 

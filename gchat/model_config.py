@@ -1,0 +1,166 @@
+"""What a GPT is told: its sizes, which all follow from `--depth`, and its options.
+
+The architecture itself is in `model.py`. Shapes: D model, F hidden, N heads, H head dim, V vocab.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from gaia.errors import ConfigError
+
+Remat = Literal["none", "dots", "attention", "full", "offload"]
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The architecture. `None` means derived from `depth`; `derive()` fills every such field."""
+
+    depth: int = 24
+    """Layers, and the one dial: width, heads and hidden size follow from it."""
+    aspect_ratio: int = 64
+    """Width per layer before rounding up to a whole number of heads."""
+    head_dim: int = 128
+    """Size of one attention head."""
+    dim: int | None = None
+    """Model width D; derived: depth * aspect_ratio, rounded up to a multiple of head_dim."""
+    heads: int | None = None
+    """Query heads; derived: dim / head_dim."""
+    kv_heads: int | None = None
+    """Key/value heads; derived: heads (multi-head attention). Fewer gives GQA."""
+    hidden: int | None = None
+    """SwiGLU's hidden size F; derived: 8/3 * dim, rounded up to a multiple of 128."""
+    vocab_size: int | None = None
+    """Ids in use; derived: the tokenizer's."""
+    padded_vocab_size: int | None = None
+    """Rows of the embedding and head; derived: the tokenizer's, a multiple of 128."""
+    seq_len: int = 2048
+    """Tokens of a training row, and the most positions the model is made for."""
+    positions: Literal["rope", "learned"] = "rope"
+    """Rotary positions, or a learned table of seq_len rows."""
+    rope_theta: float = 100_000.0
+    """Base of the rotary frequencies."""
+    qk_norm: bool = True
+    """RMSNorm on query and key heads before RoPE (Qwen3's shape; without it Llama's)."""
+    tied: bool = False
+    """Use the embedding table as the output head."""
+    window_pattern: str = "L"
+    """Attention by layer, tiled over the depth: L sees the whole row, S the last `window`."""
+    window: int | None = None
+    """Tokens a layer marked S sees; derived: seq_len / 4, rounded up to a multiple of 128."""
+    dropout: float = 0.0
+    """Share of the embedding and of each branch's output that is zeroed in training."""
+    init: Literal["zero_out", "gpt2", "neox"] = "zero_out"
+    """zero_out: branches start as identity; gpt2: N(0, 0.02); neox: small init and Wang init."""
+    norm_eps: float = 1e-6
+    """Added to the mean square in every norm."""
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Dtype of matrix products and the residual stream."""
+    matmul_precision: Literal["default", "high", "highest"] = "default"
+    """Passes of a matrix product on hardware that multiplies in bf16."""
+    scan_unroll: int = 1
+    """Layers per iteration of the scan over layers: 1 compiles fastest, depth runs fastest."""
+    remat: Remat = "none"
+    """What the forward pass keeps of a block for the backward pass, most first: none recomputes
+    nothing; dots keeps matrix products and attention; attention keeps that and its inputs; full
+    keeps nothing; offload is dots with the products in the host's memory."""
+
+    def derive(self, vocab_size: int, padded_vocab_size: int) -> "GPTConfig":
+        """Fills every derived field and checks that the sizes fit together.
+
+        Raises:
+            ConfigError: naming the field, its value and the remedy.
+        """
+        sizes = ("depth", "aspect_ratio", "head_dim", "dim", "heads", "kv_heads", "hidden")
+        sizes += ("vocab_size", "padded_vocab_size", "seq_len", "window", "scan_unroll")
+        for name in sizes:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"model.{name} is {value}", "use at least 1")
+        dim = self.dim or -(-self.depth * self.aspect_ratio // self.head_dim) * self.head_dim
+        heads = self.heads or max(1, dim // self.head_dim)
+        derived = replace(
+            self,
+            dim=dim,
+            heads=heads,
+            kv_heads=self.kv_heads or heads,
+            hidden=self.hidden or -(-8 * dim // 3 // 128) * 128,
+            vocab_size=self.vocab_size or vocab_size,
+            padded_vocab_size=self.padded_vocab_size or padded_vocab_size,
+            window=self.window or -(-self.seq_len // 4 // 128) * 128,
+        )
+        derived._check(vocab_size)
+        return derived
+
+    def _check(self, tokenizer_vocab: int) -> None:
+        s = self.sizes
+        if self.head_dim % 2:
+            raise ConfigError(f"model.head_dim is {self.head_dim}", "RoPE needs an even size")
+        if s.heads % s.kv_heads:
+            raise ConfigError(
+                f"model.kv_heads is {s.kv_heads}, which does not divide model.heads {s.heads}",
+                "choose a divisor",
+            )
+        if s.vocab < tokenizer_vocab:
+            raise ConfigError(
+                f"model.vocab_size is {s.vocab}, below the tokenizer's {tokenizer_vocab}",
+                "leave it out",
+            )
+        if s.padded_vocab < s.vocab:
+            raise ConfigError(
+                f"model.padded_vocab_size is {s.padded_vocab}, below vocab_size {s.vocab}",
+                "leave it out",
+            )
+        if not self.window_pattern or set(self.window_pattern) - {"L", "S"}:
+            raise ConfigError(
+                f"model.window_pattern is {self.window_pattern!r}", "use L and S only, e.g. SSSL"
+            )
+        if self.depth % len(self.window_pattern):
+            raise ConfigError(
+                f"model.window_pattern {self.window_pattern!r} does not tile depth {self.depth}",
+                "use a length that divides the depth",
+            )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout is {self.dropout}", "use a share in [0, 1)")
+
+    @property
+    def sizes(self) -> "Sizes":
+        """The derived sizes as plain integers; only after `derive()`."""
+        values = (self.dim, self.heads, self.kv_heads, self.hidden)
+        values += (self.vocab_size, self.padded_vocab_size, self.window)
+        if any(v is None for v in values):
+            raise ConfigError("model sizes are not derived yet", "call GPTConfig.derive() first")
+        return Sizes(*(int(v) for v in values if v is not None))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Derived sizes of a `GPTConfig`."""
+
+    dim: int
+    heads: int
+    kv_heads: int
+    hidden: int
+    vocab: int
+    padded_vocab: int
+    window: int
+
+
+def matmul_params(config: GPTConfig) -> int:
+    """Parameters that multiply activations: all block matrices and the head (also when tied)."""
+    s = config.sizes
+    attention = s.dim * config.head_dim * (2 * s.heads + 2 * s.kv_heads)
+    return config.depth * (attention + 3 * s.dim * s.hidden) + s.dim * s.padded_vocab
+
+
+def flops_per_token(config: GPTConfig) -> float:
+    """Training FLOPs per token: 6 per matmul parameter + 6·T·N·H per layer of causal attention.
+
+    Only what a token can see is counted: the causal half, and a window's share of it.
+    Recomputation is not counted (PaLM, appendix B, halved for causality).
+    """
+    s, T = config.sizes, config.seq_len
+    w = min(s.window, T)
+    mean_seen = {"L": T / 2, "S": w - w * w / (2 * T)}
+    pattern = config.window_pattern * (config.depth // len(config.window_pattern))
+    attention = sum(12.0 * mean_seen[kind] * s.heads * config.head_dim for kind in pattern)
+    return 6.0 * matmul_params(config) + attention
