@@ -74,6 +74,7 @@ class Local:
 
     tokens: int
     layers: int
+    heads: int
     dim: int
     query: int
     keys: int
@@ -82,7 +83,7 @@ class Local:
     seen: float
     """Keys that a query attends to, on average over tokens and layers."""
     whole_keys: int
-    """Key features before the split over `tensor`... times tokens of the whole row group."""
+    """Key features of all tokens of the device's rows, other devices' parts included."""
     number: int
     """Bytes in the compute dtype."""
 
@@ -98,6 +99,7 @@ def local_sizes(config: TrainConfig, layout: Layout) -> Local:
     return Local(
         tokens=tokens,
         layers=model.depth,
+        heads=s.heads // layout.tensor,
         dim=s.dim,
         query=s.heads * model.head_dim // layout.tensor,
         keys=keys,

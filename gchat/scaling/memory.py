@@ -123,19 +123,25 @@ def moment_bytes(p: Parts, f: Factors) -> dict[str, float]:
 
 
 def _saved_bytes(config: TrainConfig, size: Local) -> float:
-    """Bytes per token and layer that the forward pass keeps for the backward pass."""
-    products = size.query + 2 * size.keys + 2 * size.hidden
-    bytes_of = {
-        # The block's input.
-        "full": size.dim * size.number,
-        # And the results of its products, but for the last one.
-        "dots": (2 * size.dim + products) * size.number,
-        # And what norms, RoPE, attention and the gate keep, part of it in fp32.
-        "none": (4 * size.dim + 2 * products + size.query + size.hidden) * size.number
-        + 2 * size.dim * FP32,
+    """Bytes per token and layer that the forward pass keeps on the device for the backward pass.
+
+    By the names in `gchat.model`: the block's input always; attention's output with its
+    logsumexp; q, k and v; gate and up; the output projection.
+    """
+    entry, gate_up = size.dim * size.number, 2 * size.hidden * size.number
+    qkv = (size.query + 2 * size.keys) * size.number
+    attention = size.query * size.number + FP32 * size.heads
+    kept = {
+        "full": entry,
+        "offload": entry + attention,
+        "attention": entry + attention + qkv,
+        "dots": entry + attention + qkv + gate_up + size.dim * size.number,
     }
-    # Offloading keeps on the device only what is on its way to the host.
-    return bytes_of.get(config.model.remat, bytes_of["full"])
+    if config.model.remat in kept:
+        return kept[config.model.remat]
+    # And what norms (in fp32), RoPE and the gate keep.
+    everything = kept["dots"] + qkv + size.dim * size.number + size.hidden * size.number
+    return everything + 2 * size.dim * (FP32 + size.number)
 
 
 def _layer_features(size: Local) -> float:

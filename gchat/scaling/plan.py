@@ -80,6 +80,8 @@ class Plan:
                 f"the network between slices of {self.fleet.chip.name} is not known: "
                 f"{UNKNOWN_DCN / 1e9:g} GB/s per chip is assumed"
             )
+        if self.config.model.remat == "offload":
+            found.append("remat offload: the time to send activations to the host is not counted")
         if self.fleet.price_per_hour() is None:
             found.append(f"no list price of {self.fleet.chip.name} is known")
         return found

@@ -51,7 +51,7 @@ def _check(point: dict[str, Any]) -> Checked:
     config, _ = derive(
         TrainConfig(
             # What the backward pass recomputes beside products: attention and elementwise work.
-            model=GPTConfig(remat="dots" if point["recomputed"] else "none", **point["model"]),
+            model=GPTConfig(remat="full" if point["recomputed"] else "none", **point["model"]),
             optim=OptimConfig(name=point.get("optimizer", "adamw"), warmup_steps=0),
             training=TrainingConfig(
                 batch_size=point["rows_per_device"] * fleet.devices * accum,

@@ -50,8 +50,6 @@ UNKNOWN_DCN = 6.25e9
 # Passes over activations in HBM, as features read and written per token, in a layer's forward
 # pass: norms, residual sums, RoPE, and each product's operands and results.
 _PASSES_D, _PASSES_Q, _PASSES_K, _PASSES_F = 8, 4, 4, 4
-RECOMPUTED = {"none": 0.0, "dots": 0.0, "offload": 0.0, "full": 1.0}
-"""Share of a layer's forward products that the backward pass computes again."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +127,8 @@ def step_time(
     hbm = chip.hbm_bandwidth / chip.devices_per_chip * shares.hbm
     link = chip.link_bandwidth / chip.devices_per_chip / 2 * shares.link
 
-    passes = 3 + (RECOMPUTED[config.model.remat] if recomputed is None else recomputed)
-    products = passes * 2 * size.tokens * _layer_products(size) / product_rate
+    again = _recomputed(config, size) if recomputed is None else recomputed
+    products = (3 + again) * 2 * size.tokens * _layer_products(size) / product_rate
     attention = _attention_flops(config, size, layout) / (chip.flops_per_device * shares.attention)
     memory = _layer_bytes(config, size, layout) / hbm
     computing = products + attention + memory
@@ -162,10 +160,17 @@ def _layer_products(size: Local) -> float:
     return size.dim * (2 * size.query + 2 * size.keys) + 3 * size.dim * size.hidden
 
 
+def _recomputed(config: TrainConfig, size: Local) -> float:
+    """Share of a layer's forward products that the backward pass computes again."""
+    if config.model.remat == "attention":
+        return size.dim * (size.query + 2 * size.hidden) / _layer_products(size)
+    return float(config.model.remat == "full")
+
+
 def _attention_flops(config: TrainConfig, size: Local, layout: Layout) -> float:
-    # Forward 2 products, backward 5 (it computes the scores again); rematerialised, forward twice.
+    # Forward 2 products, backward 5 (it computes the scores again).
     forward = 4.0 * size.tokens * size.seen * size.query
-    forwards = 1 + (config.model.remat != "none")
+    forwards = 1 + (config.model.remat == "full")
     # Without balancing, the device with the last part of each row sees the most keys.
     uneven = 2 - 1 / layout.sequence
     return uneven * forward * (forwards + 2.5)

@@ -16,7 +16,8 @@ from gchat.scaling.plan import Plan, make_plan
 from gchat.scaling.sku import Fleet, fleet_of_machine
 from gchat.scaling.verify import Compiled, compile_step
 
-REMATS = ("none", "dots", "full")
+REMATS = ("none", "dots", "attention", "full")
+"""Offloading is left out: how fast the host takes what is sent to it is not in the roofline."""
 MOST_TENSOR = 8
 HOPELESS = 1.25
 """What is estimated above this share of the memory is not compiled."""

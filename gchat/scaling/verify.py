@@ -70,7 +70,7 @@ def check_can_verify(fleet: Fleet) -> None:
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
             "--verify needs the TPU compiler, which is not installed",
-            "install it with pip install 'gaia[tpu]' (no TPU is needed)",
+            "install it with pip install 'gaia[aot]' (no TPU is needed)",
         )
 
 

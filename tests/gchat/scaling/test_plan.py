@@ -171,7 +171,7 @@ def test_candidates_keep_the_step_and_come_in_order_of_time():
     plans = candidates(config, V6E)
     assert [p.time.seconds for p in plans] == sorted(p.time.seconds for p in plans)
     assert {p.config.training.batch_size for p in plans} == {256}
-    assert {p.config.model.remat for p in plans} == {"none", "dots", "full"}
+    assert {p.config.model.remat for p in plans} == {"none", "dots", "attention", "full"}
     for plan in plans:
         rows = plan.layout.row_groups * plan.config.training.grad_accum
         assert 256 % rows == 0 and plan.layout.devices == 8
@@ -240,7 +240,7 @@ def test_gpus_and_missing_compilers_are_refused(monkeypatch):
     with pytest.raises(ConfigError, match="compile only on that GPU"):
         check_can_verify(parse_fleet("1xH200"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="gaia\\[tpu\\]"):
+    with pytest.raises(ConfigError, match="gaia\\[aot\\]"):
         check_can_verify(V6E)
 
 
