@@ -41,8 +41,8 @@ class Shares:
 
 # Chosen on the points marked `chosen` in published.toml (2026-11-21).
 SHARES = {
-    "tpu": Shares(product=0.75, attention=0.40, hbm=0.90, link=0.60, network=0.60),
-    "gpu": Shares(product=0.62, attention=0.50, hbm=0.80, link=0.60, network=0.60),
+    "tpu": Shares(product=0.70, attention=0.40, hbm=0.90, link=0.60, network=0.60),
+    "gpu": Shares(product=0.55, attention=0.50, hbm=0.80, link=0.60, network=0.60),
 }
 UNKNOWN_DCN = 6.25e9
 """Bytes/s per chip between slices where the maker's figure is not known (v5p's)."""
