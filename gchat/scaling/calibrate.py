@@ -22,7 +22,7 @@ from gaia.optim import OptimConfig
 from gaia.parallel import MeshConfig
 from gchat.config import TrainConfig, TrainingConfig, derive
 from gchat.model import GPTConfig
-from gchat.scaling.calibration import TABLE, Factors, Row, read_rows
+from gchat.scaling.calibration import TABLE, Factors, Row, read_rows, table
 from gchat.scaling.layout import layout_of
 from gchat.scaling.memory import moment_bytes, parts_of
 from gchat.scaling.sku import parse_fleet
@@ -45,7 +45,7 @@ class Options:
     again: bool = False
     """Compile every row, also those in the table."""
     only: str = ""
-    """Rows whose name begins so."""
+    """Rows whose names begin so; several are separated by commas."""
     fit: bool = False
     """Only fit."""
 
@@ -121,14 +121,14 @@ def fit(rows: list[Row]) -> Factors:
 def write(rows: list[Row], factors: Factors) -> None:
     """Replaces the table."""
     packages = ("jax", "jaxlib", "libtpu")
-    table = {
+    content = {
         "command": "python -m gchat.scaling.calibrate",
         "versions": {name: _version(name) for name in packages},
         "factors": asdict(factors),
         "rows": [row.to_json() for row in rows],
     }
-    lines = json.dumps(table | {"rows": []}, indent=1)
-    body = ",\n  ".join(json.dumps(row) for row in table["rows"])
+    lines = json.dumps(content | {"rows": []}, indent=1)
+    body = ",\n  ".join(json.dumps(row) for row in content["rows"])
     text = lines.replace('"rows": []', f'"rows": [\n  {body}\n ]') + "\n"
     partial = PATH.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8")
@@ -154,15 +154,19 @@ def _compiled(row: Row, answer: Compiled) -> Row:
 def main(args: list[str]) -> None:
     """Compiles, fits, writes."""
     options = parse(Options, args, prog="python -m gchat.scaling.calibrate")
-    rows, factors = read_rows()
-    for i, row in enumerate(rows):
-        wanted = row.name.startswith(options.only) and (options.again or row.peak_bytes is None)
+    named = tuple(options.only.split(","))
+    for row in read_rows()[0]:
+        wanted = row.name.startswith(named) and (options.again or row.peak_bytes is None)
         if options.fit or not wanted:
             continue
         answer = compile_step(config_of(row), parse_fleet(row.sku), memory_only=True)
-        rows[i] = _compiled(row, answer)
-        write(rows, factors)
+        # Another process may have written its rows meanwhile.
+        table.cache_clear()
+        rows, factors = read_rows()
+        write([_compiled(r, answer) if r.name == row.name else r for r in rows], factors)
         print(f"{row.name}: {answer.peak_bytes / 2**30:.3f} GiB", flush=True)
+    table.cache_clear()
+    rows, _ = read_rows()
     factors = fit(rows)
     write(rows, factors)
     for row in rows:

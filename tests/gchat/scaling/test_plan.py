@@ -103,10 +103,11 @@ def test_state_bytes_are_those_of_the_trainers_own_arrays(optimizer, sizes):
     layout = Layout(*sizes)
     state = jax.eval_shape(lambda: _new_state(config, jax.random.key(0)))
     shape = {axis: getattr(layout, axis) for axis in AXES}
+    mesh = jax.sharding.AbstractMesh(tuple(shape.values()), AXES)
 
     def device_bytes(tree) -> int:
         total = 0
-        leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(specs(tree)), strict=True)
+        leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(specs(tree, mesh)), strict=True)
         for leaf, spec in leaves:
             axes = [a for part in spec if part for a in ([part] if isinstance(part, str) else part)]
             total += leaf.size * leaf.dtype.itemsize // math.prod(shape[a] for a in axes)
