@@ -197,6 +197,42 @@ def shard_rows(batch_bT: np.ndarray, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_process_local_data(batch_sharding(mesh), batch_bT)
 
 
+def shard_whole(batch_BT: np.ndarray, mesh: Mesh) -> jax.Array:
+    """The same where every process holds the whole batch."""
+    sharding = batch_sharding(mesh)
+    return jax.make_array_from_process_local_data(sharding, batch_BT, batch_BT.shape)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def automatic(tree: Any) -> Any:
+    """The same arrays, uncopied, on a mesh of automatic axes: for programs such as decoding that
+    run on sharded parameters and leave their collectives to the compiler."""
+
+    def one(x: Any) -> Any:
+        old = getattr(x, "sharding", None)
+        if not isinstance(old, NamedSharding):
+            return x
+        types = (AxisType.Auto,) * len(old.mesh.axis_names)
+        mesh = Mesh(old.mesh.devices, old.mesh.axis_names, axis_types=types)
+        parts = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(
+            x.shape, NamedSharding(mesh, old.spec), parts
+        )
+
+    return jax.tree.map(one, tree)
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """The whole array on the host of every process; all processes call it together."""
+    if not x.is_fully_addressable and not x.is_fully_replicated:
+        x = jax.jit(lambda x: x, out_shardings=replicated(x.sharding.mesh))(x)
+    return np.asarray(x)
+
+
 def per_device(function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any):
     """`function` run by each device on its part of the arguments; on one device, itself."""
     if mesh.size == 1:

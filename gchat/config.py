@@ -25,6 +25,7 @@ ALIASES = {
     "--data-dir": "--data.dir",
     "--checkpoint-dir": "--checkpoint.dir",
     "--run-dir": "--run.dir",
+    "--profile": "--run.profile",
 }
 
 
@@ -121,6 +122,8 @@ class RunConfig:
     """Steps dispatched before the oldest one's metrics are read."""
     price_per_hour: float = 0.0
     """US dollars per hour of this machine, for the cost in the report."""
+    profile: str | None = None
+    """Steps to trace with jax.profiler into RUN/profile, first and last: 10:13."""
     target_bpb: float | None = None
     """The report says after how many seconds validation first reached this."""
 

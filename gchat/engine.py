@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gaia import parallel
 from gaia.errors import ConfigError
 from gaia.layers import KVCache
 from gchat.model import GPT
@@ -130,7 +131,8 @@ class Engine:
     """
 
     def __init__(self, graph: Any, params: Any, *, seq_len: int, stop_ids: Sequence[int]) -> None:
-        self.graph, self.params, self.seq_len = graph, params, seq_len
+        self.graph, self.seq_len = graph, seq_len
+        self.params = parallel.automatic(params)  # sharded or not: the compiler places decoding
         self.stop_ids = tuple(stop_ids)
 
     def generate(
@@ -217,4 +219,4 @@ class Engine:
         stop_ids = jnp.asarray(self.stop_ids or (-1,), jnp.int32)
         for _ in range(0, max_new_tokens, _CHUNK):
             state, ids_BT = _decode(self.graph, self.params, state, knobs, stop_ids, _CHUNK)
-            yield np.asarray(ids_BT)
+            yield parallel.to_host(ids_BT)

@@ -20,6 +20,7 @@ from gaia.checkpoint import Checkpointer
 from gaia.errors import ConfigError, GaiaError, run_cli
 from gaia.guards import StopRequest
 from gaia.manifest import load_manifest
+from gaia.profile import StepTrace
 from gaia.records import make_loader
 from gaia.runtime import Machine, peak_flops, start
 from gchat.config import FREE_ON_RESUME, TrainConfig, derive, load
@@ -67,6 +68,7 @@ class Trainer:
         self.config, self.machine = config, machine
         self.steps = config.training.steps or 0
         self.folder = RunFolder(config, resume=resume)
+        self.trace = StepTrace(config.run.profile, self.folder.path / "profile")
         for sentence in derived:
             print(sentence)
 
@@ -141,6 +143,7 @@ class Trainer:
                 data_wait = time.perf_counter() - asked
                 inputs_BT = parallel.shard_rows(batch["inputs_BT"], self.mesh)
                 targets_BT = parallel.shard_rows(batch["targets_BT"], self.mesh)
+                self.trace.before(self.step + 1, self.state)
                 self.state, metrics = self.train_step(self.state, inputs_BT, targets_BT)
                 self.step += 1
                 self.in_flight.append((self.step, metrics, data_wait))
@@ -151,6 +154,7 @@ class Trainer:
                     self.evaluate(samples=bool(sample_every) and self.step % sample_every == 0)
                 if self.step < self.steps and self.progress.save_due(self.step):
                     self.save()
+            self.trace.stop(self.state)
             if self.step != self.began_at or self.step == 0:
                 self.save()
                 self._say_if_unsaved(self.checkpoints.close())

@@ -21,8 +21,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gaia import parallel
+from gaia.hardware import chip_of_device_kind
 from gaia.kernels.cross_entropy import cross_entropy, token_nll
 from gaia.optim import make_optimizer, schedule
+from gaia.xla_flags import compiler_options
 from gchat.config import TrainConfig
 from gchat.evals import bpb
 from gchat.model import GPT
@@ -69,7 +71,7 @@ def abstract_state(config: TrainConfig, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, for AOT compilation and for restoring.
 
     Raises:
-        ConfigError: a size of the model or the batch does not divide over the mesh.
+        ConfigError: a size of the model does not divide over the mesh.
     """
     check_mesh(config, mesh)
     return parallel.abstract(
@@ -78,7 +80,12 @@ def abstract_state(config: TrainConfig, mesh: Mesh) -> TrainState:
 
 
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """The same of inputs_BT and targets_BT; `config` is a derived one."""
+    """The same of inputs_BT and targets_BT; `config` is a derived one.
+
+    Raises:
+        ConfigError: the rows of a micro-batch do not divide over the mesh.
+    """
+    check_rows(config, mesh)
     shape = (config.training.batch_size or 1, config.model.seq_len)
     batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=parallel.batch_sharding(mesh))
     return batch, batch
@@ -88,7 +95,7 @@ def init_state(config: TrainConfig, mesh: Mesh) -> tuple[Any, TrainState]:
     """The model's static graph and the state before the first update, born sharded under jit.
 
     Raises:
-        ConfigError: a size of the model or the batch does not divide over the mesh.
+        ConfigError: a size of the model does not divide over the mesh.
     """
     check_mesh(config, mesh)
     key = jax.random.key(config.training.seed)
@@ -96,7 +103,7 @@ def init_state(config: TrainConfig, mesh: Mesh) -> tuple[Any, TrainState]:
 
 
 def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
-    """Raises ConfigError where a size of the model or the batch does not divide over the mesh."""
+    """Raises ConfigError where a size of the model does not divide over the mesh."""
     s, check = config.model.sizes, partial(parallel.check_divides, mesh)
     divisor = "choose a multiple, or another mesh"
     check("model.heads", s.heads, ("tensor",), divisor)
@@ -109,9 +116,13 @@ def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
     check("model.seq_len", config.model.seq_len, ("sequence",), divisor)
     if config.model.positions == "learned":
         check("model.seq_len", config.model.seq_len, ("tensor",), divisor)
+
+
+def check_rows(config: TrainConfig, mesh: Mesh) -> None:
+    """Raises ConfigError where the rows of a micro-batch do not divide over the mesh."""
     rows = (config.training.batch_size or 1) // config.training.grad_accum
     remedy = "choose training.batch_size / training.grad_accum as a multiple"
-    check("rows per micro-batch", rows, parallel.ROWS, remedy)
+    parallel.check_divides(mesh, "rows per micro-batch", rows, parallel.ROWS, remedy)
 
 
 def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., Any]:
@@ -119,7 +130,11 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
 
     The loss is the mean over all unmasked targets (>= 0) of the step, however it is split over
     devices and micro-batches: each sum is divided by the count of the whole step.
+
+    Raises:
+        ConfigError: the rows of a micro-batch do not divide over the mesh.
     """
+    check_rows(config, mesh)
     optimizer = make_optimizer(config.optim, config.training.steps or 1)
     lr_share = schedule(config.optim, config.training.steps or 1)
     A, c = config.training.grad_accum, config.model
@@ -167,7 +182,7 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
         loss_and_grads, mesh, (specs, P(), P(), batch, batch), (P(), specs)
     )
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=0, compiler_options=_compiler_options(mesh))
     def train_step(state: TrainState, inputs_BT: jax.Array, targets_BT: jax.Array):
         count = jnp.maximum(jnp.sum(targets_BT >= 0), 1).astype(jnp.float32)
         # Randomness is a function of (seed, step, place), so a resume needs no stored key.
@@ -179,6 +194,11 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
         return TrainState(params, opt_state, state.step + 1), metrics
 
     return train_step
+
+
+def _compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    chip = chip_of_device_kind(mesh.devices.flat[0].device_kind)
+    return compiler_options(chip.key if chip else None) or None
 
 
 def make_scorer(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., jax.Array]:
@@ -199,9 +219,12 @@ def make_scorer(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., ja
 
     specs = parallel.specs(_abstract_params(config), mesh)
     batch = parallel.batch_sharding(mesh).spec
-    on_each_device = jax.jit(parallel.per_device(score, mesh, (specs, *[batch] * 4), batch))
+    on_each_device = jax.jit(
+        parallel.per_device(score, mesh, (specs, *[batch] * 4), batch),
+        out_shardings=parallel.replicated(mesh),  # every process adds up the same numbers
+    )
 
     def score_rows(params, rows: bpb.Rows) -> jax.Array:
-        return on_each_device(params, *(parallel.shard_rows(a, mesh) for a in rows))
+        return on_each_device(params, *(parallel.shard_whole(a, mesh) for a in rows))
 
     return score_rows

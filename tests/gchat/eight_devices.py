@@ -1,0 +1,118 @@
+"""Trains the tiny model on one device and on meshes of eight fake ones; prints what differs.
+
+    python tests/gchat/eight_devices.py '{"fsdp": 4, "tensor": 2}' …
+
+One JSON object per line and mesh, each a relative difference from the single device. Run by
+`test_meshes.py` in a process of its own: the number of CPU devices is fixed when JAX starts.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+
+from unittest.mock import patch  # noqa: E402
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+import tiny  # noqa: E402
+
+from gaia import parallel  # noqa: E402
+from gaia.parallel import MeshConfig, make_mesh  # noqa: E402
+from gchat import train_step  # noqa: E402
+from gchat.engine import Engine, SamplingConfig  # noqa: E402
+from gchat.evals import bpb  # noqa: E402
+
+ROWS, STEPS = 8, 20
+# Three layers, which no mesh divides; grouped heads; norms on heads; padded vocabulary.
+MODEL = {"depth": 3, "dim": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "seq_len": 32}
+
+
+def batch() -> tuple[np.ndarray, np.ndarray]:
+    tokens = tiny.tokens(ROWS, MODEL["seq_len"] + 1)
+    targets = tokens[:, 1:].copy()
+    targets[0, :9] = -1  # devices get different numbers of targets
+    return tokens[:, :-1], targets
+
+
+def sgd(_config, _steps) -> optax.GradientTransformation:
+    """Plain gradient descent whose state is the last gradient."""
+
+    def update(grads, _state, _params=None):
+        return jax.tree.map(lambda g: -0.1 * g, grads), grads
+
+    return optax.GradientTransformation(lambda p: jax.tree.map(jax.numpy.zeros_like, p), update)
+
+
+def start(mesh, optimizer: str, **training):
+    """The step function and the state with random weights in every place, on this mesh."""
+    config = tiny.train_config(
+        model=MODEL, optim={"name": optimizer}, training={"batch_size": ROWS} | training
+    )
+    graph, state = train_step.init_state(config, mesh)
+    _, params = tiny.make(config.model)
+    put = jax.tree.map(lambda a, like: jax.device_put(a, like.sharding), params, state.params)
+    return config, graph, state._replace(params=put)
+
+
+def train(mesh, optimizer: str, steps: int, **training):
+    """(losses, parameters, optimizer state after the first step), on the host."""
+    config, graph, state = start(mesh, optimizer, **training)
+    step = train_step.make_train_step(graph, config, mesh)
+    inputs_BT, targets_BT = (parallel.shard_rows(a, mesh) for a in batch())
+    losses, first = [], None
+    for _ in range(steps):
+        state, metrics = step(state, inputs_BT, targets_BT)
+        losses.append(float(metrics.loss))
+        first = jax.device_get(state.opt_state) if first is None else first
+    return np.array(losses), jax.device_get(state.params), first
+
+
+def evaluate(mesh):
+    """(nats of packed rows, greedy tokens) from sharded parameters."""
+    config, graph, state = start(mesh, "adamw")
+    documents = [tiny.tokens(n, seed=n) for n in (9, 30, 17, 50)]
+    packed = bpb.pack(documents, seq_len=MODEL["seq_len"], stride=16, batch_size=ROWS)
+    nats = train_step.make_scorer(graph, config, mesh)(state.params, packed[0])
+    engine = Engine(graph, state.params, seq_len=MODEL["seq_len"], stop_ids=())
+    greedy = SamplingConfig(temperature=0.0)
+    prompts = [[1, 2, 3], [4, 5]]
+    return np.asarray(nats), engine.generate(prompts, max_new_tokens=6, sampling=greedy)
+
+
+def apart(tree, reference) -> float:
+    """The largest relative difference of a leaf, in the 2-norm."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(reference), strict=True)
+    return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs if b.ndim)
+
+
+def results(mesh, **training) -> dict:
+    with patch.object(train_step, "make_optimizer", sgd):
+        losses, params, gradients = train(mesh, "adamw", STEPS, **training)
+    found = {"losses": losses, "params": params, "gradients": gradients}
+    for name in ("adamw", "muon"):
+        found[f"{name}_losses"], found[f"{name}_params"], _ = train(mesh, name, 5, **training)
+    found["nats"], found["tokens"] = evaluate(mesh)
+    return found
+
+
+def main() -> None:
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    reference = results(make_mesh(MeshConfig(), jax.devices()[:1]))
+    for text in sys.argv[1:]:
+        sizes = json.loads(text)
+        training = {"grad_accum": sizes.pop("grad_accum", 1)}
+        found = results(make_mesh(MeshConfig(**sizes)), **training)
+        line = {k: apart(found[k], reference[k]) for k in found if k != "tokens"}
+        line["same_tokens"] = found["tokens"] == reference["tokens"]
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The real training step, compiled for TPU topologies by the TPU compiler on this CPU.
+
+Memory figures and collectives are the compiler's own. Needs libtpu (the `aot` extra).
+"""
+
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gaia.errors import ConfigError
+from gaia.hardware import chip_of_device_kind, chips
+from gaia.parallel import MeshConfig, make_mesh
+from gaia.xla_flags import TPU, compiler_options
+from gchat import config as configs
+from gchat.train_step import abstract_batch, abstract_state, make_train_step, model_graph
+
+pytest.importorskip("libtpu", reason="the TPU compiler is not installed (extra `aot`)")
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiler():
+    """libtpu reads its environment when it is loaded; its programs cannot be cached."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        patch.setenv("TPU_SKIP_MDS_QUERY", "1")
+        before = jax.config.jax_enable_compilation_cache
+        jax.config.update("jax_enable_compilation_cache", False)
+        yield
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
+def devices(name: str, **options):
+    from jax.experimental import topologies
+
+    return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+
+
+def lower(preset: str, topology: str, *args: str, slices: int = 1):
+    """The lowered step of a preset on a topology, and its configuration."""
+    config = configs.load([preset, *args])
+    config, _ = configs.derive(config, vocab_size=50257, padded_vocab_size=50304)
+    options = {"num_slices": slices} if slices > 1 else {}
+    mesh = make_mesh(config.mesh, devices(topology, **options))
+    step = make_train_step(model_graph(config), config, mesh)
+    return step.lower(abstract_state(config, mesh), *abstract_batch(config, mesh)), config
+
+
+# A program that compiles in seconds: every kind of layer, sizes of whole tiles.
+SMALL = ("--model.depth=3", "--model.dim=512", "--model.hidden=1024", "--model.seq-len=512")
+SMALL += ("--training.batch-size=16", "--training.steps=100")
+
+
+def collectives(text: str) -> Counter:
+    """How often each (operation, dtype, shape) occurs in the program's text."""
+    pattern = r"= \(?(\w+)\[([\d,]*)\][^=\n]*? (all-gather|reduce-scatter|all-to-all)(?:-start)?\("
+    return Counter((op, dtype, shape) for dtype, shape, op in re.findall(pattern, text))
+
+
+def test_fsdp_gathers_bf16_layer_by_layer():
+    """ZeRO-3 as written: bf16 weights of one layer, fp32 sums scattered, Muon layer by layer."""
+    lowered, config = lower("speedrun", "v6e:2x4", *SMALL)
+    text = lowered.compile().as_text()
+    found = collectives(text)
+    s, depth = config.model.sizes, config.model.depth
+    weights = [shape for op, dtype, shape in found if op == "all-gather"]
+    assert weights
+    # The largest thing gathered is the table or the head; nothing has all layers of a matrix.
+    stacked = {f"{depth},{s.dim},{s.dim}", f"{depth},{s.dim},{s.hidden}"}
+    assert not stacked & set(weights), weights
+    assert {dtype for op, dtype, _ in found if op == "all-gather"} == {"bf16"}, found
+    assert "tpu_custom_call" in text  # splash attention, compiled by Mosaic
+
+
+@pytest.mark.parametrize("chip", sorted(TPU))
+def test_compiler_takes_the_published_options(chip):
+    topology = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+    mesh = make_mesh(MeshConfig(), devices(topology[chip]))
+    kind = chip_of_device_kind(mesh.devices.flat[0].device_kind)
+    assert kind is not None and kind.key == chip and chip in chips()
+    x = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16, sharding=jax.NamedSharding(mesh, jax.P()))
+    jax.jit(lambda x: x @ x, compiler_options=compiler_options(chip)).lower(x).compile()
+
+
+def test_two_slices_reduce_over_the_network_once():
+    """Between slices only the sums of gradients travel; without replicas it is refused."""
+    with pytest.raises(ConfigError, match=r"mesh.replica is 1 on 2 slices: use a multiple of 2"):
+        lower("speedrun", "v6e:2x4", *SMALL, slices=2)
+    lowered, _ = lower("speedrun", "v6e:2x4", *SMALL, "--mesh.replica=2", slices=2)
+    assert lowered.compile().memory_analysis().peak_memory_in_bytes < 2 * GIB
+
+
+def peak_gib(preset: str, topology: str, *args: str) -> float:
+    lowered, _ = lower(preset, topology, *args)
+    return lowered.compile().memory_analysis().peak_memory_in_bytes / GIB
+
+
+@pytest.mark.slow
+def test_speedrun_fits_with_32_rows_a_chip():
+    """d24 at 524,288 tokens a step without accumulation, less than full rematerialisation."""
+    args = ("--training.batch-size=256", "--model.remat=attention")
+    assert peak_gib("speedrun", "v6e:2x4", *args) < 31.25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("topology", "hbm"), [("v5p:4x4x4", 95.7), ("v6e:16x16", 31.25)])
+def test_7b_fits(topology, hbm):
+    assert peak_gib("7b", topology) < hbm
+
+
+@pytest.mark.slow
+def test_too_large_is_refused_with_the_compilers_number():
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"RESOURCE_EXHAUSTED.*31\.25G"):
+        peak_gib("speedrun", "v6e:2x4", "--training.batch-size=512", "--model.remat=none")

@@ -1,0 +1,63 @@
+"""Every style of sharding against one device: gradients, training, scoring and decoding."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("eight_devices.py")
+MESHES = {
+    "fsdp_tensor_sequence": {"fsdp": 2, "tensor": 2, "sequence": 2, "grad_accum": 2},
+    "data": {"replica": 8, "fsdp": 1},
+    "fsdp": {},
+    "tensor": {"fsdp": 1, "tensor": 2, "replica": 4},
+    "fsdp_tensor": {"fsdp": 4, "tensor": 2},
+    "sequence": {"fsdp": 1, "sequence": 4, "replica": 2},
+    "two_slices": {"replica": 2, "fsdp": 4},
+}
+# Relative differences from one device, by what is compared. Sums run in another order, so fp32
+# differs in its last bits. AdamW divides by the root of squares that may be tiny, Muon takes
+# small singular values to one: both blow these bits up.
+BOUNDS = {
+    "gradients": 1e-6,
+    "losses": 1e-5,
+    "params": 1e-5,
+    "adamw_losses": 1e-4,
+    "adamw_params": 1e-2,
+    "muon_losses": 1e-4,
+    "muon_params": 1e-2,
+    "nats": 1e-5,
+}
+
+
+def differences(*names: str) -> dict[str, dict]:
+    """What `eight_devices.py` prints, by mesh."""
+    command = [sys.executable, str(SCRIPT), *(json.dumps(MESHES[n]) for n in names)]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return dict(zip(names, lines, strict=True))
+
+
+def check(found: dict[str, dict]) -> None:
+    wrong = {
+        (mesh, what): line[what]
+        for mesh, line in found.items()
+        for what, bound in BOUNDS.items()
+        if not line[what] <= bound
+    }
+    assert not wrong
+    assert all(line["same_tokens"] for line in found.values())
+
+
+def test_all_axes_at_once():
+    check(differences("fsdp_tensor_sequence"))
+
+
+@pytest.mark.slow
+def test_every_style():
+    check(differences(*(name for name in MESHES if name != "fsdp_tensor_sequence")))
