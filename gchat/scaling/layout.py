@@ -9,7 +9,7 @@ from gaia.errors import ConfigError
 from gaia.parallel import AXES, MeshConfig
 from gchat.config import TrainConfig
 from gchat.scaling.sku import Fleet
-from gchat.train_step import check_mesh
+from gchat.train_step import check_mesh, check_rows
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ def check_layout(config: TrainConfig, layout: Layout) -> None:
     """Raises ConfigError where a size does not divide, by the trainer's own rules."""
     # The rules ask a mesh for its shape only, and there need be no devices for that.
     shape = {axis: getattr(layout, axis) for axis in AXES}
-    check_mesh(config, cast(Any, SimpleNamespace(shape=shape)))
+    mesh = cast(Any, SimpleNamespace(shape=shape))
+    check_mesh(config, mesh)
+    check_rows(config, mesh)
 
 
 def rows_of_device(config: TrainConfig, layout: Layout) -> int:
