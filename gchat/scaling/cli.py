@@ -90,8 +90,12 @@ def plan_main(args: list[str]) -> None:
 def dashboard_main(args: list[str]) -> None:
     """Runs `gchat dashboard` until it is interrupted."""
     options = parse(DashboardOptions, args, prog="gchat dashboard")
-    from gchat.scaling.dashboard import serve
-
+    try:
+        from gchat.scaling.dashboard import serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the dashboard needs {error.name}", "pip install 'gaia[train,dashboard]'"
+        ) from None
     serve(options.host, options.port)
 
 

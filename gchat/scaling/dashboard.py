@@ -4,6 +4,7 @@ FastAPI answers, htmx asks: each move of a slider fetches the results again and 
 into the address, so that an address is a plan one can share. Nothing is computed in the browser.
 """
 
+import functools
 import socket
 import sys
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -85,8 +86,9 @@ def make_app(*, hosts: list[str] | None = None) -> FastAPI:
 
     @app.get("/web/{name}")
     def static(name: str) -> FileResponse:
-        kind = STATIC.get(name)
-        return FileResponse(WEB / (name if kind else "missing"), media_type=kind)
+        if name not in STATIC:
+            raise HTTPException(404)
+        return FileResponse(WEB / name, media_type=STATIC[name])
 
     @app.exception_handler(RequestValidationError)
     def refused(_: Request, error: RequestValidationError) -> HTMLResponse:
@@ -130,6 +132,7 @@ def config_of(controls: Controls) -> TrainConfig:
     return derived(config)[0]
 
 
+@functools.lru_cache(maxsize=256)
 def view(controls: Controls) -> dict[str, Any]:
     """Everything the templates show; `problem` is one line where the sizes do not go together."""
     known: dict[str, Any] = {

@@ -22,6 +22,7 @@ from typing import Any
 
 from gaia.config import parse, to_dict
 from gaia.errors import ConfigError, GaiaError
+from gaia.runtime import start
 from gchat.config import TrainConfig
 from gchat.scaling.sku import Fleet, parse_fleet
 
@@ -249,6 +250,8 @@ def compile_here(config: TrainConfig, fleet: Fleet) -> Compiled:
 def _main() -> None:
     request = json.load(sys.stdin)
     config = parse(TrainConfig, [], preset=request["config"])
+    # As a run would, but for the cache: programs for absent devices cannot be read back from it.
+    start(matmul_precision=config.model.matmul_precision, compile_cache=False)
     try:
         answer = asdict(compile_here(config, parse_fleet(request["fleet"])))
     except Exception as error:
