@@ -11,12 +11,9 @@ from gaia.errors import ConfigError
 from gaia.hardware import Chip, Sku, chip_of_device_kind, sku
 from gaia.runtime import Machine
 
-# Share of the memory on the label that a program may take. TPU: what libtpu 0.0.42.1 reports in
-# RESOURCE_EXHAUSTED, in GiB, as `gchat.scaling.calibrate --limits` prints it; a chip that is not
-# listed keeps MARGIN free. GPU: JAX's allocator is told to take 0.9 of the card.
-TPU_LIMIT_GIB = {"v6e": 31.25}
-MARGIN = 0.97
-GPU_SHARE = 0.90
+UNKNOWN_SHARE = 0.90
+"""Of a device's memory, where no compiler says what a program may take. GPUs: what JAX's allocator
+is told to take (XLA_PYTHON_CLIENT_MEM_FRACTION=0.9)."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +53,7 @@ class Fleet:
     @property
     def limit_bytes(self) -> int:
         """Bytes of one device that a program may use."""
-        if not self.is_tpu:
-            return int(self.chip.hbm_per_device * GPU_SHARE)
-        known = TPU_LIMIT_GIB.get(self.chip.key)
-        return int(known * 2**30) if known else int(self.chip.hbm_per_device * MARGIN)
+        return self.chip.program_hbm_bytes or int(self.chip.hbm_per_device * UNKNOWN_SHARE)
 
     def price_per_hour(self, *, spot: bool = False) -> float | None:
         """Least list price of all chips together, US dollars per hour; None where not known."""

@@ -177,8 +177,7 @@ def read_exhausted(message: str) -> tuple[int, int] | None:
     size = r"([\d.]+)([KMGT]?)i?B?"
     forms = (
         rf"Used {size} of {size} hbm",
-        rf"{size} exceeds available HBM \({size}\)",
-        rf"Program hbm requirement {size}.*?of {size}",
+        rf"\({size}\) exceeds available HBM \({size}\)",
     )
     for form in forms:
         if match := re.search(form, message, flags=re.IGNORECASE | re.DOTALL):

@@ -228,8 +228,8 @@ def test_the_hint_after_exhaustion_fits_and_keeps_the_batch():
     [
         ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 37.46G of 31.25G hbm. "
          "Exceeded hbm capacity by 6.21G.", (37.46, 31.25)),
-        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM ... 87.86G exceeds available HBM (31.25G)",
-         (87.86, 31.25)),
+        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+         "temporaries (87.86G) exceeds available HBM (31.25G).", (87.86, 31.25)),
     ],
 )  # fmt: skip
 def test_the_compilers_refusal_is_read(message, sizes):
