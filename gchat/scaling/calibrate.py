@@ -32,7 +32,7 @@ PATH = Path(__file__).parent / TABLE
 # Where the search for factors starts, and how far each may go: the arrays exist, so the compiler
 # can pad and double them but not make them vanish.
 START = Factors(
-    gradients=1.0, saved=1.0, layer=0.8, gathered=0.8, chunk=1.0, head=1.0, update=1.5, constant=5e7
+    gradients=1.0, saved=1.0, layer=1.0, gathered=1.0, chunk=1.0, head=1.0, update=1.5, constant=5e7
 )
 LEAST, MOST = 0.3, 3.0
 """Of the starting values."""

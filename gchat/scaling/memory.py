@@ -139,9 +139,12 @@ def _saved_bytes(config: TrainConfig, size: Local) -> float:
     }
     if config.model.remat in kept:
         return kept[config.model.remat]
-    # And what norms (in fp32), RoPE and the gate keep.
-    everything = kept["dots"] + qkv + size.dim * size.number + size.hidden * size.number
-    return everything + 2 * size.dim * (FP32 + size.number)
+    # What autodiff keeps of a block, as a compiled one shows it: the norms' inputs and results in
+    # fp32 (block and heads), and the products' operands and results.
+    heads = size.query + size.keys
+    norms = (4 * size.dim + 2 * heads) * FP32
+    operands = (3 * size.dim + 2 * heads + 6 * size.hidden) * size.number
+    return norms + operands + FP32 * size.heads
 
 
 def _layer_features(size: Local) -> float:

@@ -96,7 +96,7 @@ def test_bad_requests_are_refused(site):
 def test_sliders_move_the_verdict_and_the_address(site, browser, tmp_path):
     page = browser.new_page(viewport={"width": 1500, "height": 1000})
     problems = []
-    page.on("pageerror", problems.append)
+    page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
     page.goto(site)
     assert "fits" in page.inner_text("#verdict")
