@@ -57,7 +57,7 @@ class Parts:
     chunk: float
     """Logits of a chunk in fp32 and their gradient in the compute dtype."""
     head: float
-    """The head's whole fp32 gradient, and its gathered weights."""
+    """The head's whole fp32 gradient, and its gathered weights, also transposed."""
     hidden: float
     """Final hidden states: fp32 for the norm, and their gradient."""
     update: float
@@ -81,7 +81,7 @@ def parts_of(config: TrainConfig, layout: Layout) -> Parts:
         layer=tokens * _layer_features(size) * number,
         gathered=layer * (number + FP32 if sharded else FP32),
         chunk=chunk * size.vocab * (FP32 + number),
-        head=size.dim * size.vocab * (FP32 + (number if sharded else 0)),
+        head=size.dim * size.vocab * (FP32 + (2 * number if sharded else 0)),
         hidden=tokens * size.dim * (FP32 + number),
         update=_update_bytes(config, layout),
     )
