@@ -7,7 +7,7 @@ left out, in numbered steps, and returns the sentences that a run prints about t
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gaia.config import load_yaml, parse
 from gaia.errors import ConfigError
@@ -35,13 +35,13 @@ class DataConfig:
 
     dir: str | None = None
     """Folder of shards and manifest.json; the speedrun prepares one when this is left out."""
-    source: str = "climbmix"
+    source: Literal["climbmix", "docs", "text"] = "climbmix"
     """What the speedrun prepares: climbmix, docs (offline docstrings), or text."""
     input: str | None = None
     """For source text: a file, folder or glob of .txt, .md, .jsonl or .parquet."""
     shards: int | None = None
     """For source climbmix: training shards to fetch; derived from the tokens of the run."""
-    tokenizer: str = "gpt2"
+    tokenizer: Literal["gpt2", "bpe"] = "gpt2"
     """gpt2, or bpe to train one on the corpus."""
     vocab_size: int = 32768
     """Vocabulary of a trained tokenizer, specials included."""

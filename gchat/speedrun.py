@@ -131,7 +131,7 @@ def main(args: list[str]) -> None:
         if item in ("--dry-run", "--resume", "--allow-cpu", "--offline"):
             own.append(item)
         elif name == "--hours":
-            own += ["--hours", value or next(items, "")]
+            own += ["--hours", _number(value or next(items, ""))]
         else:
             rest.append(item)
     options = parse(Options, own, prog="gchat/speedrun.sh")
@@ -140,6 +140,14 @@ def main(args: list[str]) -> None:
         run = Path(summary["run_dir"])
         print(f"report: {run / 'report.md'}")
         print(f'try it: .venv/bin/gchat sample --run {run} --prompt "Return the"')
+
+
+def _number(hours: str) -> str:
+    try:
+        float(hours)
+    except ValueError:
+        raise ConfigError(f"--hours is {hours!r}", "use a number of hours, e.g. 0.5") from None
+    return hours
 
 
 def _resume(config: TrainConfig, args: list[str], machine: runtime.Machine) -> dict[str, Any]:
@@ -185,6 +193,11 @@ class Plan:
         *,
         strict: bool,
     ) -> None:
+        if config.data.dir is None and (config.data.source == "text") != bool(config.data.input):
+            raise ConfigError(
+                f"data.source is {config.data.source} and data.input is {config.data.input!r}",
+                "give both --data.source text and --data.input PATH, or neither",
+            )
         self._given, self._strict = config, strict
         self.config, self._machine, self._peak, self._deadline = config, machine, peak, deadline
 

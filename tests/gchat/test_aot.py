@@ -87,7 +87,7 @@ def test_compiler_takes_the_published_options(chip):
 
 def test_two_slices_reduce_over_the_network_once():
     """Between slices only the sums of gradients travel; without replicas it is refused."""
-    with pytest.raises(ConfigError, match=r"mesh.replica is 1 on 2 slices: use a multiple of 2"):
+    with pytest.raises(ConfigError, match=r"mesh.replica is 1 on 2 slices; use a multiple of 2"):
         lower("speedrun", "v6e:2x4", *SMALL, slices=2)
     lowered, _ = lower("speedrun", "v6e:2x4", *SMALL, "--mesh.replica=2", slices=2)
     assert lowered.compile().memory_analysis().peak_memory_in_bytes < 2 * GIB

@@ -115,6 +115,10 @@ def _refuse(*_args, **_kwargs):
     ("args", "named"),
     [
         (["--hours", "0"], "--hours is 0"),
+        (["--hours", "soon"], "--hours is 'soon'"),
+        (["--data.source", "web"], "--data.source"),
+        (["--data.source", "text"], "data.input is None"),
+        (["--data.input", "a.txt"], "data.source is docs"),
         (["--hours", "0.001"], "raise --hours"),
         (["--depht", "3"], "perhaps you meant --depth"),
         (["missing.yaml"], "missing.yaml"),
