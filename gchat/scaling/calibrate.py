@@ -105,7 +105,7 @@ def fit(rows: list[Row]) -> Factors:
             state = parts.params + parts.optimizer + f.constant
             total += ((state + max(moment_bytes(parts, f).values())) / peak - 1) ** 2
         # Where the rows do not say, stay near the sizes as written.
-        return total + 1e-4 * float(np.sum(np.log(values / start) ** 2))
+        return total + 3e-3 * float(np.sum(np.log(values / start) ** 2))
 
     rng = np.random.default_rng(0)
     best, least = start, loss(start)

@@ -4,7 +4,6 @@ FastAPI answers, htmx asks: each move of a slider fetches the results again and 
 into the address, so that an address is a plan one can share. Nothing is computed in the browser.
 """
 
-import functools
 import socket
 import sys
 from dataclasses import asdict
@@ -132,7 +131,6 @@ def config_of(controls: Controls) -> TrainConfig:
     return derived(config)[0]
 
 
-@functools.lru_cache(maxsize=256)
 def view(controls: Controls) -> dict[str, Any]:
     """Everything the templates show; `problem` is one line where the sizes do not go together."""
     known: dict[str, Any] = {

@@ -57,7 +57,7 @@ class Parts:
     chunk: float
     """Logits of a chunk in fp32 and their gradient in the compute dtype."""
     head: float
-    """The head's whole fp32 gradient, and its gathered weights, also transposed."""
+    """The head's whole fp32 gradient, and its gathered weights."""
     hidden: float
     """Final hidden states: fp32 for the norm, and their gradient."""
     update: float
@@ -81,7 +81,7 @@ def parts_of(config: TrainConfig, layout: Layout) -> Parts:
         layer=tokens * _layer_features(size) * number,
         gathered=layer * (number + FP32 if sharded else FP32),
         chunk=chunk * size.vocab * (FP32 + number),
-        head=size.dim * size.vocab * (FP32 + (2 * number if sharded else 0)),
+        head=size.dim * size.vocab * (FP32 + number * _copies_of_head(size) * sharded),
         hidden=tokens * size.dim * (FP32 + number),
         update=_update_bytes(config, layout),
     )
@@ -120,6 +120,14 @@ def moment_bytes(p: Parts, f: Factors) -> dict[str, float]:
         "backward": layers + backward,
         "update": f.gradients * p.gradients + f.update * p.update,
     }
+
+
+def _copies_of_head(size: Local) -> int:
+    """Gathered heads: the compiler adds a transposed one where V is no multiple of 256.
+
+    So every compiled program looked at: V = 50,304 has it, V = 128,256 has not.
+    """
+    return 1 + (size.vocab % 256 > 0)
 
 
 def _saved_bytes(config: TrainConfig, size: Local) -> float:
