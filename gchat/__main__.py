@@ -1,7 +1,7 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | sample | eval bpb | data prepare|curate|download|count|verify
-      | tokenizer train|eval
+gchat speedrun | train | sample | plan | dashboard | eval bpb
+      | data prepare|curate|download|count|verify | tokenizer train|eval
 """
 
 import json
@@ -18,6 +18,8 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   speedrun             from text to a trained model and its report, in one command
   train                train on a prepared data set: gchat train CONFIG.yaml --data-dir DIR
   sample               continue a prompt: gchat sample --run runs/cpu --prompt "The"
+  plan                 memory, time and cost on a slice: gchat plan speedrun --sku v6e-8
+  dashboard            the same as a page with sliders
   eval bpb             bits per byte of a text: gchat eval bpb --run runs/cpu --text FILE
   data prepare         text to token shards: gchat data prepare --source text --input F --out DIR
   data curate          take out what is not worth training on: rules, copies, a report
@@ -74,6 +76,18 @@ def _train(args: list[str]) -> None:
     from gchat.train import run
 
     run(args, prog="gchat train")
+
+
+def _plan(args: list[str]) -> None:
+    from gchat.scaling.cli import plan_main
+
+    plan_main(args)
+
+
+def _dashboard(args: list[str]) -> None:
+    from gchat.scaling.cli import dashboard_main
+
+    dashboard_main(args)
 
 
 def _sample(args: list[str]) -> None:
@@ -178,6 +192,8 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "speedrun": _speedrun,
     "train": _train,
     "sample": _sample,
+    "plan": _plan,
+    "dashboard": _dashboard,
     "eval": _eval,
     "data": _data,
     "tokenizer": _tokenizer,

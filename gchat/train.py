@@ -36,6 +36,7 @@ from gchat.evals.periodic import EVAL_ROWS, Evaluator
 from gchat.progress import Progress
 from gchat.report import write_report
 from gchat.run_folder import RunFolder
+from gchat.scaling.exhaustion import exhaustion_explained
 from gchat.tokenizer import Tokenizer
 from gchat.train_step import StepMetrics, init_state, make_scorer, make_train_step
 
@@ -180,7 +181,8 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """Trains to the end or to a stop; returns the summary (`finished` says which)."""
         try:
-            with StopRequest(lambda: self.agreement.ask("stop")), self.watchdog:
+            stop = StopRequest(lambda: self.agreement.ask("stop"))
+            with stop, self.watchdog, exhaustion_explained(self.config, self.machine):
                 self.train_and_save()
         except BaseException:
             self.metrics.finish("crashed")
