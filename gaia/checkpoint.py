@@ -204,9 +204,13 @@ class Checkpointer:
                 data = path.read_bytes()
                 files[str(path.relative_to(folder))] = (len(data), _crc(data))
             seal = _crc(json.dumps(files, sort_keys=True).encode())
-            partial = folder / f"{CHECKSUMS}.partial"
-            partial.write_text(json.dumps({"self": seal, "files": files}, indent=1))
-            partial.rename(folder / CHECKSUMS)
+            text = json.dumps({"self": seal, "files": files}, indent=1)
+            if "://" in str(folder):  # an object appears whole, and cannot be renamed at once
+                (folder / CHECKSUMS).write_text(text)
+            else:
+                partial = folder / f"{CHECKSUMS}.partial"
+                partial.write_text(text)
+                partial.rename(folder / CHECKSUMS)
             self.last_saved = step
         except Exception as error:  # told to the caller of the next save or wait
             self._failure = (step, error)

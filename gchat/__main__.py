@@ -1,6 +1,6 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | sample | eval bpb | data prepare|download|count|verify
+gchat speedrun | train | sample | eval bpb | data prepare|download|count|verify|upload
 """
 
 import json
@@ -20,7 +20,8 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   data prepare         text to token shards: gchat data prepare --source text --input F --out DIR
   data download        ClimbMix shards, tokenized
   data count           how many tokens a data set holds
-  data verify          re-read every shard against the manifest
+  data verify          re-read every shard against the manifest, local or gs://
+  data upload          copy a data set to a bucket: gchat data upload DIR gs://bucket/prefix
 
 --debug anywhere shows a traceback instead of one line."""
 

@@ -14,6 +14,7 @@ from typing import Any
 from gaia.config import differences, flatten, to_dict, to_yaml
 from gaia.errors import CheckpointError, ConfigError
 from gaia.storage import list_names
+from gchat import mirror
 from gchat.config import TrainConfig
 from gchat.tokenizer import Tokenizer
 
@@ -44,6 +45,7 @@ class RunFolder:
     def check_free(config: TrainConfig) -> None:
         """Raises ConfigError where a run, or the checkpoints of one, lie already."""
         path, checkpoints = folder_of(config), config.checkpoint.dir
+        mirror.check_free(config.run.mirror)
         if (path / "config.yaml").exists():
             raise ConfigError(
                 f"run.dir {str(path)!r} already holds a run",

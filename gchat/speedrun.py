@@ -7,6 +7,7 @@ On a plain CPU machine: the `cpu` preset and the offline corpus, and one line th
 a silent fallback on a machine that costs money.
 """
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass, replace
@@ -110,7 +111,8 @@ def speedrun(options: Options, args: list[str]) -> dict[str, Any] | None:
     RunFolder.check_free(plan.config)
     plan.prepare_data()
     plan.fit_steps()
-    return Trainer(plan.config, machine, resume=False).fit()
+    with contextlib.closing(Trainer(plan.config, machine, resume=False)) as trainer:
+        return trainer.fit()
 
 
 def main(args: list[str]) -> None:
@@ -148,7 +150,8 @@ def _resume(config: TrainConfig, args: list[str], machine: runtime.Machine) -> d
     run_dir = folder_of(config)
     overrides = args[1:] if args and not args[0].startswith("-") else args
     saved = load([str(run_dir / "config.yaml"), *overrides], prog="gchat/speedrun.sh")
-    return Trainer(saved, machine, resume=True).fit()
+    with contextlib.closing(Trainer(saved, machine, resume=True)) as trainer:
+        return trainer.fit()
 
 
 def _budget(options: Options, on_cpu: bool) -> tuple[float, str]:

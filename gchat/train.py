@@ -6,10 +6,12 @@ A step number counts finished updates: step k is logged, validated and saved aft
 Shapes: B rows, T time.
 """
 
+import contextlib
 import math
 import sys
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -17,19 +19,19 @@ import jax
 import gaia_metrics
 from gaia import parallel
 from gaia.checkpoint import Checkpointer
-from gaia.errors import ConfigError, GaiaError, run_cli
+from gaia.errors import GaiaError, run_cli
 from gaia.guards import StopRequest
-from gaia.manifest import load_manifest
-from gaia.records import make_loader
 from gaia.runtime import Machine, peak_flops, start
+from gchat import mirror
 from gchat.config import FREE_ON_RESUME, TrainConfig, derive, load
 from gchat.evals.ngram import ngram_baselines
 from gchat.evals.periodic import EVAL_ROWS, Evaluator
+from gchat.mirror import Mirror
 from gchat.progress import Progress
 from gchat.report import write_report
 from gchat.run_folder import RunFolder
-from gchat.tokenizer import Tokenizer
 from gchat.train_step import StepMetrics, init_state, make_scorer, make_train_step
+from gchat.training_data import TrainingData
 
 
 class TrainingFailed(GaiaError):
@@ -53,20 +55,17 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, machine: Machine, *, resume: bool) -> None:
         # ── Data and sizes ────────────────────────────────────────────────────────────────────
-        data_dir = config.data.dir
-        if data_dir is None:
-            raise ConfigError("data.dir is not set", "give --data-dir, or run gchat/speedrun.sh")
-        self.manifest = load_manifest(data_dir)
-        self.tokenizer = Tokenizer.load(f"{data_dir}/tokenizer.json")
+        self.data = TrainingData(config.data)
+        self.manifest, self.tokenizer = self.data.manifest, self.data.tokenizer
         config, derived = derive(
-            config,
+            replace(config, data=self.data.config),
             vocab_size=self.tokenizer.vocab_size,
             padded_vocab_size=self.tokenizer.padded_vocab_size,
         )
         self.config, self.machine = config, machine
         self.steps = config.training.steps or 0
         self.folder = RunFolder(config, resume=resume)
-        for sentence in derived:
+        for sentence in derived + self.data.warnings():
             print(sentence)
 
         # ── Model, optimizer, evaluation ──────────────────────────────────────────────────────
@@ -83,16 +82,7 @@ class Trainer:
         # ── Where to begin ────────────────────────────────────────────────────────────────────
         self.step, run_id = self._restore() if resume else (0, None)
         self.began_at = self.step
-        self.batches = make_loader(
-            data_dir,
-            split="train",
-            seq_len=config.model.seq_len,
-            batch_size=rows,
-            seed=config.training.seed,
-            start_step=self.step,
-            process_index=machine.process_index,
-            process_count=machine.process_count,
-        )
+        self.batches = self.data.loader(config, machine, self.step)
 
         # ── From here on the run writes ───────────────────────────────────────────────────────
         self.folder.write_config(config, self.tokenizer)
@@ -107,6 +97,7 @@ class Trainer:
             resume_step=self.step,
         )
         self.in_flight: deque[tuple[int, StepMetrics, float]] = deque()
+        self.mirror = Mirror(config.run.mirror, self.folder.path, process=machine.process_index)
 
     def _checkpointer(self) -> Checkpointer:
         c = self.config.checkpoint
@@ -165,6 +156,7 @@ class Trainer:
                 "train/loss": loss,
                 "train/grad_norm": float(metrics.grad_norm),
                 "train/lr_share": float(metrics.lr_share),
+                **self.batches.metrics(step),
             }
             self.metrics.log(step, values)
             if not math.isfinite(loss):
@@ -193,6 +185,7 @@ class Trainer:
             if not self.metrics.wait_durable(self.step):
                 self._say_if_unsaved(f"step {self.step}: its metrics could not be written")
                 return
+            self.mirror.copy()
             meta = self.folder.meta(self.metrics.id, self.tokenizer.sha256, self.progress.state())
             self._say_if_unsaved(self.checkpoints.save(self.step, self.state, meta))
 
@@ -200,12 +193,17 @@ class Trainer:
         if problem:
             print(f"no checkpoint of {problem}; earlier ones stay good", flush=True)
 
+    def close(self) -> None:
+        """Ends the background threads of data and mirror, however training ended."""
+        self.batches.close()
+        self.mirror.close()
+
     def finish(self) -> dict[str, Any]:
         """Closes the metrics, writes the report and says how to go on."""
         config, finished = self.config, self.step == self.steps
         self.metrics.finish("finished" if finished else "stopped")
         baselines = None
-        if finished:
+        if finished and not config.data.mixture:
             baselines = ngram_baselines(
                 config.data.dir or "",
                 config.training.tokens or 0,
@@ -239,9 +237,12 @@ def run(args: list[str], *, prog: str = "python -m gchat.train") -> dict[str, An
     """Parses [CONFIG.yaml] --group.field value … [--resume] and trains."""
     resume = "--resume" in args
     args = [a for a in args if a != "--resume"]
+    if resume:
+        mirror.fetch(args)
     config = load(RunFolder.resume_args(args) if resume else args, prog=prog)
     machine = start(matmul_precision=config.model.matmul_precision)
-    return Trainer(config, machine, resume=resume).fit()
+    with contextlib.closing(Trainer(config, machine, resume=resume)) as trainer:
+        return trainer.fit()
 
 
 if __name__ == "__main__":
