@@ -12,6 +12,7 @@ import http.client
 import importlib
 import random
 import re
+import secrets
 import sys
 import threading
 import time
@@ -377,6 +378,17 @@ def list_names(uri: str) -> list[str]:
         return sorted({n.removeprefix(prefix).rstrip("/") for n in names | pages.prefixes} - {""})
 
     return attempt(once, uri)
+
+
+def check_writable(uri: str) -> None:
+    """Writes and deletes a small object, as a run that saves there will.
+
+    Raises:
+        StorageError: no such bucket, or a permission is missing; its role is named.
+    """
+    where = f"{uri.rstrip('/')}/.gaia-write-test-{secrets.token_hex(4)}"
+    write(where, b"")
+    attempt(lambda: blob(where).delete(retry=None, timeout=TIMEOUT_S), where)
 
 
 def bucket_location(uri: str) -> str:

@@ -128,6 +128,7 @@ def check_free(uri: str | None) -> None:
             f"run.mirror {uri!r} already holds a run",
             "add --resume to go on with it, or choose another prefix",
         )
+    gcs.check_writable(uri)
 
 
 def fetch(args: Sequence[str]) -> None:

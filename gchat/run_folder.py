@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gaia import gcs
 from gaia.config import differences, flatten, to_dict, to_yaml
 from gaia.errors import CheckpointError, ConfigError
-from gaia.storage import list_names
+from gaia.storage import is_remote, list_names
 from gchat import mirror
 from gchat.config import TrainConfig
 from gchat.tokenizer import Tokenizer
@@ -45,7 +46,6 @@ class RunFolder:
     def check_free(config: TrainConfig) -> None:
         """Raises ConfigError where a run, or the checkpoints of one, lie already."""
         path, checkpoints = folder_of(config), config.checkpoint.dir
-        mirror.check_free(config.run.mirror)
         if (path / "config.yaml").exists():
             raise ConfigError(
                 f"run.dir {str(path)!r} already holds a run",
@@ -56,6 +56,9 @@ class RunFolder:
                 f"checkpoint.dir {checkpoints!r} already holds checkpoints",
                 "choose another, or --resume the run they belong to",
             )
+        mirror.check_free(config.run.mirror)
+        if checkpoints and is_remote(checkpoints):
+            gcs.check_writable(checkpoints)
 
     @staticmethod
     def resume_args(args: Sequence[str]) -> list[str]:

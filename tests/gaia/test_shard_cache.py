@@ -33,7 +33,7 @@ def data(tmp_path_factory):
     """A dozen shards in windows of three."""
     folder = tmp_path_factory.mktemp("data")
     options = {"shard_tokens": 1500, "chunk_tokens": 256, "window": 3}
-    records.write_shards(folder, documents(330, 0), documents(5, 1), INFO, **options)
+    records.write_shards(folder, documents(310, 0), documents(5, 1), INFO, **options)
     assert len(records.load_manifest(folder).train) == 12
     return folder
 
