@@ -17,6 +17,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ LIMIT_BYTES = 32 << 30
 _DAMAGED = 3  # downloads with a wrong checksum before the object itself is blamed
 _POLL_S = 0.05
 _PART, _LOCK = ".part", ".lock"
+_OURS = re.compile(r"[0-9a-f]{8}-\d+-.")
 
 
 @dataclass
@@ -252,8 +254,8 @@ class ShardCache:
         """(last use, bytes, path) of shards; leftovers of killed processes count as oldest."""
         found = []
         for entry in os.scandir(self.folder):
-            if entry.name.endswith(_LOCK):
-                continue
+            if entry.name.endswith(_LOCK) or _OURS.match(entry.name) is None:
+                continue  # never touch what somebody else keeps in this folder
             with contextlib.suppress(FileNotFoundError):
                 facts = entry.stat()
                 age = 0.0 if entry.name.endswith(_PART) else facts.st_mtime
