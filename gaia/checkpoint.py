@@ -17,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from gaia import storage
 from gaia.errors import CheckpointError
 
 CHECKSUMS = "checksums.json"
@@ -113,7 +114,7 @@ class Checkpointer:
         except Exception as again:
             # The failed save's error is raised once more by close(); it is reported already.
             del again
-        for path in self.directory.iterdir():
+        for path in [self.directory / name for name in storage.list_names(str(self.directory))]:
             unsealed = path.name == str(step) and not (path / CHECKSUMS).exists()
             if unsealed or _TEMPORARY in path.name:
                 path.rmtree(missing_ok=True)
@@ -128,7 +129,9 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Steps on disk, oldest first, finished or not."""
-        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+        # Not iterdir(): in a bucket an empty folder does not exist, and gcsfs keeps old listings.
+        names = storage.list_names(str(self.directory))
+        return sorted(int(name) for name in names if name.isdigit())
 
     def latest(self, report: Callable[[str], None] = print) -> int | None:
         """The newest step whose files all match their checksums; says what it passed over."""
