@@ -17,7 +17,7 @@ TEXT = (
 )
 
 
-def make_data(folder, *, vocab_size, documents=120, seed=0, **writer):
+def make_data(folder, *, vocab_size, documents=120, seed=0):
     from gaia.records import write_shards
     from gchat.tokenizer import train_bpe
 
@@ -27,7 +27,7 @@ def make_data(folder, *, vocab_size, documents=120, seed=0, **writer):
     ]
     tokenizer = train_bpe(texts, vocab_size)
     ids = [np.array([tokenizer.bos_id, *tokenizer.encode(text)]) for text in texts]
-    write_shards(folder, ids[10:], ids[:10], tokenizer.info, **({"shard_tokens": 2000} | writer))
+    write_shards(folder, ids[10:], ids[:10], tokenizer.info, shard_tokens=2000)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 

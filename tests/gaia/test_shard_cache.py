@@ -331,7 +331,7 @@ def test_no_such_bucket(gcs):
 
 def test_no_credentials(tmp_path):
     """In a process of its own, without the fake; google-auth is told that this is no VM."""
-    code = "from gaia.records import load_manifest; load_manifest('gs://bucket/set')"
+    code = "from gaia.manifest import load_manifest; load_manifest('gs://bucket/set')"
     environment = {k: v for k, v in os.environ.items() if "EMULATOR" not in k and "GCE" not in k}
     environment |= {"HOME": str(tmp_path), "NO_GCE_CHECK": "true"}
     environment["CLOUDSDK_CONFIG"] = str(tmp_path)

@@ -21,9 +21,18 @@ STEPS = 60
 
 @pytest.fixture(scope="module")
 def local_data(tmp_path_factory):
-    """Many small shards in windows of two, so that a short run goes through many windows."""
+    """Prepared by the command: many small shards in windows of two, for a short run of many."""
     folder = tmp_path_factory.mktemp("data")
-    return runs.make_data(folder, vocab_size=300, shard_tokens=500, window=2)
+    rng = np.random.default_rng(0)
+    words = runs.TEXT.split()
+    texts = [" ".join(rng.choice(words, size=rng.integers(20, 90))) for _ in range(120)]
+    source = folder / "texts.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    out = folder / "prepared"
+    made = ["--tokenizer", "bpe", "--vocab-size", "300", "--shard-tokens", "500", "--window", "2"]
+    verb = ["data", "prepare", "--source", "text", "--input", str(source), "--out", str(out)]
+    assert main([*verb, *made]) == 0
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -131,13 +140,8 @@ def last_shards(local_data):
     return names
 
 
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ("corrupt", "crc32c"),
-        pytest.param("missing", "does not exist", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "said"), [("corrupt", "crc32c"), ("missing", "does not exist")])
 def test_a_shard_that_goes_bad_while_training_runs(
     gcs, gcs_service, local_data, bucket_data, local, tmp_path, user_environment, how, said
 ):
