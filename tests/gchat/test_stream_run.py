@@ -229,7 +229,7 @@ def test_another_window_or_other_shards_are_refused(local_data, tmp_path, capsys
     wrong = ["--data.window", 3]
     refused(capsys, arguments(local_data, tmp_path / "run", *wrong), "prepared with 2")
     data = shutil.copytree(local_data, tmp_path / "data")
-    args = arguments(data, tmp_path / "run", "--max-steps", 2)
+    args = arguments(data, tmp_path / "run", "--max-steps", 8)
     assert main(["train", *args]) == 0
     capsys.readouterr()
     manifest = json.loads((data / "manifest.json").read_text())
