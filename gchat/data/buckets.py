@@ -38,7 +38,7 @@ def keys(seed: int, unit: int, count: int, first: int = 0) -> np.ndarray:
     Args:
         first: number of the first of these documents in its unit.
     """
-    start = _mix(np.uint64([(seed << 1) & (2**64 - 1)]))[0] ^ np.uint64(unit << 36)
+    start = _mix(np.array([(seed << 1) & (2**64 - 1)], np.uint64))[0] ^ np.uint64(unit << 36)
     numbers = np.arange(first, first + count, dtype=np.uint64)
     return _mix(_mix(start + (numbers + np.uint64(1)) * _GOLDEN))
 

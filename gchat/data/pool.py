@@ -40,7 +40,7 @@ def run(
     job: Callable[[T], R],
     tasks: Iterable[T],
     workers: int,
-    done: Callable[[T, R], None],
+    done: Callable[[T, R], object],
 ) -> None:
     """Calls `job(task)` for every task, in up to `workers` processes, and `done` with each result.
 
@@ -83,7 +83,7 @@ def run(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _collect(running: dict[Future, T], done: Callable[[T, R], None]) -> None:
+def _collect(running: dict[Future, T], done: Callable[[T, R], object]) -> None:
     """Hands over what is finished, after waiting for at least one."""
     for future in wait(running, return_when=FIRST_COMPLETED).done:
         task = running.pop(future)

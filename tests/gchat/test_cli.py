@@ -150,3 +150,18 @@ def test_mistakes_are_one_line_and_leave_nothing(trained, tmp_path, capsys, args
     assert named in said
     assert not args or captured.err.count("\n") == 1
     assert not new.exists()
+
+
+def test_a_run_scores_many_documents_as_it_scores_each(trained, tmp_path):
+    """Curation's scorer packs documents into rows; `eval bpb` reads one file as one document."""
+    from gchat.loading import load_run
+    from gchat.scorers import Run
+
+    _, run = trained
+    words = (ROOT / "README.md").read_text().split()
+    texts = [" ".join(words[:n]) for n in (5, 150, 20, 60)]
+    bits = Run(str(run))()(texts)
+    loaded = load_run(str(run))
+    for i, text in enumerate(texts):
+        (tmp_path / "one.txt").write_text(text)
+        assert bits[i] == pytest.approx(loaded.score_file(str(tmp_path / "one.txt")).bpb, rel=1e-5)

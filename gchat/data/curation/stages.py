@@ -242,7 +242,7 @@ class Finish:
         folder = self.options.out
         if (found := done(folder, "finish", task)) is not None:
             return found
-        filtered = done(folder, "filter", task) or {"chunks": [], "unit": ""}
+        filtered: dict[str, Any] = done(folder, "filter", task) or {"chunks": [], "unit": ""}
         upsampling = self.options.upsampling()
         matched = Counter({pattern: 0 for pattern, _ in upsampling})
         removed = Removed()
@@ -254,7 +254,7 @@ class Finish:
                     if reason is not None:
                         removed.add(reason, row.text)
                         continue
-                    pattern, repeat = times(row.meta.get("file", filtered["unit"]), upsampling)
+                    pattern, repeat = times(row.meta.get("file") or filtered["unit"], upsampling)
                     if pattern is not None:
                         matched[pattern] += 1
                     # A fraction is decided by the hash of the text: the same on every machine.
