@@ -192,9 +192,20 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, _spread(RULES["batch"], mesh))
 
 
+def rows_here(rows: int, mesh: Mesh) -> np.ndarray:
+    """Which rows of a batch of `rows` this process's devices hold, ascending, int64."""
+    by_rows = NamedSharding(mesh, P(batch_sharding(mesh).spec[0]))
+    slices = by_rows.addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[index] for index in slices if index]))
+
+
 def shard_rows(batch_bT: np.ndarray, mesh: Mesh) -> jax.Array:
-    """This process's rows of a batch [b, T], placed as its part of the global array [B, T]."""
-    return jax.make_array_from_process_local_data(batch_sharding(mesh), batch_bT)
+    """This process's rows (`rows_here`) of a batch, whole [b, T], as its part of [B, T]."""
+    # Said outright: where `sequence` runs over processes too, JAX would take T for a part of it.
+    parts = math.prod(mesh.shape[axis] for axis in ROWS)
+    rows = batch_bT.shape[0] * parts // len(rows_here(parts, mesh))
+    shape = (rows, batch_bT.shape[1])
+    return jax.make_array_from_process_local_data(batch_sharding(mesh), batch_bT, shape)
 
 
 def shard_whole(batch_BT: np.ndarray, mesh: Mesh) -> jax.Array:

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gaia import parallel
+from gaia.guards import keep_if_sound
 from gaia.hardware import chip_of_device_kind
 from gaia.kernels.cross_entropy import cross_entropy, token_nll
 from gaia.optim import make_optimizer, schedule
@@ -130,6 +131,7 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
 
     The loss is the mean over all unmasked targets (>= 0) of the step, however it is split over
     devices and micro-batches: each sum is divided by the count of the whole step.
+    With a fourth argument, a step whose loss is above it, or not finite, changes no parameter.
 
     Raises:
         ConfigError: the rows of a micro-batch do not divide over the mesh.
@@ -140,7 +142,7 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
     loss_and_grads = _loss_and_grads(graph, config, mesh)
 
     @partial(jax.jit, donate_argnums=0, compiler_options=_compiler_options(mesh))
-    def train_step(state: TrainState, inputs_BT: jax.Array, targets_BT: jax.Array):
+    def train_step(state: TrainState, inputs_BT: jax.Array, targets_BT: jax.Array, limit=None):
         count = jnp.maximum(jnp.sum(targets_BT >= 0), 1).astype(jnp.float32)
         # Randomness is a function of (seed, step, place), so a resume needs no stored key.
         key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
@@ -148,7 +150,10 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(loss, optax.tree.norm(grads), lr_share(state.step))
-        return TrainState(params, opt_state, state.step + 1), metrics
+        after = TrainState(params, opt_state, state.step + 1)
+        if limit is not None:
+            after = keep_if_sound(after, state, loss, metrics.grad_norm, limit)
+        return after, metrics
 
     return train_step
 
