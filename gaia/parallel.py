@@ -182,7 +182,11 @@ def abstract(function: Callable[..., Any], mesh: Mesh, *args: Any) -> Any:
 
 
 def create(function: Callable[..., Any], mesh: Mesh, *args: Any) -> Any:
-    """`function(*args)` computed shard by shard: no device and no host ever holds a whole leaf."""
+    """`function(*args)` under jit, its leaves born with their shardings: no host copy is made.
+
+    The compiler need not draw random numbers shard by shard: for d24 on v6e:2x4 it plans a peak
+    of 4.5 GiB a chip for 0.85 GiB of state (6.8 GiB in all).
+    """
     shapes = jax.eval_shape(function, *args)
     return jax.jit(function, out_shardings=shardings(shapes, mesh))(*args)
 

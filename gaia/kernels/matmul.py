@@ -13,7 +13,7 @@ Shapes: N tokens, D in, F out.
 """
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,8 @@ def project(
     Returns:
         One [..., F] per weight, in the dtype of `x`.
     """
-    return tuple(checkpoint_name(y, name) for y in _project(split, x, *weights_DF))
+    ys: Any = _project(split, x, *weights_DF)
+    return tuple(checkpoint_name(y, name) for y in ys)
 
 
 def _whole(w_DF: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -57,7 +58,7 @@ def _whole(w_DF: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _project(split: Split, x, *weights_DF) -> tuple[jax.Array, ...]:
+def _project(split: Split, x, *weights_DF):
     ys = tuple(x @ _whole(w, x.dtype) for w in weights_DF)
     return parallel.add_up(ys, ("tensor",)) if split == "in" else ys
 

@@ -91,6 +91,7 @@ def test_compiler_takes_the_published_options(chip):
     jax.jit(lambda x: x @ x, compiler_options=compiler_options(chip)).lower(x).compile()
 
 
+@pytest.mark.slow
 def test_two_slices_reduce_over_the_network_once():
     """Between slices only the sums of gradients travel; without replicas it is refused."""
     with pytest.raises(ConfigError, match=r"mesh.replica is 1 on 2 slices; use a multiple of 2"):
