@@ -47,6 +47,19 @@ def arguments(data_dir, run_dir, *more):
     return args
 
 
+started = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    """A failed test leaves processes that wait for one another."""
+    yield
+    while started:
+        process = started.pop()
+        process.kill()
+        process.wait()
+
+
 class Team:
     """All processes of one start; what each printed is collected by a thread."""
 
@@ -74,6 +87,7 @@ class Team:
                 text=True,
             )
             self.processes.append(process)
+            started.append(process)
             self._threads.append(threading.Thread(target=self._read, args=(i,), daemon=True))
             self._threads[-1].start()
 
@@ -182,13 +196,13 @@ def test_any_number_of_processes_goes_on(alone, data_dir, tmp_path, user_environ
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others(data_dir, tmp_path, user_environment, victim):
     args = arguments(data_dir, tmp_path / "run", "--checkpoint.every-steps", "5")
-    args += ["--log-interval", "1", "--max-steps", "100000", "--heartbeat-seconds", "20"]
+    args += ["--log-interval", "1", "--max-steps", "100000"]
     team = Team(2, args, user_environment, tmp_path, by_flags=True)
     assert team.step_reached(12), team.text(0)
     team.processes[victim].kill()
     statuses = team.end()
     assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] != 0
-    team = Team(1, [*args[:-4], "--max-steps", "100000", "--resume"], user_environment, tmp_path)
+    team = Team(1, [*args, "--resume"], user_environment, tmp_path)
     assert team.step_reached(14), team.text(0)
     team.processes[0].send_signal(signal.SIGTERM)
     assert team.end() == [0], team.text(0)
