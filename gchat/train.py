@@ -112,8 +112,8 @@ class Trainer:
 
         # ── From here on the run writes ───────────────────────────────────────────────────────
         self.group.gather("ready")
-        self.folder.write_config(config, self.tokenizer)
         self.checkpoints = self._checkpointer()
+        self.folder.write_config(config, self.tokenizer)
         self.checkpoints.discard_after(self.step)
         self._open_metrics(run_id)
         self.group.at_abort(lambda: self.metrics.finish("crashed"))
