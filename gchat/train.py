@@ -4,8 +4,8 @@
         [--coordinator HOST:PORT --num-processes N --process-id I]
 
 A step number counts finished updates: step k is logged, validated and saved after k updates.
-All processes of a run execute this file alike; what is said or written is process 0's. Where one
-of them alone must decide (a signal, a clock), they agree on the step first.
+All processes of a run execute this alike; what is said or written is process 0's. Where one alone
+decides (a signal, a clock), they agree on the step first.
 Shapes: B rows, T time.
 """
 
@@ -24,7 +24,7 @@ from gaia.agreement import Agreement
 from gaia.checkpoint import Checkpointer
 from gaia.config import parse, to_dict
 from gaia.distributed import Group, joined, take_options
-from gaia.errors import ConfigError, DataError, GaiaError, run_cli
+from gaia.errors import ConfigError, GaiaError, run_cli
 from gaia.guards import BadStep, LossGuard, StopRequest, Watchdog
 from gaia.manifest import load_manifest
 from gaia.profile import StepTrace
@@ -79,7 +79,8 @@ class Trainer:
             raise ConfigError("data.dir is not set", "give --data-dir, or run gchat/speedrun.sh")
         self.manifest = load_manifest(data_dir)
         self.tokenizer = Tokenizer.load(f"{data_dir}/tokenizer.json")
-        self._check_same_data()
+        facts = f"{self.tokenizer.sha256} {self.manifest!r}".encode()
+        self.group.check_same("the data in data.dir", hashlib.sha256(facts).hexdigest())
         config, derived = derive(
             config,
             vocab_size=self.tokenizer.vocab_size,
@@ -117,16 +118,6 @@ class Trainer:
         self.checkpoints.discard_after(self.step)
         self._open_metrics(run_id)
         self.group.at_abort(lambda: self.metrics.finish("crashed"))
-
-    def _check_same_data(self) -> None:
-        facts = f"{self.tokenizer.sha256} {self.manifest!r}"
-        prints = self.group.gather(hashlib.sha256(facts.encode()).hexdigest())
-        other = next((i for i, p in enumerate(prints) if p != prints[0]), None)
-        if other is not None:
-            raise DataError(
-                f"data.dir holds other data on process {other} than on process 0",
-                "prepare it once, then copy it or use a gs:// address",
-            )
 
     def _checkpointer(self) -> Checkpointer:
         c = self.config.checkpoint
