@@ -60,10 +60,11 @@ def parse(
 
 def _expand(args: Sequence[str], aliases: Mapping[str, str]) -> Iterator[str]:
     for arg in args:
+        if not arg.startswith("--"):  # a value may hold a "=" of its own
+            yield arg
+            continue
         name, equals, value = arg.partition("=")
-        if name.startswith("--"):
-            name = aliases.get(name.replace("_", "-"), name)
-        yield name
+        yield aliases.get(name.replace("_", "-"), name)
         if equals:
             yield value
 

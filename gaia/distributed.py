@@ -23,7 +23,7 @@ from gaia.errors import ConfigError, GaiaError
 from gaia.rendezvous import RendezvousError, roll_call
 
 _POLL_SECONDS = 0.25
-_LINGER_SECONDS = 3.0
+_LINGER_SECONDS = 10.0
 _LIVE = "gaia/live/"
 _ABORT = "abort"
 

@@ -35,7 +35,9 @@ class Chip:
 
     `devices_per_chip` is what JAX shows (TPU7x shows its two TensorCores as two devices);
     `cores_per_chip` is what Google's names count for chips whose `suffix_counts` is "cores".
-    `link_bandwidth` is ICI, NVLink or PCIe per chip, both directions summed, bytes/s.
+    `program_hbm_bytes` is what the compiler has for a program on one device, 0 where not known.
+    `link_bandwidth` is ICI, NVLink or PCIe per chip, both directions summed, bytes/s;
+    `dcn_bandwidth` the data-centre network's per chip, one way, bytes/s, 0 where not known.
     """
 
     key: str
@@ -43,8 +45,10 @@ class Chip:
     kind: str
     bf16_flops: float
     hbm_bytes: int
+    program_hbm_bytes: int
     hbm_bandwidth: float
     link_bandwidth: float
+    dcn_bandwidth: float
     devices_per_chip: int
     cores_per_chip: int
     suffix_counts: str
@@ -172,8 +176,10 @@ def chips() -> dict[str, Chip]:
             kind=row["kind"],
             bf16_flops=row["bf16_flops"],
             hbm_bytes=row["hbm_bytes"],
+            program_hbm_bytes=int(row.get("program_hbm_gib", 0) * 2**30),
             hbm_bandwidth=row["hbm_bandwidth"],
             link_bandwidth=row["link_bandwidth"],
+            dcn_bandwidth=row.get("dcn_bandwidth", 0.0),
             devices_per_chip=row["devices_per_chip"],
             cores_per_chip=row.get("cores_per_chip", 1),
             suffix_counts=row.get("suffix_counts", "chips"),

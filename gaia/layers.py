@@ -257,7 +257,7 @@ def _lookup_bwd(dtype, saved, dx):
     shape = (table_VD.shape[0], dx.shape[-1])
     masked = jnp.where(here[..., None], dx.astype(jnp.float32), 0.0)
     dtable_VD = jnp.zeros(shape, jnp.float32).at[row].add(masked)
-    return parallel.scatter_sum(dtable_VD, parallel.WEIGHTS, 1).astype(table_VD.dtype), None
+    return parallel.scatter_last(dtable_VD, parallel.WEIGHTS).astype(table_VD.dtype), None
 
 
 _lookup.defvjp(_lookup_fwd, _lookup_bwd)

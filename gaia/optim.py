@@ -194,10 +194,18 @@ def orthogonalize(g: jax.Array, steps: int, dtype: str = "float32") -> jax.Array
     x = x.mT if tall else x
     norm = jnp.linalg.norm(x.astype(jnp.float32), axis=(-2, -1), keepdims=True)
     x = x / (norm * 1.02 + 1e-6).astype(dtype)
-    for i in range(steps):
-        a, b, c = _POLAR_EXPRESS[min(i, len(_POLAR_EXPRESS) - 1)]
+
+    def step(x, abc):
+        a, b, c = abc
         gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        return a * x + (b * gram + c * (gram @ gram)) @ x, None
+
+    coefficients = [_POLAR_EXPRESS[min(i, len(_POLAR_EXPRESS) - 1)] for i in range(steps)]
+    if parallel.size(*parallel.AXES) == 1:
+        for abc in coefficients:
+            x, _ = step(x, abc)
+    else:  # one iteration to compile for each stack of matrices, not all of them
+        x, _ = jax.lax.scan(step, x, jnp.asarray(coefficients, dtype))
     return (x.mT if tall else x).astype(jnp.float32)
 
 

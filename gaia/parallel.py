@@ -200,8 +200,12 @@ def rows_here(rows: int, mesh: Mesh) -> np.ndarray:
 
 
 def shard_rows(batch_bT: np.ndarray, mesh: Mesh) -> jax.Array:
-    """This process's rows of a batch [b, T], placed as its part of the global array [B, T]."""
-    return jax.make_array_from_process_local_data(batch_sharding(mesh), batch_bT)
+    """This process's rows (`rows_here`) of a batch, whole [b, T], as its part of [B, T]."""
+    # Said outright: where `sequence` runs over processes too, JAX would take T for a part of it.
+    parts = math.prod(mesh.shape[axis] for axis in ROWS)
+    rows = batch_bT.shape[0] * parts // len(rows_here(parts, mesh))
+    shape = (rows, batch_bT.shape[1])
+    return jax.make_array_from_process_local_data(batch_sharding(mesh), batch_bT, shape)
 
 
 def shard_whole(batch_BT: np.ndarray, mesh: Mesh) -> jax.Array:
@@ -224,6 +228,7 @@ def automatic(tree: Any) -> Any:
         if not isinstance(old, NamedSharding):
             return x
         types = (AxisType.Auto,) * len(old.mesh.axis_names)
+        assert isinstance(old.mesh, Mesh)  # of devices, not abstract: `x` is an array
         mesh = Mesh(old.mesh.devices, old.mesh.axis_names, axis_types=types)
         parts = [shard.data for shard in x.addressable_shards]
         return jax.make_array_from_single_device_arrays(
@@ -235,8 +240,9 @@ def automatic(tree: Any) -> Any:
 
 def to_host(x: jax.Array) -> np.ndarray:
     """The whole array on the host of every process; all processes call it together."""
-    if not x.is_fully_addressable and not x.is_fully_replicated:
-        x = jax.jit(lambda x: x, out_shardings=replicated(x.sharding.mesh))(x)
+    sharding = x.sharding
+    if not x.is_fully_addressable and isinstance(sharding, NamedSharding):
+        x = jax.jit(lambda x: x, out_shardings=NamedSharding(sharding.mesh, P()))(x)
     return np.asarray(x)
 
 
@@ -302,12 +308,6 @@ def index(*axes: str) -> jax.Array | int:
     return jax.lax.axis_index(here) if here else 0
 
 
-def sequence_parts() -> int:
-    """Into how many parts each row is split here; 0 where it is whole."""
-    parts = size("sequence")
-    return parts if parts > 1 else 0
-
-
 def platform(x: jax.Array) -> str:
     """`cpu`, `gpu` or `tpu`: what `x` is traced for, which an AOT topology sets apart from here."""
     device = jax.typeof(x).sharding.mesh.abstract_device
@@ -337,6 +337,20 @@ def scatter_sum(x: jax.Array, axes: Sequence[str], dim: int) -> jax.Array:
     """This device's part, along `dim`, of the sum of `x` over devices: `gather`'s transpose."""
     here = _present(axes)
     return jax.lax.psum_scatter(x, here, scatter_dimension=dim, tiled=True) if here else x
+
+
+def scatter_last(x_RC: jax.Array, axes: Sequence[str]) -> jax.Array:
+    """`scatter_sum` of a matrix along its last dim, by way of its first.
+
+    Along the last dim the TPU compiler adds up the whole matrix everywhere and cuts a part out;
+    scattering rows and exchanging them for columns moves half as much.
+    """
+    here, (rows, _) = _present(axes), x_RC.shape
+    if not here:
+        return x_RC
+    x = jnp.pad(x_RC, ((0, -rows % size(*axes)), (0, 0)))
+    x = scatter_sum(x, axes, 0)
+    return jax.lax.all_to_all(x, here, split_axis=1, concat_axis=0, tiled=True)[:rows]
 
 
 @jax.custom_vjp

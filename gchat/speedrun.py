@@ -23,7 +23,14 @@ from gchat.config import TrainConfig, derive, load
 from gchat.data.prepare import prepare
 from gchat.model import GPTConfig, matmul_params
 from gchat.run_folder import RunFolder, folder_of
-from gchat.scaling.estimate import Estimate, estimate, overhead_seconds, tokens_within
+from gchat.scaling.estimate import (
+    Estimate,
+    estimate,
+    overhead_seconds,
+    placed,
+    tokens_within,
+)
+from gchat.scaling.plan import vocabulary
 from gchat.train import Trainer
 
 USAGE = """usage: bash gchat/speedrun.sh [CONFIG.yaml] [options] [--group.field value …]
@@ -43,6 +50,7 @@ From text to a trained model and its report, on whatever this machine is.
   bash gchat/speedrun.sh gchat/configs/my_run.yaml --training.steps 200
   bash gchat/speedrun.sh --data.source text --data.input 'notes/*.md' --run.name notes
 
+A data set in GAIA_DATA (from `gml run --data`) is used unless another is named.
 Short names: --depth --batch-size --lr --warmup --max-steps --log-interval --data-dir
 --checkpoint-dir --run-dir. All fields of the trainer:
 """
@@ -56,7 +64,6 @@ DEPTHS = tuple(range(4, 41, 2))  # what the plan chooses from
 # (EXPERIMENTS.md, "The cpu preset").
 CPU_DEPTHS = (2, 3, 4)
 CPU_TOKENS_PER_PARAM = 0.5
-GPT2_VOCAB = (50_266, 50_304)  # ids in use with the chat specials, and padded
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,9 @@ def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] 
     runtime.start(matmul_precision=config.model.matmul_precision)  # known only now
     if options.offline:
         config = replace(config, data=replace(config.data, source="docs", input=None))
+    elif os.environ.get("GAIA_DATA") and not (config.data.dir or config.data.input):
+        # `gml run --data …` has brought a data set, or points to a bucket beside the machine.
+        config = replace(config, data=replace(config.data, dir=os.environ["GAIA_DATA"]))
     if options.resume:
         return _resume(config, args, machine, group)
     hours, why = _budget(options, on_cpu)
@@ -118,7 +128,7 @@ def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] 
     if not group.first:
         plan.prepare_data()
     plan.fit_steps()
-    return Trainer(_of_first(plan.config, group), machine, resume=False, group=group).fit()
+    return Trainer(_of_first(plan.placed(), group), machine, resume=False, group=group).fit()
 
 
 def _of_first(config: TrainConfig, group: Group) -> TrainConfig:
@@ -215,8 +225,7 @@ class Plan:
         self.config, self._machine, self._peak, self._deadline = config, machine, peak, deadline
 
     def _vocab(self) -> tuple[int, int]:
-        size = self._given.data.vocab_size
-        return GPT2_VOCAB if self._given.data.tokenizer == "gpt2" else (size, -(-size // 128) * 128)
+        return vocabulary(self._given)
 
     def _seconds_left(self) -> float:
         return self._deadline - time.monotonic() - overhead_seconds(self._machine, self._peak)
@@ -224,7 +233,17 @@ class Plan:
     def _estimate(self, config: TrainConfig) -> tuple[TrainConfig, list[str], Estimate]:
         vocab, padded = self._vocab()
         derived, said = derive(config, vocab_size=vocab, padded_vocab_size=padded)
+        derived = placed(derived, self._machine)
         return derived, said, estimate(derived, self._machine, self._peak)
+
+    def placed(self) -> TrainConfig:
+        """The configuration with the micro-batches and rematerialisation that fit the machine."""
+        derived, _, _ = self._estimate(self.config)
+        return replace(
+            self.config,
+            model=replace(self.config.model, remat=derived.model.remat),
+            training=replace(self.config.training, grad_accum=derived.training.grad_accum),
+        )
 
     def choose_size(self, *, fixed_depth: bool) -> None:
         """The largest depth that the time can feed, unless the user chose one; then its steps.
@@ -245,7 +264,10 @@ class Plan:
             self.fit_steps()
 
     def _ends_in_time(self, model: GPTConfig) -> bool:
-        _, _, cost = self._estimate(replace(self._given, model=model))
+        try:
+            _, _, cost = self._estimate(replace(self._given, model=model))
+        except ConfigError:  # does not fit the memory, or does not divide over the mesh
+            return False
         return cost.seconds <= self._seconds_left()
 
     def _is_fed(self, model: GPTConfig) -> bool:
@@ -258,7 +280,7 @@ class Plan:
         if self._given.training.steps is not None:
             return
         derived, _, cost = self._estimate(self.config)
-        limit = tokens_within(derived.model, self._machine, self._peak, self._seconds_left())
+        limit = int(self._seconds_left() * cost.tokens / cost.seconds)
         wanted = self._given.training.tokens or cost.tokens
         rows = (derived.training.batch_size or 1) * derived.model.seq_len
         if limit < LEAST_STEPS * rows and self._strict:
@@ -286,7 +308,8 @@ class Plan:
             print(sentence)
         print(
             f"cost: {cost.params / 1e6:,.1f}M parameters, {cost.flops:.3g} FLOP, about "
-            f"{cost.memory_bytes / 2**30:.1f} GiB per device (estimate)"
+            f"{cost.memory_bytes / 2**30:.1f} GiB per device (estimate; grad_accum "
+            f"{config.training.grad_accum}, remat {config.model.remat})"
         )
         source = config.data.dir or f"{config.data.source} -> {self.data_dir()}"
         print(f"data: {source}, tokenizer {config.data.tokenizer}")

@@ -36,6 +36,7 @@ from gchat.evals.periodic import EVAL_ROWS, Evaluator
 from gchat.progress import Progress
 from gchat.report import write_report
 from gchat.run_folder import RunFolder
+from gchat.scaling.exhaustion import exhaustion_explained
 from gchat.tokenizer import Tokenizer
 from gchat.train_step import StepMetrics, init_state, make_scorer, make_train_step
 
@@ -171,7 +172,8 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """Trains to the end or to a stop; returns the summary (`finished` says which)."""
         try:
-            with StopRequest(lambda: self.agreement.ask("stop")), self.watchdog:
+            stop = StopRequest(lambda: self.agreement.ask("stop"))
+            with stop, self.watchdog, exhaustion_explained(self.config, self.machine):
                 self.train_and_save()
         except BaseException:
             self.metrics.finish("crashed")
@@ -356,13 +358,9 @@ class Trainer:
     def _report(self, finished: bool, newest: int | None) -> dict[str, Any]:
         config, baselines = self.config, None
         if finished:
-            baselines = ngram_baselines(
-                config.data.dir or "",
-                config.training.tokens or 0,
-                seq_len=config.model.seq_len,
-                batch_size=config.training.batch_size or 1,
-                seed=config.training.seed,
-            )
+            sizes = {"seq_len": config.model.seq_len, "batch_size": config.training.batch_size or 1}
+            tokens, seed = config.training.tokens or 0, config.training.seed
+            baselines = ngram_baselines(config.data.dir or "", tokens, **sizes, seed=seed)
         return write_report(
             self.folder,
             config,

@@ -1,17 +1,22 @@
-"""A simple estimate of memory, time and cost, from sizes and one rate; no compiler is asked.
+"""What the speedrun expects of the machine it is on.
 
-Time is FLOPs over (peak rate x an assumed utilisation). The utilisations are what this code or
-its peers were measured to reach (EXPERIMENTS.md); a run prints its real one.
+Accelerators: the plan of `gchat plan` (roofline, memory by part). CPUs: FLOPs over (a rate measured
+here and now x an assumed utilisation); a run prints its real one.
 """
 
 from dataclasses import dataclass
 
+from gaia.errors import ConfigError
 from gaia.runtime import Machine
 from gchat.config import TrainConfig
-from gchat.model import GPTConfig, flops_per_token, matmul_params
+from gchat.model import GPTConfig, flops_per_token
+from gchat.scaling.counts import all_params
+from gchat.scaling.plan import make_plan
+from gchat.scaling.search import best, fit_hint
+from gchat.scaling.sku import fleet_of_machine
 
-# Share of the peak that a training step is assumed to reach, by platform. CPU: of a large matrix
-# product timed on the same machine. TPU and GPU: of the maker's dense bf16 peak.
+# Share of the peak that a training step is assumed to reach where there is no roofline. CPU: of a
+# large matrix product timed on the same machine (EXPERIMENTS.md). Others: of the dense bf16 peak.
 ASSUMED_MFU = {"cpu": 0.42, "tpu": 0.35, "gpu": 0.40}
 
 # Work beside training steps (start, compilation, evaluation, samples, report), written as FLOPs
@@ -30,16 +35,7 @@ class Estimate:
     seconds: float
     """Training steps alone."""
     memory_bytes: int
-    """Parameters, gradients, AdamW moments, activations and logits, on each device."""
-
-
-def all_params(config: GPTConfig) -> int:
-    """Every parameter, embeddings and norm gains included."""
-    s = config.sizes
-    embedding = 0 if config.tied else s.padded_vocab * s.dim
-    positions = config.seq_len * s.dim if config.positions == "learned" else 0
-    gains = config.depth * (2 * s.dim + (2 * config.head_dim if config.qk_norm else 0)) + s.dim
-    return matmul_params(config) + embedding + positions + gains
+    """Parameters, gradients, optimizer state, activations and logits, on each device."""
 
 
 def estimate(config: TrainConfig, machine: Machine, peak: float) -> Estimate:
@@ -47,17 +43,43 @@ def estimate(config: TrainConfig, machine: Machine, peak: float) -> Estimate:
 
     Args:
         config: derived.
-        machine: whose devices each hold all parameters and a share of the rows.
-        peak: FLOP/s of all devices together.
+        machine: where it would run.
+        peak: FLOP/s of all devices together; used where the chip is not one we know.
+
+    Raises:
+        ConfigError: its mesh does not fit the machine.
     """
-    model, t = config.model, config.training
+    t = config.training
     tokens, params = t.tokens or 0, all_params(config.model)
-    flops = flops_per_token(model) * tokens
+    flops = flops_per_token(config.model) * tokens
+    fleet = fleet_of_machine(machine)
+    if fleet is not None:
+        plan = make_plan(config, fleet)
+        return Estimate(params, tokens, flops, plan.seconds, plan.memory.total)
     rate = peak * ASSUMED_MFU[machine.platform]
     rows = -(-(t.batch_size or 1) // t.grad_accum // machine.devices)
     return Estimate(
         params, tokens, flops, flops / rate, 16 * params + _activation_bytes(config, rows)
     )
+
+
+def placed(config: TrainConfig, machine: Machine) -> TrainConfig:
+    """The derived configuration with the micro-batches and rematerialisation that fit the machine.
+
+    Unchanged where it is estimated to fit as it is, and on machines we know nothing about.
+
+    Raises:
+        ConfigError: nothing of it fits, with what would.
+    """
+    fleet = fleet_of_machine(machine)
+    if fleet is None or make_plan(config, fleet).fits:
+        return config
+    found = best(config, fleet, fixed_mesh=True)
+    if found is None:
+        raise ConfigError(
+            f"model.depth {config.model.depth} does not fit {fleet.name}", fit_hint(config, machine)
+        )
+    return found.config
 
 
 def _activation_bytes(config: TrainConfig, rows: int) -> int:
@@ -69,14 +91,13 @@ def _activation_bytes(config: TrainConfig, rows: int) -> int:
     saved = {
         "none": 4 * s.dim + 2 * model.head_dim * (s.heads + s.kv_heads) + 3 * s.hidden,
         "dots": 2 * s.dim + 2 * model.head_dim * (s.heads + s.kv_heads) + 2 * s.hidden,
-        "full": s.dim,
-    }[model.remat]
+    }.get(model.remat, s.dim)
     logits = 3 * 4 * min(config.training.loss_chunk, tokens) * s.padded_vocab
     return tokens * model.depth * saved * size + logits
 
 
 def tokens_within(model: GPTConfig, machine: Machine, peak: float, seconds: float) -> int:
-    """Training tokens that fit into `seconds` of training steps."""
+    """Training tokens that fit into `seconds` of training steps, by an assumed utilisation."""
     return int(seconds * peak * ASSUMED_MFU[machine.platform] / flops_per_token(model))
 
 

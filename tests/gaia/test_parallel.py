@@ -37,10 +37,10 @@ def test_minus_one_is_the_rest(config, sizes):
     [
         (MeshConfig(tensor=3), "mesh replica 1 x fsdp -1 x sequence 1 x tensor 3 does not make 8"),
         (MeshConfig(fsdp=4), "mesh replica 1 x fsdp 4 x sequence 1 x tensor 1 does not make 8"),
-        (MeshConfig(fsdp=16), "does not make 8 devices: let the sizes multiply to that"),
-        (MeshConfig(replica=-1), "mesh.replica and mesh.fsdp are both -1: set one of them"),
-        (MeshConfig(sequence=0), "mesh.sequence is 0: use at least 1, or -1 for the rest"),
-        (MeshConfig(tensor=-2), "mesh.tensor is -2: use at least 1, or -1 for the rest"),
+        (MeshConfig(fsdp=16), "does not make 8 devices; let the sizes multiply to that"),
+        (MeshConfig(replica=-1), "mesh.replica and mesh.fsdp are both -1; set one of them"),
+        (MeshConfig(sequence=0), "mesh.sequence is 0; use at least 1, or -1 for the rest"),
+        (MeshConfig(tensor=-2), "mesh.tensor is -2; use at least 1, or -1 for the rest"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(config, message):
@@ -57,7 +57,7 @@ def test_devices_of_two_kinds_are_refused():
 
 def test_only_replicas_cross_slices():
     devices = [Device(slice_index=i // 4) for i in range(8)]
-    with pytest.raises(ConfigError, match=r"mesh\.replica is 1 on 2 slices: use a mult"):
+    with pytest.raises(ConfigError, match=r"mesh\.replica is 1 on 2 slices; use a mult"):
         make_mesh(MeshConfig(), devices)
 
 

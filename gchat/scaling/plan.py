@@ -1,0 +1,158 @@
+"""The plan of a run on a fleet: what it holds, how fast it goes, when it ends and what it costs."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from gaia.hardware import dated
+from gchat.config import TrainConfig, derive
+from gchat.model import flops_per_token
+from gchat.scaling.counts import all_params
+from gchat.scaling.layout import Layout, layout_of, rows_of_device
+from gchat.scaling.memory import Memory, estimate_memory
+from gchat.scaling.roofline import UNKNOWN_DCN, StepTime, step_time
+from gchat.scaling.sku import Fleet
+from gchat.scaling.verify import Compiled
+
+GPT2_VOCAB = (50_266, 50_304)
+"""GPT-2's ids in use with the chat specials, and padded."""
+GPU_NOTE = "GPU: every figure is an estimate; no compiler was asked and none was fitted to"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A derived configuration on a fleet."""
+
+    config: TrainConfig
+    fleet: Fleet
+    layout: Layout
+    memory: Memory
+    time: StepTime
+    compiled: Compiled | None = None
+    """The compiler's answer, where it was asked; it outranks `memory`."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of one device: the compiler's where it was asked, else estimated."""
+        return self.compiled.peak_bytes if self.compiled else self.memory.total
+
+    @property
+    def limit_bytes(self) -> int:
+        """What one device has to give."""
+        known = self.compiled.limit_bytes if self.compiled else 0
+        return known or self.fleet.limit_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step runs at all."""
+        return self.compiled.fits if self.compiled else self.peak_bytes <= self.limit_bytes
+
+    @property
+    def why(self) -> str:
+        """One sentence on whether it fits and what decides."""
+        source = "the compiler's number" if self.compiled else "estimate"
+        sizes = f"{_gib(self.peak_bytes)} of {_gib(self.limit_bytes)} per device ({source})"
+        if self.fits:
+            return f"fits: {sizes}"
+        if self.compiled:
+            return f"does not fit: {sizes}"
+        parts = {k: v for k, v in asdict(self.memory).items()}
+        largest = max(parts, key=lambda name: parts[name])
+        return f"does not fit: {sizes}; most of it is {largest}, {_gib(parts[largest])}"
+
+    @property
+    def seconds(self) -> float:
+        """All training steps."""
+        return self.time.seconds * (self.config.training.steps or 0)
+
+    def cost_usd(self, *, spot: bool = False) -> float | None:
+        """Training steps at list price; None where none is known."""
+        price = self.fleet.price_per_hour(spot=spot)
+        return None if price is None else price * self.seconds / 3600
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know beside the figures."""
+        found = []
+        if not self.fleet.is_tpu:
+            found.append(GPU_NOTE)
+        if self.fleet.slices > 1 and not self.fleet.chip.dcn_bandwidth:
+            found.append(
+                f"the network between slices of {self.fleet.chip.name} is not known: "
+                f"{UNKNOWN_DCN / 1e9:g} GB/s per chip is assumed"
+            )
+        if self.config.model.remat == "offload":
+            found.append("remat offload: the time to send activations to the host is not counted")
+        if self.fleet.price_per_hour() is None:
+            found.append(f"no list price of {self.fleet.chip.name} is known")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain types; bytes, seconds and US dollars."""
+        training, model = self.config.training, self.config.model
+        return {
+            "sku": self.fleet.name,
+            "chip": self.fleet.chip.key,
+            "chips": self.fleet.chips,
+            "devices": self.fleet.devices,
+            "params": all_params(model),
+            "flops_per_token": flops_per_token(model),
+            "batch_size": training.batch_size,
+            "seq_len": model.seq_len,
+            "rows_per_device": rows_of_device(self.config, self.layout),
+            "grad_accum": training.grad_accum,
+            "remat": model.remat,
+            "mesh": asdict(self.layout),
+            "hbm": asdict(self.memory) | {"total": self.memory.total},
+            "peak_bytes": self.peak_bytes,
+            "limit_bytes": self.limit_bytes,
+            "fits": self.fits,
+            "why": self.why,
+            "verified": asdict(self.compiled) if self.compiled else None,
+            "step": asdict(self.time)
+            | {
+                "seconds": self.time.seconds,
+                "tokens_per_second": self.time.tokens_per_second,
+                "mfu": self.time.mfu,
+                "bound_by": self.time.bound_by,
+            },
+            "tokens": training.tokens,
+            "steps": training.steps,
+            "hours": self.seconds / 3600,
+            "usd_per_hour": self.fleet.price_per_hour(),
+            "cost_usd": self.cost_usd(),
+            "cost_usd_spot": self.cost_usd(spot=True),
+            "prices_dated": dated(),
+            "estimate": self.compiled is None,
+            "notes": self.notes,
+        }
+
+
+def vocabulary(config: TrainConfig) -> tuple[int, int]:
+    """Ids in use and padded, of the tokenizer that a configuration asks for."""
+    if config.model.vocab_size:
+        size = config.model.vocab_size
+        return size, config.model.padded_vocab_size or -(-size // 128) * 128
+    size = config.data.vocab_size
+    return GPT2_VOCAB if config.data.tokenizer == "gpt2" else (size, -(-size // 128) * 128)
+
+
+def derived(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """The configuration with every number filled in, and the sentences about them."""
+    vocab, padded = vocabulary(config)
+    return derive(config, vocab_size=vocab, padded_vocab_size=padded)
+
+
+def make_plan(config: TrainConfig, fleet: Fleet) -> Plan:
+    """Estimates a derived configuration on a fleet.
+
+    Raises:
+        ConfigError: its mesh does not fit the fleet or a size does not divide over it.
+    """
+    layout = layout_of(config, fleet)
+    memory = estimate_memory(config, layout, fleet.chip.kind)
+    config = replace(config, mesh=layout.as_mesh())
+    return Plan(config, fleet, layout, memory, step_time(config, layout, fleet))
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,262 @@
+"""The TPU compiler's own answer: the real training step compiled ahead of time, with no TPU.
+
+`compile_step` runs this file in a process of its own, because the platform must be chosen before
+JAX starts and because libtpu ends the process when it is unhappy. That process compiles the very
+program that a run would (`gchat.train_step`) for the fleet's topology. The compiler lays out
+memory in the first tenth of its time and then generates code for minutes; where only memory is
+asked for, it is stopped in between.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gaia.config import parse, to_dict
+from gaia.errors import ConfigError, GaiaError
+from gaia.runtime import start
+from gchat.config import TrainConfig
+from gchat.scaling.sku import Fleet, parse_fleet
+
+# JAX keeps to the CPU; libtpu may be open in other processes, and asks no metadata server.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+}
+COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+_ANSWER = "compiled: "
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class CompilerFailed(GaiaError):
+    """The compiler could not be asked, or gave an answer that is not about memory."""
+
+    exit_status = 1
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of one training step, per device."""
+
+    fits: bool
+    peak_bytes: int
+    """The program's peak; where it does not fit, what it would have needed."""
+    limit_bytes: int
+    """What the compiler has to give; 0 where it did not say (it does when something is too big)."""
+    argument_bytes: int
+    """State and batch; 0 where it does not fit."""
+    compile_seconds: float
+    collectives: dict[str, int]
+    """How often each collective stands in the program's text (a loop's body once)."""
+    message: str
+    """The compiler's sentence where it does not fit."""
+
+
+def check_can_verify(fleet: Fleet) -> None:
+    """Raises ConfigError where the compiler cannot be asked about this fleet."""
+    if not fleet.is_tpu:
+        raise ConfigError(
+            f"--verify cannot compile for {fleet.name}: GPU programs compile only on that GPU",
+            "leave it out; GPU figures are estimates",
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError(
+            "--verify needs the TPU compiler, which is not installed",
+            "install it with pip install 'gaia[aot]' (no TPU is needed)",
+        )
+
+
+def compile_step(
+    config: TrainConfig,
+    fleet: Fleet,
+    *,
+    timeout: float = math.inf,
+    memory_only: bool = False,
+) -> Compiled:
+    """Compiles the training step of a derived configuration for a fleet.
+
+    Args:
+        config: derived; its mesh fits the fleet.
+        fleet: TPU slices.
+        timeout: most seconds to wait.
+        memory_only: stop the compiler once it has laid out memory, before it generates code.
+
+    Raises:
+        ConfigError: the compiler cannot be asked.
+        CompilerFailed: it did not answer, or failed for another reason than memory.
+    """
+    check_can_verify(fleet)
+    request = json.dumps({"config": to_dict(config), "fleet": fleet.name})
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="gchat-verify-") as name:
+        folder = Path(name)
+        # The user's own XLA flags are for the device at hand, not for this topology.
+        dump = f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=train_step"
+        environment = os.environ | ENVIRONMENT | {"XLA_FLAGS": dump if memory_only else ""}
+        (folder / "request").write_text(request)
+        with (
+            open(folder / "request") as asked,
+            open(folder / "answer", "w") as answered,
+            open(folder / "errors", "w") as complained,
+        ):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "gchat.scaling.verify"],
+                stdin=asked,
+                stdout=answered,
+                stderr=complained,
+                env=environment,
+            )
+        try:
+            while process.poll() is None:
+                if memory_only and (found := read_dump(folder, time.monotonic() - began)):
+                    return found
+                if time.monotonic() - began > timeout:
+                    raise CompilerFailed(
+                        f"the TPU compiler did not finish within {timeout:.0f} s", "allow it more"
+                    )
+                time.sleep(0.2)
+        finally:
+            process.kill()
+            process.wait()
+        return _read_answer(folder, fleet, process.returncode)
+
+
+def _read_answer(folder: Path, fleet: Fleet, status: int) -> Compiled:
+    lines = (folder / "answer").read_text().splitlines()
+    answer = next((line for line in reversed(lines) if line.startswith(_ANSWER)), None)
+    if answer is None:
+        errors = (folder / "errors").read_text(errors="replace").strip().splitlines()
+        last = errors[-1] if errors else "nothing was printed"
+        raise CompilerFailed(f"the TPU compiler ended with status {status}: {last}")
+    found = json.loads(answer.removeprefix(_ANSWER))
+    if "error" in found:
+        raise CompilerFailed(f"the TPU compiler refused {fleet.name}: {found['error']}")
+    return Compiled(**found)
+
+
+def read_dump(folder: Path, seconds: float) -> Compiled | None:
+    """The answer from what the compiler has dumped so far; None where memory is not laid out."""
+    # Written after the report and the assignment, so these are whole when it is there.
+    if not list(folder.glob("*train_step*after_buffer_assignment.txt")):
+        return None
+    (report,) = folder.glob("*train_step*memory-usage-report.txt")
+    (assignment,) = folder.glob("*train_step*buffer-assignment.txt")
+    (program,) = folder.glob("*train_step*after_optimizations.txt")
+    peak = re.search(r"color=0\)\s*Total bytes: (\d+)", report.read_text())
+    arguments = re.findall(r"^allocation \d+: size (\d+), parameter", assignment.read_text(), re.M)
+    if peak is None:
+        raise CompilerFailed("the TPU compiler's memory report has another form than expected")
+    return Compiled(
+        fits=True,
+        peak_bytes=int(peak[1]),
+        limit_bytes=0,
+        argument_bytes=sum(map(int, arguments)),
+        compile_seconds=seconds,
+        collectives=_collectives(program.read_text()),
+        message="",
+    )
+
+
+def _collectives(text: str) -> dict[str, int]:
+    # An asynchronous collective stands there as a start and a done.
+    counts = {name: len(re.findall(rf"\b{name}(?:-start)?\(", text)) for name in COLLECTIVES}
+    return {name: count for name, count in counts.items() if count}
+
+
+def read_exhausted(message: str) -> tuple[int, int] | None:
+    """Bytes needed and bytes there, from a RESOURCE_EXHAUSTED; None if it is about no HBM."""
+    size = r"([\d.]+)([KMGT]?)i?B?"
+    forms = (
+        rf"Used {size} of {size} hbm",
+        rf"\({size}\) exceeds available HBM \({size}\)",
+    )
+    for form in forms:
+        if match := re.search(form, message, flags=re.IGNORECASE | re.DOTALL):
+            need, unit, have, have_unit = match.groups()
+            return int(float(need) * _UNITS[unit]), int(float(have) * _UNITS[have_unit])
+    return None
+
+
+def topology_devices(fleet: Fleet) -> list[Any]:
+    """The fleet's devices as the compiler describes them; they hold no memory and run nothing."""
+    from jax.experimental import topologies
+
+    options: dict[str, Any] = {}
+    if fleet.chips_per_slice == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    if fleet.chip.key == "v4":
+        options["chip_config_name"] = "megacore"
+    if fleet.slices > 1:
+        options["num_slices"] = fleet.slices
+    description = topologies.get_topology_desc(
+        platform="tpu", topology_name=f"{fleet.chip.key}:{fleet.topology}", **options
+    )
+    return list(description.devices)
+
+
+def lower_step(config: TrainConfig, fleet: Fleet) -> Any:
+    """The training step of a derived configuration, lowered for the fleet's topology."""
+    from gaia.parallel import make_mesh
+    from gchat.scaling.layout import layout_of
+    from gchat.train_step import abstract_batch, abstract_state, make_train_step, model_graph
+
+    config = replace(config, mesh=layout_of(config, fleet).as_mesh())
+    mesh = make_mesh(config.mesh, topology_devices(fleet))
+    step = make_train_step(model_graph(config), config, mesh)
+    traced = step.trace(abstract_state(config, mesh), *abstract_batch(config, mesh))
+    return traced.lower(lowering_platforms=("tpu",))
+
+
+def compile_here(config: TrainConfig, fleet: Fleet) -> Compiled:
+    """`compile_step` without a process of its own: the environment must have been set.
+
+    Raises:
+        Exception: whatever the compiler raises beside out-of-memory.
+    """
+    lowered = lower_step(config, fleet)
+    began = time.monotonic()
+    try:
+        program = lowered.compile()
+    except Exception as error:
+        sizes = read_exhausted(str(error)) if "RESOURCE_EXHAUSTED" in str(error) else None
+        if sizes is None:
+            raise
+        seconds = time.monotonic() - began
+        first = str(error).strip().splitlines()[0]
+        return Compiled(False, sizes[0], sizes[1], 0, seconds, {}, first)
+    seconds = time.monotonic() - began
+    memory = program.memory_analysis()
+    return Compiled(
+        fits=True,
+        peak_bytes=memory.peak_memory_in_bytes,
+        limit_bytes=0,
+        argument_bytes=memory.argument_size_in_bytes,
+        compile_seconds=seconds,
+        collectives=_collectives(program.as_text() or ""),
+        message="",
+    )
+
+
+def _main() -> None:
+    request = json.load(sys.stdin)
+    config = parse(TrainConfig, [], preset=request["config"])
+    # As a run would, but for the cache: programs for absent devices cannot be read back from it.
+    start(matmul_precision=config.model.matmul_precision, compile_cache=False)
+    try:
+        answer = asdict(compile_here(config, parse_fleet(request["fleet"])))
+    except Exception as error:
+        answer = {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
+    print(_ANSWER + json.dumps(answer))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,136 @@
+"""The scaling dashboard in headless Chromium: sliders, verdicts, the grid, a shareable address."""
+
+import shutil
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the dashboard's extra is not installed")
+import uvicorn
+
+from gaia.errors import ConfigError
+from gchat.scaling import dashboard
+from gchat.scaling.dashboard import Controls, config_of, make_app, view
+from gchat.scaling.plan import make_plan
+from gchat.scaling.search import candidates
+from gchat.scaling.sku import parse_fleet
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def site():
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    app = make_app(hosts=["127.0.0.1", "localhost"])
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    listener.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed (tests/system_packages.sh installs it)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def get(url: str, **headers: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_what_is_shown_is_what_gchat_plan_computes():
+    controls = Controls(batch=256)
+    shown = view(controls)["chosen"]["plan"]
+    config, fleet = config_of(controls), parse_fleet("v6e-8")
+    fastest = next(p for p in candidates(config, fleet, fixed_mesh=True) if p.fits)
+    assert shown.to_json() == fastest.to_json() == make_plan(fastest.config, fleet).to_json()
+
+
+def test_the_grid_says_why_something_does_not_fit():
+    cells = {c["sku"]: c for row in view(Controls(depth=64, width=8192, heads=64))["grid"]
+             for c in row["cells"]}  # fmt: skip
+    assert cells["v6e-1"]["state"] == "bad" and "GiB" in cells["v6e-1"]["why"]
+    assert cells["v5p-128"]["state"] == "good" and cells["v5p-128"]["cost"] > 0
+    assert cells["v5p-12288"]["state"] == "undivided"
+    assert "does not divide" in cells["v5p-12288"]["why"]
+
+
+def test_sizes_that_do_not_go_together_are_one_line():
+    with pytest.raises(ConfigError, match="heads 7 does not divide width 1536"):
+        config_of(Controls(heads=7))
+    assert "heads 7" in view(Controls(heads=7))["problem"]
+    assert "v6e-8" in view(Controls(sku="v6e-9"))["problem"]
+
+
+def test_bad_requests_are_refused(site):
+    assert get(f"{site}/?depth=0")[0] == 422
+    status, text = get(f"{site}/?depth=<script>alert(1)</script>")
+    assert status == 422 and "<script>" not in text and "depth" in text
+    assert get(f"{site}/?nonsense=1")[0] == 422
+    assert get(f"{site}/web/../dashboard.py")[0] == 404
+    assert get(f"{site}/web/page.html")[0] == 404
+    assert get(site, Host="evil.example")[0] == 400
+
+
+def test_sliders_move_the_verdict_and_the_address(site, browser, tmp_path):
+    page = browser.new_page(viewport={"width": 1500, "height": 1000})
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    page.goto(site)
+    assert "fits" in page.inner_text("#verdict")
+    assert page.locator(".bar .part").count() >= 4
+    assert page.locator("td.good").count() > 20
+    hours = page.inner_text("#hours")
+
+    page.locator("input[name=depth]").fill("96")
+    page.wait_for_function("document.querySelector('#out-depth').textContent === '96'")
+    page.wait_for_url("**depth=96**")
+    assert page.inner_text("#hours") != hours
+    assert page.locator("td.bad").count() > 0
+
+    page.locator("input[name=heads]").fill("7")
+    page.wait_for_selector("[role=alert]")
+    assert "heads 7 does not divide" in page.inner_text("[role=alert]")
+    page.locator("input[name=heads]").fill("12")
+    page.wait_for_selector("#verdict")
+
+    other = browser.new_page(viewport={"width": 1500, "height": 1000})
+    other.goto(page.url)  # a shared address shows the same plan
+    assert other.inner_text("#verdict") == page.inner_text("#verdict")
+    assert other.locator("input[name=depth]").input_value() == "96"
+    other.screenshot(path=tmp_path / "dashboard.png", full_page=True)
+    assert (tmp_path / "dashboard.png").stat().st_size > 20_000
+    page.close()
+    other.close()
+    assert problems == []
+
+
+def test_a_port_in_use_is_one_line():
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    taken.listen()
+    with pytest.raises(ConfigError, match="cannot be used"):
+        dashboard.serve("127.0.0.1", taken.getsockname()[1])
+    taken.close()
