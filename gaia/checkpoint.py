@@ -21,6 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from gaia import storage
 from gaia.distributed import Group
 from gaia.errors import CheckpointError, ConfigError
 
@@ -156,7 +157,8 @@ class Checkpointer:
         except Exception as again:
             # The failed save's error is raised once more by close(); it is reported already.
             del again
-        for path in self.directory.iterdir() if self._group.first else ():
+        names = storage.list_names(str(self.directory)) if self._group.first else ()
+        for path in [self.directory / name for name in names]:
             unsealed = path.name == str(step) and not (path / CHECKSUMS).exists()
             if unsealed or _TEMPORARY in path.name:
                 path.rmtree(missing_ok=True)
@@ -172,7 +174,9 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Steps on disk, oldest first, finished or not."""
-        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+        # Not iterdir(): in a bucket an empty folder does not exist, and gcsfs keeps old listings.
+        names = storage.list_names(str(self.directory))
+        return sorted(int(name) for name in names if name.isdigit())
 
     def latest(self, report: Callable[[str], None] = print) -> int | None:
         """The newest step whose files all match their checksums; says what it passed over."""
@@ -265,9 +269,13 @@ class Checkpointer:
                 data = path.read_bytes()
                 files[str(path.relative_to(folder))] = (len(data), _crc(data))
             seal = _crc(json.dumps(files, sort_keys=True).encode())
-            partial = folder / f"{CHECKSUMS}.partial"
-            partial.write_text(json.dumps({"self": seal, "files": files}, indent=1))
-            partial.rename(folder / CHECKSUMS)
+            text = json.dumps({"self": seal, "files": files}, indent=1)
+            if "://" in str(folder):  # an object appears whole, and cannot be renamed at once
+                (folder / CHECKSUMS).write_text(text)
+            else:
+                partial = folder / f"{CHECKSUMS}.partial"
+                partial.write_text(text)
+                partial.rename(folder / CHECKSUMS)
         except Exception as error:
             return _one_line(error)
         return None

@@ -127,16 +127,6 @@ class Group:
             return values
         return json.loads(self._get(f"gaia/gather/{name}/all"))
 
-    def check_same(self, what: str, value: Any) -> None:
-        """Raises ConfigError where `value` is another one here or there than on process 0."""
-        values = self.gather(value)
-        other = next((i for i, v in enumerate(values) if v != values[0]), None)
-        if other is not None:
-            raise ConfigError(
-                f"{what} is not the same on process {other} as on process 0",
-                "copy it there, or use a gs:// address",
-            )
-
     def _get(self, key: str) -> str:
         """Waits for a key. A peer that died ends this process from another thread."""
         while True:

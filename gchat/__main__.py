@@ -1,7 +1,7 @@
 """The `gchat` command: verbs and printing only.
 
 gchat speedrun | train | sample | plan | dashboard | eval bpb
-      | data prepare|curate|download|count|verify | tokenizer train|eval
+      | data prepare|curate|download|count|verify|upload | tokenizer train|eval
 """
 
 import json
@@ -25,7 +25,8 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   data curate          take out what is not worth training on: rules, copies, a report
   data download        ClimbMix shards, tokenized
   data count           how many tokens a data set holds
-  data verify          re-read every shard against the manifest
+  data verify          re-read every shard against the manifest, local or gs://
+  data upload          copy a data set to a bucket: gchat data upload DIR gs://bucket/prefix
   tokenizer train      a vocabulary of your own: gchat tokenizer train --input F --out DIR
   tokenizer eval       compare tokenizers on several kinds of text
 

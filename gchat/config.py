@@ -47,6 +47,21 @@ class DataConfig:
     """gpt2, or bpe to train one on the corpus."""
     vocab_size: int = 32768
     """Vocabulary of a trained tokenizer, specials included."""
+    mixture: dict[str, str] = field(default_factory=dict)
+    """Several data sets instead of one: name and folder or gs:// pairs. The first (or data.dir)
+    gives the tokenizer and the validation text."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of training rows of each source of the mixture: name and number pairs."""
+    window: int | None = None
+    """Shards shuffled together (W). Fixed when the data was prepared; derived from its manifest."""
+    fingerprint: str | None = None
+    """Which shards the order is made of; derived, and compared on resume."""
+    cache_dir: str | None = None
+    """Where shards of gs:// data are kept on this machine; derived: $GAIA_HOME/shards."""
+    cache_gib: float = 32.0
+    """Most that the shard cache holds, GiB; the longest unused shards go first."""
+    patience_minutes: float = 10.0
+    """How long the bucket may be silent before training stops."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +133,8 @@ class RunConfig:
     """Name in metrics and dashboards."""
     dir: str | None = None
     """Folder of everything the run writes; derived: runs/NAME."""
+    mirror: str | None = None
+    """gs:// prefix that holds a copy of the run folder, and the checkpoints themselves."""
     log_interval: int = 10
     """Steps between lines printed where there is no terminal."""
     in_flight: int = 2
@@ -146,8 +163,10 @@ class TrainConfig:
 
 
 # A resumed run may change these; every other field must be as it was.
-FREE_ON_RESUME = ("run.", "eval.", "checkpoint.", "guards.", "mesh.", "data.dir")
-FREE_ON_RESUME += ("model.scan_unroll", "model.remat")
+FREE_ON_RESUME = (
+    "run.", "eval.", "checkpoint.", "guards.", "mesh.", "data.dir", "data.mixture", "data.cache_",
+    "data.patience_minutes", "model.scan_unroll", "model.remat",
+)  # fmt: skip
 
 DESCRIPTION = """Everything a training run is told. Besides these: --resume goes on with the run in
 --run-dir; --coordinator HOST:PORT, --num-processes N and --process-id I start one of several
@@ -243,7 +262,9 @@ def derive(
         training=training,
         run=replace(config.run, dir=run_dir, price_per_hour=price),
         checkpoint=replace(
-            config.checkpoint, dir=config.checkpoint.dir or str(Path(run_dir) / "checkpoints")
+            config.checkpoint,
+            dir=config.checkpoint.dir
+            or f"{config.run.mirror or run_dir}".rstrip("/") + "/checkpoints",
         ),
     ), said
 
@@ -265,6 +286,7 @@ def _check_eval(evals: EvalConfig) -> None:
 
 
 _LEAST = {
+    "data": {"cache_gib": 0, "patience_minutes": 0},
     "eval": {"tokens": 1, "sample_tokens": 1, "every_steps": 0, "sample_every": 0},
     "checkpoint": {"keep": 1, "keep_every": 0, "every_steps": 0, "every_minutes": 0},
     "run": {"log_interval": 1, "in_flight": 0, "price_per_hour": 0},

@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gaia import gcs
 from gaia.config import differences, flatten, to_dict, to_yaml
 from gaia.errors import CheckpointError, ConfigError
 from gaia.guards import BadStep
-from gaia.storage import list_names
+from gaia.storage import is_remote, list_names
+from gchat import mirror
 from gchat.config import TrainConfig
 from gchat.tokenizer import Tokenizer
 
@@ -67,6 +69,9 @@ class RunFolder:
                 f"checkpoint.dir {checkpoints!r} already holds checkpoints",
                 "choose another, or --resume the run they belong to",
             )
+        mirror.check_free(config.run.mirror)
+        if checkpoints and is_remote(checkpoints):
+            gcs.check_writable(checkpoints)
 
     @staticmethod
     def resume_args(args: Sequence[str]) -> list[str]:

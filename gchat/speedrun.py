@@ -7,6 +7,7 @@ On a plain CPU machine: the `cpu` preset and the offline corpus, and one line th
 a silent fallback on a machine that costs money.
 """
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass, replace
@@ -128,7 +129,14 @@ def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] 
     if not group.first:
         plan.prepare_data()
     plan.fit_steps()
-    return Trainer(_of_first(plan.placed(), group), machine, resume=False, group=group).fit()
+    return _train(_of_first(plan.placed(), group), machine, group, resume=False)
+
+
+def _train(
+    config: TrainConfig, machine: runtime.Machine, group: Group, *, resume: bool
+) -> dict[str, Any]:
+    with contextlib.closing(Trainer(config, machine, resume=resume, group=group)) as trainer:
+        return trainer.fit()
 
 
 def _of_first(config: TrainConfig, group: Group) -> TrainConfig:
@@ -177,7 +185,7 @@ def _resume(
     overrides = args[1:] if args and not args[0].startswith("-") else args
     if group.first:
         config = load([str(run_dir / "config.yaml"), *overrides], prog="gchat/speedrun.sh")
-    return Trainer(_of_first(config, group), machine, resume=True, group=group).fit()
+    return _train(_of_first(config, group), machine, group, resume=True)
 
 
 def _budget(options: Options, on_cpu: bool) -> tuple[float, str]:

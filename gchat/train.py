@@ -9,10 +9,11 @@ decides (a signal, a clock), they agree on the step first.
 Shapes: B rows, T time.
 """
 
-import hashlib
+import contextlib
 import sys
 import time
 from collections import deque
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,21 +25,21 @@ from gaia.agreement import Agreement
 from gaia.checkpoint import Checkpointer
 from gaia.config import parse, to_dict
 from gaia.distributed import Group, joined, take_options
-from gaia.errors import ConfigError, GaiaError, run_cli
+from gaia.errors import GaiaError, run_cli
 from gaia.guards import BadStep, LossGuard, StopRequest, Watchdog
-from gaia.manifest import load_manifest
 from gaia.profile import StepTrace
-from gaia.records import make_loader
 from gaia.runtime import Machine, peak_flops, start
+from gchat import mirror
 from gchat.config import FREE_ON_RESUME, TrainConfig, derive, load
 from gchat.evals.ngram import ngram_baselines
 from gchat.evals.periodic import EVAL_ROWS, Evaluator
+from gchat.mirror import Mirror
 from gchat.progress import Progress
 from gchat.report import write_report
 from gchat.run_folder import RunFolder
 from gchat.scaling.exhaustion import exhaustion_explained
-from gchat.tokenizer import Tokenizer
 from gchat.train_step import StepMetrics, init_state, make_scorer, make_train_step
+from gchat.training_data import TrainingData
 
 
 class TrainingFailed(GaiaError):
@@ -75,15 +76,11 @@ class Trainer:
     ) -> None:
         # ── Data and sizes ────────────────────────────────────────────────────────────────────
         self.group = group or Group()
-        data_dir = config.data.dir
-        if data_dir is None:
-            raise ConfigError("data.dir is not set", "give --data-dir, or run gchat/speedrun.sh")
-        self.manifest = load_manifest(data_dir)
-        self.tokenizer = Tokenizer.load(f"{data_dir}/tokenizer.json")
-        facts = f"{self.tokenizer.sha256} {self.manifest!r}".encode()
-        self.group.check_same("the data in data.dir", hashlib.sha256(facts).hexdigest())
+        self.data = TrainingData(config.data)
+        self.manifest, self.tokenizer = self.data.manifest, self.data.tokenizer
+        self.data.check_same(self.group)
         config, derived = derive(
-            config,
+            replace(config, data=self.data.config),
             vocab_size=self.tokenizer.vocab_size,
             padded_vocab_size=self.tokenizer.padded_vocab_size,
         )
@@ -91,7 +88,7 @@ class Trainer:
         self.steps = config.training.steps or 0
         self.folder = RunFolder(config, resume=resume, first=self.group.first)
         self.trace = StepTrace(config.run.profile, self.folder.path / "profile")
-        for sentence in derived:
+        for sentence in derived + self.data.warnings():
             print(sentence)
 
         # ── Model, optimizer, evaluation ──────────────────────────────────────────────────────
@@ -119,6 +116,7 @@ class Trainer:
         self.checkpoints.discard_after(self.step)
         self._open_metrics(run_id)
         self.group.at_abort(lambda: self.metrics.finish("crashed"))
+        self.mirror = Mirror(config.run.mirror, self.folder.path, process=self.group.index)
 
     def _checkpointer(self) -> Checkpointer:
         c = self.config.checkpoint
@@ -142,16 +140,8 @@ class Trainer:
         return found, meta["metrics_run_id"]
 
     def _open_batches(self) -> None:
-        rows = self.config.training.batch_size or 1
-        self.batches = make_loader(
-            self.config.data.dir or "",
-            split="train",
-            seq_len=self.config.model.seq_len,
-            batch_size=rows,
-            seed=self.config.training.seed,
-            start_step=self.guard.position(self.step),
-            rows_here=parallel.rows_here(rows, self.mesh),
-        )
+        rows = parallel.rows_here(self.config.training.batch_size or 1, self.mesh)
+        self.batches = self.data.loader(self.config, self.guard.position(self.step), rows)
 
     def _open_metrics(self, run_id: str | None) -> None:
         """Process 0's folder says which run it is; the others record their machines under it."""
@@ -245,6 +235,7 @@ class Trainer:
                 "train/loss": loss,
                 "train/grad_norm": grad_norm,
                 "train/lr_share": float(done.metrics.lr_share),
+                **self.batches.metrics(done.step),
             }
             reason = self.guard.judge(done.step, loss, grad_norm)
             if reason and self.config.guards.policy == "skip":
@@ -323,6 +314,7 @@ class Trainer:
             if not self.group.share(lambda: self.metrics.wait_durable(self.step)):
                 self._say_if_unsaved(f"step {self.step}: its metrics could not be written")
                 return
+            self.mirror.copy()
             meta = self.folder.meta(
                 self.metrics.id, self.tokenizer.sha256, self.progress.state(), self.guard.state()
             )
@@ -331,6 +323,11 @@ class Trainer:
     def _say_if_unsaved(self, problem: str | None) -> None:
         if problem:
             print(f"no checkpoint of {problem}; earlier ones stay good", flush=True)
+
+    def close(self) -> None:
+        """Ends the background threads of data and mirror, however training ended."""
+        self.batches.close()
+        self.mirror.close()
 
     def _hung(self) -> None:
         """In the watchdog's thread, before this process ends."""
@@ -357,7 +354,7 @@ class Trainer:
 
     def _report(self, finished: bool, newest: int | None) -> dict[str, Any]:
         config, baselines = self.config, None
-        if finished:
+        if finished and not config.data.mixture:
             sizes = {"seq_len": config.model.seq_len, "batch_size": config.training.batch_size or 1}
             tokens, seed = config.training.tokens or 0, config.training.seed
             baselines = ngram_baselines(config.data.dir or "", tokens, **sizes, seed=seed)
@@ -385,6 +382,8 @@ def run(args: list[str], *, prog: str = "python -m gchat.train") -> dict[str, An
     args = [a for a in args if a != "--resume"]
 
     def given() -> TrainConfig:
+        if resume:
+            mirror.fetch(args)
         return load(RunFolder.resume_args(args) if resume else args, prog=prog)
 
     with joined(processes) as group:
@@ -393,7 +392,8 @@ def run(args: list[str], *, prog: str = "python -m gchat.train") -> dict[str, An
         plain = group.share(lambda: to_dict(config))
         config = config if group.first else parse(TrainConfig, [], preset=plain)
         machine = start(matmul_precision=config.model.matmul_precision)
-        return Trainer(config, machine, resume=resume, group=group).fit()
+        with contextlib.closing(Trainer(config, machine, resume=resume, group=group)) as trainer:
+            return trainer.fit()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,9 @@ from gaia.shards import verify
 from gchat.data import prepare as preparation
 from gchat.data.curation import options as curation
 from gchat.data.curation.scores import Maker
+from gchat.data.upload import Uploaded, upload
 
-__all__ = ["VERBS", "Count", "Curate", "Download", "Prepare", "Verify"]
+__all__ = ["VERBS", "Count", "Curate", "Download", "Prepare", "Upload", "Verify"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,13 +123,49 @@ class Verify:
 
     data_dir: tyro.conf.Positional[str]
     """Local folder or gs:// prefix."""
+    threads: int = 4
+    """Shards read at a time."""
+    json: bool = False
+    """Print one JSON object."""
 
     def run(self) -> Manifest:
         """Prints one line when all is well; raises DataError naming the bad shards otherwise."""
-        manifest = verify(self.data_dir)
+        manifest = verify(self.data_dir, threads=self.threads)
         size = sum(shard.bytes for shard in manifest.train + manifest.val)
-        print(f"verified {manifest.count()}, {size:,} bytes: every checksum and count is right")
+        if self.json:
+            shards = len(manifest.train + manifest.val)
+            print(json.dumps({"verified": True, "shards": shards, "bytes": size}))
+        else:
+            print(f"verified {manifest.count()}, {size:,} bytes: every checksum and count is right")
         return manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class Upload:
+    """Copy a prepared data set to a bucket. Run again after an interruption, it goes on."""
+
+    data_dir: tyro.conf.Positional[Path]
+    """Folder of the data set."""
+    uri: tyro.conf.Positional[str]
+    """gs://bucket/prefix."""
+    force: bool = False
+    """Replace objects of other content instead of refusing."""
+    threads: int = 8
+    """Objects sent at a time."""
+    zone: str | None = None
+    """Zone of the machines that will read it, such as us-east5-b; default: this machine's."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> Uploaded:
+        """Uploads and prints bytes and cost, with a warning where the regions differ."""
+        done = upload(
+            self.data_dir, self.uri, force=self.force, threads=self.threads, zone=self.zone
+        )
+        if done.warning:
+            print(f"warning: {done.warning}", file=sys.stderr)
+        print(json.dumps(dataclasses.asdict(done)) if self.json else done.sentence())
+        return done
 
 
 VERBS = {
@@ -136,10 +174,11 @@ VERBS = {
     "download": Download,
     "count": Count,
     "verify": Verify,
+    "upload": Upload,
 }
 
 
-def parse_verb(verb: str, args: list[str]) -> Prepare | Curate | Download | Count | Verify:
+def parse_verb(verb: str, args: list[str]) -> Prepare | Curate | Download | Count | Verify | Upload:
     """The command of one verb with its options."""
     command = VERBS[verb]
     return parse(command, args, prog=f"gchat data {verb}", description=command.__doc__)
