@@ -311,7 +311,7 @@ def _resolve(config: DistributedConfig) -> tuple[DistributedConfig, Sequence[int
     if any(value is not None for value in given) and not _in_cluster():
         names = zip(("--coordinator", "--num-processes", "--process-id"), given, strict=True)
         missing = ", ".join(name for name, value in names if value is None)
-        raise ConfigError(f"{missing} is not set", "several processes need all three")
+        raise ConfigError(f"not set: {missing}", "several processes need all three")
     if not _in_cluster():
         return known, None
     from jax._src.clusters import ClusterEnv

@@ -144,9 +144,9 @@ class BadStep(Exception):
 class LossGuard:
     """Judges losses, and keeps what a resumed run must know to judge alike.
 
-    A step is compared with the median of `spike_window` sound losses that end LAG steps before
-    it: all of them are known when the step begins, whenever the host reads them, so that a resumed
-    run sees the same limits.
+    A step is compared with the median of the newest `spike_window` sound losses that lie LAG steps
+    before it or more: all of them are known when the step begins, whenever the host reads them, so
+    that a resumed run sees the same limits.
 
     Args:
         config: policy and limits.
@@ -177,8 +177,7 @@ class LossGuard:
         """The largest sound loss of a step; infinity where there is none."""
         if not self.config.spike_factor:
             return np.float32(np.inf)
-        last = step - LAG
-        known = [v for s, v in self._losses.items() if last - self.config.spike_window < s <= last]
+        known = [v for s, v in self._losses.items() if s <= step - LAG][-self.config.spike_window :]
         if len(known) < _LEAST_LOSSES:
             return np.float32(np.inf)
         return np.float32(self.config.spike_factor * statistics.median(known))
@@ -195,7 +194,7 @@ class LossGuard:
             factor = f"{self.config.spike_factor:g} times the running median {typical:.4g}"
             return f"train/loss is {loss:.4f}, above {factor}"
         self._losses[step] = loss
-        while min(self._losses) <= step - LAG - self.config.spike_window:
+        if len(self._losses) > LAG + self.config.spike_window:
             del self._losses[min(self._losses)]
         self._skips = 0
         return None

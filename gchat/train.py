@@ -4,8 +4,8 @@
         [--coordinator HOST:PORT --num-processes N --process-id I]
 
 A step number counts finished updates: step k is logged, validated and saved after k updates.
-All processes of a run execute this file alike; what is said or written is process 0's. Where one
-of them alone must decide (a signal, a clock), they agree on the step first.
+All processes of a run execute this alike; what is said or written is process 0's. Where one alone
+decides (a signal, a clock), they agree on the step first.
 Shapes: B rows, T time.
 """
 
@@ -111,8 +111,8 @@ class Trainer:
 
         # ── From here on the run writes ───────────────────────────────────────────────────────
         self.group.gather("ready")
-        self.folder.write_config(config, self.tokenizer)
         self.checkpoints = self._checkpointer()
+        self.folder.write_config(config, self.tokenizer)
         self.checkpoints.discard_after(self.step)
         self._open_metrics(run_id)
         self.group.at_abort(lambda: self.metrics.finish("crashed"))
@@ -355,13 +355,9 @@ class Trainer:
     def _report(self, finished: bool, newest: int | None) -> dict[str, Any]:
         config, baselines = self.config, None
         if finished and not config.data.mixture:
-            baselines = ngram_baselines(
-                config.data.dir or "",
-                config.training.tokens or 0,
-                seq_len=config.model.seq_len,
-                batch_size=config.training.batch_size or 1,
-                seed=config.training.seed,
-            )
+            sizes = {"seq_len": config.model.seq_len, "batch_size": config.training.batch_size or 1}
+            tokens, seed = config.training.tokens or 0, config.training.seed
+            baselines = ngram_baselines(config.data.dir or "", tokens, **sizes, seed=seed)
         return write_report(
             self.folder,
             config,

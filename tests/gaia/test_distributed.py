@@ -131,7 +131,7 @@ def test_options(bare):
         take_options(["--join-seconds", "0"])
     with pytest.raises(ConfigError):
         take_options(["--num-processes", "two"])
-    with pytest.raises(ConfigError, match="--coordinator, --process-id is not set"):
+    with pytest.raises(ConfigError, match="not set: --coordinator, --process-id"):
         distributed.join(DistributedConfig(num_processes=2))
     with pytest.raises(ConfigError, match="process_id is 5 of 2 processes"):
         distributed.join(DistributedConfig("127.0.0.1:1", 2, 5))

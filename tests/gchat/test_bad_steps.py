@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import runs
 
-import gchat.train
+import gchat.training_data
 from gchat.__main__ import main
 
 STEPS, BAD = 60, 30  # batch 30 is what step 31 takes; checkpoints at 20 and 40
@@ -24,7 +24,7 @@ class Crash(Exception):
 @pytest.fixture
 def order(monkeypatch):
     """Replaces batches: {index: "garbage" or "crash"}, or leaves indices out of the order."""
-    make, faults, left_out = gchat.train.make_loader, {}, []
+    make, faults, left_out = gchat.training_data.make_loader, {}, []
 
     def make_faulty(*args, **kwargs):
         loader = make(*args, **kwargs)
@@ -45,7 +45,7 @@ def order(monkeypatch):
         loader.batch = faulty
         return loader
 
-    monkeypatch.setattr(gchat.train, "make_loader", make_faulty)
+    monkeypatch.setattr(gchat.training_data, "make_loader", make_faulty)
     return faults, left_out
 
 
