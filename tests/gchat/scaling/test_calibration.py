@@ -13,7 +13,7 @@ from gchat.scaling.verify import compile_step
 
 ROWS = [row for row in read_rows()[0] if row.peak_bytes]
 CHECKING = [row for row in ROWS if row.role == "check"]
-# On v5e the compiler needs an eighth less than estimated; why is not known. It errs to the safe side.
+# On v5e the compiler needs an eighth less than estimated, it is not known why. The safe side.
 TOO_HIGH = {"d16-v5e-16-b4-dots": 0.15}
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (gaia[aot])"
