@@ -1,10 +1,24 @@
 #!/usr/bin/env bash
 # Starts the whole stack, logs a run through gaia_metrics, and looks for it in Grafana's API.
-# Needs docker with compose, curl, and a Python with gaia installed (PYTHON=…).
+# Needs docker with compose, curl, and a Python with gaia installed (PYTHON=…). With --dry-run it
+# checks what it needs, shows what up.sh would do, and starts nothing.
 set -euo pipefail
 cd "$(dirname "$0")"
-./up.sh --domain localhost
 python=${PYTHON:-../.venv/bin/python}
+dry=${1:-}
+if [ -n "$dry" ] && [ "$dry" != --dry-run ]; then
+    echo "smoke.sh: unknown option $dry; it takes --dry-run only" >&2
+    exit 2
+fi
+for need in curl "$python"; do
+    if ! command -v "$need" >/dev/null; then
+        echo "smoke.sh: $need is not there; install it, or set PYTHON" >&2
+        exit 2
+    fi
+done
+PYTHONPATH=.. "$python" -c 'import gaia_metrics'
+./up.sh --domain localhost ${dry:+"$dry"}
+if [ -n "$dry" ]; then exit 0; fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export OTEL_EXPORTER_OTLP_ENDPOINT=https://localhost:4318

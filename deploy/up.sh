@@ -5,22 +5,24 @@
 #     deploy/up.sh --domain metrics.example.org      # a public name: certificate by ACME
 #     deploy/up.sh --domain … --public               # anyone may look, without an account
 #     deploy/up.sh --down                            # stop; the data stays in its volumes
+#     deploy/up.sh … --dry-run                       # say what would be done
 set -euo pipefail
 cd "$(dirname "$0")"
 # shellcheck source=secrets.sh
 . ./secrets.sh
 
-domain="" public=false
+domain="" public=false dry=false
 while [ $# -gt 0 ]; do
     case $1 in
         --domain) domain=${2:?--domain needs a name}; shift 2 ;;
         --public) public=true; shift ;;
+        --dry-run) dry=true; shift ;;
         --down) exec docker compose down ;;
-        -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h | --help) sed -n '2,8s/^# \{0,1\}//p' "${0##*/}"; exit 0 ;;
         *) echo "up.sh: unknown option $1; see up.sh --help" >&2; exit 2 ;;
     esac
 done
-if ! docker compose version >/dev/null 2>&1; then
+if [ "$dry" = false ] && ! docker compose version >/dev/null 2>&1; then
     echo "up.sh: docker with the compose plugin is needed; install both, then run this again" >&2
     exit 2
 fi
@@ -30,11 +32,19 @@ if [[ ! $domain =~ ^[A-Za-z0-9.-]+$ ]]; then
     echo "up.sh: --domain $domain is no host name; give a name such as metrics.example.org" >&2
     exit 2
 fi
-make_secrets secrets
 explore=true
 if [ "$public" = true ]; then explore=false; fi
-printf 'GAIA_DOMAIN=%s\nGAIA_PUBLIC=%s\nGAIA_EXPLORE=%s\n' "$domain" "$public" "$explore" > .env
-docker compose up --detach --wait --wait-timeout 300 caddy grafana clickhouse
+settings=$(printf 'GAIA_DOMAIN=%s\nGAIA_PUBLIC=%s\nGAIA_EXPLORE=%s' "$domain" "$public" "$explore")
+start=(docker compose up --detach --wait --wait-timeout 300 caddy grafana clickhouse)
+if [ "$dry" = true ]; then
+    printf 'make what is missing in %s/secrets\nwrite %s/.env:\n%s\nrun: %s\nimages:\n' \
+        "$PWD" "$PWD" "$settings" "${start[*]}"
+    sed -n 's/^ *image: /  /p' compose.yaml | sort -u
+    exit 0
+fi
+make_secrets secrets
+printf '%s\n' "$settings" > .env
+"${start[@]}"
 if [ "$domain" = localhost ]; then
     docker compose exec -T caddy cat /data/caddy/pki/authorities/local/root.crt > secrets/ca.pem
 fi

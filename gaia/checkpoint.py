@@ -3,6 +3,10 @@
 A checkpoint counts once its `checksums.json` exists; a thread writes that file as soon as Orbax has
 renamed the finished step into place. A step without it was cut off, a step whose files disagree
 with it was damaged. Both are passed over, aloud, in favour of the step before.
+
+With several processes each writes the parts it holds; the directory must be one that all of them
+see. Process 0 writes the checksums, deletes, and looks for damage; what went wrong on one process
+is told to all, so that all go on in the same way.
 """
 
 import json
@@ -17,7 +21,9 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from gaia.errors import CheckpointError
+from gaia import storage
+from gaia.distributed import Group
+from gaia.errors import CheckpointError, ConfigError
 
 CHECKSUMS = "checksums.json"
 _TEMPORARY = ".orbax-checkpoint-tmp"
@@ -38,13 +44,27 @@ class Checkpointer:
         directory: created when missing.
         keep: newest checkpoints to keep.
         keep_every: also keep every checkpoint whose step is a multiple of this; 0 for none.
+        group: the processes, all of which make the same calls.
+
+    Raises:
+        ConfigError: the directory is not one that all processes see.
     """
 
-    def __init__(self, directory: str, *, keep: int = 2, keep_every: int = 0) -> None:
+    def __init__(
+        self,
+        directory: str,
+        *,
+        keep: int = 2,
+        keep_every: int = 0,
+        group: Group | None = None,
+    ) -> None:
         # Orbax wants absolute paths; a gs:// address is one already.
         self.directory = epath.Path(directory if "://" in directory else os.path.abspath(directory))
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._group = group or Group()
+        self._check_shared()
         self._keep, self._keep_every = keep, keep_every
+        self._saves = 0
         self.last_saved: int | None = None
         """The newest step that this object has put on disk whole."""
         self._open()
@@ -57,7 +77,26 @@ class Checkpointer:
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         self._sealing: threading.Thread | None = None
-        self._failure: tuple[int, Exception] | None = None
+        self._failure: tuple[int, str] | None = None
+
+    def _check_shared(self) -> None:
+        """A file that process 0 makes must be there for the others."""
+        if self._group.count == 1:
+            return
+        token = self._group.share(lambda: f".seen-by-all-{os.getpid()}")
+        mark = self.directory / token
+        if self._group.first:
+            mark.write_text("")
+        self._group.gather(None)
+        seen = self._group.gather(mark.exists())
+        if self._group.first:
+            mark.unlink()
+        if not all(seen):
+            raise ConfigError(
+                f"checkpoint.dir {str(self.directory)!r} is not the same folder on process "
+                f"{seen.index(False)}",
+                "use a gs:// address, or a folder that all hosts share",
+            )
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> str | None:
         """Starts an asynchronous save; `state` may be donated as soon as this returns.
@@ -66,8 +105,8 @@ class Checkpointer:
             None, or what went wrong with this save or the one before it (disk full, bucket gone).
             Earlier checkpoints stay good and training may go on.
         """
-        before = self.wait()
-        if (problem := self._no_room(state)) is not None:
+        before, failed = self.wait(), None
+        if (problem := self._group.share(lambda: self._no_room(state))) is not None:
             return f"step {step}: {problem}"
         try:
             self._manager.save(
@@ -77,18 +116,23 @@ class Checkpointer:
                 ),
             )
         except Exception as error:  # any storage back-end may raise its own kind
-            return self._recover(step, error)
-        self._sealing = threading.Thread(target=self._seal, args=(step,), name="seal-checkpoint")
+            if self._group.count == 1:
+                return self._recover(step, _one_line(error))
+            failed = error  # the others are about to ask how it went
+        self._saves += 1
+        self._sealing = threading.Thread(
+            target=self._seal, args=(step, self._saves, failed), name="seal-checkpoint"
+        )
         self._sealing.start()
         return before
 
     def _no_room(self, state: Any) -> str | None:
-        """Says so where the disk cannot hold the state; None for buckets and for many processes.
+        """Says so where the disk cannot hold the state; None for buckets.
 
         Orbax meets a full disk with a page of errors from each write under way, and the room of
         the half-written step is gone until it is swept up: better not begin.
         """
-        if "://" in str(self.directory) or jax.process_count() > 1:
+        if "://" in str(self.directory):
             return None
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.directory).free
@@ -106,19 +150,21 @@ class Checkpointer:
             self._sealing = None
         return self._recover(*self._failure) if self._failure is not None else None
 
-    def _recover(self, step: int, error: Exception) -> str:
+    def _recover(self, step: int, problem: str) -> str:
         """After a failed save: drop the half-written step and start with a fresh manager."""
         try:
             self._manager.close()
         except Exception as again:
             # The failed save's error is raised once more by close(); it is reported already.
             del again
-        for path in self.directory.iterdir():
+        names = storage.list_names(str(self.directory)) if self._group.first else ()
+        for path in [self.directory / name for name in names]:
             unsealed = path.name == str(step) and not (path / CHECKSUMS).exists()
             if unsealed or _TEMPORARY in path.name:
                 path.rmtree(missing_ok=True)
+        self._group.gather(None)
         self._open()
-        return f"step {step}: {' '.join(str(error).split())[:500]}"
+        return f"step {step}: {problem}"
 
     def close(self) -> str | None:
         """Waits for the last save and stops the background threads; returns its error or None."""
@@ -128,10 +174,15 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Steps on disk, oldest first, finished or not."""
-        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+        # Not iterdir(): in a bucket an empty folder does not exist, and gcsfs keeps old listings.
+        names = storage.list_names(str(self.directory))
+        return sorted(int(name) for name in names if name.isdigit())
 
     def latest(self, report: Callable[[str], None] = print) -> int | None:
         """The newest step whose files all match their checksums; says what it passed over."""
+        return self._group.share(lambda: self._newest_sound(report))
+
+    def _newest_sound(self, report: Callable[[str], None]) -> int | None:
         for step in reversed(self.steps()):
             problem = self.damage(step)
             if problem is None:
@@ -190,26 +241,48 @@ class Checkpointer:
 
     def discard_after(self, step: int) -> None:
         """Deletes the steps above `step`: the run is about to write them again."""
-        for later in [s for s in self.steps() if s > step]:
+        for later in [s for s in self.steps() if s > step] if self._group.first else []:
             (self.directory / str(later)).rmtree()
+        self._group.gather(None)
         self._manager.reload()
 
-    def _seal(self, step: int) -> None:
+    def _seal(self, step: int, number: int, failed: Exception | None) -> None:
         """Waits for Orbax to finish a step, then writes the checksums of its files."""
+        problem = self._try_to_seal(step, failed)
+        # The last word is process 0's: the checksums are written when all the parts are there.
+        everyones = self._group.gather(problem, f"checkpoint-{number}")
+        if problem := next((p for p in everyones if p is not None), None):
+            self._failure = (step, problem)  # told to the caller of the next save or wait
+        else:
+            self.last_saved = step
+
+    def _try_to_seal(self, step: int, failed: Exception | None) -> str | None:
         try:
+            if failed is not None:
+                raise failed
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+            if not self._group.first:
+                return None
             folder, files = self.directory / str(step), {}
             for path in _walk(folder):
                 data = path.read_bytes()
                 files[str(path.relative_to(folder))] = (len(data), _crc(data))
             seal = _crc(json.dumps(files, sort_keys=True).encode())
-            partial = folder / f"{CHECKSUMS}.partial"
-            partial.write_text(json.dumps({"self": seal, "files": files}, indent=1))
-            partial.rename(folder / CHECKSUMS)
-            self.last_saved = step
-        except Exception as error:  # told to the caller of the next save or wait
-            self._failure = (step, error)
+            text = json.dumps({"self": seal, "files": files}, indent=1)
+            if "://" in str(folder):  # an object appears whole, and cannot be renamed at once
+                (folder / CHECKSUMS).write_text(text)
+            else:
+                partial = folder / f"{CHECKSUMS}.partial"
+                partial.write_text(text)
+                partial.rename(folder / CHECKSUMS)
+        except Exception as error:
+            return _one_line(error)
+        return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 def _crc(data: bytes) -> int:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -44,7 +44,8 @@ def parse(
     Raises:
         ConfigError: naming the option, its value and the nearest valid option.
     """
-    known = list(_flags([*_as_args(preset or {}), *_expand(args, aliases or {})]))
+    given = _as_args(preset or {}, frozenset(_mapping_fields(cls)))
+    known = list(_flags([*given, *_expand(args, aliases or {})]))
     printed = io.StringIO()
     try:
         if {"-h", "--help"} & set(args):
@@ -60,10 +61,11 @@ def parse(
 
 def _expand(args: Sequence[str], aliases: Mapping[str, str]) -> Iterator[str]:
     for arg in args:
+        if not arg.startswith("--"):  # a value may hold a "=" of its own
+            yield arg
+            continue
         name, equals, value = arg.partition("=")
-        if name.startswith("--"):
-            name = aliases.get(name.replace("_", "-"), name)
-        yield name
+        yield aliases.get(name.replace("_", "-"), name)
         if equals:
             yield value
 
@@ -82,15 +84,25 @@ def _flags(args: Sequence[str]) -> Iterator[str]:
         name = item
 
 
-def _as_args(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _mapping_fields(cls: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the fields that are dictionaries, such as eval.files."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        if get_origin(kind) is dict:
+            yield f"{prefix}{field.name}"
+        elif dataclasses.is_dataclass(kind):
+            yield from _mapping_fields(kind, f"{prefix}{field.name}.")
+
+
+def _as_args(tree: Mapping[str, Any], mappings: frozenset[str], prefix: str = "") -> Iterator[str]:
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            if all(isinstance(v, str) for v in value.values()) and prefix.endswith("."):
-                # A mapping field of strings, such as eval.files: `--eval.files name path …`
+            if f"{prefix}{key}" in mappings:  # `--eval.files name path …`
                 yield f"--{prefix}{key}"
                 yield from (str(x) for pair in value.items() for x in pair)
             else:
-                yield from _as_args(value, f"{prefix}{key}.")
+                yield from _as_args(value, mappings, f"{prefix}{key}.")
         elif isinstance(value, list | tuple):
             yield f"--{prefix}{key}"
             yield from (str(x) for x in value)

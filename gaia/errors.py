@@ -21,6 +21,9 @@ class GaiaError(Exception):
         self.problem = problem
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple:
+        return type(self), (self.problem, self.remedy)  # worker processes hand errors back
+
 
 class ConfigError(GaiaError):
     """A configuration field has a value that cannot work."""

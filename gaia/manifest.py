@@ -1,6 +1,7 @@
 """manifest.json: what a data set holds, checked before any of its shards is opened."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,18 @@ class Manifest:
             f"{self.text_bytes['train'] / 1e6:,.1f} and {self.text_bytes['val'] / 1e6:,.1f} MB of "
             f"text from {made_of or 'an unnamed source'}; {self.tokenizer.kind} tokenizer with "
             f"{self.tokenizer.vocab_size:,} ids ({self.tokenizer.sha256[:12]})"
+        )
+
+    def fingerprint(self) -> str:
+        """What decides the order and content of training rows, in words and a hash.
+
+        Two data sets with the same fingerprint give the same batches, wherever they lie.
+        """
+        facts = [[shard.tokens, shard.bytes, shard.crc32c] for shard in self.train]
+        digest = hashlib.sha256(json.dumps([self.window, facts]).encode()).hexdigest()[:12]
+        return (
+            f"{len(self.train)} shards with {self.tokens('train'):,} tokens in windows of "
+            f"{self.window} ({digest})"
         )
 
     def to_json(self) -> str:

@@ -192,9 +192,20 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, _spread(RULES["batch"], mesh))
 
 
+def rows_here(rows: int, mesh: Mesh) -> np.ndarray:
+    """Which rows of a batch of `rows` this process's devices hold, ascending, int64."""
+    by_rows = NamedSharding(mesh, P(batch_sharding(mesh).spec[0]))
+    slices = by_rows.addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[index] for index in slices if index]))
+
+
 def shard_rows(batch_bT: np.ndarray, mesh: Mesh) -> jax.Array:
-    """This process's rows of a batch [b, T], placed as its part of the global array [B, T]."""
-    return jax.make_array_from_process_local_data(batch_sharding(mesh), batch_bT)
+    """This process's rows (`rows_here`) of a batch, whole [b, T], as its part of [B, T]."""
+    # Said outright: where `sequence` runs over processes too, JAX would take T for a part of it.
+    parts = math.prod(mesh.shape[axis] for axis in ROWS)
+    rows = batch_bT.shape[0] * parts // len(rows_here(parts, mesh))
+    shape = (rows, batch_bT.shape[1])
+    return jax.make_array_from_process_local_data(batch_sharding(mesh), batch_bT, shape)
 
 
 def shard_whole(batch_BT: np.ndarray, mesh: Mesh) -> jax.Array:
@@ -217,6 +228,7 @@ def automatic(tree: Any) -> Any:
         if not isinstance(old, NamedSharding):
             return x
         types = (AxisType.Auto,) * len(old.mesh.axis_names)
+        assert isinstance(old.mesh, Mesh)  # of devices, not abstract: `x` is an array
         mesh = Mesh(old.mesh.devices, old.mesh.axis_names, axis_types=types)
         parts = [shard.data for shard in x.addressable_shards]
         return jax.make_array_from_single_device_arrays(
@@ -228,8 +240,9 @@ def automatic(tree: Any) -> Any:
 
 def to_host(x: jax.Array) -> np.ndarray:
     """The whole array on the host of every process; all processes call it together."""
-    if not x.is_fully_addressable and not x.is_fully_replicated:
-        x = jax.jit(lambda x: x, out_shardings=replicated(x.sharding.mesh))(x)
+    sharding = x.sharding
+    if not x.is_fully_addressable and isinstance(sharding, NamedSharding):
+        x = jax.jit(lambda x: x, out_shardings=NamedSharding(sharding.mesh, P()))(x)
     return np.asarray(x)
 
 
@@ -293,12 +306,6 @@ def index(*axes: str) -> jax.Array | int:
     """Place of this device along these axes taken together; 0 outside of `per_device`."""
     here = _present(axes)
     return jax.lax.axis_index(here) if here else 0
-
-
-def sequence_parts() -> int:
-    """Into how many parts each row is split here; 0 where it is whole."""
-    parts = size("sequence")
-    return parts if parts > 1 else 0
 
 
 def platform(x: jax.Array) -> str:

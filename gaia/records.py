@@ -1,21 +1,18 @@
-"""Token shards as training batches: rows by random access, an order by (seed, epoch, position).
+"""Token shards as training batches: rows by random access, in the order of gaia.order.
 
-    order: position in the epoch -> permuted shards -> window of W shards -> permuted row in it
     rows:  row id -> stream tokens [r*T, r*T+T] of its shard, inputs and targets overlapping by one
     batch: step k holds positions [k*B, (k+1)*B) of the endless sequence of epochs
 
 Every step is a pure function of (data, seed, T, B, k), so the only state is k, and any number of
-processes read disjoint slices of the same batch.
+processes read disjoint slices of the same batch. Shards of a gs:// data set come through
+gaia.shard_cache, those of a local or mounted folder are read where they lie.
 
-The names of gaia.manifest and gaia.shards that callers need are exported here as well.
+The names of gaia.manifest, gaia.shards and gaia.order that callers need are exported here as well.
 """
 
-import collections
-import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import grain
 import numpy as np
@@ -30,209 +27,18 @@ from gaia.manifest import (
     load_manifest,
     write_manifest,
 )
+from gaia.order import BatchOrder, MixtureOrder, permutation
+from gaia.rows import CacheOptions, MixedRows, TokenRows
 from gaia.shards import ShardWriter, read_shard, verify, write_shards
 
 __all__ = [
-    "MANIFEST", "SPLITS", "BatchOrder", "Loader", "Manifest", "ShardInfo", "ShardWriter",
-    "TokenRows", "TokenizerInfo", "iter_documents", "load_manifest", "make_loader",
-    "permutation", "read_shard",
-    "verify", "write_manifest", "write_shards",
+    "MANIFEST", "SPLITS", "BatchOrder", "CacheOptions", "Loader", "Manifest", "MixedRows",
+    "MixtureOrder",
+    "ShardInfo", "ShardWriter", "TokenRows", "TokenizerInfo", "iter_documents", "load_manifest",
+    "make_loader", "permutation", "read_shard", "verify", "write_manifest", "write_shards",
 ]  # fmt: skip
 
 _STEPS = 1 << 40  # the loader never ends; Grain wants a length
-
-
-class TokenRows:
-    """Rows of T tokens (and their targets) of one split, by random access.
-
-    A shard of n tokens has (n - 1) // T rows. Shards are read whole, checked against the manifest,
-    and kept decoded; the least recently used go when more than two windows are held.
-
-    Args:
-        data_dir: local folder or gs:// prefix.
-        split: "train" or "val".
-        seq_len: T.
-        manifest: of `data_dir`; read when absent.
-    """
-
-    def __init__(
-        self, data_dir: str | Path, split: str, seq_len: int, manifest: Manifest | None = None
-    ) -> None:
-        if seq_len < 1:
-            raise ConfigError(f"seq_len = {seq_len} is not positive", "use at least 1")
-        self.data_dir = data_dir
-        self.split = split
-        self.seq_len = seq_len
-        self.manifest = manifest or load_manifest(data_dir)
-        self.shards = self.manifest.shards(split)
-        self.counts = np.array([(s.tokens - 1) // seq_len for s in self.shards], np.int64)
-        self.offsets = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
-        # Two windows: the one in use, and the next, which is read while this one is consumed.
-        self._capacity = 2 * self.manifest.window
-        self._loaded: collections.OrderedDict[int, Future[np.ndarray]] = collections.OrderedDict()
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="gaia-shards")
-
-    def __len__(self) -> int:
-        return int(self.offsets[-1])
-
-    def locate(self, row_id: int) -> tuple[str, int]:
-        """The shard's file name and the row inside it, to report a row to a person."""
-        shard = int(np.searchsorted(self.offsets, row_id, side="right")) - 1
-        return self.shards[shard].name, int(row_id - self.offsets[shard])
-
-    def _rows(self, shard: int) -> np.ndarray:
-        """View [rows, T+1] of one shard's tokens, each row overlapping the next by one."""
-        future, mine = self._claim(shard)
-        if mine:
-            self._read(shard, future)
-        return future.result()
-
-    def prefetch(self, shards: np.ndarray) -> None:
-        """Begins to read shards in the background; errors surface when their rows are needed."""
-        for shard in shards.tolist():
-            future, mine = self._claim(shard)
-            if mine:
-                self._pool.submit(self._read, shard, future)
-
-    def _claim(self, shard: int) -> tuple[Future[np.ndarray], bool]:
-        """The future of a shard, and whether the caller is the one who has to read it."""
-        with self._lock:
-            future = self._loaded.get(shard)
-            if mine := future is None:
-                future = self._loaded[shard] = Future()
-            self._loaded.move_to_end(shard)
-            while len(self._loaded) > self._capacity:
-                self._loaded.popitem(last=False)
-            return future, mine
-
-    def _read(self, shard: int, future: Future[np.ndarray]) -> None:
-        try:
-            tokens, _ = read_shard(self.data_dir, self.shards[shard], self.manifest.tokenizer)
-            rows = np.lib.stride_tricks.sliding_window_view(tokens, self.seq_len + 1)
-            future.set_result(rows[:: self.seq_len])
-        except BaseException as error:
-            future.set_exception(error)
-
-    def gather(self, row_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows as (inputs_BT, targets_BT), int32, for row_ids [B]."""
-        shard_B = np.searchsorted(self.offsets, row_ids, side="right") - 1
-        local_B = row_ids - self.offsets[shard_B]
-        tokens_BU = np.empty((len(row_ids), self.seq_len + 1), self.manifest.tokenizer.dtype)
-        for shard in sorted(set(shard_B.tolist())):
-            here = shard_B == shard
-            tokens_BU[here] = self._rows(shard)[local_B[here]]
-        return tokens_BU[:, :-1].astype(np.int32), tokens_BU[:, 1:].astype(np.int32)
-
-    def close(self) -> None:
-        """Lets go of the shards and the background thread."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._loaded.clear()
-
-
-class BatchOrder:
-    """Which row stands at which position: a pure function of (seed, epoch, position).
-
-    Each epoch permutes the shards, takes them W at a time, and permutes all rows inside such a
-    window, so that every row comes exactly once and only W shards are needed at a time.
-
-    Args:
-        counts: rows per shard.
-        window: W.
-        seed: any integer.
-    """
-
-    def __init__(self, counts: np.ndarray, window: int, seed: int) -> None:
-        self._counts = np.asarray(counts, np.int64)
-        self._offsets = np.concatenate([[0], np.cumsum(self._counts)])
-        self._window = window
-        self._seed = seed
-        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._cache: collections.OrderedDict[tuple[int, ...], np.ndarray] = (
-            collections.OrderedDict()
-        )
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return int(self._offsets[-1])
-
-    def row_ids(self, start: int, count: int) -> np.ndarray:
-        """Row ids [count] int64 at positions start, start+1, … of the endless sequence."""
-        parts = []
-        while count:
-            epoch, index = divmod(start, len(self))
-            ends = self._epoch(epoch)[1]
-            window = int(np.searchsorted(ends, index, side="right"))
-            first = int(ends[window - 1]) if window else 0
-            take = min(count, int(ends[window]) - index)
-            parts.append(self._window_rows(epoch, window)[index - first : index - first + take])
-            start += take
-            count -= take
-        return np.concatenate(parts)
-
-    def upcoming(self, start: int) -> tuple[int, int]:
-        """(epoch, window) that follows the window at position `start`."""
-        epoch, index = divmod(start, len(self))
-        ends = self._epoch(epoch)[1]
-        window = int(np.searchsorted(ends, index, side="right")) + 1
-        if window == len(ends):
-            return epoch + 1, 0
-        return epoch, window
-
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards of an epoch in order, and the position after the last row of each window."""
-        found = self._epochs.get(epoch)
-        if found is None:
-            shards = permutation(len(self._counts), self._seed, epoch)
-            total = np.cumsum(self._counts[shards])
-            ends = np.append(total[self._window - 1 : -1 : self._window], total[-1])
-            self._epochs = {**self._epochs, epoch: (shards, ends)}
-            if len(self._epochs) > 3:
-                del self._epochs[min(self._epochs)]
-            found = shards, ends
-        return found
-
-    def window_shards(self, epoch: int, window: int) -> np.ndarray:
-        """Numbers of the shards in one window."""
-        first = window * self._window
-        return self._epoch(epoch)[0][first : first + self._window]
-
-    def _window_rows(self, epoch: int, window: int) -> np.ndarray:
-        """All row ids of a window in their order; the two last used are kept."""
-        key = (epoch, window)
-        with self._lock:
-            if key not in self._cache:
-                ids = np.concatenate(
-                    [
-                        np.arange(int(self._offsets[shard]), int(self._offsets[shard + 1]))
-                        for shard in self.window_shards(epoch, window).tolist()
-                    ]
-                )
-                self._cache[key] = ids[permutation(len(ids), self._seed, epoch, window)]
-                while len(self._cache) > 2:
-                    self._cache.popitem(last=False)
-            self._cache.move_to_end(key)
-            return self._cache[key]
-
-
-def permutation(count: int, *salt: int) -> np.ndarray:
-    """A permutation of range(count) that is the same on every machine and NumPy version.
-
-    Sorts by splitmix64 (Steele et al. 2014) of the index; NumPy's own generators do not promise
-    the same stream for ever, and the order of a run must survive an upgrade.
-    """
-    state = 0
-    for value in (count, *salt):
-        state = int(_splitmix64(np.array([(state + value) & (2**64 - 1)], np.uint64))[0])
-    keys = _splitmix64(np.arange(count, dtype=np.uint64) + np.uint64(state))
-    return np.argsort(keys, kind="stable")
-
-
-def _splitmix64(x: np.ndarray) -> np.ndarray:
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 class Loader(Iterator[dict[str, np.ndarray]]):
@@ -240,27 +46,25 @@ class Loader(Iterator[dict[str, np.ndarray]]):
 
     Attributes:
         step: the step of the batch that `next` returns; the only state there is.
-        rows: the TokenRows read from.
-        order: the BatchOrder followed.
+        rows: the TokenRows or MixedRows read from.
+        order: the BatchOrder or MixtureOrder followed.
     """
 
     def __init__(
         self,
-        rows: TokenRows,
-        order: BatchOrder,
+        rows: TokenRows | MixedRows,
+        order: BatchOrder | MixtureOrder,
         batch_size: int,
         start_step: int,
-        process: tuple[int, int],
+        rows_here: np.ndarray | slice,
         prefetch: int,
     ) -> None:
         self.rows = rows
         self.order = order
         self.batch_size = batch_size
         self.step = start_step
-        index, count = process
-        share = batch_size // count
-        self._upcoming = (-1, -1)
-        self._slice = slice(index * share, (index + 1) * share)
+        self._place: Any = None
+        self._slice = rows_here
         options = grain.ReadOptions(num_threads=1 if prefetch else 0, prefetch_buffer_size=prefetch)
         dataset = grain.MapDataset.source(_Batches(self)).to_iter_dataset(options)
         self._iterator = iter(dataset)
@@ -281,12 +85,25 @@ class Loader(Iterator[dict[str, np.ndarray]]):
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This process's part of the batch at any step, by random access."""
-        ids = self.row_ids(step)[self._slice]
-        inputs_BT, targets_BT = self.rows.gather(ids)
-        if (upcoming := self.order.upcoming(step * self.batch_size)) != self._upcoming:
-            self._upcoming = upcoming
-            self.rows.prefetch(self.order.window_shards(*upcoming))
+        place = self.order.place(step * self.batch_size)
+        if place != self._place:
+            self._place = place
+            # Not type-checked: rows and order are both of one data set, or both of a mixture.
+            order: Any = self.order
+            for ahead in (0, 1):
+                self.rows.prefetch(order.shards(place, ahead))
+        inputs_BT, targets_BT = self.rows.gather(self.row_ids(step)[self._slice])
         return {"inputs_BT": inputs_BT, "targets_BT": targets_BT}
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """Figures for the log after `step` steps: tokens by source, and what the cache did."""
+        found = self.rows.metrics()
+        if isinstance(self.order, MixtureOrder) and isinstance(self.rows, MixedRows):
+            taken = self.order.taken(step * self.batch_size).tolist()
+            for (name, rows), count in zip(self.rows.sources.items(), taken, strict=True):
+                found[f"data/tokens/{name}"] = float(count * rows.seq_len)
+                found[f"data/epochs/{name}"] = count / len(rows)
+        return found
 
     def __next__(self) -> dict[str, np.ndarray]:
         batch = next(self._iterator)
@@ -301,10 +118,10 @@ class Loader(Iterator[dict[str, np.ndarray]]):
 
     def close(self) -> None:
         """Stops the background threads."""
+        self.rows.close()  # first: Grain's thread may be waiting for one of its shards
         close = getattr(self._iterator, "close", None)
         if close is not None:
             close()
-        self.rows.close()
 
 
 class _Batches:
@@ -320,12 +137,13 @@ class _Batches:
         return self._loader.batch(int(index))
 
     def __repr__(self) -> str:
-        return f"TokenBatches({self._loader.rows.data_dir!s}, {self._loader.rows.split})"
+        return f"TokenBatches({len(self._loader.rows)} rows)"
 
 
 def make_loader(
-    data_dir: str | Path,
+    data_dir: str | Path | Mapping[str, str | Path],
     *,
+    weights: Mapping[str, float] | None = None,
     split: str = "train",
     seq_len: int,
     batch_size: int,
@@ -333,16 +151,21 @@ def make_loader(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    rows_here: np.ndarray | None = None,
     prefetch: int = 8,
+    cache: CacheOptions | None = None,
 ) -> Loader:
-    """Endless batches of a prepared data set.
+    """Endless batches of a prepared data set, or of a mixture of several.
 
     Args:
-        data_dir: local folder or gs:// prefix with a manifest.json.
+        data_dir: local folder or gs:// prefix with a manifest.json; for a mixture, one by name.
+        weights: share of rows by name, for a mixture.
         batch_size: B, rows of the global batch; each process gets B / process_count of them,
             process i the slice that begins at i * B / process_count.
         start_step: the first step to return; `start_step=k` continues a run that made k steps.
+        rows_here: which rows of each batch this process gets, where that is no such slice.
         prefetch: batches made ahead by one background thread; 0 makes them when asked.
+        cache: where shards of gs:// data are kept.
 
     Returns:
         A Loader yielding {"inputs_BT": int32, "targets_BT": int32}, targets shifted by one.
@@ -363,16 +186,37 @@ def make_loader(
             f"process_index = {process_index} is outside 0..{process_count - 1}",
             "number the processes from 0",
         )
-    rows = TokenRows(data_dir, split, seq_len)
+    if isinstance(data_dir, Mapping):
+        sources = {
+            name: TokenRows(where, split, seq_len, cache=cache) for name, where in data_dir.items()
+        }
+        orders = {
+            # Sources of the same size must not go through their rows in the same order.
+            name: BatchOrder(rows.counts, rows.manifest.window, seed + i)
+            for i, (name, rows) in enumerate(sources.items())
+        }
+        empty = next((name for name, rows in sources.items() if not len(rows)), None)
+        if empty is not None:
+            raise DataError(
+                f"data.mixture {empty} has no row of seq_len = {seq_len}",
+                "use more text or a smaller seq_len",
+            )
+        rows, order = MixedRows(sources), MixtureOrder(orders, weights or {}, seed)
+    else:
+        rows = TokenRows(data_dir, split, seq_len, cache=cache)
+        order = BatchOrder(rows.counts, rows.manifest.window, seed)
     if len(rows) < batch_size:
+        tokens = "" if isinstance(rows, MixedRows) else f"{rows.manifest.tokens(split):,} tokens"
         raise DataError(
             f"{split} of {str(data_dir)!r} has {len(rows)} rows of seq_len = {seq_len} "
-            f"({rows.manifest.tokens(split):,} tokens), less than one batch of {batch_size}",
+            f"({tokens}), less than one batch of {batch_size}",
             "use more text, a smaller batch_size or a smaller seq_len",
         )
-    order = BatchOrder(rows.counts, rows.manifest.window, seed)
-    process = (process_index, process_count)
-    return Loader(rows, order, batch_size, start_step, process, prefetch)
+    share = batch_size // process_count
+    mine = slice(process_index * share, (process_index + 1) * share)
+    return Loader(
+        rows, order, batch_size, start_step, mine if rows_here is None else rows_here, prefetch
+    )
 
 
 def iter_documents(data_dir: str | Path, split: str) -> Iterator[np.ndarray]:

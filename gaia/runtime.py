@@ -1,4 +1,5 @@
-"""The only place that sets JAX and XLA flags, starts distributed JAX and the compile cache.
+"""The only place that sets JAX and XLA flags and the compile cache (distributed.py starts JAX's
+processes before it).
 
 Entry points call `start()` once, before any array exists; nothing else in gaia writes the
 environment.

@@ -19,6 +19,7 @@ rows of any length can be sliced from it without tokenizing again. Records use
 import contextlib
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -211,25 +212,32 @@ def read_shard(
         DataError: names the shard; nothing of it is returned.
     """
     where = storage.join(data_dir, shard.name)
-    remedy = "prepare it again or copy it again from where it came"
     with storage.local_file(where) as path:
-        if (size := path.stat().st_size) != shard.bytes:
-            raise DataError(f"shard {where} has {size} bytes, manifest says {shard.bytes}", remedy)
-        if (crc := storage.crc32c_file(path)) != shard.crc32c:
-            raise DataError(f"shard {where}: crc32c {crc}, manifest says {shard.crc32c}", remedy)
-        reader = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
+        return read_shard_file(path, where, shard, tokenizer)
+
+
+def read_shard_file(
+    path: Path, where: str, shard: ShardInfo, tokenizer: TokenizerInfo
+) -> tuple[np.ndarray, np.ndarray]:
+    """`read_shard` for a local copy of the shard at `where`, which errors name."""
+    remedy = "prepare it again or copy it again from where it came"
+    if (size := path.stat().st_size) != shard.bytes:
+        raise DataError(f"shard {where} has {size} bytes, manifest says {shard.bytes}", remedy)
+    if (crc := storage.crc32c_file(path)) != shard.crc32c:
+        raise DataError(f"shard {where}: crc32c {crc}, manifest says {shard.crc32c}", remedy)
+    reader = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
+    try:
+        # A reader on a bad file reports 0 records without raising, so the count is compared.
+        if (records := reader.num_records()) != shard.records:
+            raise DataError(
+                f"shard {where} has {records} records, manifest says {shard.records}", remedy
+            )
         try:
-            # A reader on a bad file reports 0 records without raising, so the count is compared.
-            if (records := reader.num_records()) != shard.records:
-                raise DataError(
-                    f"shard {where} has {records} records, manifest says {shard.records}", remedy
-                )
-            try:
-                tokens, starts = _join(_records(reader, records), shard.tokens, tokenizer.dtype)
-            except ValueError as error:
-                raise DataError(f"shard {where}: {error}", remedy) from error
-        finally:
-            reader.close()
+            tokens, starts = _join(_records(reader, records), shard.tokens, tokenizer.dtype)
+        except ValueError as error:
+            raise DataError(f"shard {where}: {error}", remedy) from error
+    finally:
+        reader.close()
     if (largest := int(tokens.max())) >= tokenizer.vocab_size:
         raise DataError(
             f"shard {where}: id {largest} is outside the vocabulary of {tokenizer.vocab_size}",
@@ -265,27 +273,34 @@ def _join(records: Iterable[bytes], count: int, dtype: np.dtype) -> tuple[np.nda
     return tokens, np.concatenate(starts)
 
 
-def verify(data_dir: str | Path) -> Manifest:
+def verify(data_dir: str | Path, *, threads: int = 4) -> Manifest:
     """Re-reads every shard: size, crc32c, record, token and document counts.
+
+    Args:
+        threads: shards read at a time; each is in memory while it is counted.
 
     Raises:
         DataError: one line that names every bad shard.
     """
     manifest = load_manifest(data_dir)
+
+    def documents(shard: ShardInfo) -> int | DataError:
+        try:
+            return len(read_shard(data_dir, shard, manifest.tokenizer)[1])
+        except DataError as error:
+            return error
+
     problems = []
-    for split in SPLITS:
-        documents = 0
-        bad = False
-        for shard in manifest.shards(split):
-            try:
-                documents += len(read_shard(data_dir, shard, manifest.tokenizer)[1])
-            except DataError as error:
-                problems.append(error.problem)
-                bad = True
-        if not bad and documents != manifest.documents[split]:
-            problems.append(
-                f"{split} has {documents} documents, manifest says {manifest.documents[split]}"
-            )
+    with ThreadPoolExecutor(threads, thread_name_prefix="gaia-verify") as pool:
+        for split in SPLITS:
+            found = list(pool.map(documents, manifest.shards(split)))
+            errors = [f.problem for f in found if isinstance(f, DataError)]
+            problems += errors
+            total = sum(f for f in found if isinstance(f, int))
+            if not errors and total != manifest.documents[split]:
+                problems.append(
+                    f"{split} has {total} documents, manifest says {manifest.documents[split]}"
+                )
     if problems:
         raise DataError(" | ".join(problems), "prepare or copy these shards again")
     return manifest

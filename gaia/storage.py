@@ -1,16 +1,13 @@
 """Local paths and gs:// alike: list, read, write atomically, checksum.
 
-Local files need nothing but the standard library. A `gs://` address goes through etils.epath and
-fsspec (gcsfs), which are imported only when such an address is used.
+Local files need nothing but the standard library; a `gs://` address goes through gaia.gcs.
 """
 
 import contextlib
 import errno
 import hashlib
-import importlib
 import os
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +15,18 @@ from typing import IO, Any
 
 import google_crc32c
 
-from gaia.errors import DataError, GaiaError
+from gaia import gcs
+from gaia.errors import DataError
+from gaia.gcs import StorageError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_BLOCK = 1 << 20  # bytes read at a time when a file is hashed or copied
+__all__ = [
+    "StorageError", "atomic_path", "crc32c", "crc32c_file", "exists", "home", "is_remote", "join",
+    "list_names", "local_file", "make_folder", "open_atomic", "read_bytes", "read_text",
+    "sha256_file", "size", "write_bytes", "write_text",
+]  # fmt: skip
 
-
-class StorageError(GaiaError):
-    """A path or bucket cannot be read or written."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_BLOCK = 1 << 20  # bytes read at a time when a file is hashed
 
 
 def home() -> Path:
@@ -44,47 +45,49 @@ def join(uri: str | os.PathLike, *parts: str) -> str:
     return "/".join([os.fspath(uri).rstrip("/") or "/", *parts])
 
 
-def _remote(uri: str | os.PathLike) -> Any:
-    """The epath of an address; says which extra is missing instead of an ImportError."""
-    text = os.fspath(uri)
-    if not text.startswith("gs://"):
-        raise StorageError(f"cannot open {text!r}", "use a local path or gs://bucket/prefix")
-    try:
-        importlib.import_module(
-            "gcsfs"
-        )  # epath reaches it through fsspec; named here for the error
-        from etils import epath
-    except ImportError as error:
-        raise StorageError(
-            f"{text} needs the package {error.name!r}, which is not installed",
-            "install the extra: pip install 'gaia[gcs]'",
-        ) from error
-    return epath.Path(text)
+def _below(uri: str | os.PathLike) -> str:
+    """The text of an address; StorageError where it is not one of Google Cloud Storage."""
+    gcs.split(text := os.fspath(uri))
+    return text
 
 
 def exists(uri: str | os.PathLike) -> bool:
     """True if a file or folder (or a prefix with objects) is there."""
-    return bool((_remote(uri) if is_remote(uri) else Path(uri)).exists())
+    if is_remote(uri):
+        where = _below(uri)
+        return (bool(gcs.split(where)[1]) and gcs.stat(where) is not None) or bool(
+            gcs.list_names(where)
+        )
+    return Path(uri).exists()
 
 
 def list_names(uri: str | os.PathLike) -> list[str]:
     """Sorted names directly under a folder or prefix; empty when it does not exist."""
-    folder = _remote(uri) if is_remote(uri) else Path(uri)
+    if is_remote(uri):
+        return gcs.list_names(_below(uri))
+    folder = Path(uri)
     return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
 
 
 def size(uri: str | os.PathLike) -> int:
     """Bytes in one file or object."""
+    if is_remote(uri):
+        found = gcs.stat(_below(uri))
+        if found is None:
+            raise DataError(f"{os.fspath(uri)} does not exist", "check the path")
+        return found.size
     try:
-        return int((_remote(uri) if is_remote(uri) else Path(uri)).stat().st_size)
+        return Path(uri).stat().st_size
     except FileNotFoundError as error:
         raise DataError(f"{os.fspath(uri)} does not exist", "check the path") from error
 
 
 def read_bytes(uri: str | os.PathLike) -> bytes:
     """The whole content of one file or object."""
+    if is_remote(uri):
+        return gcs.read(_below(uri))
     try:
-        return (_remote(uri) if is_remote(uri) else Path(uri)).read_bytes()
+        return Path(uri).read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"{os.fspath(uri)} does not exist", "check the path") from error
 
@@ -117,7 +120,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(tmp, target)
         _fsync(target.parent)  # without this the rename itself may be lost in a power cut
     except OSError as error:
-        if error.errno in _FULL or str(tmp) == error.filename:
+        if error.errno in FULL or str(tmp) == error.filename:
             raise _unwritable(target, error) from error
         raise  # the caller's own, about another file
     finally:
@@ -137,7 +140,7 @@ def _unwritable(path: str | os.PathLike, error: OSError) -> StorageError:
     return StorageError(
         f"cannot write {os.fspath(path)} ({reason})",
         "make room on the disk and run it again"
-        if error.errno in _FULL
+        if error.errno in FULL
         else "choose another folder",
     )
 
@@ -153,7 +156,7 @@ def _fsync(path: Path) -> None:
 def write_bytes(uri: str | os.PathLike, data: bytes) -> None:
     """Writes one file or object atomically (an object appears only when its upload is complete)."""
     if is_remote(uri):
-        _remote(uri).write_bytes(data)
+        gcs.write(_below(uri), data)
         return
     with open_atomic(uri) as file:
         file.write(data)
@@ -175,8 +178,8 @@ def local_file(uri: str | os.PathLike) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="gaia-") as folder:
         copy = Path(folder) / os.fspath(uri).rsplit("/", 1)[-1]
-        with _remote(uri).open("rb") as source, open(copy, "wb") as target:
-            shutil.copyfileobj(source, target, _BLOCK)
+        with open(copy, "wb") as target:
+            gcs.download(_below(uri), target)
         yield copy
 
 

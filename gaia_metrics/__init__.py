@@ -5,6 +5,7 @@ loaded where they are used (extras `metrics` and `ui`).
 """
 
 from gaia_metrics.errors import MetricsError
+from gaia_metrics.folder import dashboard_url
 from gaia_metrics.run import Run, init
 
-__all__ = ["MetricsError", "Run", "init"]
+__all__ = ["MetricsError", "Run", "dashboard_url", "init"]

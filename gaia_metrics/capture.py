@@ -11,24 +11,26 @@ _PACKAGES = (
     "jax", "jaxlib", "libtpu", "flax", "optax", "grain", "orbax-checkpoint", "numpy", "torch",
 )  # fmt: skip
 
+GIT_S = 3.0  # for one command: the worker writes nothing meanwhile
+
 
 def git_state() -> dict[str, str]:
     """Commit, branch and whether the tree has changes; {} outside a repository."""
-    state = {
-        "commit": _git("rev-parse", "HEAD"),
-        "branch": _git("rev-parse", "--abbrev-ref", "HEAD"),
-    }
-    if not state["commit"]:
+    commit = _git("rev-parse", "HEAD")
+    if not commit:
         return {}
-    return state | {"dirty": str(bool(_git("status", "--porcelain", "-uno"))).lower()}
+    state = {"commit": commit, "branch": _git("rev-parse", "--abbrev-ref", "HEAD") or ""}
+    changes = _git("status", "--porcelain", "-uno")
+    return state | {"dirty": "unknown" if changes is None else str(bool(changes)).lower()}
 
 
-def _git(*args: str) -> str:
+def _git(*args: str) -> str | None:
+    """What git prints; None where it fails or takes long (a huge tree on a slow disk)."""
     try:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=GIT_S)
     except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ from gaia_metrics.errors import MetricsError
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Runs on this disk, in a bucket (gs://), on a machine (ssh://) or in the database "
     "(clickhouse://HOST:8123).",
@@ -53,13 +54,15 @@ def ls(
 @app.command()
 def show(run: Annotated[str, typer.Argument()], where: Where = "runs", as_json: Json = False):
     """One run: its facts, metrics, alerts."""
+    from gaia_metrics.facts import flatten
+
     source = _connect(where)
     metrics, config = source.metrics(run), source.config(run)
     alerts = source.texts(run, "alert")
     if as_json:
         _json({"run": run, "config": config, "metrics": metrics, "alerts": alerts})
         return
-    for key, value in config.items():
+    for key, value in flatten(config).items():
         print(f"{key} = {value}")
     _print(metrics, ("metric", "count", "last", "last_step", "min", "max"), False)
     for alert in alerts:
@@ -179,7 +182,7 @@ def doctor(
 def ui(
     where: Annotated[str, typer.Argument(help="Folder, gs://… or ssh://host/path.")] = "runs",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 picks a free one.")] = 6006,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 6006,
 ) -> None:
     """Serve the dashboard of the runs below a folder."""
     from gaia_metrics.ui.server import serve
@@ -240,19 +243,35 @@ def _line(row: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point: MetricsError becomes one line on stderr and exit code 2 (--debug: traceback)."""
+    """Entry point: a mistake becomes one line on stderr and exit code 2 (--debug: traceback)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     run: Callable[..., Any] = app
+    words = [a for a in arguments if a != "--debug"]
     try:
-        run([a for a in arguments if a != "--debug"], prog_name="gaia-metrics")
+        sys.exit(run(words, prog_name="gaia-metrics", standalone_mode=False) or 0)
     except MetricsError as error:
         if debug:
             raise
         print(f"gaia-metrics: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:
         os._exit(0)  # `gaia-metrics ls | head`
+    except Exception as error:
+        said = getattr(error, "format_message", None)  # the command line library's own errors
+        if debug:
+            raise
+        if said is None:
+            print(f"gaia-metrics: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+            sys.exit(1)
+        text = said().rstrip(".")
+        if "\n" in text:  # the help, where no command was given
+            print(text)
+        else:
+            print(f"gaia-metrics: {text}; see `gaia-metrics --help`", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The same calls as local.py's on the database, over ClickHouse's HTTP interface.
 
 User and password come from GAIA_CLICKHOUSE_USER and GAIA_CLICKHOUSE_PASSWORD, never from the
-address: addresses end up in logs. Reads the views of deploy/clickhouse/schema/03-views.sql.
+address: addresses end up in logs. Reads the views of deploy/clickhouse/schema/03-views.sql, and
+series from the table itself: the view gaia.metrics looks up each row's attempt in a join, which
+takes three times as long as reading a run's metric. Here the few void tails are asked for first.
 """
 
 from __future__ import annotations
@@ -33,15 +35,38 @@ LEFT ANY JOIN (
 ) AS l ON l.run_id = r.run_id
 ORDER BY started DESC
 """
+# Run ids of the keys: an id, or the newest run of that name.
+_IDS = """
+SELECT key, argMax(run_id, (run_id = key, started)) AS run FROM (
+  SELECT arrayJoin([run_id, name]) AS key, run_id, started FROM gaia.runs
+  WHERE run_id IN {keys:Array(String)} OR name IN {keys:Array(String)})
+WHERE key IN {keys:Array(String)} GROUP BY key
+"""
+# Attempts that a later one cut short: their values hold up to the step `cutoff`.
+_VOIDS = """
+SELECT run_id, attempt, cutoff FROM gaia.void_tails WHERE run_id IN {runs:Array(String)}
+"""
+# As in run folders, another process's series has its number behind the name.
+_VALUES = """
+SELECT run_id AS run, if(proc = 0, metric, concat(metric, ' #', toString(proc))) AS name,
+  step, ts, value
+FROM gaia.training_metrics FINAL
+WHERE run_id IN {runs:Array(String)}@only
+"""
+_ONLY = " AND metric IN {metrics:Array(String)}"
+_CUT = """
+  AND NOT arrayExists((r, a, c) -> run_id = r AND attempt = a AND toInt64(step) > c,
+    {cut_runs:Array(String)}, {cut_attempts:Array(UInt32)}, {cutoffs:Array(Int64)})
+"""
 _METRICS = """
-SELECT metric, count() AS count, argMax(value, step) AS last, max(step) AS last_step,
+SELECT name AS metric, count() AS count, argMax(value, step) AS last, max(step) AS last_step,
   minIf(value, isFinite(value)) AS min, maxIf(value, isFinite(value)) AS max
-FROM gaia.metrics WHERE run_id = {run:String} GROUP BY metric ORDER BY metric
+FROM (@values) GROUP BY name ORDER BY name
 """
 _SERIES = """
 WITH v AS (
-  SELECT run_id AS run, metric, step, toUnixTimestamp64Milli(ts) / 1000 AS time, value
-  FROM gaia.metrics WHERE run_id IN {runs:Array(String)} AND metric IN {metrics:Array(String)}),
+  SELECT run, name AS metric, step, toUnixTimestamp64Milli(ts) / 1000 AS time, value
+  FROM (@values) WHERE name IN {names:Array(String)}),
 xs AS (@x),
 b AS (
   SELECT *, if({points:UInt32} = 0, toFloat64(step),
@@ -60,14 +85,13 @@ _X = {
 _ASOF = """
 SELECT v.run AS run, v.metric AS metric, v.step AS step, v.time AS time, v.value AS value,
   c.value AS x
-FROM v ASOF JOIN (
-  SELECT run_id AS run, step, value FROM gaia.metrics
-  WHERE run_id IN {{runs:Array(String)}} AND metric = '{counter}') AS c
+FROM v ASOF JOIN (SELECT run, step, value FROM (@counter) WHERE name = '{counter}') AS c
 ON v.run = c.run AND v.step >= c.step
 """
 _SYSTEM = """
 WITH v AS (
-  SELECT metric, value, toUnixTimestamp64Milli(ts) / 1000 AS time
+  SELECT if(proc = 0, metric, concat(metric, ' #', toString(proc))) AS metric, value,
+    toUnixTimestamp64Milli(ts) / 1000 AS time
   FROM gaia.system WHERE run_id = {run:String}),
 b AS (
   SELECT *, time - min(time) OVER () AS x, least(toFloat64({points:UInt32}) - 1,
@@ -102,25 +126,35 @@ class ClickHouseSource:
         """Summaries, newest first."""
         return _records(self._query(_RUNS, loss=names.LOSS, bpb=names.BPB))
 
-    def _id(self, key: str) -> str:
-        found = self._query(
-            """SELECT run_id FROM gaia.runs WHERE run_id = {key:String} OR name = {key:String}
-               ORDER BY run_id = {key:String} DESC, started DESC LIMIT 1""",
-            key=key,
-        )["run_id"]
-        if not found:
-            raise MetricsError(f"run={key!r} is not in the database", "see `gaia-metrics ls`")
-        return found[0]
+    def _ids(self, keys: Sequence[str]) -> list[str]:
+        found = self._query(_IDS, keys=list(keys))
+        known = dict(zip(found["key"], found["run"], strict=True))
+        for key in keys:
+            if key not in known:
+                raise MetricsError(f"run={key!r} is not in the database", "see `gaia-metrics ls`")
+        return [known[key] for key in keys]
+
+    def _values(self, runs: list[str]) -> tuple[str, dict[str, list]]:
+        """SQL of the runs' values without void tails, with @only for more, and its parameters."""
+        voids = self._query(_VOIDS, runs=runs)
+        parameters = {"runs": runs}
+        if not voids["run_id"]:
+            return _VALUES, parameters
+        parameters |= {"cut_runs": voids["run_id"], "cut_attempts": voids["attempt"]}
+        return _VALUES + _CUT, parameters | {"cutoffs": voids["cutoff"]}
 
     def config(self, run: str) -> dict:
         """The run's config as dotted names and text."""
         sql = "SELECT config FROM gaia.runs WHERE run_id = {run:String}"
-        found = self._query(sql, run=self._id(run))["config"][0]
+        found = self._query(sql, run=self._ids([run])[0])["config"][0]
         return {key.removeprefix("config."): value for key, value in found.items()}
 
     def metrics(self, run: str) -> list[dict]:
         """Metric names with count, last value, least and greatest finite value."""
-        return _records(self._query(_METRICS, run=self._id(run)))
+        values, parameters = self._values(self._ids([run]))
+        return _records(
+            self._query(_METRICS.replace("@values", values.replace("@only", "")), **parameters)
+        )
 
     def series(
         self, runs: Sequence[str], metrics: Sequence[str], x: str = "step", points: int = 0
@@ -128,18 +162,22 @@ class ClickHouseSource:
         """Values as columns run, metric, x, value, low, high, step; see LocalSource.series."""
         if x not in names.X_AXES:
             raise MetricsError(f"x={x!r}", f"use one of {', '.join(names.X_AXES)}")
-        inner = _X.get(x) or _ASOF.format(counter=names.X_AXES[x])
-        ids = [self._id(run) for run in runs]
-        sql = _SERIES.replace("@x", inner)
-        return self._query(sql, runs=ids, metrics=list(metrics), points=points)
+        values, parameters = self._values(self._ids(runs))
+        inner = _X.get(x) or _ASOF.format(counter=names.X_AXES[x]).replace(
+            "@counter", values.replace("@only", f" AND metric = '{names.X_AXES[x]}'")
+        )
+        sql = _SERIES.replace("@x", inner).replace("@values", values.replace("@only", _ONLY))
+        parameters["names"] = list(metrics)
+        parameters["metrics"] = sorted({*metrics, *(m.split(" #")[0] for m in metrics)})
+        return self._query(sql, points=points, **parameters)
 
     def system(self, run: str, points: int = 500) -> Columns:
         """System values as columns metric, x (seconds since the first sample), value."""
-        return self._query(_SYSTEM, run=self._id(run), points=points)
+        return self._query(_SYSTEM, run=self._ids([run])[0], points=points)
 
     def texts(self, run: str, kind: str = "text") -> list[dict]:
         """Texts ("text") or alerts ("alert"), oldest first."""
-        return _records(self._query(_TEXTS, run=self._id(run), kind=kind))
+        return _records(self._query(_TEXTS, run=self._ids([run])[0], kind=kind))
 
     def _query(self, sql: str, **parameters: Any) -> Columns:
         arguments = {f"param_{k}": literal(v) for k, v in parameters.items()}
@@ -170,11 +208,14 @@ class ClickHouseSource:
 def literal(value: Any) -> str:
     """A query parameter as ClickHouse reads it from the address."""
     if isinstance(value, list):
-        quoted = (v.replace("\\", "\\\\").replace("'", "\\'") for v in value)
-        return "[" + ",".join(f"'{v}'" for v in quoted) + "]"
+        return "[" + ",".join(_quoted(v) if isinstance(v, str) else str(v) for v in value) + "]"
     if isinstance(value, str):
         return value.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
     return str(value)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _number(value: Any) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +13,8 @@ from pathlib import Path
 
 from gaia_metrics import folder, segments, spool
 from gaia_metrics.errors import MetricsError
+
+LOW_DISK = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Finding:
 
 def examine(path: Path, env: Mapping[str, str]) -> list[Finding]:
     """Look at the extras, the receiver, and every run at or below `path`."""
-    findings = _extras() + _receiver(env)
+    findings = _extras() + _receiver(env) + _disk(path)
     runs = [p.parent for p in sorted(path.rglob("run.json"))] if path.is_dir() else []
     if not runs:
         findings.append(Finding("note", f"{path} holds no run", "give the folder of your runs"))
@@ -89,6 +93,24 @@ def _receiver(env: Mapping[str, str]) -> list[Finding]:
         if "certificate" in outcome.detail:
             remedy = "set OTEL_EXPORTER_OTLP_CERTIFICATE to the authority's PEM file"
     return [Finding("problem", f"{where} does not take metrics: {outcome.detail}", remedy)]
+
+
+def _disk(path: Path) -> list[Finding]:
+    """Whether runs can be recorded below `path` at all."""
+    there = path.absolute()
+    while not there.exists():  # init makes the folders that are missing
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        remedy = "make it writable, or pass another dir"
+        return [Finding("problem", f"{there} cannot be written: {error.strerror}", remedy)]
+    free = shutil.disk_usage(there).free
+    if free < LOW_DISK:
+        remedy = "free space: a full disk holds metrics and checkpoints back"
+        return [Finding("problem", f"{there}: {free / 1e6:.0f} MB free", remedy)]
+    return [Finding("ok", f"{there} can be written, {free / 1e9:.0f} GB free")]
 
 
 def _safely(look: Callable[[Path], list[Finding]], run: Path) -> list[Finding]:

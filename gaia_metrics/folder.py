@@ -57,6 +57,12 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
+def dashboard_url(run_id: str) -> str:
+    """The run's Grafana dashboard, where GAIA_GRAFANA_URL says where Grafana is; else ""."""
+    base = os.environ.get("GAIA_GRAFANA_URL", "").rstrip("/")
+    return f"{base}/d/gaia-run?var-run_id={run_id}" if base and run_id else ""
+
+
 def read_json(path: Path) -> dict:
     """Read one of the JSON files; {} where it is missing. Raises FormatError where it is broken."""
     try:

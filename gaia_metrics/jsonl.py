@@ -20,6 +20,7 @@ from gaia_metrics import segments
 _FORMS: dict[tuple[str, ...], str] = {}
 OPEN = 3
 TAIL = 64
+TAIL_BYTES = 1 << 20
 
 
 def dumps(step: int, time_ns: int, values: dict[str, float]) -> bytes:
@@ -56,7 +57,10 @@ def loads(line: str | bytes) -> dict:
 
 
 class JsonlFile:
-    """The derived file of one run. Not thread-safe: only the worker calls it."""
+    """The derived file of one run. Not thread-safe: only the worker calls it.
+
+    What an earlier attempt left there (in order, as `derive` writes it) is gone on from.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -67,6 +71,24 @@ class JsonlFile:
         self._tail: dict[int, tuple[int, int, dict[str, float]]] = {}  # step -> offset, ns, values
         self._last = -1  # highest step that is in the file
         self.stale = False  # a value came for a line further back than the tail
+        self._read_tail()
+
+    @property
+    def last(self) -> int:
+        """The highest step that is in the file, -1 where there is none."""
+        return self._last
+
+    def _read_tail(self) -> None:
+        start = max(0, self._size - TAIL_BYTES)
+        offset = start
+        for number, data in enumerate(os.pread(self._file, TAIL_BYTES, start).splitlines(True)):
+            if number or not start:  # the first one may have lost its beginning
+                line = loads(data)
+                self._last = int(line.pop("step"))
+                self._tail[self._last] = (offset, round(line.pop("time", 0.0) * 1e9), line)
+            offset += len(data)
+        for old in list(self._tail)[:-TAIL]:
+            del self._tail[old]
 
     def add(self, step: int, time_ns: int, values: dict[str, float]) -> bool:
         """Merge one `log()`. False where the step lies too far back to be merged in place."""
@@ -131,9 +153,11 @@ class JsonlFile:
 
     def close(self) -> None:
         """Write what is open, fsync and close."""
-        self.write(keep_open=0)
-        self.fsync()
-        os.close(self._file)
+        try:
+            self.write(keep_open=0)
+            self.fsync()
+        finally:
+            os.close(self._file)
 
 
 def derive(records: Iterable[segments.Record], path: Path) -> int:

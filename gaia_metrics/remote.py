@@ -72,8 +72,9 @@ class RemoteSource(LocalSource):
             raise MetricsError("rsync is not installed", "install rsync, also there") from error
         except subprocess.TimeoutExpired as error:
             raise MetricsError(f"{self.address} takes too long", "try again") from error
-        if done.returncode not in (0, 23, 24):  # 23, 24: a file changed or vanished meanwhile
-            text = done.stderr.strip().splitlines()
+        # 23 and 24: a file changed or vanished meanwhile; but 23 also where the folder is missing.
+        if done.returncode not in (0, 23, 24) or "change_dir" in done.stderr:
+            text = [line for line in done.stderr.strip().splitlines() if "(code 23)" not in line]
             raise MetricsError(
                 f"{self.address} cannot be read ({text[-1] if text else done.returncode})",
                 "check that `ssh HOST` works without a question",

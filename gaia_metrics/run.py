@@ -6,6 +6,7 @@ the worker thread (worker.py) does the rest.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -197,8 +198,7 @@ class Run:
     @property
     def url(self) -> str:
         """The run's Grafana dashboard, where GAIA_GRAFANA_URL says where Grafana is; else ""."""
-        base = os.environ.get("GAIA_GRAFANA_URL", "").rstrip("/")
-        return f"{base}/d/gaia-run?var-run_id={self.id}" if base else ""
+        return folder.dashboard_url(self.id)
 
     def wait_durable(self, step: int, timeout: float = 60.0) -> bool:
         """Wait until everything logged so far for steps <= `step` is fsync'ed in the run folder.
@@ -246,8 +246,13 @@ class Run:
         self, info: dict, resume_step: int | None, exported: bool
     ) -> tuple[segments.SegmentWriter | None, jsonl.JsonlFile | None, dict, folder.Attempt]:
         """Repair and cut what is there, note the attempt, open the files."""
+        asked = self.dir
         try:
             metrics = self._claim()
+            if self.dir.resolve() != asked.resolve():  # another process has the folder and the id
+                self.id = folder.new_run_id()
+                info = {k: info[k] for k in ("project", "name", "config")} | {"id": self.id}
+                resume_step = None
             segments.repair(metrics, self._process, resume_step)
             last = self._derive(metrics, resume_step)
             resumes = bool(info.get("attempts")) or last >= 0
@@ -279,7 +284,8 @@ class Run:
                 f"{self.dir} cannot be written ({error}): metrics are not kept on this disk",
                 "make the folder writable or pass another dir",
             )
-            return None, None, *folder.add_attempt(info, resume_step or -1)
+            resume_step = -1 if resume_step is None else resume_step
+            return None, None, *folder.add_attempt(info, resume_step)
 
     def _claim(self) -> Path:
         """Make the folder and lock it; a second process gets a folder of its own beside it."""
@@ -290,7 +296,8 @@ class Run:
             aside = self.dir.with_name(f"{self.dir.name}.second-{os.getpid()}")
             self._warn(
                 "locked",
-                f"{self.dir} is being written by another process: recording to {aside}",
+                f"{self.dir} is being written by another process: recording a run of its own to "
+                f"{aside}",
                 "give each run its own dir, or pass process_index=jax.process_index()",
             )
             self._lock.release()
@@ -353,7 +360,7 @@ class Run:
             print(f"gaia-metrics: {text}", file=sys.stderr, flush=True)
 
     def _look_around(self) -> None:
-        """In the worker thread, first of all: what takes subprocesses to find out."""
+        """In the worker thread, once it has written: what takes subprocesses to find out."""
         from gaia_metrics import capture
 
         found = {"git": capture.git_state(), "versions": capture.versions()}
@@ -363,6 +370,7 @@ class Run:
         """In the worker thread, once every file is closed."""
         if self._process == 0 and self._lock is not None:
             if self._worker.derived_is_stale:
-                self._derive(self.dir / "metrics", None)
+                with contextlib.suppress(OSError):  # a full disk: the next start derives it
+                    self._derive(self.dir / "metrics", None)
             self._vitals.facts_known({"status": self._vitals.status, "ended": time.time()})
         self._closed_whole = not self._worker.dropped

@@ -167,10 +167,14 @@ class SegmentWriter:
         return lost
 
     def close(self) -> None:
-        """Flush, fsync and close."""
+        """Flush, fsync and close. Raises OSError when the disk refuses; it is closed all the same.
+
+        What could not be written is then what `shed(0)` counts.
+        """
         if self._file is not None:
-            self.flush(fsync=True)
-            if self._file is not None:
+            try:
+                self.flush(fsync=True)
+            finally:
                 os.close(self._file)
                 self._file = None
 

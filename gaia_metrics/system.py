@@ -24,8 +24,13 @@ _TPU = {
 }
 
 
+GIVE_UP_AFTER = 30
+
+
 class Sampler:
-    """Takes samples; a source that fails is left out from then on.
+    """Takes samples; a source that fails GIVE_UP_AFTER times in a row is left out from then on.
+
+    A single failure means nothing: libtpu answers only once the TPU's runtime is up.
 
     Args:
         devices: gives objects with jax.Device's `id` and `memory_stats()`; asked at each sample,
@@ -35,23 +40,26 @@ class Sampler:
     def __init__(self, devices: Callable[[], Iterable[Any]] = tuple) -> None:
         self._devices = devices
         self._before: dict[str, tuple[float, float]] = {}
-        self._sources: list[Callable[[], Values]] = []
+        self._sources: dict[Callable[[], Values], int] = {}  # with its failures in a row
         for build in (self._host, self._nvidia, self._tpu):
             source = None
             with contextlib.suppress(Exception):  # not installed, no such device, no driver
                 source = build()
             if source is not None:
-                self._sources.append(source)
-        self._sources.append(self._device_memory)
+                self._sources[source] = 0
+        self._sources[self._device_memory] = 0
 
     def sample(self) -> Values:
         """One sample of everything that answers."""
         values: Values = {}
-        for source in list(self._sources):
+        for source, failures in list(self._sources.items()):
             try:
                 values |= source()
+                self._sources[source] = 0
             except Exception:
-                self._sources.remove(source)
+                self._sources[source] = failures + 1
+                if failures + 1 == GIVE_UP_AFTER:
+                    del self._sources[source]
         return values
 
     def _rate(self, name: str, total: float) -> Values:
@@ -121,10 +129,10 @@ class Sampler:
         def read() -> Values:
             values: Values = {}
             for key, (name, factor) in wanted.items():
-                data = monitoring.get_metric(key).data()
-                for i, item in enumerate(data):
-                    with contextlib.suppress(ValueError):
-                        values[name.format(i)] = float(item) * factor
+                with contextlib.suppress(Exception):  # each metric answers, or not, by itself
+                    for i, item in enumerate(monitoring.get_metric(key).data()):
+                        with contextlib.suppress(ValueError):
+                            values[name.format(i)] = float(item) * factor
             return values
 
         return read if wanted else None

@@ -130,4 +130,5 @@ class Vitals:
         """Facts found after the start (git state): they go into run.json and the info metric."""
         self._info |= more
         if self._path is not None and self._process == 0:
-            folder.write_json(self._path / "run.json", self._info)
+            with contextlib.suppress(OSError):  # the segments' own warning says it
+                folder.write_json(self._path / "run.json", self._info)

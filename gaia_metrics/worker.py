@@ -7,6 +7,7 @@ metrics.jsonl and the exporter's spool.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import threading
 import time
@@ -19,6 +20,9 @@ from gaia_metrics.segments import SegmentWriter
 
 TICK_S = 1.0
 DEVICE_POLL_S = 0.05
+STOP_SLICE_S = 0.25
+SAID_NAMES = 5  # so many names with bad values are told of one by one
+CLOCK_JUMP_NS = 60 * 10**9
 DEVICE_WAIT_S = 3.0  # at the end, for arrays that are not ready
 # Backlog in points (a point costs about 65 bytes in the queue): beyond SOFT the producer yields
 # half a millisecond per log(), beyond HARD (the disk hangs) values are dropped and counted.
@@ -68,7 +72,7 @@ class Worker:
         on_tick: on_tick(self, final) is called about once a second from the thread, and at the
             end before the last write (heartbeat, system metrics).
         done: called from the thread once every file is closed.
-        start: called from the thread first.
+        start: called from the thread once, after the first write.
     """
 
     def __init__(
@@ -90,8 +94,10 @@ class Worker:
         self.latest: dict[str, float] = {}  # the last value of each metric
         self.wake = threading.Event()
         self._writer, self._jsonl, self._sinks = writer, jsonl, sinks
-        self._warn, self._on_tick, self._done, self._start = warn, on_tick, done, start
+        self._warn, self._on_tick, self._done = warn, on_tick, done
+        self._start: Callable[[], None] | None = start
         self._names: set[str] = set()
+        self._refused: set[str] = set()  # names with a value that is not one number
         # monotonic -> unix: a clock that jumps during the run cannot disorder the series
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         self._stop = False
@@ -117,8 +123,12 @@ class Worker:
         """Write everything, close the files, end the thread; False after `timeout` seconds."""
         self._stop = True
         self.wake.set()
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        # In slices: a process that the system has frozen for a while did not have its time.
+        for _ in range(max(1, round(timeout / STOP_SLICE_S))):
+            self._thread.join(STOP_SLICE_S)
+            if not self._thread.is_alive():
+                return True
+        return False
 
     @property
     def derived_is_stale(self) -> bool:
@@ -129,12 +139,19 @@ class Worker:
         """The unix time that belongs to a monotonic reading of this process."""
         return monotonic_ns + self._offset_ns
 
+    def _check_clock(self) -> None:
+        jump = time.time_ns() - time.monotonic_ns() - self._offset_ns
+        if abs(jump) > CLOCK_JUMP_NS:
+            self._warn(
+                "clock",
+                f"this machine's clock jumped by {jump / 1e9:.0f} s; the run keeps the old time, "
+                "so that its series stay in order",
+                "set the clock by NTP; resume the run to take on the new time",
+            )
+
     def _run(self) -> None:
         idle = False
-        try:
-            self._start()
-        except Exception as error:
-            self._warn("start", f"the run's facts are incomplete: {error}", "")
+        self.wake.set()  # the first turn comes at once
         while True:
             self.wake.wait(DEVICE_POLL_S if self._blocked else TICK_S)
             self.wake.clear()
@@ -145,14 +162,27 @@ class Worker:
                     self._finish()
                     return
                 self._write(keep_open=0 if idle and not moved else 3)
+                self._begin()
                 idle = not moved
                 self._on_tick(self, False)
+                self._check_clock()
             except Exception as error:  # the thread must outlive every bad value
                 self._warn(
                     f"worker:{type(error).__name__}",
                     f"an internal error was skipped: {type(error).__name__}: {error}",
                     "please report it; training is not affected",
                 )
+                if stopping:  # what _finish could not do now it will not do again
+                    return
+
+    def _begin(self) -> None:
+        """What the run wants to know once, after the first write: values never wait for it."""
+        start, self._start = self._start, None
+        if start is not None:
+            try:
+                start()
+            except Exception as error:
+                self._warn("start", f"the run's facts are incomplete: {error}", "")
 
     def _finish(self) -> None:
         deadline = time.monotonic() + DEVICE_WAIT_S
@@ -160,13 +190,30 @@ class Worker:
             if not self._drain(force=False):
                 time.sleep(0.02)
         self._drain(force=True)
+        self._write(keep_open=0, fsync=True)
+        self._begin()
         self._on_tick(self, True)
         self._write(keep_open=0, fsync=True)
-        if self._writer is not None:
-            self._writer.close()
-        if self._jsonl is not None:
-            self._jsonl.close()
+        self._close()
         self._done()
+
+    def _close(self) -> None:
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        except OSError:  # `_write` has said why
+            lost = self._writer.shed(0) if self._writer is not None else 0
+            self.dropped += lost
+            if self._jsonl is not None:
+                self._jsonl.shed()  # it never holds what the segments do not
+            self._warn(
+                "lost",
+                f"{lost} records are lost: the disk refused them until the run ended",
+                "free space before the run is taken up again",
+            )
+        if self._jsonl is not None:
+            with contextlib.suppress(OSError):
+                self._jsonl.close()
 
     def _drain(self, force: bool) -> bool:
         """Take every queue head that is ready; True where something was taken."""
@@ -217,7 +264,7 @@ class Worker:
         if self._jsonl is not None and not self._jsonl.add(step, time_ns, values):
             self._warn(
                 "backwards",
-                f"log(step={step}) came after step {self.last_step}: steps should not go back",
+                f"log(step={step}) came after step {self._jsonl.last}: steps should not go back",
                 "pass resume_step=N to init() to take a run up again from step N",
             )
         self.last_step = max(self.last_step, step)
@@ -238,11 +285,15 @@ class Worker:
                 take = getattr(value, "item", None)  # arrays of one element of any shape
                 numbers[name] = float(value if take is None else take())
             except Exception as error:
-                self._warn(
-                    f"value:{name}",
-                    f"{name}={type(value).__name__} is not one number ({error})"[:300],
-                    "log scalars; use run.histogram for arrays and run.text for text",
-                )
+                self._refused.add(name)
+                if len(self._refused) <= SAID_NAMES:
+                    self._warn(
+                        f"value:{name}",
+                        f"{name}={type(value).__name__} is not one number ({error})"[:300],
+                        "log scalars; use run.histogram for arrays and run.text for text",
+                    )
+                else:
+                    self._warn("values", "more names hold what is not one number", "see above")
         return numbers
 
     def _new_names(self, values: dict[str, float]) -> dict[str, float]:

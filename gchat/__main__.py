@@ -1,12 +1,14 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | sample | plan | dashboard | eval bpb | data prepare|download|count|verify
+gchat speedrun | train | sample | plan | dashboard | eval bpb
+      | data prepare|curate|download|count|verify|upload | tokenizer train|eval
 """
 
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from gaia.config import parse
 from gaia.errors import GaiaError, run_cli
@@ -20,9 +22,13 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   dashboard            the same as a page with sliders
   eval bpb             bits per byte of a text: gchat eval bpb --run runs/cpu --text FILE
   data prepare         text to token shards: gchat data prepare --source text --input F --out DIR
+  data curate          take out what is not worth training on: rules, copies, a report
   data download        ClimbMix shards, tokenized
   data count           how many tokens a data set holds
-  data verify          re-read every shard against the manifest
+  data verify          re-read every shard against the manifest, local or gs://
+  data upload          copy a data set to a bucket: gchat data upload DIR gs://bucket/prefix
+  tokenizer train      a vocabulary of your own: gchat tokenizer train --input F --out DIR
+  tokenizer eval       compare tokenizers on several kinds of text
 
 --debug anywhere shows a traceback instead of one line."""
 
@@ -147,7 +153,7 @@ def _eval(args: list[str]) -> None:
 
 
 def _data(args: list[str]) -> None:
-    from gchat.data.cli import VERBS
+    from gchat.data.cli import VERBS, Curate, parse_verb
 
     verb = args[0] if args else ""
     if verb not in VERBS:
@@ -155,8 +161,32 @@ def _data(args: list[str]) -> None:
         raise GaiaError(
             f"gchat data {verb or '(nothing)'} is no command", f"use gchat data {known}"
         )
+    given = parse_verb(verb, args[1:])
+    if isinstance(given, Curate):
+        kind, _, folder = (given.perplexity.scorer or "").partition(":")
+        given.run(_run_scorer(folder) if kind == "run" else None)
+    else:
+        given.run()
+
+
+def _run_scorer(folder: str) -> Callable[[], Any]:
+    """A trained run as the scorer of the perplexity filter."""
+    from gchat.scorers import Run
+
+    return Run(folder)
+
+
+def _tokenizer(args: list[str]) -> None:
+    from gchat.data.vocabulary import VERBS
+
+    verb = args[0] if args else ""
+    if verb not in VERBS:
+        raise GaiaError(
+            f"gchat tokenizer {verb or '(nothing)'} is no command",
+            f"use gchat tokenizer {'|'.join(VERBS)}",
+        )
     command = VERBS[verb]
-    parse(command, args[1:], prog=f"gchat data {verb}", description=command.__doc__).run()
+    parse(command, args[1:], prog=f"gchat tokenizer {verb}", description=command.__doc__).run()
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {
@@ -167,6 +197,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "dashboard": _dashboard,
     "eval": _eval,
     "data": _data,
+    "tokenizer": _tokenizer,
 }
 
 

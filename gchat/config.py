@@ -5,12 +5,14 @@ left out, in numbered steps, and returns the sentences that a run prints about t
 """
 
 import math
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from gaia.config import load_yaml, parse
 from gaia.errors import ConfigError
+from gaia.guards import GuardConfig
 from gaia.optim import OptimConfig
 from gaia.parallel import MeshConfig
 from gchat.model import GPTConfig, flops_per_token, matmul_params
@@ -45,6 +47,21 @@ class DataConfig:
     """gpt2, or bpe to train one on the corpus."""
     vocab_size: int = 32768
     """Vocabulary of a trained tokenizer, specials included."""
+    mixture: dict[str, str] = field(default_factory=dict)
+    """Several data sets instead of one: name and folder or gs:// pairs. The first (or data.dir)
+    gives the tokenizer and the validation text."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of training rows of each source of the mixture: name and number pairs."""
+    window: int | None = None
+    """Shards shuffled together (W). Fixed when the data was prepared; derived from its manifest."""
+    fingerprint: str | None = None
+    """Which shards the order is made of; derived, and compared on resume."""
+    cache_dir: str | None = None
+    """Where shards of gs:// data are kept on this machine; derived: $GAIA_HOME/shards."""
+    cache_gib: float = 32.0
+    """Most that the shard cache holds, GiB; the longest unused shards go first."""
+    patience_minutes: float = 10.0
+    """How long the bucket may be silent before training stops."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +133,14 @@ class RunConfig:
     """Name in metrics and dashboards."""
     dir: str | None = None
     """Folder of everything the run writes; derived: runs/NAME."""
+    mirror: str | None = None
+    """gs:// prefix that holds a copy of the run folder, and the checkpoints themselves."""
     log_interval: int = 10
     """Steps between lines printed where there is no terminal."""
     in_flight: int = 2
     """Steps dispatched before the oldest one's metrics are read."""
     price_per_hour: float = 0.0
-    """US dollars per hour of this machine, for the cost in the report."""
+    """US dollars per hour of this machine (of all its hosts); default GAIA_PRICE_PER_HOUR."""
     profile: str | None = None
     """Steps to trace with jax.profiler into RUN/profile, first and last: 10:13."""
     target_bpb: float | None = None
@@ -140,11 +159,19 @@ class TrainConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     run: RunConfig = RunConfig()
+    guards: GuardConfig = field(default_factory=GuardConfig)
 
 
 # A resumed run may change these; every other field must be as it was.
-FREE_ON_RESUME = ("run.", "eval.", "checkpoint.", "mesh.", "data.dir")
-FREE_ON_RESUME += ("model.scan_unroll", "model.remat")
+FREE_ON_RESUME = (
+    "run.", "eval.", "checkpoint.", "guards.", "mesh.", "data.dir", "data.mixture", "data.cache_",
+    "data.patience_minutes", "model.scan_unroll", "model.remat",
+)  # fmt: skip
+
+DESCRIPTION = """Everything a training run is told. Besides these: --resume goes on with the run in
+--run-dir; --coordinator HOST:PORT, --num-processes N and --process-id I start one of several
+processes (default JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or what JAX detects);
+--join-seconds and --heartbeat-seconds say how long to wait for the others."""
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 
@@ -160,7 +187,9 @@ def load(args: list[str], *, preset: str | None = None, prog: str = "gchat train
         tree, args = load_yaml(preset_path(args[0])), args[1:]
     elif preset:
         tree = load_yaml(preset_path(preset))
-    return parse(TrainConfig, args, preset=tree, aliases=ALIASES, prog=prog)
+    return parse(
+        TrainConfig, args, preset=tree, aliases=ALIASES, prog=prog, description=DESCRIPTION
+    )
 
 
 def preset_path(name: str) -> Path:
@@ -192,6 +221,7 @@ def derive(
     training = config.training
     _check_training(training)
     _check_eval(config.eval)
+    config.guards.check(config.run.in_flight)
     _check_least(config)
     # 2) Tokens follow from parameters unless steps or tokens are given.
     tokens = training.tokens or round(training.tokens_per_param * params)
@@ -224,14 +254,17 @@ def derive(
     optim.check(steps)
     training = replace(training, batch_size=batch_size, steps=steps, tokens=steps * batch_tokens)
     run_dir = config.run.dir or str(Path("runs") / config.run.name)
+    price = config.run.price_per_hour or float(os.environ.get("GAIA_PRICE_PER_HOUR") or 0)
     return replace(
         config,
         model=model,
         optim=optim,
         training=training,
-        run=replace(config.run, dir=run_dir),
+        run=replace(config.run, dir=run_dir, price_per_hour=price),
         checkpoint=replace(
-            config.checkpoint, dir=config.checkpoint.dir or str(Path(run_dir) / "checkpoints")
+            config.checkpoint,
+            dir=config.checkpoint.dir
+            or f"{config.run.mirror or run_dir}".rstrip("/") + "/checkpoints",
         ),
     ), said
 
@@ -253,6 +286,7 @@ def _check_eval(evals: EvalConfig) -> None:
 
 
 _LEAST = {
+    "data": {"cache_gib": 0, "patience_minutes": 0},
     "eval": {"tokens": 1, "sample_tokens": 1, "every_steps": 0, "sample_every": 0},
     "checkpoint": {"keep": 1, "keep_every": 0, "every_steps": 0, "every_minutes": 0},
     "run": {"log_interval": 1, "in_flight": 0, "price_per_hour": 0},

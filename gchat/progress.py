@@ -32,7 +32,7 @@ class Progress:
         self.steps = t.steps or 0
         self.tokens_per_step = (t.batch_size or 0) * config.model.seq_len
         self.flops_per_step = flops_per_token(config.model) * self.tokens_per_step
-        self._target_bpb = config.run.target_bpb
+        self._target_bpb, self._price = config.run.target_bpb, config.run.price_per_hour
         self.seconds = 0.0
         """Seconds of training so far over all attempts, evaluation and saving included."""
         self.seconds_to_target: float | None = None
@@ -75,8 +75,9 @@ class Progress:
             "perf/data_wait_ms": data_wait * 1e3,
             "perf/data_wait_share": data_wait / took,
             "train/tokens": step * self.tokens_per_step,
+            "train/flops": step * self.flops_per_step,
             "train/seconds": self.seconds,
-        }
+        } | ({"run/cost_per_hour": self._price} if self._price else {})
 
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
         """Prints an evaluation and notes when the target was first reached."""
@@ -102,15 +103,18 @@ class Progress:
         self._count_time()
 
     def save_due(self, step: int) -> bool:
-        """Whether a checkpoint is due by steps or by minutes; if so, the count starts again."""
-        saved_step, saved_time = self._last_save
-        c = self._checkpoint
-        by_steps = c.every_steps and step % c.every_steps == 0
-        by_minutes = c.every_minutes and time.monotonic() - saved_time > 60 * c.every_minutes
-        if step > saved_step and (by_steps or by_minutes):
-            self._last_save = (step, time.monotonic())
-            return True
-        return False
+        """Whether a checkpoint is due by the number of steps."""
+        every = self._checkpoint.every_steps
+        return bool(every) and step % every == 0 and step > self._last_save[0]
+
+    def save_overdue(self) -> bool:
+        """Whether a checkpoint is due by this process's clock."""
+        minutes = self._checkpoint.every_minutes
+        return bool(minutes) and time.monotonic() - self._last_save[1] > 60 * minutes
+
+    def saved(self, step: int) -> None:
+        """A checkpoint of `step` begins now."""
+        self._last_save = (step, time.monotonic())
 
     def _show(self, step: int, loss: float) -> None:
         typical = statistics.median(self._recent)

@@ -13,9 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import gaia_metrics
 from gaia.config import to_yaml
 from gaia.records import Manifest
 from gaia.runtime import Machine
+from gaia_metrics.folder import read_json
 from gchat.config import TrainConfig
 from gchat.evals.ngram import Baselines
 from gchat.model import flops_per_token, matmul_params
@@ -51,6 +53,7 @@ def write_report(
         checkpoint: path of the last checkpoint.
     """
     series = read_series(folder.path / "metrics.jsonl")
+    dashboard = gaia_metrics.dashboard_url(read_json(folder.path / "run.json").get("id", ""))
     rates = [v for _, v in series.get("perf/tokens_per_s", [])]
     mfus = [v for _, v in series.get("perf/mfu", [])]
     waits = [v for _, v in series.get("perf/data_wait_ms", [])]
@@ -80,6 +83,7 @@ def write_report(
         "cost_usd": round(price * progress.seconds / 3600, 4),
         "commit": git_commit(),
         "checkpoint": checkpoint,
+        "dashboard": dashboard or None,
     }
     plot(series, summary, folder.path / "curves.png")
     text = _markdown(folder, config, manifest, series, summary)
@@ -169,6 +173,7 @@ def _markdown(
         ("cost", f"${summary['cost_usd']:.2f} at ${config.run.price_per_hour:.2f}/h"),
         ("device", summary["device"]),
         ("checkpoint", summary["checkpoint"]),
+        *([("dashboard", f"<{summary['dashboard']}>")] if summary["dashboard"] else []),
     ]
     files = sorted({n for n in series if n.startswith("eval/") and n.endswith("_perplexity")})
     evals = [

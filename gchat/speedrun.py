@@ -7,6 +7,7 @@ On a plain CPU machine: the `cpu` preset and the offline corpus, and one line th
 a silent fallback on a machine that costs money.
 """
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass, replace
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from gaia import runtime, storage
-from gaia.config import parse
+from gaia.config import parse, to_dict
+from gaia.distributed import Group, joined, take_options
 from gaia.errors import ConfigError
 from gaia.hardware import chip_of_device_kind
 from gaia.manifest import load_manifest
@@ -49,6 +51,7 @@ From text to a trained model and its report, on whatever this machine is.
   bash gchat/speedrun.sh gchat/configs/my_run.yaml --training.steps 200
   bash gchat/speedrun.sh --data.source text --data.input 'notes/*.md' --run.name notes
 
+A data set in GAIA_DATA (from `gml run --data`) is used unless another is named.
 Short names: --depth --batch-size --lr --warmup --max-steps --log-interval --data-dir
 --checkpoint-dir --run-dir. All fields of the trainer:
 """
@@ -80,8 +83,10 @@ class Options:
     """Use the offline corpus, whatever the machine."""
 
 
-def speedrun(options: Options, args: list[str]) -> dict[str, Any] | None:
+def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] | None:
     """Runs it; `args` are [CONFIG.yaml] and trainer options. Returns the summary (None if dry).
+
+    With several processes, the plan is process 0's; each host prepares the data unless it is there.
 
     Raises:
         GaiaError: one line naming what cannot work and the remedy.
@@ -103,20 +108,41 @@ def speedrun(options: Options, args: list[str]) -> dict[str, Any] | None:
     runtime.start(matmul_precision=config.model.matmul_precision)  # known only now
     if options.offline:
         config = replace(config, data=replace(config.data, source="docs", input=None))
+    elif os.environ.get("GAIA_DATA") and not (config.data.dir or config.data.input):
+        # `gml run --data …` has brought a data set, or points to a bucket beside the machine.
+        config = replace(config, data=replace(config.data, dir=os.environ["GAIA_DATA"]))
     if options.resume:
-        return _resume(config, args, machine)
+        return _resume(config, args, machine, group)
     hours, why = _budget(options, on_cpu)
     peak, peak_source = runtime.peak_flops(machine, config.model.compute_dtype)
     strict = why != CPU_DEFAULT
     plan = Plan(config, machine, peak, began + 3600 * hours, strict=strict)
     plan.choose_size(fixed_depth=_sets_size(args))
+    plan.config = _of_first(plan.config, group)
     plan.show(hours, why, peak_source)
     if options.dry_run:
         return None
-    RunFolder.check_free(plan.config)
-    plan.prepare_data()
+    if group.first:
+        RunFolder.check_free(plan.config)
+        plan.prepare_data()
+    group.gather("prepared")  # on a shared disk the others find it there
+    if not group.first:
+        plan.prepare_data()
     plan.fit_steps()
-    return Trainer(plan.placed(), machine, resume=False).fit()
+    return _train(_of_first(plan.placed(), group), machine, group, resume=False)
+
+
+def _train(
+    config: TrainConfig, machine: runtime.Machine, group: Group, *, resume: bool
+) -> dict[str, Any]:
+    with contextlib.closing(Trainer(config, machine, resume=resume, group=group)) as trainer:
+        return trainer.fit()
+
+
+def _of_first(config: TrainConfig, group: Group) -> TrainConfig:
+    """Process 0's configuration: a plan depends on what was timed and where files lie."""
+    plain = group.share(lambda: to_dict(config))
+    return config if group.first else parse(TrainConfig, [], preset=plain)
 
 
 def main(args: list[str]) -> None:
@@ -134,9 +160,11 @@ def main(args: list[str]) -> None:
             own += ["--hours", _number(value or next(items, ""))]
         else:
             rest.append(item)
+    processes, rest = take_options(rest)
     options = parse(Options, own, prog="gchat/speedrun.sh")
-    summary = speedrun(options, rest)
-    if summary and summary["finished"]:
+    with joined(processes) as group:
+        summary = speedrun(options, rest, group)
+    if summary and summary["finished"] and group.first:
         run = Path(summary["run_dir"])
         print(f"report: {run / 'report.md'}")
         print(f'try it: .venv/bin/gchat sample --run {run} --prompt "Return the"')
@@ -150,11 +178,14 @@ def _number(hours: str) -> str:
     return hours
 
 
-def _resume(config: TrainConfig, args: list[str], machine: runtime.Machine) -> dict[str, Any]:
+def _resume(
+    config: TrainConfig, args: list[str], machine: runtime.Machine, group: Group
+) -> dict[str, Any]:
     run_dir = folder_of(config)
     overrides = args[1:] if args and not args[0].startswith("-") else args
-    saved = load([str(run_dir / "config.yaml"), *overrides], prog="gchat/speedrun.sh")
-    return Trainer(saved, machine, resume=True).fit()
+    if group.first:
+        config = load([str(run_dir / "config.yaml"), *overrides], prog="gchat/speedrun.sh")
+    return _train(_of_first(config, group), machine, group, resume=True)
 
 
 def _budget(options: Options, on_cpu: bool) -> tuple[float, str]:

@@ -1,13 +1,13 @@
-"""Text to token ids and back: GPT-2's BPE, or a BPE trained on the corpus.
+"""Text to token ids and back: GPT-2's BPE, a BPE trained on the corpus, or SentencePiece.
 
-Both kinds encode with tiktoken (20 MB/s per core). Nine special tokens for chats are reserved from
-the start, after nanochat: for `bpe` at the end of the vocabulary, for `gpt2` in the padding
+The first two encode with tiktoken (20 MB/s per core). Nine special tokens for chats are reserved
+from the start, after nanochat: at the end of a trained vocabulary, for `gpt2` in the padding
 (50,257 ids round up to 50,304 rows). The ids of specials cannot come out of user text: `encode`
 never matches them.
 
 A tokenizer is stored whole, as JSON, beside the data it made and in every run:
 
-    ids 0 … len(ranks)-1    byte pairs by merge rank
+    ids 0 … n-1             byte pairs by merge rank (`ranks`), or the pieces of a `model`
     then                    special tokens (`specials`: name -> id)
     vocab_size              ids in use
     padded_vocab_size       vocab_size rounded up to a multiple of 128: rows of the embedding
@@ -16,12 +16,14 @@ A tokenizer is stored whole, as JSON, beside the data it made and in every run:
 import base64
 import functools
 import hashlib
+import itertools
 import json
 import os
 import urllib.request
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import tiktoken
@@ -29,6 +31,7 @@ import tiktoken
 from gaia import storage
 from gaia.errors import ConfigError, DataError
 from gaia.manifest import TokenizerInfo
+from gchat.vocab import forced, sentencepieces
 
 FILE = "tokenizer.json"
 PAD_TO = 128  # a vocabulary of 50,257 rows divides over no mesh
@@ -58,15 +61,72 @@ GPT2_PATTERN = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
 GPT2_NAMES = ("vocab.bpe", "merges.txt")  # the second is what model hubs call the same file
 GPT2_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+SENTENCEPIECE = "sentencepiece"
 _FORMAT = "gaia-tokenizer"
 _VERSION = 1
 
 
+class Codec(Protocol):
+    """Text to ids 0 … size-1 and back, without special tokens."""
+
+    size: int
+    lengths: list[int]
+    """Bytes of text of each id."""
+
+    def encode(self, text: str) -> list[int]: ...  # noqa: D102
+    def encode_array(self, text: str) -> np.ndarray: ...  # noqa: D102
+    def decode_bytes(self, ids: Sequence[int]) -> bytes: ...  # noqa: D102
+    def definition(self) -> dict[str, Any]: ...  # noqa: D102
+    def arguments(self) -> tuple[Any, ...]: ...  # noqa: D102
+
+
+class BytePairs:
+    """Byte-pair merges by rank, applied inside what a split pattern finds."""
+
+    def __init__(self, pattern: str, ranks: Sequence[bytes]) -> None:
+        self.pattern = pattern
+        self.ranks = tuple(ranks)
+        known = set(self.ranks)
+        if len(known) != len(self.ranks) or any(bytes([b]) not in known for b in range(256)):
+            raise DataError(
+                "tokenizer: a byte is missing or a pair is listed twice", "make it again"
+            )
+        self.size = len(self.ranks)
+        self.lengths = [len(piece) for piece in self.ranks]
+        self._encoding = tiktoken.Encoding(
+            "gaia",
+            pat_str=pattern,
+            mergeable_ranks={piece: rank for rank, piece in enumerate(self.ranks)},
+            special_tokens={},
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text."""
+        return self._encoding.encode_ordinary(text)
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """Ids as uint32 [n] (no Python list in between)."""
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes of ids."""
+        return self._encoding.decode_bytes(ids)
+
+    def definition(self) -> dict[str, Any]:
+        """What the stored tokenizer keeps."""
+        ranks = [base64.b64encode(piece).decode() for piece in self.ranks]
+        return {"pattern": self.pattern, "ranks": ranks}
+
+    def arguments(self) -> tuple[Any, ...]:
+        """What makes the same codec again."""
+        return self.pattern, self.ranks
+
+
 class Tokenizer:
-    """An immutable tokenizer; make one with `gpt2()`, `train_bpe()` or `load()`.
+    """An immutable tokenizer; make one with `gpt2()`, `train_bpe()`, … or `load()`.
 
     Attributes:
-        kind: "gpt2" or "bpe".
+        kind: "gpt2", "bpe" or "sentencepiece".
         vocab_size: ids in use, specials included.
         padded_vocab_size: rows of the embedding table, a multiple of 128.
         specials: id by name.
@@ -74,37 +134,21 @@ class Tokenizer:
         sha256: of the stored definition; two tokenizers with the same one give the same ids.
     """
 
-    def __init__(
-        self, kind: str, pattern: str, ranks: Sequence[bytes], specials: dict[str, int]
-    ) -> None:
+    def __init__(self, kind: str, codec: Codec, specials: dict[str, int]) -> None:
         self.kind = kind
-        self.pattern = pattern
+        self.codec = codec
         self.specials = dict(specials)
-        self._ranks = tuple(ranks)
-        self._check()
+        if missing := [name for name in SPECIALS if name not in self.specials]:
+            raise DataError(f"tokenizer lacks {missing}", "make it again")
+        ids = sorted(self.specials.values())
+        if ids != list(range(codec.size, codec.size + len(ids))):
+            raise DataError("tokenizer: special ids do not follow the others", "make it again")
+        self._names = {i: name.encode() for name, i in self.specials.items()}
         self.vocab_size = max(specials.values()) + 1
         self.padded_vocab_size = -(-self.vocab_size // PAD_TO) * PAD_TO
         self.bos_id = specials[BOS]
         self._text = self._to_json()
         self.sha256 = hashlib.sha256(self._text.encode()).hexdigest()
-        self._encoding = tiktoken.Encoding(
-            f"gaia-{kind}-{self.sha256[:12]}",
-            pat_str=pattern,
-            mergeable_ranks={piece: rank for rank, piece in enumerate(self._ranks)},
-            special_tokens=self.specials,
-        )
-
-    def _check(self) -> None:
-        known = set(self._ranks)
-        if len(known) != len(self._ranks) or any(bytes([b]) not in known for b in range(256)):
-            raise DataError(
-                "tokenizer: a byte is missing or a pair is listed twice", "make it again"
-            )
-        if missing := [name for name in SPECIALS if name not in self.specials]:
-            raise DataError(f"tokenizer lacks {missing}", "make it again")
-        ids = sorted(self.specials.values())
-        if ids != list(range(len(self._ranks), len(self._ranks) + len(ids))):
-            raise DataError("tokenizer: special ids do not follow the byte pairs", "make it again")
 
     def special(self, name: str) -> int:
         """Id of a special token, named as `<|bos|>` or `bos`; ConfigError for an unknown name."""
@@ -117,11 +161,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS; text that looks like a special token stays text."""
-        return self._encoding.encode_ordinary(text)
+        return self.codec.encode(text)
 
     def encode_array(self, text: str) -> np.ndarray:
-        """As `encode`, as a uint32 array [n] (no Python list in between)."""
-        return self._encoding.encode_to_numpy(text, disallowed_special=())
+        """As `encode`, as a uint32 array [n]."""
+        return self.codec.encode_array(text)
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[np.ndarray]:
         """`encode_array` of each text; tiktoken lets go of the GIL, so threads help."""
@@ -145,16 +189,23 @@ class Tokenizer:
                 f"id {bad} is outside the vocabulary of {self.vocab_size}",
                 "mask the padded logits before sampling",
             )
-        return self._encoding.decode(listed)
+        return self.decode_bytes(listed).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """Raw bytes of ids: what streaming needs, where a character may be cut in two."""
-        return self._encoding.decode_bytes([int(i) for i in ids])
+        listed = [int(i) for i in ids]
+        if not listed or max(listed) < self.codec.size:
+            return self.codec.decode_bytes(listed)
+        runs = itertools.groupby(listed, key=self._names.__contains__)
+        return b"".join(
+            b"".join(self._names[i] for i in run) if special else self.codec.decode_bytes([*run])
+            for special, run in runs
+        )
 
     @functools.cached_property
     def _lengths(self) -> np.ndarray:
         lengths = np.zeros(self.padded_vocab_size, np.uint16)
-        lengths[: len(self._ranks)] = [len(piece) for piece in self._ranks]
+        lengths[: self.codec.size] = self.codec.lengths
         lengths.setflags(write=False)
         return lengths
 
@@ -179,9 +230,8 @@ class Tokenizer:
                 "format": _FORMAT,
                 "version": _VERSION,
                 "kind": self.kind,
-                "pattern": self.pattern,
                 "specials": self.specials,
-                "ranks": [base64.b64encode(piece).decode() for piece in self._ranks],
+                **self.codec.definition(),
             },
             sort_keys=True,
         )
@@ -204,16 +254,26 @@ class Tokenizer:
             raw = json.loads(storage.read_bytes(where))
             if raw["format"] != _FORMAT or raw["version"] != _VERSION:
                 raise DataError(f"{where} is not a version {_VERSION} {_FORMAT}", "prepare again")
+            if raw["kind"] == SENTENCEPIECE:
+                model = base64.b64decode(raw["model"], validate=True)
+                return cls(raw["kind"], sentencepieces.Codec(model), raw["specials"])
             ranks = [base64.b64decode(piece, validate=True) for piece in raw["ranks"]]
-            return cls(raw["kind"], raw["pattern"], ranks, raw["specials"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return cls(raw["kind"], BytePairs(raw["pattern"], ranks), raw["specials"])
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise DataError(f"tokenizer {where} is damaged ({error})", "prepare again") from error
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.kind}, {self.vocab_size} ids, {self.sha256[:12]})"
 
     def __reduce__(self) -> tuple:
-        return Tokenizer, (self.kind, self.pattern, self._ranks, self.specials)
+        return _again, (self.kind, type(self.codec), self.codec.arguments(), self.specials)
+
+
+def _again(
+    kind: str, codec: type[Codec], arguments: tuple[Any, ...], specials: dict[str, int]
+) -> Tokenizer:
+    """Unpickles a tokenizer (tiktoken's and SentencePiece's own objects cannot be pickled)."""
+    return Tokenizer(kind, codec(*arguments), specials)
 
 
 def stored_at(path: str | Path) -> str:
@@ -239,7 +299,8 @@ def gpt2(folder: str | Path | None = None) -> Tokenizer:
     byte = {chr(b): b for b in order} | {chr(256 + i): b for i, b in enumerate(rest)}
     pieces = [bytes([b]) for b in order + rest]
     pieces += [bytes(byte[c] for c in line.replace(" ", "")) for line in lines]
-    return Tokenizer("gpt2", GPT2_PATTERN, pieces, _numbered(("<|endoftext|>", *SPECIALS), pieces))
+    names = ("<|endoftext|>", *SPECIALS)
+    return Tokenizer("gpt2", BytePairs(GPT2_PATTERN, pieces), _numbered(names, len(pieces)))
 
 
 def _gpt2_merges(given: str | Path | None) -> bytes:
@@ -265,29 +326,70 @@ def _gpt2_merges(given: str | Path | None) -> bytes:
     return data
 
 
-def _numbered(names: Sequence[str], pieces: Sequence[bytes]) -> dict[str, int]:
-    """Ids of special tokens: they follow the byte pairs."""
-    return {name: len(pieces) + i for i, name in enumerate(names)}
+def _numbered(names: Sequence[str], first: int) -> dict[str, int]:
+    """Ids of special tokens: they follow the others."""
+    return {name: first + i for i, name in enumerate(names)}
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_bpe(
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    years: Sequence[str] = (),
+    terms: Sequence[str] = (),
+) -> Tokenizer:
     """Trains a byte-pair encoding; `vocab_size` counts the nine specials.
 
     A corpus with fewer pairs than asked for gives a smaller vocabulary.
 
+    Args:
+        years: years that become single tokens (`forced.years`).
+        terms: words and phrases that become single tokens, alone and after a space.
+
     Raises:
-        ConfigError: vocab_size below 256 bytes + 9 specials.
+        ConfigError: vocab_size below 256 bytes + 9 specials, or too small for what is forced.
     """
     import rustbpe  # only needed here: most runs load a tokenizer
 
-    least = 256 + len(SPECIALS)
+    wanted = forced.pieces(years, terms)
+    # A forced piece of n bytes needs n-1 merges at most, about 1.3 in a trained vocabulary.
+    least = 256 + len(SPECIALS) + 2 * len(wanted)
     if vocab_size < least:
+        forced_too = f" and {len(wanted)} forced pieces" if wanted else ""
         raise ConfigError(
             f"vocab_size = {vocab_size} is too small",
-            f"use at least {least}: 256 bytes and {len(SPECIALS)} special tokens",
+            f"use at least {least}: 256 bytes and {len(SPECIALS)} special tokens{forced_too}",
         )
+    pattern = forced.pattern(PATTERN, years, terms) if wanted else PATTERN
     trainer = rustbpe.Tokenizer()  # pyright: ignore[reportAttributeAccessIssue]
-    trainer.train_from_iterator(iter(texts), vocab_size - len(SPECIALS), pattern=PATTERN)
-    ranks = {bytes(piece): rank for piece, rank in trainer.get_mergeable_ranks()}
-    pieces = sorted(ranks, key=lambda piece: ranks[piece])
-    return Tokenizer("bpe", PATTERN, pieces, _numbered(SPECIALS, pieces))
+    trainer.train_from_iterator(iter(texts), vocab_size - len(SPECIALS), pattern=pattern)
+    learned = {bytes(piece): rank for piece, rank in trainer.get_mergeable_ranks()}
+    pieces = _with_forced(learned, wanted, vocab_size - len(SPECIALS))
+    made = Tokenizer("bpe", BytePairs(pattern, pieces), _numbered(SPECIALS, len(pieces)))
+    if cut := [piece for piece in wanted if len(made.encode(piece)) != 1]:
+        raise ConfigError(f"{cut[:3]} cannot become single tokens", "leave them out")
+    return made
+
+
+def _with_forced(learned: dict[bytes, int], wanted: Sequence[str], size: int) -> list[bytes]:
+    """The pieces by rank; the last learned merges make room for those that are forced."""
+    kept = sorted(learned, key=lambda piece: learned[piece])
+    for _ in range(100):  # a shorter list may need more merges for what is forced
+        ranks = forced.inject({piece: rank for rank, piece in enumerate(kept)}, wanted)
+        if len(ranks) <= size or not wanted:
+            return sorted(ranks, key=lambda piece: ranks[piece])
+        kept = kept[: max(256, len(kept) - (len(ranks) - size))]
+    raise ConfigError(f"vocab_size leaves no room for {len(wanted)} forced pieces", "use more")
+
+
+def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Trains SentencePiece's BPE; `vocab_size` counts the nine specials.
+
+    Raises:
+        ConfigError: vocab_size below 256 bytes + 9 specials, or more than the text has pieces.
+    """
+    least = 256 + len(SPECIALS) + 64  # bytes, specials, and letters
+    if vocab_size < least:
+        raise ConfigError(f"vocab_size = {vocab_size} is too small", f"use at least {least}")
+    codec = sentencepieces.Codec(sentencepieces.train(texts, vocab_size - len(SPECIALS)))
+    return Tokenizer(SENTENCEPIECE, codec, _numbered(SPECIALS, codec.size))

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gaia import parallel
+from gaia.guards import keep_if_sound
 from gaia.hardware import chip_of_device_kind
 from gaia.kernels.cross_entropy import cross_entropy, token_nll
 from gaia.optim import make_optimizer, schedule
@@ -130,6 +131,7 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
 
     The loss is the mean over all unmasked targets (>= 0) of the step, however it is split over
     devices and micro-batches: each sum is divided by the count of the whole step.
+    With a fourth argument, a step whose loss is above it, or not finite, changes no parameter.
 
     Raises:
         ConfigError: the rows of a micro-batch do not divide over the mesh.
@@ -137,6 +139,27 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
     check_rows(config, mesh)
     optimizer = make_optimizer(config.optim, config.training.steps or 1)
     lr_share = schedule(config.optim, config.training.steps or 1)
+    loss_and_grads = _loss_and_grads(graph, config, mesh)
+
+    @partial(jax.jit, donate_argnums=0, compiler_options=_compiler_options(mesh))
+    def train_step(state: TrainState, inputs_BT: jax.Array, targets_BT: jax.Array, limit=None):
+        count = jnp.maximum(jnp.sum(targets_BT >= 0), 1).astype(jnp.float32)
+        # Randomness is a function of (seed, step, place), so a resume needs no stored key.
+        key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
+        loss, grads = loss_and_grads(state.params, key, count, inputs_BT, targets_BT)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = StepMetrics(loss, optax.tree.norm(grads), lr_share(state.step))
+        after = TrainState(params, opt_state, state.step + 1)
+        if limit is not None:
+            after = keep_if_sound(after, state, loss, metrics.grad_norm, limit)
+        return after, metrics
+
+    return train_step
+
+
+def _loss_and_grads(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., Any]:
+    """(params, key, target count, inputs_BT, targets_BT) -> loss and gradients of the step."""
     A, c = config.training.grad_accum, config.model
     specs = parallel.specs(_abstract_params(config), mesh)
     batch = parallel.batch_sharding(mesh).spec
@@ -154,7 +177,7 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
         return total / count
 
     def loss_and_grads(params, key, count, inputs_bt, targets_bt):
-        """Of the whole step, from the rows of one device, micro-batch by micro-batch."""
+        """From the part of one device: the sums over all of them."""
         loss, grads = sums(params, key, count, inputs_bt, targets_bt)
         return parallel.add_up(loss, parallel.TOKENS), parallel.add_up_gradients(grads, specs)
 
@@ -178,22 +201,7 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
         zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
         return jax.lax.scan(add, zeros, (*split, jnp.arange(A)))[0]
 
-    on_each_device = parallel.per_device(
-        loss_and_grads, mesh, (specs, P(), P(), batch, batch), (P(), specs)
-    )
-
-    @partial(jax.jit, donate_argnums=0, compiler_options=_compiler_options(mesh))
-    def train_step(state: TrainState, inputs_BT: jax.Array, targets_BT: jax.Array):
-        count = jnp.maximum(jnp.sum(targets_BT >= 0), 1).astype(jnp.float32)
-        # Randomness is a function of (seed, step, place), so a resume needs no stored key.
-        key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
-        loss, grads = on_each_device(state.params, key, count, inputs_BT, targets_BT)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(loss, optax.tree.norm(grads), lr_share(state.step))
-        return TrainState(params, opt_state, state.step + 1), metrics
-
-    return train_step
+    return parallel.per_device(loss_and_grads, mesh, (specs, P(), P(), batch, batch), (P(), specs))
 
 
 def _compiler_options(mesh: Mesh) -> dict[str, str] | None:

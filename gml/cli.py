@@ -6,6 +6,7 @@ Two things never load typer, because they are typed most: `gml --help`, whose te
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import resources
 
@@ -43,19 +44,29 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(words: list[str]) -> int:
-    """The exit code of a command line. `--debug` anywhere shows tracebacks."""
-    debug = "--debug" in words
+    """The exit code of a command line.
+
+    Two options stand anywhere before `--`: `--debug` shows tracebacks, `--yes` (`-y`) answers every
+    question of every command with yes.
+    """
     ends = words.index("--") if "--" in words else len(words)
-    words = [w for i, w in enumerate(words) if w != "--debug" or i > ends]
-    if words in (["--help"], ["-h"], []):
+    debug, yes = "--debug" in words[:ends], bool({"--yes", "-y"} & set(words[:ends]))
+    words = [w for i, w in enumerate(words) if i > ends or w not in ("--debug", "--yes", "-y")]
+    ends = words.index("--") if "--" in words else len(words)
+    # A shell that asks for completions calls without words; typer then reads them from elsewhere.
+    if words in (["--help"], ["-h"], []) and "_GML_COMPLETE" not in os.environ:
         sys.stdout.write(resources.files("gml").joinpath("help.txt").read_text(encoding="utf-8"))
         return 0 if words else 2
     try:
-        if words[0] == "ls":
+        if words[:1] == ["ls"]:
             from gml.listing import fast_path
 
             if fast_path(words[1:]):
                 return 0
+        from gml import ui
+
+        ui.assume_yes(yes)
+        _warn_overdue(words[:ends])
         result = build()(words, standalone_mode=False, prog_name="gml")
         return result if isinstance(result, int) else 0
     except GmlError as error:
@@ -78,6 +89,23 @@ def run(words: list[str]) -> int:
         print(f"gml: unexpected {type(error).__name__}: {error}", file=sys.stderr)
         print("gml: add --debug for the traceback, and please report it", file=sys.stderr)
         return 1
+
+
+def _warn_overdue(words: list[str]) -> None:
+    """Names the machines that should be gone by the last look, whatever the command is about."""
+    if {"ls", "list", "reap", "delete", "--help", "-h"} & set(words):
+        return  # these show or end them anyway
+    import time
+
+    from gml.config import home_folder
+    from gml.durations import format_duration
+    from gml.store import Store
+
+    now = time.time()
+    for node in Store(home_folder()).all():
+        if node.deadline and node.expired(now):
+            late = format_duration(now - node.deadline)
+            print(f"gml: {node.id} is {late} past its end: run `gml reap`", file=sys.stderr)
 
 
 def _explain(error: GmlError, as_json: bool) -> int:

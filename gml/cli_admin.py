@@ -90,6 +90,7 @@ def install(
     image: Annotated[str, typer.Option("--image", help="For --k8s.")] = "gml:latest",
     yes: c.Yes = False,
     dry_run: c.DryRun = False,
+    json: c.Json = False,
 ) -> None:
     """Run `gml reap` every five minutes: here (systemd user timer) or where it never sleeps."""
     from gml import setup
@@ -98,15 +99,15 @@ def install(
     from gml.ui import confirm
 
     config = c.manager().config
-    if cron:
-        print(setup.cron_line(config))
-        return
-    if k8s:
-        print(setup.cronjob_manifest(config, image))
-        return
-    if github:
-        print(setup.github_workflow(config))
-        return
+    printed = {
+        "cron": setup.cron_line(config) if cron else "",
+        "k8s": setup.cronjob_manifest(config, image) if k8s else "",
+        "github": setup.github_workflow(config) if github else "",
+    }
+    for kind, text in printed.items():
+        if text:
+            emit({kind: text}) if json else print(text)
+            return
     files: dict[Path, str] = {}
     if gcp:
         commands = setup.gcp_commands(config, setup.check_region(region))
@@ -116,8 +117,10 @@ def install(
         say(f"--- {path}\n{text}")
     run_shown(commands, False, say)
     if dry_run:
+        if json:
+            emit({"files": {str(p): t for p, t in files.items()}, "commands": commands})
         return
-    confirm("write these files and run these commands?", yes)
+    confirm("write these files and run these commands?")
     if gcp:
         setup.write_image_context(config)
     for path, text in files.items():
@@ -126,6 +129,8 @@ def install(
     if failed:
         raise UsageError(f"not installed: {'; '.join(failed)}", "--cron prints a crontab line")
     say("gml: installed; `gml doctor` shows when it last ran")
+    if json:
+        emit({"installed": True, "commands": commands})
 
 
 def init_google(
@@ -142,6 +147,8 @@ def init_google(
     budget: Annotated[int, typer.Option("--budget", help="US dollars a month.", min=1)] = 100,
     apply: Annotated[bool, typer.Option("--apply", help="Run them (else only shown).")] = False,
     yes: c.Yes = False,
+    dry_run: c.DryRun = False,
+    json: c.Json = False,
 ) -> None:
     """APIs, service account, firewall, bucket, quota, budget; every command is shown first."""
     import dataclasses
@@ -166,12 +173,14 @@ def init_google(
         say("# no budget alert: add --billing-account (gcloud billing accounts list)")
     quotas = f"https://console.cloud.google.com/iam-admin/quotas?project={project}"
     say(f"# quota: {quotas} (filter: TPU)")
-    if not apply:
+    settings = setup.google_settings(project, bucket, network)
+    if json:
+        emit({"commands": commands, "google": settings, "quota": quotas, "apply": apply})
+    if not apply or dry_run:
         say("gml: nothing was run; add --apply to run these commands and write config.toml")
         return
-    confirm("run these commands?", yes)
+    confirm("run these commands?")
     failed = run_shown(commands, True, say)
-    settings = setup.google_settings(project, bucket, network)
     path = setup.update_config(manager.config.home, "google", settings)
     say(f"gml: wrote {path}")
     if failed:
@@ -184,6 +193,8 @@ def init_lambda(
     ] = "",
     apply: Annotated[bool, typer.Option("--apply", help="Store it (else only checked).")] = False,
     yes: c.Yes = False,
+    dry_run: c.DryRun = False,
+    json: c.Json = False,
 ) -> None:
     """Check an API key and store it in a 0600 file. The key is never an argument."""
     import getpass
@@ -194,7 +205,7 @@ def init_lambda(
 
     manager = c.manager()
     if key_file:
-        key = Path(key_file).expanduser().read_text(encoding="utf-8").strip()
+        key = _read_key(Path(key_file).expanduser())
     elif os.environ.get("LAMBDA_API_KEY"):
         key = os.environ["LAMBDA_API_KEY"]
     elif sys.stdin.isatty():
@@ -209,9 +220,18 @@ def init_lambda(
         raise UsageError(f"the key was not accepted: {found['detail']}", found["fix"])
     path = Path(manager.config.lambda_.api_key_file).expanduser()
     say(f"gml: the key works; it goes into {path} (0600)")
-    if not apply:
+    if json:
+        emit({"key_works": True, "key_file": str(path), "stored": apply and not dry_run})
+    if not apply or dry_run:
         say("gml: nothing was stored; add --apply")
         return
     write_private(path, key + "\n")
     setup.update_config(manager.config.home, "lambda", {"api_key_file": str(path)})
     say("gml: stored; Lambda bills until someone terminates: run `gml reaper install` too")
+
+
+def _read_key(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--key-file {path} cannot be read: {error}", "check the path") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -84,7 +84,9 @@ def create(
         )
 
 
-def delete(name: Cluster, yes: c.Yes = False, dry_run: c.DryRun = False) -> None:
+def delete(
+    name: Cluster, yes: c.Yes = False, dry_run: c.DryRun = False, json: c.Json = False
+) -> None:
     """Delete a cluster with everything in it."""
     manager = c.manager()
     node = manager.resolve(name)
@@ -93,10 +95,12 @@ def delete(name: Cluster, yes: c.Yes = False, dry_run: c.DryRun = False) -> None
     if dry_run:
         emit({"requests": manager.delete_plan(node)})
         return
-    confirm(f"delete the cluster {name}?", yes, scripts_may=True)
+    confirm(f"delete the cluster {name}?", scripts_may=True)
     with Progress() as progress:
         manager.delete(node, progress)
     say(f"gml: cluster {name} is gone")
+    if json:
+        emit({"id": name, "deleted": True})
 
 
 def run(
@@ -151,10 +155,7 @@ def run(
     made = cluster.submit(api, wish, namespace)
     state = "running"
     if follow:
-        with Progress() as progress:
-            while (state := cluster.state(api, made, namespace)) in ("running", "Suspended"):
-                progress(f"{made} ({state})")
-                time.sleep(min(10.0, 20 * manager.config.backoff_s))
+        state = _wait(manager, api, made, namespace)
     if json:
         emit({"job": made, "state": state})
     else:
@@ -162,6 +163,17 @@ def run(
             f"jobset-name={made} --prefix")  # fmt: skip
     if state == "Failed":
         raise typer.Exit(1)
+
+
+def _wait(manager: Manager, api: Any, job: str, namespace: str) -> str:
+    """The state in which a job ended."""
+    from gml import cluster
+
+    with Progress() as progress:
+        while (state := cluster.state(api, job, namespace)) in ("running", "Suspended"):
+            progress(f"{job} ({state})")
+            time.sleep(min(10.0, 20 * manager.config.backoff_s))
+    return state
 
 
 def _environment(

@@ -14,6 +14,8 @@ from gml.store import Store
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the exact API requests only.")]
+# `gml.cli.run` takes it off every command line; it is declared where a question may be asked, so
+# that help and completion know it.
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Answer every question with yes.")]
 NodeId = Annotated[str, typer.Argument(help="Node id.", autocompletion=lambda: node_ids())]
 Type = Annotated[

@@ -158,7 +158,7 @@ def timeout_remove(
     node = c.manager().resolve(node_id)
     if not dry_run:
         rate = "" if node.price is None else f" at ${node.price * 24:.0f} a day"
-        confirm(f"let {node.id} run without an end{rate}?", yes)
+        confirm(f"let {node.id} run without an end{rate}?")
     _move(node, None, dry_run, json)
 
 
@@ -189,7 +189,7 @@ def delete(
     if dry_run:
         emit([{"id": n.id, "requests": manager.delete_plan(n)} for n in nodes])
         return
-    confirm(f"delete {', '.join(n.id for n in nodes)}?", yes, scripts_may=True)
+    confirm(f"delete {', '.join(n.id for n in nodes)}?", scripts_may=True)
     done = []
     with Progress() as progress:
         for node in nodes:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gml import cli_common as c
 from gml import jobs, sync
@@ -45,8 +46,8 @@ class RunOptions:
     resume_flag: str
     git_credentials: bool
     sync: bool
-    yes: bool
     dry_run: bool
+    json: bool
 
 
 def run_command(options: RunOptions) -> int:
@@ -91,10 +92,19 @@ def run_command(options: RunOptions) -> int:
         return _dry_run(manager, wish, node, node_wish)
     if node_wish and price is not None and node_wish.timeout_s * price / 3600 > ASK_ABOVE:
         most = node_wish.timeout_s * price / 3600
-        confirm(f"this may cost up to ${most:.2f}; go on?", options.yes, scripts_may=True)
+        confirm(f"this may cost up to ${most:.2f}; go on?", scripts_may=True)
     with Progress() as progress:
         progress.price = price
-        return Runner(manager, wish, progress).run(node, node_wish)
+        runner = Runner(manager, wish, progress, out=_log_sink(options))
+        code = runner.run(node, node_wish)
+    if options.json:
+        emit(runner.outcome)
+    return code
+
+
+def _log_sink(options: RunOptions) -> BinaryIO:
+    """Where the job's log goes: with --json stdout belongs to the one document."""
+    return (sys.stderr if options.json else sys.stdout).buffer
 
 
 def _where(manager: Manager, options: RunOptions) -> tuple[Node | None, Wish | None]:
@@ -160,7 +170,11 @@ def _attach(manager: Manager, options: RunOptions, root: Path, dest: str) -> int
     wish = RunWish(command="", job=job, folder=root, dest=dest, fetch=options.fetch)
     with Progress() as progress:
         progress.price = node.price
-        return Runner(manager, wish, progress).finish(node, job, keep=options.keep)
+        runner = Runner(manager, wish, progress, out=_log_sink(options))
+        code = runner.finish(node, job, keep=options.keep)
+    if options.json:
+        emit(runner.outcome)
+    return code
 
 
 def _dry_run(manager: Manager, wish: RunWish, node: Node | None, node_wish: Wish | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import shutil
 import sys
@@ -51,6 +52,7 @@ def connect(
     forward_agent: Annotated[bool, typer.Option("--forward-agent", help="ssh -A")] = False,
     install: Annotated[bool, typer.Option(help="Keep the Include line in ~/.ssh/config.")] = True,
     dry_run: c.DryRun = False,
+    json: Annotated[bool, typer.Option("--json", help="How to connect, as JSON; do not.")] = False,
 ) -> None:
     """A shell on the node (or an editor with --ide); exits with the shell's code."""
     from gml.ssh import host_alias, install_include
@@ -63,8 +65,8 @@ def connect(
     if ide != "none":
         target = f"ssh-remote+{host_alias(node, host)}"
         argv = [ide, "--remote", target, *([folder] if folder else [])]
-    if dry_run:
-        emit({"argv": argv})
+    if dry_run or json:
+        emit({"id": node.id, "host": host_alias(node, host), "argv": argv})
         return
     if install and install_include(manager.config):
         say(f"gml: `ssh {node.id}` now works too (one Include line in ~/.ssh/config)")
@@ -119,6 +121,7 @@ def run(
     sync: Annotated[bool, typer.Option(help="Send the work tree.")] = True,
     yes: c.Yes = False,
     dry_run: c.DryRun = False,
+    json: c.Json = False,
 ) -> None:
     """Create (or reuse), sync, run, stream logs, fetch, delete; exit with the job's code."""
     options = {k: v for k, v in locals().items() if k in _WISH}
@@ -129,7 +132,7 @@ def run(
                 folder=folder, dest=dest, data=data, setup=setup, fetch=tuple(fetch or ("runs",)),
                 env=tuple(env or ()), secret=tuple(secret or ()), keep=keep, detach=detach,
                 recover=recover, resume_flag=resume_flag, git_credentials=git_credentials,
-                sync=sync, yes=yes, dry_run=dry_run,
+                sync=sync, dry_run=dry_run, json=json,
             )
         )
     )  # fmt: skip
@@ -149,6 +152,8 @@ def exec_(
     host: Annotated[int, typer.Option("--host", help="Which host of a slice.")] = 0,
     tty: Annotated[bool, typer.Option("--tty", help="Give it a terminal.")] = False,
     port: Annotated[int, typer.Option("--port", help="JAX coordinator port.")] = 8476,
+    dry_run: c.DryRun = False,
+    json: c.Json = False,
 ) -> None:
     """Run a command in the foreground; exit with its code (the first failure with --all)."""
     from gml.fanout import run_all, run_one
@@ -158,9 +163,18 @@ def exec_(
     words = [w for i, w in enumerate(command or []) if not (i == 0 and w == "--")]
     if not words:
         raise UsageError("there is no command", f"gml exec {node_id} -- nvidia-smi")
-    if all_hosts:
-        raise typer.Exit(run_all(manager.ssh, node, words, port=port))
-    raise typer.Exit(run_one(manager.ssh, node, words, index=host, tty=tty))
+    hosts = range(len(node.hosts)) if all_hosts else [host]
+    if dry_run:
+        emit({"id": node.id, "command": words, "argv": [manager.ssh.argv(node, i) for i in hosts]})
+        return
+    text = io.StringIO() if json else None
+    if all_hosts or json:
+        code = run_all(manager.ssh, node, words, hosts=hosts, out=text, port=port)
+    else:
+        code = run_one(manager.ssh, node, words, index=host, tty=tty)
+    if text is not None:
+        emit({"id": node.id, "code": code, "output": text.getvalue()})
+    raise typer.Exit(code)
 
 
 def sync(

@@ -65,11 +65,12 @@ def local_checks(manager: Manager) -> list[Check]:
     ]  # fmt: skip
     fix = f"chmod -R go-rwx {config.home}"
     checks.append(check("state is private", not loose, f"{len(loose)} readable by others", fix))
-    age = heartbeat_age(config, manager.now())
-    detail = "never seen" if age is None else f"last pass {format_duration(age)} ago"
-    if age is None or age > 900:
-        detail += " (`gml reaper install` makes it run by itself)"
-    checks.append(check("reaper", True, detail))
+    for name in [p.name for p in manager.configured()]:
+        age = heartbeat_age(config, name, manager.now())
+        detail = "never seen" if age is None else f"last pass {format_duration(age)} ago"
+        if age is None or age > 900:
+            detail += " (`gml reaper install` makes it run by itself)"
+        checks.append(check(f"reaper of {name}", True, detail))
     damaged = manager.store.damaged()
     checks.append(
         check(

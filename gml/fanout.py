@@ -7,15 +7,18 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from gml.errors import UsageError
+from gml import jobs
+from gml.errors import GmlError, UsageError
 from gml.model import Node
 from gml.ssh import Ssh, quote
 
 # jax.distributed's default; the same on every host of a slice.
 COORDINATOR_PORT = 8476
+# Seconds between two looks at the further hosts of a slice while the first one's log is followed.
+WATCH_S = 5.0
 
 
 def jax_environment(node: Node, index: int, port: int = COORDINATOR_PORT) -> dict[str, str]:
@@ -48,12 +51,14 @@ def run_all(
     node: Node,
     words: Sequence[str],
     *,
+    hosts: Sequence[int] | None = None,
     out: TextIO | None = None,
     port: int = COORDINATOR_PORT,
 ) -> int:
     """Runs a command on every host at once; the first failure ends the others.
 
-    Every output line is prefixed with the host's number. stdin is not forwarded.
+    Every output line is prefixed with the host's number. stdin is not forwarded. `hosts` are the
+    numbers of those that run it; all without.
 
     Returns:
         0, or the exit code of the first host that failed.
@@ -65,7 +70,8 @@ def run_all(
     command = words[0] if len(words) == 1 else quote(words)
     lock, failed = threading.Lock(), threading.Event()
     codes: dict[int, int] = {}
-    processes = [_start(ssh, node, index, tag, command, port) for index in range(len(node.hosts))]
+    chosen = range(len(node.hosts)) if hosts is None else hosts
+    processes = {i: _start(ssh, node, i, tag, command, port) for i in chosen}
 
     def pump(index: int) -> None:
         process = processes[index]
@@ -82,18 +88,18 @@ def run_all(
                 failed.set()
                 codes.setdefault(-1, code)
         if first:
-            _kill_others(ssh, node, tag, index, codes)
+            _kill_others(ssh, node, tag, [i for i in chosen if i != index and i not in codes])
 
-    threads = [threading.Thread(target=pump, args=(i,), daemon=True) for i in range(len(processes))]
+    threads = [threading.Thread(target=pump, args=(i,), daemon=True) for i in chosen]
     for thread in threads:
         thread.start()
     try:
         for thread in threads:
             thread.join()
     except KeyboardInterrupt:
-        _kill_others(ssh, node, tag, -1, codes)
+        _kill_others(ssh, node, tag, [i for i in chosen if i not in codes])
         raise
-    for index in range(len(node.hosts)):
+    for index in chosen:
         with contextlib.suppress(Exception):
             ssh.run(node, f'rm -f "$HOME/.gml/exec-{tag}"', index=index, timeout_s=10)
     return codes.get(-1, 0)
@@ -114,7 +120,7 @@ def _start(
     )
 
 
-def _kill_others(ssh: Ssh, node: Node, tag: str, index: int, codes: dict[int, int]) -> None:
+def _kill_others(ssh: Ssh, node: Node, tag: str, others: Sequence[int]) -> None:
     def kill(other: int) -> None:
         with contextlib.suppress(Exception):
             ssh.run(
@@ -126,9 +132,42 @@ def _kill_others(ssh: Ssh, node: Node, tag: str, index: int, codes: dict[int, in
                 timeout_s=20,
             )
 
-    others = [i for i in range(len(node.hosts)) if i != index and i not in codes]
     threads = [threading.Thread(target=kill, args=(i,), daemon=True) for i in others]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+@contextlib.contextmanager
+def others_watched(ssh: Ssh, node: Node, job: str) -> Iterator[list[tuple[int, int]]]:
+    """Looks at a detached job on hosts 1, 2, … while the caller follows it on host 0.
+
+    A host where it failed (or vanished: code 1) ends the job on host 0, which would otherwise wait
+    for it in a collective. Yields a list that then holds that host's number and exit code.
+    """
+    failed: list[tuple[int, int]] = []
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(WATCH_S):
+            for index in range(1, len(node.hosts)):
+                try:
+                    state = jobs.status(ssh, node, job, index=index)
+                except GmlError:
+                    continue  # a host that does not answer now may answer next time
+                if state == "lost" or (state.isdigit() and state != "0"):
+                    failed.append((index, int(state) if state.isdigit() else 1))
+                    with contextlib.suppress(GmlError):
+                        jobs.terminate(ssh, node, job)
+                    return
+
+    thread = threading.Thread(target=look, daemon=True)
+    if len(node.hosts) > 1:
+        thread.start()
+    try:
+        yield failed
+    finally:
+        stop.set()
+        if thread.is_alive():
+            thread.join(timeout=5)

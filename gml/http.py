@@ -1,36 +1,49 @@
-"""JSON over HTTP on the standard library: retries with backoff, errors as data, no secrets in logs.
+"""JSON over HTTP through httpx2: retries with backoff, errors as data, no secrets in logs.
 
-The standard library is enough here and starts 0.3-0.6 s sooner than httpx or requests would.
+httpx2 is httpx under its new name (same author, same interface; httpx itself has stood still since
+0.28). It is imported with the first request only: help, completion and cached lists do without.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import random
-import ssl
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gml.errors import Unavailable
 from gml.model import ApiRequest
+
+if TYPE_CHECKING:
+    import httpx2
 
 # Statuses that a later try may heal. 501 and 505 never do.
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 
 
 class ApiError(Exception):
-    """The service answered with an error. `reason` is its machine-readable code."""
+    """The service answered with an error.
 
-    def __init__(self, status: int, reason: str, message: str, details: Any = None) -> None:
+    `reason` is its machine-readable code, `retry_after` the seconds it asked us to wait.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        message: str,
+        details: Any = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(f"{status} {reason}: {message}")
         self.status = status
         self.reason = reason
         self.message = message
         self.details = details
+        self.retry_after = retry_after
 
 
 class NetworkError(Exception):
@@ -38,7 +51,7 @@ class NetworkError(Exception):
 
 
 class Http:
-    """Sends `ApiRequest`s of one service.
+    """Sends `ApiRequest`s of one service over kept-open connections. Thread-safe.
 
     Args:
         base: address without a trailing slash.
@@ -61,8 +74,6 @@ class Http:
         self.tries = tries
         self.backoff_s = backoff_s
         self.timeout_s = timeout_s
-        # Credentials go to the configured host only: a redirect is an error, not followed.
-        self._open = urllib.request.build_opener(_NoRedirect()).open
 
     def send(self, request: ApiRequest, *, tries: int | None = None) -> dict[str, Any]:
         """The JSON answer.
@@ -83,7 +94,7 @@ class Http:
             except ApiError as error:
                 if last or error.status not in TRANSIENT or is_quota(error):
                     raise
-                self._pause(attempt, getattr(error, "retry_after", None))
+                self._pause(attempt, error.retry_after)
             except NetworkError:
                 if last:
                     raise
@@ -95,37 +106,33 @@ class Http:
         time.sleep(min(60.0, max(wait, retry_after or 0.0)))
 
     def _once(self, request: ApiRequest) -> dict[str, Any]:
-        query = f"?{urllib.parse.urlencode(request.params)}" if request.params else ""
-        data = None if request.body is None else json.dumps(request.body).encode()
-        path = urllib.parse.quote(request.path, safe="/:@-._~")
-        message = urllib.request.Request(
-            f"{self.base}/{path}{query}", data=data, method=request.method
-        )
-        message.add_header("Accept", "application/json")
-        if data is not None:
-            message.add_header("Content-Type", "application/json")
-        for key, value in self.headers().items():
-            message.add_unredirected_header(key, value)
+        import httpx2
+
+        path = urllib.parse.quote(request.path, safe="/:@-._~%")
         try:
-            with self._open(message, timeout=self.timeout_s) as answer:
-                return _parse(answer.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                raise _api_error(error) from None
-        except (TimeoutError, urllib.error.URLError, ConnectionError, ssl.SSLError) as error:
-            raise NetworkError(f"{self.base}: {getattr(error, 'reason', error)}") from None
-        except OSError as error:
-            raise NetworkError(f"{self.base}: {error}") from None
-        except Exception as error:
-            # http.client raises its own family for torn answers (IncompleteRead, BadStatusLine).
-            if type(error).__module__ == "http.client":
-                raise NetworkError(f"{self.base}: {type(error).__name__}") from None
-            raise
+            answer = _client().request(
+                request.method,
+                f"{self.base}/{path}",
+                params=request.params or None,
+                json=request.body,
+                headers={"Accept": "application/json", **self.headers()},
+                timeout=self.timeout_s,
+            )
+        except (httpx2.RequestError, httpx2.InvalidURL) as error:
+            text = str(error) or type(error).__name__
+            raise NetworkError(f"{self.base}: {text}") from None
+        if not answer.is_success:
+            raise _api_error(answer)
+        return _parse(answer.content)
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
+@functools.cache
+def _client() -> httpx2.Client:
+    """One pool of connections for all services: reading the system's certificates takes a while."""
+    import httpx2
+
+    # Credentials go to the configured host only: a redirect is an error, not followed.
+    return httpx2.Client(follow_redirects=False)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
@@ -136,22 +143,19 @@ def _parse(raw: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"value": value}
 
 
-def _api_error(error: urllib.error.HTTPError) -> ApiError:
-    raw = error.read()
-    reason, message, details = "", error.reason or "", None
+def _api_error(answer: httpx2.Response) -> ApiError:
+    reason, message, details = "", answer.reason_phrase, None
     try:
-        body = json.loads(raw)["error"]
+        body = json.loads(answer.content)["error"]
         # Google: {"code", "status", "message", "details"}; Lambda: {"code", "message"}.
         reason = body.get("status") or str(body.get("code") or "")
         message = body.get("message") or message
         details = body.get("details") or body.get("errors") or body.get("suggestion")
     except (ValueError, KeyError, TypeError, AttributeError):
-        message = raw[:200].decode(errors="replace") or message
-    found = ApiError(error.code, reason, message, details)
-    retry_after = error.headers.get("Retry-After") if error.headers else None
-    if retry_after and retry_after.replace(".", "", 1).isdigit():
-        found.retry_after = float(retry_after)  # type: ignore[attr-defined]
-    return found
+        message = answer.content[:200].decode(errors="replace") or message
+    retry_after = answer.headers.get("Retry-After", "")
+    seconds = float(retry_after) if retry_after.replace(".", "", 1).isdigit() else None
+    return ApiError(answer.status_code, reason, message, details, seconds)
 
 
 def is_quota(error: ApiError) -> bool:

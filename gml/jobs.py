@@ -8,6 +8,7 @@ secret shows in any argv, on either side.
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import shlex
 import subprocess
@@ -148,9 +149,11 @@ def follow(
         if code != 255:
             return code
         # 255 is ssh's own code for a lost connection, or the job's; its rc file tells which.
-        state = status(ssh, node, job, index=index) if _reachable(ssh, node, index) else None
-        if state is not None and state.isdigit():
-            return int(state)
+        with contextlib.suppress(Unavailable):
+            state = status(ssh, node, job, index=index)
+            if state.isdigit():
+                _rest(ssh, node, job, index, offset, sink)
+                return int(state)
         lost()
         silent_since = silent_since or time.monotonic()
         if time.monotonic() - silent_since > RECONNECT_S:
@@ -160,12 +163,11 @@ def follow(
         time.sleep(2)
 
 
-def _reachable(ssh: Ssh, node: Node, index: int) -> bool:
-    try:
-        ssh.run(node, "true", index=index, timeout_s=20)
-    except Unavailable:
-        return False
-    return True
+def _rest(ssh: Ssh, node: Node, job: str, index: int, offset: int, sink: BinaryIO) -> None:
+    """What a job wrote between a broken connection and its end."""
+    done = ssh.run(node, f'tail -c +{offset} "$HOME/.gml/jobs/{job}/log"', index=index)
+    sink.write(done.stdout)
+    sink.flush()
 
 
 def status(ssh: Ssh, node: Node, job: str, *, index: int = 0) -> str:

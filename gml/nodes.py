@@ -35,6 +35,7 @@ class Manager(Planner):
         spec = self.spec(wish)
         provider = self.provider(wish.provider or self._provider_for(wish))
         self.check_safe(provider, wish)
+        provider.sign_in()
         with self.store.lock(spec.id), terminate_is_interrupt():
             spec, prior = self._prior(spec, provider, tick)
             intent = prior or Node(
@@ -64,11 +65,11 @@ class Manager(Planner):
             return
         from gml.reaper import heartbeat_age
 
-        age = heartbeat_age(self.config, self.now())
+        age = heartbeat_age(self.config, provider.name, self.now())
         if age is None or age > 900:
-            seen = "no reaper was ever seen" if age is None else f"last {format_duration(age)} ago"
+            seen = "none was ever seen" if age is None else f"last {format_duration(age)} ago"
             raise Unsafe(
-                f"Lambda bills until someone terminates, and no reaper is running ({seen})",
+                f"Lambda bills until someone terminates, and no reaper looks at it ({seen})",
                 "run `gml reaper install`, or add --self-terminate (puts a key on the machine), "
                 "or --unsafe",
             )

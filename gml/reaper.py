@@ -1,14 +1,18 @@
 """`gml reap`: deletes what is past its deadline or dead, from the clouds' labels alone.
 
-It needs no local state, so it runs from any machine: a laptop, cron, CI, or a Cloud Run job. Each
-complete pass leaves a heartbeat (a local file and, with a bucket, an object in it), which `gml node
-create` wants to see before it rents a machine that nothing else would end.
+It needs no local state, so it runs from any machine: a laptop, cron, CI, or a Cloud Run job. For
+each provider that a pass could wholly look at it leaves a heartbeat (a local file and, with a
+bucket, an object in it), which `gml node create` wants to see before it rents a machine that
+nothing else would end. A reaper without Lambda's key is none for Lambda's machines, nor is a
+colleague's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gml.config import Config
@@ -21,6 +25,8 @@ from gml.store import Store
 # An intent younger than this may belong to a create whose node no list shows yet.
 SETTLE_S = 600
 HEARTBEAT = "reaper.json"
+# Owner in the heartbeat of a pass over everybody's machines; no owner can be called so.
+EVERYBODY = "_all"
 
 
 @dataclass
@@ -61,9 +67,10 @@ def reap(
         try:
             found = provider.list_nodes()
             complete.add(provider.name)
-        except GmlError as error:
+        except Exception as error:
+            # Whatever is wrong with one cloud, the others' machines still have to go.
             found = getattr(error, "found", [])
-            report.problems.append(f"{provider.name}: {error}")
+            report.problems.append(f"{provider.name}: {_text(error)}")
         for node in found:
             alive.add(node.id)
             if node.owner != manager.config.owner and not all_owners:
@@ -82,14 +89,19 @@ def reap(
                     if record and not manager.store.locked(node.id):
                         manager.store.remove(record, deleted=round(now))
                         manager.ssh.forget(record)
-                except GmlError as error:
-                    report.problems.append(f"{node.id}: {error}")
+                except Exception as error:
+                    report.problems.append(f"{node.id}: {_text(error)}")
+                    complete.discard(provider.name)
                     continue
             report.deleted.append(node)
     _settle_records(manager, report, alive, complete, dry_run)
-    if not dry_run and not report.problems:
-        beat(manager.config, manager.store, now)
+    if not dry_run:
+        beat(manager.config, manager.store, now, sorted(complete), everybody=all_owners)
     return report
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, GmlError) else f"{type(error).__name__}: {error}"
 
 
 def _settle_records(
@@ -115,31 +127,40 @@ def _settle_records(
         report.forgotten.append(record)
 
 
-def beat(config: Config, store: Store, now: float) -> None:
-    """Leaves the heartbeat of a complete pass."""
-    value = {"at": round(now), "host": socket.gethostname(), "owner": config.owner}
-    store.write_json(HEARTBEAT, value)
-    if config.google.bucket:
-        from gml.providers.google_api import GoogleApi
+def beat(
+    config: Config, store: Store, now: float, providers: Sequence[str], *, everybody: bool = False
+) -> None:
+    """Leaves the heartbeat of a pass over these providers."""
+    owner = EVERYBODY if everybody else config.owner
+    value = {"at": round(now), "host": socket.gethostname(), "owner": owner}
+    store.write_json(HEARTBEAT, {**store.read_json(HEARTBEAT), **dict.fromkeys(providers, value)})
+    if not config.google.bucket:
+        return
+    from gml.providers.google_api import GoogleApi
 
-        try:
-            GoogleApi(config).upload(config.google.bucket, f"gml/{HEARTBEAT}", value)
-        except GmlError:
-            # The bucket's copy is for other machines; the pass itself was complete.
-            return
+    # The bucket's copy is for other machines; the pass itself was complete without it.
+    with contextlib.suppress(GmlError):
+        api = GoogleApi(config)
+        for provider in providers:
+            api.upload(config.google.bucket, _object(owner, provider), value)
 
 
-def heartbeat_age(config: Config, now: float | None = None) -> float | None:
-    """Seconds since the last complete pass anywhere that we can see, or None."""
+def _object(owner: str, provider: str) -> str:
+    return f"gml/reaper/{owner}/{provider}.json"
+
+
+def heartbeat_age(config: Config, provider: str, now: float | None = None) -> float | None:
+    """Seconds since the last pass over this provider for this owner that we can see, or None."""
     now = time.time() if now is None else now
-    times = [Store(config.home).read_json(HEARTBEAT).get("at")]
+    owners = (config.owner, EVERYBODY)
+    beats = [Store(config.home).read_json(HEARTBEAT).get(provider)]
     if config.google.bucket:
         from gml.providers.google_api import GoogleApi
 
-        try:
-            found = GoogleApi(config).download(config.google.bucket, f"gml/{HEARTBEAT}")
-            times.append(found.get("at"))
-        except (GmlError, AttributeError):
-            times.append(None)
+        with contextlib.suppress(GmlError):
+            api = GoogleApi(config)
+            beats += [api.download(config.google.bucket, _object(o, provider)) for o in owners]
+    found = [b for b in beats if isinstance(b, dict) and b.get("owner") in owners]
+    times = [b.get("at") for b in found]
     ages = [now - t for t in times if isinstance(t, (int, float)) and t <= now + 60]
     return max(0.0, min(ages)) if ages else None

@@ -11,12 +11,13 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from gml import jobs, sync
 from gml.config import Config
 from gml.durations import format_duration
 from gml.errors import GmlError, StockOut, Unavailable, UsageError
-from gml.fanout import jax_environment
+from gml.fanout import jax_environment, others_watched
 from gml.model import Node
 from gml.nodes import Manager
 from gml.planning import Wish
@@ -96,11 +97,15 @@ def metrics_token(config: Config) -> str:
 class Runner:
     """One `gml run` from beginning to end."""
 
-    def __init__(self, manager: Manager, wish: RunWish, tick: Tick) -> None:
+    def __init__(
+        self, manager: Manager, wish: RunWish, tick: Tick, out: BinaryIO | None = None
+    ) -> None:
         self.manager = manager
         self.wish = wish
         self.tick = tick
+        self.out = out
         self.ssh = manager.ssh
+        self.outcome: dict[str, Any] = {}
 
     def run(self, node: Node | None, node_wish: Wish | None) -> int:
         """Runs the job to its end and returns its exit code.
@@ -123,6 +128,7 @@ class Runner:
                     self.start(node, command, attempt)
                     if self.wish.detach:
                         self._say_detached(node)
+                        self.outcome = {"node": node.id, "job": self.wish.job, "state": "running"}
                         return 0
                     return self.finish(
                         node, self.job_name(attempt), keep=self.wish.keep or not ours
@@ -169,7 +175,7 @@ class Runner:
             jobs.start(self.ssh, node, name, command, workdir=self.wish.dest, env={}, index=index)
         for index in range(len(node.hosts)):
             self.tick(f"{job} on host {index}")
-            code = jobs.follow(self.ssh, node, name, index=index)
+            code = jobs.follow(self.ssh, node, name, index=index, out=self.out)
             if code != 0:
                 raise UsageError(f"--setup failed on host {index} with exit code {code}")
 
@@ -179,7 +185,8 @@ class Runner:
         if self.wish.data:
             folder = Path(self.wish.data)
             remote = self.wish.data.startswith("gs://")
-            base["GAIA_DATA"] = self.wish.data if remote else f"../data/{folder.name}"
+            up = "../" * (1 + self.wish.dest.count("/"))
+            base["GAIA_DATA"] = self.wish.data if remote else f"{up}data/{folder.name}"
         for index in range(len(node.hosts)):
             self.tick(f"starting the job on host {index}")
             env = {**base, **jax_environment(node, index)}
@@ -198,16 +205,32 @@ class Runner:
                 )
 
     def finish(self, node: Node, job: str, *, keep: bool) -> int:
-        """Streams the log, fetches results, deletes the node; returns the job's exit code."""
-        code = jobs.follow(self.ssh, node, job, lost=self._check_alive(node))
+        """Streams the log, fetches results, deletes the node; returns the job's exit code.
+
+        `outcome` then holds what `--json` prints.
+        """
+        with others_watched(self.ssh, node, job) as failed:
+            code = jobs.follow(self.ssh, node, job, out=self.out, lost=self._check_alive(node))
+        if failed:
+            say(f"gml: host {failed[0][0]} failed first, with exit code {failed[0][1]}")
+            code = failed[0][1]
         if code != 0 and self._was_told(node):
             raise Preempted(f"{node.id} was preempted", "run with --recover to go on elsewhere")
         if code != 0 and len(node.hosts) > 1:
             for index in range(1, len(node.hosts)):
                 jobs.terminate(self.ssh, node, job, index=index)
-        fetch(self.ssh, node, self.wish.folder, self.wish.dest, self.wish.fetch, self.tick)
+        got = fetch(self.ssh, node, self.wish.folder, self.wish.dest, self.wish.fetch, self.tick)
         if not keep:
             self.manager.delete(node, self.tick)
+        self.outcome = {
+            "node": node.id,
+            "job": job,
+            "state": "ended",
+            "exit_code": code,
+            "fetched": got,
+            "deleted": not keep,
+            "spent_usd": node.cost(self.manager.now()),
+        }
         return code
 
     def _check_alive(self, node: Node) -> Callable[[], None]:
@@ -226,13 +249,14 @@ class Runner:
     def _was_told(self, node: Node) -> bool:
         """Whether the watchdog passed a preemption notice on to the job."""
         folder = "$HOME/.gml/node" if node.provider == "local" else "/var/lib/gml"
+        script = f"ls {folder}/told-{PREEMPTED}-* 2>/dev/null || :"
         try:
-            done = self.ssh.run(
-                node, f"ls {folder}/told-{PREEMPTED}-* 2>/dev/null || :", timeout_s=20
-            )
+            done = [
+                self.ssh.run(node, script, index=i, timeout_s=20) for i in range(len(node.hosts))
+            ]
         except Unavailable:
             return True
-        return bool(done.stdout.strip())
+        return any(d.stdout.strip() for d in done)
 
     def _again(self, node: Node, wish: Wish, error: GmlError) -> Node:
         """Always deletes before it makes the next: a preempted TPU goes on holding quota."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tomllib
@@ -21,15 +22,10 @@ PERMISSIONS = (
     "compute.instanceGroupManagers.get", "compute.instanceGroupManagers.delete",
 )  # fmt: skip
 APIS = (
-    "tpu",
-    "compute",
-    "storage",
-    "iam",
-    "cloudquotas",
-    "billingbudgets",
-    "run",
-    "cloudscheduler",
-)
+    "tpu", "compute", "container", "storage", "iam", "cloudquotas", "billingbudgets",
+    # `gml reaper install --gcp`: the job, its image, its schedule, Lambda's key.
+    "run", "cloudbuild", "artifactregistry", "cloudscheduler", "secretmanager",
+)  # fmt: skip
 
 
 def google_commands(
@@ -196,23 +192,30 @@ jobs:
 
 def gcp_commands(config: Config, region: str) -> list[list[str]]:
     """A Cloud Run job that reaps, and a Cloud Scheduler entry that runs it every five minutes."""
-    project = config.project
+    project, bucket = config.project, config.google.bucket
     account = f"gml-reaper@{project}.iam.gserviceaccount.com"
     at = ["--project", project]
     context = str(config.home / "reaper-image")
-    env = f"GML_OWNER={config.owner},GOOGLE_CLOUD_PROJECT={project},GML_HOME=/tmp/gml"
+    secret, secrets = _lambda_secret(config, account, at)
     job = f"{config.endpoint('run')}/v2/projects/{project}/locations/{region}/jobs/gml-reaper:run"
     bindings = [
         ["gcloud", "projects", "add-iam-policy-binding", project, "--condition", "None",
          "--member", f"serviceAccount:{account}", "--role", role]
-        for role in ("roles/tpu.admin", "roles/compute.instanceAdmin.v1", "roles/run.invoker")
+        for role in ("roles/tpu.admin", "roles/compute.instanceAdmin.v1",
+                     "roles/container.clusterAdmin", "roles/run.invoker")
     ]  # fmt: skip
+    if bucket:  # where its heartbeat is seen from elsewhere
+        bindings.append(
+            ["gcloud", "storage", "buckets", "add-iam-policy-binding", f"gs://{bucket}",
+             "--member", f"serviceAccount:{account}", "--role", "roles/storage.objectUser"]
+        )  # fmt: skip
     return [
         ["gcloud", "iam", "service-accounts", "create", "gml-reaper",
          "--display-name", "gml reap", *at],
         *bindings,
+        *secret,
         ["gcloud", "run", "jobs", "deploy", "gml-reaper", "--source", context, "--region", region,
-         "--service-account", account, "--set-env-vars", env, "--command", "gml",
+         "--service-account", account, *secrets, "--command", "gml",
          "--args", "reap", "--max-retries", "1", "--task-timeout", "10m", *at],
         ["gcloud", "scheduler", "jobs", "create", "http", "gml-reaper", "--location", region,
          "--schedule", "*/5 * * * *", "--uri", job, "--http-method", "POST",
@@ -220,8 +223,26 @@ def gcp_commands(config: Config, region: str) -> list[list[str]]:
     ]  # fmt: skip
 
 
+def _lambda_secret(
+    config: Config, account: str, at: list[str]
+) -> tuple[list[list[str]], list[str]]:
+    """Lambda's key in Secret Manager, from its 0600 file: never in an argument or the image."""
+    path = Path(config.lambda_.api_key_file).expanduser()
+    if not path.exists():
+        return [], []
+    name = "gml-lambda-key"
+    commands = [
+        ["gcloud", "secrets", "create", name, "--replication-policy", "automatic", *at],
+        ["gcloud", "secrets", "versions", "add", name, "--data-file", str(path), *at],
+        ["gcloud", "secrets", "add-iam-policy-binding", name,
+         "--member", f"serviceAccount:{account}",
+         "--role", "roles/secretmanager.secretAccessor", *at],
+    ]  # fmt: skip
+    return commands, ["--set-secrets", f"LAMBDA_API_KEY={name}:latest"]
+
+
 def write_image_context(config: Config) -> Path:
-    """The build context of the Cloud Run job: our own two packages and a Dockerfile."""
+    """The build context of the Cloud Run job: our two packages, settings and a Dockerfile."""
     import importlib.resources
 
     folder = config.home / "reaper-image"
@@ -235,15 +256,19 @@ def write_image_context(config: Config) -> Path:
             target = folder / package / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
+    project = config.google.project or os.environ.get("GOOGLE_CLOUD_PROJECT", "")
+    google = {"project": project, "bucket": config.google.bucket}
+    settings = render_toml({"owner": config.owner, "google": google})
+    (folder / "config.toml").write_text(settings, encoding="utf-8")
     (folder / "Dockerfile").write_text(
         "FROM python:3.12-slim\n"
         "RUN apt-get update && apt-get install -y --no-install-recommends openssh-client && "
         "rm -rf /var/lib/apt/lists/*\n"
-        "RUN pip install --no-cache-dir typer google-auth\n"
-        "COPY gaia /app/gaia\nCOPY gml /app/gml\n"
+        "RUN pip install --no-cache-dir typer httpx2 google-auth\n"
+        "COPY gaia /app/gaia\nCOPY gml /app/gml\nCOPY config.toml /app/home/config.toml\n"
         "RUN printf '#!/bin/sh\\nexec python -m gml \"$@\"\\n' > /usr/local/bin/gml && "
         "chmod +x /usr/local/bin/gml\n"
-        "ENV PYTHONPATH=/app\nWORKDIR /app\n"
+        "ENV PYTHONPATH=/app GML_HOME=/app/home\nWORKDIR /app\n"
         'ENTRYPOINT ["gml"]\nCMD ["reap"]\n',
         encoding="utf-8",
     )

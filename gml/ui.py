@@ -90,12 +90,21 @@ def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> None:
     sys.stdout.flush()
 
 
-def confirm(question: str, yes: bool, *, scripts_may: bool = False) -> None:
+_assumed = False
+
+
+def assume_yes(yes: bool) -> None:
+    """`--yes` on the command line: `confirm` asks nothing."""
+    global _assumed
+    _assumed = yes
+
+
+def confirm(question: str, *, scripts_may: bool = False) -> None:
     """Asks on the terminal; raises UsageError on "no", or where nobody can answer.
 
     `scripts_may`: without a terminal go ahead, for acts that are safe to forget about (deleting).
     """
-    if yes:
+    if _assumed:
         return
     if not sys.stdin.isatty():
         if scripts_may:

@@ -23,4 +23,4 @@ UPGRADE=${1:-} lock cpu train
 export CONSTRAINT=requirements/cpu.txt
 lock tpu train tpu gcs
 lock cuda train cuda gcs
-lock test train aot gcs metrics ui google cluster dashboard test
+lock test train aot gcs metrics ui google cluster curate tokenizers wiki dashboard test

@@ -86,3 +86,27 @@ def user_environment():
     # Without bytecode every start compiles all of jax and flax anew, which takes seconds.
     kept.pop("PYTHONDONTWRITEBYTECODE", None)
     return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture(scope="session")
+def gcs_service():
+    """A fake Google Cloud Storage in a process of its own, which every client here talks to."""
+    pytest.importorskip("google.cloud.storage")
+    from fakes.gcs import spawn
+
+    with spawn() as fake, pytest.MonkeyPatch.context() as patch:
+        for name, value in fake.environment.items():
+            patch.setenv(name, value)
+        import fsspec.config  # has read its variables already where it was imported before
+
+        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
+        yield fake
+
+
+@pytest.fixture
+def gcs(gcs_service, tmp_path):
+    """The fake, healthy at first, with a prefix of its own for each test (`gcs.uri`)."""
+    gcs_service.control({"faults": {}, "reset_stats": True})
+    gcs_service.uri = f"gs://gaia-test/{tmp_path.name}"
+    yield gcs_service
+    gcs_service.control({"faults": {}})

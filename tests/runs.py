@@ -77,6 +77,12 @@ class Process:
         self.lines = []
 
     @classmethod
+    def recorded(cls, record, args, environment):
+        """Training that notes in the file `record` which rows it takes."""
+        script = Path(__file__).with_name("recorded_train.py")
+        return cls([sys.executable, script, str(record), *args], environment)
+
+    @classmethod
     def train(cls, args, environment):
         return cls([sys.executable, "-m", "gchat.train", *args], environment)
 
@@ -117,7 +123,7 @@ def newest(run_dir):
     return max(steps, key=lambda p: int(p.name), default=None)
 
 
-def arrays(run_dir, step=STEPS):
+def arrays(run_dir, step=STEPS, checkpoint_dir=None):
     """Every array of a checkpoint, by path."""
     import jax
 
@@ -129,7 +135,7 @@ def arrays(run_dir, step=STEPS):
 
     config = parse(TrainConfig, [], preset=load_yaml(Path(run_dir) / "config.yaml"))
     _, state = init_state(config, parallel.make_mesh())
-    checkpoints = Checkpointer(str(Path(run_dir) / "checkpoints"))
+    checkpoints = Checkpointer(checkpoint_dir or str(Path(run_dir) / "checkpoints"))
     assert checkpoints.damage(step) is None
     restored = checkpoints.restore(step, state).state
     checkpoints.close()

@@ -93,15 +93,8 @@ def attention(
             causal=causal,
             scale=factor,
         )
-    part, key_ids = None, segment_ids_BT
-    if parts := parallel.sequence_parts():
-        part = (parallel.index("sequence"), parts)
-        k_BSKH, v_BSKH = (parallel.gather(x, ("sequence",), 1) for x in (k_BSKH, v_BSKH))
-        if segment_ids_BT is not None:
-            key_ids = parallel.gather(segment_ids_BT, ("sequence",), 1)
-    ids = None if segment_ids_BT is None else (segment_ids_BT, key_ids)
-    if impl == "auto":
-        impl = _best(q_BTNH, k_BSKH, ids, part)
+    part, k_BSKH, v_BSKH, ids = _whole_rows(k_BSKH, v_BSKH, segment_ids_BT)
+    impl = _best(q_BTNH, k_BSKH, ids, part) if impl == "auto" else impl
     if impl == "splash":
         return splash.splash_attention(
             q_BTNH,
@@ -115,10 +108,28 @@ def attention(
             name=ATTENTION,
         )
     if impl == "cudnn":
+        if ids is not None or part is not None:
+            raise ConfigError("attention impl is cudnn for packed or split rows", "use auto")
         return _cudnn(q_BTNH, k_BSKH, v_BSKH, window, causal, factor)
     first = None if part is None else part[0] * q_BTNH.shape[1]
     static = _Static(causal, window, factor, _block_size(q_BTNH.shape[1]))
     return _blocked(q_BTNH, k_BSKH, v_BSKH, _Place(ids, first), static)
+
+
+def _whole_rows(k_BSKH, v_BSKH, segment_ids_BT):
+    """(which part of its rows this device has, keys and values of whole rows, segment ids).
+
+    The part is (i, n) for the i-th of n, None where rows are whole; the segment ids are those of
+    the queries and of the keys.
+    """
+    ids = None if segment_ids_BT is None else (segment_ids_BT, segment_ids_BT)
+    parts = parallel.size("sequence")
+    if parts == 1:
+        return None, k_BSKH, v_BSKH, ids
+    k_BSKH, v_BSKH = (parallel.gather(x, ("sequence",), 1) for x in (k_BSKH, v_BSKH))
+    if segment_ids_BT is not None:
+        ids = (segment_ids_BT, parallel.gather(segment_ids_BT, ("sequence",), 1))
+    return (parallel.index("sequence"), parts), k_BSKH, v_BSKH, ids
 
 
 def _best(q_BTNH, k_BSKH, ids, part) -> Impl:
@@ -127,7 +138,7 @@ def _best(q_BTNH, k_BSKH, ids, part) -> Impl:
     platform = parallel.platform(q_BTNH)
     if platform == "tpu" and splash.fits(T, S, H):
         return "splash"
-    # cuDNN through jax.nn takes no segment ids: packed rows go through XLA (README, "Attention").
+    # cuDNN through jax.nn takes no segment ids: packed rows go through XLA (gchat/README.md).
     half = q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
     if platform in ("gpu", "cuda") and half and ids is None and part is None and S == T:
         return "cudnn" if H % 8 == 0 and H <= 128 and N % k_BSKH.shape[2] == 0 else "xla"

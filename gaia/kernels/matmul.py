@@ -57,7 +57,7 @@ def _whole(w_DF: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _project(split: Split, x, *weights_DF):
+def _project(split: Split, x, *weights_DF) -> tuple[jax.Array, ...]:
     ys = tuple(x @ _whole(w, x.dtype) for w in weights_DF)
     return parallel.add_up(ys, ("tensor",)) if split == "in" else ys
 

@@ -60,7 +60,8 @@ def splash_attention(
     # The kernel has no scale of its own. In fp32 the scaled queries are exact to one rounding;
     # in bf16 a head dim that is a power of four makes the scale, and so the product, exact.
     q_BNTH = (q_BTNH * scale).astype(q_BTNH.dtype).swapaxes(1, 2)
-    o_BNTH = jax.vmap(call)(q_BNTH, k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2), ids)
+    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+    o_BNTH: jax.Array = jax.vmap(call)(q_BNTH, k_BKSH, v_BKSH, ids)  # pyright: ignore
     return o_BNTH.swapaxes(1, 2)
 
 

@@ -104,7 +104,7 @@ async function drawCharts() {
   const rank = (m) => (FIRST.includes(m) ? FIRST.indexOf(m) : FIRST.length);
   const words = $("metrics").value.toLowerCase();
   state.metrics = all.filter((m) => m.toLowerCase().includes(words))
-    .sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
+    .sort((a, b) => rank(a) - rank(b) || a.localeCompare(b, "en", { numeric: true }));
   say(state.metrics.length ? "" : "No metric matches.");
   for (const [metric, chart] of state.charts)
     if (!state.metrics.includes(metric)) { seen.unobserve(chart.figure); chart.figure.remove(); state.charts.delete(metric); }

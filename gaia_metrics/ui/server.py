@@ -6,6 +6,7 @@ Binding to 127.0.0.1 does not keep web pages out (a foreign page can resolve its
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import math
@@ -42,7 +43,7 @@ def serve(source: Source, host: str = "127.0.0.1", port: int = 0) -> ThreadingHT
     }
     try:
         server = ThreadingHTTPServer((host, port), _handler(calls))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise MetricsError(f"port {port} cannot be used ({error})", "choose another --port") \
             from error  # fmt: skip
     server.daemon_threads = True
@@ -133,6 +134,8 @@ def _handler(calls: dict[str, Callable[[Query], Any]]) -> type[BaseHTTPRequestHa
                 status, data = 400, {"error": str(error)}
             except (KeyError, ValueError, IndexError) as error:
                 status, data = 400, {"error": f"bad request: {error!r}"}
+            except Exception as error:  # a damaged file: say it on the page, serve the rest
+                status, data = 500, {"error": f"{type(error).__name__}: {error}"[:300]}
             try:
                 body = json.dumps(data, allow_nan=False, default=str)
             except ValueError:
@@ -140,7 +143,12 @@ def _handler(calls: dict[str, Callable[[Query], Any]]) -> type[BaseHTTPRequestHa
             self.answer(status, "application/json", body.encode())
 
         def answer(self, status: int, kind: str, body: bytes) -> None:
-            """Send, compressed where it pays."""
+            """Send, compressed where it pays. A page that is gone by now is no trouble."""
+            with contextlib.suppress(ConnectionError):
+                self.send(status, kind, body)
+
+        def send(self, status: int, kind: str, body: bytes) -> None:
+            """Headers and body."""
             self.send_response(status)
             self.send_header("content-type", kind)
             self.send_header("cache-control", "no-store")

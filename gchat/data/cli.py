@@ -2,61 +2,53 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from gaia import storage
+from gaia.config import parse
 from gaia.manifest import Manifest, load_manifest
-from gaia.shards import SHARD_TOKENS, WINDOW, verify
+from gaia.shards import verify
 from gchat.data import prepare as preparation
-from gchat.data.sources.text import DOCUMENT_CHARS
+from gchat.data.curation import options as curation
+from gchat.data.curation.scores import Maker
+from gchat.data.upload import Uploaded, upload
 
-__all__ = ["VERBS", "Count", "Download", "Prepare", "Verify"]
+__all__ = ["VERBS", "Count", "Curate", "Download", "Prepare", "Upload", "Verify"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepare:
+class Prepare(preparation.Options):
     """Turn text into token shards. Run again after an interruption, it goes on."""
-
-    out: Path
-    """Folder for shards, manifest.json, tokenizer.json and token_bytes.npy."""
-    source: Literal["text", "docs", "climbmix"] = "text"
-    """text: your files; docs: docstrings of the installed packages, offline; climbmix: the hub."""
-    input: str | None = None
-    """File, folder or glob of .txt, .md, .jsonl or .parquet (source text)."""
-    tokenizer: str = "bpe"
-    """bpe (trained on this text), gpt2, or the path of a tokenizer.json."""
-    vocab_size: int = 8192
-    """Ids of a trained bpe, special tokens included."""
-    seed: int = 0
-    """Of the document shuffle."""
-    val_fraction: float = 0.05
-    """Share of documents kept for validation, chosen by the hash of their text."""
-    text_column: str = "text"
-    """Field of .jsonl and .parquet files that holds the text."""
-    document_chars: int = DOCUMENT_CHARS
-    """.txt and .md files are cut at the first blank line after this many characters."""
-    shards: int = 8
-    """Training shards to fetch (source climbmix; -1 for all 6,542)."""
-    revision: str = "main"
-    """Branch, tag or commit (source climbmix); pinned to its commit."""
-    keep_text: bool = True
-    """Keep downloaded parquet files under $GAIA_HOME."""
-    shard_tokens: int = SHARD_TOKENS
-    """Tokens in one output shard."""
-    window: int = WINDOW
-    """Shards that the loader shuffles together."""
-    threads: int = 1
-    """Threads that encode."""
-    overwrite: bool = False
-    """Replace another data set in --out."""
 
     def run(self) -> Manifest:
         """Prepares and prints what came out."""
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return _report(preparation.prepare(**options), self.out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curate(curation.Options):
+    """Take out what is not worth training on: rules, copies, near-copies, a report."""
+
+    def run(self, scorer: Maker | None = None) -> dict:
+        """Curates and prints what each rule took.
+
+        Args:
+            scorer: recipe of the scorer of a trained run, where `--perplexity.scorer run:DIR`.
+        """
+        from gchat.data.curation import report
+        from gchat.data.curation.curate import curate
+
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(curation.Options)}
+        found = curate(curation.Options(**values), scorer)
+        for rule in found["removed"]:
+            print(f"  {rule['rule']:32} {rule['documents']:>10,} documents")
+        print(f"{self.out}: {report.summary(found)}; see {self.out / report.MARKDOWN}")
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +67,8 @@ class Download:
     """Branch, tag or commit of the data set; pinned to its commit."""
     keep_text: bool = True
     """Keep the parquet files under $GAIA_HOME."""
-    threads: int = 1
-    """Threads that encode."""
+    workers: int = 0
+    """Processes; 0 takes one per core."""
     overwrite: bool = False
     """Replace another data set in --out."""
 
@@ -92,7 +84,7 @@ class Download:
             shards=self.shards,
             revision=self.revision,
             keep_text=self.keep_text,
-            threads=self.threads,
+            workers=self.workers,
             overwrite=self.overwrite,
         )
         return _report(manifest, out)
@@ -131,16 +123,65 @@ class Verify:
 
     data_dir: tyro.conf.Positional[str]
     """Local folder or gs:// prefix."""
+    threads: int = 4
+    """Shards read at a time."""
+    json: bool = False
+    """Print one JSON object."""
 
     def run(self) -> Manifest:
         """Prints one line when all is well; raises DataError naming the bad shards otherwise."""
-        manifest = verify(self.data_dir)
+        manifest = verify(self.data_dir, threads=self.threads)
         size = sum(shard.bytes for shard in manifest.train + manifest.val)
-        print(f"verified {manifest.count()}, {size:,} bytes: every checksum and count is right")
+        if self.json:
+            shards = len(manifest.train + manifest.val)
+            print(json.dumps({"verified": True, "shards": shards, "bytes": size}))
+        else:
+            print(f"verified {manifest.count()}, {size:,} bytes: every checksum and count is right")
         return manifest
 
 
-VERBS = {"prepare": Prepare, "download": Download, "count": Count, "verify": Verify}
+@dataclasses.dataclass(frozen=True)
+class Upload:
+    """Copy a prepared data set to a bucket. Run again after an interruption, it goes on."""
+
+    data_dir: tyro.conf.Positional[Path]
+    """Folder of the data set."""
+    uri: tyro.conf.Positional[str]
+    """gs://bucket/prefix."""
+    force: bool = False
+    """Replace objects of other content instead of refusing."""
+    threads: int = 8
+    """Objects sent at a time."""
+    zone: str | None = None
+    """Zone of the machines that will read it, such as us-east5-b; default: this machine's."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> Uploaded:
+        """Uploads and prints bytes and cost, with a warning where the regions differ."""
+        done = upload(
+            self.data_dir, self.uri, force=self.force, threads=self.threads, zone=self.zone
+        )
+        if done.warning:
+            print(f"warning: {done.warning}", file=sys.stderr)
+        print(json.dumps(dataclasses.asdict(done)) if self.json else done.sentence())
+        return done
+
+
+VERBS = {
+    "prepare": Prepare,
+    "curate": Curate,
+    "download": Download,
+    "count": Count,
+    "verify": Verify,
+    "upload": Upload,
+}
+
+
+def parse_verb(verb: str, args: list[str]) -> Prepare | Curate | Download | Count | Verify | Upload:
+    """The command of one verb with its options."""
+    command = VERBS[verb]
+    return parse(command, args, prog=f"gchat data {verb}", description=command.__doc__)
 
 
 def _report(manifest: Manifest, out: Path) -> Manifest:

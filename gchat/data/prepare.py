@@ -1,19 +1,24 @@
 """Text to a finished data set: source -> documents -> tokenizer -> shards -> manifest.
 
-The same parameters give the same shards, byte for byte, whether or not the work was interrupted:
+The same parameters give the same shards, byte for byte, whatever the number of worker processes
+and whether or not the work was interrupted:
 - a document belongs to validation when the hash of its text falls below `val_fraction` (so exact
   copies stay on one side), unless the source has validation text of its own; where that leaves
   none, the document with the lowest hash is taken;
-- documents are shuffled by `seed` inside buffers of 128 MiB of text, that is, a small corpus as a
-  whole; the loader shuffles again;
-- the work is divided into units (groups of files); a finished unit is noted in `.prepare.json` and
-  not done again;
+- documents are shuffled as a whole, in two passes over `buckets` buckets (`work.py`);
+- the work is divided into units (groups of files, parts of large ones); a finished unit is noted
+  under `.prepare/` and not done again;
 - manifest.json is written last.
+
+On disk it takes the tokens a second time (2 or 4 bytes each) until it is done.
 """
 
+import contextlib
+import dataclasses
 import io
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,139 +27,217 @@ import numpy as np
 from gaia import storage
 from gaia.errors import ConfigError, DataError, GaiaError
 from gaia.manifest import MANIFEST, VERSION, Manifest, load_manifest, write_manifest
-from gaia.shards import SHARD_TOKENS, VAL_NAME, WINDOW, ShardWriter, read_shard
+from gaia.shards import SHARD_TOKENS, WINDOW
 from gchat import tokenizer as tokenizers
-from gchat.data.sources import climbmix, docs, text
+from gchat.data import buckets, pool, work
+from gchat.data.sources.choose import Source
 from gchat.data.sources.unit import Corpus, Tally
-from gchat.data.work import STATE, State, Work, position, progress_bar
+from gchat.data.work import SCRATCH, STATE, position, progress_bar
 from gchat.tokenizer import Tokenizer
 
 TOKEN_BYTES = "token_bytes.npy"
 _TOKENIZER_CHARS = 200_000_000  # text the BPE is trained on
 _DOCUMENT_CAP = 10_000  # characters of one document that the BPE training looks at, as in nanochat
+_SUFFIXES = {"K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+# Parameters that older data sets lack; a finished one is taken all the same.
+_ADDED = ("buckets",)
 
 
-def prepare(
-    *,
-    source: str,
-    out: str | Path,
-    input: str | None = None,
-    tokenizer: str = "bpe",
-    vocab_size: int = 8192,
-    seed: int = 0,
-    val_fraction: float = 0.05,
-    text_column: str = "text",
-    document_chars: int = text.DOCUMENT_CHARS,
-    shards: int = 8,
-    revision: str = "main",
-    keep_text: bool = True,
-    shard_tokens: int = SHARD_TOKENS,
-    window: int = WINDOW,
-    threads: int = 1,
-    overwrite: bool = False,
-    progress: bool | None = None,
-) -> Manifest:
+@dataclasses.dataclass(frozen=True)
+class _Out:
+    out: Path
+    """Folder for shards, manifest.json, tokenizer.json and token_bytes.npy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Source, _Out):
+    """What to prepare; every field but `workers`, `keep_text` and `overwrite` decides the bytes."""
+
+    tokenizer: str = "bpe"
+    """bpe (trained on this text), gpt2, or the path of a tokenizer.json."""
+    vocab_size: int = 8192
+    """Ids of a trained bpe, special tokens included."""
+    seed: int = 0
+    """Of the document shuffle."""
+    val_fraction: float = 0.05
+    """Share of documents kept for validation, chosen by the hash of their text."""
+    shard_tokens: int = SHARD_TOKENS
+    """Tokens in one output shard, about."""
+    shard_size: str | None = None
+    """The same in bytes before compression: 500M, 128Mi, 1G."""
+    buckets: int = 1000
+    """Of the two-pass shuffle: memory of the second pass is the corpus divided by this."""
+    window: int = WINDOW
+    """Shards that the loader shuffles together."""
+    workers: int = 0
+    """Processes; 0 takes one per core. The result does not depend on it."""
+    overwrite: bool = False
+    """Replace another data set in --out."""
+
+    def check(self) -> None:
+        """Refuses what cannot work."""
+        if storage.is_remote(self.out) or str(self.out).startswith("gs:"):  # Path drops a slash
+            raise ConfigError(
+                f"out = {str(self.out)!r} is not a local folder",
+                "prepare locally, then copy the folder to the bucket",
+            )
+        if not 0 < self.val_fraction < 1:
+            raise ConfigError(
+                f"val_fraction = {self.val_fraction} is out of range", "use e.g. 0.05"
+            )
+        if self.shard_tokens < 1 or self.window < 1:
+            raise ConfigError(
+                f"shard_tokens = {self.shard_tokens}, window = {self.window}",
+                "both must be at least 1",
+            )
+        if self.shard_size is not None:
+            size(self.shard_size)
+        if not 1 <= self.buckets <= 100_000:
+            raise ConfigError(f"buckets = {self.buckets} is out of range", "use e.g. 1000")
+        if self.workers < 0:
+            raise ConfigError(f"workers = {self.workers} is negative", "0 takes one per core")
+
+    def shard_limit(self, itemsize: int) -> int:
+        """Tokens of one shard, from --shard-size where it is given."""
+        return self.shard_tokens if self.shard_size is None else size(self.shard_size) // itemsize
+
+
+def size(given: str) -> int:
+    """Bytes of `500M`, `64Mi`, `2GB`.
+
+    Raises:
+        ConfigError: not a size of at least 1 kB.
+    """
+    number = given.strip().rstrip("bB")
+    digits = number.rstrip("kKmMgGiI")
+    try:
+        value = int(float(digits) * _SUFFIXES.get(number[len(digits) :].upper() or "", 1))
+    except (ValueError, OverflowError):
+        value = 0
+    unknown = number[len(digits) :].upper() not in (*_SUFFIXES, "")
+    if unknown or value < 1000:
+        raise ConfigError(f"shard_size = {given!r} is no size", "use e.g. 500M, 128Mi or 1G")
+    return value
+
+
+def prepare(*, progress: bool | None = None, **options: Any) -> Manifest:
     """Prepares a data set, or returns at once when `out` already holds it.
 
     Args:
-        source: "docs", "text" or "climbmix".
-        out: local folder for shards, manifest.json, tokenizer.json and token_bytes.npy.
-        input: file, folder or glob of source "text".
-        tokenizer: "bpe" (trained on this text), "gpt2", or the path of a stored tokenizer.
-        vocab_size: of a "bpe", special tokens included.
-        seed: of the document shuffle.
-        val_fraction: share of documents kept for validation (by hash of their text).
-        text_column: field of .jsonl and .parquet files.
-        document_chars: least characters of a document cut from .txt and .md files.
-        shards: training shards of source "climbmix".
-        revision: of source "climbmix"; pinned to a commit.
-        keep_text: keep downloaded parquet files.
-        shard_tokens: tokens in one shard.
-        window: shards that the loader shuffles together.
-        threads: that encode.
-        overwrite: replace another data set in `out` instead of refusing.
-        progress: show a bar; None shows it on a terminal.
+        progress: show bars; None shows them on a terminal.
+        options: the fields of `Options`.
 
     Raises:
         DataError: no usable text, or `out` holds another data set (the differing fields are named).
         ConfigError: a parameter out of range.
     """
-    folder = _local(out)
-    if not 0 < val_fraction < 1:
-        raise ConfigError(f"val_fraction = {val_fraction} is out of range", "use e.g. 0.05")
-    if shard_tokens < 1 or window < 1:
-        raise ConfigError(
-            f"shard_tokens = {shard_tokens}, window = {window}", "both must be at least 1"
-        )
+    given = Options(**options)
+    given.check()
+    given = dataclasses.replace(given, out=Path(given.out).expanduser())
+    folder = given.out
     # An interrupted preparation goes on with the commit it began with, whatever main is now.
-    pinned = {} if overwrite else _previous(folder)
-    corpus = _corpus(
-        source,
-        input,
-        text_column,
-        document_chars,
-        shards,
-        pinned.get("revision", revision),
-        keep_text,
-    )
-    parameters = {
-        "source": source,
-        **corpus.identity,
-        **_tokenizer_parameters(tokenizer, vocab_size),
-        "seed": seed,
-        "val_fraction": val_fraction,
-        "shard_tokens": shard_tokens,
-        "window": window,
-        "version": VERSION,
-    }
-    if overwrite:
+    corpus = given.corpus(None if given.overwrite else _previous(folder).get("revision"))
+    parameters = _parameters(given, corpus)
+    if given.overwrite:
         _clear(folder)
     if (finished := _finished(folder, parameters)) is not None:
         return finished
     existed = folder.exists()
-    state = _resume(folder, parameters)
+    _resume(folder, parameters)
     try:
-        encoder = _tokenizer(folder, corpus, tokenizer, vocab_size, state, progress)
-        work = Work(folder, encoder, state, seed, val_fraction, shard_tokens, threads, progress)
-        work.run(corpus)
-        return _finish(folder, corpus, encoder, state, window)
+        encoder = _tokenizer(given, corpus, progress)
+        return _work(given, corpus, encoder, parameters, progress)
     except GaiaError:
-        if not state.done:  # bad input leaves nothing behind
+        if not any((folder / SCRATCH).glob("unit-*.json")):  # bad input leaves nothing behind
             _clear(folder)
             if not existed and folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
         raise
 
 
-def _local(out: str | Path) -> Path:
-    if storage.is_remote(out):
-        raise ConfigError(
-            f"out = {str(out)!r} is not a local folder",
-            "prepare locally, then copy the folder to the bucket",
-        )
-    return Path(out).expanduser()
+def _work(
+    given: Options,
+    corpus: Corpus,
+    encoder: Tokenizer,
+    parameters: dict[str, Any],
+    progress: bool | None,
+) -> Manifest:
+    """Both passes and the manifest."""
+    workers = given.workers or pool.cores()
+    first = work.Encode(given.out, encoder, given.seed, given.val_fraction, given.buckets)
+    units = work.encode(first, corpus, workers, progress)
+    promoted = _promote(given, units)
+    dtype = encoder.info.dtype
+    runs = [buckets.Run(given.out / SCRATCH / name, dtype) for u in units for name in u["runs"]]
+    second = work.Shuffle(given.out, runs, dtype, given.buckets, promoted)
+    shards = work.shuffle(second, given.shard_limit(dtype.itemsize), workers, progress)
+    array = io.BytesIO()
+    np.save(array, encoder.token_bytes())
+    storage.write_bytes(given.out / TOKEN_BYTES, array.getvalue())
+    manifest = Manifest(
+        tokenizer=encoder.info,
+        train=tuple(shards["train"]),
+        val=tuple(shards["val"]),
+        documents=_total(units, "documents"),
+        text_bytes=_total(units, "text_bytes"),
+        sources=corpus.sources,
+        invalid_utf8=sum(unit["invalid_utf8"] for unit in units),
+        dtype=dtype.name,
+        window=given.window,
+        parameters=parameters,
+    )
+    write_manifest(given.out, manifest)
+    (given.out / STATE).unlink(missing_ok=True)
+    shutil.rmtree(given.out / SCRATCH, ignore_errors=True)
+    return manifest
 
 
-def _corpus(
-    source: str,
-    input: str | None,
-    text_column: str,
-    document_chars: int,
-    shards: int,
-    revision: str,
-    keep_text: bool,
-) -> Corpus:
-    if source == "text":
-        if input is None:
-            raise ConfigError("input is not set", "give --input a file, folder or glob")
-        return text.corpus(input, text_column=text_column, document_chars=document_chars)
-    if source in ("docs", "climbmix") and input is not None:
-        raise ConfigError(f"input = {input!r} does not go with source = {source!r}", "drop it")
-    if source == "docs":
-        return docs.corpus()
-    if source == "climbmix":
-        return climbmix.corpus(shards, revision=revision, keep=keep_text)
-    raise ConfigError(f"source = {source!r} is unknown", "use docs, text or climbmix")
+def _total(units: Sequence[dict[str, Any]], key: str) -> dict[str, int]:
+    return {split: sum(unit[key][split] for unit in units) for split in ("train", "val")}
+
+
+def _promote(given: Options, units: list[dict[str, Any]]) -> int | None:
+    """Key of the document that becomes validation where the hashes chose none.
+
+    Raises:
+        DataError: a split would be empty all the same.
+    """
+    documents = _total(units, "documents")
+    chosen = min(
+        ((u["lowest"], i) for i, u in enumerate(units) if u["lowest"] is not None), default=None
+    )
+    key = None
+    if not documents["val"] and chosen is not None:
+        (_, number, text_bytes), index = chosen
+        key = int(buckets.keys(given.seed, index, 1, number)[0])
+        for what, amount in (("documents", 1), ("text_bytes", text_bytes)):
+            train = units[index][what]["train"] - amount
+            units[index] = units[index] | {what: {"train": train, "val": amount}}
+        documents = _total(units, "documents")
+    if documents["train"] and documents["val"]:
+        return key
+    for unit in (given.out / SCRATCH).glob("unit-*.json"):  # nothing here is worth keeping
+        unit.unlink()
+    raise DataError(
+        f"the input gave {documents['train']} training and {documents['val']} validation documents",
+        "use more text, a smaller --document-chars, or another --val-fraction",
+    )
+
+
+def _parameters(given: Options, corpus: Corpus) -> dict[str, Any]:
+    """What decides the bytes of the data set; kept in the manifest."""
+    chosen = _tokenizer_parameters(given.tokenizer, given.vocab_size)
+    return {
+        "source": given.source,
+        **corpus.identity,
+        **chosen,
+        "seed": given.seed,
+        "val_fraction": given.val_fraction,
+        "shard_tokens": given.shard_tokens if given.shard_size is None else given.shard_size,
+        "buckets": given.buckets,
+        "window": given.window,
+        "version": VERSION,
+    }
 
 
 def _tokenizer_parameters(tokenizer: str, vocab_size: int) -> dict[str, Any]:
@@ -175,7 +258,8 @@ def _previous(folder: Path) -> dict[str, Any]:
     if (folder / MANIFEST).exists():
         return load_manifest(folder).parameters
     if (folder / STATE).exists():
-        return json.loads(storage.read_text(folder / STATE))["parameters"]
+        with contextlib.suppress(ValueError, KeyError):
+            return json.loads(storage.read_text(folder / STATE))["parameters"]
     return {}
 
 
@@ -184,7 +268,8 @@ def _finished(folder: Path, parameters: dict[str, Any]) -> Manifest | None:
     if not (folder / MANIFEST).exists():
         return None
     manifest = load_manifest(folder)
-    _refuse_difference(folder, manifest.parameters, parameters)
+    added = {key: parameters[key] for key in _ADDED}
+    _refuse_difference(folder, added | manifest.parameters, parameters)
     for shard in manifest.train + manifest.val:
         path = folder / shard.name
         if not path.is_file() or path.stat().st_size != shard.bytes:
@@ -205,23 +290,22 @@ def _refuse_difference(folder: Path, old: dict[str, Any], new: dict[str, Any]) -
         )
 
 
-def _resume(folder: Path, parameters: dict[str, Any]) -> State:
-    """The state of an interrupted preparation, or a new one."""
-    storage.make_folder(folder)
-    for leftover in folder.glob(".*.tmp"):  # of a killed process
-        leftover.unlink(missing_ok=True)
+def _resume(folder: Path, parameters: dict[str, Any]) -> None:
+    """Says whose work this folder holds, or goes on with what an interrupted run left."""
+    storage.make_folder(folder / SCRATCH)
+    for place in (folder, folder / SCRATCH):
+        for leftover in place.glob(".*.tmp"):  # of a killed process
+            leftover.unlink(missing_ok=True)
     if (folder / STATE).exists():
-        state = State(**json.loads(storage.read_text(folder / STATE)))
-        _refuse_difference(folder, state.parameters, parameters)
-        return state
+        _refuse_difference(folder, _previous(folder), parameters)
+        return
     if others := sorted(f.name for f in folder.glob("*.arrayrecord")):
+        shutil.rmtree(folder / SCRATCH)
         raise DataError(
             f"out = {str(folder)!r} holds {others[0]} but no manifest.json",
             "choose another --out, or replace it with --overwrite",
         )
-    state = State(parameters)
-    state.save(folder)  # says whose shards these are before there are any
-    return state
+    storage.write_text(folder / STATE, json.dumps({"parameters": parameters}, indent=1))
 
 
 def _clear(folder: Path) -> None:
@@ -229,34 +313,29 @@ def _clear(folder: Path) -> None:
     for pattern in (MANIFEST, STATE, TOKEN_BYTES, tokenizers.FILE, "*.arrayrecord", ".*.tmp"):
         for file in [*folder.glob(pattern), *folder.glob("." + pattern)]:
             file.unlink(missing_ok=True)
+    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
 
 
-def _tokenizer(
-    folder: Path,
-    corpus: Corpus,
-    name: str,
-    vocab_size: int,
-    state: State,
-    progress: bool | None,
-) -> Tokenizer:
-    """Loads or trains the tokenizer and stores it in `folder`."""
-    path = folder / tokenizers.FILE
+def _tokenizer(given: Options, corpus: Corpus, progress: bool | None) -> Tokenizer:
+    """Loads or trains the tokenizer and stores it in the folder."""
+    path = given.out / tokenizers.FILE
     if path.exists():  # of the interrupted preparation with the same parameters
         return Tokenizer.load(path)
-    if name == "gpt2":
+    if given.tokenizer == "gpt2":
         found = tokenizers.gpt2()
-    elif name == "bpe":
-        found = tokenizers.train_bpe(
-            _training_text(corpus, state.parameters["val_fraction"], progress), vocab_size
-        )
+    elif given.tokenizer == "bpe":
+        texts = training_text(corpus, given.val_fraction, progress)
+        found = tokenizers.train_bpe(texts, given.vocab_size)
     else:
-        found = Tokenizer.load(name)
+        found = Tokenizer.load(given.tokenizer)
     found.save(path)
     return found
 
 
-def _training_text(corpus: Corpus, val_fraction: float, progress: bool | None) -> Iterator[str]:
-    """Training documents from the beginning, for the BPE; validation text is left out."""
+def training_text(
+    corpus: Corpus, val_fraction: float, progress: bool | None = None
+) -> Iterator[str]:
+    """Training documents from the beginning, for a tokenizer; validation text is left out."""
     left = _TOKENIZER_CHARS
     with progress_bar("tokenizer", None, progress) as bar:
         for unit in corpus.units:
@@ -270,42 +349,3 @@ def _training_text(corpus: Corpus, val_fraction: float, progress: bool | None) -
                 left -= min(len(document), _DOCUMENT_CAP)
                 if left <= 0:
                     return
-
-
-def _finish(
-    folder: Path, corpus: Corpus, encoder: Tokenizer, state: State, window: int
-) -> Manifest:
-    """Joins the validation parts, writes token_bytes.npy, and the manifest last."""
-    documents = {split: state.total("documents", split) for split in ("train", "val")}
-    if not documents["train"] or not documents["val"]:
-        state.done.clear()  # nothing here is worth keeping
-        raise DataError(
-            f"the input gave {documents['train']} training and {documents['val']} validation "
-            "documents",
-            "use more text, a smaller --document-chars, or another --val-fraction",
-        )
-    parts = state.shards("val")
-    with ShardWriter(folder, dtype=encoder.info.dtype, name=VAL_NAME, shard_tokens=None) as writer:
-        for part in parts:
-            tokens, starts = read_shard(folder, part, encoder.info)
-            for document in np.split(tokens, starts[1:]):
-                writer.add(document)
-    array = io.BytesIO()
-    np.save(array, encoder.token_bytes())
-    storage.write_bytes(folder / TOKEN_BYTES, array.getvalue())
-    manifest = Manifest(
-        tokenizer=encoder.info,
-        train=tuple(state.shards("train")),
-        val=tuple(writer.shards),
-        documents=documents,
-        text_bytes={split: state.total("text_bytes", split) for split in ("train", "val")},
-        sources=corpus.sources,
-        invalid_utf8=state.total("invalid_utf8"),
-        dtype=encoder.info.dtype.name,
-        window=window,
-        parameters=state.parameters,
-    )
-    write_manifest(folder, manifest)
-    for file in [*(folder / part.name for part in parts), folder / STATE]:
-        file.unlink(missing_ok=True)
-    return manifest

@@ -1,9 +1,15 @@
-"""Documents to shards, unit by unit, so that an interruption repeats one unit at most."""
+"""The two passes from documents to shards; each task leaves a marker, so nothing is done twice.
+
+Pass 1 (`Encode`, one task per unit): documents are tokenized and written to runs, sorted by bucket.
+Pass 2 (`Shuffle`, one task per shard): a few buckets at a time are read from all runs, put in
+their final order and written. Memory: one run of tokens per process in the first pass, one bucket
+in the second, whatever the size of the corpus.
+"""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +17,17 @@ import numpy as np
 from tqdm import tqdm
 
 from gaia import storage
-from gaia.manifest import ShardInfo
-from gaia.records import permutation
-from gaia.shards import ShardWriter
+from gaia.manifest import SPLITS, ShardInfo
+from gaia.shards import TRAIN_NAME, VAL_NAME, ShardWriter
+from gchat.data import buckets, pool
 from gchat.data.sources.unit import Corpus, Tally, Unit
 from gchat.tokenizer import Tokenizer
 
 STATE = ".prepare.json"
-_VAL_PART = ".val-{index:05d}.arrayrecord"
-_SHUFFLE_BYTES = 128 << 20  # text shuffled at a time; twice that is in memory
-_ENCODED = 512  # documents encoded at a time
-
-
-@dataclasses.dataclass
-class State:
-    """What an interrupted preparation leaves: the units done and their shards."""
-
-    parameters: dict[str, Any]
-    done: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-
-    def save(self, folder: Path) -> None:
-        """Writes `.prepare.json` atomically."""
-        storage.write_text(folder / STATE, json.dumps(dataclasses.asdict(self), indent=1))
-
-    def shards(self, key: str) -> list[ShardInfo]:
-        """Shards of the finished units in order; key is "train" or "val"."""
-        return [ShardInfo(**shard) for unit in self.done.values() for shard in unit[key]]
-
-    def total(self, key: str, split: str | None = None) -> int:
-        """Sum over the finished units of "documents", "text_bytes" or "invalid_utf8"."""
-        values = [unit[key] for unit in self.done.values()]
-        return sum(v if split is None else v[split] for v in values)
+SCRATCH = ".prepare"
+_RUN_TOKENS = 32 << 20  # tokens held by one process in the first pass: 64 MiB of uint16
+_GROUP_NAME = ".group-{group:05d}-{{index:05d}}.arrayrecord"
+_VAL = -1  # the group of the validation split
 
 
 def position(document: str) -> float:
@@ -50,102 +36,241 @@ def position(document: str) -> float:
     return int.from_bytes(digest, "little") / 2**64
 
 
-def progress_bar(label: str, total: int | None, progress: bool | None) -> tqdm:
-    """A bar in bytes of text with rate and time left."""
+def progress_bar(label: str, total: int | None, progress: bool | None, unit: str = "B") -> tqdm:
+    """A bar in bytes of text (or another unit) with rate and time left."""
     # tqdm's None hides the bar where stderr is no terminal: logs stay readable.
     hidden = None if progress is None else not progress
-    return tqdm(desc=label, total=total, unit="B", unit_scale=True, disable=hidden)
+    return tqdm(desc=label, total=total, unit=unit, unit_scale=True, disable=hidden)
 
 
-@dataclasses.dataclass
-class Work:
-    """Turns units into shards."""
+@dataclasses.dataclass(frozen=True)
+class Encode:
+    """The first pass over one unit: (number, unit) to runs and a record of what was in it."""
 
     folder: Path
     tokenizer: Tokenizer
-    state: State
     seed: int
     val_fraction: float
-    shard_tokens: int
-    threads: int
-    progress: bool | None
+    buckets: int
+    run_tokens: int = _RUN_TOKENS
 
-    def run(self, corpus: Corpus) -> None:
-        """Does the units that are not done yet."""
-        todo = [u for u in corpus.units if u.name not in self.state.done]
-        sizes = [unit.text_bytes for unit in todo]
-        total = sum(s for s in sizes if s) if all(sizes) else None
-        with progress_bar("tokenize", total, self.progress) as bar:
-            for index, unit in enumerate(corpus.units):
-                if unit.name not in self.state.done:
-                    self.state.done[unit.name] = self._unit(index, unit, bar)
-                    self.state.save(self.folder)
+    def marker(self, index: int) -> Path:
+        """Says that a unit is done, and what it held."""
+        return self.folder / SCRATCH / f"unit-{index:06d}.json"
 
-    def _unit(self, index: int, unit: Unit, bar: tqdm) -> dict[str, Any]:
+    def __call__(self, task: tuple[int, Unit]) -> dict[str, Any]:
+        """Does one unit; returns what the marker holds."""
+        index, unit = task
         tally = Tally()
-        documents = {"train": 0, "val": 0}
-        text_bytes = {"train": 0, "val": 0}
-        dtype = self.tokenizer.info.dtype
-        writers = {
-            "train": ShardWriter(
-                self.folder,
-                dtype=dtype,
-                first_index=len(self.state.shards("train")),
-                shard_tokens=self.shard_tokens,
-            ),
-            "val": ShardWriter(
-                self.folder, dtype=dtype, name=_VAL_PART.format(index=index), shard_tokens=None
-            ),
-        }
-        with writers["train"], writers["val"]:
-            for number, buffer in enumerate(_buffers(unit.documents(tally))):
-                needs_val = unit.split is None and index == number == 0
-                splits = self._splits(buffer, unit.split, needs_val)
-                order = permutation(len(buffer), self.seed, index, number).tolist()
-                for first in range(0, len(order), _ENCODED):
-                    chosen = order[first : first + _ENCODED]
-                    texts = [buffer[i] for i in chosen]
-                    sizes = [len(t) if t.isascii() else len(t.encode()) for t in texts]
-                    for i, size, ids in zip(chosen, sizes, self._encode(texts), strict=True):
-                        writers[splits[i]].add(ids)
-                        documents[splits[i]] += 1
-                        text_bytes[splits[i]] += size
-                    bar.update(sum(sizes))
-        return {
-            **{key: [dataclasses.asdict(s) for s in w.shards] for key, w in writers.items()},
-            "documents": documents,
-            "text_bytes": text_bytes,
+        held = _Held(self, index)
+        for document in unit.documents(tally):
+            held.add(document, unit.split)
+        held.write()
+        found = {
+            "runs": held.runs,
+            "documents": held.documents,
+            "text_bytes": held.text_bytes,
+            "lowest": None if held.lowest is None else list(held.lowest),
             "invalid_utf8": tally.invalid_utf8,
+            "name": unit.name,
         }
-
-    def _splits(self, buffer: list[str], given: str | None, needs_val: bool) -> list[str]:
-        """The split of each document."""
-        if given is not None:
-            return [given] * len(buffer)
-        hashes = [position(document) for document in buffer]
-        limit = self.val_fraction
-        if needs_val and min(hashes) >= limit:
-            limit = np.nextafter(min(hashes), 1.0)
-        return ["val" if h < limit else "train" for h in hashes]
-
-    def _encode(self, texts: list[str]) -> Iterator[np.ndarray]:
-        """Ids of each text, BOS first."""
-        for ids in self.tokenizer.encode_batch(texts, self.threads):
-            document = np.empty(len(ids) + 1, ids.dtype)
-            document[0] = self.tokenizer.bos_id
-            document[1:] = ids
-            yield document
+        storage.write_text(self.marker(index), json.dumps(found))
+        return found
 
 
-def _buffers(documents: Iterator[str]) -> Iterator[list[str]]:
-    """Documents in groups that are shuffled in memory."""
-    group: list[str] = []
-    size = 0
-    for document in documents:
-        group.append(document)
-        size += len(document)
-        if size >= _SHUFFLE_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+class _Held:
+    """Documents of one unit that wait to be written as a run."""
+
+    def __init__(self, job: Encode, index: int) -> None:
+        self.job = job
+        self.index = index
+        self.runs: list[str] = []
+        self.documents = dict.fromkeys(SPLITS, 0)
+        self.text_bytes = dict.fromkeys(SPLITS, 0)
+        self.lowest: tuple[float, int, int] | None = None
+        """Hash, number and bytes of the training document that is next to become validation."""
+        self._first = 0  # number of the first document held
+        self._fill = 0
+        self._lengths: list[int] = []
+        self._is_val: list[bool] = []
+        self._tokens = np.empty(0, job.tokenizer.info.dtype)
+
+    def add(self, document: str, split: str | None) -> None:
+        """Tokenizes a document; its split follows from its hash unless it is given."""
+        ids = self.job.tokenizer.encode_array(document)
+        needed = self._fill + len(ids) + 1
+        if needed > self.job.run_tokens and self._lengths:
+            self.write()
+            needed = len(ids) + 1
+        if needed > len(self._tokens):
+            self._grow(needed)
+        self._tokens[self._fill] = self.job.tokenizer.bos_id
+        self._tokens[self._fill + 1 : needed] = ids
+        self._fill = needed
+        text_bytes = len(document) if document.isascii() else len(document.encode())
+        if split is None:
+            at = position(document)
+            is_val = at < self.job.val_fraction
+            if not is_val and (self.lowest is None or at < self.lowest[0]):
+                self.lowest = (at, self._first + len(self._lengths), text_bytes)
+        else:
+            is_val = split == "val"
+        name = SPLITS[is_val]
+        self.documents[name] += 1
+        self.text_bytes[name] += text_bytes
+        self._lengths.append(len(ids) + 1)
+        self._is_val.append(is_val)
+
+    def _grow(self, needed: int) -> None:
+        size = max(needed, min(self.job.run_tokens, max(1 << 20, 2 * len(self._tokens))))
+        grown = np.empty(size, self._tokens.dtype)
+        grown[: self._fill] = self._tokens[: self._fill]
+        self._tokens = grown
+
+    def write(self) -> None:
+        """Writes what is held as one run."""
+        count = len(self._lengths)
+        if not count:
+            return
+        name = f"unit-{self.index:06d}-{len(self.runs):04d}.run"
+        buckets.write_run(
+            self.job.folder / SCRATCH / name,
+            buckets.Documents(
+                tokens=self._tokens[: self._fill],
+                lengths=np.array(self._lengths, "<u4"),
+                keys=buckets.keys(self.job.seed, self.index, count, self._first),
+            ),
+            np.array(self._is_val),
+            self.job.buckets,
+        )
+        self.runs.append(name)
+        self._first += count
+        self._fill = 0
+        self._lengths = []
+        self._is_val = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Shuffle:
+    """The second pass over one group of buckets: (group, first bucket, end, shards) to shards."""
+
+    folder: Path
+    runs: Sequence[buckets.Run]
+    dtype: np.dtype
+    buckets: int
+    promoted: int | None
+    """Key of a training document that goes to the validation split, which would be empty."""
+
+    def marker(self, group: int) -> Path:
+        """Says that a group is done, and which shards it gave."""
+        return self.folder / SCRATCH / f"group-{'val' if group == _VAL else f'{group:06d}'}.json"
+
+    def __call__(self, task: tuple[int, int, int, int]) -> list[dict[str, Any]]:
+        """Does one group; returns its shards."""
+        group, first, end, limit = task
+        options: dict[str, Any] = {"name": VAL_NAME, "shard_tokens": None}
+        if group != _VAL:
+            options = {"name": _GROUP_NAME.format(group=group), "shard_tokens": limit}
+        with ShardWriter(self.folder, dtype=self.dtype, **options) as writer:
+            for bucket in range(first, end):
+                for document in self._bucket(bucket, val=group == _VAL):
+                    writer.add(document)
+        found = [dataclasses.asdict(shard) for shard in writer.shards]
+        storage.write_text(self.marker(group), json.dumps(found))
+        return found
+
+    def _bucket(self, bucket: int, val: bool) -> Iterator[np.ndarray]:
+        if val and self.promoted is not None:
+            documents = buckets.read_segment(self.runs, bucket)
+            yield from _chosen(documents, documents.keys == np.uint64(self.promoted))
+            return
+        documents = buckets.read_segment(self.runs, bucket + self.buckets * val)
+        if self.promoted is None:
+            yield from documents.in_order()
+        else:
+            yield from _chosen(documents, documents.keys != np.uint64(self.promoted))
+
+
+def _chosen(documents: buckets.Documents, mask: np.ndarray) -> Iterator[np.ndarray]:
+    """The documents of a mask, in order."""
+    tokens = documents.tokens[np.repeat(mask, documents.lengths)]
+    yield from buckets.Documents(tokens, documents.lengths[mask], documents.keys[mask]).in_order()
+
+
+def encode(
+    job: Encode, corpus: Corpus, workers: int, progress: bool | None
+) -> list[dict[str, Any]]:
+    """Runs the first pass over the units that are not done; returns the record of every unit."""
+    found: dict[int, dict[str, Any]] = {}
+    for index in range(len(corpus.units)):
+        if job.marker(index).exists():
+            found[index] = json.loads(storage.read_text(job.marker(index)))
+    todo = [(i, unit) for i, unit in enumerate(corpus.units) if i not in found]
+    sizes = [unit.text_bytes for _, unit in todo]
+    total = sum(s for s in sizes if s) if all(sizes) else None
+    with progress_bar("tokenize", total, progress) as bar:
+
+        def done(task: tuple[int, Unit], result: dict[str, Any]) -> None:
+            found[task[0]] = result
+            bar.update(task[1].text_bytes or sum(result["text_bytes"].values()))
+
+        pool.run(job, _fetched(todo), min(workers, len(todo)), done)
+    return [found[index] for index in range(len(corpus.units))]
+
+
+def _fetched(todo: Sequence[tuple[int, Unit]]) -> Iterator[tuple[int, Unit]]:
+    for index, unit in todo:
+        if unit.fetch is not None:
+            unit.fetch()
+            unit = dataclasses.replace(unit, fetch=None)
+        yield index, unit
+
+
+def shuffle(
+    job: Shuffle, shard_tokens: int, workers: int, progress: bool | None
+) -> dict[str, list[ShardInfo]]:
+    """Runs the second pass and gives the shards their names; "train" and "val" in order."""
+    tasks = [*_groups(job, shard_tokens), (_VAL, 0, job.buckets, 0)]
+    found: dict[int, list[dict[str, Any]]] = {}
+    for group, *_ in tasks:
+        if job.marker(group).exists():
+            found[group] = json.loads(storage.read_text(job.marker(group)))
+    todo = [task for task in tasks if task[0] not in found]
+    with progress_bar("shuffle", len(todo), progress, " shards") as bar:
+
+        def done(task: tuple[int, int, int, int], result: list[dict[str, Any]]) -> None:
+            found[task[0]] = result
+            bar.update(1)
+
+        pool.run(job, todo, min(workers, len(todo)), done)
+    val = [ShardInfo(**shard) for shard in found.pop(_VAL)]
+    return {"train": _named(job.folder, [s for g in sorted(found) for s in found[g]]), "val": val}
+
+
+def _groups(job: Shuffle, shard_tokens: int) -> Iterator[tuple[int, int, int, int]]:
+    """Buckets to groups of about one shard each, all of nearly the same size."""
+    tokens = sum((run.tokens_by_segment()[: job.buckets] for run in job.runs), np.zeros(1, int))
+    ends = np.cumsum(tokens)
+    total = int(ends[-1])
+    count = max(1, -(-total // shard_tokens))
+    # Python's integers: total * count may pass 2**53.
+    edges = [int(np.searchsorted(ends, total * (i + 1) // count)) + 1 for i in range(count)]
+    edges[-1] = job.buckets
+    first = group = 0
+    for end in sorted(set(edges)):
+        size = int(ends[end - 1] - (ends[first - 1] if first else 0))
+        if size:  # a bucket larger than a shard is cut into several
+            yield group, first, end, -(-size // max(1, round(size / shard_tokens)))
+            group += 1
+        first = end
+
+
+def _named(folder: Path, shards: Sequence[dict[str, Any]]) -> list[ShardInfo]:
+    """Renames the shards of the groups to their places in the whole."""
+    named = []
+    for index, shard in enumerate(shards):
+        name = TRAIN_NAME.format(index=index)
+        if (folder / shard["name"]).exists():  # else an interrupted run has renamed it
+            (folder / shard["name"]).rename(folder / name)
+        named.append(dataclasses.replace(ShardInfo(**shard), name=name))
+    return named

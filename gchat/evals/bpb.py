@@ -84,10 +84,11 @@ def pack(
         if left - need > 0:
             room[left - need].append(index)
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    return [_lay_out(batch, batch_size, seq_len) for batch in batches]
+    return [lay_out(batch, batch_size, seq_len) for batch in batches]
 
 
-def _lay_out(rows: Sequence[list[tuple[np.ndarray, int]]], batch_size: int, seq_len: int) -> Rows:
+def lay_out(rows: Sequence[list[tuple[np.ndarray, int]]], batch_size: int, seq_len: int) -> Rows:
+    """Windows (with their leading targets already scored) of each row as arrays."""
     inputs, positions, segments = (np.zeros((batch_size, seq_len), np.int32) for _ in range(3))
     targets = np.full((batch_size, seq_len), IGNORE, np.int32)
     for b, row in enumerate(rows):

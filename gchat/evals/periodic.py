@@ -70,12 +70,17 @@ class Evaluator:
         stride = max(1, round(self._seq_len * self._eval.stride_fraction))
         return bpb.pack(documents, seq_len=self._seq_len, stride=stride, batch_size=self._rows)
 
-    def validate(self, params: Any) -> dict[str, float]:
-        """`eval/NAME_bpb`, `_loss` and `_perplexity` for validation (`val`) and each named file."""
+    def validate(
+        self, params: Any, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> dict[str, float]:
+        """`eval/NAME_bpb`, `_loss` and `_perplexity` for validation (`val`) and each named file.
+
+        `progress` is told (batches scored, of how many) after each one.
+        """
         values: dict[str, float] = {}
         for name, batches in self._batches.items():
             score = bpb.evaluate(
-                lambda rows: self._scorer(params, rows), batches, self._token_bytes
+                lambda rows: self._scorer(params, rows), batches, self._token_bytes, progress
             )
             values |= {
                 f"eval/{name}_bpb": score.bpb,

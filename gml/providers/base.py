@@ -36,6 +36,13 @@ class Provider(Protocol):
         """Whether it is configured here. Makes no calls."""
         ...
 
+    def sign_in(self) -> None:
+        """Finds credentials, or raises AuthError with the command that mends it.
+
+        `create` asks before it begins anything, so that nothing has to be undone without them.
+        """
+        ...
+
     def offers(
         self, sku: Sku, *, spot: bool, zone: str = "", live: bool = False, strategy: str = ""
     ) -> list[Offer]:

@@ -7,14 +7,11 @@ here: google-cloud-compute takes 4 s to import, google-cloud-tpu 1 s, and the la
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -145,22 +142,9 @@ class GoogleApi:
     def download(self, bucket: str, name: str) -> dict[str, Any]:
         """Reads a small JSON object; {} where there is none."""
         check_bucket(bucket)
-        quoted = urllib.parse.quote(name, safe="")
         # The object's name is one path segment: its slashes stay escaped.
-        try:
-            http = self.http("storage")
-            request = urllib.request.Request(
-                f"{http.base}/storage/v1/b/{bucket}/o/{quoted}?alt=media", headers=self._headers()
-            )
-            with urllib.request.urlopen(request, timeout=20) as answer:
-                return json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code == 404:
-                return {}
-            raise Unavailable(f"gs://{bucket}/{name}: {error.code}") from None
-        except (OSError, ValueError) as error:
-            raise Unavailable(f"gs://{bucket}/{name}: {error}") from None
+        quoted = urllib.parse.quote(name, safe="")
+        return self.get("storage", f"storage/v1/b/{bucket}/o/{quoted}", {"alt": "media"}) or {}
 
 
 def check_bucket(name: str) -> None:
@@ -237,7 +221,7 @@ def raise_operation_error(error: Mapping[str, Any], config: Config) -> NoReturn:
 
 
 class _Transport:
-    """google-auth's transport on urllib: saves `requests` as a dependency."""
+    """google-auth's transport on httpx2: saves `requests` as a dependency."""
 
     def __call__(
         self,
@@ -248,17 +232,16 @@ class _Transport:
         timeout: float | None = 30,
         **_: Any,
     ) -> _Response:
-        message = urllib.request.Request(url, data=body, method=method, headers=dict(headers or {}))
-        try:
-            with urllib.request.urlopen(message, timeout=timeout or 30) as answer:
-                return _Response(answer.status, dict(answer.headers), answer.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                return _Response(error.code, dict(error.headers), error.read())
-        except OSError as error:
-            import google.auth.exceptions
+        import google.auth.exceptions
+        import httpx2
 
+        try:
+            answer = httpx2.request(
+                method, url, content=body, headers=dict(headers or {}), timeout=timeout or 30
+            )
+        except (httpx2.RequestError, httpx2.InvalidURL) as error:
             raise google.auth.exceptions.TransportError(str(error)) from None
+        return _Response(answer.status_code, dict(answer.headers), answer.content)
 
 
 class _Response:

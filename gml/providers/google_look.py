@@ -37,6 +37,10 @@ class GoogleLook:
         """Whether a project is set."""
         return bool(self.config.google.project or os.environ.get("GOOGLE_CLOUD_PROJECT"))
 
+    def sign_in(self) -> None:
+        """A token, refreshed where it has expired; raises AuthError."""
+        self.api.token()
+
     def base_url(self, service: str) -> str:
         """Where a request goes."""
         return self.config.endpoint(service)
@@ -138,11 +142,11 @@ class GoogleLook:
                 # An API that was never enabled holds nothing; anything else might.
                 if "not enabled" not in error.problem:
                     with lock:
-                        problems.append(error.problem)
+                        problems.append(str(error))
                 return
             except GmlError as error:
                 with lock:
-                    problems.append(error.problem)
+                    problems.append(str(error))
                 return
             with lock:
                 for page in pages:
@@ -156,9 +160,7 @@ class GoogleLook:
         _parallel([lambda c=c: look(*c) for c in calls])
         found = seen.merge(parts)
         if problems:
-            raise Incomplete(
-                f"could not look at {'; '.join(dict.fromkeys(problems))}", "try again", found
-            )
+            raise Incomplete("; ".join(dict.fromkeys(problems)), found=found)
         return found
 
     def find(self, node: Node) -> Node | None:

@@ -8,13 +8,10 @@ There is no idempotency key: after a launch without an answer the list decides, 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from gml.errors import AuthError, Denied, GmlError, QuotaError, StockOut, Unavai
 from gml.http import ApiError, Http, NetworkError, unavailable
 from gml.model import ApiRequest, CreateSpec, Host, Node, Offer, node_from_labels
 from gml.providers.base import Tick, silent
+from gml.rate import turn
 from gml.startup import STATE_DIR, startup_script, watchdog_config
 from gml.store import Store
 
@@ -50,7 +48,7 @@ class LambdaProvider:
         self.http = Http(
             config.endpoint("lambda"),
             lambda: {"Authorization": f"Bearer {self.api_key()}"},
-            backoff_s=config.backoff_s,
+            backoff_s=max(config.backoff_s, 1.5 * REQUEST_GAP_S),  # retries keep the gap too
         )
         self.patience_s = 1800.0
         self._types: dict[str, Any] | None = None
@@ -74,6 +72,10 @@ class LambdaProvider:
         path = Path(self.config.lambda_.api_key_file).expanduser()
         return bool(os.environ.get("LAMBDA_API_KEY")) or path.exists()
 
+    def sign_in(self) -> None:
+        """The API key; raises AuthError."""
+        self.api_key()
+
     def base_url(self, service: str) -> str:
         """Where a request goes."""
         return self.config.endpoint("lambda")
@@ -83,7 +85,10 @@ class LambdaProvider:
     def _send(self, method: str, path: str, body: dict | None = None, *, tries: int = 5) -> Any:
         """`data` of the answer; raises GmlError (ApiError for 404, NetworkError for tries=1)."""
         request = ApiRequest("lambda", method, f"api/v1/{path}", {}, body)
-        with self._turn("launch" if path.endswith("/launch") else "request"):
+        gaps = {"request": REQUEST_GAP_S}
+        if path.endswith("/launch"):
+            gaps["launch"] = LAUNCH_GAP_S
+        with turn(self.config.home / "lambda.rate", gaps):
             try:
                 return self.http.send(request, tries=tries).get("data")
             except ApiError as error:
@@ -94,33 +99,6 @@ class LambdaProvider:
                 if tries == 1:
                     raise
                 raise unavailable(error, "Lambda") from None
-
-    @contextlib.contextmanager
-    def _turn(self, kind: str) -> Iterator[None]:
-        """Waits for our turn under the rate limits, across all gml processes of this user."""
-        path = self.config.home / "lambda.rate"
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            try:
-                last = json.loads(os.pread(handle, 200, 0) or b"{}")
-            except ValueError:
-                last = {}
-            due = last.get("request", 0) + REQUEST_GAP_S
-            if kind == "launch":
-                due = max(due, last.get("launch", 0) + LAUNCH_GAP_S)
-            # A clock that was set back must not stop us for long.
-            pause = min(max(0.0, due - time.time()), LAUNCH_GAP_S)
-            time.sleep(pause)
-            last["request"] = time.time()
-            if kind == "launch":
-                last["launch"] = last["request"]
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps(last).encode(), 0)
-            yield
-        finally:
-            os.close(handle)
 
     # ---- offers
 

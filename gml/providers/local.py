@@ -72,6 +72,9 @@ class LocalProvider:
             n.provider == self.name for n in self.store.all()
         )
 
+    def sign_in(self) -> None:
+        """ssh does that by itself."""
+
     def base_url(self, service: str) -> str:
         """ssh has no base address."""
         return "ssh:/"

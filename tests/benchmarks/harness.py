@@ -8,6 +8,9 @@
 
 The last line on stdout is one JSON object: what `main` returns plus `benchmark`, `quick`,
 `machine`, `versions`, `commit` and `seconds`.
+
+Importing this module first makes sure that the benchmark's packages are there: where one is
+missing, requirements/test.txt is installed into .venv (once) and the benchmark starts again there.
 """
 
 import argparse
@@ -19,13 +22,49 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "grain", "array_record", "numpy", "tiktoken", "rustbpe",
 )  # fmt: skip
+# What a benchmark imports, where that is not the trainer's packages.
+_NEEDS = {
+    "gml_cli": ("typer",),
+    "metrics_client": ("google_crc32c", "grpc", "numpy", "opentelemetry.proto", "psutil", "chdb"),
+    "metrics_queries": ("chdb",),
+    "metrics_ui": ("duckdb", "pandas", "playwright", "pyarrow", "psutil"),
+}
+_TRAINER = ("jax", "flax", "numpy", "optax", "grain", "tiktoken", "rustbpe", "pyarrow")
+_AGAIN = "GAIA_BENCHMARK_IN_VENV"
+
+
+def ensure_packages() -> None:
+    """Start again in .venv, after installing into it, where this Python lacks a package."""
+    script = Path(sys.argv[0]).resolve()
+    if script.parent != Path(__file__).resolve().parent:  # imported by a test
+        return
+    missing = [name for name in _NEEDS.get(script.stem, _TRAINER) if not _installed(name)]
+    if not missing:
+        return
+    if os.environ.get(_AGAIN):
+        sys.exit(f"{script.name}: .venv still lacks {', '.join(missing)}; remove .venv, run again")
+    command = ["bash", "-c", ". requirements/venv.sh && gaia_venv test"]
+    done = subprocess.run(command, cwd=ROOT, stdout=sys.stderr)
+    if done.returncode:
+        sys.exit(f"{script.name}: needs {', '.join(missing)}; see above")
+    os.environ[_AGAIN] = "1"
+    python = str(ROOT / ".venv/bin/python")
+    sys.stderr.flush()
+    os.execv(python, [python, *sys.argv])
+
+
+def _installed(name: str) -> bool:
+    try:
+        return util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of a parent package
+        return False
 
 
 def run(
@@ -111,3 +150,6 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return done.stdout.strip()
+
+
+ensure_packages()

@@ -4,11 +4,16 @@ The text is the documentation of the installed packages (the offline corpus), wr
 repeated to the size wanted. The limit is tiktoken: the regular expression that splits words and the
 merges inside them (printed beside it, on the same text; 20 MB/s was measured on an idle machine);
 reading, shuffling, compressing and checksums come on top. Training the BPE is timed apart.
+
+Memory: two corpora, one four times the other, are each prepared in a process of its own with two
+workers; the largest process counts. `rss_slope_mb_per_gb` is what a further gigabyte of text adds,
+`rss_20_gib_mb` what follows for 20 GiB (`--quick` leaves this out: it takes minutes).
 """
 
 import argparse
 import json
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +23,7 @@ from pathlib import Path
 import harness
 
 VOCAB = 32768
+SIZES = (200_000_000, 800_000_000)  # corpora whose preparation is compared in memory
 
 
 def main(args: argparse.Namespace) -> dict:
@@ -46,18 +52,57 @@ def main(args: argparse.Namespace) -> dict:
                 input=str(corpus),
                 out=root / f"out{repeat}",
                 tokenizer=str(root / "tokenizer.json"),
+                workers=1,
                 progress=False,
             )
             # CPU time, because threads and a shared machine would hide what a core achieves.
             rates.append(written / 1e6 / (time.process_time() - started))
             wall = time.perf_counter() - wall
             print(f"{written / 1e6:.0f} MB in {wall:.1f} s, {rates[-1]:.1f} MB/s per core")
-    result = harness.spread("mb_per_s_per_core", rates, 2)
+        memory = {} if args.quick else slope(root, texts)
+    result = memory | harness.spread("mb_per_s_per_core", rates, 2)
     result |= harness.spread("encode_only_mb_per_s", encode_only, 2)
     result["peak_rss_mb"] = round(_peak_rss_mb(), 1)
     result["train_bpe_s"] = round(train_s, 2)
     result["text_mb"] = round(written / 1e6, 1)
     return result
+
+
+def slope(root: Path, texts: list[str]) -> dict:
+    """Peak memory of the largest process for two sizes of corpus."""
+    peaks = []
+    for size in SIZES:
+        corpus = root / "large.jsonl"
+        _write(corpus, texts, size)
+        command = [sys.executable, __file__, "--prepare", str(root), str(corpus)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks.append(float(done.stdout.split()[-1]))
+        print(f"{size / 1e6:.0f} MB, 2 workers: {peaks[-1]:.0f} MB in the largest process")
+    per_gb = (peaks[1] - peaks[0]) / (SIZES[1] - SIZES[0]) * 1e9
+    return {
+        "rss_mb": [round(peak, 1) for peak in peaks],
+        "rss_text_mb": [size / 1e6 for size in SIZES],
+        "rss_slope_mb_per_gb": round(per_gb, 1),
+        "rss_20_gib_mb": round(peaks[1] + max(0.0, per_gb) * (20 * 2**30 - SIZES[1]) / 1e9),
+    }
+
+
+def prepare_alone(root: Path, corpus: str) -> None:
+    """In a process of its own: prepares and prints the peak of it and its workers in MB."""
+    sys.path.insert(0, str(harness.ROOT))
+    from gchat.data.prepare import prepare
+
+    prepare(
+        source="text",
+        input=corpus,
+        out=root / "large",
+        tokenizer=str(root / "tokenizer.json"),
+        workers=2,
+        overwrite=True,
+        progress=False,
+    )
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
+    print(max(_peak_rss_mb(), children))
 
 
 def _take(documents: Generator[str, None, None], chars: int) -> list[str]:
@@ -97,4 +142,7 @@ def _peak_rss_mb() -> float:
 
 
 if __name__ == "__main__":
-    harness.run(main, __doc__)
+    if sys.argv[1:2] == ["--prepare"]:
+        prepare_alone(Path(sys.argv[2]), sys.argv[3])
+    else:
+        harness.run(main, __doc__)

@@ -71,7 +71,7 @@ class Zygote:
         """Ends it."""
         assert self.process.stdin and self.process.stdout
         self.process.stdin.close()
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=90)
         self.process.stdout.close()
 
 

@@ -194,7 +194,9 @@ def _tpu_delete(
 
 def _op(cloud: Cloud, parent: str, finish: Any, target: str = "") -> dict[str, Any]:
     name = f"{parent.replace('/-', '/global')}/operations/op-{cloud.number()}"
-    op: dict[str, Any] = {"name": name, "done": False, "metadata": {"target": target}}
+    kind = "type.googleapis.com/google.cloud.tpu.v2.OperationMetadata"
+    about = {"@type": kind, "target": target}
+    op: dict[str, Any] = {"name": name, "done": False, "metadata": about}
     cloud.ops[name] = op
 
     def complete() -> None:

@@ -35,7 +35,7 @@ class Server:
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(timeout=10)
+            self.process.wait(timeout=90)
 
     def hang_up(self) -> None:
         """Ends every open connection, as a network failure would; the server stays."""
@@ -122,7 +122,7 @@ LogLevel ERROR
             stdout=subprocess.DEVNULL,
             stderr=log,
         )
-    until = time.monotonic() + 10
+    until = time.monotonic() + 90
     while time.monotonic() < until:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:

@@ -16,6 +16,7 @@ def private(path: str, flags: int) -> int:
 
 
 def main() -> None:
+    import httpx2  # noqa: F401 (loaded once, for all children)
     import typer
 
     import gml.cli

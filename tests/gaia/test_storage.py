@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gaia import storage
+from gaia import gcs, storage
 from gaia.errors import DataError
 
 
@@ -33,8 +33,11 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_a_bucket_needs_the_extra_and_says_so(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
-    with pytest.raises(storage.StorageError, match=r"gcsfs.*pip install 'gaia\[gcs\]'"):
+    monkeypatch.setitem(sys.modules, "google.cloud.storage", None)  # as if it were not installed
+    gcs.client.cache_clear()
+    with pytest.raises(
+        storage.StorageError, match=r"google\.cloud\.storage.*pip install 'gaia\[gcs\]'"
+    ):
         storage.read_bytes("gs://bucket/name")
     with pytest.raises(storage.StorageError, match="cannot open 's3://bucket/name'"):
         storage.exists("s3://bucket/name")

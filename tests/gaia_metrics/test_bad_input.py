@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gaia_metrics
-from gaia_metrics import jsonl
+from gaia_metrics import doctor, jsonl
 from gaia_metrics.watch import Watch, WatchConfig
 
 
@@ -47,23 +47,33 @@ def test_steps_that_go_back(tmp_path, capfd):
     assert err.count("steps should not go back") == 1 and "resume_step" in err
 
 
-def test_a_clock_that_jumps(tmp_path, monkeypatch):
+def test_a_clock_that_jumps(tmp_path, monkeypatch, capfd):
     run = start(tmp_path / "run")
     run.log(0, {"a": 1.0})
     real = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: real() - 3600 * 10**9)
     run.log(1, {"a": 1.0})
+    deadline = time.monotonic() + 120
+    while "clock" not in run._warned and time.monotonic() < deadline:
+        time.sleep(0.05)
     run.finish()
+    assert capfd.readouterr().err.count("clock jumped by -3600 s") == 1
     times = [line["time"] for line in lines(tmp_path / "run")]
     assert 0 <= times[1] - times[0] < 60  # from the monotonic clock
 
 
 def test_a_finished_run_goes_on_with_a_word(tmp_path, capfd):
     start(tmp_path / "run").finish()
-    run = start(tmp_path / "run")
-    run.log(0, {"a": 1.0})
-    run.finish()
-    assert run.attempt == 2 and capfd.readouterr().err.count("was finished") == 1
+    for _ in range(2):  # it logs the same steps again, without saying where it begins
+        run = start(tmp_path / "run")
+        for step in range(3):
+            run.log(step, {"a": 1.0 + run.attempt})
+        run.finish()
+    assert run.attempt == 3 and capfd.readouterr().err.count("was finished") == 2
+    assert [(line["step"], line["a"]) for line in lines(tmp_path / "run")] == [
+        (step, 4.0) for step in range(3)
+    ]
+    assert not [f for f in doctor._look_segments(tmp_path / "run") if f.level == "problem"]
 
 
 def test_a_read_only_folder(tmp_path, capfd):
@@ -117,6 +127,31 @@ def test_numpy_numbers_and_git(tmp_path):
     assert len(got) == 1
     info = json.loads((tmp_path / "run/run.json").read_text())
     assert "python" in info["versions"] and set(info["git"]) <= {"commit", "branch", "dirty"}
+
+
+def test_values_that_are_no_numbers(tmp_path, capfd):
+    run = start(tmp_path / "run")
+    run.log(0, {f"text/{i}": "words" for i in range(100)} | {"huge": 10**400, "a": 1e308})
+    run.log(1, {"a": -1e308, "b": 1e308})
+    run.finish()
+    assert [line["a"] for line in lines(tmp_path / "run")] == [1e308, -1e308]
+    err = capfd.readouterr().err
+    assert err.count("=str is not one number") == 5 and err.count("more names hold") == 1
+
+
+def test_doctor_says_that_a_folder_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    (finding,) = (f for f in doctor.examine(tmp_path / "file/runs", {}) if f.level == "problem")
+    assert "cannot be written" in finding.what and finding.remedy
+
+
+def test_dashboard_url(tmp_path, monkeypatch):
+    assert gaia_metrics.dashboard_url("202611-x") == ""
+    monkeypatch.setenv("GAIA_GRAFANA_URL", "https://metrics.example.org/")
+    run = start(tmp_path / "run")
+    run.finish()
+    assert run.url == f"https://metrics.example.org/d/gaia-run?var-run_id={run.id}"
+    assert gaia_metrics.dashboard_url("") == ""
 
 
 class Alerts(list):

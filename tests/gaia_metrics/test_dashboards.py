@@ -19,6 +19,8 @@ import pytest
 import yaml
 
 import gaia_metrics
+from gaia_metrics import segments
+from gaia_metrics.sync import sync
 from tests.fakes import clickhouse, otlp
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -50,6 +52,16 @@ def train(run, first, last, shift=0.0):
             run.text(step, "samples", f"sample {step} {shift}")
 
 
+def wait_for_system(run):
+    """Until two samples of the machine are in the run folder."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        records = segments.read_all(run.dir / "metrics")
+        if sum(record.kind == "system" for record in records) > 1:
+            return
+        time.sleep(0.1)
+
+
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
     """Three runs in the database; `resumed` came to 1000, resumed at 600 and stopped at 800."""
@@ -61,6 +73,7 @@ def stage(tmp_path_factory):
         patch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
         patch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20t0ken")
         patch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
+        patch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "300000")
         ids = {}
         for name, steps, shift in (("plain", 400, 0.0), ("other", 700, 0.5)):
             run = gaia_metrics.init(
@@ -71,7 +84,7 @@ def stage(tmp_path_factory):
             run.histogram(1, "weights", [1.0, 2.0, -3.0, 0.0])
             if name == "other":
                 run.log(steps, {"train/loss": float("nan")})
-            time.sleep(2.2)
+            wait_for_system(run)
             run.finish()
         first = gaia_metrics.init("gchat", "resumed", {}, dir=root / "resumed", system_interval=0)
         ids["resumed"] = first.id
@@ -83,6 +96,7 @@ def stage(tmp_path_factory):
         )
         train(second, 601, 801, shift=1.0)
         second.finish("stopped")
+        sync(root, os.environ)  # finish() waits five seconds at most; a slow machine takes longer
     patch.undo()
     yield database, ids
     database.close()

@@ -6,6 +6,7 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -139,6 +140,7 @@ def test_the_reader_can_only_read_limited_views():
     grants = [q.text for q in tree.findall("users/grafana_reader/grants/query")]
     assert grants and all(re.match(r"GRANT SELECT ON gaia\.\w+$", g) for g in grants)
     views = (DEPLOY / "clickhouse/schema/03-views.sql").read_text()
+    grants.remove("GRANT SELECT ON gaia.training_metrics")  # for gaia_metrics.query: numbers only
     for grant in grants:
         assert f"CREATE VIEW IF NOT EXISTS {grant.split()[-1]}\n" in views
     assert views.count("CREATE VIEW") == views.count("SQL SECURITY DEFINER") == len(grants)
@@ -192,6 +194,24 @@ def test_up_makes_secrets_once(copy, tmp_path):
     for bad in (["--domain", "a b;rm"], ["--nonsense"]):
         refused = run(["bash", deploy / "up.sh", *bad], env)
         assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
+
+
+def test_dry_runs_change_nothing(copy, tmp_path):
+    deploy, env = copy
+    (tmp_path / "gaia_metrics").symlink_to(DEPLOY.parent / "gaia_metrics")
+    env["PYTHON"] = sys.executable
+    before = sorted(p for p in deploy.rglob("*"))
+    for script in ("up.sh", "smoke.sh"):
+        done = run(["bash", deploy / script, "--dry-run"], env)
+        assert done.returncode == 0, done.stderr
+        assert "docker compose up" in done.stdout and "grafana/grafana:" in done.stdout
+    assert sorted(p for p in deploy.rglob("*")) == before and not (tmp_path / "calls").exists()
+    for script in ("up.sh", "k8s/install.sh"):  # by a relative name, as people call it
+        command = ["bash", f"deploy/{script}", "--help"]
+        told = subprocess.run(command, capture_output=True, text=True, cwd=deploy.parent)
+        assert told.returncode == 0 and f"deploy/{script}" in told.stdout
+    refused = run(["bash", deploy / "smoke.sh", "--nonsense"], env)
+    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
 
 
 needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")

@@ -1,9 +1,11 @@
 """Reading runs back: folders, buckets, machines, the database, the command line."""
 
 import csv
+import getpass
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ import pytest
 import gaia_metrics
 from gaia_metrics import cli, local, query
 from gaia_metrics.sync import sync
-from tests.fakes import clickhouse, otlp
+from tests.fakes import clickhouse, otlp, sshd
 
 STEPS = 400
 
@@ -43,6 +45,21 @@ def runs(tmp_path_factory):
     return root, ids
 
 
+def resumed(folder, endpoint):
+    """A run that came to step 10, was taken up at 6 and stopped at 8."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+        patch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "120000")
+        for attempt, steps, at in ((1.0, range(11), None), (2.0, range(7, 9), 6)):
+            run = gaia_metrics.init(
+                "gchat", "resumed", dir=folder, resume_step=at, system_interval=0
+            )
+            for step in steps:
+                run.log(step, {"a": attempt, "train/tokens": 100.0 * step})
+            run.finish()
+    sync(folder, {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint})
+
+
 @pytest.fixture(scope="module")
 def database(runs, tmp_path_factory):
     """The same runs in the real engine, sent there by `sync`, behind an HTTP interface."""
@@ -52,6 +69,7 @@ def database(runs, tmp_path_factory):
         assert sum(r.points for r in reports) > 4 * STEPS
         again = sync(runs[0], {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.http_endpoint})
         assert sum(r.points for r in again) == 0
+        resumed(tmp_path_factory.mktemp("resumed") / "r", receiver.http_endpoint)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -174,24 +192,39 @@ def test_a_bucket(runs, tmp_path, monkeypatch):
         query.connect("nowhere://x")
 
 
+@pytest.mark.skipif(bool(sshd.MISSING), reason=sshd.MISSING)
 def test_another_machine(runs, tmp_path, monkeypatch):
-    """A stand-in for ssh and rsync that copies locally: the arguments are what is tested."""
+    """A real OpenSSH server and rsync; `ssh` only gets the test's own configuration."""
     monkeypatch.setenv("GAIA_HOME", str(tmp_path / "home"))
-    fake = tmp_path / "bin"
-    fake.mkdir()
-    (fake / "rsync").write_text(
-        f'#!/bin/bash\necho "$@" > {tmp_path}/args\nfrom=${{@: -2:1}}\n'
-        "[ \"${from%%:*}\" = me@node ] || { echo 'no such host' >&2; exit 255; }\n"
-        'cp -r "${from#*:}." "${@: -1}"\n'
-    )
-    (fake / "rsync").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{fake}:{os.environ['PATH']}")
-    source = query.connect(f"ssh://me@node:2222//{runs[0]}".replace("////", "//"))
-    assert {row["name"] for row in source.runs()} == {"d12", "d20"}
-    args = (tmp_path / "args").read_text()
-    assert "-p 2222" in args and "BatchMode=yes" in args and "--include=*.seg" in args
-    with pytest.raises(gaia_metrics.MetricsError, match="no such host"):
-        query.connect("ssh://elsewhere/runs")
+    sshd.make_key(tmp_path / "key")
+    server = sshd.start(tmp_path / "node", (tmp_path / "key.pub").read_text())
+    try:
+        (tmp_path / "config").write_text(
+            f"Host node\n  HostName 127.0.0.1\n  IdentityFile {tmp_path}/key\n"
+            f"  UserKnownHostsFile {tmp_path}/known\n  StrictHostKeyChecking accept-new\n"
+        )
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin/ssh").write_text(
+            f'#!/bin/bash\nexec {shutil.which("ssh")} -F {tmp_path}/config "$@"\n'
+        )
+        (tmp_path / "bin/ssh").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+        shutil.copytree(runs[0], server.home / "runs")
+        (server.home / "runs/d12/checkpoints").mkdir(parents=True)
+        (server.home / "runs/d12/checkpoints/huge.bin").write_text("x")
+        address = f"ssh://{getpass.getuser()}@node:{server.port}"
+        source = query.connect(f"{address}/runs")
+        assert {row["name"] for row in source.runs()} == {"d12", "d20"}
+        assert len(source.series(["d12"], ["train/loss"])["x"]) == STEPS + 1
+        assert not list((tmp_path / "home").rglob("huge.bin"))
+        absolute = query.connect(f"{address}/{server.home}/runs")  # two slashes: from the root
+        assert {row["name"] for row in absolute.runs()} == {"d12", "d20"}
+        with pytest.raises(gaia_metrics.MetricsError, match="cannot be read"):
+            query.connect(f"{address}/nowhere")
+    finally:
+        server.stop()
+    with pytest.raises(gaia_metrics.MetricsError, match="check that `ssh HOST` works"):
+        query.connect(f"{address}/runs")
     with pytest.raises(gaia_metrics.MetricsError, match="names no host"):
         query.connect("ssh://-oProxyCommand=x/runs")
 
@@ -213,7 +246,8 @@ def test_command_line(runs, capsys, tmp_path):
     assert "crashed" in call(capsys, "ls", "-d", root, "--status", "crashed")[1]
     code, out, _ = call(capsys, "show", "d12", "-d", root, "--json")
     assert json.loads(out)["config"]["model"] == {"depth": 12}
-    assert "not a number" in call(capsys, "show", "d12", "-d", root)[1]
+    shown = call(capsys, "show", "d12", "-d", root)[1]
+    assert "not a number" in shown and "model.depth = 12" in shown
     rows = json.loads(call(capsys, "compare", "d12", "d20", "-d", root, "--json")[1])
     assert rows[0]["train/loss"] == "NaN" and rows[1]["config.optim.lr"] == "2.0"
     assert "config.optim.lr" in call(capsys, "compare", "d12", "d20", "-d", root)[1]
@@ -224,9 +258,21 @@ def test_command_line(runs, capsys, tmp_path):
     assert target.stat().st_size > 0
     lines = call(capsys, "tail", "d12", "-n", 2, "-d", root, "--json")[1].splitlines()
     assert [json.loads(line)["step"] for line in lines] == [STEPS - 1, STEPS]
-    for arguments in (["ls", "-d", "/nope"], ["show", "nobody", "-d", root], ["sync", root]):
+    for arguments in (["ls", "-d", "/nope"], ["show", "nobody", "-d", root], ["sync", root],
+                      ["nonsense"], ["ls", "--nope"], ["ui", root, "--port", 99999]):  # fmt: skip
         code, out, err = call(capsys, *arguments)
         assert code == 2 and len(err.splitlines()) == 1 and ";" in err
+
+
+def test_series_of_a_resumed_run(database, tmp_path):
+    """The database's rows of the void tail do not come back (the folder's were cut)."""
+    frame = query.series(database, ["resumed"], ["a"])
+    assert list(zip(frame.x, frame.value, strict=True)) == [
+        (step, 1.0 if step <= 6 else 2.0) for step in range(9)
+    ]
+    assert query.metrics(database, "resumed").set_index("metric").loc["a", "last_step"] == 8
+    with_counter = query.series(database, ["resumed"], ["a"], x="tokens")
+    assert list(with_counter.x) == [100.0 * step for step in range(9)]
 
 
 def test_doctor(tmp_path, capsys, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 
 import gaia_metrics
 from gaia_metrics import jsonl, segments
+from tests.disks import fill, small_disk
 
 
 def lines(folder):
@@ -211,6 +212,9 @@ def test_two_processes_with_one_folder(make, tmp_path, capfd):
     second = make()
     assert "another process" in capfd.readouterr().err
     assert second.dir != first.dir
+    # A run of its own: as an attempt of the first it would void the first one's values.
+    assert second.id != first.id and (second.attempt, second.resume_step) == (1, -1)
+    assert json.loads((second.dir / "run.json").read_text())["id"] == second.id
     second.log(0, {"a": 2.0})
     first.log(0, {"a": 1.0})
     second.finish()
@@ -305,6 +309,22 @@ def test_forked_child_is_harmless(make, tmp_path):
     assert len(lines(tmp_path / "run")) == 2
 
 
+def test_a_disk_that_stays_full(tmp_path, capfd):
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        run = gaia_metrics.init("p", "n", dir=disk / "run", system_interval=0)
+        run.log(0, {"a": 1.0})
+        assert run.wait_durable(0)
+        fill(disk, leave=0)
+        for step in range(1, 3000):
+            run.log(step, {"a": 1.0, "b": 2.0})
+        run.finish()
+        assert lines(disk / "run")[0]["a"] == 1.0
+    assert not run._worker.alive and run._worker.dropped > 0
+    err = capfd.readouterr().err
+    assert err.count("No space left") == 1 and err.count("records are lost") == 1
+    assert "gave up" not in err and "internal error" not in err
+
+
 def test_a_disk_that_refuses_is_tried_again(make, tmp_path, monkeypatch, capfd):
     run = make()
     run.log(0, {"a": 1.0})
@@ -318,7 +338,7 @@ def test_a_disk_that_refuses_is_tried_again(make, tmp_path, monkeypatch, capfd):
     run.log(1, {"a": 2.0})
     assert not run.wait_durable(1, timeout=5)
     monkeypatch.setattr(os, "pwrite", real)
-    assert run.wait_durable(1, timeout=5)
+    assert run.wait_durable(1)
     run.finish()
     assert [line["a"] for line in lines(tmp_path / "run")] == [1.0, 2.0]
     assert capfd.readouterr().err.count("No space left") == 1

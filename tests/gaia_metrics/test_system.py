@@ -7,7 +7,7 @@ import types
 import pytest
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb
 
-from gaia_metrics.system import Sampler, SdkObservables
+from gaia_metrics.system import GIVE_UP_AFTER, Sampler, SdkObservables
 
 
 @pytest.fixture
@@ -70,9 +70,16 @@ def test_nvidia_and_a_card_that_goes_away(nvml):
     def gone(handle):
         raise RuntimeError("GPU is lost")
 
-    nvml.nvmlDeviceGetMemoryInfo = gone
+    answers, nvml.nvmlDeviceGetMemoryInfo = nvml.nvmlDeviceGetMemoryInfo, gone
     values = sampler.sample()
     assert "system.cpu.utilization" in values and not any("gpu" in name for name in values)
+    nvml.nvmlDeviceGetMemoryInfo = answers
+    assert "hw.gpu.0.utilization" in sampler.sample()  # one failure means nothing
+    nvml.nvmlDeviceGetMemoryInfo = gone
+    for _ in range(GIVE_UP_AFTER):
+        sampler.sample()
+    nvml.nvmlDeviceGetMemoryInfo = answers
+    assert not any("gpu" in name for name in sampler.sample())
 
 
 def test_tpu(tpu):
@@ -80,6 +87,21 @@ def test_tpu(tpu):
     assert values["hw.tpu.1.duty_cycle"] == 0.8
     assert values["hw.tpu.0.tensorcore_utilization"] == 0.4
     assert values["hw.tpu.0.memory.limit"] == 2000
+
+
+def test_a_tpu_that_comes_up_later(tpu, monkeypatch):
+    monitoring = sys.modules["libtpu.sdk"].tpumonitoring
+    get = monitoring.get_metric
+
+    def not_yet(name):
+        raise RuntimeError("no runtime")
+
+    monitoring.get_metric = not_yet
+    sampler = Sampler()
+    assert not any("tpu" in name for name in sampler.sample())
+    monitoring.get_metric = lambda name: not_yet(name) if name == "duty_cycle_pct" else get(name)
+    values = sampler.sample()
+    assert values["hw.tpu.0.memory.usage"] == 1000 and "hw.tpu.0.duty_cycle" not in values
 
 
 def test_device_memory_is_the_fallback():

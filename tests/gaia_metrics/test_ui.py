@@ -10,6 +10,7 @@ import urllib.request
 import pytest
 
 import gaia_metrics
+from gaia_metrics import segments
 from gaia_metrics.query import connect
 from gaia_metrics.ui.server import serve
 
@@ -25,7 +26,11 @@ def record(folder, name, steps, status):
     run.text(steps - 1, "samples", "<script>document.title='owned'</script>")
     assert run.wait_durable(steps - 1)
     if status:
-        time.sleep(1.3)
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and not any(
+            record.kind == "system" for record in segments.read_all(folder / "metrics")
+        ):
+            time.sleep(0.1)
         run.finish(status)
     return run
 
@@ -66,6 +71,23 @@ def test_api(site):
         get(f"{url}/api/runs", Host="evil.example:80")  # a page that rebinds its name to us
     caught.value.close()
     assert caught.value.code == 403
+
+
+def test_trouble_is_an_answer_not_a_traceback(capfd):
+    class Broken:
+        def runs(self):
+            raise RuntimeError("a damaged file")
+
+    server = serve(Broken())
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/api/runs"
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(address)
+    assert caught.value.code == 500 and b"a damaged file" in caught.value.read()
+    caught.value.close()
+    server.shutdown()
+    server.server_close()
+    assert capfd.readouterr().err == ""
 
 
 @pytest.fixture(scope="module")

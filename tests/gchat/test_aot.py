@@ -42,7 +42,9 @@ def devices(name: str, **options):
 def lower(preset: str, topology: str, *args: str, slices: int = 1):
     """The lowered step of a preset on a topology, and its configuration."""
     config = configs.load([preset, *args])
-    config, _ = configs.derive(config, vocab_size=50257, padded_vocab_size=50304)
+    small = "--model.dim=512" in args
+    vocab, padded = (1000, 1024) if small else (50257, 50304)
+    config, _ = configs.derive(config, vocab_size=vocab, padded_vocab_size=padded)
     options = {"num_slices": slices} if slices > 1 else {}
     mesh = make_mesh(config.mesh, devices(topology, **options))
     step = make_train_step(model_graph(config), config, mesh)
@@ -72,6 +74,10 @@ def test_fsdp_gathers_bf16_layer_by_layer():
     stacked = {f"{depth},{s.dim},{s.dim}", f"{depth},{s.dim},{s.hidden}"}
     assert not stacked & set(weights), weights
     assert {dtype for op, dtype, _ in found if op == "all-gather"} == {"bf16"}, found
+    D, F = s.dim, s.hidden
+    for shape in (f"{D // 8},{D}", f"{D // 8},{F}", f"{F // 8},{D}"):
+        assert found["reduce-scatter", "f32", shape], found
+    assert {dtype for op, dtype, shape in found if op == "all-to-all"} == {"bf16", "f32"}, found
     assert "tpu_custom_call" in text  # splash attention, compiled by Mosaic
 
 

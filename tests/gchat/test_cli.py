@@ -48,7 +48,9 @@ def trained(tmp_path_factory):
     prepare = ["data", "prepare", "--source", "text", "--input", str(text), "--out", str(data)]
     assert main([*prepare, "--vocab-size", "400"]) == 0
     train = ["train", "--data-dir", str(data), "--run-dir", str(run), "--max-steps", "4"]
-    assert main([*train, *SMALL, "--eval.files", "readme", str(ROOT / "README.md")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GAIA_GRAFANA_URL", "https://metrics.example.org")
+        assert main([*train, *SMALL, "--eval.files", "readme", str(ROOT / "README.md")]) == 0
     return data, run
 
 
@@ -67,6 +69,8 @@ def test_the_run_folder_explains_itself(trained):
     assert Path(summary["checkpoint"]).is_dir()
     report = (run / "report.md").read_text()
     assert "| readme |" in report and "| val |" in report and "bigram" in report
+    run_id = json.loads((run / "run.json").read_text())["id"]
+    assert f"<https://metrics.example.org/d/gaia-run?var-run_id={run_id}>" in report
 
 
 def test_metrics_have_one_line_per_step_with_each_evaluation(trained):

@@ -166,6 +166,8 @@ BAD = {
     "keep": (["--checkpoint.keep", "0"], "checkpoint.keep is 0"),
     "every": (["--checkpoint.every-steps", "-5"], "checkpoint.every_steps is -5"),
     "log interval": (["--log-interval", "0"], "run.log_interval is 0"),
+    "mesh": (["--mesh.tensor", "3"], "sequence 1 x tensor 3 does not make 1 devices"),
+    "profile": (["--profile", "13:10"], "run.profile is '13:10'"),
     "long prompt": (["--eval.prompts", "the small model " * 30], "eval.prompts"),
 }
 

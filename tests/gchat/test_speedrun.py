@@ -81,6 +81,16 @@ def test_dollars_follow_the_price_of_the_machine(machine, monkeypatch, capsys):
     assert "at most $43.20 at $21.60/h" in capsys.readouterr().out
 
 
+def test_data_that_gml_brought_is_used_unless_other_data_is_named(machine, monkeypatch, capsys):
+    machine(CPU, 4.6e11)
+    monkeypatch.setenv("GAIA_DATA", "gs://bucket/tokens")
+    assert main(["speedrun", "--dry-run"]) == 0
+    assert "data: gs://bucket/tokens" in capsys.readouterr().out
+    for own in (["--data-dir", "mine"], ["--data.source", "text", "--data.input", "a.txt"]):
+        assert main(["speedrun", "--dry-run", *own]) == 0
+        assert "gs://bucket" not in capsys.readouterr().out
+
+
 def test_the_deadline_of_the_machine_is_the_budget(machine, monkeypatch, capsys):
     machine(V6E, 8 * 918e12)
     monkeypatch.setenv("GAIA_DEADLINE", str(time.time() + 2 * 3600))

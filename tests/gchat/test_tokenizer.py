@@ -90,7 +90,7 @@ def test_text_never_becomes_a_special_token(bpe, parts):
 )
 def test_the_faster_patterns_split_as_the_published_ones(bpe, ours, published):
     def encoding(pattern):
-        ranks = {piece: rank for rank, piece in enumerate(bpe._ranks)}
+        ranks = {piece: rank for rank, piece in enumerate(bpe.codec.ranks)}
         return tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
     mine, theirs = encoding(ours), encoding(published)

@@ -125,11 +125,55 @@ def test_dry_run_prints_exactly_what_create_sends(server, gml):
         server.cloud.log.clear()
 
 
+LOOKS = {"ls", "node list", "node show", "node list-types", "offers", "cost", "doctor", "logs"}
+
+
+def test_every_command_takes_json_and_those_that_change_something_dry_run():
+    import typer
+
+    import gml.cli
+
+    def leaves(command, path=()):
+        children = getattr(command, "commands", None)
+        if children is None:
+            yield " ".join(path), {o for p in command.params for o in p.opts}
+            return
+        for name, child in children.items():
+            yield from leaves(child, (*path, name))
+
+    found = dict(leaves(typer.main.get_command(gml.cli.build())))
+    assert len(found) >= 24 and set(found) >= LOOKS
+    assert {n for n, options in found.items() if "--json" not in options} == set()
+    assert {n for n, options in found.items() if "--dry-run" not in options} == LOOKS
+
+
+def test_yes_stands_anywhere_and_nothing_is_assumed_without(server, gml):
+    gml(*NODE, "-t", "v6e-8", "--strategy", "node", "--zone", "us-east5-b", "--name", "y")
+    asked = gml("node", "timeout", "remove", "y")
+    assert (asked.returncode, "add --yes" in asked.stderr) == (2, True), asked.stderr
+    for words in (("-y", "node", "timeout", "remove", "y"), ("ls", "--yes", "--refresh")):
+        assert gml(*words, "--dry-run" if "remove" in words else "--json").returncode == 0
+    # After -- it belongs to the remote command.
+    plan = gml("exec", "y", "--dry-run", "--", "apt", "install", "-y")
+    assert json.loads(plan.stdout)["command"] == ["apt", "install", "-y"], plan.stderr
+
+
+def test_overdue_machines_are_named_by_every_command(server, gml, home):
+    gml(*NODE, "-t", "v6e-8", "--name", "late")
+    store = Store(home)
+    record = store.get("late")
+    store.put(record.replace(deadline=record.created - 600))
+    said = gml("cost")
+    assert said.returncode == 0 and "late is 10m" in said.stderr and "gml reap" in said.stderr
+    assert "past its end" not in gml("node", "delete", "late").stderr
+    assert "past its end" not in gml("cost").stderr
+
+
 def test_json_everywhere_and_json_errors(server, gml):
     made = json.loads(gml(*NODE, "-t", "v6e-8", "--name", "j", "--json").stdout)
     assert (made["id"], made["state"], made["usd_per_hour"]) == ("j", "ready", 21.6)
     assert json.loads(gml("ls", "--json").stdout)["nodes"][0]["id"] == "j"
-    assert json.loads(gml("node", "show", "j", "--json").stdout)["left_s"] > 3500
+    assert json.loads(gml("node", "show", "j", "--json").stdout)["left_s"] > 0
     assert json.loads(gml("offers", "v6e-8", "-p", "google", "--json").stdout)[0]["price"] == 21.6
     assert json.loads(gml("cost", "--json").stdout)["nodes"][0]["id"] == "j"
     assert json.loads(gml("reap", "--json").stdout)["kept"] == ["j"]
@@ -277,52 +321,6 @@ def test_state_is_private_and_holds_no_token(server, gml, home):
     assert TOKEN not in raw and "PRIVATE KEY" not in raw
 
 
-def test_setup_commands_are_shown_and_only_run_with_apply(gml, home, tmp_path, monkeypatch):
-    fake = tmp_path / "bin"
-    fake.mkdir()
-    (fake / "gcloud").write_text(
-        f'#!/bin/sh\necho "$@" >> {tmp_path}/ran\n'
-        'case "$*" in *firewall*) echo "already exists" >&2; exit 1;; esac\n'
-    )
-    (fake / "gcloud").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{fake}:{os.environ['PATH']}")
-    words = ("init", "google", "--project", "my-proj-1", "--billing-account", "AB-CD")
-    shown = gml(*words)
-    assert shown.returncode == 0 and not (tmp_path / "ran").exists()
-    wanted = ["services enable", "service-accounts create", "roles create", "firewall-rules create",
-              "buckets create", "quotas info", "billing budgets create"]  # fmt: skip
-    for text in wanted:
-        assert text in shown.stderr
-    done = gml(*words, "--apply", "--yes")
-    assert done.returncode == 0, done.stderr
-    ran = (tmp_path / "ran").read_text()
-    assert all(text in ran for text in wanted)
-    config = (home / "config.toml").read_text()
-    assert 'project = "my-proj-1"' in config and 'owner = "tester"' in config
-    assert make_manager().config.google.bucket == "my-proj-1-gml-us-east5"
-
-
-def test_reaper_install_shows_every_form(gml, home, monkeypatch):
-    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "my-proj-1")
-    assert "OnUnitActiveSec=5min" in gml("reaper", "install", "--dry-run").stderr
-    assert gml("reaper", "install", "--cron").stdout.startswith("*/5 * * * *")
-    assert "kind: CronJob" in gml("reaper", "install", "--k8s").stdout
-    assert "gml reap" in gml("reaper", "install", "--github").stdout
-    gcp = gml("reaper", "install", "--gcp", "--dry-run").stderr
-    assert "run jobs deploy gml-reaper" in gcp and "scheduler jobs create http" in gcp
-
-
-def test_the_reapers_image_context_can_reap(home, tmp_path):
-    from gml.setup import write_image_context
-
-    folder = write_image_context(make_manager().config)
-    env = {**os.environ, "PYTHONPATH": str(folder), "GML_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-m", "gml", "reap"], capture_output=True, text=True, env=env, cwd=folder
-    )
-    assert (done.returncode, "no provider is configured" in done.stderr) == (2, True), done.stderr
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.integers(60, 30 * 86400))
 def test_durations_round_trip(seconds):
@@ -363,3 +361,22 @@ def test_listing_formats(capsys):
     listing.show([node, node.replace(id="late", deadline=100)], [], 2800, False)
     out = capsys.readouterr().out
     assert "30m00s" in out and "$18.00" in out and "OVERDUE" in out and "gml reap" in out
+
+
+@pytest.mark.parametrize(
+    "line,number,offered",
+    [
+        ("gml no", 1, ["node"]),
+        ("gml node cre", 2, ["create"]),
+        ("gml connect ", 2, ["v6e-8-abcde"]),
+        ("gml node create --retry", 3, ["--retry-until-up"]),
+    ],
+)
+def test_shell_completion(home, line, number, offered):
+    Store(home).put(Node("v6e-8-abcde", "google", "o", "v6e-8", deadline=None))
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "_GML_COMPLETE": "complete_bash"}
+    env |= {"COMP_WORDS": line, "COMP_CWORD": str(number)}
+    done = subprocess.run(
+        [sys.executable, "-m", "gml"], capture_output=True, text=True, env=env
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.split()) == (0, offered), done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 
@@ -80,10 +81,18 @@ def test_it_refuses_what_nothing_would_end(cloud, gml):
     assert "gml reaper install" in refused.stderr and "--self-terminate" in refused.stderr
     assert cloud.mutations() == []
     manager = make_manager()
-    beat(manager.config, manager.store, time.time() - 1200)
+    beat(manager.config, manager.store, time.time() - 1200, ["lambda"])
     assert gml(*CREATE, "--name", "x").returncode == 10, "a heartbeat of 20 minutes ago is old"
+    # A reaper that looks at Google alone, or works for somebody else, ends no machine of Lambda's.
+    beat(manager.config, manager.store, time.time(), ["google"])
+    assert gml(*CREATE, "--name", "x").returncode == 10
+    bob = dataclasses.replace(manager.config, owner="bob")
+    beat(bob, manager.store, time.time(), ["lambda"])
+    assert gml(*CREATE, "--name", "x").returncode == 10
+    beat(bob, manager.store, time.time(), ["lambda"], everybody=True)
+    assert heartbeat_age(manager.config, "lambda") < 60
     reap(manager)
-    assert heartbeat_age(manager.config) < 60
+    assert heartbeat_age(manager.config, "lambda") < 60
     manager.check_safe(manager.provider("lambda"), Wish("gpu_1x_gh200", 3600))
 
 
@@ -91,11 +100,26 @@ def test_a_heartbeat_in_the_bucket_counts_on_other_machines(cloud, home):
     text = (home / "config.toml").read_text() + '\n[google]\nbucket = "here"\n'
     (home / "config.toml").write_text(text)
     manager = make_manager()
-    assert heartbeat_age(manager.config) is None
+    assert heartbeat_age(manager.config, "lambda") is None
     reap(manager)
     (home / "reaper.json").unlink()
-    assert heartbeat_age(manager.config) < 60
-    assert "here/gml/reaper.json" in cloud.objects
+    assert heartbeat_age(manager.config, "lambda") < 60
+    assert "here/gml/reaper/tester/lambda.json" in cloud.objects
+
+
+def test_a_cloud_that_fails_neither_stops_the_reaper_nor_counts_as_looked_at(cloud, monkeypatch):
+    manager = make_manager()
+    manager.create(WISH)
+    google = manager.provider("google")
+    monkeypatch.setattr(google, "list_nodes", lambda: {}["nonsense"])
+    cloud.offset = 7200
+    later = make_manager(cloud.now)
+    later._providers["google"] = google
+    report = reap(later)
+    assert [n.id for n in report.deleted] == ["x"]
+    assert "google: KeyError" in report.problems[0]
+    assert heartbeat_age(later.config, "lambda", cloud.now()) < 60
+    assert heartbeat_age(later.config, "google", cloud.now()) is None
 
 
 def test_self_terminate_sends_the_key_over_stdin_only(cloud):

@@ -31,7 +31,7 @@ def real_gml(*words: str, cwd: Path | None = None) -> subprocess.CompletedProces
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         stdin=subprocess.DEVNULL,
     )
@@ -82,7 +82,10 @@ def test_a_detached_job_outlives_the_cli_and_is_taken_up_again(hosts, repo, gml)
     assert gml("node", "show", "d").returncode == 7
 
 
-def test_a_killed_follower_harms_nothing_and_a_broken_line_is_taken_up(hosts, repo, manager):
+@pytest.mark.parametrize("ends_meanwhile", [False, True])
+def test_a_killed_follower_harms_nothing_and_a_broken_line_is_taken_up(
+    hosts, repo, manager, ends_meanwhile
+):
     node = make_local(manager, "box", "k")
     jobs.start(
         manager.ssh, node, "j", "for i in $(seq 40); do echo $i; sleep 0.05; done; exit 3",
@@ -96,7 +99,8 @@ def test_a_killed_follower_harms_nothing_and_a_broken_line_is_taken_up(hosts, re
     time.sleep(0.6)
     follower.kill()
     follower.wait()
-    sink = Broken(hosts[0])
+    ended = hosts[0].home / ".gml" / "jobs" / "j" / "rc"
+    sink = Broken(hosts[0], ended if ends_meanwhile else None)
     code = jobs.follow(manager.ssh, node, "j", out=sink)
     assert code == 3
     assert sink.broke
@@ -105,16 +109,18 @@ def test_a_killed_follower_harms_nothing_and_a_broken_line_is_taken_up(hosts, re
 
 
 class Broken:
-    """A sink that cuts all connections of the server once, in the middle."""
+    """A sink that cuts all connections of the server once, and may then wait for a file."""
 
-    def __init__(self, server) -> None:
-        self.server, self.data, self.broke = server, b"", False
+    def __init__(self, server, until: Path | None) -> None:
+        self.server, self.until, self.data, self.broke = server, until, b"", False
 
     def write(self, chunk: bytes) -> None:
         self.data += chunk
         if not self.broke and self.data.count(b"\n") >= 5:
             self.broke = True
             self.server.hang_up()
+            while self.until and not self.until.exists():
+                time.sleep(0.05)
 
     def flush(self) -> None:
         return
@@ -167,15 +173,27 @@ def test_exec_on_one_and_on_all_hosts(hosts, manager, gml):
 
 def test_exec_all_fails_fast_and_ends_the_others(hosts, manager, gml):
     make_local(manager, "slice", "ff")
-    begun = time.monotonic()
+    # The trap speaks only when the others are ended from outside; else they would sleep on.
     command = (
         "[ $JAX_PROCESS_ID = 2 ] && { sleep 0.5; exit 4; }; "
-        "trap 'echo ended; exit 1' TERM; sleep 30 & wait"
+        "trap 'echo ended; exit 1' TERM; sleep 300 & wait"
     )
     done = gml("exec", "ff", "--all", "--", command)
     assert done.returncode == 4
-    assert time.monotonic() - begun < 15
     assert done.stdout.count("ended") == 3
+
+
+def test_a_job_on_a_slice_ends_with_the_first_host_that_fails(hosts, repo, manager, monkeypatch):
+    from gml import fanout
+    from gml.run import Runner, RunWish
+
+    monkeypatch.setattr(fanout, "WATCH_S", 0.3)
+    node = make_local(manager, "slice", "sl")
+    command = "[ $JAX_PROCESS_ID = 2 ] && exit 5; sleep 300"
+    wish = RunWish(command=command, job="j", folder=repo, dest="w", sync=False)
+    assert Runner(manager, wish, lambda what: None).run(node, None) == 5
+    assert all(jobs.status(manager.ssh, node, "j", index=i).isdigit() for i in (0, 2))
+    manager.delete(node)
 
 
 def test_secrets_travel_over_stdin_only(hosts, repo, manager, monkeypatch):
@@ -212,21 +230,23 @@ def test_secrets_travel_over_stdin_only(hosts, repo, manager, monkeypatch):
 
 def test_the_watchdog_ends_the_job_at_the_deadline(hosts, manager):
     node = make_local(manager, "box", "dl")
-    trap = "trap 'echo saved; exit 0' TERM; for i in $(seq 200); do sleep 0.1; done"
+    trap = "trap 'echo saved; exit 0' TERM; for i in $(seq 2000); do sleep 0.1; done"
     jobs.start(manager.ssh, node, "j", trap, workdir="w", env={})
-    stubborn = "trap '' TERM; sleep 60"
+    stubborn = "trap '' TERM; sleep 600"
     jobs.start(manager.ssh, node, "stubborn", stubborn, workdir="w", env={})
-    moved = manager.extend(node, round(time.time()) + 2)
+    moved = manager.extend(node, round(time.time()) + 6)
     folder = hosts[0].home / ".gml"
-    until = time.monotonic() + 15
-    while (folder / "node" / "labels.json").exists() and time.monotonic() < until:
+    for _ in range(900):  # looks, not seconds: a machine may stand still for a while
+        if not (folder / "node" / "labels.json").exists():
+            break
         time.sleep(0.1)
     assert moved.deadline and not (folder / "node" / "labels.json").exists()
     assert (folder / "jobs" / "j" / "log").read_text().endswith("saved\n")
     assert jobs.status(manager.ssh, node, "j") == "0"
     # Killed at once; where nobody collects it, it stays a zombie for a while.
-    until = time.monotonic() + 10
-    while jobs.status(manager.ssh, node, "stubborn") == "running" and time.monotonic() < until:
+    for _ in range(300):
+        if jobs.status(manager.ssh, node, "stubborn") != "running":
+            break
         time.sleep(0.2)
     assert jobs.status(manager.ssh, node, "stubborn") == "lost"
     assert [n.note for n in manager.list_live().nodes] == ["lost"]

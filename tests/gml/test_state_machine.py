@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -145,7 +146,20 @@ def _no_undo(real):
     return undo
 
 
+class LongFleet(Fleet):
+    """The same for longer."""
+
+
+def _settings(examples: int, steps: int) -> settings:
+    return settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
 TestFleet = Fleet.TestCase
-TestFleet.settings = settings(
-    max_examples=8, stateful_step_count=8, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestFleet.settings = _settings(8, 8)
+TestLongFleet = pytest.mark.slow(LongFleet.TestCase)
+TestLongFleet.settings = _settings(25, 15)

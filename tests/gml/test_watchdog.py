@@ -80,9 +80,9 @@ def machine(tmp_path, server):
         item.stop()
 
 
-def wait(condition, limit: float = 8.0) -> bool:
-    until = time.monotonic() + limit
-    while time.monotonic() < until:
+def wait(condition, looks: int = 4000) -> bool:
+    """Looks every 20 ms. Counts looks, not time: a machine may stand still for a while."""
+    for _ in range(looks):
         if condition():
             return True
         time.sleep(0.02)
@@ -94,28 +94,34 @@ def deadline_in(server, seconds: float) -> None:
 
 
 def test_it_deletes_its_own_node_at_the_deadline_with_the_machines_token(machine, server):
-    deadline_in(server, 2)
+    deadline_in(server, 3600)
     m = machine()
     process = m.start()
     assert wait(lambda: (m.state / "beat").exists())
     assert NODE in server.cloud.resources
-    assert process.wait(timeout=10) == 0, m.log()
+    ends = int(time.time()) + 2
+    server.cloud.metadata["instance/attributes/gml-deadline"] = str(ends)
+    deleted_at = []
+    server.cloud.faults = lambda call: deleted_at.append(time.time()) if call.mutating else None
+    assert process.wait(timeout=90) == 0, m.log()
     server.cloud.drain()
     assert NODE not in server.cloud.resources
+    assert deleted_at[0] >= ends
     assert TOKEN not in m.log()
     assert not (m.folder / "POWEROFF").exists()
 
 
 def test_jobs_get_sigterm_and_their_grace_first(machine, server):
-    deadline_in(server, 3)
-    m = machine(grace_s=2)
+    deadline_in(server, 3600)
+    m = machine(grace_s=7200)  # the grace has begun, the deadline is far: no race between the two
     job = m.add_job(
-        "j", "trap 'echo saved > out; exit 0' TERM; for i in $(seq 100); do sleep 0.1; done"
+        "j", "trap 'echo saved > out; exit 0' TERM; for i in $(seq 3000); do sleep 0.1; done"
     )
     m.start()
     assert wait(lambda: job.poll() is not None)
     assert (m.jobs / "j" / "out").read_text() == "saved\n"
     assert NODE in server.cloud.resources, "the node went before the job had its grace"
+    deadline_in(server, -1)
     assert wait(lambda: m.process.poll() is not None)
 
 
@@ -124,13 +130,11 @@ def test_killed_and_rebooted_it_still_deletes(machine, server):
     m = machine()
     for _ in range(3):
         process = m.start()
-        assert wait(lambda: (m.state / "beat").exists())
+        assert wait(lambda: (m.state / "last_deadline").exists())
         process.send_signal(signal.SIGKILL)
         process.wait()
-        (m.state / "beat").unlink()
     # systemd restarts it; after a reboot the metadata server may be late, the file remembers.
     server.cloud.metadata.clear()
-    assert (m.state / "last_deadline").exists()
     time.sleep(2.5)
     m.start()
     assert wait(lambda: NODE not in server.cloud.resources or server.cloud.settle())
@@ -154,13 +158,13 @@ def test_an_unreadable_deadline_is_past(machine, server, text):
     if text is not None:
         server.cloud.metadata["instance/attributes/gml-deadline"] = text
     m = machine()
-    assert m.start().wait(timeout=10) == 0
+    assert m.start().wait(timeout=90) == 0
     server.cloud.drain()
     assert NODE not in server.cloud.resources
 
 
 def test_a_moments_outage_of_the_metadata_server_neither_ends_nor_prolongs(machine, server):
-    deadline_in(server, 3)
+    deadline_in(server, 3600)
     m = machine()
     m.start()
     assert wait(lambda: (m.state / "last_deadline").exists())
@@ -168,6 +172,11 @@ def test_a_moments_outage_of_the_metadata_server_neither_ends_nor_prolongs(machi
     time.sleep(0.5)
     assert m.process.poll() is None
     assert NODE in server.cloud.resources
+    # Back again with another end, and away again before it: it is the last one heard that counts.
+    ends = str(int(time.time()) + 2)
+    server.cloud.metadata["instance/attributes/gml-deadline"] = ends
+    assert wait(lambda: (m.state / "last_deadline").read_text() == ends)
+    server.cloud.metadata.clear()
     assert wait(lambda: "deadline" in m.log())
 
 
@@ -180,7 +189,7 @@ def test_the_file_of_extend_wins_and_none_means_no_end(machine, server):
     time.sleep(0.5)
     assert m.process.poll() is None
     (m.state / "deadline").write_text(str(int(time.time()) - 1))
-    assert m.process.wait(timeout=10) == 0
+    assert m.process.wait(timeout=90) == 0
 
 
 @pytest.mark.parametrize(
@@ -194,7 +203,7 @@ def test_notices_reach_the_job_once(machine, server, path, value):
     deadline_in(server, 3600)
     m = machine()
     job = m.add_job(
-        "j", "n=0; trap 'n=$((n+1)); echo $n > out' TERM; for i in $(seq 60); do sleep 0.1; done"
+        "j", "n=0; trap 'n=$((n+1)); echo $n > out' TERM; for i in $(seq 3000); do sleep 0.1; done"
     )
     m.start()
     assert wait(lambda: (m.state / "beat").exists())
@@ -216,7 +225,7 @@ def test_an_idle_machine_goes_a_busy_one_stays(machine, server):
     assert m.process.poll() is None, m.log()
     job.wait()
     assert wait(lambda: "idle for 1 s" in m.log())
-    assert m.process.wait(timeout=10) == 0
+    assert m.process.wait(timeout=90) == 0
 
 
 def load_module():

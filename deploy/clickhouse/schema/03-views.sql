@@ -1,4 +1,5 @@
--- The read side. Views run as their definer: the readers need no rights on the tables.
+-- The read side. Views run as their definer: the readers need no rights on the tables (but on
+-- training_metrics, which programs read directly; see void_tails).
 
 -- Training values: one per (run_id, metric, proc, step), of the last attempt that reached the
 -- step, without the tail of an attempt that a later one started before (attempt 1 came to step
@@ -22,6 +23,15 @@ LEFT ANY JOIN
     GROUP BY run_id, attempt
 ) AS c ON t.run_id = c.run_id AND t.attempt = c.attempt
 WHERE c.attempt = 0 OR toInt64(t.step) <= c.cutoff;
+
+-- The attempts that a later one cut short, and the step up to which their values hold. A program
+-- that reads many series asks this first and then the table itself (FINAL, without the tails):
+-- the join of gaia.metrics costs more than reading the values of one run and metric.
+CREATE VIEW IF NOT EXISTS gaia.void_tails
+DEFINER = CURRENT_USER SQL SECURITY DEFINER AS
+SELECT run_id, attempt, min(cutoff) AS cutoff
+FROM gaia.cutoffs
+GROUP BY run_id, attempt;
 
 -- Last, least and greatest finite value of every metric of every run. Runs with one attempt come
 -- from the states; the few that resumed are computed from their values, to be exact.

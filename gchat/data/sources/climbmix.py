@@ -10,10 +10,13 @@ SHA-256 of each file is compared with the one that the hub publishes for it (its
 """
 
 import concurrent.futures
+import dataclasses
+import functools
+import multiprocessing
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +68,8 @@ def corpus(
     units = [
         Unit(
             name=shard_name(index),
-            documents=hub.reader(index),
+            documents=_Reader(hub, index),
+            fetch=functools.partial(hub.path, index),
             text_bytes=SHARD_TEXT_BYTES,
             split="val" if index == LAST_SHARD else "train",
         )
@@ -85,34 +89,53 @@ class _Hub:
         self, folder: Path, commit: str, indices: list[int], ahead: int, keep: bool
     ) -> None:
         self.indices = indices
+        self.keep = keep
         self._folder = folder
         self._commit = commit
         self._ahead = max(1, ahead)
-        self._keep = keep
-        self._pool = concurrent.futures.ThreadPoolExecutor(self._ahead, "gaia-hub")
+        self._pool: concurrent.futures.ThreadPoolExecutor | None = None
         self._pending: dict[int, concurrent.futures.Future[Path]] = {}
 
-    def reader(self, index: int) -> Callable[[Tally], Iterator[str]]:
-        """The documents of one shard; the next ones begin to download when it is asked for."""
+    def __getstate__(self) -> dict[str, Any]:
+        """Without its threads: a worker process finds the file that the main one fetched."""
+        return self.__dict__ | {"_pool": None, "_pending": {}}
 
-        def documents(_: Tally) -> Iterator[str]:
-            at = self.indices.index(index)
-            for upcoming in self.indices[at : at + self._ahead]:
-                if upcoming not in self._pending:
-                    self._pending[upcoming] = self._pool.submit(
-                        fetch, shard_name(upcoming), self._commit, self._folder
-                    )
-            try:
-                path = self._pending.pop(index).result()
-            except BaseException:
-                self._pool.shutdown(wait=False, cancel_futures=True)
-                raise
-            yield from text.parquet(path, "text")
-            if not self._keep:
-                path.unlink()
-                _marker(path).unlink(missing_ok=True)
+    def path(self, index: int) -> Path:
+        """The file of one shard; the next ones begin to download when it is asked for."""
+        if self._pool is None:
+            self._pool = concurrent.futures.ThreadPoolExecutor(self._ahead, "gaia-hub")
+        at = self.indices.index(index)
+        upcoming = self.indices[at : at + self._ahead] if self._leads else [index]
+        for other in upcoming:
+            if other not in self._pending:
+                self._pending[other] = self._pool.submit(
+                    fetch, shard_name(other), self._commit, self._folder
+                )
+        try:
+            return self._pending.pop(index).result()
+        except BaseException:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
-        return documents
+    @property
+    def _leads(self) -> bool:
+        """Only one process downloads ahead, or each would do so for all."""
+        return multiprocessing.parent_process() is None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """The documents of one shard."""
+
+    hub: _Hub
+    index: int
+
+    def __call__(self, _: Tally) -> Iterator[str]:
+        path = self.hub.path(self.index)
+        yield from text.parquet(path, "text")
+        if not self.hub.keep:
+            path.unlink()
+            _marker(path).unlink(missing_ok=True)
 
 
 def fetch(name: str, commit: str, folder: Path) -> Path:

@@ -1,36 +1,49 @@
 """Local text: a .txt, .md, .jsonl or .parquet file, a folder of them, or a glob.
 
-What is a document:
+The first three may be compressed (`.gz`, `.zst`). What is a document:
 - .jsonl and .parquet: the text field of one line or row;
 - .txt and .md: a run of paragraphs. Paragraphs are gathered until they hold `document_chars`
   characters, and the document ends at the next blank line; a paragraph of more than four times
   that is cut at a line end or space. The end of a file always ends a document.
 
+A unit of work is a group of small files, or 256 MiB of a large one (lines of a plain file, row
+groups of a parquet file), so that several processes share even a single file.
+
 Text must be UTF-8. Sequences that are not are replaced by U+FFFD and counted; a file with NUL
 bytes, or with more than a tenth of such sequences, is binary or in another encoding and refused.
 """
 
-import codecs
+import dataclasses
 import glob
 import hashlib
-import io
-import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from gaia import storage
 from gaia.errors import ConfigError, DataError
-from gchat.data.sources.unit import Corpus, Tally, Unit
+from gchat.data.sources import files
+from gchat.data.sources.unit import META_FIELDS, Corpus, Row, Tally, Unit
 
 ENDINGS = (".txt", ".md", ".jsonl", ".parquet")
 DOCUMENT_CHARS = 4096
 UNIT_BYTES = 256 << 20  # small files are grouped to this much; an interruption repeats one group
-_BLOCK = 1 << 20
+PART_BYTES = 256 << 20  # and large ones are cut to this much
 _HASHED_BYTES = 256 << 20  # above this, a file is known by size and time instead of its SHA-256
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
-_REPLACEMENT = "\ufffd".encode()
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A file, or a range of it: bytes of a plain file, row groups of a parquet file."""
+
+    file: Path
+    range: tuple[int, int] | None = None
+    bytes: int = 0
+    name: str = ""
+    """The file's path below the folder that was given."""
 
 
 def corpus(path: str, *, text_column: str = "text", document_chars: int = DOCUMENT_CHARS) -> Corpus:
@@ -46,34 +59,39 @@ def corpus(path: str, *, text_column: str = "text", document_chars: int = DOCUME
     sizes = [file.stat().st_size for file in found]
     if not sum(sizes):
         raise DataError(f"input = {path!r} holds no text: every file is empty", "check the path")
-    hashed = sum(sizes) <= _HASHED_BYTES
-    identity = [
-        [file.name, size, storage.sha256_file(file) if hashed else file.stat().st_mtime_ns]
-        for file, size in zip(found, sizes, strict=True)
-    ]
-    units = [
-        Unit(
-            name=group[0].name if len(group) == 1 else f"{group[0].name} … {group[-1].name}",
-            documents=_Reader(group, text_column, document_chars),
-            text_bytes=sum(file.stat().st_size for file in group),
-        )
-        for group in _grouped(found, sizes)
-    ]
     return Corpus(
-        units=units,
+        units=[
+            Unit(
+                name=_name(group),
+                documents=_Reader(group, text_column, document_chars),
+                rows=_RowReader(group, text_column, document_chars),
+                text_bytes=sum(part.bytes for part in group),
+            )
+            for group in _grouped(path, found, sizes)
+        ],
         sources=tuple(str(file) for file in found),
         identity={
-            "files": hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+            "files": identity(found, sizes),
             "text_column": text_column,
             "document_chars": document_chars,
         },
     )
 
 
+def identity(found: Sequence[Path], sizes: Sequence[int]) -> str:
+    """A hash that changes with the files' names, sizes and (where they are small) content."""
+    hashed = sum(sizes) <= _HASHED_BYTES
+    facts = [
+        [file.name, size, storage.sha256_file(file) if hashed else file.stat().st_mtime_ns]
+        for file, size in zip(found, sizes, strict=True)
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
 def _files(path: str) -> list[Path]:
     given = Path(path).expanduser()
     if given.is_dir():
-        found = [f for f in given.rglob("*") if f.suffix.lower() in ENDINGS and f.is_file()]
+        found = [f for f in given.rglob("*") if files.kind(f) in ENDINGS and f.is_file()]
     elif given.is_file():
         found = [given]
     else:
@@ -83,72 +101,98 @@ def _files(path: str) -> list[Path]:
         what = f"a folder without {', '.join(ENDINGS)} files" if given.is_dir() else "not there"
         raise DataError(f"input = {path!r} is {what}", "check the path")
     for file in found:
-        if file.suffix.lower() not in ENDINGS:
+        if files.kind(file) not in ENDINGS:
             raise ConfigError(
-                f"input = {str(file)!r} has the ending {file.suffix!r}",
+                f"input = {str(file)!r} has the ending {files.kind(file)!r}",
                 f"use files that end in {', '.join(ENDINGS)}",
             )
     return sorted(found)
 
 
-def _grouped(files: Sequence[Path], sizes: Sequence[int]) -> Iterator[list[Path]]:
-    group: list[Path] = []
+def _grouped(path: str, found: Sequence[Path], sizes: Sequence[int]) -> Iterator[list[Part]]:
+    folder = Path(path).expanduser()
+    group: list[Part] = []
     total = 0
-    for file, size in zip(files, sizes, strict=True):
-        group.append(file)
-        total += size
-        if total >= UNIT_BYTES:
-            yield group
-            group, total = [], 0
+    for file, size in zip(found, sizes, strict=True):
+        name = file.relative_to(folder).as_posix() if folder.is_dir() else file.name
+        for part in _parts(file, size):
+            group.append(dataclasses.replace(part, name=name))
+            total += part.bytes
+            if total >= UNIT_BYTES:
+                yield group
+                group, total = [], 0
     if group:
         yield group
 
 
-class _Reader:
-    """Reads the documents of a group of files."""
+def _parts(file: Path, size: int) -> Iterator[Part]:
+    """Ranges of a file of about PART_BYTES; the whole file where it cannot be divided."""
+    if size <= PART_BYTES or files.is_compressed(file):
+        yield Part(file, None, size)
+    elif files.kind(file) == ".parquet":
+        yield from _row_groups(file, size)
+    else:
+        for start in range(0, size, PART_BYTES):
+            end = min(start + PART_BYTES, size)
+            yield Part(file, (start, end), end - start)
 
-    def __init__(self, files: Sequence[Path], text_column: str, document_chars: int) -> None:
-        self._files = files
-        self._text_column = text_column
-        self._document_chars = document_chars
+
+def _row_groups(file: Path, size: int) -> Iterator[Part]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as table:
+            count = table.metadata.num_row_groups
+    except (pa.ArrowException, OSError):
+        count = 1  # reading it says what is wrong
+    at_once = max(1, count * PART_BYTES // size)
+    for start in range(0, count, at_once):
+        end = min(start + at_once, count)
+        yield Part(file, (start, end), size * (end - start) // count)
+
+
+def _name(group: Sequence[Part]) -> str:
+    names = [p.file.name + (f"[{p.range[0]}:{p.range[1]}]" if p.range else "") for p in group]
+    return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads the documents of a group of files (a class, because workers must receive it)."""
+
+    parts: Sequence[Part]
+    text_column: str
+    document_chars: int
 
     def __call__(self, tally: Tally) -> Iterator[str]:
-        for file in self._files:
-            if file.suffix.lower() == ".parquet":
-                yield from parquet(file, self._text_column)
-            elif file.suffix.lower() == ".jsonl":
-                yield from _jsonl(file, self._text_column, tally)
+        for row in _RowReader(self.parts, self.text_column, self.document_chars)(tally, ()):
+            yield row.text
+
+
+@dataclasses.dataclass(frozen=True)
+class _RowReader:
+    """Reads the documents with what the files say about them."""
+
+    parts: Sequence[Part]
+    text_column: str
+    document_chars: int
+
+    def __call__(self, tally: Tally, fields: Sequence[str] = META_FIELDS) -> Iterator[Row]:
+        for part in self.parts:
+            kind = files.kind(part.file)
+            if kind == ".parquet":
+                rows = _parquet(part, self.text_column, fields)
+            elif kind == ".jsonl":
+                rows = _jsonl(part, self.text_column, fields, tally)
             else:
-                yield from _cut(_decoded(file, tally), self._document_chars)
-
-
-def _decoded(file: Path, tally: Tally) -> Iterator[str]:
-    """Blocks of a file as text with \\n line ends; refuses what is not text."""
-    decoder = io.IncrementalNewlineDecoder(
-        codecs.getincrementaldecoder("utf-8-sig")("replace"), translate=True
-    )
-    invalid = chars = 0
-    tail = b""
-    with open(file, "rb") as stream:
-        for block in itertools.chain(iter(lambda: stream.read(_BLOCK), b""), (b"",)):
-            if b"\0" in block:
-                raise DataError(
-                    f"{file} holds NUL bytes: binary data, or text that is not UTF-8",
-                    "remove it from the input, or convert it to UTF-8",
-                )
-            text = decoder.decode(block, final=not block)
-            # U+FFFD that the file itself spells is no error; its bytes may lie across two blocks.
-            invalid += text.count("\ufffd") - (tail + block).count(_REPLACEMENT)
-            tail = (tail + block)[-2:]
-            chars += len(text)
-            if text:
-                yield text
-    if invalid * 10 > chars:
-        raise DataError(
-            f"{file} is not UTF-8 text ({invalid:,} invalid sequences in {chars:,} characters)",
-            "remove it from the input, or convert it to UTF-8",
-        )
-    tally.invalid_utf8 += invalid
+                blocks = files.decoded(part.file, tally, part.range)
+                rows = (Row(document, {}) for document in _cut(blocks, self.document_chars))
+            if "file" not in fields:
+                yield from rows
+            else:
+                for row in rows:
+                    yield Row(row.text, {"file": part.name} | row.meta)
 
 
 def _cut(blocks: Iterator[str], least: int) -> Iterator[str]:
@@ -183,41 +227,32 @@ def _document_end(text: str, start: int, least: int) -> int | None:
     return most
 
 
-def _jsonl(file: Path, column: str, tally: Tally) -> Iterator[str]:
+def _jsonl(part: Part, column: str, fields: Sequence[str], tally: Tally) -> Iterator[Row]:
     """The text field of each line."""
-    for number, line in enumerate(_lines(_decoded(file, tally)), 1):
+    where = f"{part.file} {f'after byte {part.range[0]:,} ' if part.range else ''}"
+    for number, line in enumerate(files.lines(part.file, tally, part.range), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
             raise DataError(
-                f"{file} line {number} is not JSON ({error})", "mend or remove it"
+                f"{where}line {number} is not JSON ({error})", "mend or remove it"
             ) from None
         if not isinstance(row, dict) or column not in row:
             has = ", ".join(sorted(row)) if isinstance(row, dict) else f"a {type(row).__name__}"
-            raise DataError(
-                f"{file} line {number} has no field {column!r}; it has: {has}",
-                "name the one that holds the text with --text-column",
-            )
+            raise files.column_error(f"{where}line {number}", f"field {column!r}", has)
         if not isinstance(row[column], str):
             raise DataError(
-                f"{file} line {number}: field {column!r} is {type(row[column]).__name__}, not text",
+                f"{where}line {number}: field {column!r} is {type(row[column]).__name__}, not text",
                 "name the one that holds the text with --text-column",
             )
         if text := row[column].strip():
-            yield _printable(text)
+            yield Row(_printable(text), _meta(row, fields))
 
 
-def _lines(blocks: Iterator[str]) -> Iterator[str]:
-    rest: list[str] = []
-    for block in blocks:
-        *lines, last = block.split("\n")
-        for line in lines:
-            yield "".join([*rest, line])
-            rest = []
-        rest.append(last)
-    yield "".join(rest)
+def _meta(row: dict[str, Any], fields: Sequence[str]) -> dict[str, str]:
+    return {key: str(row[key]) for key in fields if row.get(key) is not None}
 
 
 def parquet(file: Path, column: str) -> Iterator[str]:
@@ -226,17 +261,20 @@ def parquet(file: Path, column: str) -> Iterator[str]:
     Raises:
         DataError: not parquet, or no such text column (those there are listed).
     """
+    for row in _parquet(Part(file), column, ()):
+        yield row.text
+
+
+def _parquet(part: Part, column: str, fields: Sequence[str]) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    file = part.file
     try:
         with pq.ParquetFile(file) as table:
             schema = table.schema_arrow
             if column not in schema.names:
-                raise DataError(
-                    f"{file} has no column {column!r}; it has: {', '.join(schema.names)}",
-                    "name the one that holds the text with --text-column",
-                )
+                raise files.column_error(str(file), f"column {column!r}", ", ".join(schema.names))
             kind = schema.field(column).type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise DataError(
@@ -244,10 +282,13 @@ def parquet(file: Path, column: str) -> Iterator[str]:
                     f"{', '.join(schema.names)}",
                     "name the one that holds the text with --text-column",
                 )
-            for batch in table.iter_batches(batch_size=1024, columns=[column]):
-                for text in batch.column(0).to_pylist():
+            names = [column, *(name for name in fields if name in schema.names and name != column)]
+            groups = range(*(part.range or (0, table.metadata.num_row_groups)))
+            for batch in table.iter_batches(1024, row_groups=list(groups), columns=names):
+                columns = {name: batch.column(name).to_pylist() for name in names}
+                for i, text in enumerate(columns[column]):
                     if text and (text := text.strip()):
-                        yield text
+                        yield Row(text, _meta({n: columns[n][i] for n in names[1:]}, fields))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{file} is not readable as parquet ({line})", "get it again") from error
@@ -255,4 +296,4 @@ def parquet(file: Path, column: str) -> Iterator[str]:
 
 def _printable(text: str) -> str:
     """Without the lone surrogates that JSON escapes can spell and UTF-8 cannot hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -2,7 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+META_FIELDS = ("id", "url", "title", "language", "source", "date", "file")
+"""What is kept of a document besides its text, where the source has it; "file" is its own file."""
+
+
+class Row(NamedTuple):
+    """A document and what its source says about it (some of META_FIELDS)."""
+
+    text: str
+    meta: dict[str, str]
 
 
 @dataclasses.dataclass
@@ -15,7 +25,10 @@ class Tally:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """What an interruption makes us do again: a group of files, or one parquet shard."""
+    """What an interruption makes us do again: a group of files, or one parquet shard.
+
+    Units are sent to worker processes, so what they hold must be picklable.
+    """
 
     name: str
     documents: Callable[[Tally], Iterator[str]]
@@ -24,6 +37,16 @@ class Unit:
     """About how much text it holds, for the progress bar."""
     split: str | None = None
     """"train" or "val" where the source has its own validation text; None splits by hash."""
+    rows: Callable[[Tally], Iterator[Row]] | None = None
+    """The same documents with their url, title, …, where the source knows them."""
+    fetch: Callable[[], object] | None = None
+    """Makes it available on this machine; called in the main process before the unit is read."""
+
+    def read(self, tally: Tally) -> Iterator[Row]:
+        """The documents with what is known about them."""
+        if self.rows is not None:
+            return self.rows(tally)
+        return (Row(text, {}) for text in self.documents(tally))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,11 @@
 """Preparation: finished, interrupted, repeated, refused; nothing half-written."""
 
+import functools
 import json
+import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -8,8 +13,8 @@ import tyro
 
 from gaia import records
 from gaia.errors import ConfigError, DataError, GaiaError
-from gchat.data import cli, work
-from gchat.data.prepare import prepare
+from gchat.data import buckets, cli, pool, work
+from gchat.data.prepare import prepare, size
 from gchat.data.sources import text
 from gchat.tokenizer import Tokenizer
 
@@ -35,7 +40,7 @@ def corpus(tmp_path_factory):
 
 
 def run(corpus, out, **options):
-    options = {"vocab_size": 300, "shard_tokens": 500, "val_fraction": 0.1} | options
+    options = {"vocab_size": 300, "shard_tokens": 500, "val_fraction": 0.1, "workers": 1} | options
     return prepare(source="text", input=str(corpus[0]), out=out, **options)
 
 
@@ -81,53 +86,150 @@ def test_the_split_does_not_depend_on_the_seed(corpus, tmp_path):
     assert stored[0] == stored[1]
 
 
-@pytest.mark.parametrize("stop_at", [0, 2, "tokenizer", "finish"])
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stop_at", [0, 2, "tokenizer", "shuffle", "named", "finish"])
 def test_an_interrupted_preparation_goes_on(corpus, tmp_path, monkeypatch, stop_at):
     monkeypatch.setattr(text, "UNIT_BYTES", 1)  # one unit per file
     run(corpus, tmp_path / "whole")
-    encode = work.Work._encode
-    done = []
+    encode, shuffle, rename = work.Encode.__call__, work.Shuffle.__call__, work._named
+    done: list[int] = []
+    groups: list[int] = []
 
-    def interrupted(self, texts):
-        if len(self.state.done) == stop_at:
-            yield from list(encode(self, texts))[:5]
+    def first(self, task):
+        if task[0] == stop_at:
             raise KeyboardInterrupt
-        done.append(len(self.state.done))
-        yield from encode(self, texts)
+        done.append(task[0])
+        return encode(self, task)
+
+    def second(self, task):
+        if task[0] == 2 and stop_at == "shuffle":
+            raise KeyboardInterrupt
+        groups.append(task[0])
+        return shuffle(self, task)
 
     with monkeypatch.context() as patch:
-        patch.setattr(work.Work, "_encode", interrupted)
+        patch.setattr(work.Encode, "__call__", first)
+        patch.setattr(work.Shuffle, "__call__", second)
         if stop_at == "tokenizer":
-            patch.setattr(
-                "gchat.tokenizer.train_bpe", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-            )
+            patch.setattr("gchat.tokenizer.train_bpe", interrupt)
+        if stop_at == "named":  # half of the shards have their names
+            patch.setattr(work, "_named", lambda f, s: (rename(f, s[: len(s) // 2]), interrupt()))
         if stop_at == "finish":
-            patch.setattr(
-                "gchat.data.prepare.write_manifest",
-                lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
-            )
+            patch.setattr("gchat.data.prepare.write_manifest", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(corpus, tmp_path / "cut")
     assert not (tmp_path / "cut" / "manifest.json").exists()
     (tmp_path / "cut" / ".tokens-00009.arrayrecord.1.ab.tmp").write_text("left by kill -9")
-    with monkeypatch.context() as patch:  # what was finished is not encoded again
-        repeated = []
-
-        def counted(self, texts):
-            repeated.append(len(self.state.done))
-            yield from encode(self, texts)
-
-        patch.setattr(work.Work, "_encode", counted)
+    stop_at = None
+    with monkeypatch.context() as patch:  # what was finished is not done again
+        patch.setattr(work.Encode, "__call__", first)
+        patch.setattr(work.Shuffle, "__call__", second)
         run(corpus, tmp_path / "cut")
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
-    assert sorted({*done, *repeated}) == [0, 1, 2, 3]
-    assert not set(done) & set(repeated)
+    assert sorted(done) == [0, 1, 2, 3]
+    assert len(set(groups)) == len(groups) > 3
+
+
+def test_the_number_of_workers_does_not_change_a_byte(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "UNIT_BYTES", 1)
+    run(corpus, tmp_path / "one", workers=1)
+    run(corpus, tmp_path / "two", workers=2)
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+def test_memory_per_process_does_not_change_a_byte(corpus, tmp_path, monkeypatch):
+    run(corpus, tmp_path / "a", workers=1)
+    small = functools.partial(work.Encode, run_tokens=200)
+    monkeypatch.setattr(work, "Encode", small)
+    run(corpus, tmp_path / "b", workers=1)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_every_order_is_a_fair_one(tmp_path):
+    """Places of the first document over many seeds: neither bucket nor key may prefer any."""
+    places = np.zeros(8)
+    for seed in range(2000):
+        keys = buckets.keys(seed, 3, 8)
+        places[np.argsort(np.argsort(keys))[0]] += 1
+    assert abs(places - 250).max() < 80  # five standard deviations
+    counts = np.bincount(buckets.bucket_of(buckets.keys(7, 0, 100_000), 1000), minlength=1000)
+    assert abs(counts - 100).max() < 60
+    assert len(set(buckets.keys(0, 0, 1000)) | set(buckets.keys(0, 1, 1000))) == 2000
+
+
+KILLED = """
+import sys
+from gchat.data import cli
+from gchat.data.sources import text
+text.UNIT_BYTES = 1
+if __name__ == "__main__":
+    cli.parse_verb("prepare", sys.argv[1:]).run()
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_changes_nothing(tmp_path, user_environment):
+    """The main process is killed; its workers end too, and the next run finishes the work."""
+    write_corpus(tmp_path / "corpus", files=12, documents=400)
+    script = tmp_path / "prepare_it.py"
+    script.write_text(KILLED)
+
+    def start(out):
+        command = [sys.executable, str(script), "--input", str(tmp_path / "corpus")]
+        command += ["--out", str(out), "--vocab-size", "300", "--shard-tokens", "2000"]
+        return subprocess.Popen([*command, "--workers", "2"], env=user_environment)
+
+    assert start(tmp_path / "whole").wait() == 0
+    kills = 0
+    for markers in (1, 4, 9, 13, 20):  # units first, then shards
+        process = start(tmp_path / "cut")
+        while process.poll() is None:
+            if len(list((tmp_path / "cut").glob(".prepare/*.json"))) >= markers:
+                process.kill()
+                kills += 1
+                break
+            time.sleep(0.005)
+        process.wait()
+    assert kills >= 3
+    assert start(tmp_path / "cut").wait() == 0
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
+def test_a_killed_worker_is_one_line(tmp_path):
+    with pytest.raises(pool.WorkerError, match=r"worker process was killed .*run it again"):
+        pool.run(os._exit, [1, 2], 2, lambda *_: None)
+
+
+def test_a_worker_hands_its_error_back():
+    with pytest.raises(ConfigError) as found:
+        pool.run(size, ["big", "1K"], 2, lambda *_: None)
+    assert found.value.remedy == "use e.g. 500M, 128Mi or 1G"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("500M", 500_000_000), ("1.5GB", 1_500_000_000), ("64Mi", 64 << 20), ("2000", 2000)],
+)
+def test_sizes_have_suffixes(given, expected):
+    assert size(given) == expected
+
+
+def test_shards_have_the_size_asked_for(corpus, tmp_path):
+    manifest = run(corpus, tmp_path / "out", shard_size="2K")
+    sizes = [2 * shard.tokens for shard in manifest.train]
+    assert len(sizes) > 3 and max(sizes) < 2600 and min(sizes) > 1000
+    for bad in ("big", "5X", "", "3"):
+        with pytest.raises(ConfigError, match="is no size"):
+            run(corpus, tmp_path / "bad", shard_size=bad)
 
 
 def test_a_finished_data_set_is_taken_or_refused(corpus, tmp_path, monkeypatch):
     manifest = run(corpus, tmp_path / "out")
     before = content(tmp_path / "out")
-    monkeypatch.setattr(work.Work, "run", lambda *_: pytest.fail("did the work again"))
+    monkeypatch.setattr(work, "encode", lambda *_: pytest.fail("did the work again"))
     assert run(corpus, tmp_path / "out") == manifest
     with pytest.raises(DataError, match=r"seed 0 -> 5, vocab_size 300 -> 320; .*--overwrite"):
         run(corpus, tmp_path / "out", seed=5, vocab_size=320)
@@ -217,6 +319,38 @@ def test_copies_stay_on_one_side(tmp_path):
         for split in ("train", "val")
     ]
     assert sides[0] and sides[1] and not sides[0] & sides[1]
+
+
+def test_a_single_document_by_hash_becomes_validation(tmp_path):
+    texts = [f"text number {i} with some words" for i in range(9)]
+    lines = [json.dumps({"text": t}) for t in texts]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    manifest = prepare(
+        source="text",
+        input=str(tmp_path / "a.jsonl"),
+        out=tmp_path / "out",
+        vocab_size=280,
+        val_fraction=1e-9,
+    )
+    assert manifest.documents == {"train": 8, "val": 1}
+    assert records.verify(tmp_path / "out") == manifest
+    tokenizer = Tokenizer.load(tmp_path / "out")
+    stored = {
+        split: [tokenizer.decode(d[1:]) for d in records.iter_documents(tmp_path / "out", split)]
+        for split in ("train", "val")
+    }
+    assert stored["val"] == [min(texts, key=work.position)]
+    assert sorted(stored["train"] + stored["val"]) == texts
+    assert manifest.text_bytes["val"] == len(stored["val"][0])
+
+
+def test_an_older_data_set_is_taken(corpus, tmp_path):
+    manifest = run(corpus, tmp_path / "out")
+    path = tmp_path / "out" / "manifest.json"
+    raw = json.loads(path.read_text())
+    del raw["parameters"]["buckets"]  # as the first version wrote it
+    path.write_text(json.dumps(raw))
+    assert run(corpus, tmp_path / "out").train == manifest.train
 
 
 def test_count_and_verify_print_what_they_found(corpus, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Local text: what a document is, and what is refused with which words."""
 
+import gzip
 import json
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gaia.errors import ConfigError, DataError
-from gchat.data.sources import text
+from gchat.data.sources import files, text
 from gchat.data.sources.unit import Tally
 
 
@@ -58,7 +59,7 @@ def test_a_folder_is_read_in_order_and_by_ending(tmp_path):
 
 
 def test_invalid_utf8_is_counted_and_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "_BLOCK", 7)  # so that sequences lie across blocks
+    monkeypatch.setattr(files, "_BLOCK", 7)  # so that sequences lie across blocks
     file = tmp_path / "a.txt"
     good = "Grüße 😀, and a real \ufffd here; " * 9
     file.write_bytes(b"\xef\xbb\xbf" + good.encode() + b" bad \xff and \xc3( done")
@@ -123,6 +124,80 @@ def test_damaged_files_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_compressed_files_are_read_and_cut_ones_refused(tmp_path, ending):
+    lines = "\n".join(json.dumps({"text": f"document {i} {i**9}"}) for i in range(3000))
+    whole = tmp_path / f"a.jsonl.{ending}"
+    if ending == "gz":
+        whole.write_bytes(gzip.compress(lines.encode()))
+    else:
+        with pa.CompressedOutputStream(str(whole), "zstd") as stream:
+            stream.write(lines.encode())
+    assert read(tmp_path)[0] == [json.loads(line)["text"] for line in lines.split("\n")]
+    cut = tmp_path / f"cut.jsonl.{ending}"
+    cut.write_bytes(whole.read_bytes()[:-40])
+    with pytest.raises(DataError, match=rf"cut\.jsonl\.{ending} is truncated or damaged"):
+        read(cut)
+    cut.write_bytes(b"no such thing")
+    with pytest.raises(DataError, match=rf"cut\.jsonl\.{ending} is truncated or damaged"):
+        read(cut)
+
+
+def test_a_line_that_is_no_document_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LINE_BYTES", 3 << 20)
+    (tmp_path / "a.jsonl").write_text('{"text": "short"}\n{"text": "' + "word " * 1_000_000)
+    with pytest.raises(DataError, match=r"a\.jsonl line 2 is longer than 3 MiB; write one"):
+        read(tmp_path / "a.jsonl")
+    (tmp_path / "b.txt").write_text("word " * 1_000_000)  # plain text is cut at spaces
+    documents, _ = read(tmp_path / "b.txt")
+    assert sum(len(d.split()) for d in documents) == 1_000_000
+    assert max(map(len, documents)) <= 4 * text.DOCUMENT_CHARS
+
+
+LETTERS = st.characters(codec="utf-8", exclude_characters="\n\r\0")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.text(LETTERS, max_size=9), max_size=30),
+    st.integers(1, 40),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_parts_of_a_file_hold_each_line_once(tmp_path_factory, lines, part, end):
+    file = tmp_path_factory.mktemp("parts") / "a.txt"
+    data = end.join(lines).encode()
+    file.write_bytes(data)
+    found = []
+    for start in range(0, len(data), part):
+        text_of = "".join(files.decoded(file, Tally(), (start, min(start + part, len(data)))))
+        found.append(text_of)
+    assert "".join(found) == "\n".join(lines).removeprefix("\ufeff")
+
+
+def test_large_files_are_read_in_parts(tmp_path, monkeypatch):
+    rows = [f"document {i} " + "x" * (1 + i % 17) for i in range(500)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": r}) for r in rows))
+    pq.write_table(pa.table({"text": rows}), tmp_path / "b.parquet", row_group_size=20)
+    for name in ("a.jsonl", "b.parquet"):
+        whole = read(tmp_path / name)[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(text, "UNIT_BYTES", 900)
+            patch.setattr(text, "PART_BYTES", 900)
+            units = text.corpus(str(tmp_path / name)).units
+            assert len(units) > 5
+            assert read(tmp_path / name)[0] == whole == rows
+
+
+def test_rows_keep_what_the_file_says(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "url": "http://x.org/a", "score": 3}')
+    pq.write_table(pa.table({"text": ["two"], "title": ["T"], "n": [1]}), tmp_path / "b.parquet")
+    found = [row for unit in text.corpus(str(tmp_path)).units for row in unit.read(Tally())]
+    assert found == [
+        ("one", {"url": "http://x.org/a", "file": "a.jsonl"}),
+        ("two", {"title": "T", "file": "b.parquet"}),
+    ]
 
 
 def test_the_identity_follows_the_content(tmp_path):

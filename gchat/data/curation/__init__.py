@@ -1,0 +1,1 @@
+"""From raw documents to documents worth training on: rules, de-duplication, scores, a report."""

@@ -1,0 +1,58 @@
+"""Which text: the options that every verb reading text shares."""
+
+import dataclasses
+from typing import Literal
+
+from gaia.errors import ConfigError
+from gchat.data.sources import climbmix, docs, mediawiki, text
+from gchat.data.sources.unit import Corpus
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Which text; shared by the verbs that read it."""
+
+    source: Literal["text", "docs", "climbmix", "mediawiki"] = "text"
+    """text: your files; docs: docstrings of the installed packages, offline; climbmix: the hub;
+    mediawiki: a dump of Wikipedia or another MediaWiki (.xml, .xml.bz2, .xml.gz)."""
+    input: str | None = None
+    """File, folder or glob of .txt, .md, .jsonl (also .gz, .zst) or .parquet (source text), or of
+    dumps (source mediawiki)."""
+    text_column: str = "text"
+    """Field of .jsonl and .parquet files that holds the text."""
+    document_chars: int = text.DOCUMENT_CHARS
+    """.txt and .md files are cut at the first blank line after this many characters."""
+    shards: int = 8
+    """Training shards to fetch (source climbmix; -1 for all 6,542)."""
+    revision: str = "main"
+    """Branch, tag or commit (source climbmix); pinned to its commit."""
+    keep_text: bool = True
+    """Keep downloaded parquet files under $GAIA_HOME."""
+    titles: str | None = None
+    """Titles of articles, separated by |, or a file with one per line (source mediawiki)."""
+    categories: str | None = None
+    """Categories of articles, given like titles (source mediawiki)."""
+
+    def corpus(self, revision: str | None = None) -> Corpus:
+        """Lists the text; `revision` overrides the one given."""
+        if self.source in ("docs", "climbmix") and self.input is not None:
+            raise ConfigError(
+                f"input = {self.input!r} does not go with source = {self.source!r}", "drop it"
+            )
+        if self.source == "docs":
+            return docs.corpus()
+        if self.source == "climbmix":
+            return climbmix.corpus(
+                self.shards, revision=revision or self.revision, keep=self.keep_text
+            )
+        if self.source not in ("text", "mediawiki"):
+            raise ConfigError(
+                f"source = {self.source!r} is unknown", "use docs, text, climbmix or mediawiki"
+            )
+        if self.input is None:
+            raise ConfigError("input is not set", "give --input a file, folder or glob")
+        if self.source == "mediawiki":
+            return mediawiki.corpus(self.input, titles=self.titles, categories=self.categories)
+        return text.corpus(
+            self.input, text_column=self.text_column, document_chars=self.document_chars
+        )

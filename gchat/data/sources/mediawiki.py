@@ -1,0 +1,227 @@
+"""Articles of a MediaWiki dump as plain text: all of them, chosen titles, or chosen categories.
+
+A dump (`enwiki-…-pages-articles.xml.bz2`, or what Special:Export gives for a list of pages) is read
+as a stream, so its size does not matter; only the text of one page is in memory. Of each article
+the prose and its headings stay; templates, tables, references, pictures, categories and the
+sections that list sources go. One document is one article: its title, a blank line, its text.
+
+Needs mwparserfromhell (the extra `wiki`). Format: https://www.mediawiki.org/wiki/Help:Export
+"""
+
+import bz2
+import dataclasses
+import glob
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+from xml.etree import ElementTree
+
+from gaia.errors import ConfigError, DataError
+from gchat.data.sources import files
+from gchat.data.sources.text import identity
+from gchat.data.sources.unit import Corpus, Row, Tally, Unit
+
+ENDINGS = (".xml", ".xml.bz2", ".xml.gz", ".xml.zst")
+_DROPPED_SECTIONS = {
+    "references", "notes", "citations", "sources", "bibliography", "further reading",
+    "external links", "see also", "footnotes", "notes and references", "works cited",
+}  # fmt: skip
+_DROPPED_TAGS = {"ref", "table", "gallery", "math", "timeline", "references", "score", "imagemap"}
+_NOT_PROSE = ("file:", "image:", "category:", ":category:", "media:")
+_CATEGORY = re.compile(r"\[\[\s*category\s*:\s*([^\]|]+)", re.IGNORECASE)
+_HEADING = re.compile(r"^(=+)\s*(.*?)\s*\1\s*$")
+_BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
+_SPACES = re.compile(r"[ \t]{2,}")
+_EMPTY_BRACKETS = re.compile(r" ?\(\s*[;,]*\s*\)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which articles; without titles and categories, all."""
+
+    titles: frozenset[str] = frozenset()
+    categories: frozenset[str] = frozenset()
+
+    def takes(self, title: str, wikitext: str) -> bool:
+        """True where the title or one of the categories was asked for."""
+        if not self.titles and not self.categories:
+            return True
+        if _normal(title) in self.titles:
+            return True
+        return bool(self.categories) and any(
+            _normal(name) in self.categories for name in _CATEGORY.findall(wikitext)
+        )
+
+
+def corpus(path: str, *, titles: str | None = None, categories: str | None = None) -> Corpus:
+    """The articles of the dumps behind `path` (a file, folder or glob).
+
+    Args:
+        titles: names separated by "|", or a file with one per line.
+        categories: the same, for categories; an article belongs to those its own text names (not
+            to those that a template of it adds).
+
+    Raises:
+        DataError: no dump there.
+        ConfigError: an empty list of titles or categories, or mwparserfromhell is missing.
+    """
+    _parser()  # says what is missing before anything is read
+    given = Path(path).expanduser()
+    names = given.glob("*.xml*") if given.is_dir() else map(Path, glob.glob(str(given)))
+    found = sorted(f for f in names if f.is_file() and f.name.lower().endswith(ENDINGS))
+    if not found:
+        raise DataError(
+            f"input = {path!r} holds no dump", f"give files that end in {', '.join(ENDINGS)}"
+        )
+    choice = Choice(_listed("titles", titles), _listed("categories", categories))
+    sizes = [file.stat().st_size for file in found]
+    units = [
+        Unit(file.name, _Articles(file, choice), size, rows=_ArticleRows(file, choice))
+        for file, size in zip(found, sizes, strict=True)
+    ]
+    return Corpus(
+        units=units,
+        sources=tuple(str(file) for file in found),
+        identity={
+            "files": identity(found, sizes),
+            "titles": sorted(choice.titles),
+            "categories": sorted(choice.categories),
+        },
+    )
+
+
+def _listed(field: str, given: str | None) -> frozenset[str]:
+    if given is None:
+        return frozenset()
+    if Path(given).is_file():
+        names = Path(given).read_text(encoding="utf-8").splitlines()
+    elif given.endswith((".txt", ".csv")):
+        raise ConfigError(f"{field} = {given!r} is not there", "check the path")
+    else:
+        names = given.split("|")
+    chosen = frozenset(_normal(name) for name in names if name.strip())
+    if not chosen:
+        raise ConfigError(f"{field} = {given!r} names nothing", "give names, one per line")
+    return chosen
+
+
+def _normal(title: str) -> str:
+    """MediaWiki's own rule: underscores are spaces, the first letter counts as upper case."""
+    title = " ".join(title.replace("_", " ").split())
+    return title[:1].upper() + title[1:]
+
+
+@dataclasses.dataclass(frozen=True)
+class _ArticleRows:
+    """The chosen articles of one dump."""
+
+    file: Path
+    choice: Choice
+
+    def __call__(self, tally: Tally) -> Iterator[Row]:
+        for title, wikitext in pages(self.file):
+            if self.choice.takes(title, wikitext) and (body := plain_text(wikitext)):
+                yield Row(f"{title}\n\n{body}", {"title": title})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Articles:
+    """The same without the titles beside them."""
+
+    file: Path
+    choice: Choice
+
+    def __call__(self, tally: Tally) -> Iterator[str]:
+        return (row.text for row in _ArticleRows(self.file, self.choice)(tally))
+
+
+def pages(file: Path) -> Iterator[tuple[str, str]]:
+    """Title and wikitext of each article (namespace 0, no redirect), in the dump's order.
+
+    Raises:
+        DataError: not a dump, or cut off.
+    """
+    try:
+        with files.opened(file) as raw:
+            if file.suffix.lower() == ".bz2":
+                with bz2.open(raw) as stream:
+                    yield from _pages(stream)
+            else:
+                yield from _pages(raw)
+    except (ElementTree.ParseError, EOFError, zlib.error) as error:
+        raise DataError(f"{file} is cut off or not XML ({error})", "get it again") from error
+    except OSError as error:
+        if error.errno:
+            raise
+        raise DataError(f"{file} is damaged ({error})", "get it again") from error
+
+
+def _pages(stream: IO[bytes]) -> Iterator[tuple[str, str]]:
+    events = ElementTree.iterparse(stream, events=("start", "end"))
+    _, root = next(events)
+    if _tag(root) != "mediawiki":
+        raise ElementTree.ParseError(f"its root is <{_tag(root)}>, not <mediawiki>")
+    for event, element in events:
+        if event != "end" or _tag(element) != "page":
+            continue
+        parts = {_tag(child): child for child in element}
+        title = (parts["title"].text or "") if "title" in parts else ""
+        namespace = (parts["ns"].text or "0") if "ns" in parts else "0"
+        revision = parts.get("revision")
+        texts = [] if revision is None else [c.text or "" for c in revision if _tag(c) == "text"]
+        if title and namespace == "0" and "redirect" not in parts and texts:
+            yield title, texts[0]
+        root.clear()  # or every page read so far would stay in memory
+
+
+def _tag(element: ElementTree.Element) -> str:
+    return element.tag.rsplit("}", 1)[-1]
+
+
+def plain_text(wikitext: str) -> str:
+    """The prose of an article with its headings as lines of their own."""
+    code = _parser().parse(wikitext, skip_style_tags=True)
+    for node in _dropped(code):
+        # What lay inside something that was dropped before is no longer there.
+        try:
+            code.remove(node)
+        except ValueError:
+            continue
+    lines = []
+    skipping = 0  # level of the heading whose section is left out
+    for line in str(code).split("\n"):
+        heading = _HEADING.match(line)
+        if heading:
+            level = len(heading[1])
+            if not skipping or level <= skipping:
+                skipping = level if heading[2].strip().lower() in _DROPPED_SECTIONS else 0
+            line = f"\n{heading[2]}\n"
+        if not skipping:
+            lines.append(line)
+    text = str(_parser().parse("\n".join(lines)).strip_code(normalize=True, collapse=True))
+    text = _EMPTY_BRACKETS.sub("", _SPACES.sub(" ", text.replace("\xa0", " ")))
+    text = "\n".join(line.strip() for line in text.split("\n"))
+    return _BLANK_LINES.sub("\n\n", text).strip()
+
+
+def _dropped(code: Any) -> Sequence[Any]:
+    """Templates, tables, references, pictures, categories and comments."""
+    tags = [tag for tag in code.filter_tags() if str(tag.tag).strip().lower() in _DROPPED_TAGS]
+    links = [
+        link
+        for link in code.filter_wikilinks()
+        if str(link.title).strip().lower().startswith(_NOT_PROSE)
+    ]
+    return [*tags, *links, *code.filter_templates(recursive=False), *code.filter_comments()]
+
+
+def _parser() -> Any:
+    try:
+        import mwparserfromhell
+    except ImportError:
+        raise ConfigError(
+            "source = 'mediawiki' needs mwparserfromhell", "pip install 'gaia[wiki]'"
+        ) from None
+    return mwparserfromhell

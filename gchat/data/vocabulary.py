@@ -1,0 +1,195 @@
+"""`gchat tokenizer train|eval`: make a tokenizer, and measure several on several kinds of text."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from gaia import storage
+from gaia.errors import ConfigError, DataError
+from gchat import tokenizer as tokenizers
+from gchat.data.prepare import training_text
+from gchat.data.sources import text
+from gchat.data.sources.choose import Source
+from gchat.data.sources.unit import Tally
+from gchat.tokenizer import Tokenizer
+from gchat.vocab import forced
+
+_EVAL_CHARS = 20_000_000  # of each text
+
+
+@dataclasses.dataclass(frozen=True)
+class _Out:
+    out: Path
+    """Folder (or file that ends in .json) for the tokenizer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(Source, _Out):
+    """Train a tokenizer on a text."""
+
+    kind: Literal["bpe", "sentencepiece"] = "bpe"
+    """bpe: byte pairs with nanochat's split pattern; sentencepiece: its BPE with byte fallback."""
+    vocab_size: int = 8192
+    """Ids, special tokens included."""
+    forced_years: str | None = None
+    """Range of years that become single tokens, as 1900-1949 (kind bpe)."""
+    forced_months: bool = False
+    """The names of the months become single tokens (kind bpe)."""
+    forced_terms: str | None = None
+    """File with one term per line; each becomes a single token (kind bpe)."""
+
+    def run(self) -> Tokenizer:
+        """Trains, stores and describes it."""
+        years = forced.years(self.forced_years) if self.forced_years else ()
+        terms = self._terms()
+        texts = training_text(self.corpus(), 0.0)
+        if self.kind == "bpe":
+            made = tokenizers.train_bpe(texts, self.vocab_size, years=years, terms=terms)
+        elif years or terms:
+            raise ConfigError(
+                "forced pieces do not go with kind = 'sentencepiece'",
+                "its own symbols match inside longer words; use --kind bpe",
+            )
+        else:
+            made = tokenizers.train_sentencepiece(texts, self.vocab_size)
+        made.save(self.out)
+        count = len(forced.pieces(years, terms))
+        extra = f", {count} forced pieces" if count else ""
+        print(f"{tokenizers.stored_at(self.out)}: {made.kind}, {made.vocab_size:,} ids{extra}")
+        return made
+
+    def _terms(self) -> list[str]:
+        terms: list[str] = list(forced.MONTHS) if self.forced_months else []
+        if self.forced_terms:
+            try:
+                lines = Path(self.forced_terms).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"forced_terms: {error}", "give a text file") from error
+            terms += [line.strip() for line in lines if line.strip()]
+        return terms
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Compare how tightly tokenizers write several kinds of text."""
+
+    text: tyro.conf.UseAppendAction[tuple[str, ...]]
+    """NAME=PATH of a kind of text, given once for each: --text prose=wiki.txt --text code=src/"""
+    tokenizer: tuple[str, ...] = ()
+    """gpt2 and paths of stored tokenizers; each is compared with the first."""
+    train_on: str | None = None
+    """Text on which tokenizers of several sizes are trained for the comparison."""
+    sizes: tuple[int, ...] = (8192, 16384, 32768)
+    """Their vocabularies."""
+    kinds: tuple[Literal["bpe", "sentencepiece"], ...] = ("bpe",)
+    """Their kinds."""
+    out: Path | None = None
+    """File (.md or .json) for the report."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> dict[str, Any]:
+        """Measures and prints a table."""
+        texts = {name: list(_documents(path)) for name, path in map(_named, self.text)}
+        compared = dict(self._tokenizers())
+        if not compared:
+            raise ConfigError(
+                "nothing to compare", "give --tokenizer gpt2 PATH …, or --train-on TEXT"
+            )
+        rows = [
+            measure(label, made, name, documents)
+            for name, documents in texts.items()
+            for label, made in compared.items()
+        ]
+        first = {row["text"]: row["tokens"] for row in reversed(rows)}
+        for row in rows:
+            row["against_first"] = round(row["tokens"] / first[row["text"]], 4)
+        found = {"rows": rows, "compared_with": next(iter(compared))}
+        if self.out is not None:
+            as_json = self.out.suffix == ".json"
+            storage.write_text(self.out, json.dumps(found, indent=1) if as_json else table(found))
+        print(json.dumps(found) if self.json else table(found))
+        return found
+
+    def _tokenizers(self) -> Iterator[tuple[str, Tokenizer]]:
+        for given in self.tokenizer:
+            yield given, tokenizers.gpt2() if given == "gpt2" else Tokenizer.load(given)
+        if self.train_on is None:
+            return
+        source = Source(input=self.train_on)
+        for kind in self.kinds:
+            train = tokenizers.train_bpe if kind == "bpe" else tokenizers.train_sentencepiece
+            for size in self.sizes:
+                texts = training_text(source.corpus(), 0.0, progress=False)
+                label = f"{size // 1024}K" if size % 1024 == 0 else f"{size}"
+                yield f"{kind} {label}", train(texts, size)
+
+
+def _named(given: str) -> tuple[str, str]:
+    name, equals, path = given.partition("=")
+    if not equals or not name or not path:
+        raise ConfigError(f"text = {given!r} is not NAME=PATH", "write e.g. prose=wiki.txt")
+    return name, path
+
+
+def _documents(path: str) -> Iterator[str]:
+    left = _EVAL_CHARS
+    for unit in text.corpus(path).units:
+        for document in unit.documents(Tally()):
+            yield document
+            left -= len(document)
+            if left <= 0:
+                return
+
+
+def measure(label: str, made: Tokenizer, name: str, documents: Iterable[str]) -> dict[str, Any]:
+    """Tokens, bytes per token, and whether every document comes back.
+
+    Raises:
+        DataError: no text.
+    """
+    tokens = size = words = 0
+    lossless = True
+    for document in documents:
+        ids = made.encode(document)
+        tokens += len(ids)
+        size += len(document.encode())
+        words += len(document.split())
+        lossless &= made.decode(ids) == document
+    if not tokens:
+        raise DataError(f"text {name} is empty", "give another file")
+    return {
+        "text": name,
+        "tokenizer": label,
+        "kind": made.kind,
+        "vocab_size": made.vocab_size,
+        "sha256": made.sha256[:12],
+        "bytes": size,
+        "tokens": tokens,
+        "bytes_per_token": round(size / tokens, 4),
+        "tokens_per_word": round(tokens / max(1, words), 4),
+        "lossless": lossless,
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """A markdown table."""
+    lines = [
+        f"| text | tokenizer | ids | tokens | bytes/token | tokens/word | against "
+        f"{found['compared_with']} | lossless |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        lines.append(
+            f"| {row['text']} | {row['tokenizer']} | {row['vocab_size']:,} | {row['tokens']:,} | "
+            f"{row['bytes_per_token']:.3f} | {row['tokens_per_word']:.3f} | "
+            f"{row['against_first']:.3f} | {'yes' if row['lossless'] else 'NO'} |"
+        )
+    return "\n".join(lines)
+
+
+VERBS = {"train": Train, "eval": Eval}

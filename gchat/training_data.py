@@ -1,0 +1,128 @@
+"""What a run trains on: its manifests, tokenizer and batches, from one data set or a mixture."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from gaia import gcs, region, storage
+from gaia.distributed import Group
+from gaia.errors import ConfigError, DataError
+from gaia.manifest import Manifest, load_manifest
+from gaia.records import CacheOptions, Loader, make_loader
+from gchat.config import DataConfig, TrainConfig
+from gchat.tokenizer import Tokenizer
+
+
+class TrainingData:
+    """Opens the manifests and compares them with the configuration.
+
+    Attributes:
+        config: with `dir`, `window` and `fingerprint` filled in.
+        manifest: of the data set that gives tokenizer and validation text.
+        manifests: of all sources by name; one without a name where there is no mixture.
+        tokenizer: of all of them.
+
+    Raises:
+        ConfigError: no data is named, or the window is not the one the data was prepared with.
+        DataError: a data set is missing or damaged, was replaced, or has another tokenizer.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        where = config.dir or next(iter(config.mixture.values()), None)
+        if where is None:
+            raise ConfigError("data.dir is not set", "give --data-dir, or run gchat/speedrun.sh")
+        self.manifests: dict[str, Manifest] = {
+            name: load_manifest(source) for name, source in (config.mixture or {"": where}).items()
+        }
+        self.manifest = load_manifest(where) if config.mixture else self.manifests[""]
+        self.tokenizer = Tokenizer.load(f"{where}/tokenizer.json")
+        for name, manifest in self.manifests.items():
+            self._check_tokenizer(config.mixture.get(name, where), manifest)
+        self.config = replace(
+            config,
+            dir=where,
+            window=_window(config.window, self.manifests),
+            fingerprint=_fingerprint(config, self.manifests),
+        )
+
+    def _check_tokenizer(self, where: str, manifest: Manifest) -> None:
+        theirs, ours = manifest.tokenizer.sha256, self.tokenizer.sha256
+        if theirs != ours:
+            raise DataError(
+                f"{where} was made with another tokenizer ({manifest.tokenizer.kind} "
+                f"{theirs[:12]}) than {self.tokenizer.info.kind} {ours[:12]}",
+                "prepare it again with --tokenizer and the tokenizer.json of the other",
+            )
+
+    def check_same(self, group: Group) -> None:
+        """Raises DataError where another process of the run sees other data."""
+        facts = f"{self.tokenizer.sha256} {self.manifests!r}"
+        prints = group.gather(hashlib.sha256(facts.encode()).hexdigest())
+        other = next((i for i, p in enumerate(prints) if p != prints[0]), None)
+        if other is not None:
+            raise DataError(
+                f"data.dir holds other data on process {other} than on process 0",
+                "prepare it once, then copy it or use a gs:// address",
+            )
+
+    def loader(self, config: TrainConfig, start_step: int, rows_here: np.ndarray) -> Loader:
+        """This process's rows of each batch, from `start_step` on."""
+        data = config.data
+        where: str | Mapping[str, str] = dict(data.mixture) or data.dir or ""
+        return make_loader(
+            where,
+            weights=data.weights or None,
+            split="train",
+            seq_len=config.model.seq_len,
+            batch_size=config.training.batch_size or 1,
+            seed=config.training.seed,
+            start_step=start_step,
+            rows_here=rows_here,
+            cache=CacheOptions(
+                data.cache_dir, int(data.cache_gib * 2**30), 60 * data.patience_minutes
+            ),
+        )
+
+    def warnings(self) -> list[str]:
+        """What a person should know before paying for this run."""
+        places = self.config.mixture.values() or [self.config.dir or ""]
+        zone = region.this_zone() if any(storage.is_remote(p) for p in places) else None
+        found = []
+        for place in places:
+            if zone and storage.is_remote(place):
+                try:
+                    warning = region.differs(gcs.bucket_location(place), zone, place)
+                except gcs.StorageError as error:
+                    warning = f"cannot tell where the bucket lies: {error}"
+                if warning:
+                    found.append(warning)
+        return found
+
+
+def _window(given: int | None, manifests: Mapping[str, Manifest]) -> int:
+    """W of the data; ConfigError where the configuration says another."""
+    windows = {name: manifest.window for name, manifest in manifests.items()}
+    for name, window in windows.items():
+        if given is not None and len(set(windows.values())) == 1 and window != given:
+            raise ConfigError(
+                f"data.window is {given}, but {name or 'the data'} was prepared with {window}",
+                "the window decides the order: leave it out, or prepare with --window",
+            )
+    return next(iter(windows.values()))
+
+
+def _fingerprint(config: DataConfig, manifests: Mapping[str, Manifest]) -> str:
+    """The data's fingerprint; DataError where the run began with another."""
+    found = "; ".join(
+        f"{name}: {manifest.fingerprint()}".removeprefix(": ")
+        for name, manifest in manifests.items()
+    )
+    if config.fingerprint is not None and config.fingerprint != found:
+        raise DataError(
+            f"{', '.join(config.mixture.values()) or config.dir} is not what the run began with: "
+            f"it had {config.fingerprint} and now has {found}",
+            "put the old data back, or start a new run",
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Vocabularies beyond the standard: forced single tokens, SentencePiece."""

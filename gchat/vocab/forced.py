@@ -1,0 +1,102 @@
+"""Pieces that must be single tokens (years, months, terms), as ordinary merges of a BPE.
+
+Two things are needed. The split pattern must let a piece through whole: letters pass anyway, but
+`1944` would be cut into `19` and `44` and `Pearl Harbor` at the space, so those get alternatives of
+their own in front. And the merges must lead to the piece: its parts under the merges learned so far
+are joined from the left, each new pair at the end of the ranks. Nothing else changes: what was a
+merge stays one, decoding gives back every text, and other programs that know only merges and a
+pattern agree.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from gaia.errors import ConfigError
+
+MONTHS = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September",
+    "October", "November", "December",
+)  # fmt: skip
+_MAX_PIECES = 20_000
+_LETTERS = re.compile(r"[^\W\d_]+")
+
+
+def years(given: str) -> tuple[str, ...]:
+    """Every year of a range such as "1900-1949".
+
+    Raises:
+        ConfigError: no range of four-digit years.
+    """
+    match = re.fullmatch(r"(\d{4})-(\d{4})", given)
+    if not match or int(match[1]) > int(match[2]):
+        raise ConfigError(f"years = {given!r} is no range", "write e.g. 1900-1949")
+    return tuple(f"{year:04d}" for year in range(int(match[1]), int(match[2]) + 1))
+
+
+def pieces(years_wanted: Sequence[str], terms: Iterable[str]) -> list[str]:
+    """What must become one token: years as they are, terms alone and after a space.
+
+    Raises:
+        ConfigError: an empty or absurd list of terms.
+    """
+    found = dict.fromkeys(years_wanted)
+    for term in terms:
+        if term != term.strip() or not term or "\n" in term or len(term) > 60:
+            raise ConfigError(f"term {term!r} cannot be a token", "give words without outer spaces")
+        found |= dict.fromkeys((term, f" {term}"))
+    if len(found) > _MAX_PIECES:
+        raise ConfigError(f"{len(found)} forced pieces are too many", f"use up to {_MAX_PIECES}")
+    return list(found)
+
+
+def pattern(base: str, years_wanted: Sequence[str], terms: Iterable[str]) -> str:
+    """The split pattern with alternatives for what `base` would cut."""
+    parts = []
+    if years_wanted:
+        parts.append(rf"(?<!\p{{N}})(?:{_any_of(years_wanted)})(?!\p{{N}})")
+    # The longest first: an alternation takes the first that fits.
+    cut = sorted({t for t in terms if not _LETTERS.fullmatch(t)}, key=lambda t: (-len(t), t))
+    if cut:
+        # Not inside a longer word or number; a space before belongs to it.
+        escaped = "|".join(re.escape(term).replace(r"\ ", " ") for term in cut)
+        parts.append(rf"(?: |(?<![\p{{L}}\p{{N}}]))(?:{escaped})(?![\p{{L}}\p{{N}}])")
+    return "|".join([*parts, base])
+
+
+def _any_of(years_wanted: Sequence[str]) -> str:
+    """Years as a pattern, by decades where all ten are there: 19[0-4]\\d."""
+    wanted = set(years_wanted)
+    decades = sorted({year[:3] for year in wanted})
+    whole = [d for d in decades if all(f"{d}{i}" in wanted for i in range(10))]
+    parts = [rf"{decade}\d" for decade in whole]
+    return "|".join([*parts, *sorted(year for year in wanted if year[:3] not in whole)])
+
+
+def inject(ranks: dict[bytes, int], wanted: Iterable[str]) -> dict[bytes, int]:
+    """The ranks with merges at their end that lead to every wanted piece."""
+    found = dict(ranks)
+    for piece in wanted:
+        parts = apply(piece.encode(), found)
+        while len(parts) > 1:
+            joined = parts[0] + parts[1]
+            found.setdefault(joined, len(found))
+            parts = apply(piece.encode(), found)
+    return found
+
+
+def merges_needed(ranks: dict[bytes, int], wanted: Sequence[str]) -> int:
+    """How many ids `inject` adds."""
+    return len(inject(ranks, wanted)) - len(ranks)
+
+
+def apply(piece: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    """Byte-pair encoding of one piece: the lowest rank first, from the left."""
+    parts = [piece[i : i + 1] for i in range(len(piece))]
+    while len(parts) > 1:
+        pairs = [ranks.get(parts[i] + parts[i + 1]) for i in range(len(parts) - 1)]
+        known = [(rank, i) for i, rank in enumerate(pairs) if rank is not None]
+        if not known:
+            break
+        _, at = min(known)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts

@@ -1,0 +1,233 @@
+"""Several real processes on loopback (gloo): one run, whatever their number and whoever is hit.
+
+What the batches hold is compared bit for bit through a hash that each process writes of the rows
+it was given; losses agree to 1e-5, as sums over rows are added in another order.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import runs
+
+STEPS = 60
+
+# The trainer as it is, with a note of every batch: step and, for each row, a hash of its tokens.
+NOTING = """
+import hashlib, json, sys
+import gchat.train, gchat.training_data
+from gaia.errors import run_cli
+notes, make_loader = open(sys.argv[1], "a"), gchat.training_data.make_loader
+def noting(*args, **kwargs):
+    loader = make_loader(*args, **kwargs)
+    batch, rows = loader.batch, kwargs["rows_here"].tolist()
+    def noted(step):
+        made = batch(step)
+        hashes = [hashlib.sha256(row.tobytes()).hexdigest()[:12] for row in made["inputs_BT"]]
+        print(json.dumps([step, rows, hashes]), file=notes, flush=True)
+        return made
+    loader.batch = noted
+    return loader
+gchat.training_data.make_loader = noting
+sys.exit(run_cli("gchat", gchat.train.run, sys.argv[2:]))
+"""
+
+
+def arguments(data_dir, run_dir, *more):
+    args = runs.arguments(data_dir, run_dir, *more, steps=STEPS)
+    for name, value in {"--model.dropout": "0.0", "--checkpoint.every-steps": "0"}.items():
+        args[args.index(name) + 1] = value
+    return args
+
+
+class Team:
+    """All processes of one start; what each printed is collected by a thread."""
+
+    def __init__(self, count, args, env, notes, by_flags=False, cwd=lambda i: None):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            address = f"127.0.0.1:{server.getsockname()[1]}"
+        self.out, self._new = [[] for _ in range(count)], threading.Condition()
+        self.processes, self._threads = [], []
+        for i in range(count):
+            names = {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(i),
+            }
+            flags = ["--coordinator", address, "--num-processes", count, "--process-id", i]
+            alone = count == 1
+            process = subprocess.Popen(
+                [sys.executable, "-c", NOTING, str(notes / f"{os.urandom(4).hex()}.jsonl")]
+                + [*(args(i) if callable(args) else args)]
+                + [str(f) for f in flags if by_flags and not alone],
+                env=env if by_flags or alone else env | names,
+                cwd=cwd(i),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            self.processes.append(process)
+            self._threads.append(threading.Thread(target=self._read, args=(i,), daemon=True))
+            self._threads[-1].start()
+
+    def _read(self, i):
+        with self.processes[i].stdout as output:
+            for line in output:
+                with self._new:
+                    self.out[i].append(line.rstrip("\n"))
+                    self._new.notify_all()
+        with self._new:
+            self.out[i].append(None)
+            self._new.notify_all()
+
+    def step_reached(self, step):
+        """Waits until process 0 printed a step; False if it ended before."""
+        with self._new:
+            while True:
+                steps = [re.match(r"step (\d+)/", line or "") for line in self.out[0]]
+                if any(m and int(m[1]) >= step for m in steps):
+                    return True
+                if None in self.out[0]:
+                    return False
+                self._new.wait()
+
+    def end(self):
+        """Exit statuses, once all have ended."""
+        statuses = [p.wait() for p in self.processes]
+        for thread in self._threads:
+            thread.join()
+        return statuses
+
+    def text(self, i):
+        return "\n".join(line for line in self.out[i] if line is not None)
+
+
+def order_of(notes):
+    """{step: hashes of the whole batch, in order}; a step seen twice must have been the same."""
+    seen = {}
+    for path in notes.glob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            step, rows, hashes = json.loads(line)
+            batch = seen.setdefault(step, {})
+            for row, value in zip(rows, hashes, strict=True):
+                assert batch.setdefault(row, value) == value, (step, row)
+    return {step: [seen[step][row] for row in sorted(seen[step])] for step in seen}
+
+
+@pytest.fixture(scope="module")
+def alone(data_dir, tmp_path_factory, user_environment):
+    """The same run by one process, never stopped."""
+    folder = tmp_path_factory.mktemp("alone")
+    team = Team(1, arguments(data_dir, folder / "run"), user_environment, folder)
+    assert team.end() == [0], team.text(0)
+    return folder
+
+
+def chain(counts, data_dir, folder, env):
+    """Trains with counts[0] processes, SIGTERMs one, goes on with counts[1], …; to the end."""
+    args = arguments(data_dir, folder / "run", "--log-interval", "1")
+    for k, count in enumerate(counts):
+        last = k == len(counts) - 1
+        team = Team(count, [*args, *(["--resume"] if k else [])], env, folder, by_flags=k % 2 == 1)
+        if not last:
+            saved = int(runs.newest(folder / "run").name) if k else 0
+            assert team.step_reached(saved + 5), team.text(0)
+            team.processes[-1].send_signal(signal.SIGTERM)
+        assert team.end() == [0] * count, "\n".join(team.text(i) for i in range(count))
+        newest = int(runs.newest(folder / "run").name)
+        if last:
+            assert newest == STEPS
+        else:
+            assert f"stopped after step {newest} of {STEPS} and saved" in team.text(0)
+        for i in range(1, count):  # only process 0 talks, but for the signal's own line
+            lines = [line for line in team.out[i] if line and not line.startswith("[Gloo]")]
+            assert all("finishing this step" in line for line in lines), lines
+    return folder
+
+
+def check_same(alone, folder):
+    expected, got = order_of(alone), order_of(folder)
+    assert {s: got[s] for s in range(STEPS)} == {s: expected[s] for s in range(STEPS)}
+    a, b = runs.losses(alone / "run"), runs.losses(folder / "run")
+    assert list(a) == list(b) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(list(b.values()), list(a.values()), rtol=1e-5)
+    validated = [
+        {r["step"]: r["eval/val_loss"] for r in runs.logged(f / "run") if "eval/val_loss" in r}
+        for f in (alone, folder)
+    ]
+    assert validated[0].keys() == validated[1].keys()
+    np.testing.assert_allclose(list(validated[1].values()), list(validated[0].values()), rtol=1e-4)
+    texts = [(f / "run" / "samples.txt").read_text() for f in (alone, folder)]
+    assert texts[0].count("step 60") == texts[1].count("step 60") == 1
+
+
+def test_two_processes_stop_and_one_goes_on(alone, data_dir, tmp_path, user_environment):
+    check_same(alone, chain([2, 1], data_dir, tmp_path, user_environment))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", [[4, 1], [4, 2, 4], [2, 4], [1, 2, 2], [4, 4]])
+def test_any_number_of_processes_goes_on(alone, data_dir, tmp_path, user_environment, counts):
+    check_same(alone, chain(counts, data_dir, tmp_path, user_environment))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others(data_dir, tmp_path, user_environment, victim):
+    args = arguments(data_dir, tmp_path / "run", "--checkpoint.every-steps", "5")
+    args += ["--log-interval", "1", "--max-steps", "100000", "--heartbeat-seconds", "20"]
+    team = Team(2, args, user_environment, tmp_path, by_flags=True)
+    assert team.step_reached(12), team.text(0)
+    team.processes[victim].kill()
+    statuses = team.end()
+    assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] != 0
+    team = Team(1, [*args[:-4], "--max-steps", "100000", "--resume"], user_environment, tmp_path)
+    assert team.step_reached(14), team.text(0)
+    team.processes[0].send_signal(signal.SIGTERM)
+    assert team.end() == [0], team.text(0)
+
+
+def mistaken(args_of, folder, env, *, heard_by, cwd=lambda i: None):
+    """Starts two processes that cannot work; what each said, none with a traceback."""
+    team = Team(2, args_of, env, folder, cwd=cwd)
+    statuses = team.end()
+    # JAX kills (-6) a process that is slower to exit than process 0, the coordinator, lingers.
+    assert statuses[0] == 2 and statuses[1] in (2, -signal.SIGABRT), team.text(0) + team.text(1)
+    texts = [team.text(0), team.text(1)]
+    assert all(part in text for part in heard_by for text in texts), texts
+    assert not any("Traceback" in text for text in texts)
+    assert not (folder / "run" / "config.yaml").exists()
+
+
+def test_a_host_without_the_data_is_named(data_dir, tmp_path, user_environment):
+    """On both hosts, before anything is written: the same path leads nowhere on the second."""
+    mistaken(
+        arguments(data_dir.name, tmp_path / "run"),
+        tmp_path,
+        user_environment,
+        heard_by=[f"data_dir = {data_dir.name!r}"],
+        cwd=lambda i: (data_dir.parent, tmp_path)[i],
+    )
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_divide_over_the_hosts(data_dir, tmp_path, user_environment):
+    args = arguments(data_dir, tmp_path / "run", "--batch-size", "5")
+    mistaken(lambda i: args, tmp_path, user_environment, heard_by=["5 rows", "2 devices"])
+
+
+@pytest.mark.slow
+def test_a_checkpoint_folder_of_one_host_only(data_dir, tmp_path, user_environment):
+    args = arguments(data_dir, tmp_path / "run", "--checkpoint-dir", "checkpoints")
+    for i in range(2):
+        (tmp_path / str(i)).mkdir()
+    team = Team(2, args, user_environment, tmp_path, cwd=lambda i: tmp_path / str(i))
+    assert team.end() == [2, 2]
+    assert "is not the same folder on process 1" in team.text(0)
