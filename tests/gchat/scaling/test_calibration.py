@@ -58,7 +58,7 @@ def test_the_compiler_lays_out_what_the_table_says():
 @pytest.mark.slow
 @needs_libtpu
 def test_a_program_that_is_too_big_is_refused_with_the_compilers_number(capsys):
-    args = ["--sku", "v5e-1", "--depth", "24", "--batch-size", "16", "--model.remat", "full"]
+    args = ["--sku", "v5e-1", "--depth", "24", "--batch-size", "64", "--model.remat", "full"]
     assert main(["plan", *args, "--verify"]) == 0
     out = capsys.readouterr().out
     assert "does not fit" in out and "the compiler's number" in out
