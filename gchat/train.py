@@ -355,9 +355,14 @@ class Trainer:
     def _report(self, finished: bool, newest: int | None) -> dict[str, Any]:
         config, baselines = self.config, None
         if finished and not config.data.mixture:
-            sizes = {"seq_len": config.model.seq_len, "batch_size": config.training.batch_size or 1}
-            tokens, seed = config.training.tokens or 0, config.training.seed
-            baselines = ngram_baselines(config.data.dir or "", tokens, **sizes, seed=seed)
+            t = config.training
+            baselines = ngram_baselines(
+                config.data.dir or "",
+                t.tokens or 0,
+                seq_len=config.model.seq_len,
+                batch_size=t.batch_size or 1,
+                seed=t.seed,
+            )
         return write_report(
             self.folder,
             config,
