@@ -110,7 +110,7 @@ class Manifest:
         digest = hashlib.sha256(json.dumps([self.window, facts]).encode()).hexdigest()[:12]
         return (
             f"{len(self.train)} shards with {self.tokens('train'):,} tokens in windows of "
-            f"{self.window} ({digest})"
+            f"{self.window} ({digest}) of tokenizer {self.tokenizer.sha256[:12]}"
         )
 
     def to_json(self) -> str:

@@ -7,6 +7,7 @@ conventions where there is one. Rates are per second since the sample before. Ut
 from __future__ import annotations
 
 import contextlib
+import glob
 import importlib
 import os
 import time
@@ -122,6 +123,8 @@ class Sampler:
         return read if handles else None
 
     def _tpu(self) -> Callable[[], Values] | None:
+        if not tpu_is_here():
+            return None
         monitoring: Any = importlib.import_module("libtpu.sdk").tpumonitoring
         supported = set(monitoring.list_supported_metrics())
         wanted = {key: value for key, value in _TPU.items() if key in supported}
@@ -152,6 +155,11 @@ class Sampler:
                 if key in stats:
                     values[f"hw.device.{device.id}.memory.{name}"] = float(stats[key])
         return values
+
+
+def tpu_is_here() -> bool:
+    """Whether the system shows a TPU; libtpu, where it is installed without one, complains aloud."""
+    return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
 
 
 class SdkObservables:

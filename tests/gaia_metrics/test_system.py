@@ -40,6 +40,7 @@ def tpu(monkeypatch):
     sdk.tpumonitoring = monitoring
     monkeypatch.setitem(sys.modules, "libtpu", types.ModuleType("libtpu"))
     monkeypatch.setitem(sys.modules, "libtpu.sdk", sdk)
+    monkeypatch.setattr("gaia_metrics.system.tpu_is_here", lambda: True)
 
 
 class Device:
