@@ -158,7 +158,7 @@ class Sampler:
 
 
 def tpu_is_here() -> bool:
-    """Whether the system shows a TPU; libtpu, where it is installed without one, complains aloud."""
+    """Whether the system shows a TPU: libtpu complains aloud where it is installed without one."""
     return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
 
 
