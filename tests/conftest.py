@@ -110,3 +110,17 @@ def gcs(gcs_service, tmp_path):
     gcs_service.uri = f"gs://gaia-test/{tmp_path.name}"
     yield gcs_service
     gcs_service.control({"faults": {}})
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium through Playwright, which keeps an event loop: closed after each module."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed (tests/system_packages.sh installs it)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()

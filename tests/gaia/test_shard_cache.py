@@ -156,12 +156,14 @@ def test_failing_requests_change_no_row(gcs, data, remote, tmp_path, faults, cou
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_a_server_that_is_gone_for_a_while(gcs, data, remote, tmp_path, capfd):
+def test_a_server_that_is_gone_for_a_while(gcs, data, remote, tmp_path):
     steps = epoch(data)
     with make_loader(remote, **OPTIONS, cache=CacheOptions(tmp_path)) as loader:
         found = [next(loader)["inputs_BT"]]
+        before = gcs.control()["gets"]
         gcs.control({"outage_s": 4})
         found += [next(loader)["inputs_BT"] for _ in range(steps - 1)]
+    assert gcs.control()["gets"] > before  # shards were still to come when the server went
     equal(found, batches(data, steps))
 
 
@@ -290,6 +292,8 @@ def test_a_disk_smaller_than_the_limit_bounds_the_cache(data, remote, tmp_path):
     with small_disk(tmp_path / "disk", "1m") as disk:
         fill(disk, leave=-(-largest // 4096) * 4096 * 5)
         equal(batches(remote, steps, CacheOptions(disk)), batches(data, steps))
+        kept = [p for p in disk.iterdir() if p.name.endswith(".arrayrecord")]
+        assert 0 < len(kept) < len(records.load_manifest(data).train)
 
 
 def test_a_shard_larger_than_the_cache_is_refused(remote, tmp_path):

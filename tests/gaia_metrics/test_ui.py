@@ -1,7 +1,6 @@
 """The local dashboard in headless Chromium, over real run folders, one of them live."""
 
 import json
-import shutil
 import threading
 import time
 import urllib.error
@@ -13,8 +12,6 @@ import gaia_metrics
 from gaia_metrics import segments
 from gaia_metrics.query import connect
 from gaia_metrics.ui.server import serve
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def record(folder, name, steps, status):
@@ -88,18 +85,6 @@ def test_trouble_is_an_answer_not_a_traceback(capfd):
     server.shutdown()
     server.server_close()
     assert capfd.readouterr().err == ""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed (tests/system_packages.sh installs it)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

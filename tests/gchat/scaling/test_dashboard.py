@@ -1,6 +1,5 @@
 """The scaling dashboard in headless Chromium: sliders, verdicts, the grid, a shareable address."""
 
-import shutil
 import socket
 import threading
 import time
@@ -19,8 +18,6 @@ from gchat.scaling.plan import make_plan
 from gchat.scaling.search import candidates
 from gchat.scaling.sku import parse_fleet
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
 
 @pytest.fixture(scope="module")
 def site():
@@ -36,18 +33,6 @@ def site():
     server.should_exit = True
     thread.join()
     listener.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed (tests/system_packages.sh installs it)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def get(url: str, **headers: str) -> tuple[int, str]:
