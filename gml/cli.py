@@ -57,6 +57,11 @@ def run(words: list[str]) -> int:
     if words in (["--help"], ["-h"], []) and "_GML_COMPLETE" not in os.environ:
         sys.stdout.write(resources.files("gml").joinpath("help.txt").read_text(encoding="utf-8"))
         return 0 if words else 2
+    if words == ["--version"]:
+        from importlib import metadata
+
+        print(f"gml {metadata.version('gaia')}")
+        return 0
     try:
         if words[:1] == ["ls"]:
             from gml.listing import fast_path

@@ -44,11 +44,16 @@ def create(
     yes: c.Yes = False,
     json: c.Json = False,
 ) -> None:
-    """Make a cluster whose accelerator pool is empty until a job needs it."""
+    """Make a cluster.
+
+    Its accelerator pool is empty until a job needs it.
+    """
     from gml import cluster
     from gml.planning import parse_sku
 
     manager = c.manager()
+    if not instance_type:
+        raise UsageError("--instance-type is missing", "see `gml node list-types`")
     sku = parse_sku(instance_type, "google")
     if sku is None or not sku.gce_machine_type:
         raise UsageError(f"{instance_type!r} is not sold by Google", "see `gml node list-types`")
@@ -121,15 +126,21 @@ def run(
     dry_run: c.DryRun = False,
     json: c.Json = False,
 ) -> None:
-    """Render a JobSet, apply it, and with -f wait; exits 1 when the job fails."""
+    """Render a JobSet and apply it.
+
+    With -f it waits, and exits 1 when the job fails.
+    """
     from gml import cluster
     from gml.planning import parse_sku
 
     manager = c.manager()
-    sku = parse_sku(instance_type, "google")
     words = [w for i, w in enumerate(command or []) if not (i == 0 and w == "--")]
-    if sku is None or not words or not image:
-        raise UsageError("--instance-type, --image and a command are needed", "see --help")
+    for what, given in (("--instance-type", instance_type), ("--image", image), ("command", words)):
+        if not given:
+            example = f"gml cluster run {name} -t v6e-16 --image IMAGE --timeout 3h -- python x.py"
+            raise UsageError(f"the {what} is missing", example)
+    sku = parse_sku(instance_type, "google")
+    assert sku is not None
     timeout_s = parse_timeout(timeout, manager.config.default_timeout)
     record = manager.store.get(name) if dry_run else manager.resolve(name)
     if record is not None and record.strategy != "gke":
@@ -171,7 +182,7 @@ def _wait(manager: Manager, api: Any, job: str, namespace: str) -> str:
 
     with Progress() as progress:
         while (state := cluster.state(api, job, namespace)) in ("running", "Suspended"):
-            progress(f"{job} ({state})")
+            progress(f"waiting for {job} ({state})")
             time.sleep(min(10.0, 20 * manager.config.backoff_s))
     return state
 

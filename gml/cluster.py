@@ -114,6 +114,7 @@ def create(manager: Manager, wish: ClusterWish, tick: Tick) -> Node:
     spec = spec_of(manager, wish)
     provider = manager.provider("google")
     assert isinstance(provider, GoogleProvider)
+    provider.sign_in()
     request = create_request(manager.config, wish, spec)
     place = region(wish.zone)
     with manager.store.lock(spec.id), manager.interruptible():
@@ -142,6 +143,8 @@ def create(manager: Manager, wish: ClusterWish, tick: Tick) -> Node:
                 node.replace(phase="up", timeout_s=wish.timeout_s, tried=intent.tried)
             )
         except BaseException as error:
+            if record is None and getattr(error, "nothing_made", False):
+                manager.store.put(intent.replace(tried=()))
             manager.undo(spec.id, provider, error, tick)
             raise
 
@@ -149,6 +152,9 @@ def create(manager: Manager, wish: ClusterWish, tick: Tick) -> Node:
 def _post(provider: GoogleProvider, request: ApiRequest, spec: CreateSpec, tick: Tick) -> None:
     try:
         provider.api.send(request)
+    except GmlError as error:
+        error.nothing_made = error.refused
+        raise
     except ApiError as error:
         found = provider.api.get("container", f"{request.path}/{cloud_name(spec.id)}")
         labels = (found or {}).get("resourceLabels") or {}
@@ -156,7 +162,7 @@ def _post(provider: GoogleProvider, request: ApiRequest, spec: CreateSpec, tick:
             raise translate(error, provider.config) from None
         if labels.get("gml-owner") != spec.owner:
             raise UsageError(f"{spec.id} is another owner's", "take another name") from None
-    tick("Google to make the cluster (5-10 minutes)")
+    tick("waiting for Google to make the cluster (5-10 minutes)")
 
 
 def _wait_running(provider: GoogleProvider, intent: Node, tick: Tick) -> Node:
@@ -168,7 +174,7 @@ def _wait_running(provider: GoogleProvider, intent: Node, tick: Tick) -> Node:
         if node.state == "ready":
             return node
         waited += pause
-        tick(f"the cluster in {intent.zone} ({node.state})")
+        tick(f"waiting for the cluster in {intent.zone} ({node.state})")
         if waited > 2 * provider.patience_s:
             raise Unavailable(f"the cluster {intent.id} was not ready in time")
     raise AssertionError("unreachable")

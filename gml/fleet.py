@@ -32,6 +32,8 @@ class Fleet:
         self.store = store
         self.now = now
         self.ssh = Ssh(config, store)
+        # Told of every node that came up here, from which moment on it costs money.
+        self.on_up: Callable[[Node], None] = lambda node: None
         self._providers: dict[str, Provider] = {}
 
     def provider(self, name: str) -> Provider:
@@ -53,7 +55,9 @@ class Fleet:
         seen: dict[str, Node] = {}
         foreign: dict[str, Node] = {}
         complete: set[str] = set()
-        for provider, found, problem in _in_parallel(self.configured()):
+        configured = self.configured()
+        listing.problems += self.out_of_sight(configured)
+        for provider, found, problem in _in_parallel(configured):
             if problem:
                 listing.problems.append(f"{provider.name}: {problem}")
             else:
@@ -65,17 +69,34 @@ class Fleet:
                     foreign[node.id] = node
         for record in self.store.all():
             live = seen.pop(record.id, None) or foreign.get(record.id)
+            settled = live is not None and record.phase == "up"
+            busy = not settled and self.store.locked(record.id)
             if live:
-                listing.nodes.append(merge(record, live))
-            elif record.provider in complete and not self.store.locked(record.id):
-                listing.nodes.append(record.replace(note="lost"))
+                node = merge(record, live)
+            elif record.phase != "intent" and record.provider in complete and not busy:
+                node = record.replace(note="lost")
             else:
-                listing.nodes.append(record)
+                node = record.replace(note="half-made" if record.phase == "intent" else "")
+            listing.nodes.append(node.replace(note="busy") if busy else node)
         for node in seen.values():
+            node = priced(node)
             listing.nodes.append(node.replace(note="orphan"))
             if node.id in self.store.damaged():
                 self.store.put(node.replace(phase="up"))
+                self.store.clear_damaged(node.id)
         return listing
+
+    def out_of_sight(self, configured: list[Provider]) -> list[str]:
+        """Clouds where we have nodes by our records, and that are not configured here any more."""
+        ready = {p.name for p in configured}
+        away: dict[str, list[str]] = {}
+        for record in self.store.all():
+            if record.provider not in ready:
+                away.setdefault(record.provider, []).append(record.id)
+        return [
+            f"{name}: not configured here (`gml doctor`), but we have {', '.join(ids)} there"
+            for name, ids in away.items()
+        ]
 
     def resolve(self, node_id: str) -> Node:
         """The node of that id, from the record or, without one, from the clouds; or NotFound."""
@@ -87,6 +108,7 @@ class Fleet:
             if node.id == node_id:
                 # A rebuilt record: the file was lost or damaged, or another machine made the node.
                 node = self.store.put(node.replace(phase="up", note=""))
+                self.store.clear_damaged(node.id)
                 self.ssh.write_config()
                 return node
         known = ", ".join(n.id for n in listing.nodes[:5]) or "none"
@@ -96,9 +118,24 @@ class Fleet:
         )
 
 
+def priced(node: Node) -> Node:
+    """A node told by its labels alone, with the type's proper name and its list price."""
+    from gaia import hardware
+
+    sku = next((s for n, s in hardware.skus().items() if n.lower() == node.sku.lower()), None)
+    if sku is None:
+        return node
+    price = node.price
+    if price is None:
+        region = node.zone.rsplit("-", 1)[0]
+        price = sku.price_per_hour(spot=node.spot, region=region, provider=node.provider)
+    return node.replace(sku=sku.name, price=price)
+
+
 def merge(record: Node, live: Node) -> Node:
-    """What the cloud knows now, with the record's price and phase."""
+    """What the cloud knows now, with the record's type, price and phase."""
     return live.replace(
+        sku=record.sku,
         phase="up" if record.phase == "intent" and live.state == "ready" else record.phase,
         price=record.price if live.price is None else live.price,
         timeout_s=record.timeout_s,

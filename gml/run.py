@@ -157,24 +157,24 @@ class Runner:
         """Code, git identity, data and set-up on every host."""
         for index in range(len(node.hosts)):
             if self.wish.sync:
-                self.tick(f"code to host {index}")
+                self.tick(f"sending code to host {index}")
                 report = sync.push(self.ssh, node, self.wish.folder, self.wish.dest, index=index)
                 if report.withheld and index == 0:
                     say(f"gml: held back as secrets: {', '.join(report.withheld[:5])}")
             send_git_identity(self.ssh, node, index, self.wish.folder, self.wish.git_credentials)
             if self.wish.data and not self.wish.data.startswith("gs://"):
-                self.tick(f"data to host {index}")
+                self.tick(f"sending data to host {index}")
                 folder = Path(self.wish.data)
                 sync.push_folder(self.ssh, node, folder, f"data/{folder.name}", index=index)
         if self.wish.setup:
-            self._everywhere(node, "setup", self.wish.setup)
+            self._everywhere(node, self.wish.setup)
 
-    def _everywhere(self, node: Node, job: str, command: str) -> None:
-        name = f"{job}-{round(time.time())}"
+    def _everywhere(self, node: Node, command: str) -> None:
+        name = f"{jobs.SETUP}{round(time.time())}"
         for index in range(len(node.hosts)):
             jobs.start(self.ssh, node, name, command, workdir=self.wish.dest, env={}, index=index)
         for index in range(len(node.hosts)):
-            self.tick(f"{job} on host {index}")
+            self.tick(f"running --setup on host {index}")
             code = jobs.follow(self.ssh, node, name, index=index, out=self.out)
             if code != 0:
                 raise UsageError(f"--setup failed on host {index} with exit code {code}")
@@ -235,7 +235,7 @@ class Runner:
 
     def _check_alive(self, node: Node) -> Callable[[], None]:
         def check() -> None:
-            self.tick(f"{node.id} does not answer")
+            self.tick(f"asking {node.provider} whether {node.id} still exists: it does not answer")
             try:
                 live = self.manager.provider(node.provider).find(node)
             except Unavailable:
@@ -356,6 +356,8 @@ def announce_data(data: str, price: float | None, region: str, bucket_region: st
         UsageError: the folder is missing, or the bucket lies in another region than the machine.
     """
     per_hour = f"${price:.2f}/h" if price is not None else "an unknown price"
+    if not data and price == 0:
+        return []
     if not data:
         return [
             "without --data the job prepares its data on the paid machine: every 10 minutes of "

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gml.durations import format_duration
 from gml.errors import UsageError
+
+if TYPE_CHECKING:
+    from gml.model import Node
 
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
 class Progress:
-    """A spinner that says what is waited for, how long, and what it has cost so far.
+    """A spinner that says what is done, how long by now, and what the machine has cost so far.
 
-    Without a terminal it prints each new step once, as a line. `price` is US dollars per hour and
-    counts from `billed_from` on.
+    Without a terminal it prints each new step once, as a line. Nothing is counted before `bill`:
+    looking for capacity costs nothing.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.price: float | None = None
         self.started = time.monotonic()
+        self._billed: tuple[float, float, float] | None = None
         self.text = ""
         self._tty = sys.stderr.isatty()
         self._stop = threading.Event()
@@ -53,14 +57,25 @@ class Progress:
         if not self._tty and not self.quiet:
             print(f"gml: {what}", file=sys.stderr, flush=True)
 
+    def bill(self, node: Node) -> None:
+        """Counts from now on what this node costs, beginning with what it has cost already."""
+        spent = node.cost(time.time())
+        if spent is not None and node.price:
+            self._billed = (time.monotonic(), spent, node.price)
+
+    def _line(self, frame: int) -> str:
+        now, cost = time.monotonic(), ""
+        if self._billed:
+            since, spent, price = self._billed
+            cost = f" · ${spent + price * (now - since) / 3600:.2f} so far"
+        mark = _FRAMES[frame % len(_FRAMES)]
+        line = f"{mark} {self.text} · {format_duration(now - self.started)}{cost}"
+        return line[: shutil.get_terminal_size().columns - 1]
+
     def _spin(self) -> None:
         frame = 0
         while not self._stop.wait(0.1):
-            elapsed = time.monotonic() - self.started
-            cost = f" · ${self.price * elapsed / 3600:.2f}" if self.price else ""
-            mark = _FRAMES[frame % len(_FRAMES)]
-            line = f"{mark} {self.text} · {format_duration(elapsed)}{cost}"
-            sys.stderr.write(f"\r\x1b[K{line[:150]}")
+            sys.stderr.write(f"\r\x1b[K{self._line(frame)}")
             sys.stderr.flush()
             frame += 1
 
@@ -109,7 +124,7 @@ def confirm(question: str, *, scripts_may: bool = False) -> None:
     if not sys.stdin.isatty():
         if scripts_may:
             return
-        raise UsageError(f"{question} needs an answer", "add --yes")
+        raise UsageError(f"{question.rstrip('?')}? that needs an answer", "add --yes")
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

@@ -38,21 +38,21 @@ class GoogleLook:
         return bool(self.config.google.project or os.environ.get("GOOGLE_CLOUD_PROJECT"))
 
     def sign_in(self) -> None:
-        """A token, refreshed where it has expired; raises AuthError."""
+        """A project, and a token, refreshed where it has expired; raises UsageError, AuthError."""
+        _ = self.config.project
         self.api.token()
 
     def base_url(self, service: str) -> str:
         """Where a request goes."""
         return self.config.endpoint(service)
 
-    def _wait_operation(self, request: ApiRequest, operation: dict[str, Any], tick: Tick) -> None:
+    def _wait_operation(self, request: ApiRequest, operation: dict[str, Any]) -> None:
         """Polls a long-running operation; a stock-out usually comes here, after the 200."""
         path = _operation_path(request, operation)
         waited = 0.0
         pauses = wait_pauses(min(1.0, self.config.backoff_s))
         while not (operation.get("done") or operation.get("status") == "DONE"):
             waited += next(pauses)
-            tick("Google to finish the operation")
             if waited > self.patience_s:
                 raise Unavailable(f"Google's operation took over {format_duration(waited)}")
             found = self.api.get(request.service, path)
@@ -198,7 +198,7 @@ class GoogleLook:
             if found is None and not others:
                 return
             left = found if found else node.replace(resources=tuple(others))
-            tick(f"Google to remove {node.id} ({left.state or 'leftovers'})")
+            tick(f"waiting for Google to remove {node.id} ({left.state or 'leftovers'})")
             waited += next(pauses)
             if waited > self.patience_s:
                 raise Unavailable(
@@ -254,7 +254,7 @@ class GoogleLook:
                 operation = self.api.send(request)
             except ApiError as error:
                 raise translate(error, self.config) from None
-            self._wait_operation(request, operation, silent)
+            self._wait_operation(request, operation)
         return node.replace(deadline=deadline)
 
 

@@ -266,30 +266,6 @@ def test_a_name_that_others_use_is_left_alone(server, gml):
 
 
 @pytest.mark.parametrize(
-    "setup,code,says",
-    [
-        ({"GOOGLE_OAUTH_ACCESS_TOKEN": "expired"}, 3, "gcloud auth application-default login"),
-        ({"GOOGLE_CLOUD_PROJECT": "other-proj"}, 4, "is it the right project"),
-        ({"GOOGLE_CLOUD_PROJECT": "Bad Name"}, 2, "is not a project id"),
-        ({"disabled": "tpu"}, 4, "gcloud services enable tpu.googleapis.com"),
-        ({"denied": "tpu:POST"}, 4, "permission tpu.nodes.create is missing"),
-        ({"quota": "us-east5-b"}, 5, "TPUV6EPreemptiblePerProjectPerRegionForTPUAPI"),
-    ],
-)
-def test_google_refusals(server, gml, monkeypatch, setup, code, says):
-    for key, value in setup.items():
-        if key.isupper():
-            monkeypatch.setenv(key, value)
-        else:
-            getattr(server.cloud, key).add(value)
-    done = gml(*NODE, "-t", "v6e-8", "--zone", "us-east5-b", "--name", "x")
-    assert (done.returncode, says in done.stderr) == (code, True), done.stderr
-    assert server.cloud.billable() == []
-    if code == 5:
-        assert "console.cloud.google.com/iam-admin/quotas?project=" in done.stderr
-
-
-@pytest.mark.parametrize(
     "text,says",
     [
         ("owner = ", "not valid TOML"),
