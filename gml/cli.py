@@ -60,7 +60,10 @@ def run(words: list[str]) -> int:
     if words == ["--version"]:
         from importlib import metadata
 
-        print(f"gml {metadata.version('gaia')}")
+        try:
+            print(f"gml {metadata.version('gaia')}")
+        except metadata.PackageNotFoundError:
+            print("gml (not installed: run from its source)")
         return 0
     try:
         if words[:1] == ["ls"]:

@@ -22,7 +22,7 @@ from gml.model import Node
 from gml.nodes import Manager
 from gml.planning import Wish
 from gml.providers.base import Tick
-from gml.ui import say
+from gml.ui import say, streaming
 
 # Bytes/s assumed for announcing how long an upload will take (a home uplink of 100 Mbit/s).
 UPLINK = 12.5e6
@@ -175,7 +175,8 @@ class Runner:
             jobs.start(self.ssh, node, name, command, workdir=self.wish.dest, env={}, index=index)
         for index in range(len(node.hosts)):
             self.tick(f"running --setup on host {index}")
-            code = jobs.follow(self.ssh, node, name, index=index, out=self.out)
+            with streaming(self.out):
+                code = jobs.follow(self.ssh, node, name, index=index, out=self.out)
             if code != 0:
                 raise UsageError(f"--setup failed on host {index} with exit code {code}")
 
@@ -209,7 +210,8 @@ class Runner:
 
         `outcome` then holds what `--json` prints.
         """
-        with others_watched(self.ssh, node, job) as failed:
+        self.tick(f"{job} runs on {node.id}")
+        with streaming(self.out), others_watched(self.ssh, node, job) as failed:
             code = jobs.follow(self.ssh, node, job, out=self.out, lost=self._check_alive(node))
         if failed:
             say(f"gml: host {failed[0][0]} failed first, with exit code {failed[0][1]}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gml.durations import format_duration
 from gml.errors import UsageError
@@ -17,14 +18,19 @@ from gml.errors import UsageError
 if TYPE_CHECKING:
     from gml.model import Node
 
+_CLEAR = "\r\x1b[K"
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+
+# The spinner that is on the terminal now; lines of `say` have to go above it.
+_shown: Progress | None = None
 
 
 class Progress:
     """A spinner that says what is done, how long by now, and what the machine has cost so far.
 
     Without a terminal it prints each new step once, as a line. Nothing is counted before `bill`:
-    looking for capacity costs nothing.
+    looking for capacity costs nothing. While a job's log streams to the same terminal (`streaming`)
+    it keeps still.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -34,28 +40,51 @@ class Progress:
         self.text = ""
         self._tty = sys.stderr.isatty()
         self._stop = threading.Event()
+        self._still = False
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Progress:
+        global _shown
         if self._tty and not self.quiet:
+            _shown = self
             self._thread = threading.Thread(target=self._spin, daemon=True)
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        global _shown
         self._stop.set()
         if self._thread:
             self._thread.join()
-            sys.stderr.write("\r\x1b[K")
+            _shown = None
+            sys.stderr.write(_CLEAR)
             sys.stderr.flush()
 
     def __call__(self, what: str) -> None:
-        """Says what is being waited for now."""
+        """Says what is done or waited for now."""
         if what == self.text:
             return
         self.text = what
-        if not self._tty and not self.quiet:
+        if (not self._tty or self._still) and not self.quiet:
             print(f"gml: {what}", file=sys.stderr, flush=True)
+
+    def write(self, text: str) -> None:
+        """A line above the spinner."""
+        with self._lock:
+            print(f"{_CLEAR}{text}", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Draws nothing meanwhile."""
+        with self._lock:
+            self._still = True
+            sys.stderr.write(_CLEAR)
+            sys.stderr.flush()
+        try:
+            yield
+        finally:
+            self._still = False
 
     def bill(self, node: Node) -> None:
         """Counts from now on what this node costs, beginning with what it has cost already."""
@@ -75,14 +104,25 @@ class Progress:
     def _spin(self) -> None:
         frame = 0
         while not self._stop.wait(0.1):
-            sys.stderr.write(f"\r\x1b[K{self._line(frame)}")
-            sys.stderr.flush()
+            with self._lock:
+                if not self._still:
+                    sys.stderr.write(f"{_CLEAR}{self._line(frame)}")
+                    sys.stderr.flush()
             frame += 1
 
 
 def say(text: str) -> None:
     """A line for people, on stderr, so that stdout stays for results."""
-    print(text, file=sys.stderr, flush=True)
+    if _shown:
+        _shown.write(text)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def streaming(sink: BinaryIO | None) -> contextlib.AbstractContextManager[None]:
+    """While `sink` (stdout where None) gets a log: no spinner in between on a terminal."""
+    out = sys.stdout.buffer if sink is None else sink
+    return _shown.still() if _shown and out.isatty() else contextlib.nullcontext()
 
 
 def emit(value: Any) -> None:
