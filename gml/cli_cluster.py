@@ -130,7 +130,7 @@ def run(
 
     With -f it waits, and exits 1 when the job fails.
     """
-    from gml import cluster
+    from gml import jobset
     from gml.planning import parse_sku
 
     manager = c.manager()
@@ -146,7 +146,7 @@ def run(
     if record is not None and record.strategy != "gke":
         raise NotFound(f"{name} is no cluster", f"gml run --node {name}")
     env = _environment(manager, record, timeout_s, secret or [])
-    wish = cluster.JobWish(
+    wish = jobset.JobWish(
         name=job or time.strftime("job-%m%d-%H%M%S"),
         sku=sku,
         image=image,
@@ -159,11 +159,11 @@ def run(
         owner=manager.config.owner,
     )
     if dry_run:
-        emit({"jobset": cluster.jobset(wish), "secret": sorted(env)})
+        emit({"jobset": jobset.jobset(wish), "secret": sorted(env)})
         return
     assert record is not None
-    api = cluster.api_client(manager, record)
-    made = cluster.submit(api, wish, namespace)
+    api = jobset.api_client(manager, record)
+    made = jobset.submit(api, wish, namespace)
     state = "running"
     if follow:
         state = _wait(manager, api, made, namespace)
@@ -178,10 +178,10 @@ def run(
 
 def _wait(manager: Manager, api: Any, job: str, namespace: str) -> str:
     """The state in which a job ended."""
-    from gml import cluster
+    from gml import jobset
 
     with Progress() as progress:
-        while (state := cluster.state(api, job, namespace)) in ("running", "Suspended"):
+        while (state := jobset.state(api, job, namespace)) in ("running", "Suspended"):
             progress(f"waiting for {job} ({state})")
             time.sleep(min(10.0, 20 * manager.config.backoff_s))
     return state

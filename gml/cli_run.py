@@ -12,11 +12,12 @@ from typing import Any, BinaryIO
 
 from gml import cli_common as c
 from gml import jobs, sync
+from gml.data import announce_data, region_of, same_place
 from gml.errors import NotFound, UsageError
 from gml.model import Node
 from gml.nodes import Manager
 from gml.planning import Wish
-from gml.run import Runner, RunWish, announce_data, job_environment, region_of, same_place
+from gml.run import Runner, RunWish, job_environment
 from gml.ssh import quote
 from gml.ui import Progress, confirm, emit, say
 

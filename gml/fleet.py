@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from gml.model import Node, check_id
 from gml.providers.base import Provider
 from gml.ssh import Ssh
 from gml.store import Store
+from gml.threads import in_parallel
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Fleet:
         complete: set[str] = set()
         configured = self.configured()
         listing.problems += self.out_of_sight(configured)
-        for provider, found, problem in _in_parallel(configured):
+        for provider, found, problem in _look_at(configured):
             if problem:
                 listing.problems.append(f"{provider.name}: {problem}")
             else:
@@ -121,14 +121,15 @@ class Fleet:
 def priced(node: Node) -> Node:
     """A node told by its labels alone, with the type's proper name and its list price."""
     from gaia import hardware
+    from gml.data import region_of
 
     sku = next((s for n, s in hardware.skus().items() if n.lower() == node.sku.lower()), None)
     if sku is None:
         return node
     price = node.price
     if price is None:
-        region = node.zone.rsplit("-", 1)[0]
-        price = sku.price_per_hour(spot=node.spot, region=region, provider=node.provider)
+        place = region_of(node.zone)
+        price = sku.price_per_hour(spot=node.spot, region=place, provider=node.provider)
     return node.replace(sku=sku.name, price=price)
 
 
@@ -151,7 +152,7 @@ def clock(when: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(when))
 
 
-def _in_parallel(found: list[Provider]) -> list[tuple[Provider, list[Node], str]]:
+def _look_at(found: list[Provider]) -> list[tuple[Provider, list[Node], str]]:
     results: dict[str, tuple[list[Node], str]] = {}
 
     def look(provider: Provider) -> None:
@@ -162,10 +163,6 @@ def _in_parallel(found: list[Provider]) -> list[tuple[Provider, list[Node], str]
         except GmlError as error:
             results[provider.name] = ([], str(error))
 
-    threads = [threading.Thread(target=look, args=(p,), daemon=True) for p in found]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_parallel([lambda p=p: look(p) for p in found])
     missing = ([], "failed unexpectedly")
     return [(p, *results.get(p.name, missing)) for p in found]

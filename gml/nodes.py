@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from gml.durations import format_duration
 from gml.errors import Denied, GmlError, StockOut, Unavailable, Unsafe, UsageError
@@ -218,10 +219,6 @@ class Manager(Planner):
                     f"`gml reap` or `gml node delete {node_id}` removes it"
                 )
 
-    def interruptible(self) -> contextlib.AbstractContextManager[None]:
-        """SIGTERM and a closed terminal unwind like Ctrl-C inside of it."""
-        return terminate_is_interrupt()
-
     # ---- change
 
     def extend(self, node: Node, deadline: int | None) -> Node:
@@ -336,32 +333,27 @@ def _summary(spec: CreateSpec, problems: list[GmlError]) -> GmlError:
 
 
 @contextlib.contextmanager
-def terminate_is_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP (a closed terminal) unwind like Ctrl-C, so that `undo` runs."""
+def _signals(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
+    """Another handler for these signals inside of it; only the main thread can have one."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    previous = {s: signal.signal(s, handler) for s in numbers}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+def terminate_is_interrupt() -> contextlib.AbstractContextManager[None]:
+    """SIGTERM and SIGHUP (a closed terminal) unwind like Ctrl-C, so that `undo` runs."""
 
     def raise_interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    previous = {s: signal.signal(s, raise_interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    return _signals(raise_interrupt, signal.SIGTERM, signal.SIGHUP)
 
 
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {s: signal.signal(s, signal.SIG_IGN) for s in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _uninterrupted() -> contextlib.AbstractContextManager[None]:
+    return _signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from gml.providers.base import Tick, silent
 from gml.providers.google_api import GoogleApi, raise_operation_error, translate, wait_pauses
 from gml.providers.google_bodies import cloud_name, region
 from gml.store import Store
+from gml.threads import in_parallel
 
 
 class GoogleLook:
@@ -157,7 +157,7 @@ class GoogleLook:
                         if (p := part_of(raw, raw["_path"], self.ssh_user))
                     )
 
-        _parallel([lambda c=c: look(*c) for c in calls])
+        in_parallel([lambda c=c: look(*c) for c in calls])
         found = seen.merge(parts)
         if problems:
             raise Incomplete("; ".join(dict.fromkeys(problems)), found=found)
@@ -327,11 +327,3 @@ def _operation_path(request: ApiRequest, operation: dict[str, Any]) -> str:
     parts = request.path.split("/")
     root = "/".join(parts[: 5 if parts[4] == "global" else 6])
     return f"{root}/operations/{name}"
-
-
-def _parallel(calls: list[Callable[[], None]]) -> None:
-    threads = [threading.Thread(target=call, daemon=True) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
