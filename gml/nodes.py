@@ -188,7 +188,8 @@ class Manager(Planner):
                 raise Unsafe(
                     f"the watchdog on {node.id} host {index} does not run, and {node.provider} "
                     "has no time limit of its own here",
-                    "see /var/log/syslog there with --unsafe, or use another --strategy",
+                    "use another --strategy; or add --unsafe to keep it, and read "
+                    "`journalctl -u gml-watchdog` there",
                 )
 
     def _send_key(self, node: Node, spec: CreateSpec, provider: Provider) -> None:
