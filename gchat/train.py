@@ -273,11 +273,11 @@ class Trainer:
             self._say_if_unsaved(self.checkpoints.wait())
             self.loaded = self.saving = found = self.checkpoints.latest(report=print)
             self.step = found or 0
+            self.state = jax.tree.map(_shape, self.state)  # room for the one that replaces it
             if found is None:
                 _, self.state = init_state(self.config, self.mesh)
                 self.guard.restore({})
             else:
-                self.state = jax.tree.map(_shape, self.state)  # room for the restored one
                 _, self.state, meta = self.checkpoints.restore(found, self.state)
                 self.guard.restore(meta.get("guard", {}))
             self.checkpoints.discard_after(self.step)

@@ -103,9 +103,19 @@ def init_state(config: TrainConfig, mesh: Mesh) -> tuple[Any, TrainState]:
     Raises:
         ConfigError: a size of the model does not divide over the mesh.
     """
+    key = jax.random.key(config.training.seed)
+    return model_graph(config), make_init(config, mesh)(key)
+
+
+def make_init(config: TrainConfig, mesh: Mesh) -> Any:
+    """The jitted program key -> `TrainState` that `init_state` runs; it can be lowered alone.
+
+    Raises:
+        ConfigError: a size of the model does not divide over the mesh.
+    """
     check_mesh(config, mesh)
     key = jax.random.key(config.training.seed)
-    return model_graph(config), parallel.create(partial(_new_state, config), mesh, key)
+    return parallel.creator(partial(_new_state, config), mesh, key)
 
 
 def check_mesh(config: TrainConfig, mesh: Mesh) -> None:

@@ -165,9 +165,10 @@ class Ssh:
                 f"{argv[-1]} did not answer within {timeout_s:.0f} s", "try `gml doctor`"
             ) from None
         if done.returncode == 255 or (check and done.returncode != 0):
-            text = done.stderr.decode(errors="replace").strip().splitlines()
+            lines = done.stderr.decode(errors="replace").strip().splitlines()
+            text = lines[-1].removeprefix("ssh: ") if lines else f"exit code {done.returncode}"
             raise Unavailable(
-                f"ssh {argv[-1]}: {text[-1] if text else f'exit code {done.returncode}'}",
+                f"ssh {argv[-1]}: {text}",
                 "see `gml doctor` for keys, firewall and OS Login",
             )
         return done
@@ -179,7 +180,7 @@ class Ssh:
         for index in range(len(node.hosts)):
             pause = 0.2
             while True:
-                tick(f"ssh on {host_alias(node, index)}")
+                tick(f"waiting for a login on {host_alias(node, index)}")
                 try:
                     self.run(node, "true", index=index, timeout_s=25)
                     break

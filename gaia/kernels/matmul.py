@@ -92,7 +92,12 @@ def _weight_grads_cpu(x, dys):
     x_ND = x.reshape(-1, x.shape[-1])
     dys = [dy.reshape(-1, dy.shape[-1]) for dy in dys]
     if x_ND.shape[1] > sum(dy.shape[1] for dy in dys):  # transpose whichever is smaller
-        return [jnp.matmul(transpose(dy), x_ND, preferred_element_type=jnp.float32).T for dy in dys]
+        products = [
+            jnp.matmul(transpose(dy), x_ND, preferred_element_type=jnp.float32) for dy in dys
+        ]
+        # The barrier keeps the outer transpose out of the product: folded in, both operands stand
+        # on their heads, and XLA has no such bf16 product on CPUs without bf16 instructions.
+        return [jax.lax.optimization_barrier(product).T for product in products]
     x_DN = transpose(x_ND)
     return [jnp.matmul(x_DN, dy, preferred_element_type=jnp.float32) for dy in dys]
 

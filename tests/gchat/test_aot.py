@@ -3,6 +3,7 @@
 Memory figures and collectives are the compiler's own. Needs libtpu (the `aot` extra).
 """
 
+import math
 import re
 from collections import Counter
 
@@ -15,7 +16,13 @@ from gaia.hardware import chip_of_device_kind, chips
 from gaia.parallel import MeshConfig, make_mesh
 from gaia.xla_flags import TPU, compiler_options
 from gchat import config as configs
-from gchat.train_step import abstract_batch, abstract_state, make_train_step, model_graph
+from gchat.train_step import (
+    abstract_batch,
+    abstract_state,
+    make_init,
+    make_train_step,
+    model_graph,
+)
 
 pytest.importorskip("libtpu", reason="the TPU compiler is not installed (extra `aot`)")
 GIB = 2**30
@@ -39,12 +46,17 @@ def devices(name: str, **options):
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
 
 
-def lower(preset: str, topology: str, *args: str, slices: int = 1):
-    """The lowered step of a preset on a topology, and its configuration."""
+def derived(preset: str, *args: str):
+    """The configuration of a preset."""
     config = configs.load([preset, *args])
     small = "--model.dim=512" in args
     vocab, padded = (1000, 1024) if small else (50257, 50304)
-    config, _ = configs.derive(config, vocab_size=vocab, padded_vocab_size=padded)
+    return configs.derive(config, vocab_size=vocab, padded_vocab_size=padded)[0]
+
+
+def lower(preset: str, topology: str, *args: str, slices: int = 1):
+    """The lowered step of a preset on a topology, and its configuration."""
+    config = derived(preset, *args)
     options = {"num_slices": slices} if slices > 1 else {}
     mesh = make_mesh(config.mesh, devices(topology, **options))
     step = make_train_step(model_graph(config), config, mesh)
@@ -79,6 +91,34 @@ def test_fsdp_gathers_bf16_layer_by_layer():
         assert found["reduce-scatter", "f32", shape], found
     assert {dtype for op, dtype, shape in found if op == "all-to-all"} == {"bf16", "f32"}, found
     assert "tpu_custom_call" in text  # splash attention, compiled by Mosaic
+
+
+def birth(preset: str, topology: str, *args: str) -> tuple[int, int]:
+    """Peak bytes of initialisation on a chip, and bytes of its part of the state."""
+    config = derived(preset, *args)
+    mesh = make_mesh(config.mesh, devices(topology))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    lowered = make_init(config, mesh).trace(key).lower(lowering_platforms=("tpu",))
+    peak = lowered.compile().memory_analysis().peak_memory_in_bytes
+    state = jax.tree.leaves(abstract_state(config, mesh))
+    parts = (math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in state)
+    return peak, sum(parts)
+
+
+def test_state_is_drawn_shard_by_shard():
+    """Without partitionable threefry the same program peaks at 1.8 times the state."""
+    peak, state = birth("speedrun", "v6e:2x4", *SMALL, "--model.depth=1")
+    assert state < peak < 1.1 * state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "topology"),
+    [("speedrun", "v6e:2x4"), ("7b", "v6e:16x16"), ("7b", "v5p:4x4x4")],
+)
+def test_large_states_are_drawn_shard_by_shard(preset, topology):
+    peak, state = birth(preset, topology)
+    assert state < peak < 1.02 * state
 
 
 @pytest.mark.parametrize("chip", sorted(TPU))
