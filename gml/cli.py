@@ -57,6 +57,14 @@ def run(words: list[str]) -> int:
     if words in (["--help"], ["-h"], []) and "_GML_COMPLETE" not in os.environ:
         sys.stdout.write(resources.files("gml").joinpath("help.txt").read_text(encoding="utf-8"))
         return 0 if words else 2
+    if words == ["--version"]:
+        from importlib import metadata
+
+        try:
+            print(f"gml {metadata.version('gaia')}")
+        except metadata.PackageNotFoundError:
+            print("gml (not installed: run from its source)")
+        return 0
     try:
         if words[:1] == ["ls"]:
             from gml.listing import fast_path

@@ -36,7 +36,10 @@ def reap(
     dry_run: c.DryRun = False,
     json: c.Json = False,
 ) -> None:
-    """Delete what is past its deadline or dead, judged by the clouds' labels alone."""
+    """Delete every machine that is past its end or dead.
+
+    Judged by the clouds' labels alone, so it runs from anywhere.
+    """
     import time
 
     from gml.durations import parse_duration
@@ -46,7 +49,7 @@ def reap(
     pause = parse_duration(loop, "--loop") if loop else 0
     while True:
         manager = c.manager()
-        if not manager.configured():
+        if not manager.configured() and not manager.store.all():
             raise UsageError("no provider is configured", "gml init google, or gml init lambda")
         with Progress() as progress:
             report: ReapReport = one_pass(
@@ -57,7 +60,8 @@ def reap(
             break
         time.sleep(pause)
     if report.problems:
-        raise Incomplete("; ".join(report.problems), "something may be left; run it again")
+        problems = "; ".join(report.problems)
+        raise Incomplete(f"could not look or delete everywhere: {problems}", "then run it again")
 
 
 def _show(report, dry_run: bool, json: bool) -> None:
@@ -73,12 +77,15 @@ def _show(report, dry_run: bool, json: bool) -> None:
             }
         )
         return
-    verb = "would delete" if dry_run else "deleted"
+    would = "would be " if dry_run else ""
     for node in report.deleted:
-        print(f"{verb} {node.id} ({node.note})")
+        print(f"{node.id}: {would}deleted ({node.note})")
     for node in report.forgotten:
-        print(f"forgot {node.id}: it exists nowhere any more")
-    print(f"{len(report.deleted)} {verb}, {len(report.kept)} kept, {report.foreign} of others")
+        print(f"{node.id}: {would}forgotten, as it exists nowhere any more")
+    print(
+        f"{len(report.deleted)} {would}deleted, {len(report.kept)} kept, "
+        f"{report.foreign} of other owners left alone"
+    )
 
 
 def install(
@@ -92,13 +99,22 @@ def install(
     dry_run: c.DryRun = False,
     json: c.Json = False,
 ) -> None:
-    """Run `gml reap` every five minutes: here (systemd user timer) or where it never sleeps."""
+    """Run `gml reap` every five minutes.
+
+    Here, by a systemd user timer, or where it never sleeps (--gcp, --cron, --k8s, --github).
+    """
     from gml import setup
     from gml.doctor import run_shown
     from gml.store import write_private
     from gml.ui import confirm
 
+    given = {"--gcp": gcp, "--cron": cron, "--k8s": k8s, "--github": github}
+    chosen = [name for name, on in given.items() if on]
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen)} exclude each other", "take one at a time")
     config = c.manager().config
+    for line in setup.left_behind(config):
+        say(f"gml: {line}")
     printed = {
         "cron": setup.cron_line(config) if cron else "",
         "k8s": setup.cronjob_manifest(config, image) if k8s else "",
@@ -150,7 +166,10 @@ def init_google(
     dry_run: c.DryRun = False,
     json: c.Json = False,
 ) -> None:
-    """APIs, service account, firewall, bucket, quota, budget; every command is shown first."""
+    """APIs, service account, firewall, bucket, quota, budget.
+
+    Every command is shown; --apply runs them and writes ~/.gml/config.toml.
+    """
     import dataclasses
 
     from gml import setup
@@ -196,7 +215,10 @@ def init_lambda(
     dry_run: c.DryRun = False,
     json: c.Json = False,
 ) -> None:
-    """Check an API key and store it in a 0600 file. The key is never an argument."""
+    """Check an API key and store it in a 0600 file.
+
+    The key comes from LAMBDA_API_KEY, --key-file, the terminal or stdin; it is never an argument.
+    """
     import getpass
 
     from gml import setup

@@ -44,11 +44,16 @@ def create(
     yes: c.Yes = False,
     json: c.Json = False,
 ) -> None:
-    """Make a cluster whose accelerator pool is empty until a job needs it."""
+    """Make a cluster.
+
+    Its accelerator pool is empty until a job needs it.
+    """
     from gml import cluster
     from gml.planning import parse_sku
 
     manager = c.manager()
+    if not instance_type:
+        raise UsageError("--instance-type is missing", "see `gml node list-types`")
     sku = parse_sku(instance_type, "google")
     if sku is None or not sku.gce_machine_type:
         raise UsageError(f"{instance_type!r} is not sold by Google", "see `gml node list-types`")
@@ -121,21 +126,27 @@ def run(
     dry_run: c.DryRun = False,
     json: c.Json = False,
 ) -> None:
-    """Render a JobSet, apply it, and with -f wait; exits 1 when the job fails."""
-    from gml import cluster
+    """Render a JobSet and apply it.
+
+    With -f it waits, and exits 1 when the job fails.
+    """
+    from gml import jobset
     from gml.planning import parse_sku
 
     manager = c.manager()
-    sku = parse_sku(instance_type, "google")
     words = [w for i, w in enumerate(command or []) if not (i == 0 and w == "--")]
-    if sku is None or not words or not image:
-        raise UsageError("--instance-type, --image and a command are needed", "see --help")
+    for what, given in (("--instance-type", instance_type), ("--image", image), ("command", words)):
+        if not given:
+            example = f"gml cluster run {name} -t v6e-16 --image IMAGE --timeout 3h -- python x.py"
+            raise UsageError(f"the {what} is missing", example)
+    sku = parse_sku(instance_type, "google")
+    assert sku is not None
     timeout_s = parse_timeout(timeout, manager.config.default_timeout)
     record = manager.store.get(name) if dry_run else manager.resolve(name)
     if record is not None and record.strategy != "gke":
         raise NotFound(f"{name} is no cluster", f"gml run --node {name}")
     env = _environment(manager, record, timeout_s, secret or [])
-    wish = cluster.JobWish(
+    wish = jobset.JobWish(
         name=job or time.strftime("job-%m%d-%H%M%S"),
         sku=sku,
         image=image,
@@ -148,11 +159,11 @@ def run(
         owner=manager.config.owner,
     )
     if dry_run:
-        emit({"jobset": cluster.jobset(wish), "secret": sorted(env)})
+        emit({"jobset": jobset.jobset(wish), "secret": sorted(env)})
         return
     assert record is not None
-    api = cluster.api_client(manager, record)
-    made = cluster.submit(api, wish, namespace)
+    api = jobset.api_client(manager, record)
+    made = jobset.submit(api, wish, namespace)
     state = "running"
     if follow:
         state = _wait(manager, api, made, namespace)
@@ -167,11 +178,11 @@ def run(
 
 def _wait(manager: Manager, api: Any, job: str, namespace: str) -> str:
     """The state in which a job ended."""
-    from gml import cluster
+    from gml import jobset
 
     with Progress() as progress:
-        while (state := cluster.state(api, job, namespace)) in ("running", "Suspended"):
-            progress(f"{job} ({state})")
+        while (state := jobset.state(api, job, namespace)) in ("running", "Suspended"):
+            progress(f"waiting for {job} ({state})")
             time.sleep(min(10.0, 20 * manager.config.backoff_s))
     return state
 

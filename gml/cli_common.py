@@ -8,6 +8,8 @@ import typer
 
 from gml.config import load, parse_host
 from gml.durations import parse_duration, parse_timeout
+from gml.errors import UsageError
+from gml.model import Node
 from gml.nodes import Manager
 from gml.planning import Wish
 from gml.store import Store
@@ -26,7 +28,9 @@ Timeout = Annotated[str, typer.Option("--timeout", help="Lifetime, required: 3hr
 Name = Annotated[str, typer.Option("--name", help="Node id to use instead of a made-up one.")]
 Zone = Annotated[str, typer.Option("--zone", help="Zone or region; without it, cheapest first.")]
 Spot = Annotated[bool, typer.Option("--spot", help="Cheaper, may be taken away at any time.")]
-MaxPrice = Annotated[float, typer.Option("--max-price", help="US dollars per hour for all of it.")]
+MaxPrice = Annotated[
+    float | None, typer.Option("--max-price", help="US dollars per hour for all of it.")
+]
 Retry = Annotated[bool, typer.Option("--retry-until-up", help="Go round the zones until one has.")]
 Strategy = Annotated[
     str, typer.Option("--strategy", help="google: auto, gce, flex, queued or node.")
@@ -55,6 +59,12 @@ def node_ids() -> list[str]:
     return [n.id for n in Store(home_folder()).all()]
 
 
+def check_machine(node: Node) -> None:
+    """Raises UsageError for a cluster where a machine with a shell is needed."""
+    if node.strategy == "gke":
+        raise UsageError(f"{node.id} is a cluster", f"gml cluster run {node.id} …, or kubectl")
+
+
 def manager() -> Manager:
     """A manager over the user's configuration."""
     config = load()
@@ -70,7 +80,7 @@ def make_wish(
     name: str = "",
     zone: str = "",
     spot: bool = False,
-    max_price: float = 0.0,
+    max_price: float | None = None,
     retry_until_up: bool = False,
     strategy: str = "",
     reservation: str = "",
@@ -93,7 +103,7 @@ def make_wish(
         zone=zone,
         spot=spot,
         strategy=strategy or found.config.google.strategy,
-        max_price=max_price or None,
+        max_price=max_price,
         retry_until_up=retry_until_up,
         reservation=reservation,
         idle=idle,

@@ -26,7 +26,10 @@ def ls(
     cached: Annotated[bool, typer.Option("--cached", help="Only the last look.")] = False,
     json: c.Json = False,
 ) -> None:
-    """All nodes with time left and money spent; a look of the last 20 s is taken as it is."""
+    """All nodes with time left and money spent.
+
+    A look of the last 20 s is shown as it is; --refresh asks the clouds in any case.
+    """
     from gml import listing
 
     if cached:
@@ -35,7 +38,9 @@ def ls(
     manager = c.manager()
     now = manager.now()
     kept = manager.store.read_json(listing.CACHE)
-    newest = max((p.stat().st_mtime for p in manager.store.nodes.glob("*")), default=0.0)
+    # The folder's own time tells of records that have gone since.
+    folder = manager.store.nodes
+    newest = max((p.stat().st_mtime for p in [*folder.glob("*"), folder] if p.exists()), default=0)
     at = kept.get("at", 0)
     if not refresh and not kept.get("problems") and newest < at and 0 <= now - at < 20:
         listing.show_cached(json)
@@ -74,7 +79,7 @@ def offers(
             for sku in wanted:
                 if sku is None or (name == "lambda" and not live):
                     continue
-                progress(f"{name}: {sku.name}")
+                progress(f"asking {name} for {sku.name}")
                 rows += manager.provider(name).offers(sku, spot=spot, zone=zone, live=live)
     rows.sort(key=lambda o: (o.capacity == "none", o.price is None, o.price or 0.0))
     if json:
@@ -98,7 +103,7 @@ def cost(
     since: Annotated[str, typer.Option("--since", help="7d, 12h, … or 2026-11-01.")] = "30d",
     json: c.Json = False,
 ) -> None:
-    """What the nodes have cost at list prices, by node and in all."""
+    """What the nodes have cost, by node and in all, at list prices."""
     from gml.durations import parse_duration
     from gml.listing import row
 
@@ -144,7 +149,11 @@ def doctor(
     ] = "",
     json: c.Json = False,
 ) -> None:
-    """Check tools, keys, credentials, APIs, images, quota; say the command that mends each."""
+    """What is missing here, each with the command that mends it.
+
+    Checks tools, keys, file modes, credentials, APIs and the firewall; with -t also whether Compute
+    Engine offers the type and the image, after which `auto` takes that way.
+    """
     from gml.doctor import run_checks
 
     manager = c.manager()

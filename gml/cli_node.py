@@ -8,10 +8,11 @@ import typer
 
 from gml import cli_common as c
 from gml.durations import format_duration, parse_timeout
-from gml.errors import UsageError
+from gml.errors import GmlError, Incomplete, UsageError
 from gml.fleet import clock
-from gml.listing import row
+from gml.listing import NOTES, row
 from gml.model import Node
+from gml.ssh import address_of
 from gml.ui import Progress, confirm, emit, say, table
 
 
@@ -38,7 +39,7 @@ def create(
     name: c.Name = "",
     zone: c.Zone = "",
     spot: c.Spot = False,
-    max_price: c.MaxPrice = 0.0,
+    max_price: c.MaxPrice = None,
     retry_until_up: c.Retry = False,
     strategy: c.Strategy = "",
     reservation: c.Reservation = "",
@@ -54,7 +55,10 @@ def create(
     dry_run: c.DryRun = False,
     json: c.Json = False,
 ) -> None:
-    """Make a machine that ends by itself, and wait until its shell is usable."""
+    """Make a machine that ends by itself.
+
+    Waits until its shell is usable, and prints its id.
+    """
     options = dict(locals())
     for key in ("yes", "dry_run", "json"):
         options.pop(key)
@@ -67,7 +71,7 @@ def create(
         emit({"id": spec.id, "offer": offer, "requests": requests})
         return
     with Progress() as progress:
-        progress.price = manager.list_price(wish)
+        manager.on_up = progress.bill
         node = manager.create(wish, progress)
     if json:
         emit(row(node, manager.now()))
@@ -87,7 +91,8 @@ def describe_created(node: Node, timeout_s: int) -> str:
         else "no limit at the provider: the watchdog on the machine and `gml reap` end it"
     )
     return (
-        f"gml: {node.id} is up: {node.sku} in {node.zone or 'place'} ({node.strategy}), "
+        f"gml: {node.id} is up: {node.sku} in {node.zone or address_of(node.hosts[0])} "
+        f"({node.strategy}), "
         f"{price}{most}\n"
         f"gml: ends {ends}; {who}\n"
         f"gml: gml connect {node.id}"
@@ -119,7 +124,32 @@ def show(node_id: c.NodeId, json: c.Json = False) -> None:
     if json:
         emit(value)
     else:
-        table([(k, v) for k, v in value.items()], ("FIELD", "VALUE"))
+        table(_told(node, manager.now()), ("FIELD", "VALUE"))
+
+
+def _told(node: Node, now: float) -> list[tuple[str, str]]:
+    """A node as people read it."""
+    left = "" if node.deadline is None else f", in {format_duration(node.deadline - now)}"
+    cost = node.cost(now)
+    what = [
+        ("id", node.id),
+        ("type", f"{node.sku}{' (spot)' if node.spot else ''}"),
+        ("place", f"{node.provider} {node.zone} ({node.strategy})"),
+        ("state", node.state or node.phase),
+        ("ends", "never" if node.deadline is None else f"{clock(node.deadline)}{left}"),
+        ("ended by", f"{node.provider} at {clock(node.limit)} at the latest" if node.limit
+         else f"you: gml node delete {node.id}" if node.deadline is None
+         else "the watchdog on the machine, and `gml reap`"),
+        ("price", "unknown" if node.price is None else f"${node.price:.2f}/h"),
+        ("spent", "unknown" if cost is None else f"${cost:.2f}"),
+        *((f"host {i}", address_of(h)) for i, h in enumerate(node.hosts)),
+        *(("resource", r) for r in node.resources),
+    ]  # fmt: skip
+    if node.hosts:
+        what.append(("ssh", f"gml connect {node.id}"))
+    if node.note:
+        what.append(("note", NOTES.get(node.note, node.note)))
+    return what
 
 
 def extend(
@@ -128,12 +158,15 @@ def extend(
     dry_run: c.DryRun = False,
     json: c.Json = False,
 ) -> None:
-    """Move a node's end to a later time, as far as the provider's limit allows."""
+    """Move a node's end to a later time.
+
+    As far as the provider's own limit allows.
+    """
     manager = c.manager()
     node = manager.resolve(node_id)
     if node.deadline is None:
         raise UsageError(f"{node.id} has no end to extend", f"`gml node timeout reset {node.id}`")
-    _move(node, node.deadline + parse_timeout(by), dry_run, json)
+    _move(node, node.deadline + parse_timeout(by, field="the extension"), dry_run, json)
 
 
 def timeout_reset(
@@ -183,25 +216,38 @@ def delete(
     dry_run: c.DryRun = False,
     json: c.Json = False,
 ) -> None:
-    """Delete nodes, and wait until the provider no longer knows them."""
+    """Delete nodes.
+
+    Waits until the provider no longer knows them.
+    """
     manager = c.manager()
-    nodes = [manager.resolve(i) for i in node_ids]
+    nodes = [manager.resolve(i) for i in dict.fromkeys(node_ids)]
     if dry_run:
         emit([{"id": n.id, "requests": manager.delete_plan(n)} for n in nodes])
         return
     confirm(f"delete {', '.join(n.id for n in nodes)}?", scripts_may=True)
-    done = []
+    done, failed = [], []
     with Progress() as progress:
         for node in nodes:
-            manager.delete(node, progress)
-            cost = node.cost(manager.now())
-            done.append({"id": node.id, "deleted": True, "spent_usd": cost})
-    if json:
+            entry = {"id": node.id, "deleted": True, "spent_usd": node.cost(manager.now())}
+            try:
+                progress(f"deleting {node.id}")
+                manager.delete(node, progress)
+            except GmlError as error:
+                # The others still have to go.
+                failed.append(error)
+                entry.update(deleted=False, error=str(error))
+            done.append(entry)
+    if json and not (failed and len(done) == 1):
         emit(done)
-        return
-    for item in done:
+    for item in done if not json else ():
         spent = "" if item["spent_usd"] is None else f", ${item['spent_usd']:.2f} in all"
-        say(f"gml: {item['id']} is gone{spent}")
+        if item["deleted"]:
+            say(f"gml: {item['id']} is gone{spent}")
+    if len(failed) == 1:
+        raise failed[0]
+    if failed:
+        raise Incomplete("; ".join(map(str, failed)), "run it again")
 
 
 def list_types(json: c.Json = False) -> None:

@@ -12,11 +12,12 @@ from typing import Any, BinaryIO
 
 from gml import cli_common as c
 from gml import jobs, sync
+from gml.data import announce_data, region_of, same_place
 from gml.errors import NotFound, UsageError
 from gml.model import Node
 from gml.nodes import Manager
 from gml.planning import Wish
-from gml.run import Runner, RunWish, announce_data, job_environment, region_of, same_place
+from gml.run import Runner, RunWish, job_environment
 from gml.ssh import quote
 from gml.ui import Progress, confirm, emit, say
 
@@ -94,12 +95,28 @@ def run_command(options: RunOptions) -> int:
         most = node_wish.timeout_s * price / 3600
         confirm(f"this may cost up to ${most:.2f}; go on?", scripts_may=True)
     with Progress() as progress:
-        progress.price = price
+        manager.on_up = progress.bill
+        if node:
+            progress.bill(node)
         runner = Runner(manager, wish, progress, out=_log_sink(options))
         code = runner.run(node, node_wish)
-    if options.json:
-        emit(runner.outcome)
+    _conclude(runner, options.json)
     return code
+
+
+def _conclude(runner: Runner, json: bool) -> None:
+    """The last line: how it ended, where the results are, what it cost."""
+    if json:
+        emit(runner.outcome)
+    if runner.outcome.get("state") != "ended":
+        return
+    found, spent = runner.outcome, runner.outcome["spent_usd"]
+    parts = [f"the job ended with exit code {found['exit_code']}"]
+    parts += [f"fetched {', '.join(found['fetched'])}" if found["fetched"] else "nothing to fetch"]
+    parts += [f"{found['node']} is gone" if found["deleted"] else f"{found['node']} is kept"]
+    parts += [] if spent is None else [f"${spent:.2f} so far" if not found["deleted"]
+                                       else f"${spent:.2f} in all"]  # fmt: skip
+    say(f"gml: {'; '.join(parts)}")
 
 
 def _log_sink(options: RunOptions) -> BinaryIO:
@@ -111,7 +128,9 @@ def _where(manager: Manager, options: RunOptions) -> tuple[Node | None, Wish | N
     name = options.node or options.wish.get("name") or ""
     record = manager.store.get(name) if name and not options.node else None
     if options.node:
-        return manager.resolve(options.node), None
+        node = manager.resolve(options.node)
+        c.check_machine(node)
+        return node, None
     if record and record.phase == "up":
         say(f"gml: using {record.id}, which is up")
         return manager.resolve(record.id), None
@@ -164,16 +183,15 @@ def _attach(manager: Manager, options: RunOptions, root: Path, dest: str) -> int
     node = manager.resolve(options.attach)
     manager.ssh.write_config()
     names = jobs.names(manager.ssh, node)
-    job = options.job or (names[-1] if names else "")
+    job = options.job or jobs.latest(names)
     if not job:
         raise NotFound(f"{node.id} has no job to attach to", "start one with `gml run --node`")
     wish = RunWish(command="", job=job, folder=root, dest=dest, fetch=options.fetch)
     with Progress() as progress:
-        progress.price = node.price
+        progress.bill(node)
         runner = Runner(manager, wish, progress, out=_log_sink(options))
         code = runner.finish(node, job, keep=options.keep)
-    if options.json:
-        emit(runner.outcome)
+    _conclude(runner, options.json)
     return code
 
 

@@ -35,6 +35,7 @@ def add(app: typer.Typer) -> None:
 
 def _node(manager: Manager, node_id: str) -> Node:
     node = manager.resolve(node_id)
+    c.check_machine(node)
     if not node.hosts:
         live = manager.provider(node.provider).find(node)
         if live is None or not live.hosts:
@@ -54,7 +55,10 @@ def connect(
     dry_run: c.DryRun = False,
     json: Annotated[bool, typer.Option("--json", help="How to connect, as JSON; do not.")] = False,
 ) -> None:
-    """A shell on the node (or an editor with --ide); exits with the shell's code."""
+    """A shell on the node, or an editor with --ide.
+
+    Exits with the shell's code. `ssh ID` works from then on too.
+    """
     from gml.ssh import host_alias, install_include
 
     manager = c.manager()
@@ -84,7 +88,7 @@ def run(
     name: c.Name = "",
     zone: c.Zone = "",
     spot: c.Spot = False,
-    max_price: c.MaxPrice = 0.0,
+    max_price: c.MaxPrice = None,
     retry_until_up: c.Retry = False,
     strategy: c.Strategy = "",
     reservation: c.Reservation = "",
@@ -123,7 +127,10 @@ def run(
     dry_run: c.DryRun = False,
     json: c.Json = False,
 ) -> None:
-    """Create (or reuse), sync, run, stream logs, fetch, delete; exit with the job's code."""
+    """Create, sync, run, stream the log, fetch results, delete.
+
+    Exits with the job's code. With --node or a --name that is up, that node is used.
+    """
     options = {k: v for k, v in locals().items() if k in _WISH}
     raise typer.Exit(
         run_command(
@@ -155,7 +162,10 @@ def exec_(
     dry_run: c.DryRun = False,
     json: c.Json = False,
 ) -> None:
-    """Run a command in the foreground; exit with its code (the first failure with --all)."""
+    """Run a command in the foreground, on one host or --all.
+
+    Exits with its code; with --all the first host that fails ends it on the others.
+    """
     from gml.fanout import run_all, run_one
 
     manager = c.manager()
@@ -187,9 +197,13 @@ def sync(
     dry_run: c.DryRun = False,
     json: c.Json = False,
 ) -> None:
-    """Send the git work tree to every host (deletions too), or --pull results back."""
+    """Send the git work tree, or --pull results back.
+
+    To every host, deletions too; ignored files and those that look like secrets stay here.
+    """
     from gml import sync as syncing
     from gml.run import fetch
+    from gml.threads import on_hosts
 
     manager = c.manager()
     node = _node(manager, node_id)
@@ -205,19 +219,23 @@ def sync(
         missing = [p for p in pull if p not in got]
         if missing:
             raise NotFound(f"{node.id} has no {dest}/{missing[0]}", "see `gml exec … -- ls`")
+        if json:
+            emit({"fetched": got, "into": str(root)})
+        else:
+            say(f"gml: {', '.join(got)} of {node.id} is in {root}")
         return
-    reports = []
     with Progress() as progress:
-        for index in range(len(node.hosts)):
-            progress(f"host {index}")
-            reports.append(syncing.push(manager.ssh, node, root, dest, index=index))
+        progress(f"sending code to {node.id}")
+        reports = on_hosts(
+            len(node.hosts), lambda i: syncing.push(manager.ssh, node, root, dest, index=i)
+        )
     if json:
         emit([dataclasses.asdict(r) for r in reports])
         return
     first = reports[0]
     say(
         f"gml: {first.files} files to {node.id}:~/{first.dest}, {first.deleted} deleted, "
-        f"{sum(r.seconds for r in reports):.1f} s"
+        f"{max(r.seconds for r in reports):.1f} s"
     )
     if first.withheld:
         say(f"gml: held back as secrets: {', '.join(first.withheld[:8])}")
@@ -232,7 +250,10 @@ def logs(
     lines: Annotated[int, typer.Option("--lines", "-n", help="Without -f: how many.")] = 200,
     json: c.Json = False,
 ) -> None:
-    """The log of a job; with -f until it ends, then exit with the job's code."""
+    """The log of a job, with -f until it ends.
+
+    With -f it exits with the job's code.
+    """
     from gml import jobs
 
     manager = c.manager()
@@ -246,7 +267,7 @@ def logs(
             for item in found:
                 print(f"{item['job']}  {item['status']}")
         return
-    job = job or (names[-1] if names else "")
+    job = job or jobs.latest(names)
     if not job:
         raise NotFound(f"{node.id} has no jobs", "start one with `gml run --node`")
     if follow:

@@ -64,7 +64,8 @@ def local_checks(manager: Manager) -> list[Check]:
         str(p) for p in config.home.rglob("*") if p.is_file() and p.stat().st_mode & 0o077
     ]  # fmt: skip
     fix = f"chmod -R go-rwx {config.home}"
-    checks.append(check("state is private", not loose, f"{len(loose)} readable by others", fix))
+    detail = f"{len(loose)} readable by others: {', '.join(loose[:3])}" if loose else "yes"
+    checks.append(check("state is private", not loose, detail, fix))
     for name in [p.name for p in manager.configured()]:
         age = heartbeat_age(config, name, manager.now())
         detail = "never seen" if age is None else f"last pass {format_duration(age)} ago"
@@ -77,7 +78,8 @@ def local_checks(manager: Manager) -> list[Check]:
             "state files",
             not damaged,
             ", ".join(damaged) or "readable",
-            "run `gml ls --refresh`: it rebuilds them from the cloud's labels",
+            "run `gml ls --refresh`: it rebuilds them from the cloud's labels; `gml reap` forgets "
+            "those that exist nowhere",
         )
     )
     return checks

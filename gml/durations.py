@@ -34,7 +34,7 @@ def parse_duration(text: str, field: str = "duration") -> int:
     return round(sum(float(number) * _UNITS[unit] for number, unit in parts))
 
 
-def parse_timeout(text: str | None, default: str = "") -> int:
+def parse_timeout(text: str | None, default: str = "", field: str = "--timeout") -> int:
     """The mandatory lifetime of a node, in seconds.
 
     Raises:
@@ -46,11 +46,10 @@ def parse_timeout(text: str | None, default: str = "") -> int:
             "--timeout is missing",
             "every machine needs an end: say --timeout 3h, or set default_timeout in config.toml",
         )
-    seconds = parse_duration(text, "--timeout")
+    seconds = parse_duration(text, field)
     if not MIN_TIMEOUT_S <= seconds <= MAX_TIMEOUT_S:
-        raise UsageError(
-            f"--timeout {text} is {seconds} s", "it must lie between 1 minute and 30 days"
-        )
+        size = "short" if seconds < MIN_TIMEOUT_S else "long"
+        raise UsageError(f"{field} {text} is too {size}", "take between 1 minute and 30 days")
     return seconds
 
 

@@ -17,6 +17,12 @@ class GmlError(Exception):
     """A failure the user can act on: one line `problem; remedy`, exit code `code`."""
 
     code = 2
+    # A provider's first answer to this very call was a refusal: it changed nothing there.
+    refused = False
+    # The create that raised this has made nothing at all, so nothing has to be looked for.
+    nothing_made = False
+    # Where a create met it; '' for other failures.
+    zone = ""
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         super().__init__(f"{problem}; {remedy}" if remedy else problem)

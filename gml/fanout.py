@@ -14,6 +14,7 @@ from gml import jobs
 from gml.errors import GmlError, UsageError
 from gml.model import Node
 from gml.ssh import Ssh, quote
+from gml.threads import in_parallel
 
 # jax.distributed's default; the same on every host of a slice.
 COORDINATOR_PORT = 8476
@@ -132,11 +133,7 @@ def _kill_others(ssh: Ssh, node: Node, tag: str, others: Sequence[int]) -> None:
                 timeout_s=20,
             )
 
-    threads = [threading.Thread(target=kill, args=(i,), daemon=True) for i in others]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_parallel([lambda i=i: kill(i) for i in others])
 
 
 @contextlib.contextmanager

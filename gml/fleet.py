@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from gml.model import Node, check_id
 from gml.providers.base import Provider
 from gml.ssh import Ssh
 from gml.store import Store
+from gml.threads import in_parallel
 
 
 @dataclass
@@ -32,6 +32,8 @@ class Fleet:
         self.store = store
         self.now = now
         self.ssh = Ssh(config, store)
+        # Told of every node that came up here, from which moment on it costs money.
+        self.on_up: Callable[[Node], None] = lambda node: None
         self._providers: dict[str, Provider] = {}
 
     def provider(self, name: str) -> Provider:
@@ -53,7 +55,9 @@ class Fleet:
         seen: dict[str, Node] = {}
         foreign: dict[str, Node] = {}
         complete: set[str] = set()
-        for provider, found, problem in _in_parallel(self.configured()):
+        configured = self.configured()
+        listing.problems += self.out_of_sight(configured)
+        for provider, found, problem in _look_at(configured):
             if problem:
                 listing.problems.append(f"{provider.name}: {problem}")
             else:
@@ -65,17 +69,34 @@ class Fleet:
                     foreign[node.id] = node
         for record in self.store.all():
             live = seen.pop(record.id, None) or foreign.get(record.id)
+            settled = live is not None and record.phase == "up"
+            busy = not settled and self.store.locked(record.id)
             if live:
-                listing.nodes.append(merge(record, live))
-            elif record.provider in complete and not self.store.locked(record.id):
-                listing.nodes.append(record.replace(note="lost"))
+                node = merge(record, live)
+            elif record.phase != "intent" and record.provider in complete and not busy:
+                node = record.replace(note="lost")
             else:
-                listing.nodes.append(record)
+                node = record.replace(note="half-made" if record.phase == "intent" else "")
+            listing.nodes.append(node.replace(note="busy") if busy else node)
         for node in seen.values():
+            node = priced(node)
             listing.nodes.append(node.replace(note="orphan"))
             if node.id in self.store.damaged():
                 self.store.put(node.replace(phase="up"))
+                self.store.clear_damaged(node.id)
         return listing
+
+    def out_of_sight(self, configured: list[Provider]) -> list[str]:
+        """Clouds where we have nodes by our records, and that are not configured here any more."""
+        ready = {p.name for p in configured}
+        away: dict[str, list[str]] = {}
+        for record in self.store.all():
+            if record.provider not in ready:
+                away.setdefault(record.provider, []).append(record.id)
+        return [
+            f"{name}: not configured here (`gml doctor`), but we have {', '.join(ids)} there"
+            for name, ids in away.items()
+        ]
 
     def resolve(self, node_id: str) -> Node:
         """The node of that id, from the record or, without one, from the clouds; or NotFound."""
@@ -87,6 +108,7 @@ class Fleet:
             if node.id == node_id:
                 # A rebuilt record: the file was lost or damaged, or another machine made the node.
                 node = self.store.put(node.replace(phase="up", note=""))
+                self.store.clear_damaged(node.id)
                 self.ssh.write_config()
                 return node
         known = ", ".join(n.id for n in listing.nodes[:5]) or "none"
@@ -96,13 +118,31 @@ class Fleet:
         )
 
 
+def priced(node: Node) -> Node:
+    """A node told by its labels alone, with the type's proper name and its list price."""
+    from gaia import hardware
+    from gml.data import region_of
+
+    sku = next((s for n, s in hardware.skus().items() if n.lower() == node.sku.lower()), None)
+    if sku is None:
+        return node
+    price = node.price
+    if price is None:
+        place = region_of(node.zone)
+        price = sku.price_per_hour(spot=node.spot, region=place, provider=node.provider)
+    return node.replace(sku=sku.name, price=price)
+
+
 def merge(record: Node, live: Node) -> Node:
-    """What the cloud knows now, with the record's price and phase."""
+    """What the cloud knows now, with the record's type, price and phase."""
     return live.replace(
+        sku=record.sku,
         phase="up" if record.phase == "intent" and live.state == "ready" else record.phase,
         price=record.price if live.price is None else live.price,
         timeout_s=record.timeout_s,
         tried=record.tried,
+        zone=live.zone or record.zone,
+        strategy=live.strategy or record.strategy,
         hosts=live.hosts or record.hosts,
         limit=live.limit or record.limit,
         note="half-made" if record.phase == "intent" else "",
@@ -114,7 +154,7 @@ def clock(when: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(when))
 
 
-def _in_parallel(found: list[Provider]) -> list[tuple[Provider, list[Node], str]]:
+def _look_at(found: list[Provider]) -> list[tuple[Provider, list[Node], str]]:
     results: dict[str, tuple[list[Node], str]] = {}
 
     def look(provider: Provider) -> None:
@@ -125,10 +165,6 @@ def _in_parallel(found: list[Provider]) -> list[tuple[Provider, list[Node], str]
         except GmlError as error:
             results[provider.name] = ([], str(error))
 
-    threads = [threading.Thread(target=look, args=(p,), daemon=True) for p in found]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_parallel([lambda p=p: look(p) for p in found])
     missing = ([], "failed unexpectedly")
     return [(p, *results.get(p.name, missing)) for p in found]

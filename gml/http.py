@@ -27,8 +27,11 @@ TRANSIENT = (408, 429, 500, 502, 503, 504)
 class ApiError(Exception):
     """The service answered with an error.
 
-    `reason` is its machine-readable code, `retry_after` the seconds it asked us to wait.
+    `reason` is its machine-readable code, `retry_after` the seconds it asked us to wait. `first`:
+    no earlier attempt of the same call went out, so nothing of it can have been carried out.
     """
+
+    first = True
 
     def __init__(
         self,
@@ -92,6 +95,7 @@ class Http:
             try:
                 return self._once(request)
             except ApiError as error:
+                error.first = attempt == 0
                 if last or error.status not in TRANSIENT or is_quota(error):
                     raise
                 self._pause(attempt, error.retry_after)
@@ -164,6 +168,11 @@ def is_quota(error: ApiError) -> bool:
     return error.status in (403, 429) and (
         "Quota limit" in text or "QUOTA_EXCEEDED" in text or "quotaExceeded" in text
     )
+
+
+def is_refusal(error: ApiError) -> bool:
+    """Whether the call certainly changed nothing: refused outright, at its first attempt."""
+    return error.first and error.status < 500
 
 
 def unavailable(error: NetworkError | ApiError, what: str) -> Unavailable:

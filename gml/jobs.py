@@ -22,6 +22,8 @@ from gml.model import Node
 from gml.ssh import Ssh
 from gml.sync import check_dest
 
+# What `gml run --setup` is called; `--job` may be called so too, at its own risk.
+SETUP = "setup-"
 _JOB = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}")
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # How long a follower goes on trying to reach a machine that stopped answering.
@@ -186,9 +188,15 @@ else echo lost; fi
 
 
 def names(ssh: Ssh, node: Node, *, index: int = 0) -> list[str]:
-    """Jobs on the node, oldest first."""
-    done = ssh.run(node, 'ls -1tr "$HOME/.gml/jobs" 2>/dev/null || :', index=index)
-    return done.stdout.decode().split()
+    """Jobs on the node, in the order in which they were started."""
+    script = 'cd "$HOME/.gml/jobs" 2>/dev/null && ls -1tr */run.sh 2>/dev/null || :'
+    done = ssh.run(node, script, index=index)
+    return [line.split("/", 1)[0] for line in done.stdout.decode().split()]
+
+
+def latest(found: list[str]) -> str:
+    """The last job that is not a `--setup`, or the last of all; '' where there is none."""
+    return next((j for j in reversed(found) if not j.startswith(SETUP)), (found or [""])[-1])
 
 
 def terminate(ssh: Ssh, node: Node, job: str, *, index: int = 0) -> None:

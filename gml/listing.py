@@ -15,10 +15,11 @@ from gml.ui import emit, table
 
 CACHE = "ls.json"
 HEAD = ("ID", "TYPE", "PROVIDER", "ZONE", "STATE", "LEFT", "SPENT", "$/H", "NOTE")
-_NOTES = {
+NOTES = {
     "orphan": "no record here (made elsewhere, or its file was lost)",
     "lost": "recorded here, gone there",
-    "half-made": "a create was interrupted",
+    "half-made": "a create was interrupted; `gml reap` clears it",
+    "busy": "another gml is working on it",
 }
 
 
@@ -52,8 +53,9 @@ def show(nodes: list[Node], problems: list[str], now: float, as_json: bool, age:
     if rows:
         table([_cells(r) for r in rows], HEAD)
         total = sum(r["spent_usd"] or 0 for r in rows)
-        rate = sum(r["usd_per_hour"] or 0 for r in rows)
-        print(f"\n{len(rows)} nodes, ${total:.2f} so far, ${rate:.2f}/h")
+        rate = sum(r["usd_per_hour"] or 0 for r in rows if r["spent_usd"] is not None)
+        count = "1 node" if len(rows) == 1 else f"{len(rows)} nodes"
+        print(f"\n{count}, ${total:.2f} so far, ${rate:.2f}/h")
     else:
         print("no nodes")
     if age > 1:
@@ -64,7 +66,7 @@ def show(nodes: list[Node], problems: list[str], now: float, as_json: bool, age:
 
 def _cells(r: dict[str, Any]) -> list[Any]:
     left = "no end" if r["left_s"] is None else format_duration(r["left_s"])
-    note = _NOTES.get(r["note"], r["note"])
+    note = NOTES.get(r["note"], r["note"])
     if r["left_s"] is not None and r["left_s"] < 0:
         left, note = "OVERDUE", note or "run `gml reap`"
     return [

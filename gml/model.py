@@ -94,8 +94,10 @@ class Offer:
 class CreateSpec:
     """Everything a provider needs to make a node. Times are unix seconds, durations seconds.
 
-    `sku` is None only for local machines. `limit_s` asks the provider's own deletion for a later
-    time than the deadline, so that `extend` has room; 0 means the deadline plus a minute.
+    `sku` is None only for local machines. `run_s` is how long the machine may live once it is up
+    (0: until `deadline`); `deadline` also allows for the time in a queue. `limit_s` asks the
+    provider's own deletion for more than `run_s`, so that `extend` has room; 0 means `run_s` and a
+    minute.
     """
 
     id: str
@@ -114,6 +116,7 @@ class CreateSpec:
     wait_s: int = 3600
     strategy: str = "auto"
     hosts: tuple[Host, ...] = ()
+    run_s: int = 0
     limit_s: int = 0
 
     @property
@@ -177,8 +180,9 @@ class Node:
         return self.state in DEAD
 
     def cost(self, now: float) -> float | None:
-        """US dollars so far at the list price; None where no price is known."""
-        if self.price is None or not self.created:
+        """US dollars so far at the list price; None without a price, or before it was seen."""
+        unseen = self.phase == "intent" and not self.state
+        if self.price is None or not self.created or unseen:
             return None
         return self.price * max(0.0, (self.deleted or now) - self.created) / 3600
 

@@ -9,17 +9,21 @@ them.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from gml.durations import format_duration
-from gml.errors import Denied, GmlError, StockOut, Unsafe, UsageError
+from gml.errors import Denied, GmlError, StockOut, Unavailable, Unsafe, UsageError
 from gml.fleet import clock
-from gml.model import ApiRequest, CreateSpec, Node
-from gml.planning import Planner, Wish
+from gml.model import ApiRequest, CreateSpec, Node, Offer
+from gml.planning import QUEUES, Planner, Wish, spec_for
 from gml.providers.base import Provider, Tick, silent
+from gml.ssh import address_of
+from gml.threads import on_hosts
 
 
 class Manager(Planner):
@@ -53,7 +57,7 @@ class Manager(Planner):
             self.store.put(intent)
             try:
                 node = self._try_offers(spec, wish, provider, intent, tick)
-                spec = _with(spec, deadline=node.deadline or spec.deadline)
+                spec = dataclasses.replace(spec, deadline=node.deadline or spec.deadline)
                 return self._finish(node, spec, wish, provider, tick)
             except BaseException as error:
                 self.undo(spec.id, provider, error, tick)
@@ -83,7 +87,7 @@ class Manager(Planner):
             raise UsageError(f"{spec.id} exists at {record.provider}", "take another --name")
         if record is None:
             return spec, None
-        tick("an earlier create of this name")
+        tick(f"looking for what an earlier create of {spec.id} left")
         found = provider.find(record)
         if found and found.owner != spec.owner:
             raise Denied(f"{spec.id} belongs to {found.owner}", "take another --name")
@@ -91,7 +95,8 @@ class Manager(Planner):
             if record.phase == "up":
                 raise UsageError(f"{spec.id} exists already", f"use `gml connect {spec.id}`")
             deadline = found.deadline or spec.deadline
-            spec = _with(spec, created=found.created or spec.created, deadline=deadline)
+            created = found.created or spec.created
+            spec = dataclasses.replace(spec, created=created, deadline=deadline)
             return spec, record.replace(phase="intent", zone=found.zone, strategy=found.strategy)
         if record.tried or found:
             provider.delete(found or record, tick)
@@ -115,37 +120,42 @@ class Manager(Planner):
                 offers = sorted(offers, key=lambda o: (o.zone, o.strategy) != there)
             for offer in offers:
                 waited = round(self.now()) - begun
-                # Time in a queue is not the machine's: it gets its own deadline once it is up.
-                queue = spec.wait_s if offer.strategy in ("queued", "flex") else 0
-                now_spec = _with(
-                    spec, created=spec.created + waited, deadline=spec.deadline + waited + queue
-                )
+                before = intent.tried
+                now_spec = spec_for(spec, offer, waited)
                 intent = intent.replace(
                     zone=offer.zone,
                     strategy=offer.strategy,
                     price=offer.price,
                     deadline=now_spec.deadline,
-                    tried=tuple(dict.fromkeys((*intent.tried, f"{offer.strategy}:{offer.zone}"))),
+                    tried=tuple(dict.fromkeys((*before, f"{offer.strategy}:{offer.zone}"))),
                 )
                 self.store.put(intent)
-                tick(f"{offer.sku} in {offer.zone or 'place'} ({offer.strategy})")
+                tick(_asking(spec, offer))
                 try:
                     node = provider.create(now_spec, offer, tick)
-                    if queue:
+                    if offer.strategy in QUEUES:
                         deadline = round(self.now()) + wish.timeout_s
                         node = provider.set_deadline(node, deadline)
                     return node.replace(
-                        price=offer.price, timeout_s=wish.timeout_s, tried=intent.tried
+                        sku=spec.sku_name,
+                        price=offer.price,
+                        timeout_s=wish.timeout_s,
+                        tried=intent.tried,
                     )
                 except GmlError as error:
+                    if error.nothing_made:
+                        # What an earlier, killed create tried still counts.
+                        intent = self.store.put(intent.replace(tried=before))
                     if error.code not in (5, 6):
                         raise
+                    error.zone = offer.zone
                     problems.append(error)
                     tick(f"{offer.zone}: {error.problem}")
-                    provider.delete(intent, tick)
+                    if intent.tried:
+                        provider.delete(intent, tick)
             if not (wish.retry_until_up and any(isinstance(p, StockOut) for p in problems)):
-                raise _summary(problems)
-            tick(f"no capacity; next round in {wish.retry_pause_s:.0f} s")
+                raise _summary(spec, problems)
+            tick(f"no capacity anywhere: next round in {wish.retry_pause_s:.0f} s")
             time.sleep(wish.retry_pause_s)
 
     def _finish(
@@ -153,6 +163,7 @@ class Manager(Planner):
     ) -> Node:
         """Records the node, waits for its shell, and makes sure that the watchdog is armed."""
         node = self.store.put(node.replace(phase="up"))
+        self.on_up(node)
         self.ssh.write_config()
         if not wish.wait_ssh:
             return node
@@ -165,8 +176,9 @@ class Manager(Planner):
 
     def _check_armed(self, node: Node, tick: Tick) -> None:
         folder = '"$HOME/.gml/node"' if node.provider == "local" else "/var/lib/gml"
-        tick("the watchdog's first beat")
-        for index in range(len(node.hosts)):
+        tick("waiting for the watchdog's first beat")
+
+        def check(index: int) -> None:
             done = self.ssh.run(
                 node,
                 f"for i in $(seq 240); do [ -s {folder}/beat ] && exit 0; sleep 0.25; done; exit 9",
@@ -178,8 +190,11 @@ class Manager(Planner):
                 raise Unsafe(
                     f"the watchdog on {node.id} host {index} does not run, and {node.provider} "
                     "has no time limit of its own here",
-                    "see /var/log/syslog there with --unsafe, or use another --strategy",
+                    "use another --strategy; or add --unsafe to keep it, and read "
+                    "`journalctl -u gml-watchdog` there",
                 )
+
+        on_hosts(len(node.hosts), check)
 
     def _send_key(self, node: Node, spec: CreateSpec, provider: Provider) -> None:
         script = getattr(provider, "self_terminate_script", None)
@@ -200,16 +215,14 @@ class Manager(Planner):
                     provider.delete(record, tick)
                 self.store.remove(record)
                 self.ssh.forget(record)
+                if isinstance(error, KeyboardInterrupt):
+                    error.add_note(f"stopped; nothing of {node_id} is left")
             except Exception as second:
                 text = getattr(second, "problem", str(second))
                 error.add_note(
                     f"{node_id} may still exist ({text}); its deadline stands, and "
                     f"`gml reap` or `gml node delete {node_id}` removes it"
                 )
-
-    def interruptible(self) -> contextlib.AbstractContextManager[None]:
-        """SIGTERM and a closed terminal unwind like Ctrl-C inside of it."""
-        return terminate_is_interrupt()
 
     # ---- change
 
@@ -221,27 +234,42 @@ class Manager(Planner):
         """
         provider = self.provider(node.provider)
         with self.store.lock(node.id):
-            if deadline is None and node.limit is not None:
-                raise Unsafe(
-                    f"{node.provider} itself deletes {node.id} at {clock(node.limit)}",
-                    "that limit can't be removed; make another node with a longer --timeout",
-                )
-            if deadline is not None and node.limit is not None and deadline > node.limit:
-                raise Unsafe(
-                    f"{node.provider} itself deletes {node.id} at {clock(node.limit)} "
-                    f"(in {format_duration(node.limit - self.now())})",
-                    "that limit can't move; extend up to it, or create with a larger --limit",
-                )
+            self._check_limit(node, deadline)
             moved = self.store.put(provider.set_deadline(node, deadline))
-            if node.provider != "local" and node.hosts:
-                value = "none" if deadline is None else str(deadline)
-                for index in range(len(node.hosts)):
-                    self.ssh.run(
-                        moved,
-                        f"printf %s {value} | sudo -n tee /var/lib/gml/deadline >/dev/null",
-                        index=index,
-                    )
+            if node.provider != "local":
+                self._tell_watchdogs(moved, node.deadline)
             return moved
+
+    def _check_limit(self, node: Node, deadline: int | None) -> None:
+        if node.limit is None:
+            return
+        if deadline is None:
+            raise Unsafe(
+                f"{node.provider} itself deletes {node.id} at {clock(node.limit)}",
+                "that limit can't be removed; make another node with a longer --timeout",
+            )
+        if deadline > node.limit:
+            raise Unsafe(
+                f"{node.provider} itself deletes {node.id} at {clock(node.limit)} "
+                f"(in {format_duration(node.limit - self.now())})",
+                "that limit can't move; extend up to it, or create with a larger --limit",
+            )
+
+    def _tell_watchdogs(self, moved: Node, before: int | None) -> None:
+        value = "none" if moved.deadline is None else str(moved.deadline)
+        script = f"printf %s {value} | sudo -n tee /var/lib/gml/deadline >/dev/null"
+
+        def tell(index: int) -> None:
+            try:
+                self.ssh.run(moved, script, index=index)
+            except Unavailable as error:
+                raise Unavailable(
+                    f"the labels of {moved.id} have the new end, but its watchdog may still end it "
+                    f"at {'no time' if before is None else clock(before)}: {error.problem}",
+                    "run it again once ssh works",
+                ) from None
+
+        on_hosts(len(moved.hosts), tell)
 
     def delete(self, node: Node, tick: Tick = silent) -> None:
         """Deletes the node and its record.
@@ -269,7 +297,8 @@ class Manager(Planner):
         return self._describe(node, self.provider(node.provider).delete_requests(node))
 
     def extend_plan(self, node: Node, deadline: int | None) -> list[dict]:
-        """What `extend --dry-run` prints."""
+        """What `extend --dry-run` prints; refused where `extend` would be."""
+        self._check_limit(node, deadline)
         return self._describe(node, self.provider(node.provider).deadline_requests(node, deadline))
 
     def _describe(self, node: Node, requests: list[ApiRequest]) -> list[dict]:
@@ -287,49 +316,52 @@ def _union(node: Node, live: Node | None) -> Node:
     )
 
 
-def _with(spec: CreateSpec, **changes: int) -> CreateSpec:
-    import dataclasses
+def _asking(spec: CreateSpec, offer: Offer) -> str:
+    """What is asked for, where, and at which price."""
+    place = offer.zone or ", ".join(address_of(h) for h in spec.hosts)
+    price = "price unknown" if offer.price is None else f"${offer.price:.2f}/h"
+    return f"asking for {offer.sku} in {place} ({offer.strategy}), {price}"
 
-    return dataclasses.replace(spec, **changes)  # type: ignore[arg-type]
 
-
-def _summary(problems: list[GmlError]) -> GmlError:
+def _summary(spec: CreateSpec, problems: list[GmlError]) -> GmlError:
     """One error for all zones: quota only when nowhere capacity alone was the reason."""
     kinds = [p for p in problems if isinstance(p, StockOut)] or problems
     first = kinds[0]
     if len(problems) == 1:
         return first
-    text = "; ".join(dict.fromkeys(p.problem for p in problems))
-    return type(first)(f"no place left of {len(problems)}: {text}", first.remedy)
+    texts = []
+    for what, places in (
+        ("capacity", [p.zone for p in problems if isinstance(p, StockOut)]),
+        ("quota", [p.zone for p in problems if not isinstance(p, StockOut)]),
+    ):
+        if places:
+            texts.append(f"no {what} in {', '.join(places)}")
+    found = f"none of {len(problems)} places has {spec.sku_name} now"
+    return type(first)(f"{found}: {'; '.join(texts)}", first.remedy)
 
 
 @contextlib.contextmanager
-def terminate_is_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP (a closed terminal) unwind like Ctrl-C, so that `undo` runs."""
+def _signals(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
+    """Another handler for these signals inside of it; only the main thread can have one."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    previous = {s: signal.signal(s, handler) for s in numbers}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+def terminate_is_interrupt() -> contextlib.AbstractContextManager[None]:
+    """SIGTERM and SIGHUP (a closed terminal) unwind like Ctrl-C, so that `undo` runs."""
 
     def raise_interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    previous = {s: signal.signal(s, raise_interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    return _signals(raise_interrupt, signal.SIGTERM, signal.SIGHUP)
 
 
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {s: signal.signal(s, signal.SIG_IGN) for s in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _uninterrupted() -> contextlib.AbstractContextManager[None]:
+    return _signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

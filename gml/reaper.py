@@ -62,8 +62,10 @@ def reap(
     now, report = manager.now(), ReapReport()
     alive: set[str] = set()
     complete: set[str] = set()
-    for provider in manager.configured():
-        tick(f"looking at {provider.name}")
+    configured = manager.configured()
+    report.problems += manager.out_of_sight(configured)
+    for provider in configured:
+        tick(f"asking {provider.name}")
         try:
             found = provider.list_nodes()
             complete.add(provider.name)
@@ -109,6 +111,10 @@ def _settle_records(
 ) -> None:
     """Drops records of nodes that exist nowhere any more, once no list can be lagging behind."""
     now = manager.now()
+    if not report.problems and not dry_run:
+        # Whatever still exists of them has been seen by now: under the owner's eyes, or deleted.
+        for node_id in manager.store.damaged(SETTLE_S):
+            manager.store.clear_damaged(node_id)
     for record in manager.store.all():
         if record.id in alive or record.provider not in complete:
             continue

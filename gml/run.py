@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
-import subprocess
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -22,10 +20,9 @@ from gml.model import Node
 from gml.nodes import Manager
 from gml.planning import Wish
 from gml.providers.base import Tick
-from gml.ui import say
+from gml.threads import on_hosts
+from gml.ui import say, streaming
 
-# Bytes/s assumed for announcing how long an upload will take (a home uplink of 100 Mbit/s).
-UPLINK = 12.5e6
 PREEMPTED = "preempted"
 
 
@@ -106,6 +103,7 @@ class Runner:
         self.out = out
         self.ssh = manager.ssh
         self.outcome: dict[str, Any] = {}
+        self.started = False
 
     def run(self, node: Node | None, node_wish: Wish | None) -> int:
         """Runs the job to its end and returns its exit code.
@@ -118,6 +116,8 @@ class Runner:
         if node is None:
             assert node_wish is not None
             node = self.manager.create(node_wish, self.tick)
+        elif self._has_job(node):
+            raise self._taken(node, self.wish.job)  # before its code is changed under it
         try:
             for attempt in range(self.wish.max_recoveries + 1):
                 command = self.wish.command
@@ -140,7 +140,11 @@ class Runner:
                         raise
                     node = self._again(node, node_wish, error)
         except KeyboardInterrupt:
-            self._say_interrupted(node)
+            if ours and not self.wish.keep and not self.started:
+                say(f"\ngml: no job runs yet: deleting {node.id}")
+                self.manager.delete(node, self.tick)
+            else:
+                self._say_interrupted(node)
             raise
         except GmlError:
             # A node that we made and could not use is not left to its deadline.
@@ -155,27 +159,38 @@ class Runner:
 
     def prepare(self, node: Node) -> None:
         """Code, git identity, data and set-up on every host."""
-        for index in range(len(node.hosts)):
-            if self.wish.sync:
-                self.tick(f"code to host {index}")
-                report = sync.push(self.ssh, node, self.wish.folder, self.wish.dest, index=index)
-                if report.withheld and index == 0:
-                    say(f"gml: held back as secrets: {', '.join(report.withheld[:5])}")
-            send_git_identity(self.ssh, node, index, self.wish.folder, self.wish.git_credentials)
-            if self.wish.data and not self.wish.data.startswith("gs://"):
-                self.tick(f"data to host {index}")
-                folder = Path(self.wish.data)
-                sync.push_folder(self.ssh, node, folder, f"data/{folder.name}", index=index)
-        if self.wish.setup:
-            self._everywhere(node, "setup", self.wish.setup)
+        wish, count = self.wish, len(node.hosts)
+        where = node.id if count == 1 else f"{count} hosts"
+        if wish.sync:
+            self.tick(f"sending code to {where}")
+            reports = on_hosts(
+                count, lambda i: sync.push(self.ssh, node, wish.folder, wish.dest, index=i)
+            )
+            if reports[0].withheld:
+                say(f"gml: held back as secrets: {', '.join(reports[0].withheld[:5])}")
+        on_hosts(
+            count,
+            lambda i: sync.send_git_identity(self.ssh, node, i, wish.folder, wish.git_credentials),
+        )
+        if wish.data and not wish.data.startswith("gs://"):
+            self.tick(f"sending data to {where}")
+            folder = Path(wish.data)
+            dest = f"data/{folder.name}"
+            on_hosts(count, lambda i: sync.push_folder(self.ssh, node, folder, dest, index=i))
+        if wish.setup:
+            self._everywhere(node, wish.setup)
 
-    def _everywhere(self, node: Node, job: str, command: str) -> None:
-        name = f"{job}-{round(time.time())}"
+    def _everywhere(self, node: Node, command: str) -> None:
+        name = f"{jobs.SETUP}{round(time.time())}"
+        dest = self.wish.dest
+        on_hosts(
+            len(node.hosts),
+            lambda i: jobs.start(self.ssh, node, name, command, workdir=dest, env={}, index=i),
+        )
         for index in range(len(node.hosts)):
-            jobs.start(self.ssh, node, name, command, workdir=self.wish.dest, env={}, index=index)
-        for index in range(len(node.hosts)):
-            self.tick(f"{job} on host {index}")
-            code = jobs.follow(self.ssh, node, name, index=index, out=self.out)
+            self.tick(f"running --setup on host {index}")
+            with streaming(self.out):
+                code = jobs.follow(self.ssh, node, name, index=index, out=self.out)
             if code != 0:
                 raise UsageError(f"--setup failed on host {index} with exit code {code}")
 
@@ -187,29 +202,30 @@ class Runner:
             remote = self.wish.data.startswith("gs://")
             up = "../" * (1 + self.wish.dest.count("/"))
             base["GAIA_DATA"] = self.wish.data if remote else f"{up}data/{folder.name}"
-        for index in range(len(node.hosts)):
-            self.tick(f"starting the job on host {index}")
+        job, dest = self.job_name(attempt), self.wish.dest
+        self.tick(f"starting {job}")
+        self.started = True
+
+        def begin(index: int) -> bool:
             env = {**base, **jax_environment(node, index)}
-            if not jobs.start(
-                self.ssh,
-                node,
-                self.job_name(attempt),
-                command,
-                workdir=self.wish.dest,
-                env=env,
-                index=index,
-            ):
-                raise UsageError(
-                    f"{node.id} has a job {self.job_name(attempt)!r} already",
-                    f"reattach with `gml logs -f {node.id}`, or take another --job",
-                )
+            return jobs.start(self.ssh, node, job, command, workdir=dest, env=env, index=index)
+
+        if not all(on_hosts(len(node.hosts), begin)):
+            raise self._taken(node, job)
+
+    def _taken(self, node: Node, job: str) -> UsageError:
+        return UsageError(
+            f"{node.id} has a job {job!r} already",
+            f"reattach with `gml logs -f {node.id} {job}`, or take another --job",
+        )
 
     def finish(self, node: Node, job: str, *, keep: bool) -> int:
         """Streams the log, fetches results, deletes the node; returns the job's exit code.
 
         `outcome` then holds what `--json` prints.
         """
-        with others_watched(self.ssh, node, job) as failed:
+        self.tick(f"{job} runs on {node.id}")
+        with streaming(self.out), others_watched(self.ssh, node, job) as failed:
             code = jobs.follow(self.ssh, node, job, out=self.out, lost=self._check_alive(node))
         if failed:
             say(f"gml: host {failed[0][0]} failed first, with exit code {failed[0][1]}")
@@ -235,7 +251,7 @@ class Runner:
 
     def _check_alive(self, node: Node) -> Callable[[], None]:
         def check() -> None:
-            self.tick(f"{node.id} does not answer")
+            self.tick(f"asking {node.provider} whether {node.id} still exists: it does not answer")
             try:
                 live = self.manager.provider(node.provider).find(node)
             except Unavailable:
@@ -251,9 +267,9 @@ class Runner:
         folder = "$HOME/.gml/node" if node.provider == "local" else "/var/lib/gml"
         script = f"ls {folder}/told-{PREEMPTED}-* 2>/dev/null || :"
         try:
-            done = [
-                self.ssh.run(node, script, index=i, timeout_s=20) for i in range(len(node.hosts))
-            ]
+            done = on_hosts(
+                len(node.hosts), lambda i: self.ssh.run(node, script, index=i, timeout_s=20)
+            )
         except Unavailable:
             return True
         return any(d.stdout.strip() for d in done)
@@ -285,9 +301,11 @@ class Runner:
         )
 
     def _say_interrupted(self, node: Node) -> None:
-        left = format_duration((node.deadline or 0) - self.manager.now())
+        left = "never ends by itself"
+        if node.deadline is not None:
+            left = f"ends by itself in {format_duration(node.deadline - self.manager.now())}"
         say(
-            f"\ngml: {node.id} and its job go on; the machine ends by itself in {left}\n"
+            f"\ngml: {node.id} and its job go on; the machine {left}\n"
             f"gml: reattach: gml run --attach {node.id} · end it now: gml node delete {node.id}"
         )
 
@@ -305,86 +323,3 @@ def fetch(
             sync.pull(ssh, node, f"{dest}/{name}", (folder / name).parent)
             found.append(name)
     return found
-
-
-def send_git_identity(ssh, node: Node, index: int, folder: Path, credentials: bool) -> None:
-    """The local git name and address, and with `credentials` the github.com token, over stdin."""
-    lines = []
-    for key in ("user.name", "user.email"):
-        done = subprocess.run(
-            ["git", "-C", str(folder), "config", key], capture_output=True, text=True
-        )
-        value = done.stdout.strip()
-        if value:
-            lines.append(f"git config --global {key} {_sh(value)}")
-    if credentials:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "credential", "fill"],
-            input="protocol=https\nhost=github.com\n\n",
-            capture_output=True,
-            text=True,
-            env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
-        )
-        found = dict(x.split("=", 1) for x in done.stdout.splitlines() if "=" in x)
-        if done.returncode != 0 or not found.get("password"):
-            raise UsageError(
-                "git has no stored credential for github.com", "run `gh auth setup-git` first"
-            )
-        user = urllib.parse.quote(found.get("username", "git"), safe="")
-        secret = urllib.parse.quote(found["password"], safe="")
-        lines += [
-            "umask 077",
-            f"cat > ~/.git-credentials <<'EOF'\nhttps://{user}:{secret}@github.com\nEOF",
-            "git config --global credential.helper store",
-        ]
-    if lines:
-        # A machine without git can still run jobs.
-        script = "command -v git >/dev/null || exit 0\n" + "\n".join(lines) + "\n"
-        ssh.run(node, script, index=index)
-
-
-def _sh(value: str) -> str:
-    import shlex
-
-    return shlex.quote(value)
-
-
-def announce_data(data: str, price: float | None, region: str, bucket_region: str) -> list[str]:
-    """What the data will cost in minutes and money, said before it is spent.
-
-    Raises:
-        UsageError: the folder is missing, or the bucket lies in another region than the machine.
-    """
-    per_hour = f"${price:.2f}/h" if price is not None else "an unknown price"
-    if not data:
-        return [
-            "without --data the job prepares its data on the paid machine: every 10 minutes of "
-            + (f"it cost ${price / 6:.2f}" if price is not None else f"it are billed at {per_hour}")
-        ]
-    if data.startswith("gs://"):
-        if bucket_region and region and not same_place(bucket_region, region):
-            raise UsageError(
-                f"--data {data} lies in {bucket_region}, the machine in {region}",
-                "copy it into that region, or take a --zone in the bucket's region "
-                "(reading across regions costs about $0.02/GB and starves the machine)",
-            )
-        return [f"data streams from {data} ({bucket_region or 'region unknown'})"]
-    folder = Path(data)
-    if not folder.is_dir():
-        raise UsageError(f"--data {data!r} is neither a folder nor gs://…", "check the path")
-    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-    minutes = size / UPLINK / 60
-    cost = f", ${minutes / 60 * price:.2f} of machine time" if price is not None else ""
-    return [f"data: {size / 1e9:.2f} GB to upload, about {max(1, round(minutes))} min{cost}"]
-
-
-def same_place(bucket_region: str, region: str) -> bool:
-    """Whether a bucket location (`US-EAST5`, `US`, `EU`) serves the region without egress."""
-    place = bucket_region.lower()
-    continents = {"us": "us-", "eu": "europe-", "asia": "asia-"}
-    return place == region or (place in continents and region.startswith(continents[place]))
-
-
-def region_of(zone: str) -> str:
-    """`us-east5` of `us-east5-b`; other names stay as they are."""
-    return re.sub(r"-[a-z]$", "", zone)

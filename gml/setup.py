@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import tomllib
@@ -108,14 +109,45 @@ def reaper_command() -> str:
     return f"{found} reap" if found else f"{sys.executable} -m gml reap"
 
 
+def reaper_environment(config: Config) -> dict[str, str]:
+    """What of this shell's environment a timer needs too: settings, never secrets."""
+    env = {"GML_HOME": str(config.home), "GML_OWNER": config.owner}
+    for name in ("GOOGLE_CLOUD_PROJECT", "GOOGLE_APPLICATION_CREDENTIALS"):
+        if os.environ.get(name):
+            env[name] = os.environ[name]
+    return env
+
+
+def left_behind(config: Config) -> list[str]:
+    """Warnings: secrets that this shell has and the reaper will not have."""
+    found = []
+    key_file = Path(config.lambda_.api_key_file).expanduser()
+    if os.environ.get("LAMBDA_API_KEY") and not key_file.exists():
+        found.append(
+            "LAMBDA_API_KEY is only in this shell, so the reaper will not look at Lambda: "
+            "run `gml init lambda --apply` first"
+        )
+    if os.environ.get("GOOGLE_OAUTH_ACCESS_TOKEN"):
+        found.append(
+            "GOOGLE_OAUTH_ACCESS_TOKEN is only in this shell: the reaper here needs "
+            "`gcloud auth application-default login`"
+        )
+    return found
+
+
+def _project(config: Config) -> str:
+    return config.google.project or os.environ.get("GOOGLE_CLOUD_PROJECT", "")
+
+
 def systemd_files(config: Config) -> dict[Path, str]:
     """A user timer: every five minutes, also after sleep."""
     folder = Path.home() / ".config" / "systemd" / "user"
+    settings = " ".join(f'"{k}={v}"' for k, v in reaper_environment(config).items())
     return {
         folder / "gml-reap.service": (
             "[Unit]\nDescription=gml reap: deletes machines past their deadline\n\n"
             "[Service]\nType=oneshot\n"
-            f'Environment="GML_HOME={config.home}" "GML_OWNER={config.owner}"\n'
+            f"Environment={settings}\n"
             f"ExecStart={reaper_command()}\n"
         ),
         folder / "gml-reap.timer": (
@@ -136,7 +168,8 @@ SYSTEMD_COMMANDS = [
 
 def cron_line(config: Config) -> str:
     """For `crontab -e`."""
-    return f"*/5 * * * * GML_HOME={config.home} GML_OWNER={config.owner} {reaper_command()}"
+    settings = " ".join(f"{k}={shlex.quote(v)}" for k, v in reaper_environment(config).items())
+    return f"*/5 * * * * {settings} {reaper_command()}"
 
 
 def cronjob_manifest(config: Config, image: str) -> str:
@@ -160,7 +193,7 @@ spec:
             command: [gml, reap]
             env:
             - {{name: GML_OWNER, value: {config.owner}}}
-            - {{name: GOOGLE_CLOUD_PROJECT, value: {config.google.project or "PROJECT"}}}
+            - {{name: GOOGLE_CLOUD_PROJECT, value: {_project(config) or "PROJECT"}}}
 """
 
 
@@ -185,7 +218,7 @@ jobs:
     - run: gml reap
       env:
         GML_OWNER: {config.owner}
-        GOOGLE_CLOUD_PROJECT: {config.google.project or "PROJECT"}
+        GOOGLE_CLOUD_PROJECT: {_project(config) or "PROJECT"}
         LAMBDA_API_KEY: ${{{{ secrets.LAMBDA_API_KEY }}}}
 """
 
@@ -256,8 +289,7 @@ def write_image_context(config: Config) -> Path:
             target = folder / package / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    project = config.google.project or os.environ.get("GOOGLE_CLOUD_PROJECT", "")
-    google = {"project": project, "bucket": config.google.bucket}
+    google = {"project": _project(config), "bucket": config.google.bucket}
     settings = render_toml({"owner": config.owner, "google": google})
     (folder / "config.toml").write_text(settings, encoding="utf-8")
     (folder / "Dockerfile").write_text(

@@ -19,6 +19,7 @@ from gml.config import Config
 from gml.errors import NotFound, Unavailable, UsageError
 from gml.model import Host, Node
 from gml.store import Store, write_private
+from gml.threads import on_hosts
 
 _OPTIONS = """\
   ServerAliveInterval 15
@@ -165,9 +166,10 @@ class Ssh:
                 f"{argv[-1]} did not answer within {timeout_s:.0f} s", "try `gml doctor`"
             ) from None
         if done.returncode == 255 or (check and done.returncode != 0):
-            text = done.stderr.decode(errors="replace").strip().splitlines()
+            lines = done.stderr.decode(errors="replace").strip().splitlines()
+            text = lines[-1].removeprefix("ssh: ") if lines else f"exit code {done.returncode}"
             raise Unavailable(
-                f"ssh {argv[-1]}: {text[-1] if text else f'exit code {done.returncode}'}",
+                f"ssh {argv[-1]}: {text}",
                 "see `gml doctor` for keys, firewall and OS Login",
             )
         return done
@@ -176,18 +178,25 @@ class Ssh:
         """Waits until every host takes a login; raises Unavailable after `limit_s` seconds."""
         self.write_config()
         until = time.monotonic() + limit_s
-        for index in range(len(node.hosts)):
+        tick(f"waiting for a login on {node.id}{_hosts(node)}")
+
+        def login(index: int) -> None:
             pause = 0.2
             while True:
-                tick(f"ssh on {host_alias(node, index)}")
                 try:
                     self.run(node, "true", index=index, timeout_s=25)
-                    break
+                    return
                 except Unavailable as error:
                     if "host key" in error.problem.lower() or time.monotonic() + pause > until:
                         raise
                 time.sleep(pause)
                 pause = min(pause * 1.5, 5.0)
+
+        on_hosts(len(node.hosts), login)
+
+
+def _hosts(node: Node) -> str:
+    return "" if len(node.hosts) == 1 else f" (all {len(node.hosts)} hosts)"
 
 
 def include_line(config: Config) -> str:

@@ -36,6 +36,18 @@ def write_private(path: Path, text: str) -> None:
         os.close(folder)
 
 
+def _grab(handle: int) -> bool:
+    """Takes the lock; a list that only looks whether it is taken holds it for a moment itself."""
+    for pause in (0.02, 0.05, 0.1, None):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if pause is not None:
+                time.sleep(pause)
+    return False
+
+
 class Store:
     """Node records, locks and the cost history under one folder."""
 
@@ -71,9 +83,11 @@ class Store:
                 path.replace(path.with_suffix(".corrupt"))
             return None
 
-    def damaged(self) -> list[str]:
-        """Ids of records that were set aside as unreadable."""
-        return sorted(p.stem for p in self.nodes.glob("*.corrupt"))
+    def damaged(self, older_s: float = 0.0) -> list[str]:
+        """Ids of records that were set aside as unreadable and are at least `older_s` old."""
+        until = time.time() - older_s
+        found = self.nodes.glob("*.corrupt")
+        return sorted(p.stem for p in found if p.stat().st_mtime <= until)
 
     def clear_damaged(self, node_id: str) -> None:
         """Forgets a set-aside record, once it has been rebuilt."""
@@ -114,9 +128,7 @@ class Store:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(folder / check_id(node_id), os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _grab(handle):
                 holder = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
                 raise Busy(
                     f"another gml (process {holder}) is working on {node_id}", "wait for it"

@@ -8,8 +8,10 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import time
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,6 +165,42 @@ def push_folder(ssh: Ssh, node: Node, folder: Path, dest: str, *, index: int = 0
     """Sends a data folder as it is (no git rules) to `~/dest`."""
     dest = check_dest(dest)
     _rsync(ssh, [f"{folder}/", f"{host_alias(node, index)}:{dest}/"], dest=dest, limit_s=6 * 3600)
+
+
+def send_git_identity(ssh: Ssh, node: Node, index: int, folder: Path, credentials: bool) -> None:
+    """The local git name and address, and with `credentials` the github.com token, over stdin."""
+    lines = []
+    for key in ("user.name", "user.email"):
+        done = subprocess.run(
+            ["git", "-C", str(folder), "config", key], capture_output=True, text=True
+        )
+        value = done.stdout.strip()
+        if value:
+            lines.append(f"git config --global {key} {shlex.quote(value)}")
+    if credentials:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "credential", "fill"],
+            input="protocol=https\nhost=github.com\n\n",
+            capture_output=True,
+            text=True,
+            env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
+        )
+        found = dict(x.split("=", 1) for x in done.stdout.splitlines() if "=" in x)
+        if done.returncode != 0 or not found.get("password"):
+            raise UsageError(
+                "git has no stored credential for github.com", "run `gh auth setup-git` first"
+            )
+        user = urllib.parse.quote(found.get("username", "git"), safe="")
+        secret = urllib.parse.quote(found["password"], safe="")
+        lines += [
+            "umask 077",
+            f"cat > ~/.git-credentials <<'EOF'\nhttps://{user}:{secret}@github.com\nEOF",
+            "git config --global credential.helper store",
+        ]
+    if lines:
+        # A machine without git can still run jobs.
+        script = "command -v git >/dev/null || exit 0\n" + "\n".join(lines) + "\n"
+        ssh.run(node, script, index=index)
 
 
 def _rsync(

@@ -12,6 +12,7 @@ else `node`; what Google does not end itself is said so by `gml offers` and `gml
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from gaia.hardware import Sku
@@ -31,6 +32,14 @@ from gml.providers.google_bodies import cloud_name, region
 from gml.providers.google_look import GoogleLook, part_of
 
 VERIFIED = "verified.json"
+_KINDS = {
+    "nodes": "TPU node",
+    "queuedResources": "queued resource",
+    "instances": "instance",
+    "resourcePolicies": "workload policy",
+    "instanceTemplates": "instance template",
+    "instanceGroupManagers": "instance group",
+}
 _LIMITS = {
     "gce": "google",
     "flex": "google",
@@ -110,8 +119,21 @@ class GoogleProvider(GoogleLook):
 
     def create(self, spec: CreateSpec, offer: Offer, tick: Tick = silent) -> Node:
         """Sends the requests, waits for the operation, and reads back what came of it."""
-        for request in self.create_requests(spec, offer):
-            self._post(request, spec, tick)
+        try:
+            requests = self.create_requests(spec, offer)
+        except GmlError as error:
+            error.nothing_made = True
+            raise
+        for number, request in enumerate(requests):
+            try:
+                operation = self._post(request, spec)
+            except GmlError as error:
+                error.nothing_made = number == 0 and error.refused
+                raise
+            if operation is not None:
+                kind = _KINDS[request.path.rsplit("/", 1)[-1]]
+                tick(f"waiting for Google to make the {kind}")
+                self._wait_operation(request, operation)
         if offer.strategy in ("queued", "flex"):
             self._wait_queued(spec, offer, tick)
         node = self._wait_ready(spec, offer, tick)
@@ -120,10 +142,10 @@ class GoogleProvider(GoogleLook):
         self._pin_host_keys(node, offer)
         return node
 
-    def _post(self, request: ApiRequest, spec: CreateSpec, tick: Tick) -> None:
-        """One create call. "Exists already" is success when it is ours: an answer got lost."""
+    def _post(self, request: ApiRequest, spec: CreateSpec) -> dict[str, Any] | None:
+        """One create call: its operation, or None where it exists already and is ours."""
         try:
-            operation = self.api.send(request)
+            return self.api.send(request)
         except ApiError as error:
             if error.status != 409:
                 raise translate(error, self.config) from None
@@ -135,9 +157,7 @@ class GoogleProvider(GoogleLook):
                 raise UsageError(
                     f"{name} exists in {request.path} and is not ours", "take another --name"
                 ) from None
-            return
-        tick(f"Google: {request.path.rsplit('/', 1)[-1]} accepted")
-        self._wait_operation(request, operation, tick)
+            return None  # an answer got lost, or an earlier create was killed
 
     def _wait_queued(self, spec: CreateSpec, offer: Offer, tick: Tick) -> None:
         version = "v2alpha1" if offer.strategy == "flex" else "v2"
@@ -149,7 +169,7 @@ class GoogleProvider(GoogleLook):
                 raise StockOut(f"the queued resource in {offer.zone} is gone", "try again")
             state = raw.get("state") or {}
             name = state.get("state", "")
-            tick(f"the queue in {offer.zone} ({name.lower()})")
+            tick(f"waiting in the queue of {offer.zone} ({name.lower()})")
             if name == "ACTIVE":
                 return
             if name in ("FAILED", "SUSPENDED", "SUSPENDING"):
@@ -177,7 +197,7 @@ class GoogleProvider(GoogleLook):
             if node.state == "ready" and len(node.hosts) >= spec.sku.hosts:
                 return node
             waited += pause
-            tick(f"{spec.id} in {offer.zone} ({node.state})")
+            tick(f"waiting for {spec.id} in {offer.zone} ({node.state})")
             if waited > self.patience_s:
                 raise Unavailable(f"{spec.id} was not ready after {format_duration(waited)}")
         raise AssertionError("unreachable")
@@ -189,8 +209,8 @@ class GoogleProvider(GoogleLook):
             raw = self.api.get("tpu", path) or {}
             length = seen.duration((raw.get("runDuration") or {}).get("maxRunDuration"))
             ends = seen.timestamp((raw.get("runDuration") or {}).get("terminationTime"))
-            # The clock of a flex-start run begins when it starts, which is not before now.
-            limit = node.limit or ends or (spec.created + length if length else None)
+            # The clock of a flex-start run begins when it starts, which was not after now.
+            limit = node.limit or ends or (round(time.time()) + length if length else None)
         else:
             limit = node.limit
         if limit is None:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from gml.config import Config
 from gml.errors import AuthError, Denied, GmlError, QuotaError, StockOut, Unavailable, UsageError
-from gml.http import ApiError, Http, NetworkError, is_quota, unavailable
+from gml.http import ApiError, Http, NetworkError, is_quota, is_refusal, unavailable
 from gml.model import ApiRequest
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
@@ -27,6 +27,8 @@ _NO_CAPACITY = re.compile(
     r"|does not have enough resources|resources_unavailable|out of resources",
     re.IGNORECASE,
 )
+_ROLES = {"tpu": "roles/tpu.admin", "compute": "roles/compute.instanceAdmin.v1",
+          "container": "roles/container.admin", "storage": "roles/storage.admin"}  # fmt: skip
 _QUOTA = re.compile(r"[Qq]uota (?:limit |metric )?'([\w./-]+)'")
 
 
@@ -87,7 +89,9 @@ class GoogleApi:
         except ApiError as error:
             if error.status in (404, 409, 412):
                 raise
-            raise translate(error, self.config) from None
+            failure = translate(error, self.config)
+            failure.refused = is_refusal(error)
+            raise failure from None
         except NetworkError as error:
             raise unavailable(error, f"Google's {request.service} API") from None
 
@@ -176,13 +180,16 @@ def translate(error: ApiError, config: Config) -> GmlError:
 def quota_error(text: str, config: Config) -> QuotaError:
     """Quota with its name and the page where it is raised."""
     match = _QUOTA.search(text)
-    name = match[1] if match else "see the message"
-    project = config.google.project or os.environ.get("GOOGLE_CLOUD_PROJECT", "")
+    page = f"https://console.cloud.google.com/iam-admin/quotas?project={_project(config)}"
+    where = f"{page} (filter: {match[1]})" if match else page
     return QuotaError(
-        f"quota {name}: {text[:300]}",
-        f"raise it at https://console.cloud.google.com/iam-admin/quotas?project={project} "
-        f"(filter: {name}), or take another region or --spot",
+        text[:300].rstrip("."), f"raise it at {where}, or take another region or --spot"
     )
+
+
+def _project(config: Config) -> str:
+    """For commands that the user is told to run."""
+    return config.google.project or os.environ.get("GOOGLE_CLOUD_PROJECT", "") or "PROJECT"
 
 
 def _denied(text: str, details: str, config: Config) -> Denied:
@@ -191,11 +198,18 @@ def _denied(text: str, details: str, config: Config) -> Denied:
         service = match[1] if match else "tpu.googleapis.com"
         return Denied(
             f"{service} is not enabled in the project",
-            f"run: gcloud services enable {service} --project {config.google.project or 'PROJECT'}",
+            f"run: gcloud services enable {service} --project {_project(config)}",
         )
     match = re.search(r"[Pp]ermission '?([a-z]+(?:\.[a-zA-Z]+)+)'?", text)
-    what = f"permission {match[1]} is missing" if match else text[:300]
-    return Denied(f"Google denies it: {what}", "is it the right project and account? `gml doctor`")
+    if match is None:
+        remedy = "is it the right project and account? gcloud projects list; gcloud auth list"
+        return Denied(f"Google denies it: {text[:300]}", remedy)
+    role = _ROLES.get(match[1].split(".", 1)[0], "the role that has it")
+    return Denied(
+        f"Google denies it: permission {match[1]} is missing",
+        f"run: gcloud projects add-iam-policy-binding {_project(config)} "
+        f"--member user:YOU --role {role}",
+    )
 
 
 def raise_operation_error(error: Mapping[str, Any], config: Config) -> NoReturn:

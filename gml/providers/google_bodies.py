@@ -10,12 +10,16 @@ import uuid
 from typing import Any
 
 from gml.config import Config
+from gml.durations import format_duration
+from gml.errors import UsageError
 from gml.model import ApiRequest, CreateSpec, Offer
 from gml.startup import startup_script, watchdog_config
 
 # A job's grace and a late watchdog fit between our deadline and the provider's own limit.
 MARGIN_S = 60
+# What Google's own limit can be at most: flex-start queued resources, and instances.
 MAX_FLEX_S = 7 * 86400
+MAX_GCE_S = 120 * 86400
 _NAMESPACE = uuid.UUID("6f0b6d0e-2a57-4f6e-9a57-7b1a6d1f3a55")
 
 
@@ -29,9 +33,17 @@ def request_id(spec: CreateSpec, offer: Offer) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{spec.id}/{offer.strategy}/{offer.zone}/{spec.created}"))
 
 
-def run_seconds(spec: CreateSpec) -> int:
-    """How long the provider lets it run."""
-    return max(spec.limit_s, spec.timeout_s + MARGIN_S)
+def run_seconds(spec: CreateSpec, most_s: int, what: str) -> int:
+    """How long Google lets it run; raises UsageError above `most_s`."""
+    length = spec.run_s or spec.timeout_s
+    wanted = max(spec.limit_s, length)
+    if wanted > most_s:
+        option = "--limit" if spec.limit_s > length else "--timeout"
+        raise UsageError(
+            f"{option} {format_duration(wanted)} is longer than Google lets {what} run",
+            f"take at most {format_duration(most_s)}, or another --strategy",
+        )
+    return min(most_s, max(wanted, length + MARGIN_S))
 
 
 def region(zone: str) -> str:
@@ -117,7 +129,7 @@ def _flex(config: Config, spec: CreateSpec, offer: Offer) -> list[ApiRequest]:
     body = {
         "tpu": {"nodeSpec": [{"parent": parent, "nodeId": name, "node": node}]},
         "provisioningModel": "FLEX_START",
-        "runDuration": {"maxRunDuration": f"{min(run_seconds(spec), MAX_FLEX_S)}s"},
+        "runDuration": {"maxRunDuration": f"{run_seconds(spec, MAX_FLEX_S, 'flex-start')}s"},
         "queueingPolicy": {"validUntilDuration": f"{spec.wait_s}s"},
     }
     params = {"queuedResourceId": name, "requestId": request_id(spec, offer)}
@@ -210,7 +222,7 @@ def _instance_properties(config: Config, spec: CreateSpec, delete_url: str) -> d
         "scheduling": {
             "provisioningModel": "SPOT" if spec.spot else "STANDARD",
             "instanceTerminationAction": "DELETE",
-            "maxRunDuration": {"seconds": str(run_seconds(spec))},
+            "maxRunDuration": {"seconds": str(run_seconds(spec, MAX_GCE_S, "instances"))},
             "onHostMaintenance": "TERMINATE",
             "automaticRestart": False,
         },

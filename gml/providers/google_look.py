@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from gml.providers.base import Tick, silent
 from gml.providers.google_api import GoogleApi, raise_operation_error, translate, wait_pauses
 from gml.providers.google_bodies import cloud_name, region
 from gml.store import Store
+from gml.threads import in_parallel
 
 
 class GoogleLook:
@@ -38,21 +38,21 @@ class GoogleLook:
         return bool(self.config.google.project or os.environ.get("GOOGLE_CLOUD_PROJECT"))
 
     def sign_in(self) -> None:
-        """A token, refreshed where it has expired; raises AuthError."""
+        """A project, and a token, refreshed where it has expired; raises UsageError, AuthError."""
+        _ = self.config.project
         self.api.token()
 
     def base_url(self, service: str) -> str:
         """Where a request goes."""
         return self.config.endpoint(service)
 
-    def _wait_operation(self, request: ApiRequest, operation: dict[str, Any], tick: Tick) -> None:
+    def _wait_operation(self, request: ApiRequest, operation: dict[str, Any]) -> None:
         """Polls a long-running operation; a stock-out usually comes here, after the 200."""
         path = _operation_path(request, operation)
         waited = 0.0
         pauses = wait_pauses(min(1.0, self.config.backoff_s))
         while not (operation.get("done") or operation.get("status") == "DONE"):
             waited += next(pauses)
-            tick("Google to finish the operation")
             if waited > self.patience_s:
                 raise Unavailable(f"Google's operation took over {format_duration(waited)}")
             found = self.api.get(request.service, path)
@@ -157,7 +157,7 @@ class GoogleLook:
                         if (p := part_of(raw, raw["_path"], self.ssh_user))
                     )
 
-        _parallel([lambda c=c: look(*c) for c in calls])
+        in_parallel([lambda c=c: look(*c) for c in calls])
         found = seen.merge(parts)
         if problems:
             raise Incomplete("; ".join(dict.fromkeys(problems)), found=found)
@@ -198,7 +198,7 @@ class GoogleLook:
             if found is None and not others:
                 return
             left = found if found else node.replace(resources=tuple(others))
-            tick(f"Google to remove {node.id} ({left.state or 'leftovers'})")
+            tick(f"waiting for Google to remove {node.id} ({left.state or 'leftovers'})")
             waited += next(pauses)
             if waited > self.patience_s:
                 raise Unavailable(
@@ -254,7 +254,7 @@ class GoogleLook:
                 operation = self.api.send(request)
             except ApiError as error:
                 raise translate(error, self.config) from None
-            self._wait_operation(request, operation, silent)
+            self._wait_operation(request, operation)
         return node.replace(deadline=deadline)
 
 
@@ -327,11 +327,3 @@ def _operation_path(request: ApiRequest, operation: dict[str, Any]) -> str:
     parts = request.path.split("/")
     root = "/".join(parts[: 5 if parts[4] == "global" else 6])
     return f"{root}/operations/{name}"
-
-
-def _parallel(calls: list[Callable[[], None]]) -> None:
-    threads = [threading.Thread(target=call, daemon=True) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()

@@ -160,8 +160,12 @@ class LambdaProvider:
         if offer.capacity == "none":
             raise StockOut(f"Lambda has no {offer.sku} anywhere now", "try --retry-until-up")
         self._types = None  # the next round must see the capacity of then
-        self._register_key(spec)
-        existing = [n for n in self._instances() if n.id == spec.id and n.state not in _GONE]
+        try:
+            self._register_key(spec)
+            existing = [n for n in self._instances() if n.id == spec.id and n.state not in _GONE]
+        except GmlError as error:
+            error.nothing_made = True
+            raise
         chosen = _instance_id(existing[0]) if existing else self._launch(spec, offer, tick)
         node = self._wait_active(chosen, spec, tick)
         for other in self._instances():
@@ -173,7 +177,7 @@ class LambdaProvider:
     def _launch(self, spec: CreateSpec, offer: Offer, tick: Tick) -> str:
         request = self.create_requests(spec, offer)[0]
         for attempt in range(4):
-            tick(f"Lambda to launch in {offer.zone}")
+            tick(f"asking Lambda to launch it in {offer.zone}")
             try:
                 data = self._send("POST", "instance-operations/launch", request.body, tries=1)
                 return data["instance_ids"][0]
@@ -182,9 +186,11 @@ class LambdaProvider:
                     time.sleep(LAUNCH_GAP_S)
                     continue
                 if error.status < 500:
-                    raise translate(error) from None
+                    failure = translate(error)
+                    failure.nothing_made = attempt == 0
+                    raise failure from None
             except NetworkError:
-                tick("an answer got lost: looking whether it was launched")
+                tick("looking whether it was launched: an answer got lost")
             # Carried out or not? Only the list can tell, and it lags.
             if found := self._await_listed(spec.id):
                 return _instance_id(found)
@@ -213,7 +219,7 @@ class LambdaProvider:
                 return node
             if node and (node.dead() or node.state in _GONE):
                 raise StockOut(f"Lambda's instance came up {node.state}", "try another region")
-            tick(f"Lambda to boot {spec.id} (minutes; not billed before its health check)")
+            tick(f"waiting for {spec.id} to boot (minutes; billed from its health check on)")
             if waited > self.patience_s:
                 raise Unavailable(f"{spec.id} did not boot within {format_duration(waited)}")
             time.sleep(pause)
@@ -300,7 +306,7 @@ class LambdaProvider:
             ids = [_instance_id(n) for n in self.list_nodes() if n.id == node.id]
             if ids:
                 self._terminate(ids)
-            tick(f"Lambda to terminate {node.id}")
+            tick(f"waiting for Lambda to terminate {node.id}")
             time.sleep(pause)
             waited += pause
             if waited > self.patience_s:

@@ -18,6 +18,9 @@ from gml.ssh import Ssh, address_of
 from gml.startup import watchdog_config, watchdog_program
 from gml.store import Store
 
+# A machine one already has is up, or is not; this allows for one that is just starting.
+PATIENCE_S = 5.0
+
 _CREATE = """set -eu
 umask 077
 dir="$HOME/.gml/node"; mkdir -p "$dir" "$HOME/.gml/jobs"
@@ -124,14 +127,22 @@ class LocalProvider:
             sku=spec.sku_name,
             zone=offer.zone,
             strategy="ssh",
-            state="ready",
             deadline=spec.deadline,
             created=spec.created,
             price=0.0,
             hosts=self._hosts(spec, offer),
         )
-        self.store.put(node.replace(phase="intent", tried=(offer.zone,)))
-        self.ssh.wait(node, 20, tick)
+        self.store.put(node.replace(phase="intent", tried=(f"ssh:{offer.zone}",)))
+        try:
+            self.ssh.wait(node, PATIENCE_S, tick)
+        except Unavailable as error:
+            where = ", ".join(address_of(host) for host in node.hosts)
+            failure = Unavailable(
+                f"no login on {where}: {error.problem}",
+                "check address, port and key; nothing was made",
+            )
+            failure.nothing_made = True
+            raise failure from None
         config = watchdog_config(spec, delete=[], use_metadata=False)
         config.update(
             state_dir="@HOME@/.gml/node",
@@ -149,7 +160,7 @@ class LocalProvider:
             labels=json.dumps(spec.labels()),
         )
         for index in range(len(node.hosts)):
-            tick(f"watchdog on host {index}")
+            tick(f"starting the watchdog on host {index}")
             done = self.ssh.run(node, script, index=index, check=False)
             if done.returncode == 75:
                 raise StockOut(
@@ -159,7 +170,7 @@ class LocalProvider:
             if done.returncode != 0:
                 text = done.stderr.decode(errors="replace").strip()[-200:]
                 raise Unavailable(f"{address_of(node.hosts[index])}: {text}")
-        return node
+        return node.replace(state="ready")
 
     def _marker(self, node: Node, index: int = 0) -> Node | None:
         done = self.ssh.run(node, 'cat "$HOME/.gml/node/labels.json" 2>/dev/null || :', index=index)

@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gml import listing
+from gml import listing, ui
 from gml.durations import format_duration, parse_duration
 from gml.errors import UsageError
 from gml.model import Node, check_id
@@ -266,30 +267,6 @@ def test_a_name_that_others_use_is_left_alone(server, gml):
 
 
 @pytest.mark.parametrize(
-    "setup,code,says",
-    [
-        ({"GOOGLE_OAUTH_ACCESS_TOKEN": "expired"}, 3, "gcloud auth application-default login"),
-        ({"GOOGLE_CLOUD_PROJECT": "other-proj"}, 4, "is it the right project"),
-        ({"GOOGLE_CLOUD_PROJECT": "Bad Name"}, 2, "is not a project id"),
-        ({"disabled": "tpu"}, 4, "gcloud services enable tpu.googleapis.com"),
-        ({"denied": "tpu:POST"}, 4, "permission tpu.nodes.create is missing"),
-        ({"quota": "us-east5-b"}, 5, "TPUV6EPreemptiblePerProjectPerRegionForTPUAPI"),
-    ],
-)
-def test_google_refusals(server, gml, monkeypatch, setup, code, says):
-    for key, value in setup.items():
-        if key.isupper():
-            monkeypatch.setenv(key, value)
-        else:
-            getattr(server.cloud, key).add(value)
-    done = gml(*NODE, "-t", "v6e-8", "--zone", "us-east5-b", "--name", "x")
-    assert (done.returncode, says in done.stderr) == (code, True), done.stderr
-    assert server.cloud.billable() == []
-    if code == 5:
-        assert "console.cloud.google.com/iam-admin/quotas?project=" in done.stderr
-
-
-@pytest.mark.parametrize(
     "text,says",
     [
         ("owner = ", "not valid TOML"),
@@ -361,6 +338,27 @@ def test_listing_formats(capsys):
     listing.show([node, node.replace(id="late", deadline=100)], [], 2800, False)
     out = capsys.readouterr().out
     assert "30m00s" in out and "$18.00" in out and "OVERDUE" in out and "gml reap" in out
+
+
+def test_a_log_on_the_terminal_has_no_spinner_in_it(monkeypatch):
+    master, slave = os.openpty()
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr(sys, "stdout", terminal)
+        with ui.Progress() as progress:
+            progress("working")
+            seen = b""
+            while b"working" not in seen:
+                seen += os.read(master, 4096)
+            with ui.streaming(None):
+                for text in ("first line", "second line"):
+                    print(text, flush=True)
+                    time.sleep(0.35)  # three frames of the spinner, were it drawn
+                ui.say("said meanwhile")
+        seen += os.read(master, 65536)
+    os.close(master)
+    log = seen[seen.index(b"first line") : seen.index(b"said meanwhile")]
+    assert b"working" not in log and log.split() == [*b"first line second line".split(), b"\x1b[K"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import ClassVar
 import pytest
 
 from gaia.hardware import sku
-from gml.cluster import JobWish, jobset, secret
+from gml.jobset import JobWish, jobset, secret
 from gml.reaper import reap
 from tests.fakes.gml_kit import make_manager
 from tests.fakes.schema import check_crd

@@ -151,8 +151,8 @@ def test_no_secret_in_what_is_sent_and_oslogin_off(server):
 
 
 def test_data_beside_the_machine(server):
+    from gml.data import announce_data
     from gml.errors import UsageError
-    from gml.run import announce_data
 
     api = GoogleApi(load())
     assert api.bucket_location("here") == "us-east5"

@@ -41,7 +41,9 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("path", some("node-failover", "flex-failover", "gce-failover"))
+@pytest.mark.parametrize(
+    "path", some("node-failover", "flex-failover", "gce-failover", "gce-slice")
+)
 def test_one_broken_call_heals(path, fault, server):
     cloud = fresh(server, path)
     make_manager().create(wish(path))

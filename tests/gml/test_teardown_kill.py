@@ -42,7 +42,8 @@ def log() -> str:
 
 
 @pytest.mark.parametrize(
-    "path", some("node-failover", "queued-slice", "flex-failover", "gce-failover")
+    "path",
+    some("node-failover", "queued-slice", "flex", "flex-failover", "gce-failover", "gce-slice"),
 )
 def test_kill_9_between_all_api_calls(path, server, zygote):
     cloud = fresh(server, path)
