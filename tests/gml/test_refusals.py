@@ -153,9 +153,11 @@ def test_lists_forget_deleted_nodes_at_once_and_say_who_is_busy(server, gml, hom
     gml(*NODE, "-t", "v6e-8", "--name", "a")
     assert [n["id"] for n in json.loads(gml("ls", "--json").stdout)["nodes"]] == ["a"]
     gml("node", "delete", "a")
+    assert json.loads(gml("ls", "--cached", "--json").stdout)["nodes"] == []
     assert json.loads(gml("ls", "--json").stdout)["nodes"] == []
     store = Store(home)
     made = make_manager().create(wish())
+    assert [n["id"] for n in json.loads(gml("ls", "--cached", "--json").stdout)["nodes"]] == ["x"]
     store.put(made.replace(phase="intent"))
     with store.lock("x"):
         assert "another gml is working on it" in gml("ls", "--refresh").stdout
