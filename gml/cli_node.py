@@ -138,6 +138,7 @@ def _told(node: Node, now: float) -> list[tuple[str, str]]:
         ("state", node.state or node.phase),
         ("ends", "never" if node.deadline is None else f"{clock(node.deadline)}{left}"),
         ("ended by", f"{node.provider} at {clock(node.limit)} at the latest" if node.limit
+         else f"you: gml node delete {node.id}" if node.deadline is None
          else "the watchdog on the machine, and `gml reap`"),
         ("price", "unknown" if node.price is None else f"${node.price:.2f}/h"),
         ("spent", "unknown" if cost is None else f"${cost:.2f}"),

@@ -203,6 +203,7 @@ def sync(
     """
     from gml import sync as syncing
     from gml.run import fetch
+    from gml.threads import on_hosts
 
     manager = c.manager()
     node = _node(manager, node_id)
@@ -218,19 +219,23 @@ def sync(
         missing = [p for p in pull if p not in got]
         if missing:
             raise NotFound(f"{node.id} has no {dest}/{missing[0]}", "see `gml exec … -- ls`")
+        if json:
+            emit({"fetched": got, "into": str(root)})
+        else:
+            say(f"gml: {', '.join(got)} of {node.id} is in {root}")
         return
-    reports = []
     with Progress() as progress:
-        for index in range(len(node.hosts)):
-            progress(f"sending code to host {index}")
-            reports.append(syncing.push(manager.ssh, node, root, dest, index=index))
+        progress(f"sending code to {node.id}")
+        reports = on_hosts(
+            len(node.hosts), lambda i: syncing.push(manager.ssh, node, root, dest, index=i)
+        )
     if json:
         emit([dataclasses.asdict(r) for r in reports])
         return
     first = reports[0]
     say(
         f"gml: {first.files} files to {node.id}:~/{first.dest}, {first.deleted} deleted, "
-        f"{sum(r.seconds for r in reports):.1f} s"
+        f"{max(r.seconds for r in reports):.1f} s"
     )
     if first.withheld:
         say(f"gml: held back as secrets: {', '.join(first.withheld[:8])}")

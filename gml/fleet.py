@@ -141,6 +141,8 @@ def merge(record: Node, live: Node) -> Node:
         price=record.price if live.price is None else live.price,
         timeout_s=record.timeout_s,
         tried=record.tried,
+        zone=live.zone or record.zone,
+        strategy=live.strategy or record.strategy,
         hosts=live.hosts or record.hosts,
         limit=live.limit or record.limit,
         note="half-made" if record.phase == "intent" else "",

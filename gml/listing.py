@@ -103,6 +103,10 @@ def show_cached(as_json: bool) -> None:
     try:
         nodes = [Node.from_dict(n) for n in cached["nodes"]]
         age, problems = now - float(cached["at"]), [str(p) for p in cached["problems"]]
+        # What was made or deleted here since then is known without asking anybody.
+        records = {n.id: n for n in store.all()}
+        nodes = [n for n in nodes if n.id in records or n.note == "orphan"]
+        nodes += [records[i] for i in records.keys() - {n.id for n in nodes}]
     except (KeyError, TypeError, ValueError):
         nodes, age, problems = store.all(), 0.0, []
     show(nodes, problems, now, as_json, age)

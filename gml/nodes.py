@@ -23,6 +23,7 @@ from gml.model import ApiRequest, CreateSpec, Node, Offer
 from gml.planning import QUEUES, Planner, Wish, spec_for
 from gml.providers.base import Provider, Tick, silent
 from gml.ssh import address_of
+from gml.threads import on_hosts
 
 
 class Manager(Planner):
@@ -176,7 +177,8 @@ class Manager(Planner):
     def _check_armed(self, node: Node, tick: Tick) -> None:
         folder = '"$HOME/.gml/node"' if node.provider == "local" else "/var/lib/gml"
         tick("waiting for the watchdog's first beat")
-        for index in range(len(node.hosts)):
+
+        def check(index: int) -> None:
             done = self.ssh.run(
                 node,
                 f"for i in $(seq 240); do [ -s {folder}/beat ] && exit 0; sleep 0.25; done; exit 9",
@@ -191,6 +193,8 @@ class Manager(Planner):
                     "use another --strategy; or add --unsafe to keep it, and read "
                     "`journalctl -u gml-watchdog` there",
                 )
+
+        on_hosts(len(node.hosts), check)
 
     def _send_key(self, node: Node, spec: CreateSpec, provider: Provider) -> None:
         script = getattr(provider, "self_terminate_script", None)
@@ -254,7 +258,8 @@ class Manager(Planner):
     def _tell_watchdogs(self, moved: Node, before: int | None) -> None:
         value = "none" if moved.deadline is None else str(moved.deadline)
         script = f"printf %s {value} | sudo -n tee /var/lib/gml/deadline >/dev/null"
-        for index in range(len(moved.hosts)):
+
+        def tell(index: int) -> None:
             try:
                 self.ssh.run(moved, script, index=index)
             except Unavailable as error:
@@ -263,6 +268,8 @@ class Manager(Planner):
                     f"at {'no time' if before is None else clock(before)}: {error.problem}",
                     "run it again once ssh works",
                 ) from None
+
+        on_hosts(len(moved.hosts), tell)
 
     def delete(self, node: Node, tick: Tick = silent) -> None:
         """Deletes the node and its record.

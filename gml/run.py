@@ -20,6 +20,7 @@ from gml.model import Node
 from gml.nodes import Manager
 from gml.planning import Wish
 from gml.providers.base import Tick
+from gml.threads import on_hosts
 from gml.ui import say, streaming
 
 PREEMPTED = "preempted"
@@ -102,6 +103,7 @@ class Runner:
         self.out = out
         self.ssh = manager.ssh
         self.outcome: dict[str, Any] = {}
+        self.started = False
 
     def run(self, node: Node | None, node_wish: Wish | None) -> int:
         """Runs the job to its end and returns its exit code.
@@ -114,6 +116,8 @@ class Runner:
         if node is None:
             assert node_wish is not None
             node = self.manager.create(node_wish, self.tick)
+        elif self._has_job(node):
+            raise self._taken(node, self.wish.job)  # before its code is changed under it
         try:
             for attempt in range(self.wish.max_recoveries + 1):
                 command = self.wish.command
@@ -136,7 +140,11 @@ class Runner:
                         raise
                     node = self._again(node, node_wish, error)
         except KeyboardInterrupt:
-            self._say_interrupted(node)
+            if ours and not self.wish.keep and not self.started:
+                say(f"\ngml: no job runs yet: deleting {node.id}")
+                self.manager.delete(node, self.tick)
+            else:
+                self._say_interrupted(node)
             raise
         except GmlError:
             # A node that we made and could not use is not left to its deadline.
@@ -151,26 +159,34 @@ class Runner:
 
     def prepare(self, node: Node) -> None:
         """Code, git identity, data and set-up on every host."""
-        for index in range(len(node.hosts)):
-            if self.wish.sync:
-                self.tick(f"sending code to host {index}")
-                report = sync.push(self.ssh, node, self.wish.folder, self.wish.dest, index=index)
-                if report.withheld and index == 0:
-                    say(f"gml: held back as secrets: {', '.join(report.withheld[:5])}")
-            sync.send_git_identity(
-                self.ssh, node, index, self.wish.folder, self.wish.git_credentials
+        wish, count = self.wish, len(node.hosts)
+        where = node.id if count == 1 else f"{count} hosts"
+        if wish.sync:
+            self.tick(f"sending code to {where}")
+            reports = on_hosts(
+                count, lambda i: sync.push(self.ssh, node, wish.folder, wish.dest, index=i)
             )
-            if self.wish.data and not self.wish.data.startswith("gs://"):
-                self.tick(f"sending data to host {index}")
-                folder = Path(self.wish.data)
-                sync.push_folder(self.ssh, node, folder, f"data/{folder.name}", index=index)
-        if self.wish.setup:
-            self._everywhere(node, self.wish.setup)
+            if reports[0].withheld:
+                say(f"gml: held back as secrets: {', '.join(reports[0].withheld[:5])}")
+        on_hosts(
+            count,
+            lambda i: sync.send_git_identity(self.ssh, node, i, wish.folder, wish.git_credentials),
+        )
+        if wish.data and not wish.data.startswith("gs://"):
+            self.tick(f"sending data to {where}")
+            folder = Path(wish.data)
+            dest = f"data/{folder.name}"
+            on_hosts(count, lambda i: sync.push_folder(self.ssh, node, folder, dest, index=i))
+        if wish.setup:
+            self._everywhere(node, wish.setup)
 
     def _everywhere(self, node: Node, command: str) -> None:
         name = f"{jobs.SETUP}{round(time.time())}"
-        for index in range(len(node.hosts)):
-            jobs.start(self.ssh, node, name, command, workdir=self.wish.dest, env={}, index=index)
+        dest = self.wish.dest
+        on_hosts(
+            len(node.hosts),
+            lambda i: jobs.start(self.ssh, node, name, command, workdir=dest, env={}, index=i),
+        )
         for index in range(len(node.hosts)):
             self.tick(f"running --setup on host {index}")
             with streaming(self.out):
@@ -186,22 +202,22 @@ class Runner:
             remote = self.wish.data.startswith("gs://")
             up = "../" * (1 + self.wish.dest.count("/"))
             base["GAIA_DATA"] = self.wish.data if remote else f"{up}data/{folder.name}"
-        for index in range(len(node.hosts)):
-            self.tick(f"starting the job on host {index}")
+        job, dest = self.job_name(attempt), self.wish.dest
+        self.tick(f"starting {job}")
+        self.started = True
+
+        def begin(index: int) -> bool:
             env = {**base, **jax_environment(node, index)}
-            if not jobs.start(
-                self.ssh,
-                node,
-                self.job_name(attempt),
-                command,
-                workdir=self.wish.dest,
-                env=env,
-                index=index,
-            ):
-                raise UsageError(
-                    f"{node.id} has a job {self.job_name(attempt)!r} already",
-                    f"reattach with `gml logs -f {node.id}`, or take another --job",
-                )
+            return jobs.start(self.ssh, node, job, command, workdir=dest, env=env, index=index)
+
+        if not all(on_hosts(len(node.hosts), begin)):
+            raise self._taken(node, job)
+
+    def _taken(self, node: Node, job: str) -> UsageError:
+        return UsageError(
+            f"{node.id} has a job {job!r} already",
+            f"reattach with `gml logs -f {node.id} {job}`, or take another --job",
+        )
 
     def finish(self, node: Node, job: str, *, keep: bool) -> int:
         """Streams the log, fetches results, deletes the node; returns the job's exit code.
@@ -251,9 +267,9 @@ class Runner:
         folder = "$HOME/.gml/node" if node.provider == "local" else "/var/lib/gml"
         script = f"ls {folder}/told-{PREEMPTED}-* 2>/dev/null || :"
         try:
-            done = [
-                self.ssh.run(node, script, index=i, timeout_s=20) for i in range(len(node.hosts))
-            ]
+            done = on_hosts(
+                len(node.hosts), lambda i: self.ssh.run(node, script, index=i, timeout_s=20)
+            )
         except Unavailable:
             return True
         return any(d.stdout.strip() for d in done)
@@ -285,9 +301,11 @@ class Runner:
         )
 
     def _say_interrupted(self, node: Node) -> None:
-        left = format_duration((node.deadline or 0) - self.manager.now())
+        left = "never ends by itself"
+        if node.deadline is not None:
+            left = f"ends by itself in {format_duration(node.deadline - self.manager.now())}"
         say(
-            f"\ngml: {node.id} and its job go on; the machine ends by itself in {left}\n"
+            f"\ngml: {node.id} and its job go on; the machine {left}\n"
             f"gml: reattach: gml run --attach {node.id} · end it now: gml node delete {node.id}"
         )
 

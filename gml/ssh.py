@@ -19,6 +19,7 @@ from gml.config import Config
 from gml.errors import NotFound, Unavailable, UsageError
 from gml.model import Host, Node
 from gml.store import Store, write_private
+from gml.threads import on_hosts
 
 _OPTIONS = """\
   ServerAliveInterval 15
@@ -177,18 +178,25 @@ class Ssh:
         """Waits until every host takes a login; raises Unavailable after `limit_s` seconds."""
         self.write_config()
         until = time.monotonic() + limit_s
-        for index in range(len(node.hosts)):
+        tick(f"waiting for a login on {node.id}{_hosts(node)}")
+
+        def login(index: int) -> None:
             pause = 0.2
             while True:
-                tick(f"waiting for a login on {host_alias(node, index)}")
                 try:
                     self.run(node, "true", index=index, timeout_s=25)
-                    break
+                    return
                 except Unavailable as error:
                     if "host key" in error.problem.lower() or time.monotonic() + pause > until:
                         raise
                 time.sleep(pause)
                 pause = min(pause * 1.5, 5.0)
+
+        on_hosts(len(node.hosts), login)
+
+
+def _hosts(node: Node) -> str:
+    return "" if len(node.hosts) == 1 else f" (all {len(node.hosts)} hosts)"
 
 
 def include_line(config: Config) -> str:

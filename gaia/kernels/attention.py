@@ -138,7 +138,8 @@ def _best(q_BTNH, k_BSKH, ids, part) -> Impl:
     platform = parallel.platform(q_BTNH)
     if platform == "tpu" and splash.fits(T, S, H):
         return "splash"
-    # cuDNN through jax.nn takes no segment ids: packed rows go through XLA (gchat/README.md).
+    # cuDNN through jax.nn takes no segment ids: packed rows go through XLA on a GPU, at the cost
+    # that `tests/benchmarks/train_step.py --packed` prints beside cuDNN's.
     half = q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
     if platform in ("gpu", "cuda") and half and ids is None and part is None and S == T:
         return "cudnn" if H % 8 == 0 and H <= 128 and N % k_BSKH.shape[2] == 0 else "xla"

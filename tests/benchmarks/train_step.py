@@ -1,65 +1,113 @@
-"""Training step against the matrix product of the same dtype, timed in turn in one run.
+"""Training step against the matrix product of the same dtype, and against nanochat on a GPU.
 
     python tests/benchmarks/train_step.py [--quick] [--optimizer adamw|muon]
+    python tests/benchmarks/train_step.py --shapes d12,d20,d24 --attention xla,cudnn [--packed]
+        [--nanochat DIR [--python TORCH_PYTHON]]
 
-Shape: depth 4, dim 256, 4 heads x 64, T 512, B 8, SwiGLU 768, untied head, V 8192 and 32768,
+On CPU: depth 4, dim 256, 4 heads x 64, T 512, B 8, SwiGLU 768, untied head, V 8192 and 32768,
 fp32 and bf16 compute, `gchat.train_step` itself (clip 1.0 and optimizer included). FLOPs per token
 = 6 x matmul parameters + 6·L·T·D (the causal half of attention); `gflops_full_square` counts
 attention whole, as some peers do. The limit is the rate of a 2048^3 matrix product by XLA;
-the aim is a ratio of at least 0.6 in fp32 on CPU (issue 2). `step_breakdown` times the loss, the
-loss with gradients, and the whole step; on CPU `dispatch_ms` includes work done inline.
-On GPU and TPU the same file adds `mfu` against the chip's stated peak.
+the aim is a ratio of at least 0.6 in fp32 on CPU (issue 2). `step_breakdown` times the loss and
+the optimizer alone; the backward pass is the rest of the step. On CPU `dispatch_ms` includes work
+done inline.
+
+On GPU and TPU, or given `--shapes`: `device_shapes.py`, which says what it measures.
 """
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
+from unittest import mock
 
 import harness
+from shapes import Shape, cpu_shape
 
-B, T = 8, 512
 
+def make_step(
+    shape: Shape,
+    dtype: str,
+    optimizer: str,
+    *,
+    attention: str = "auto",
+    remat: str = "none",
+    packed: bool = False,
+) -> dict[str, Callable]:
+    """Callables that each run once and wait: `step`, `loss`, `update`; and facts of a step.
 
-def make_step(vocab: int, dtype: str, optimizer: str) -> dict[str, Callable]:
-    """Callables that each run once and wait: `step`, `loss`, `grads`; and the FLOPs of a step."""
+    With `packed` the rows hold documents, and the step is composed here of the trainer's parts.
+    """
     import jax
     import jax.numpy as jnp
+    import optax
     from flax import nnx
 
     from gaia import parallel
     from gaia.kernels.cross_entropy import cross_entropy
-    from gaia.optim import OptimConfig
+    from gaia.optim import OptimConfig, make_optimizer
     from gchat.config import TrainConfig, TrainingConfig
     from gchat.model import GPTConfig, flops_per_token
     from gchat.train_step import init_state, make_train_step
 
-    unroll = 4 if jax.default_backend() == "cpu" else 1
+    on_cpu, (B, T) = jax.default_backend() == "cpu", (shape.rows, shape.seq_len)
     model = GPTConfig(
-        depth=4, dim=256, heads=4, head_dim=64, seq_len=T, qk_norm=False, init="gpt2",
-        compute_dtype=dtype, scan_unroll=unroll,
-    ).derive(vocab, vocab)  # fmt: skip
+        depth=shape.depth, heads=shape.heads, dim=shape.dim, head_dim=shape.head_dim, seq_len=T,
+        qk_norm=shape.qk_norm, init="gpt2", compute_dtype=dtype, remat=remat,
+        scan_unroll=shape.depth if on_cpu else 1,
+    ).derive(shape.vocab, shape.padded_vocab)  # fmt: skip
     config = TrainConfig(
         model=model,
-        optim=OptimConfig(name=optimizer),
-        training=TrainingConfig(batch_size=B, steps=10_000, loss_chunk=1024),
-    )
-    mesh = parallel.make_mesh()
+        optim=OptimConfig(name=optimizer, newton_schulz_dtype="float32" if on_cpu else "bfloat16"),
+        training=TrainingConfig(
+            batch_size=B, steps=10_000, loss_chunk=1024 if on_cpu else 4096
+        ),
+    )  # fmt: skip
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
     graph, state = init_state(config, mesh)
-    train_step = make_train_step(graph, config, mesh)
-    tokens = jax.random.randint(jax.random.key(1), (B, T), 0, vocab)
+    tokens = jax.random.randint(jax.random.key(1), (B, T), 0, shape.vocab)
     targets = jnp.roll(tokens, -1, axis=1)
+    places = documents(B, T) if packed else {}
 
     def mean_loss(params):
         gpt = nnx.merge(graph, params)
-        x_ND = gpt(tokens)[0].reshape(B * T, -1)
+        x_ND = gpt(tokens, **places)[0].reshape(B * T, -1)
         total, count = cross_entropy(
-            x_ND, gpt.head_kernel, targets.reshape(-1), vocab_size=vocab, chunk=1024
+            x_ND,
+            gpt.head_kernel,
+            targets.reshape(-1),
+            vocab_size=shape.vocab,
+            chunk=config.training.loss_chunk,
         )
         return total / count
 
-    loss, grads = jax.jit(mean_loss), jax.jit(jax.grad(mean_loss))
+    transform = make_optimizer(config.optim, 10_000)
+
+    def packed_step(state, _inputs, _targets):
+        loss, grads = jax.value_and_grad(mean_loss)(state.params)
+        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state._replace(params=params, opt_state=opt_state), loss
+
+    train_step = make_train_step(graph, config, mesh)
+    if packed:
+        train_step = jax.jit(packed_step, donate_argnums=0)
+    # The parameters stand in for gradients: their values do not matter to the time.
+    update = jax.jit(lambda s: transform.update(s.params, s.opt_state, s.params))
+    loss = jax.jit(mean_loss)
     box = {"state": state, "dispatch": []}
+
+    def chosen(run):
+        """`run` with the attention asked for: it is chosen while a program is traced."""
+
+        def call():
+            if attention == "auto":
+                return run()
+            with mock.patch("gaia.kernels.attention._best", lambda *_: attention):
+                return run()
+
+        return call
 
     def step():
         began = time.perf_counter()
@@ -69,21 +117,38 @@ def make_step(vocab: int, dtype: str, optimizer: str) -> dict[str, Callable]:
 
     full_square = flops_per_token(model) + 6 * model.depth * T * model.sizes.dim
     return {
-        "step": step,
-        "loss": lambda: jax.block_until_ready(loss(box["state"].params)),
-        "grads": lambda: jax.block_until_ready(grads(box["state"].params)),
+        "step": chosen(step),
+        "loss": chosen(lambda: jax.block_until_ready(loss(box["state"].params))),
+        "update": lambda: jax.block_until_ready(update(box["state"])),
         "flops": lambda: flops_per_token(model) * B * T,
         "flops_full_square": lambda: full_square * B * T,
+        "params": lambda: sum(x.size for x in jax.tree.leaves(box["state"].params)),
         "dispatch_ms": lambda: 1e3 * statistics.median(box["dispatch"]),
     }
 
 
-def make_matmul(dtype: str) -> Callable[[], None]:
-    """One 2048^3 product, waited for."""
+def documents(B: int, T: int) -> dict:
+    """Positions and segment ids [B, T] of rows of documents of T / 4 tokens in the mean."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    begins_BT = np.random.default_rng(0).random((B, T)) < 4 / T
+    begins_BT[:, 0] = True
+    place_BT = np.broadcast_to(np.arange(T), (B, T))
+    first_BT = np.maximum.accumulate(np.where(begins_BT, place_BT, 0), axis=1)
+    segments_BT = np.cumsum(begins_BT, axis=1)
+    return {
+        "positions_BT": jnp.asarray(place_BT - first_BT, jnp.int32),
+        "segment_ids_BT": jnp.asarray(segments_BT, jnp.int32),
+    }
+
+
+def make_matmul(dtype: str, n: int = 2048) -> Callable[[], None]:
+    """One n^3 product, waited for."""
     import jax
     import jax.numpy as jnp
 
-    a = jnp.ones((2048, 2048), dtype)
+    a = jnp.ones((n, n), dtype)
     product = jax.jit(jnp.matmul)
     return lambda: product(a, a).block_until_ready()
 
@@ -95,26 +160,38 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def breakdown_ms(ours: dict[str, Callable], step_s: list[float], times: int) -> dict[str, float]:
+    """Where a step's time goes: loss and optimizer timed alone, the backward pass is the rest."""
+    ours["loss"](), ours["update"]()  # compile
+    parts = {name: [seconds(ours[name]) for _ in range(times)] for name in ("loss", "update")}
+    loss_ms, update_ms = (1e3 * statistics.median(parts[name]) for name in ("loss", "update"))
+    step_ms = 1e3 * statistics.median(step_s)
+    return {
+        "forward_ms": round(loss_ms, 1),
+        "backward_ms": round(step_ms - loss_ms - update_ms, 1),
+        "optimizer_ms": round(update_ms, 1),
+        "step_ms": round(step_ms, 1),
+    }
+
+
 def row(vocab: int, dtype: str, steps: int, args: argparse.Namespace) -> tuple[dict, dict]:
     """One line of the table, and the breakdown of its step in ms."""
-    ours, product = make_step(vocab, dtype, args.optimizer), make_matmul(dtype)
-    for call in (ours["step"], ours["step"], product, ours["loss"], ours["grads"]):
+    shape = cpu_shape(vocab)
+    ours, product = make_step(shape, dtype, args.optimizer or "adamw"), make_matmul(dtype)
+    for call in (ours["step"], ours["step"], product):
         call()  # compile and warm up
-    step_s, product_s, loss_s, grads_s = [], [], [], []
-    for i in range(steps):
+    step_s, product_s = [], []
+    for _ in range(steps):
         product_s.append(seconds(product))
         step_s.append(seconds(ours["step"]))
-        if i % max(1, steps // 5) == 0:
-            loss_s.append(seconds(ours["loss"]))
-            grads_s.append(seconds(ours["grads"]))
-    flops = ours["flops"]()
+    flops, tokens = ours["flops"](), shape.rows * shape.seq_len
     matmul = [2 * 2048**3 / s / 1e9 for s in product_s]
     gflops = [flops / s / 1e9 for s in step_s]
     ratios = [g / m for g, m in zip(gflops, matmul, strict=True)]
     result = {
         "vocab": vocab,
         "dtype": dtype,
-        **harness.spread("tokens_per_s", [B * T / s for s in step_s]),
+        **harness.spread("tokens_per_s", [tokens / s for s in step_s]),
         **harness.spread("gflops", gflops),
         **harness.spread("matmul_gflops", matmul),
         **harness.spread("ratio_to_matmul", ratios, 3),
@@ -123,29 +200,25 @@ def row(vocab: int, dtype: str, steps: int, args: argparse.Namespace) -> tuple[d
         ),
         "dispatch_ms": round(ours["dispatch_ms"](), 2),
     }  # fmt: skip
-    loss_ms, grads_ms, step_ms = (1e3 * statistics.median(x) for x in (loss_s, grads_s, step_s))
-    breakdown = {
-        "forward_ms": round(loss_ms, 1),
-        "backward_ms": round(grads_ms - loss_ms, 1),
-        "optimizer_ms": round(step_ms - grads_ms, 1),
-        "step_ms": round(step_ms, 1),
-    }
-    return result, breakdown
+    return result, breakdown_ms(ours, step_s, 2 if args.quick else 4)
 
 
 def main(args: argparse.Namespace) -> dict:
-    """Times every row; `--quick` takes V 8192 only."""
-    from gaia.runtime import peak_flops, start
+    """Times every row; `--quick` takes V 8192, or the first of the shapes, only."""
+    import device_shapes
 
+    from gaia.runtime import start
+
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is the workers'
     machine = start()
+    if args.shapes or machine.platform != "cpu":
+        return device_shapes.measure(args, machine)
     steps = 5 if args.quick else 20
     rows, breakdowns = [], {}
     print(f"{'vocab':>6} {'dtype':9} {'tok/s':>8} {'GFLOP/s':>8} {'matmul':>8} {'ratio':>6}")
     for vocab in (8192,) if args.quick else (8192, 32768):
         for dtype in ("float32", "bfloat16"):
             r, breakdown = row(vocab, dtype, steps, args)
-            if machine.platform != "cpu":
-                r["mfu"] = round(1e9 * r["gflops"] / peak_flops(machine, dtype)[0], 4)
             rows.append(r)
             breakdowns[f"{vocab}/{dtype}"] = breakdown
             print(
@@ -153,12 +226,14 @@ def main(args: argparse.Namespace) -> dict:
                 f"{r['matmul_gflops']:>8.1f} {r['ratio_to_matmul']:>6.2f}  {breakdown}",
                 flush=True,
             )
-    mfu = {"mfu": max(r["mfu"] for r in rows)} if machine.platform != "cpu" else {}
-    return {"rows": rows, "step_breakdown": breakdowns, "optimizer": args.optimizer, **mfu}
+    return {"rows": rows, "step_breakdown": breakdowns, "optimizer": args.optimizer or "adamw"}
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
+    import device_shapes
+
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), help="adamw; --shapes: muon")
+    device_shapes.add_arguments(parser)
 
 
 if __name__ == "__main__":

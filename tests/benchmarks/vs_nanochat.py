@@ -20,11 +20,11 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import harness
-
-B, T = 8, 512
+from shapes import Shape, cpu_shape
 
 
 class Worker:
@@ -66,25 +66,33 @@ def ours(vocab: int, dtype: str, optimizer: str):
     from gaia.runtime import start
 
     start()
-    return make_step(vocab, dtype, optimizer)["step"]
+    return make_step(cpu_shape(vocab), dtype, optimizer)["step"]
 
 
 def theirs(vocab: int, dtype: str, optimizer: str):
-    """A function that runs one nanochat step, as in its scripts/base_train.py."""
+    """A function that runs one nanochat step."""
     del dtype, optimizer  # nanochat reads its dtype from the environment and has one optimizer
+    return nanochat_step(cpu_shape(vocab))["step"]
+
+
+def nanochat_step(shape: Shape) -> dict[str, Callable]:
+    """`step` as in nanochat's base_train.py, on a GPU where there is one; and facts of it."""
     import torch
+    from nanochat import flash_attention
     from nanochat.gpt import GPT, GPTConfig
 
     torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     config = GPTConfig(
-        sequence_len=T, vocab_size=vocab, n_layer=4, n_head=4, n_kv_head=4, n_embd=256,
-        window_pattern="L",
+        sequence_len=shape.seq_len, vocab_size=shape.vocab, n_layer=shape.depth,
+        n_head=shape.heads, n_kv_head=shape.heads, n_embd=shape.dim, window_pattern="L",
     )  # fmt: skip
-    model = GPT(config)
-    model.init_weights()
+    with torch.device(device):
+        model = GPT(config)
+        model.init_weights()
     optimizer = model.setup_optimizer()
     compiled = torch.compile(model, dynamic=False)
-    tokens = torch.randint(0, vocab, (B, T))
+    tokens = torch.randint(0, shape.vocab, (shape.rows, shape.seq_len), device=device)
     targets = torch.roll(tokens, -1, 1)
 
     def step():
@@ -93,8 +101,23 @@ def theirs(vocab: int, dtype: str, optimizer: str):
         optimizer.step()
         model.zero_grad(set_to_none=True)
         loss.item()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
-    return step
+    count, tokens_of_step = model.num_matmul_params(), shape.rows * shape.seq_len
+    square = 12 * shape.depth * shape.seq_len * shape.dim
+    peak = torch.cuda.max_memory_allocated if device == "cuda" else lambda: 0
+    return {
+        "step": step,
+        "flops": lambda: (6 * count + square // 2) * tokens_of_step,
+        "flops_full_square": lambda: (6 * count + square) * tokens_of_step,
+        "params": lambda: sum(p.numel() for p in model.parameters()),
+        "peak_gib": lambda: round(peak() / 2**30, 2) or None,
+        "more": lambda _: {
+            "torch": torch.__version__,
+            "torch_attention": "fa3" if flash_attention.USE_FA3 else "sdpa",
+        },
+    }
 
 
 def work(side: str, vocab: str, dtype: str, optimizer: str) -> None:
@@ -123,7 +146,8 @@ def compare(args: argparse.Namespace, vocab: int, dtype: str, rounds: int) -> di
     finally:
         for worker in workers.values():
             worker.close()
-    rates = {side: [B * T / s for s in values] for side, values in seconds.items()}
+    tokens = cpu_shape(vocab).rows * cpu_shape(vocab).seq_len
+    rates = {side: [tokens / s for s in values] for side, values in seconds.items()}
     return {
         "vocab": vocab,
         "dtype": dtype,

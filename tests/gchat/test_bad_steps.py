@@ -6,14 +6,18 @@ computed, judged and skipped as in any run.
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
 
+import gchat.train_step
 import gchat.training_data
 from gchat.__main__ import main
 
 STEPS, BAD = 60, 30  # batch 30 is what step 31 takes; checkpoints at 20 and 40
+MARK = 199  # a batch of nothing else has no finite loss, where `overflow` is used
 POLICY = ["--guards.spike-factor", "1.5", "--guards.spike-window", "16", "--guards.policy"]
 
 
@@ -23,7 +27,7 @@ class Crash(Exception):
 
 @pytest.fixture
 def order(monkeypatch):
-    """Replaces batches: {index: "garbage" or "crash"}, or leaves indices out of the order."""
+    """Replaces batches ({index: "garbage", "nan" or "crash"}) or leaves indices out."""
     make, faults, left_out = gchat.training_data.make_loader, {}, []
 
     def make_faulty(*args, **kwargs):
@@ -40,6 +44,8 @@ def order(monkeypatch):
                     name: np.random.default_rng(i).integers(128, 200, shape).astype(np.int32)
                     for i, name in enumerate(made)
                 }
+            if faults.get(index) == "nan":
+                made = {name: np.full_like(array, MARK) for name, array in made.items()}
             return made
 
         loader.batch = faulty
@@ -47,6 +53,25 @@ def order(monkeypatch):
 
     monkeypatch.setattr(gchat.training_data, "make_loader", make_faulty)
     return faults, left_out
+
+
+@pytest.fixture
+def overflow(monkeypatch):
+    """Loss and gradients of a marked batch are NaN, computed so inside the program of the step."""
+    make = gchat.train_step._loss_and_grads
+
+    def make_overflowing(*args):
+        loss_and_grads = make(*args)
+
+        def overflowing(params, *rest):
+            tokens = [a for a in jax.tree.leaves(rest) if a.ndim == 2]
+            marked = jnp.any(jnp.array([jnp.all(a == MARK) for a in tokens]))
+            found = loss_and_grads(params, *rest)
+            return jax.tree.map(lambda x: jnp.where(marked, jnp.nan, x), found)
+
+        return overflowing
+
+    monkeypatch.setattr(gchat.train_step, "_loss_and_grads", make_overflowing)
 
 
 def train(data_dir, folder, *more):
@@ -117,3 +142,22 @@ def test_rollbacks_are_bounded(data_dir, tmp_path, order, capsys):
     assert train(data_dir, tmp_path / "run", *more) == 1
     assert "after all that guards.policy rollback allows" in capsys.readouterr().err
     assert [r["action"] for r in bad_steps(tmp_path / "run")] == ["rollback", "stop"]
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
+def test_a_loss_that_is_nan(data_dir, tmp_path, order, overflow, capsys, policy):
+    order[0][BAD] = "nan"
+    status = train(data_dir, tmp_path / "run", "--guards.policy", policy)
+    said = capsys.readouterr()
+    named = f"train/loss is nan at step {BAD + 1} (batch {BAD}: rows "
+    assert named in (said.err if policy == "stop" else said.out)
+    (record,) = bad_steps(tmp_path / "run")
+    assert (record["step"], record["batch"], record["action"]) == (BAD + 1, BAD, policy)
+    assert status == (1 if policy == "stop" else 0)
+    if policy == "stop":
+        assert runs.newest(tmp_path / "run").name == "20"  # nothing with NaN in it was saved
+        return
+    assert all(np.isfinite(a).all() for a in runs.arrays(tmp_path / "run", STEPS).values())
+    losses = runs.losses(tmp_path / "run")
+    bad = [step for step, loss in losses.items() if not np.isfinite(float(loss))]
+    assert bad == ([BAD + 1] if policy == "skip" else []) and len(losses) == STEPS

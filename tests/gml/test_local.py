@@ -302,6 +302,32 @@ def test_connect_and_ide(hosts, manager, home, gml):
     assert plain.stdout == "via plain ssh\n"
 
 
+def test_ctrl_c_before_the_job_runs_deletes_the_node(hosts, repo, manager, monkeypatch):
+    from gml.planning import Wish
+    from gml.run import Runner, RunWish
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gml.sync.push", interrupted)
+    node_wish = Wish("local", 600, provider="local", zone="box", name="ci")
+    with pytest.raises(KeyboardInterrupt):
+        wish = RunWish(command="true", job="j", folder=repo, dest="w")
+        Runner(manager, wish, lambda what: None).run(None, node_wish)
+    assert manager.list_live().nodes == []
+
+
+def test_a_job_name_in_use_is_refused_before_the_code_is_changed(hosts, repo, gml):
+    assert gml(*CREATE, "--name", "u").returncode == 0
+    first = ("run", "--node", "u", "--job", "j", "--detach", "--", "sleep 60")
+    assert gml(*first, cwd=repo).returncode == 0
+    (repo / "later.py").write_text("x\n")
+    done = gml("run", "--node", "u", "--job", "j", "--", "true", cwd=repo)
+    assert (done.returncode, "has a job 'j' already" in done.stderr) == (2, True), done.stderr
+    assert not (hosts[0].home / "repo" / "later.py").exists()
+    assert gml("node", "delete", "u").returncode == 0
+
+
 @pytest.mark.slow
 def test_exec_all_trains_with_four_jax_processes(hosts, manager, gml):
     pytest.importorskip("jax")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gml import jobs, setup
-from gml.errors import Denied, GmlError
+from gml.errors import Denied, GmlError, Unavailable
 from gml.planning import Wish
 from gml.reaper import SETTLE_S, reap
 from gml.store import Store
@@ -153,9 +153,11 @@ def test_lists_forget_deleted_nodes_at_once_and_say_who_is_busy(server, gml, hom
     gml(*NODE, "-t", "v6e-8", "--name", "a")
     assert [n["id"] for n in json.loads(gml("ls", "--json").stdout)["nodes"]] == ["a"]
     gml("node", "delete", "a")
+    assert json.loads(gml("ls", "--cached", "--json").stdout)["nodes"] == []
     assert json.loads(gml("ls", "--json").stdout)["nodes"] == []
     store = Store(home)
     made = make_manager().create(wish())
+    assert [n["id"] for n in json.loads(gml("ls", "--cached", "--json").stdout)["nodes"]] == ["x"]
     store.put(made.replace(phase="intent"))
     with store.lock("x"):
         assert "another gml is working on it" in gml("ls", "--refresh").stdout
@@ -209,3 +211,19 @@ def test_a_timer_gets_the_settings_of_this_shell_but_no_secret(home, gml, monkey
     assert "GOOGLE_CLOUD_PROJECT=my-proj-1" in setup.cron_line(make_manager().config)
     both = gml("reaper", "install", "--cron", "--k8s")
     assert (both.returncode, "exclude each other" in both.stderr) == (2, True)
+
+
+def test_hosts_are_served_at_once_and_the_first_ones_error_counts():
+    from threading import Barrier
+
+    from gml.threads import on_hosts
+
+    meet = Barrier(4, timeout=30)  # met only if all four run at the same time
+    assert on_hosts(4, lambda i: (meet.wait() >= 0) * i) == [0, 1, 2, 3]
+
+    def fail(index: int) -> None:
+        if index in (1, 3):
+            raise Unavailable(f"host {index}")
+
+    with pytest.raises(Unavailable, match="host 1"):
+        on_hosts(4, fail)

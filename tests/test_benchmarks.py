@@ -1,0 +1,63 @@
+"""Benchmarks that no machine of the test run can take in full: the same code, on a tiny shape."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# In place of a Python with torch: it finds nanochat, has room for one row, and steps at once.
+FAKE_TORCH = """#!/bin/sh
+case "$*" in
+*"import torch"*) echo 2.9.0 ;;
+*'"rows": 2'*) echo 'torch.OutOfMemoryError: CUDA out of memory.' >&2; exit 1 ;;
+*) echo 'answer {"step_s": [2.0, 1.0, 4.0], "flops": 6e9, "flops_full_square": 9e9}' ;;
+esac
+"""
+
+
+def train_step(*args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "tests/benchmarks/train_step.py", "--quick", *map(str, args)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_shapes_of_a_device_on_this_cpu(tmp_path):
+    """Ours whole and packed; beside it a nanochat that must halve its batch."""
+    (tmp_path / "nanochat").mkdir()
+    (tmp_path / "nanochat/gpt.py").touch()
+    python = tmp_path / "python"
+    python.write_text(FAKE_TORCH)
+    python.chmod(0o755)
+    done = train_step("--shapes=tiny", "--packed", f"--nanochat={tmp_path}", f"--python={python}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["nanochat_skipped"] is None
+    whole, packed, theirs = found["rows"]
+    assert [r["what"] for r in found["rows"]] == ["xla", "xla, packed", "nanochat"]
+    for row in (whole, packed):
+        assert (row["rows"], row["vocab"], row["dtype"]) == (2, 500, "bfloat16")
+        assert 0 < row["mfu_min"] <= row["mfu"] < row["mfu_full_square"]
+        parts = row["breakdown"]
+        together = parts["forward_ms"] + parts["backward_ms"] + parts["optimizer_ms"]
+        assert abs(together - parts["step_ms"]) < 1
+    blocks = 2 * (4 * 64 * 64 + 3 * 64 * 256 + 2 * 64 + 2 * 32)  # matrices, norms
+    assert whole["params"] == packed["params"] == 2 * 512 * 64 + blocks + 64
+    assert theirs["rows"] == 1 and theirs["tokens_per_s"] == 128 / 2.0
+    assert found["ratio_to_nanochat"]["tiny"] == round(whole["tokens_per_s"] / 64.0, 3)
+    assert found["mfu"] == max(whole["mfu"], packed["mfu"])
+
+
+def test_what_a_cpu_cannot_measure_is_refused_in_one_line():
+    cases = {
+        "--attention=cudnn": "--attention cudnn needs an NVIDIA GPU; here is cpu",
+        "--shapes=d13": "--shapes has 'd13': use some of tiny, d12, d20, d24",
+    }
+    for option, line in cases.items():
+        done = train_step("--shapes=tiny", option)
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (2, line)
