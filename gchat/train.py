@@ -236,7 +236,7 @@ class Trainer:
                 "train/loss": loss,
                 "train/grad_norm": grad_norm,
                 "train/lr_share": float(done.metrics.lr_share),
-                **_packed(done.metrics),
+                **done.metrics.packed(),
                 **self.batches.metrics(done.step),
             }
             reason = self.guard.judge(done.step, loss, grad_norm)
@@ -377,12 +377,6 @@ class Trainer:
             finished=finished,
             checkpoint=f"{config.checkpoint.dir}/{newest}",
         )
-
-
-def _packed(metrics: StepMetrics) -> dict[str, float]:
-    """What packed rows held, by the names of the log."""
-    found = {"data/fill": metrics.fill, "data/examples": metrics.examples}
-    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:

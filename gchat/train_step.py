@@ -52,6 +52,11 @@ class StepMetrics(NamedTuple):
     examples: jax.Array | None = None
     """Documents, or pieces of them, in the batch, of packed rows."""
 
+    def packed(self) -> dict[str, float]:
+        """What packed rows held, by the names of the log; nothing of rows of one stream."""
+        found = {"data/fill": self.fill, "data/examples": self.examples}
+        return {name: float(value) for name, value in found.items() if value is not None}
+
 
 def _new_state(config: TrainConfig, key: jax.Array) -> TrainState:
     optimizer = make_optimizer(config.optim, config.training.steps or 1)

@@ -1,0 +1,79 @@
+"""Data that does not belong to the run: one line, exit 2, before or while it trains."""
+
+import json
+import shutil
+
+import pytest
+import runs
+
+from gaia.records import Loader
+from gchat.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """A data set of another tokenizer, and of another number of shards."""
+    return runs.make_data(tmp_path_factory.mktemp("foreign"), vocab_size=290, documents=60, seed=1)
+
+
+def refused(capsys, args, *said):
+    capsys.readouterr()
+    assert main(["train", *map(str, args)]) == 2
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1, text
+    for words in said:
+        assert words in text
+    return text
+
+
+def test_a_manifest_from_another_tokenizer(data_dir, foreign, tmp_path, capsys):
+    folder = shutil.copytree(data_dir, tmp_path / "data")
+    shutil.copy(foreign / "tokenizer.json", folder)
+    said = refused(
+        capsys,
+        runs.arguments(folder, tmp_path / "run"),
+        f"{folder} was made with another tokenizer",
+    )
+    for where in (data_dir, foreign):  # which is whose
+        sha = json.loads((where / "manifest.json").read_text())["tokenizer"]["sha256"]
+        assert sha[:12] in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("first", ["ours", "theirs"])
+def test_a_member_of_a_mixture_from_another_tokenizer(data_dir, foreign, tmp_path, capsys, first):
+    members = {"ours": data_dir, "theirs": foreign}
+    names = [first, *(name for name in members if name != first)]
+    config = tmp_path / "mix.yaml"
+    config.write_text(
+        "data:\n  mixture: {" + ", ".join(f"{name}: {members[name]}" for name in names) + "}\n"
+        "  weights: {ours: 0.5, theirs: 0.5}\n"
+    )
+    args = runs.arguments("", tmp_path / "run")
+    refused(capsys, [config, *args[2:]], f"{members[names[1]]} was made with another tokenizer")
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_that_change_under_a_running_job(data_dir, foreign, tmp_path, capsys, monkeypatch):
+    """The next shard that is read tells it; no row of the other data is trained on."""
+    folder = shutil.copytree(data_dir, tmp_path / "data")
+    take, numbers = Loader.__next__, []
+    for where in (data_dir, foreign):
+        numbers.append(len(json.loads((where / "manifest.json").read_text())["train"]))
+    assert numbers[0] > numbers[1]
+
+    def replaced(self):
+        if self.step == 5:
+            shutil.rmtree(folder)
+            shutil.copytree(foreign, folder)
+        return take(self)
+
+    monkeypatch.setattr(Loader, "__next__", replaced)
+    refused(
+        capsys,
+        runs.arguments(folder, tmp_path / "run"),
+        f"{folder} was changed while it was being read",
+        f"it had {numbers[0]} shards",
+        f"now has {numbers[1]} shards",
+    )
+    assert 5 <= max(runs.losses(tmp_path / "run")) < runs.STEPS
