@@ -121,6 +121,17 @@ def test_large_states_are_drawn_shard_by_shard(preset, topology):
     assert state < peak < 1.02 * state
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(), ("--mesh.sequence=2", "--mesh.tensor=2")], ids=str)
+def test_packed_rows_go_through_splash(mesh):
+    """Segment ids and positions are inputs of the step, split as tokens are."""
+    lowered, config = lower("speedrun", "v6e:2x4", *SMALL, "--data.packing=best_fit", *mesh)
+    assert len(lowered.args_info[0]) == 5  # state, inputs, targets, positions, segment ids
+    compiled = lowered.compile()
+    assert "tpu_custom_call" in compiled.as_text()
+    assert config.data.packing == "best_fit"
+
+
 @pytest.mark.parametrize("chip", sorted(TPU))
 def test_compiler_takes_the_published_options(chip):
     topology = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
