@@ -1,6 +1,7 @@
 """Token shards as training batches: rows by random access, in the order of gaia.order.
 
-    rows:  row id -> stream tokens [r*T, r*T+T] of its shard, inputs and targets overlapping by one
+    rows:  row id -> stream tokens [r*T, r*T+T] of its shard, inputs and targets overlapping by one,
+           or the documents that gaia.packing put into one row
     batch: step k holds positions [k*B, (k+1)*B) of the endless sequence of epochs
 
 Every step is a pure function of (data, seed, T, B, k), so the only state is k, and any number of
@@ -28,6 +29,7 @@ from gaia.manifest import (
     write_manifest,
 )
 from gaia.order import BatchOrder, MixtureOrder, permutation
+from gaia.packing import Packing, Rows
 from gaia.rows import CacheOptions, MixedRows, TokenRows
 from gaia.shards import ShardWriter, read_shard, verify, write_shards
 
@@ -83,6 +85,16 @@ class Loader(Iterator[dict[str, np.ndarray]]):
         """Batches that hold every row once."""
         return len(self.rows) / self.batch_size
 
+    def describe(self) -> str:
+        """How rows are made, and how full they are, in one sentence."""
+        rows, packing = self.rows, self.rows.packing
+        if packing == "split":
+            return f"packing: split, {len(rows):,} rows of {rows.seq_len}, one stream cut anywhere"
+        return (
+            f"packing: {packing}, {len(rows):,} rows of {rows.seq_len} are "
+            f"{rows.tokens_per_row / rows.seq_len:.2%} full"
+        )
+
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This process's part of the batch at any step, by random access."""
         place = self.order.place(step * self.batch_size)
@@ -92,8 +104,8 @@ class Loader(Iterator[dict[str, np.ndarray]]):
             order: Any = self.order
             for ahead in (0, 1):
                 self.rows.prefetch(order.shards(place, ahead))
-        inputs_BT, targets_BT = self.rows.gather(self.row_ids(step)[self._slice])
-        return {"inputs_BT": inputs_BT, "targets_BT": targets_BT}
+        arrays = self.rows.gather(self.row_ids(step)[self._slice])
+        return dict(zip(Rows._fields, arrays, strict=False))  # rows of one stream need only two
 
     def metrics(self, step: int) -> dict[str, float]:
         """Figures for the log after `step` steps: tokens by source, and what the cache did."""
@@ -101,7 +113,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
         if isinstance(self.order, MixtureOrder) and isinstance(self.rows, MixedRows):
             taken = self.order.taken(step * self.batch_size).tolist()
             for (name, rows), count in zip(self.rows.sources.items(), taken, strict=True):
-                found[f"data/tokens/{name}"] = float(count * rows.seq_len)
+                found[f"data/tokens/{name}"] = count * rows.tokens_per_row
                 found[f"data/epochs/{name}"] = count / len(rows)
         return found
 
@@ -154,6 +166,7 @@ def make_loader(
     rows_here: np.ndarray | None = None,
     prefetch: int = 8,
     cache: CacheOptions | None = None,
+    packing: Packing = "split",
 ) -> Loader:
     """Endless batches of a prepared data set, or of a mixture of several.
 
@@ -166,9 +179,11 @@ def make_loader(
         rows_here: which rows of each batch this process gets, where that is no such slice.
         prefetch: batches made ahead by one background thread; 0 makes them when asked.
         cache: where shards of gs:// data are kept.
+        packing: how documents become rows (gaia.packing).
 
     Returns:
-        A Loader yielding {"inputs_BT": int32, "targets_BT": int32}, targets shifted by one.
+        A Loader yielding {"inputs_BT": int32, "targets_BT": int32}, targets shifted by one; when
+        packed also "positions_BT" and "segment_ids_BT" (gaia.packing.Rows).
 
     Raises:
         DataError: missing or damaged data, or fewer rows than one batch.
@@ -188,7 +203,8 @@ def make_loader(
         )
     if isinstance(data_dir, Mapping):
         sources = {
-            name: TokenRows(where, split, seq_len, cache=cache) for name, where in data_dir.items()
+            name: TokenRows(where, split, seq_len, cache=cache, packing=packing)
+            for name, where in data_dir.items()
         }
         orders = {
             # Sources of the same size must not go through their rows in the same order.
@@ -203,7 +219,7 @@ def make_loader(
             )
         rows, order = MixedRows(sources), MixtureOrder(orders, weights or {}, seed)
     else:
-        rows = TokenRows(data_dir, split, seq_len, cache=cache)
+        rows = TokenRows(data_dir, split, seq_len, cache=cache, packing=packing)
         order = BatchOrder(rows.counts, rows.manifest.window, seed)
     if len(rows) < batch_size:
         tokens = "" if isinstance(rows, MixedRows) else f"{rows.manifest.tokens(split):,} tokens"

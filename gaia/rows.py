@@ -4,7 +4,7 @@ import collections
 import contextlib
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 
 from gaia import gcs, storage
+from gaia import packing as packers
 from gaia.errors import ConfigError, DataError
+from gaia.lengths import LENGTHS, read_lengths
 from gaia.manifest import Manifest, ShardInfo, load_manifest
+from gaia.packing import Packing
 from gaia.shard_cache import LIMIT_BYTES, ShardCache
 from gaia.shards import read_shard, read_shard_file
 
@@ -39,11 +42,51 @@ class CacheOptions:
     patience_s: float = gcs.PATIENCE_S
 
 
+class _Decoded:
+    """One shard in memory, as rows.
+
+    Args:
+        tokens_N: its stream.
+        starts: where its documents begin.
+        seq_len: T.
+        packing: how rows are made of it.
+        bos_id: what each document begins with.
+
+    Raises:
+        ValueError: a document to pack begins otherwise: its predecessor would predict its text.
+    """
+
+    def __init__(
+        self, tokens_N: np.ndarray, starts: np.ndarray, seq_len: int, packing: Packing, bos_id: int
+    ) -> None:
+        self.plan: packers.Plan | None = None
+        self._tokens = tokens_N
+        if packing == "split":
+            rows = np.lib.stride_tricks.sliding_window_view(tokens_N, seq_len + 1)
+            self.rows_RU = rows[::seq_len]  # each overlaps the next by one token
+            return
+        if (tokens_N[starts] != bos_id).any():
+            raise ValueError(f"a document does not begin with BOS, id {bos_id}")
+        self.plan = packers.plan(starts, len(tokens_N), seq_len, packing)
+        self._tokens = np.append(tokens_N, np.array(bos_id, tokens_N.dtype))  # the last target
+
+    def __len__(self) -> int:
+        return len(self.rows_RU if self.plan is None else self.plan)
+
+    def gather(self, row_ids: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Rows [B, T] as inputs and targets, and when packed positions and segment ids."""
+        if self.plan is None:
+            tokens_BU = self.rows_RU[row_ids]
+            return tokens_BU[:, :-1], tokens_BU[:, 1:]
+        return self.plan.gather(row_ids, self._tokens[:-1], self._tokens[1:])
+
+
 class TokenRows:
     """Rows of T tokens (and their targets) of one split, by random access.
 
-    A shard of n tokens has (n - 1) // T rows. Shards are read whole, checked against the manifest,
-    and kept decoded; the least recently used go when more than two windows are held.
+    A shard of n tokens has (n - 1) // T rows, or as many as gaia.packing makes of its documents.
+    Shards are read whole, checked against the manifest, and kept decoded; the least recently used
+    go when more than two windows are held.
 
     Args:
         data_dir: local folder or gs:// prefix.
@@ -51,6 +94,7 @@ class TokenRows:
         seq_len: T.
         manifest: of `data_dir`; read when absent.
         cache: for a gs:// `data_dir`.
+        packing: how documents become rows; other than `split` needs lengths.npz.
     """
 
     def __init__(
@@ -60,6 +104,7 @@ class TokenRows:
         seq_len: int,
         manifest: Manifest | None = None,
         cache: CacheOptions | None = None,
+        packing: Packing = "split",
     ) -> None:
         if seq_len < 1:
             raise ConfigError(f"seq_len = {seq_len} is not positive", "use at least 1")
@@ -68,11 +113,12 @@ class TokenRows:
         self.seq_len = seq_len
         self.manifest = manifest or load_manifest(data_dir)
         self.shards = self.manifest.shards(split)
-        self.counts = np.array([(s.tokens - 1) // seq_len for s in self.shards], np.int64)
+        self.packing: Packing = packing
+        self.counts = self._count()
         self.offsets = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
         # Two windows: the one in use, and the next, which is read while this one is consumed.
         self._capacity = 2 * self.manifest.window
-        self._loaded: collections.OrderedDict[int, Future[np.ndarray]] = collections.OrderedDict()
+        self._loaded: collections.OrderedDict[int, Future[_Decoded]] = collections.OrderedDict()
         self._lock = threading.Lock()
         remote = storage.is_remote(data_dir)
         self._readers = _Readers(_REMOTE_READERS if remote else _LOCAL_READERS)
@@ -90,13 +136,31 @@ class TokenRows:
     def __len__(self) -> int:
         return int(self.offsets[-1])
 
+    def _count(self) -> np.ndarray:
+        """Rows of each shard [shards] int64, before any of them is read."""
+        if self.packing == "split":
+            return np.array([(s.tokens - 1) // self.seq_len for s in self.shards], np.int64)
+        if self.split != "train":
+            raise ConfigError(f"split {self.split} cannot be packed", "pack train, score the rest")
+        lengths = read_lengths(self.data_dir, self.manifest)
+        return np.array(
+            [packers.count_rows(*each, self.seq_len, self.packing) for each in lengths], np.int64
+        )
+
+    @property
+    def tokens_per_row(self) -> float:
+        """Of text, padding left out, in the mean."""
+        if self.packing == "split":
+            return float(self.seq_len)
+        return self.manifest.tokens(self.split) / max(1, len(self))
+
     def locate(self, row_id: int) -> tuple[str, int]:
         """The shard's file name and the row inside it, to report a row to a person."""
         shard = int(np.searchsorted(self.offsets, row_id, side="right")) - 1
         return self.shards[shard].name, int(row_id - self.offsets[shard])
 
-    def _rows(self, shard: int) -> np.ndarray:
-        """View [rows, T+1] of one shard's tokens, each row overlapping the next by one."""
+    def _rows(self, shard: int) -> _Decoded:
+        """One shard's rows."""
         future, mine = self._claim(shard)
         if mine:
             self._read(shard, future)
@@ -109,7 +173,7 @@ class TokenRows:
             if mine:
                 self._readers.submit(self._read, shard, future)
 
-    def _claim(self, shard: int) -> tuple[Future[np.ndarray], bool]:
+    def _claim(self, shard: int) -> tuple[Future[_Decoded], bool]:
         """The future of a shard, and whether the caller is the one who has to read it."""
         with self._lock:
             future = self._loaded.get(shard)
@@ -120,25 +184,40 @@ class TokenRows:
                 self._loaded.popitem(last=False)
             return future, mine
 
-    def _read(self, shard: int, future: Future[np.ndarray]) -> None:
+    def _read(self, shard: int, future: Future[_Decoded]) -> None:
         with contextlib.suppress(InvalidStateError):  # closed meanwhile
             try:
-                tokens = self._tokens(self.shards[shard])
-                rows = np.lib.stride_tricks.sliding_window_view(tokens, self.seq_len + 1)
-                future.set_result(rows[:: self.seq_len])
+                future.set_result(self._decoded(shard))
             except BaseException as error:
                 future.set_exception(error)
 
-    def _tokens(self, shard: ShardInfo) -> np.ndarray:
-        """One shard's tokens, from the cache or from where they lie."""
+    def _decoded(self, number: int) -> _Decoded:
+        """One shard as rows; DataError where they are not those that the order counts on."""
+        shard = self.shards[number]
+        tokens, starts = self._tokens(shard)
+        where, remedy = storage.join(self.data_dir, shard.name), "prepare the data again"
+        bos_id = self.manifest.tokenizer.bos_id
+        try:
+            found = _Decoded(tokens, starts, self.seq_len, self.packing, bos_id)
+        except ValueError as error:
+            raise DataError(f"shard {where}: {error}", remedy) from error
+        if len(found) != self.counts[number]:
+            raise DataError(
+                f"shard {where} makes {len(found)} rows, {LENGTHS} says {self.counts[number]}",
+                "run `gchat data lengths` on the local folder, and upload it again",
+            )
+        return found
+
+    def _tokens(self, shard: ShardInfo) -> tuple[np.ndarray, np.ndarray]:
+        """One shard's tokens and where documents begin, from the cache or from where they lie."""
         tokenizer, where = self.manifest.tokenizer, storage.join(self.data_dir, shard.name)
         try:
             if self.cache is None:
-                return read_shard(self.data_dir, shard, tokenizer)[0]
+                return read_shard(self.data_dir, shard, tokenizer)
             for again in (True, False):
                 with self.cache.open(shard) as path:
                     try:
-                        return read_shard_file(path, where, shard, tokenizer)[0]
+                        return read_shard_file(path, where, shard, tokenizer)
                     except DataError:
                         self.cache.drop(shard)  # it was sound when it was put there
                         if not again:
@@ -161,20 +240,11 @@ class TokenRows:
             "put the old data back, or start a new run",
         )
 
-    def gather(self, row_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows as (inputs_BT, targets_BT), int32, for row_ids [B]."""
-        tokens_BU = self.gather_tokens(row_ids)
-        return tokens_BU[:, :-1].astype(np.int32), tokens_BU[:, 1:].astype(np.int32)
-
-    def gather_tokens(self, row_ids: np.ndarray) -> np.ndarray:
-        """Rows with their last target, [B, T+1] uint16 or uint32, for row_ids [B]."""
-        shard_B = np.searchsorted(self.offsets, row_ids, side="right") - 1
-        local_B = row_ids - self.offsets[shard_B]
-        tokens_BU = np.empty((len(row_ids), self.seq_len + 1), self.manifest.tokenizer.dtype)
-        for shard in sorted(set(shard_B.tolist())):
-            here = shard_B == shard
-            tokens_BU[here] = self._rows(shard)[local_B[here]]
-        return tokens_BU
+    def gather(self, row_ids: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Rows [B, T] int32 for row_ids [B]: inputs and targets, or all four of packing.Rows."""
+        return _assemble(
+            row_ids, self.offsets, self._rows, self.seq_len, 2 if self.packing == "split" else 4
+        )
 
     def metrics(self) -> dict[str, float]:
         """What the shard cache did since this was last asked; empty for local data."""
@@ -228,6 +298,24 @@ class _Readers:
         self._threads = []
 
 
+def _assemble(
+    row_ids: np.ndarray,
+    offsets: np.ndarray,
+    part: Callable[[int], "_Decoded | TokenRows"],
+    seq_len: int,
+    arrays: int,
+) -> tuple[np.ndarray, ...]:
+    """Rows of several parts, of which part i holds the ids from offsets[i] on."""
+    whole = tuple(np.empty((len(row_ids), seq_len), np.int32) for _ in range(arrays))
+    part_B = np.searchsorted(offsets, row_ids, side="right") - 1
+    for number in sorted(set(part_B.tolist())):
+        here = part_B == number
+        found = part(number).gather(row_ids[here] - offsets[number])
+        for array, values in zip(whole, found, strict=True):
+            array[here] = values
+    return whole
+
+
 class MixedRows:
     """Rows of several data sets under one numbering: source after source.
 
@@ -241,6 +329,7 @@ class MixedRows:
     def __init__(self, sources: Mapping[str, TokenRows]) -> None:
         self.sources = dict(sources)
         self._rows = list(sources.values())
+        self.seq_len, self.packing = self._rows[0].seq_len, self._rows[0].packing
         self.offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in self._rows])])
         first, *others = sources.items()
         for name, rows in others:
@@ -261,15 +350,16 @@ class MixedRows:
         shard, row = self._rows[source].locate(int(row_id - self.offsets[source]))
         return f"{list(self.sources)[source]}/{shard}", row
 
-    def gather(self, row_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows as (inputs_BT, targets_BT), int32, for row_ids [B]."""
-        source_B = np.searchsorted(self.offsets, row_ids, side="right") - 1
-        tokens_BU = np.empty((len(row_ids), self._rows[0].seq_len + 1), np.int32)
-        for source in sorted(set(source_B.tolist())):
-            here = source_B == source
-            local = row_ids[here] - self.offsets[source]
-            tokens_BU[here] = self._rows[source].gather_tokens(local)
-        return tokens_BU[:, :-1].copy(), tokens_BU[:, 1:].copy()
+    def gather(self, row_ids: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Rows [B, T] int32 for row_ids [B], as those of TokenRows."""
+        arrays = 2 if self.packing == "split" else 4
+        return _assemble(row_ids, self.offsets, self._rows.__getitem__, self.seq_len, arrays)
+
+    @property
+    def tokens_per_row(self) -> float:
+        """Of text, padding left out, in the mean over all rows (not by weight)."""
+        tokens = sum(rows.tokens_per_row * len(rows) for rows in self._rows)
+        return tokens / max(1, len(self))
 
     def prefetch(self, shards: list[tuple[int, int]]) -> None:
         """Begins to read (source, shard) pairs in the background."""

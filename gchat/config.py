@@ -14,6 +14,7 @@ from gaia.config import load_yaml, parse
 from gaia.errors import ConfigError
 from gaia.guards import GuardConfig
 from gaia.optim import OptimConfig
+from gaia.packing import Packing
 from gaia.parallel import MeshConfig
 from gchat.model import GPTConfig, flops_per_token, matmul_params
 
@@ -25,6 +26,7 @@ ALIASES = {
     "--max-steps": "--training.steps",
     "--log-interval": "--run.log-interval",
     "--data-dir": "--data.dir",
+    "--packing": "--data.packing",
     "--checkpoint-dir": "--checkpoint.dir",
     "--run-dir": "--run.dir",
     "--profile": "--run.profile",
@@ -52,6 +54,9 @@ class DataConfig:
     gives the tokenizer and the validation text."""
     weights: dict[str, float] = field(default_factory=dict)
     """Share of training rows of each source of the mixture: name and number pairs."""
+    packing: Packing = "split"
+    """How documents become rows: split (one stream, cut every seq_len tokens), best_fit or
+    first_fit (whole documents, each a segment of its own), none (one padded document per row)."""
     window: int | None = None
     """Shards shuffled together (W). Fixed when the data was prepared; derived from its manifest."""
     fingerprint: str | None = None

@@ -76,6 +76,9 @@ def write_report(
         "mfu": round(statistics.median(mfus), 4) if mfus else None,
         "mfu_peak": progress.peak_source,
         "data_wait_share": round(sum(waits) / sum(times), 6) if times else None,
+        "packing": config.data.packing,
+        "fill": _mean(series, "data/fill", 4),
+        "examples_per_step": _mean(series, "data/examples", 1),
         "train_loss": _last(series, "train/loss"),
         "val_bpb": _last(series, "eval/val_bpb"),
         "val_loss": _last(series, "eval/val_loss"),
@@ -107,6 +110,11 @@ def read_series(path: Path) -> Series:
 
 def _last(series: Series, name: str) -> float | None:
     return series[name][-1][1] if series.get(name) else None
+
+
+def _mean(series: Series, name: str, digits: int) -> float | None:
+    values = [value for _, value in series.get(name, [])]
+    return round(statistics.fmean(values), digits) if values else None
 
 
 def plot(series: Series, summary: Mapping[str, Any], path: Path) -> None:
@@ -174,6 +182,7 @@ def _markdown(
         ("unigram model of the same tokens", _number(summary["unigram_bpb"], 4, " bits per byte")),
         ("training loss, last step", _number(summary["train_loss"], 4, " nats per token")),
         ("steps, tokens", f"{summary['steps']:,}, {summary['tokens']:,}"),
+        *([("packing", _packing(summary))] if summary["fill"] is not None else []),
         ("parameters", f"{summary['params']:,} ({summary['matmul_params']:,} in matrix products)"),
         ("time", clock(summary["seconds"])),
         ("throughput (median)", _number(summary["tokens_per_s"], 0, " tokens/s")),
@@ -217,6 +226,13 @@ def _markdown(
             to_yaml(config).strip(),
             "```\n",
         ]
+    )
+
+
+def _packing(summary: Mapping[str, Any]) -> str:
+    return (
+        f"{summary['packing']}: rows {summary['fill']:.2%} full, "
+        f"{summary['examples_per_step']:,.1f} documents or pieces a step; tokens count padding"
     )
 
 

@@ -114,9 +114,14 @@ class RunFolder:
         Raises:
             CheckpointError: naming every field that differs, with both values.
         """
+        old, now, defaults = (
+            flatten(c) for c in (meta["config"], to_dict(config), to_dict(TrainConfig()))
+        )
+        # A field that came after the checkpoint had what is its default now.
+        old |= {name: defaults[name] for name in now.keys() & defaults.keys() - old.keys()}
         changed = {
             name: pair
-            for name, pair in differences(meta["config"], to_dict(config)).items()
+            for name, pair in differences(old, now).items()
             if not name.startswith(tuple(free))
         }
         if meta["tokenizer_sha256"] != tokenizer_sha256:

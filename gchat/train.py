@@ -27,6 +27,7 @@ from gaia.config import parse, to_dict
 from gaia.distributed import Group, joined, take_options
 from gaia.errors import GaiaError, run_cli
 from gaia.guards import BadStep, LossGuard, StopRequest, Watchdog
+from gaia.packing import Rows
 from gaia.profile import StepTrace
 from gaia.runtime import Machine, peak_flops, start
 from gchat import mirror
@@ -108,6 +109,7 @@ class Trainer:
         self.stopped = False
         self.agreement = Agreement(self.group, self.step)
         self._open_batches()
+        print(self.batches.describe())
 
         # ── From here on the run writes ───────────────────────────────────────────────────────
         self.group.gather("ready")
@@ -215,12 +217,11 @@ class Trainer:
             next(self.batches)
         index, batch = self.batches.step, next(self.batches)
         data_wait = time.perf_counter() - asked
-        inputs_BT = parallel.shard_rows(batch["inputs_BT"], self.mesh)
-        targets_BT = parallel.shard_rows(batch["targets_BT"], self.mesh)
+        arrays = [parallel.shard_rows(batch[n], self.mesh) for n in Rows._fields if n in batch]
         self.trace.before(self.step + 1, self.state)
         skips = self.config.guards.policy == "skip"
-        limit = (self.guard.limit(self.step + 1),) if skips else ()
-        self.state, metrics = self.train_step(self.state, inputs_BT, targets_BT, *limit)
+        limit = {"limit": self.guard.limit(self.step + 1)} if skips else {}
+        self.state, metrics = self.train_step(self.state, *arrays, **limit)
         self.step += 1
         self.in_flight.append(InFlight(self.step, index, metrics, data_wait))
 
@@ -235,6 +236,7 @@ class Trainer:
                 "train/loss": loss,
                 "train/grad_norm": grad_norm,
                 "train/lr_share": float(done.metrics.lr_share),
+                **_packed(done.metrics),
                 **self.batches.metrics(done.step),
             }
             reason = self.guard.judge(done.step, loss, grad_norm)
@@ -362,6 +364,7 @@ class Trainer:
                 seq_len=config.model.seq_len,
                 batch_size=t.batch_size or 1,
                 seed=t.seed,
+                packing=config.data.packing,
             )
         return write_report(
             self.folder,
@@ -374,6 +377,12 @@ class Trainer:
             finished=finished,
             checkpoint=f"{config.checkpoint.dir}/{newest}",
         )
+
+
+def _packed(metrics: StepMetrics) -> dict[str, float]:
+    """What packed rows held, by the names of the log."""
+    found = {"data/fill": metrics.fill, "data/examples": metrics.examples}
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:

@@ -47,6 +47,10 @@ class StepMetrics(NamedTuple):
     """Before clipping."""
     lr_share: jax.Array
     """Share of the peak learning rates."""
+    fill: jax.Array | None = None
+    """Share of positions with a target, of packed rows."""
+    examples: jax.Array | None = None
+    """Documents, or pieces of them, in the batch, of packed rows."""
 
 
 def _new_state(config: TrainConfig, key: jax.Array) -> TrainState:
@@ -81,7 +85,8 @@ def abstract_state(config: TrainConfig, mesh: Mesh) -> TrainState:
 
 
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """The same of inputs_BT and targets_BT; `config` is a derived one.
+    """The same of inputs_BT and targets_BT, and where rows are packed of positions_BT and
+    segment_ids_BT; `config` is a derived one.
 
     Raises:
         ConfigError: the rows of a micro-batch do not divide over the mesh.
@@ -89,7 +94,7 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> tuple[jax.ShapeDtypeStruc
     check_rows(config, mesh)
     shape = (config.training.batch_size or 1, config.model.seq_len)
     batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=parallel.batch_sharding(mesh))
-    return batch, batch
+    return (batch,) * (2 if config.data.packing == "split" else 4)
 
 
 def init_state(config: TrainConfig, mesh: Mesh) -> tuple[Any, TrainState]:
@@ -139,9 +144,10 @@ def check_rows(config: TrainConfig, mesh: Mesh) -> None:
 def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., Any]:
     """The jitted update (state, inputs_BT, targets_BT) -> (state, metrics); donates the state.
 
+    Packed rows (`data.packing`) come with positions_BT and segment_ids_BT behind the targets.
     The loss is the mean over all unmasked targets (>= 0) of the step, however it is split over
     devices and micro-batches: each sum is divided by the count of the whole step.
-    With a fourth argument, a step whose loss is above it, or not finite, changes no parameter.
+    With `limit`, a step whose loss is above it, or not finite, changes no parameter.
 
     Raises:
         ConfigError: the rows of a micro-batch do not divide over the mesh.
@@ -152,14 +158,18 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
     loss_and_grads = _loss_and_grads(graph, config, mesh)
 
     @partial(jax.jit, donate_argnums=0, compiler_options=_compiler_options(mesh))
-    def train_step(state: TrainState, inputs_BT: jax.Array, targets_BT: jax.Array, limit=None):
+    def train_step(state: TrainState, inputs_BT, targets_BT, *packed, limit=None):
         count = jnp.maximum(jnp.sum(targets_BT >= 0), 1).astype(jnp.float32)
         # Randomness is a function of (seed, step, place), so a resume needs no stored key.
         key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
-        loss, grads = loss_and_grads(state.params, key, count, inputs_BT, targets_BT)
+        loss, grads = loss_and_grads(state.params, key, count, inputs_BT, targets_BT, *packed)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(loss, optax.tree.norm(grads), lr_share(state.step))
+        if packed:
+            positions_BT, segment_ids_BT = packed
+            examples = jnp.sum((positions_BT == 0) & (segment_ids_BT > 0))
+            metrics = metrics._replace(fill=count / inputs_BT.size, examples=examples)
         after = TrainState(params, opt_state, state.step + 1)
         if limit is not None:
             after = keep_if_sound(after, state, loss, metrics.grad_norm, limit)
@@ -169,14 +179,15 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
 
 
 def _loss_and_grads(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., Any]:
-    """(params, key, target count, inputs_BT, targets_BT) -> loss and gradients of the step."""
+    """(params, key, target count, *batch) -> loss and gradients of the step."""
     A, c = config.training.grad_accum, config.model
     specs = parallel.specs(_abstract_params(config), mesh)
-    batch = parallel.batch_sharding(mesh).spec
+    batch = (parallel.batch_sharding(mesh).spec,) * len(abstract_batch(config, mesh))
 
-    def loss_share(params, inputs_BT, targets_BT, key, count):
+    def loss_share(params, inputs_BT, targets_BT, packed, key, count):
         model: GPT = nnx.merge(graph, params)
-        x_BTD, _ = model(inputs_BT, key=key)
+        where = dict(zip(("positions_BT", "segment_ids_BT"), packed, strict=False))
+        x_BTD, _ = model(inputs_BT, **where, key=key)
         total, _ = cross_entropy(
             x_BTD.reshape(-1, x_BTD.shape[-1]),
             model.head_kernel,
@@ -186,32 +197,31 @@ def _loss_and_grads(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
         )
         return total / count
 
-    def loss_and_grads(params, key, count, inputs_bt, targets_bt):
+    def loss_and_grads(params, key, count, *batch_bt):
         """From the part of one device: the sums over all of them."""
-        loss, grads = sums(params, key, count, inputs_bt, targets_bt)
+        loss, grads = sums(params, key, count, *batch_bt)
         return parallel.add_up(loss, parallel.TOKENS), parallel.add_up_gradients(grads, specs)
 
-    def sums(params, key, count, inputs_bt, targets_bt):
+    def sums(params, key, count, *batch_bt):
         key = jax.random.fold_in(key, parallel.index(*parallel.TOKENS))
 
-        def micro(inputs_mt, targets_mt, i):
+        def micro(batch_mt, i):
+            inputs_mt, targets_mt, *packed_mt = batch_mt
             dropout_key = jax.random.fold_in(key, i) if c.dropout else None
             grad_of = jax.value_and_grad(loss_share)
-            return grad_of(params, inputs_mt, targets_mt, dropout_key, count)
+            return grad_of(params, inputs_mt, targets_mt, packed_mt, dropout_key, count)
 
         if A == 1:
-            return micro(inputs_bt, targets_bt, 0)
+            return micro(batch_bt, 0)
 
         def add(total, batch):
             return jax.tree.map(jnp.add, total, micro(*batch)), None
 
-        split = jax.tree.map(
-            lambda a: a.reshape(A, a.shape[0] // A, a.shape[1]), (inputs_bt, targets_bt)
-        )
+        split = jax.tree.map(lambda a: a.reshape(A, a.shape[0] // A, a.shape[1]), batch_bt)
         zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        return jax.lax.scan(add, zeros, (*split, jnp.arange(A)))[0]
+        return jax.lax.scan(add, zeros, (split, jnp.arange(A)))[0]
 
-    return parallel.per_device(loss_and_grads, mesh, (specs, P(), P(), batch, batch), (P(), specs))
+    return parallel.per_device(loss_and_grads, mesh, (specs, P(), P(), *batch), (P(), specs))
 
 
 def _compiler_options(mesh: Mesh) -> dict[str, str] | None:

@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from gaia import gcs, region, storage
+from gaia import gcs, packing, region, storage
 from gaia.distributed import Group
 from gaia.errors import ConfigError, DataError
 from gaia.manifest import Manifest, load_manifest
 from gaia.records import CacheOptions, Loader, make_loader
 from gchat.config import DataConfig, TrainConfig
 from gchat.tokenizer import Tokenizer
+
+_PACKED = "; packed by "
 
 
 class TrainingData:
@@ -80,6 +82,7 @@ class TrainingData:
             seed=config.training.seed,
             start_step=start_step,
             rows_here=rows_here,
+            packing=data.packing,
             cache=CacheOptions(
                 data.cache_dir, int(data.cache_gib * 2**30), 60 * data.patience_minutes
             ),
@@ -114,12 +117,23 @@ def _window(given: int | None, manifests: Mapping[str, Manifest]) -> int:
 
 
 def _fingerprint(config: DataConfig, manifests: Mapping[str, Manifest]) -> str:
-    """The data's fingerprint; DataError where the run began with another."""
+    """The data's fingerprint; an error where the run began with another, or packed otherwise."""
     found = "; ".join(
         f"{name}: {manifest.fingerprint()}".removeprefix(": ")
         for name, manifest in manifests.items()
     )
-    if config.fingerprint is not None and config.fingerprint != found:
+    if config.packing != "split":
+        # Rows follow from the shards and the packer; plans are not stored.
+        found += f"{_PACKED}{config.packing}, version {packing.VERSION}"
+    (before, _, then), (shards, _, now) = (
+        (text or "").partition(_PACKED) for text in (config.fingerprint, found)
+    )
+    if before == shards and then != now:
+        raise ConfigError(
+            f"data.packing was {then or 'split'} and is {now or 'split'}",
+            "it decides the rows: put it back, or start a new run with another --run.name",
+        )
+    if config.fingerprint is not None and before != shards:
         raise DataError(
             f"{', '.join(config.mixture.values()) or config.dir} is not what the run began with: "
             f"it had {config.fingerprint} and now has {found}",

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from gaia.optim import OptimConfig
-from gchat.config import TrainConfig, TrainingConfig, derive
+from gchat.config import DataConfig, TrainConfig, TrainingConfig, derive
 from gchat.model import GPT, GPTConfig
 
 VOCAB, PADDED = 100, 128
@@ -85,5 +85,6 @@ def train_config(**groups):
         model=GPTConfig(**(model | groups.get("model", {}))),
         training=TrainingConfig(**(training | groups.get("training", {}))),
         optim=OptimConfig(**(optim | groups.get("optim", {}))),
+        data=DataConfig(**groups.get("data", {})),
     )
     return derive(config, vocab_size=VOCAB, padded_vocab_size=PADDED)[0]

@@ -10,6 +10,7 @@ import tyro
 
 from gaia import storage
 from gaia.config import parse
+from gaia.lengths import LENGTHS, write_lengths
 from gaia.manifest import Manifest, load_manifest
 from gaia.shards import verify
 from gchat.data import prepare as preparation
@@ -17,7 +18,7 @@ from gchat.data.curation import options as curation
 from gchat.data.curation.scores import Maker
 from gchat.data.upload import Uploaded, upload
 
-__all__ = ["VERBS", "Count", "Curate", "Download", "Prepare", "Upload", "Verify"]
+__all__ = ["VERBS", "Count", "Curate", "Download", "Lengths", "Prepare", "Upload", "Verify"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +142,23 @@ class Verify:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Count the lengths of the documents, for packing. `prepare` has done so since it packs."""
+
+    data_dir: tyro.conf.Positional[Path]
+    """Local folder of the data set."""
+    threads: int = 4
+    """Shards read at a time."""
+
+    def run(self) -> Manifest:
+        """Writes lengths.npz beside the shards."""
+        manifest = load_manifest(self.data_dir)
+        write_lengths(self.data_dir, manifest, threads=self.threads)
+        print(f"{self.data_dir / LENGTHS}: lengths of {manifest.documents['train']:,} documents")
+        return manifest
+
+
+@dataclasses.dataclass(frozen=True)
 class Upload:
     """Copy a prepared data set to a bucket. Run again after an interruption, it goes on."""
 
@@ -174,11 +192,15 @@ VERBS = {
     "download": Download,
     "count": Count,
     "verify": Verify,
+    "lengths": Lengths,
     "upload": Upload,
 }
 
 
-def parse_verb(verb: str, args: list[str]) -> Prepare | Curate | Download | Count | Verify | Upload:
+Verb = Prepare | Curate | Download | Count | Verify | Lengths | Upload
+
+
+def parse_verb(verb: str, args: list[str]) -> Verb:
     """The command of one verb with its options."""
     command = VERBS[verb]
     return parse(command, args, prog=f"gchat data {verb}", description=command.__doc__)

@@ -26,6 +26,7 @@ import numpy as np
 
 from gaia import storage
 from gaia.errors import ConfigError, DataError, GaiaError
+from gaia.lengths import LENGTHS, write_lengths
 from gaia.manifest import MANIFEST, VERSION, Manifest, load_manifest, write_manifest
 from gaia.shards import SHARD_TOKENS, WINDOW
 from gchat import tokenizer as tokenizers
@@ -141,6 +142,8 @@ def prepare(*, progress: bool | None = None, **options: Any) -> Manifest:
     if given.overwrite:
         _clear(folder)
     if (finished := _finished(folder, parameters)) is not None:
+        if not (folder / LENGTHS).exists():  # prepared before there was packing
+            write_lengths(folder, finished)
         return finished
     existed = folder.exists()
     _resume(folder, parameters)
@@ -186,6 +189,7 @@ def _work(
         window=given.window,
         parameters=parameters,
     )
+    write_lengths(given.out, manifest)
     write_manifest(given.out, manifest)
     (given.out / STATE).unlink(missing_ok=True)
     shutil.rmtree(given.out / SCRATCH, ignore_errors=True)
@@ -310,7 +314,15 @@ def _resume(folder: Path, parameters: dict[str, Any]) -> None:
 
 def _clear(folder: Path) -> None:
     """Removes a data set, finished or not, and nothing else."""
-    for pattern in (MANIFEST, STATE, TOKEN_BYTES, tokenizers.FILE, "*.arrayrecord", ".*.tmp"):
+    for pattern in (
+        MANIFEST,
+        STATE,
+        LENGTHS,
+        TOKEN_BYTES,
+        tokenizers.FILE,
+        "*.arrayrecord",
+        ".*.tmp",
+    ):
         for file in [*folder.glob(pattern), *folder.glob("." + pattern)]:
             file.unlink(missing_ok=True)
     shutil.rmtree(folder / SCRATCH, ignore_errors=True)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from gaia import gcs, region, storage
 from gaia.errors import ConfigError, DataError
+from gaia.lengths import LENGTHS
 from gaia.manifest import MANIFEST, Manifest, load_manifest
 
 # Standard storage in US regions such as us-central1, and class A operations (inserts, listings):
@@ -22,7 +23,7 @@ USD_PER_GB_MONTH = 0.020
 USD_PER_CLASS_A = 0.005 / 1000
 _LISTED_AT_ONCE = 1000
 _CHUNK = 32 << 20  # of a resumable upload: what a broken connection repeats at most
-_BESIDE = ("tokenizer.json", "token_bytes.npy")
+_BESIDE = ("tokenizer.json", "token_bytes.npy", LENGTHS)
 
 
 @dataclass(frozen=True)

@@ -19,20 +19,10 @@ import jax
 import numpy as np
 
 from gaia.errors import ConfigError, DataError
+from gaia.packing import IGNORE, Rows, place
 
-Scorer = Callable[["Rows"], jax.Array]
+Scorer = Callable[[Rows], jax.Array]
 """Rows -> negative log-likelihood in nats per position [B, T], fp32, 0 where not scored."""
-
-IGNORE = -1
-
-
-class Rows(NamedTuple):
-    """A batch of packed windows, each array int32 [B, T]; padding is segment 0."""
-
-    inputs_BT: np.ndarray
-    targets_BT: np.ndarray
-    positions_BT: np.ndarray
-    segment_ids_BT: np.ndarray
 
 
 class Score(NamedTuple):
@@ -59,7 +49,7 @@ def windows(document: np.ndarray, seq_len: int, stride: int) -> Iterable[tuple[n
 def pack(
     documents: Iterable[np.ndarray], *, seq_len: int, stride: int, batch_size: int
 ) -> list[Rows]:
-    """Windows of all documents, longest first, into as few rows as first-fit finds.
+    """Windows of all documents, longest first, into as few rows as best-fit finds.
 
     Raises:
         ConfigError: a stride that would score a byte never, or stand still.
@@ -68,29 +58,18 @@ def pack(
         raise ConfigError(f"stride is {stride} for windows of {seq_len} tokens", "use 1 .. seq_len")
     pieces = [piece for d in documents for piece in windows(np.asarray(d), seq_len, stride)]
     pieces.sort(key=lambda piece: -len(piece[0]))
-    rows: list[list[tuple[np.ndarray, int]]] = []
-    # Rows by free space, so that first-fit looks up a row in O(1): room[n] lists rows with n left.
-    room: list[list[int]] = [[] for _ in range(seq_len + 1)]
-    for piece in pieces:
-        need = len(piece[0]) - 1
-        # Pieces come longest first: the fullest row that still fits wastes least.
-        left = next((n for n in range(need, seq_len + 1) if room[n]), None)
-        if left is None:
-            rows.append([])
-            index, left = len(rows) - 1, seq_len
-        else:
-            index = room[left].pop()
-        rows[index].append(piece)
-        if left - need > 0:
-            room[left - need].append(index)
+    lengths = np.array([len(tokens) - 1 for tokens, _ in pieces], np.int64)
+    row_P, count = place(lengths, seq_len, "best_fit")
+    rows: list[list[tuple[np.ndarray, int]]] = [[] for _ in range(count)]
+    for piece, row in zip(pieces, row_P.tolist(), strict=True):
+        rows[row].append(piece)
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     return [lay_out(batch, batch_size, seq_len) for batch in batches]
 
 
 def lay_out(rows: Sequence[list[tuple[np.ndarray, int]]], batch_size: int, seq_len: int) -> Rows:
     """Windows (with their leading targets already scored) of each row as arrays."""
-    inputs, positions, segments = (np.zeros((batch_size, seq_len), np.int32) for _ in range(3))
-    targets = np.full((batch_size, seq_len), IGNORE, np.int32)
+    inputs, targets, positions, segments = found = Rows.padding(batch_size, seq_len)
     for b, row in enumerate(rows):
         at = 0
         for segment, (tokens, skip) in enumerate(row, start=1):
@@ -100,7 +79,7 @@ def lay_out(rows: Sequence[list[tuple[np.ndarray, int]]], batch_size: int, seq_l
             positions[b, at : at + n] = np.arange(n)
             segments[b, at : at + n] = segment
             at += n
-    return Rows(inputs, targets, positions, segments)
+    return found
 
 
 def evaluate(

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from gaia.errors import DataError
+from gaia.packing import Packing
 from gaia.records import BatchOrder, TokenRows, iter_documents
 from gchat.tokenizer import Tokenizer
 
@@ -49,6 +50,7 @@ def ngram_baselines(
     batch_size: int = 32,
     seed: int = 0,
     documents: Iterable[np.ndarray] | None = None,
+    packing: Packing = "split",
 ) -> Baselines:
     """Bits per byte of both baselines on the validation split.
 
@@ -60,12 +62,13 @@ def ngram_baselines(
         batch_size: B of the run, which a partial batch is rounded down to.
         seed: data seed of the run.
         documents: token arrays to score instead of the whole validation split, BOS first.
+        packing: how the run made rows of documents.
 
     Raises:
         DataError: missing data, or nothing to score.
     """
     tokenizer = Tokenizer.load(data_dir)
-    rows = TokenRows(data_dir, "train", seq_len)
+    rows = TokenRows(data_dir, "train", seq_len, packing=packing)
     order = BatchOrder(rows.counts, rows.manifest.window, seed)
     wanted = max(tokens // (batch_size * seq_len), 1) * batch_size
     count = min(wanted, len(rows), max(MAX_TOKENS // seq_len, 1))
@@ -114,14 +117,14 @@ def score(
         unigram_bpb=_bits(unigram) * len(unigram) / test_bytes,
         bigram_bpb=_bits(bigram) * len(bigram) / test_bytes,
         smoothing=smoothing,
-        tokens=int(inputs_RT.size),
+        tokens=int((targets_RT >= 0).sum()),
         bytes=test_bytes,
     )
 
 
 def _text_pairs(contexts: np.ndarray, tokens: np.ndarray, token_bytes_V: np.ndarray) -> Pairs:
     """Only pairs whose second token is text; special tokens are never predicted."""
-    text = token_bytes_V[tokens] > 0
+    text = (tokens >= 0) & (token_bytes_V[tokens] > 0)  # -1 is no target: padding of packed rows
     return contexts[text].astype(np.int64), tokens[text].astype(np.int64)
 
 

@@ -37,17 +37,16 @@ def make_step(
 ) -> dict[str, Callable]:
     """Callables that each run once and wait: `step`, `loss`, `update`; and facts of a step.
 
-    With `packed` the rows hold documents, and the step is composed here of the trainer's parts.
+    With `packed` the rows hold documents, each a segment of its own.
     """
     import jax
     import jax.numpy as jnp
-    import optax
     from flax import nnx
 
     from gaia import parallel
     from gaia.kernels.cross_entropy import cross_entropy
     from gaia.optim import OptimConfig, make_optimizer
-    from gchat.config import TrainConfig, TrainingConfig
+    from gchat.config import DataConfig, TrainConfig, TrainingConfig
     from gchat.model import GPTConfig, flops_per_token
     from gchat.train_step import init_state, make_train_step
 
@@ -59,6 +58,7 @@ def make_step(
     ).derive(shape.vocab, shape.padded_vocab)  # fmt: skip
     config = TrainConfig(
         model=model,
+        data=DataConfig(packing="best_fit" if packed else "split"),
         optim=OptimConfig(name=optimizer, newton_schulz_dtype="float32" if on_cpu else "bfloat16"),
         training=TrainingConfig(
             batch_size=B, steps=10_000, loss_chunk=1024 if on_cpu else 4096
@@ -83,16 +83,7 @@ def make_step(
         return total / count
 
     transform = make_optimizer(config.optim, 10_000)
-
-    def packed_step(state, _inputs, _targets):
-        loss, grads = jax.value_and_grad(mean_loss)(state.params)
-        updates, opt_state = transform.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state._replace(params=params, opt_state=opt_state), loss
-
     train_step = make_train_step(graph, config, mesh)
-    if packed:
-        train_step = jax.jit(packed_step, donate_argnums=0)
     # The parameters stand in for gradients: their values do not matter to the time.
     update = jax.jit(lambda s: transform.update(s.params, s.opt_state, s.params))
     loss = jax.jit(mean_loss)
@@ -111,7 +102,7 @@ def make_step(
 
     def step():
         began = time.perf_counter()
-        box["state"], metrics = train_step(box["state"], tokens, targets)
+        box["state"], metrics = train_step(box["state"], tokens, targets, *places.values())
         box["dispatch"].append(time.perf_counter() - began)
         jax.block_until_ready((box["state"], metrics))
 

@@ -24,6 +24,7 @@ import optax  # noqa: E402
 import tiny  # noqa: E402
 
 from gaia import parallel  # noqa: E402
+from gaia.packing import Example, Rows, pack_examples  # noqa: E402
 from gaia.parallel import MeshConfig, make_mesh  # noqa: E402
 from gchat import train_step  # noqa: E402
 from gchat.engine import Engine, SamplingConfig  # noqa: E402
@@ -41,6 +42,15 @@ def batch() -> tuple[np.ndarray, np.ndarray]:
     return tokens[:, :-1], targets
 
 
+def packed_batch():
+    """Rows of whole documents, with padding; their segments run across parts of a row."""
+    lengths = (30, 9, 17, 20, 5, 33, 12, 3, 25, 28, 31, 14, 2, 8, 22)
+    documents = [tiny.tokens(n, seed=n) for n in lengths]
+    rows = pack_examples([Example(d, d % 5 > 0) for d in documents], MODEL["seq_len"])
+    empty = Rows.padding(ROWS - len(rows.inputs_BT), MODEL["seq_len"])
+    return [np.concatenate(pair) for pair in zip(rows, empty, strict=True)]
+
+
 def sgd(_config, _steps) -> optax.GradientTransformation:
     """Plain gradient descent whose state is the last gradient."""
 
@@ -50,10 +60,13 @@ def sgd(_config, _steps) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda p: jax.tree.map(jax.numpy.zeros_like, p), update)
 
 
-def start(mesh, optimizer: str, **training):
+def start(mesh, optimizer: str, packing="split", **training):
     """The step function and the state with random weights in every place, on this mesh."""
     config = tiny.train_config(
-        model=MODEL, optim={"name": optimizer}, training={"batch_size": ROWS} | training
+        model=MODEL,
+        optim={"name": optimizer},
+        training={"batch_size": ROWS} | training,
+        data={"packing": packing},
     )
     graph, state = train_step.init_state(config, mesh)
     _, params = tiny.make(config.model)
@@ -61,15 +74,17 @@ def start(mesh, optimizer: str, **training):
     return config, graph, state._replace(params=put)
 
 
-def train(mesh, optimizer: str, steps: int, **training):
+def train(mesh, optimizer: str, steps: int, packing="split", **training):
     """(losses, parameters, optimizer state after the first step), on the host."""
-    config, graph, state = start(mesh, optimizer, **training)
+    config, graph, state = start(mesh, optimizer, packing, **training)
     step = train_step.make_train_step(graph, config, mesh)
-    inputs_BT, targets_BT = (parallel.shard_rows(a, mesh) for a in batch())
+    rows = [parallel.shard_rows(a, mesh) for a in (batch if packing == "split" else packed_batch)()]
     losses, first = [], None
     for _ in range(steps):
-        state, metrics = step(state, inputs_BT, targets_BT)
+        state, metrics = step(state, *rows)
         losses.append(float(metrics.loss))
+        if packing != "split":
+            losses += [float(metrics.fill), float(metrics.examples)]
         first = jax.device_get(state.opt_state) if first is None else first
     return np.array(losses), jax.device_get(state.params), first
 
@@ -102,7 +117,9 @@ def apart_by_leaf(tree, reference) -> float:
 def results(mesh, **training) -> dict:
     with patch.object(train_step, "make_optimizer", sgd):
         losses, params, gradients = train(mesh, "adamw", STEPS, **training)
+        packed = train(mesh, "adamw", 5, "best_fit", **training)
     found = {"losses": losses, "params": params, "gradients": gradients}
+    found |= {"packed_losses": packed[0], "packed_params": packed[1], "packed_gradients": packed[2]}
     for name in ("adamw", "muon"):
         found[f"{name}_losses"], found[f"{name}_params"], _ = train(mesh, name, 5, **training)
     found["nats"], found["tokens"] = evaluate(mesh)

@@ -82,6 +82,8 @@ def test_aliases(alias, equals):
         value = 7
     elif "float" in kind:
         value = 7.0
+    elif kind.startswith("typing.Literal"):
+        value = kind.split("'")[-2]
     config = load([f"{alias}={value}"] if equals else [alias, str(value)])
     assert getattr(getattr(config, group), field) == value
     assert differences(to_dict(TrainConfig()), to_dict(config)).keys() == {f"{group}.{field}"}

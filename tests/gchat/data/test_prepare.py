@@ -69,9 +69,26 @@ def test_every_document_is_stored_once(corpus, tmp_path):
     lengths = np.load(tmp_path / "out" / "token_bytes.npy")
     np.testing.assert_array_equal(lengths, tokenizer.token_bytes())
     assert sorted(content(tmp_path / "out")) == sorted(
-        ["manifest.json", "token_bytes.npy", "tokenizer.json", "test-tokens.arrayrecord"]
+        ["manifest.json", "lengths.npz", "token_bytes.npy", "tokenizer.json"]
+        + ["test-tokens.arrayrecord"]
         + [shard.name for shard in manifest.train]
     )
+
+
+def test_lengths_for_packing_are_counted_once_and_again_on_demand(corpus, tmp_path, capsys):
+    from gaia.lengths import LENGTHS, read_lengths
+    from gchat.__main__ import main
+
+    out = tmp_path / "out"
+    manifest = run(corpus, out)
+    lengths = np.concatenate([np.repeat(*shard) for shard in read_lengths(out, manifest)])
+    assert sorted(lengths) == sorted(map(len, records.iter_documents(out, "train")))
+    before = content(out)
+    for again in (lambda: run(corpus, out), lambda: main(["data", "lengths", str(out)])):
+        (out / LENGTHS).unlink()  # as data of before there was packing
+        again()
+        assert content(out) == before
+    assert f"lengths of {len(lengths):,} documents" in capsys.readouterr().out
 
 
 def test_the_split_does_not_depend_on_the_seed(corpus, tmp_path):
