@@ -18,6 +18,12 @@ _LANES = 128  # of a vector register: blocks are multiples of it
 _BLOCK = 512  # queries and keys per block; as few as divide the length
 
 
+def key_blocks(S: int) -> int:
+    """Blocks of keys. The fused backward pass writes a gradient of the queries for each of them
+    and adds these up afterwards, so it holds so many arrays of the queries' size."""
+    return S // math.gcd(S, _BLOCK)
+
+
 def fits(T: int, S: int, H: int) -> bool:
     """Whether the kernel takes these sizes: whole blocks, and heads that fill a register."""
     return T % _LANES == 0 and S % _LANES == 0 and H % 64 == 0
@@ -82,7 +88,7 @@ def _kernel(
         mask = masks.CausalMask((T, S), offset=S - T)
     else:
         mask = masks.LocalMask((T, S), window_size=(window - 1, 0), offset=S - T)
-    q, kv = math.gcd(T // parts, _BLOCK), math.gcd(S, _BLOCK)
+    q, kv = math.gcd(T // parts, _BLOCK), S // key_blocks(S)
     sizes = kernel.BlockSizes(
         block_q=q,
         block_kv=kv,

@@ -79,7 +79,7 @@ def config_of(row: Row) -> TrainConfig:
 def estimate_of(row: Row, factors: Factors) -> float:
     """Estimated peak bytes of a row."""
     config, fleet = config_of(row), parse_fleet(row.sku)
-    parts = parts_of(config, layout_of(config, fleet))
+    parts = parts_of(config, layout_of(config, fleet), fleet.chip.key)
     state = parts.params + parts.optimizer + factors.constant
     return state + max(moment_bytes(parts, factors).values())
 
@@ -92,8 +92,8 @@ def fit(rows: list[Row]) -> Factors:
     chosen = [row for row in rows if row.role == "fit" and row.peak_bytes]
     prepared = []
     for row in chosen:
-        config = config_of(row)
-        parts = parts_of(config, layout_of(config, parse_fleet(row.sku)))
+        config, fleet = config_of(row), parse_fleet(row.sku)
+        parts = parts_of(config, layout_of(config, fleet), fleet.chip.key)
         prepared.append((parts, row.peak_bytes or 0))
     names = [f.name for f in fields(Factors)]
     start = np.array([getattr(START, name) for name in names])

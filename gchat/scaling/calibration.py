@@ -59,7 +59,6 @@ def read_rows() -> tuple[list[Row], Factors]:
 
 
 @functools.cache
-def factors(kind: str = "tpu") -> Factors:
+def factors() -> Factors:
     """The fitted factors; GPUs take the TPU's, for nothing was fitted on them."""
-    del kind
     return Factors(**table()["factors"])

@@ -10,10 +10,16 @@ fitted on compiled programs (`gchat.scaling.calibrate`).
 
 from dataclasses import asdict, dataclass
 
+from gaia.kernels.splash import key_blocks
 from gchat.config import TrainConfig
 from gchat.scaling.calibration import Factors, factors
 from gchat.scaling.counts import FP32, Local, layer_params, local_sizes, state_bytes, tensors
 from gchat.scaling.layout import Layout
+
+# Where the compiler does not write the gradient of the logits in the compute dtype but casts it
+# inside the two products that read it: seen in the buffers of d12 on v5e:2x4; for the same program
+# v5p, v6e and tpu7x write it.
+CASTS_IN_PRODUCTS = frozenset({"v5e"})
 
 
 @dataclass(frozen=True)
@@ -64,38 +70,39 @@ class Parts:
     """Muon's orthogonalisation."""
 
 
-def parts_of(config: TrainConfig, layout: Layout) -> Parts:
-    """What a derived configuration holds on one device, by the sizes of its arrays."""
+def parts_of(config: TrainConfig, layout: Layout, chip: str = "") -> Parts:
+    """What a derived configuration holds on one device of a chip, by the sizes of its arrays."""
     size = local_sizes(config, layout)
     params, optimizer = state_bytes(config, layout)
     tokens, number = size.tokens, size.number
     sharded = layout.weight_shards > 1
     layer = layer_params(config.model) / layout.tensor
     chunk = min(config.training.loss_chunk, tokens)
+    dlogits = 0 if chip in CASTS_IN_PRODUCTS and number < FP32 else number
     return Parts(
         params=params,
         optimizer=optimizer,
         gradients=params * (2 if config.training.grad_accum > 1 else 1),
         casts=size.layers * layer / layout.weight_shards * number if number < FP32 else 0.0,
         saved=tokens * size.layers * _saved_bytes(config, size),
-        layer=tokens * _layer_features(size) * number,
+        layer=tokens * _layer_features(size, config.model.seq_len) * number,
         gathered=layer * (number + FP32 if sharded else FP32),
-        chunk=chunk * size.vocab * (FP32 + number),
+        chunk=chunk * size.vocab * (FP32 + dlogits),
         head=size.dim * size.vocab * (FP32 + number * _copies_of_head(size) * sharded),
         hidden=tokens * size.dim * (FP32 + number),
         update=_update_bytes(config, layout),
     )
 
 
-def estimate_memory(config: TrainConfig, layout: Layout, kind: str = "tpu") -> Memory:
+def estimate_memory(config: TrainConfig, layout: Layout, chip: str = "") -> Memory:
     """HBM of one device at the peak of a training step, by part.
 
     Args:
         config: derived.
         layout: how it lies on the fleet.
-        kind: tpu or gpu; the factors are fitted on TPUs, and a guess for GPUs.
+        chip: its key in gaia/hardware.toml. The factors are fitted on TPUs, a guess for GPUs.
     """
-    p, f = parts_of(config, layout), factors(kind)
+    p, f = parts_of(config, layout, chip), factors()
     moments = moment_bytes(p, f)
     worst = max(moments, key=lambda name: moments[name])
     loss, backward, update = (worst == name for name in ("loss", "backward", "update"))
@@ -155,9 +162,13 @@ def _saved_bytes(config: TrainConfig, size: Local) -> float:
     return norms + operands + FP32 * size.heads
 
 
-def _layer_features(size: Local) -> float:
-    """Features per token alive at once while one layer's backward pass runs."""
-    return 4 * size.dim + 2 * (size.query + 2 * size.keys) + 5 * size.hidden
+def _layer_features(size: Local, seq_len: int) -> float:
+    """Features per token alive at once while one layer's backward pass runs.
+
+    The queries of attention get a gradient from each block of keys.
+    """
+    products = 4 * size.dim + 2 * (size.query + 2 * size.keys) + 5 * size.hidden
+    return products + size.query * key_blocks(seq_len)
 
 
 def _update_bytes(config: TrainConfig, layout: Layout) -> float:

@@ -149,7 +149,7 @@ def make_plan(config: TrainConfig, fleet: Fleet) -> Plan:
         ConfigError: its mesh does not fit the fleet or a size does not divide over it.
     """
     layout = layout_of(config, fleet)
-    memory = estimate_memory(config, layout, fleet.chip.kind)
+    memory = estimate_memory(config, layout, fleet.chip.key)
     config = replace(config, mesh=layout.as_mesh())
     return Plan(config, fleet, layout, memory, step_time(config, layout, fleet))
 
