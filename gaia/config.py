@@ -115,7 +115,7 @@ def _one_line(message: str, aliases: Mapping[str, str]) -> tuple[str, str]:
     """tyro prints a panel; people and scripts want its first sentence on one line."""
     blocks = re.split(r"^\s*-{3,}\s*$", message, flags=re.MULTILINE)
     blocks = [" ".join(block.split()) for block in blocks]
-    problem = blocks[1] if len(blocks) > 1 else blocks[0]
+    problem = (blocks[1] if len(blocks) > 1 else blocks[0]).rstrip(".")
     named = re.search(r"--[\w.-]*\w", " ".join(blocks[2:3])) if "meant" in message else None
     nearest = [named.group()] if named else []
     if unknown := re.match(r"Unrecognized options: (--[\w.-]+)", problem):
