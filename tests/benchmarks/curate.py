@@ -17,8 +17,9 @@ import re
 import sys
 import time
 
-import harness
 import numpy as np
+
+import harness
 
 DOCUMENTS = 50_000
 COPIES = DOCUMENTS // 10

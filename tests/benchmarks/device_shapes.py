@@ -196,9 +196,9 @@ def work(request: dict) -> dict:
 
 def _ours_here(request: dict, shape: Shape) -> dict[str, Callable]:
     import jax
-    from train_step import breakdown_ms, make_matmul, make_step, seconds
 
     from gaia.runtime import start
+    from train_step import breakdown_ms, make_matmul, make_step, seconds
 
     platform = start().platform
     made = make_step(

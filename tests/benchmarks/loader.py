@@ -13,8 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import harness
 import numpy as np
+
+import harness
 
 VOCAB = 8192
 SEQ_LEN = 512

@@ -17,8 +17,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import harness
 import numpy as np
+
+import harness
 
 PACKINGS = ("split", "first_fit", "best_fit", "none")
 BATCH = 32

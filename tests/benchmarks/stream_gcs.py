@@ -23,8 +23,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import harness
 import numpy as np
+
+import harness
 
 SEQ_LEN, BATCH = 2048, 32
 LATENCIES_MS = (0, 20, 50)

@@ -197,7 +197,6 @@ def row(vocab: int, dtype: str, steps: int, args: argparse.Namespace) -> tuple[d
 def main(args: argparse.Namespace) -> dict:
     """Times every row; `--quick` takes V 8192, or the first of the shapes, only."""
     import device_shapes
-
     from gaia.runtime import start
 
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is the workers'

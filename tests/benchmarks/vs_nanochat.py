@@ -61,9 +61,8 @@ class Worker:
 
 def ours(vocab: int, dtype: str, optimizer: str):
     """A function that runs one gchat step."""
-    from train_step import make_step
-
     from gaia.runtime import start
+    from train_step import make_step
 
     start()
     return make_step(cpu_shape(vocab), dtype, optimizer)["step"]

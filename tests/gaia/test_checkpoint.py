@@ -8,8 +8,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from disks import fill, small_disk
 
+from disks import fill, small_disk
 from gaia.checkpoint import CHECKSUMS, Checkpointer
 from gaia.errors import CheckpointError
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import reference
 
+import reference
 from gaia.errors import ConfigError
 from gaia.optim import OptimConfig, make_optimizer, orthogonalize, parameter_groups, schedule
 

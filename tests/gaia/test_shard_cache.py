@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from disks import fill, small_disk
 
+from disks import fill, small_disk
 from gaia import gcs as objects
 from gaia import records, storage
 from gaia.errors import ConfigError, DataError

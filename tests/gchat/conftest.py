@@ -1,6 +1,7 @@
 """A prepared data set of a few thousand tokens, made once a session."""
 
 import pytest
+
 import runs
 
 

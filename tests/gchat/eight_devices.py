@@ -21,8 +21,8 @@ from unittest.mock import patch  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
-import tiny  # noqa: E402
 
+import tiny  # noqa: E402
 from gaia import parallel  # noqa: E402
 from gaia.packing import Example, Rows, pack_examples  # noqa: E402
 from gaia.parallel import MeshConfig, make_mesh  # noqa: E402

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
 
 import gchat.train_step
 import gchat.training_data
+import runs
 from gchat.__main__ import main
 
 STEPS, BAD = 60, 30  # batch 30 is what step 31 takes; checkpoints at 20 and 40

@@ -5,11 +5,11 @@ import math
 
 import numpy as np
 import pytest
-import reference
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reference
+import tiny
 from gaia import parallel
 from gaia.errors import ConfigError, DataError
 from gchat.evals import bpb

@@ -5,8 +5,8 @@ import typing
 from pathlib import Path
 
 import pytest
-import runs
 
+import runs
 from gaia.config import differences, load_yaml, to_dict, to_yaml
 from gaia.errors import ConfigError
 from gchat.__main__ import main

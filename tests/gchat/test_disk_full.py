@@ -4,7 +4,6 @@ import json
 
 import runs
 from disks import fill, small_disk
-
 from gaia.checkpoint import Checkpointer
 from gchat.__main__ import main
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny
 from gaia.errors import ConfigError
 from gchat import engine
 from gchat.engine import Engine, SamplingConfig

@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from gchat.model import GPTConfig
 
 GOLDEN = Path(__file__).parent.parent / "golden"

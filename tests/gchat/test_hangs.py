@@ -4,8 +4,8 @@ import json
 import sys
 
 import pytest
-import runs
 
+import runs
 from gaia.guards import HUNG
 
 # The trainer as it is, on a device that stops answering: from step 31 on a loss never comes.

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
-import tiny
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reference
+import tiny
 from gaia.errors import ConfigError
 from gchat.model import GPT, GPTConfig, flops_per_token, matmul_params
 

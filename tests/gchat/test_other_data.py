@@ -5,8 +5,8 @@ import os
 import shutil
 
 import pytest
-import runs
 
+import runs
 from gaia.records import Loader
 from gchat.__main__ import main
 

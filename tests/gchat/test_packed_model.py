@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import reference
-import tiny
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reference
+import tiny
 from gaia import packing, parallel
 from gaia.kernels import attention
 from gaia.packing import IGNORE, Example, pack_examples

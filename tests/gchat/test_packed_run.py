@@ -6,8 +6,8 @@ import signal
 
 import numpy as np
 import pytest
-import runs
 
+import runs
 from gaia import storage
 from gaia.lengths import write_lengths
 from gaia.manifest import load_manifest

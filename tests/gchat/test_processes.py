@@ -15,6 +15,7 @@ import threading
 
 import numpy as np
 import pytest
+
 import runs
 
 STEPS = 60

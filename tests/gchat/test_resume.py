@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import runs
 
+import runs
 from gchat.__main__ import main
 
 

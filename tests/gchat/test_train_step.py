@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
 import reference
 import tiny
-
 from gaia import parallel
 from gaia.optim import make_optimizer
 from gchat.train_step import TrainState, init_state, make_train_step

@@ -17,8 +17,8 @@ def measure() -> dict[str, list[float]]:
     """Loss, gradient norm and parameter norm after each of three updates."""
     import jax
     import optax
-    import tiny
 
+    import tiny
     from gaia import parallel
     from gchat.train_step import init_state, make_train_step
 

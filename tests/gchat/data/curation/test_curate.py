@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_curation import content, document, edited, removed, run, words, write_corpus, written
 
 from gaia.errors import ConfigError, DataError, GaiaError
 from gchat.data import cli
@@ -15,6 +14,7 @@ from gchat.data.curation.curate import curate
 from gchat.data.curation.near import Duplicates
 from gchat.data.curation.options import Options, Perplexity
 from gchat.data.sources import text as text_source
+from small_curation import content, document, edited, removed, run, words, write_corpus, written
 
 
 def test_copies_go_the_first_stays_and_the_counts_add_up(tmp_path, monkeypatch):

@@ -5,10 +5,10 @@ import sys
 import time
 
 import pytest
-from small_curation import content, run, write_corpus, written
 
 from gaia.errors import ConfigError
 from gchat.data.curation import engines, stages
+from small_curation import content, run, write_corpus, written
 
 
 def test_a_missing_engine_is_one_line(tmp_path):
