@@ -97,7 +97,10 @@ class BytePairs:
             "gaia",
             pat_str=pattern,
             mergeable_ranks={piece: rank for rank, piece in enumerate(self.ranks)},
-            special_tokens={},
+            # Never allowed, so never encoded, and its id is no token's. tiktoken looks for special
+            # tokens by one pattern; of none it makes the empty one, which matches at every
+            # character: half of encode_array's time (8.6 against 16.7 MB/s).
+            special_tokens={"<|none|>": 2**31},
         )
 
     def encode(self, text: str) -> list[int]:

@@ -44,6 +44,13 @@ def test_gpt2_has_the_published_ids(gpt2):
     assert (gpt2.vocab_size, gpt2.padded_vocab_size, gpt2.bos_id) == (50266, 50304, 50257)
 
 
+def test_the_codecs_own_special_is_text(bpe):
+    """tiktoken is given one (see BytePairs) that no text may reach, and no id."""
+    ids = bpe.encode("a <|none|> b")
+    assert bpe.decode(ids) == "a <|none|> b" and len(ids) > 5
+    assert [list(row) for row in bpe.encode_batch(["a <|none|> b"])] == [ids]
+
+
 def test_bpe_keeps_the_specials_at_the_end(bpe):
     assert bpe.vocab_size == 380
     assert bpe.padded_vocab_size == 384
