@@ -257,6 +257,8 @@ class Trainer:
         rows = self.batches.row_ids(bad.batch).tolist()
         said = self.folder.note_bad_step(bad, rows, action)
         if action == "stop":
+            with self.watchdog.slow("writing the last checkpoint"):  # it may still be under way
+                self._say_if_unsaved(self.checkpoints.wait())
             spent = f" after all that guards.policy {policy} allows" if policy != "stop" else ""
             raise TrainingFailed(
                 f"{said}{spent}",
