@@ -20,8 +20,9 @@ def foreign(tmp_path_factory):
 def refused(capsys, args, *said):
     capsys.readouterr()
     assert main(["train", *map(str, args)]) == 2
-    text = capsys.readouterr().err
-    assert text.count("\n") == 1, text
+    lines = capsys.readouterr().err.splitlines()
+    # On a busy machine the run's own alerts (throughput dropped) come before it.
+    (text,) = [line for line in lines if not line.startswith("gaia-metrics: warn")]
     for words in said:
         assert words in text
     return text
