@@ -340,6 +340,13 @@ def test_listing_formats(capsys):
     assert "30m00s" in out and "$18.00" in out and "OVERDUE" in out and "gml reap" in out
 
 
+def _read_until(fd: int, seen: bytes, what: bytes) -> bytes:
+    """A pseudo-terminal hands its text over in pieces, some of them late: one read is not all."""
+    while what not in seen:
+        seen += os.read(fd, 65536)
+    return seen
+
+
 def test_a_log_on_the_terminal_has_no_spinner_in_it(monkeypatch):
     master, slave = os.openpty()
     with os.fdopen(slave, "w") as terminal:
@@ -347,15 +354,13 @@ def test_a_log_on_the_terminal_has_no_spinner_in_it(monkeypatch):
         monkeypatch.setattr(sys, "stdout", terminal)
         with ui.Progress() as progress:
             progress("working")
-            seen = b""
-            while b"working" not in seen:
-                seen += os.read(master, 4096)
+            seen = _read_until(master, b"", b"working")
             with ui.streaming(None):
                 for text in ("first line", "second line"):
                     print(text, flush=True)
                     time.sleep(0.35)  # three frames of the spinner, were it drawn
                 ui.say("said meanwhile")
-        seen += os.read(master, 65536)
+        seen = _read_until(master, seen, b"said meanwhile")
     os.close(master)
     log = seen[seen.index(b"first line") : seen.index(b"said meanwhile")]
     assert b"working" not in log and log.split() == [*b"first line second line".split(), b"\x1b[K"]
