@@ -75,7 +75,14 @@ class Checkpointer:
             keep_period=self._keep_every or None,
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=options,
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
+        )
         self._sealing: threading.Thread | None = None
         self._failure: tuple[int, str] | None = None
 
@@ -222,22 +229,38 @@ class Checkpointer:
         """Reads a checkpoint into arrays of the shapes, dtypes and shardings of `abstract_state`.
 
         Raises:
-            CheckpointError: the checkpoint does not hold such a state.
+            CheckpointError: the checkpoint does not hold such a state, or vanished meanwhile.
         """
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()
+        )
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()
-                ),
-            )
+            difference = self._difference(step, abstract_state)
+            restored = self._manager.restore(step, args=args) if difference is None else {}
         except (ValueError, KeyError, FileNotFoundError) as error:
-            reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
-                f"checkpoint {step} in {self.directory} does not fit this run ({reason})",
-                "resume with the configuration it was made with",
+                f"checkpoint {step} in {self.directory} cannot be read ({_one_line(error)})",
+                "try again, or resume from an earlier one",
             ) from error
+        if difference is not None:
+            raise CheckpointError(
+                f"checkpoint {step} in {self.directory} does not fit this run ({difference})",
+                "resume with the configuration it was made with",
+            )
         return Restored(step, restored["state"], restored["meta"])
+
+    def _difference(self, step: int, abstract_state: Any) -> str | None:
+        """The first array whose shape differs between a checkpoint and a state; None if none does.
+
+        Asked before anything is read: Orbax abandons the reads of the other arrays when one fails.
+        """
+        found = _shapes(self._manager.item_metadata(step)["state"].tree)
+        wanted = _shapes(ocp.tree.serialize_tree(abstract_state, keep_empty_nodes=True))
+        for name in sorted(found.keys() | wanted.keys()):
+            if found.get(name) != wanted.get(name):
+                here, there = found.get(name, "missing"), wanted.get(name, "missing")
+                return f"{name} is {here} in the checkpoint and {there} in the run"
+        return None
 
     def discard_after(self, step: int) -> None:
         """Deletes the steps above `step`: the run is about to write them again."""
@@ -283,6 +306,11 @@ class Checkpointer:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:500] or type(error).__name__
+
+
+def _shapes(tree: Any) -> dict[str, list[int]]:
+    """Shapes by the dotted names of the leaves."""
+    return {name: list(leaf.shape) for name, leaf in ocp.tree.to_flat_dict(tree, sep=".").items()}
 
 
 def _crc(data: bytes) -> int:
