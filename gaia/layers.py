@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from gaia import parallel
 from gaia.kernels.attention import attention
 from gaia.kernels.matmul import Split, project
+from gaia.kernels.rotary import Rope, apply_rope, normalize_and_rotate
 
 # Names of products to `jax.checkpoint` policies, beside matmul.PRODUCT and attention.ATTENTION.
 QKV, GATE_UP = "qkv", "gate_up"
@@ -50,40 +52,17 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((d,), jnp.float32))
         self.eps = eps
 
-    def __call__(self, x: jax.Array, *, of_heads: bool = False) -> jax.Array:
-        """[..., d] -> [..., d], dtype kept; `of_heads`: `x` holds one head per row."""
-        x32 = x.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        # The gain enters last, as in Llama; [...,d] * [d] is the one broadcast of ranks here.
-        gain = parallel.over_heads(self.scale[...]) if of_heads else self.scale[...]
-        scale = gain.reshape((1,) * (x.ndim - 1) + (-1,))
-        return (x32 * inverse * scale).astype(x.dtype)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., d] -> [..., d], dtype kept."""
+        return rms_norm(x, self.scale[...], self.eps)
 
 
-class Rope(NamedTuple):
-    """Cosines and sines of rotary angles, fp32, [B or 1, T, 1, H/2]."""
-
-    cos: jax.Array
-    sin: jax.Array
-
-
-def rope_table(positions_BT: jax.Array | np.ndarray, head_dim: int, theta: float) -> Rope:
-    """Angles position * theta^(-2i/H), in fp32 whatever the compute dtype (Su et al. 2021).
-
-    Positions known while tracing (a NumPy array) give constants. XLA on CPU would fuse the
-    cosines into every use of them and compute each anew for every head and row, 7% of a step.
-    """
-    xp = np if isinstance(positions_BT, np.ndarray) else jnp
-    frequency = np.float32(theta) ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
-    angle = positions_BT.astype(np.float32)[:, :, None, None] * frequency[None, None, None, :]
-    return Rope(jnp.asarray(xp.cos(angle)), jnp.asarray(xp.sin(angle)))
-
-
-def apply_rope(x_BTNH: jax.Array, rope: Rope) -> jax.Array:
-    """Rotates the pairs (i, i + H/2), the half-split convention of Llama in Hugging Face."""
-    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([a * rope.cos - b * rope.sin, b * rope.cos + a * rope.sin], axis=-1)
-    return rotated.astype(x_BTNH.dtype)
+def rms_norm(x: jax.Array, gain: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) * gain over the last dim, in fp32; dtype kept."""
+    x32 = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    # The gain enters last, as in Llama; [..., d] * [d] is the one broadcast of ranks here.
+    return (x32 * inverse * gain.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
 class KVCache(NamedTuple):
@@ -155,14 +134,15 @@ class Attention(nnx.Module):
         heads = self.heads // parallel.size("tensor")
         kv_heads = self.kv_heads // parallel.size("tensor")
         kernels = (self.q.kernel[...], self.k.kernel[...], self.v.kernel[...])
-        q_BTF, k_BTF, v_BTF = project(x_BTD, *kernels, name=QKV)
-        q_BTNH = q_BTF.reshape(B, T, heads, self.head_dim)
-        k_BTKH = k_BTF.reshape(B, T, kv_heads, self.head_dim)
-        v_BTKH = v_BTF.reshape(B, T, kv_heads, self.head_dim)
-        if self.q_norm is not None and self.k_norm is not None:
-            q_BTNH, k_BTKH = self.q_norm(q_BTNH, of_heads=True), self.k_norm(k_BTKH, of_heads=True)
-        if rope is not None:
-            q_BTNH, k_BTKH = apply_rope(q_BTNH, rope), apply_rope(k_BTKH, rope)
+        # Named as heads: kept as [B, T, N * H], XLA on TPU copies them to another layout and back.
+        q_BTNH, k_BTKH, v_BTKH = (
+            checkpoint_name(y_BTF.reshape(B, T, n, self.head_dim), QKV)
+            for y_BTF, n in zip(
+                project(x_BTD, *kernels, name=None), (heads, kv_heads, kv_heads), strict=True
+            )
+        )
+        q_BTNH = _placed(q_BTNH, self.q_norm, rope)
+        k_BTKH = _placed(k_BTKH, self.k_norm, rope)
         if cache is None:
             o_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=segment_ids_BT, window=window)
         else:
@@ -170,6 +150,16 @@ class Attention(nnx.Module):
             cache = _write_cache(cache, k_BTKH, v_BTKH, cache_positions_BT[:, 0])
             o_BTNH = attend_cache(q_BTNH, cache, cache_positions_BT, window)
         return self.out(o_BTNH.reshape(B, T, heads * self.head_dim)), cache
+
+
+def _placed(x_BTNH: jax.Array, norm: RMSNorm | None, rope: Rope | None) -> jax.Array:
+    """Queries or keys, normed and rotated as far as the model does either."""
+    if norm is None:
+        return x_BTNH if rope is None else apply_rope(x_BTNH, rope)
+    gain_H = parallel.over_heads(norm.scale[...])
+    if rope is None:
+        return rms_norm(x_BTNH, gain_H, norm.eps)
+    return normalize_and_rotate(x_BTNH, gain_H, rope, norm.eps)
 
 
 def attend_cache(

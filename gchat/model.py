@@ -18,6 +18,7 @@ from flax import nnx
 from gaia import parallel
 from gaia.kernels.attention import ATTENTION
 from gaia.kernels.matmul import PRODUCT
+from gaia.kernels.rotary import Rope, rope_table
 from gaia.layers import (
     GATE_UP,
     QKV,
@@ -27,11 +28,9 @@ from gaia.layers import (
     KVCache,
     Linear,
     RMSNorm,
-    Rope,
     SwiGLU,
     dropout,
     normal,
-    rope_table,
 )
 from gchat.model_config import GPTConfig, Remat, flops_per_token, matmul_params
 

@@ -33,7 +33,7 @@ Split = Literal["out", "in"]
 
 
 def project(
-    x: jax.Array, *weights_DF: jax.Array, split: Split = "out", name: str = PRODUCT
+    x: jax.Array, *weights_DF: jax.Array, split: Split = "out", name: str | None = PRODUCT
 ) -> tuple[jax.Array, ...]:
     """x @ w for each weight.
 
@@ -43,13 +43,13 @@ def project(
             in fp32 and come in their own dtype. On a mesh, this device's shards of them.
         split: which of their dims is split over `tensor`: `out` takes a whole `x` and gives this
             device's part of F; `in` takes a part of D and gives the sum over all parts.
-        name: of the results to `jax.checkpoint` policies.
+        name: of the results to `jax.checkpoint` policies; None where the caller names them.
 
     Returns:
         One [..., F] per weight, in the dtype of `x`.
     """
     ys: Any = _project(split, x, *weights_DF)
-    return tuple(checkpoint_name(y, name) for y in ys)
+    return tuple(ys) if name is None else tuple(checkpoint_name(y, name) for y in ys)
 
 
 def _whole(w_DF: jax.Array, dtype: jnp.dtype) -> jax.Array:

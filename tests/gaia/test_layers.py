@@ -10,6 +10,7 @@ from flax import nnx
 
 import reference
 from gaia import layers
+from gaia.kernels import rotary
 
 
 def random(*shape, seed=0):
@@ -60,7 +61,7 @@ def test_rms_norm_computes_in_fp32_under_bf16():
 
 @partial(jax.jit, static_argnums=2)
 def rotate(x, positions, theta):
-    return layers.apply_rope(x, layers.rope_table(positions, x.shape[-1], theta))
+    return rotary.apply_rope(x, rotary.rope_table(positions, x.shape[-1], theta))
 
 
 @pytest.mark.parametrize("theta", [10_000.0, 1e6])
@@ -81,6 +82,37 @@ def test_rope_scores_depend_on_distance_only():
 
     assert score(9, 4) == pytest.approx(score(105, 100), abs=1e-4)
     assert score(9, 4) != pytest.approx(score(9, 5), abs=1e-2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_norm_and_rotation_in_one_pass(dtype):
+    """Against the two one after the other: in NumPy, and by automatic differentiation."""
+    x, dy = (jnp.asarray(random(2, 5, 3, 8, seed=s), dtype) for s in (1, 2))
+    gain = f32(1 + 0.3 * random(8, seed=3))
+    positions = np.array([[0, 1, 2, 3, 4], [7, 100, 1000, 2047, 3]])
+    table = rotary.rope_table(positions, 8, 10_000.0)
+
+    def fused(x, gain):
+        return rotary.normalize_and_rotate(x, gain, table, 1e-6)
+
+    def one_by_one(x, gain):
+        return rotary.apply_rope(layers.rms_norm(x, gain, 1e-6), table)
+
+    y, pull = jax.vjp(fused, x, gain)
+    x64, gain64 = np.asarray(x, np.float64), np.asarray(gain, np.float64)
+    expected = reference.rope(reference.rms_norm(x64, gain64, 1e-6), positions, 10_000.0)
+    tolerance = 5e-4 if dtype == "float32" else 2**-7
+    assert y.dtype == x.dtype
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=tolerance, atol=tolerance)
+    dx, dgain = pull(dy)
+    x32, dy32 = x.astype(jnp.float32), dy.astype(jnp.float32)
+    expected_dx, expected_dgain = jax.vjp(one_by_one, x32, gain)[1](dy32)
+    assert dx.dtype == x.dtype and dgain.dtype == gain.dtype
+    tolerance = 1e-5 if dtype == "float32" else 2**-7
+    np.testing.assert_allclose(
+        np.asarray(dx, np.float32), expected_dx, rtol=tolerance, atol=tolerance
+    )
+    np.testing.assert_allclose(dgain, expected_dgain, rtol=1e-5, atol=1e-5)
 
 
 def test_rope_angles_are_fp32_under_bf16():
@@ -141,7 +173,7 @@ def test_attention(heads, kv_heads, qk_norm, theta, window):
 
     @jax.jit
     def run(params, x):
-        table = None if theta is None else layers.rope_table(jnp.arange(7)[None], 8, theta)
+        table = None if theta is None else rotary.rope_table(jnp.arange(7)[None], 8, theta)
         return nnx.merge(graph, params)(x, table, window=window)[0]
 
     expected = reference.attention(

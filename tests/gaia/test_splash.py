@@ -5,10 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gaia.kernels import splash as splash_module
 from gaia.kernels.attention import reference_attention
 from gaia.kernels.splash import fits, splash_attention
 
 T, H = 256, 64
+
+
+@pytest.fixture(autouse=True)
+def several_blocks(monkeypatch):
+    """Two blocks of queries by two of keys: a row that fits into one shows little."""
+    monkeypatch.setattr(splash_module, "_BLOCK", T // 2)
+    splash_module._kernel.cache_clear()
+    yield
+    splash_module._kernel.cache_clear()
 
 
 def inputs(N, K, seed=0):
