@@ -231,17 +231,13 @@ def scale_by_muon(
             lambda m, g: momentum * m + (1 - momentum) * g, state.momentum, grads
         )
 
-        # Cast before the exchange: half the bytes travel, and the iterations would cast anyway.
-        nesterov = jax.tree.map(
-            lambda m, g: (momentum * m + (1 - momentum) * g).astype(newton_schulz_dtype),
-            average,
-            grads,
-        )
-        leaves, tree = jax.tree.flatten(nesterov)
-        directions = [
-            max(1.0, o.shape[-1] / o.shape[-2]) ** 0.5 * o.astype(jnp.float32)
-            for o in parallel.by_layer(orthogonal, leaves)
-        ]
-        return jax.tree.unflatten(tree, directions), MuonState(average)
+        def step(m, g):
+            nesterov = momentum * m + (1 - momentum) * g
+            scale = max(1.0, g.shape[-1] / g.shape[-2]) ** 0.5
+            # Cast first: half the bytes travel, and the iterations would cast anyway.
+            nesterov = nesterov.astype(newton_schulz_dtype)
+            return scale * parallel.by_layer(orthogonal, nesterov).astype(jnp.float32)
+
+        return jax.tree.map(step, average, grads), MuonState(average)
 
     return optax.GradientTransformation(init, update)

@@ -261,56 +261,35 @@ def per_device(function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_spec
     )
 
 
-def by_layer(
-    function: Callable[[jax.Array], jax.Array], stacks_LIO: Sequence[jax.Array]
-) -> list[jax.Array]:
-    """`function` of stacks of matrices [L, in, out], which treats each alone, shared out.
+def by_layer(function: Callable[[jax.Array], jax.Array], x_LIO: jax.Array) -> jax.Array:
+    """`function` of a stack of matrices [L, in, out], which treats each alone, shared out.
 
-    The devices that hold shards of a stack exchange them so that each has L / devices whole
-    matrices, and exchange the results back: no device holds a whole stack. Stacks of one shape
-    and sharding go together, as one program and one exchange. Where their matrices do not divide,
-    zeros fill up; they cost no time, since the devices wait for one another anyway.
-    How a stack is sharded is read from its type.
+    The devices that hold shards of the stack exchange them so that each has L / devices whole
+    matrices, and exchange the results back: no device holds the whole stack. Where L does not
+    divide, zeros fill up; they cost no time, since the devices wait for one another anyway.
+    How `x_LIO` is sharded is read from its type.
     """
-    results: list[Any] = list(stacks_LIO)
-    alike: dict[Any, list[int]] = {}
-    for i, x_LIO in enumerate(stacks_LIO):
-        if any(axes is not None for axes in jax.typeof(x_LIO).sharding.spec):
-            alike.setdefault(jax.typeof(x_LIO), []).append(i)
-        else:
-            results[i] = function(x_LIO)
-    for members in alike.values():
-        done = _shared_out(function, [stacks_LIO[i] for i in members])
-        for i, result in zip(members, done, strict=True):
-            results[i] = result
-    return results
-
-
-def _shared_out(function: Callable[[jax.Array], jax.Array], stacks: list[jax.Array]):
-    """`by_layer` of stacks of one type."""
-    sharding = jax.typeof(stacks[0]).sharding
+    sharding = jax.typeof(x_LIO).sharding
     split = {dim: axes for dim, axes in enumerate(sharding.spec) if axes is not None}
+    if not split:
+        return function(x_LIO)
     names = {dim: axes if isinstance(axes, tuple) else (axes,) for dim, axes in split.items()}
     devices = math.prod(sharding.mesh.shape[a] for axes in names.values() for a in axes)
 
-    def exchange(*shards: jax.Array) -> list[jax.Array]:
-        x = jnp.concatenate(shards)
-        count = x.shape[0]
-        x = jnp.pad(x, ((0, -count % devices), (0, 0), (0, 0)))
+    def exchange(x_lio: jax.Array) -> jax.Array:
+        L = x_lio.shape[0]
+        x = jnp.pad(x_lio, ((0, -L % devices), (0, 0), (0, 0)))
         for dim, axes in names.items():
             x = jax.lax.all_to_all(x, axes, split_axis=0, concat_axis=dim, tiled=True)
         x = function(x)
         for dim, axes in reversed(names.items()):
             x = jax.lax.all_to_all(x, axes, split_axis=dim, concat_axis=0, tiled=True)
-        return jnp.split(x[:count], len(shards))
+        return x[:L]
 
+    spec = sharding.spec
     return jax.shard_map(
-        exchange,
-        mesh=sharding.mesh,
-        in_specs=(sharding.spec,) * len(stacks),
-        out_specs=[sharding.spec] * len(stacks),
-        check_vma=False,
-    )(*stacks)
+        exchange, mesh=sharding.mesh, in_specs=(spec,), out_specs=spec, check_vma=False
+    )(x_LIO)
 
 
 # ── Inside `per_device`: axes of one device, or outside of it, are the identity ────────────────
