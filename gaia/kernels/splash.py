@@ -15,16 +15,20 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 _LANES = 128  # of a vector register: blocks are multiples of it
-_BLOCK = 1024  # queries and keys per block; as few as divide the length
 # The products before the kernel leave time as the minor dim: there heads come apart from the
 # width without moving a byte. Taken head dim minor, XLA copies q, k and v, some of them in fp32.
 _LAYOUT = kernel.QKVLayout.SEQ_MINOR
 
 
-def key_blocks(S: int) -> int:
+def block(H: int) -> int:
+    """Most queries, and most keys, in a block; the memory of a v5p ends it with wide heads."""
+    return 1024 if H <= 128 else 512
+
+
+def key_blocks(S: int, H: int) -> int:
     """Blocks of keys. The fused backward pass writes a gradient of the queries for each of them
     and adds these up afterwards, so it holds so many arrays of the queries' size."""
-    return S // math.gcd(S, _BLOCK)
+    return S // math.gcd(S, block(H))
 
 
 def fits(T: int, S: int, H: int) -> bool:
@@ -59,10 +63,10 @@ def splash_attention(
         name: of output and logsumexp to `jax.checkpoint` policies.
         interpret: run on any platform, slowly (tests).
     """
-    T, S, N = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[2]
+    (_, T, N, H), S = q_BTNH.shape, k_BSKH.shape[1]
     parts = part[1] if part else 1
     with jax.ensure_compile_time_eval():
-        call = _kernel(T * parts, S, N, parts, window, causal, name, interpret)
+        call = _kernel(T * parts, S, N, H, parts, window, causal, name, interpret)
     if part is not None:
         call = _part_of(call, part[0], parts)
     ids = None if segment_ids is None else kernel.SegmentIds(*segment_ids)
@@ -79,6 +83,7 @@ def _kernel(
     T: int,
     S: int,
     N: int,
+    H: int,
     parts: int,
     window: int | None,
     causal: bool,
@@ -91,7 +96,7 @@ def _kernel(
         mask = masks.CausalMask((T, S), offset=S - T)
     else:
         mask = masks.LocalMask((T, S), window_size=(window - 1, 0), offset=S - T)
-    q, kv = math.gcd(T // parts, _BLOCK), S // key_blocks(S)
+    q, kv = math.gcd(T // parts, block(H)), S // key_blocks(S, H)
     sizes = kernel.BlockSizes(
         block_q=q,
         block_kv=kv,

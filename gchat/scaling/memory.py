@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 
 from gaia.kernels.splash import key_blocks
 from gchat.config import TrainConfig
+from gchat.model_config import GPTConfig
 from gchat.scaling.calibration import Factors, factors
 from gchat.scaling.counts import FP32, Local, layer_params, local_sizes, state_bytes, tensors
 from gchat.scaling.layout import Layout
@@ -85,7 +86,7 @@ def parts_of(config: TrainConfig, layout: Layout, chip: str = "") -> Parts:
         gradients=params * (2 if config.training.grad_accum > 1 else 1),
         casts=size.layers * layer / layout.weight_shards * number if number < FP32 else 0.0,
         saved=tokens * size.layers * _saved_bytes(config, size),
-        layer=tokens * _layer_features(size, config.model.seq_len) * number,
+        layer=tokens * _layer_features(size, config.model) * number,
         gathered=layer * (number + FP32 if sharded else FP32),
         chunk=chunk * size.vocab * (FP32 + dlogits),
         head=size.dim * size.vocab * (FP32 + number * _copies_of_head(size) * sharded),
@@ -154,21 +155,21 @@ def _saved_bytes(config: TrainConfig, size: Local) -> float:
     }
     if config.model.remat in kept:
         return kept[config.model.remat]
-    # What autodiff keeps of a block, as a compiled one shows it: the norms' inputs and results in
-    # fp32 (block and heads), and the products' operands and results.
+    # What autodiff keeps of a block, as a compiled one shows it: the block norms' inputs and
+    # results in fp32, the products' operands and results, and of each head logsumexp and rms.
     heads = size.query + size.keys
-    norms = (4 * size.dim + 2 * heads) * FP32
+    norms = 4 * size.dim * FP32
     operands = (3 * size.dim + 2 * heads + 6 * size.hidden) * size.number
-    return norms + operands + FP32 * size.heads
+    return norms + operands + 3 * FP32 * size.heads
 
 
-def _layer_features(size: Local, seq_len: int) -> float:
+def _layer_features(size: Local, model: GPTConfig) -> float:
     """Features per token alive at once while one layer's backward pass runs.
 
     The queries of attention get a gradient from each block of keys.
     """
     products = 4 * size.dim + 2 * (size.query + 2 * size.keys) + 5 * size.hidden
-    return products + size.query * key_blocks(seq_len)
+    return products + size.query * key_blocks(model.seq_len, model.head_dim)
 
 
 def _update_bytes(config: TrainConfig, layout: Layout) -> float:

@@ -2,9 +2,9 @@
 
 `compile_step` runs this file in a process of its own, because the platform must be chosen before
 JAX starts and because libtpu ends the process when it is unhappy. That process compiles the very
-program that a run would (`gchat.train_step`) for the fleet's topology. The compiler lays out
-memory in the first tenth of its time and then generates code for minutes; where only memory is
-asked for, it is stopped in between.
+program that a run would (`gchat.train_step`) for the fleet's topology; one option makes its code
+smaller (`checking_options`). The compiler lays out memory in the first tenth of its time and then
+generates code for minutes; where only memory is asked for, it is stopped in between.
 """
 
 import importlib.util
@@ -23,6 +23,7 @@ from typing import Any
 from gaia.config import parse, to_dict
 from gaia.errors import ConfigError, GaiaError
 from gaia.runtime import start
+from gaia.xla_flags import checking_options
 from gchat.config import TrainConfig
 from gchat.scaling.sku import Fleet, parse_fleet
 
@@ -225,7 +226,7 @@ def compile_here(config: TrainConfig, fleet: Fleet) -> Compiled:
     lowered = lower_step(config, fleet)
     began = time.monotonic()
     try:
-        program = lowered.compile()
+        program = lowered.compile(compiler_options=checking_options(fleet.chip.key))
     except Exception as error:
         sizes = read_exhausted(str(error)) if "RESOURCE_EXHAUSTED" in str(error) else None
         if sizes is None:

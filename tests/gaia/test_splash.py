@@ -15,7 +15,7 @@ T, H = 256, 64
 @pytest.fixture(autouse=True)
 def several_blocks(monkeypatch):
     """Two blocks of queries by two of keys: a row that fits into one shows little."""
-    monkeypatch.setattr(splash_module, "_BLOCK", T // 2)
+    monkeypatch.setattr(splash_module, "block", lambda H: T // 2)
     splash_module._kernel.cache_clear()
     yield
     splash_module._kernel.cache_clear()

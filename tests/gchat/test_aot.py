@@ -6,6 +6,7 @@ Memory figures and collectives are the compiler's own. Needs libtpu (the `aot` e
 import math
 import re
 from collections import Counter
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,9 @@ import pytest
 from gaia.errors import ConfigError
 from gaia.hardware import chip_of_device_kind, chips
 from gaia.parallel import MeshConfig, make_mesh
-from gaia.xla_flags import TPU, compiler_options
+from gaia.xla_flags import TPU, checking_options, compiler_options
 from gchat import config as configs
+from gchat.config import TrainConfig
 from gchat.train_step import (
     abstract_batch,
     abstract_state,
@@ -74,12 +76,26 @@ def collectives(text: str) -> Counter:
     return Counter((op, dtype, shape) for dtype, shape, op in re.findall(pattern, text))
 
 
-def test_fsdp_gathers_bf16_layer_by_layer():
-    """ZeRO-3 as written: bf16 weights of one layer, fp32 sums scattered, Muon layer by layer."""
+class Small(NamedTuple):
+    """A small step, compiled."""
+
+    lowered: Any
+    compiled: Any
+    text: str
+    config: TrainConfig
+
+
+@pytest.fixture(scope="module")
+def small(compiler):
     lowered, config = lower("speedrun", "v6e:2x4", *SMALL)
-    text = lowered.compile().as_text()
-    found = collectives(text)
-    s, depth = config.model.sizes, config.model.depth
+    compiled = lowered.compile()
+    return Small(lowered, compiled, compiled.as_text(), config)
+
+
+def test_fsdp_gathers_bf16_layer_by_layer(small):
+    """ZeRO-3 as written: bf16 weights of one layer, fp32 sums scattered, Muon layer by layer."""
+    text, found = small.text, collectives(small.text)
+    s, depth = small.config.model.sizes, small.config.model.depth
     weights = [shape for op, dtype, shape in found if op == "all-gather"]
     assert weights
     # The largest thing gathered is the table or the head; nothing has all layers of a matrix.
@@ -91,6 +107,27 @@ def test_fsdp_gathers_bf16_layer_by_layer():
         assert found["reduce-scatter", "f32", shape], found
     assert {dtype for op, dtype, shape in found if op == "all-to-all"} == {"bf16", "f32"}, found
     assert "tpu_custom_call" in text  # splash attention, compiled by Mosaic
+
+
+def test_attention_takes_what_the_products_leave(small):
+    """Queries, keys and values reach the kernel uncopied; it leaves its output head dim minor.
+
+    One copy of the output forward; of it, its gradient and the gradient of v backward.
+    """
+    heads = r"= (\w+)\[2,(?:512,4,128|4,512,128)\]\S* copy\(.*op_name=\"([^\"]*)\""
+    copied = re.findall(heads, small.text)
+    assert {dtype for dtype, _ in copied} == {"bf16"}
+    backward = ["transpose(jvp" in name for _, name in copied]
+    assert backward.count(False) <= 1 and backward.count(True) <= 4
+
+
+@pytest.mark.slow
+def test_less_memory_for_fusions_leaves_hbm_as_it_is(small):
+    """What `gchat plan --verify` compiles has the peak of what a run compiles."""
+    options = checking_options("v6e")
+    assert options.keys() <= compiler_options("v6e").keys() and options
+    checked = small.lowered.compile(compiler_options=options).memory_analysis()
+    assert checked.peak_memory_in_bytes == small.compiled.memory_analysis().peak_memory_in_bytes
 
 
 def birth(preset: str, topology: str, *args: str) -> tuple[int, int]:
@@ -153,7 +190,8 @@ def test_two_slices_reduce_over_the_network_once():
 
 def peak_gib(preset: str, topology: str, *args: str) -> float:
     lowered, _ = lower(preset, topology, *args)
-    return lowered.compile().memory_analysis().peak_memory_in_bytes / GIB
+    compiled = lowered.compile(compiler_options=checking_options(topology.split(":")[0]))
+    return compiled.memory_analysis().peak_memory_in_bytes / GIB
 
 
 @pytest.mark.slow
