@@ -14,6 +14,7 @@ import pytest
 
 from gaia.errors import ConfigError
 from gaia.hardware import chip_of_device_kind, chips
+from gaia.kernels.attention import attention
 from gaia.parallel import MeshConfig, make_mesh
 from gaia.xla_flags import TPU, checking_options, compiler_options
 from gchat import config as configs
@@ -169,10 +170,12 @@ def test_packed_rows_go_through_splash(mesh):
     assert config.data.packing == "best_fit"
 
 
+TOPOLOGY = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+
+
 @pytest.mark.parametrize("chip", sorted(TPU))
 def test_compiler_takes_the_published_options(chip):
-    topology = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
-    mesh = make_mesh(MeshConfig(), devices(topology[chip]))
+    mesh = make_mesh(MeshConfig(), devices(TOPOLOGY[chip]))
     kind = chip_of_device_kind(mesh.devices.flat[0].device_kind)
     assert kind is not None and kind.key == chip and chip in chips()
     x = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16, sharding=jax.NamedSharding(mesh, jax.P()))
@@ -192,6 +195,41 @@ def peak_gib(preset: str, topology: str, *args: str) -> float:
     lowered, _ = lower(preset, topology, *args)
     compiled = lowered.compile(compiler_options=checking_options(topology.split(":")[0]))
     return compiled.memory_analysis().peak_memory_in_bytes / GIB
+
+
+@pytest.mark.slow
+def test_offload_moves_what_dots_keeps_to_the_host():
+    batch, memory = "--training.batch-size=64", {}
+    for remat in ("dots", "offload"):
+        lowered, config = lower("speedrun", "v6e:2x4", *SMALL, batch, f"--model.remat={remat}")
+        compiled = lowered.compile(compiler_options=checking_options("v6e"))
+        memory[remat] = compiled.memory_analysis()
+    s, tokens = config.model.sizes, 64 // 8 * config.model.seq_len
+    kept = config.model.depth * tokens * (3 * s.dim + 2 * s.hidden) * 2  # q, k, v, gate, up in bf16
+    assert memory["dots"].host_temp_size_in_bytes == 0
+    assert kept <= memory["offload"].host_temp_size_in_bytes < 2 * kept
+    peaks = {remat: m.peak_memory_in_bytes for remat, m in memory.items()}
+    assert peaks["offload"] < peaks["dots"] - 0.3 * kept, peaks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seq_len", "kv_heads", "head_dim"), [(4096, 2, 128), (2048, 8, 256)])
+@pytest.mark.parametrize("chip", sorted(TPU))
+def test_splash_fits_into_every_chip(chip, seq_len, kv_heads, head_dim):
+    """Forward and backward of packed rows: blocks must not outgrow the on-chip memory."""
+    place = jax.sharding.SingleDeviceSharding(devices(TOPOLOGY[chip])[0])
+
+    def array(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    def loss(q, k, v, ids):
+        return attention(q, k, v, segment_ids_BT=ids, impl="splash").astype(jnp.float32).sum()
+
+    keys = array(1, seq_len, kv_heads, head_dim)
+    step = jax.jit(jax.grad(loss, (0, 1, 2)), compiler_options=compiler_options(chip))
+    ids = array(1, seq_len, dtype=jnp.int32)
+    text = step.lower(array(1, seq_len, 8, head_dim), keys, keys, ids).compile().as_text()
+    assert "tpu_custom_call" in text
 
 
 @pytest.mark.slow
