@@ -2,9 +2,10 @@
 
 `compile_step` runs this file in a process of its own, because the platform must be chosen before
 JAX starts and because libtpu ends the process when it is unhappy. That process compiles the very
-program that a run would (`gchat.train_step`) for the fleet's topology; one option makes its code
-smaller (`checking_options`). The compiler lays out memory in the first tenth of its time and then
-generates code for minutes; where only memory is asked for, it is stopped in between.
+program that a run would (`gchat.train_step`) for the fleet's topology. The compiler lays out
+memory in the first tenth of its time and then generates code for minutes, so it is stopped in
+between. That it can generate the code as well is found out by a second compilation, with an
+option that makes the code smaller (`checking_options`).
 """
 
 import importlib.util
@@ -88,22 +89,35 @@ def compile_step(
     Args:
         config: derived; its mesh fits the fleet.
         fleet: TPU slices.
-        timeout: most seconds to wait.
-        memory_only: stop the compiler once it has laid out memory, before it generates code.
+        timeout: most seconds to wait, for each of the two compilations.
+        memory_only: leave out the second one, in which code is generated.
 
     Raises:
         ConfigError: the compiler cannot be asked.
         CompilerFailed: it did not answer, or failed for another reason than memory.
     """
     check_can_verify(fleet)
-    request = json.dumps({"config": to_dict(config), "fleet": fleet.name})
+    memory = _ask(config, fleet, timeout, memory_only=True)
+    if memory_only or not memory.fits:
+        return memory
+    whole = _ask(config, fleet, timeout, memory_only=False)
+    return replace(
+        memory if whole.fits else whole,
+        peak_bytes=max(memory.peak_bytes, whole.peak_bytes),
+        compile_seconds=memory.compile_seconds + whole.compile_seconds,
+    )
+
+
+def _ask(config: TrainConfig, fleet: Fleet, timeout: float, *, memory_only: bool) -> Compiled:
+    """One compilation: as a run would, up to the layout of memory; or whole, for checking."""
+    request = {"config": to_dict(config), "fleet": fleet.name, "checking": not memory_only}
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gchat-verify-") as name:
         folder = Path(name)
         # The user's own XLA flags are for the device at hand, not for this topology.
         dump = f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=train_step"
         environment = os.environ | ENVIRONMENT | {"XLA_FLAGS": dump if memory_only else ""}
-        (folder / "request").write_text(request)
+        (folder / "request").write_text(json.dumps(request))
         with (
             open(folder / "request") as asked,
             open(folder / "answer", "w") as answered,
@@ -217,8 +231,8 @@ def lower_step(config: TrainConfig, fleet: Fleet) -> Any:
     return traced.lower(lowering_platforms=("tpu",))
 
 
-def compile_here(config: TrainConfig, fleet: Fleet) -> Compiled:
-    """`compile_step` without a process of its own: the environment must have been set.
+def compile_here(config: TrainConfig, fleet: Fleet, checking: bool) -> Compiled:
+    """One compilation without a process of its own: the environment must have been set.
 
     Raises:
         Exception: whatever the compiler raises beside out-of-memory.
@@ -226,7 +240,8 @@ def compile_here(config: TrainConfig, fleet: Fleet) -> Compiled:
     lowered = lower_step(config, fleet)
     began = time.monotonic()
     try:
-        program = lowered.compile(compiler_options=checking_options(fleet.chip.key))
+        options = checking_options(fleet.chip.key) if checking else {}
+        program = lowered.compile(compiler_options=options)
     except Exception as error:
         sizes = read_exhausted(str(error)) if "RESOURCE_EXHAUSTED" in str(error) else None
         if sizes is None:
@@ -253,7 +268,8 @@ def _main() -> None:
     # As a run would, but for the cache: programs for absent devices cannot be read back from it.
     start(matmul_precision=config.model.matmul_precision, compile_cache=False)
     try:
-        answer = asdict(compile_here(config, parse_fleet(request["fleet"])))
+        fleet = parse_fleet(request["fleet"])
+        answer = asdict(compile_here(config, fleet, request["checking"]))
     except Exception as error:
         answer = {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
     print(_ANSWER + json.dumps(answer))
