@@ -9,6 +9,7 @@ see. Process 0 writes the checksums, deletes, and looks for damage; what went wr
 is told to all, so that all go on in the same way.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -75,13 +76,13 @@ class Checkpointer:
             keep_period=self._keep_every or None,
             cleanup_tmp_directories=True,
         )
+        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
+            registry.add("state", args, ocp.StandardCheckpointHandler())
+        for args in (ocp.args.JsonSave, ocp.args.JsonRestore):
+            registry.add("meta", args, ocp.JsonCheckpointHandler())
         self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=options,
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "meta": ocp.JsonCheckpointHandler(),
-            },
+            self.directory, options=options, handler_registry=registry
         )
         self._sealing: threading.Thread | None = None
         self._failure: tuple[int, str] | None = None
@@ -221,9 +222,14 @@ class Checkpointer:
         return None
 
     def read_meta(self, step: int) -> dict[str, Any]:
-        """The metadata of a step, without its arrays."""
+        """The metadata of a step, without its arrays.
+
+        Raises:
+            CheckpointError: it is gone, or no metadata.
+        """
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args)["meta"]
+        with self._readable(step):
+            return self._manager.restore(step, args=args)["meta"]
 
     def restore(self, step: int, abstract_state: Any) -> Restored:
         """Reads a checkpoint into arrays of the shapes, dtypes and shardings of `abstract_state`.
@@ -234,14 +240,9 @@ class Checkpointer:
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()
         )
-        try:
+        with self._readable(step):
             difference = self._difference(step, abstract_state)
             restored = self._manager.restore(step, args=args) if difference is None else {}
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            raise CheckpointError(
-                f"checkpoint {step} in {self.directory} cannot be read ({_one_line(error)})",
-                "try again, or resume from an earlier one",
-            ) from error
         if difference is not None:
             raise CheckpointError(
                 f"checkpoint {step} in {self.directory} does not fit this run ({difference})",
@@ -249,12 +250,26 @@ class Checkpointer:
             )
         return Restored(step, restored["state"], restored["meta"])
 
+    @contextlib.contextmanager
+    def _readable(self, step: int) -> Iterator[None]:
+        """CheckpointError for what the storage or Orbax raises where a file is not as it was."""
+        try:
+            yield
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise CheckpointError(
+                f"checkpoint {step} in {self.directory} cannot be read ({_one_line(error)})",
+                "try again, or resume from an earlier one",
+            ) from error
+
     def _difference(self, step: int, abstract_state: Any) -> str | None:
         """The first array whose shape differs between a checkpoint and a state; None if none does.
 
         Asked before anything is read: Orbax abandons the reads of the other arrays when one fails.
         """
-        found = _shapes(self._manager.item_metadata(step)["state"].tree)
+        stored = self._manager.item_metadata(step)["state"]
+        if stored is None:
+            raise FileNotFoundError("the metadata of its arrays is missing")
+        found = _shapes(stored.tree)
         wanted = _shapes(ocp.tree.serialize_tree(abstract_state, keep_empty_nodes=True))
         for name in sorted(found.keys() | wanted.keys()):
             if found.get(name) != wanted.get(name):

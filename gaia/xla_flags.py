@@ -1,4 +1,4 @@
-"""XLA compiler options by chip, as published for dense decoder training. Dated 2026-11-20.
+"""XLA compiler options by chip, from those published for dense decoder training. Dated 2026-11-20.
 
 They travel with the program as `compiler_options` of `jax.jit`, chosen by the device kind it is
 compiled for: an AOT compilation sees what a real run sees, and no environment is written.
@@ -47,6 +47,6 @@ def checking_options(chip: str | None) -> dict[str, str]:
     """What to change in `compiler_options` for a program that is compiled and never run.
 
     Less memory for fusions makes smaller fusions: half the code to generate. HBM's peak moves with
-    it by up to 2% (27 programs, gchat/EXPERIMENTS.md), so it is not the one to report.
+    it by up to 2% (the plan's programs, gchat/EXPERIMENTS.md), so it is not the one to report.
     """
     return {_FUSION_MEMORY: "24576"} if _FUSION_MEMORY in compiler_options(chip) else {}

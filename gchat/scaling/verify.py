@@ -4,8 +4,8 @@
 JAX starts and because libtpu ends the process when it is unhappy. That process compiles the very
 program that a run would (`gchat.train_step`) for the fleet's topology. The compiler lays out
 memory in the first tenth of its time and then generates code for minutes, so it is stopped in
-between. That it can generate the code as well is found out by a second compilation, with an
-option that makes the code smaller (`checking_options`).
+between. That it can generate the code as well is found out by a second compilation, on the newer
+chips with an option that makes the code smaller (`checking_options`).
 """
 
 import importlib.util
@@ -100,12 +100,9 @@ def compile_step(
     memory = _ask(config, fleet, timeout, memory_only=True)
     if memory_only or not memory.fits:
         return memory
-    whole = _ask(config, fleet, timeout, memory_only=False)
-    return replace(
-        memory if whole.fits else whole,
-        peak_bytes=max(memory.peak_bytes, whole.peak_bytes),
-        compile_seconds=memory.compile_seconds + whole.compile_seconds,
-    )
+    whole = _ask(config, fleet, timeout, memory_only=False)  # raises where there is no code
+    seconds = memory.compile_seconds + whole.compile_seconds
+    return replace(memory, compile_seconds=seconds)
 
 
 def _ask(config: TrainConfig, fleet: Fleet, timeout: float, *, memory_only: bool) -> Compiled:

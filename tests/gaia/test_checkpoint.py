@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back bit for bit, and damage never goes unnoticed."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,16 @@ def test_an_unfinished_step_is_never_sealed_later(checkpoints):
 def test_another_state_is_refused(checkpoints, other, said):
     with pytest.raises(CheckpointError, match=f"does not fit this run .*{said}"):
         checkpoints.restore(2, other())
+
+
+@pytest.mark.parametrize("gone", ["state/_METADATA", "state", "meta"])
+def test_a_checkpoint_that_vanishes_is_one_error(checkpoints, gone):
+    """As when another process prunes it between the look for damage and the read."""
+    victim = Path(str(checkpoints.directory / "2")) / gone
+    shutil.rmtree(victim) if victim.is_dir() else victim.unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoint 2 in .* cannot be read"):
+        checkpoints.read_meta(2)
+        checkpoints.restore(2, state(0))
 
 
 def test_keeps_the_newest_and_the_multiples(tmp_path):

@@ -108,13 +108,12 @@ def test_fsdp_gathers_bf16_layer_by_layer(small):
 
 
 def test_attention_takes_what_the_products_leave(small):
-    """Queries, keys and values reach the kernel uncopied; it leaves its output head dim minor.
-
-    One copy of the output forward; of it, its gradient and the gradient of v backward.
+    """No head is copied in fp32. Kept in bf16 are one copy forward, of the kernel's output, and of
+    four backward: that output again, its gradient, and gradients of q and v (`splash._LAYOUT`).
     """
     heads = r"= (\w+)\[2,(?:512,4,128|4,512,128)\]\S* copy\(.*op_name=\"([^\"]*)\""
     copied = re.findall(heads, small.text)
-    assert {dtype for dtype, _ in copied} == {"bf16"}
+    assert {dtype for dtype, _ in copied} <= {"bf16"}
     backward = ["transpose(jvp" in name for _, name in copied]
     assert backward.count(False) <= 1 and backward.count(True) <= 4
 
@@ -217,8 +216,10 @@ def test_splash_fits_into_every_chip(chip, seq_len, kv_heads, head_dim):
     keys = array(1, seq_len, kv_heads, head_dim)
     step = jax.jit(jax.grad(loss, (0, 1, 2)), compiler_options=compiler_options(chip))
     ids = array(1, seq_len, dtype=jnp.int32)
-    text = step.lower(array(1, seq_len, 8, head_dim), keys, keys, ids).compile().as_text()
-    assert "tpu_custom_call" in text
+    lowered = step.lower(array(1, seq_len, 8, head_dim), keys, keys, ids)
+    for options in ({}, checking_options(chip)):
+        text = lowered.compile(compiler_options=options).as_text()
+        assert "tpu_custom_call" in text
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -343,6 +344,7 @@ def test_listing_formats(capsys):
 def _read_until(fd: int, seen: bytes, what: bytes) -> bytes:
     """A pseudo-terminal hands its text over in pieces, some of them late: one read is not all."""
     while what not in seen:
+        assert select.select([fd], [], [], 60)[0], seen
         seen += os.read(fd, 65536)
     return seen
 
