@@ -26,6 +26,30 @@ import harness
 from shapes import Shape, cpu_shape
 
 
+def configuration(shape: Shape, dtype: str, optimizer: str, remat: str, packed: bool):
+    """The derived `TrainConfig` of a shape."""
+    import jax
+
+    from gaia.optim import OptimConfig
+    from gchat.config import DataConfig, TrainConfig, TrainingConfig
+    from gchat.model import GPTConfig
+
+    on_cpu = jax.default_backend() == "cpu"
+    model = GPTConfig(
+        depth=shape.depth, heads=shape.heads, dim=shape.dim, head_dim=shape.head_dim,
+        seq_len=shape.seq_len, qk_norm=shape.qk_norm, init="gpt2", compute_dtype=dtype, remat=remat,
+        scan_unroll=shape.depth if on_cpu else 1,
+    ).derive(shape.vocab, shape.padded_vocab)  # fmt: skip
+    return TrainConfig(
+        model=model,
+        data=DataConfig(packing="best_fit" if packed else "split"),
+        optim=OptimConfig(name=optimizer, newton_schulz_dtype="float32" if on_cpu else "bfloat16"),
+        training=TrainingConfig(
+            batch_size=shape.rows, steps=10_000, loss_chunk=1024 if on_cpu else 4096
+        ),
+    )  # fmt: skip
+
+
 def make_step(
     shape: Shape,
     dtype: str,
@@ -45,25 +69,12 @@ def make_step(
 
     from gaia import parallel
     from gaia.kernels.cross_entropy import cross_entropy
-    from gaia.optim import OptimConfig, make_optimizer
-    from gchat.config import DataConfig, TrainConfig, TrainingConfig
-    from gchat.model import GPTConfig, flops_per_token
+    from gaia.optim import make_optimizer
+    from gchat.model import flops_per_token
     from gchat.train_step import init_state, make_train_step
 
-    on_cpu, (B, T) = jax.default_backend() == "cpu", (shape.rows, shape.seq_len)
-    model = GPTConfig(
-        depth=shape.depth, heads=shape.heads, dim=shape.dim, head_dim=shape.head_dim, seq_len=T,
-        qk_norm=shape.qk_norm, init="gpt2", compute_dtype=dtype, remat=remat,
-        scan_unroll=shape.depth if on_cpu else 1,
-    ).derive(shape.vocab, shape.padded_vocab)  # fmt: skip
-    config = TrainConfig(
-        model=model,
-        data=DataConfig(packing="best_fit" if packed else "split"),
-        optim=OptimConfig(name=optimizer, newton_schulz_dtype="float32" if on_cpu else "bfloat16"),
-        training=TrainingConfig(
-            batch_size=B, steps=10_000, loss_chunk=1024 if on_cpu else 4096
-        ),
-    )  # fmt: skip
+    config = configuration(shape, dtype, optimizer, remat, packed)
+    model, (B, T) = config.model, (shape.rows, shape.seq_len)
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
     graph, state = init_state(config, mesh)
     tokens = jax.random.randint(jax.random.key(1), (B, T), 0, shape.vocab)
