@@ -23,8 +23,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from gaia import storage
-from gaia.distributed import Group
 from gaia.errors import CheckpointError, ConfigError
+from gaia.processes.group import Group
 
 CHECKSUMS = "checksums.json"
 _TEMPORARY = ".orbax-checkpoint-tmp"

@@ -93,8 +93,8 @@ def _dashboard(args: list[str]) -> None:
 
 def _sample(args: list[str]) -> None:
     options = parse(Sample, args, prog="gchat sample", description=Sample.__doc__)
-    from gchat.engine import SamplingConfig
-    from gchat.loading import load_run
+    from gchat.engine.engine import SamplingConfig
+    from gchat.run.loading import load_run
 
     loaded = load_run(options.run)
     print_as_made = "" if options.json else options.prompt
@@ -140,7 +140,7 @@ def _eval(args: list[str]) -> None:
     if args[:1] != ["bpb"]:
         raise GaiaError(f"gchat eval {' '.join(args[:1])} is no evaluation", "use gchat eval bpb")
     options = parse(EvalBpb, args[1:], prog="gchat eval bpb", description=EvalBpb.__doc__)
-    from gchat.loading import load_run
+    from gchat.run.loading import load_run
 
     score = load_run(options.run).score_file(options.text)
     if options.json:
@@ -171,7 +171,7 @@ def _data(args: list[str]) -> None:
 
 def _run_scorer(folder: str) -> Callable[[], Any]:
     """A trained run as the scorer of the perplexity filter."""
-    from gchat.scorers import Run
+    from gchat.run.scorer import Run
 
     return Run(folder)
 

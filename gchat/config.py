@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gaia.config import load_yaml, parse
+from gaia.data.packing import Packing
 from gaia.errors import ConfigError
 from gaia.guards import GuardConfig
 from gaia.optim import OptimConfig
-from gaia.packing import Packing
 from gaia.parallel import MeshConfig
 from gchat.model import GPTConfig, flops_per_token, matmul_params
 

@@ -16,14 +16,14 @@ from typing import Any
 
 from gaia import runtime, storage
 from gaia.config import parse, to_dict
-from gaia.distributed import Group, joined, take_options
+from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError
 from gaia.hardware import chip_of_device_kind
-from gaia.manifest import load_manifest
+from gaia.processes.group import Group, joined, take_options
 from gchat.config import TrainConfig, derive, load
 from gchat.data.prepare import prepare
 from gchat.model import GPTConfig, matmul_params
-from gchat.run_folder import RunFolder, folder_of
+from gchat.run.folder import RunFolder, folder_of
 from gchat.scaling.estimate import (
     Estimate,
     estimate,

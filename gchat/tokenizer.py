@@ -29,8 +29,8 @@ import numpy as np
 import tiktoken
 
 from gaia import storage
+from gaia.data.manifest import TokenizerInfo
 from gaia.errors import ConfigError, DataError
-from gaia.manifest import TokenizerInfo
 from gchat.vocab import forced, sentencepieces
 
 FILE = "tokenizer.json"

@@ -21,26 +21,26 @@ import jax
 
 import gaia_metrics
 from gaia import parallel
-from gaia.agreement import Agreement
 from gaia.checkpoint import Checkpointer
 from gaia.config import parse, to_dict
-from gaia.distributed import Group, joined, take_options
+from gaia.data.packing import Rows
 from gaia.errors import GaiaError, run_cli
 from gaia.guards import BadStep, LossGuard, StopRequest, Watchdog
-from gaia.packing import Rows
+from gaia.processes.agreement import Agreement
+from gaia.processes.group import Group, joined, take_options
 from gaia.profile import StepTrace
 from gaia.runtime import Machine, peak_flops, start
-from gchat import mirror
 from gchat.config import FREE_ON_RESUME, TrainConfig, derive, load
 from gchat.evals.ngram import ngram_baselines
 from gchat.evals.periodic import EVAL_ROWS, Evaluator
-from gchat.mirror import Mirror
-from gchat.progress import Progress
-from gchat.report import write_report
-from gchat.run_folder import RunFolder
+from gchat.run import mirror
+from gchat.run.folder import RunFolder
+from gchat.run.mirror import Mirror
+from gchat.run.progress import Progress
+from gchat.run.report import write_report
+from gchat.run.training_data import TrainingData
 from gchat.scaling.exhaustion import exhaustion_explained
 from gchat.train_step import StepMetrics, init_state, make_scorer, make_train_step
-from gchat.training_data import TrainingData
 
 
 class TrainingFailed(GaiaError):

@@ -21,13 +21,13 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gaia import parallel
+from gaia.data.packing import Rows
 from gaia.guards import keep_if_sound
 from gaia.hardware import chip_of_device_kind
 from gaia.kernels.cross_entropy import cross_entropy, token_nll
 from gaia.optim import make_optimizer, schedule
 from gaia.xla_flags import compiler_options
 from gchat.config import TrainConfig
-from gchat.evals import bpb
 from gchat.model import GPT
 
 
@@ -257,7 +257,7 @@ def make_scorer(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., ja
         out_shardings=parallel.replicated(mesh),  # every process adds up the same numbers
     )
 
-    def score_rows(params, rows: bpb.Rows) -> jax.Array:
+    def score_rows(params, rows: Rows) -> jax.Array:
         return on_each_device(params, *(parallel.shard_whole(a, mesh) for a in rows))
 
     return score_rows

@@ -8,8 +8,8 @@ import json
 import sys
 import zlib
 
+from gaia.data.loader import Loader
 from gaia.errors import run_cli
-from gaia.records import Loader
 from gchat import train
 
 record = open(sys.argv[1], "a", buffering=1)  # noqa: SIM115 - until the process is killed

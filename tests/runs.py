@@ -18,7 +18,7 @@ TEXT = (
 
 
 def make_data(folder, *, vocab_size, documents=120, seed=0):
-    from gaia.records import write_shards
+    from gaia.data.shards import write_shards
     from gchat.tokenizer import train_bpe
 
     rng = np.random.default_rng(seed)

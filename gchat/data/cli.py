@@ -10,9 +10,9 @@ import tyro
 
 from gaia import storage
 from gaia.config import parse
-from gaia.lengths import LENGTHS, write_lengths
-from gaia.manifest import Manifest, load_manifest
-from gaia.shards import verify
+from gaia.data.lengths import LENGTHS, write_lengths
+from gaia.data.manifest import Manifest, load_manifest
+from gaia.data.shards import verify
 from gchat.data import prepare as preparation
 from gchat.data.curation import options as curation
 from gchat.data.curation.scores import Maker

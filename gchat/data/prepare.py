@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from gaia import storage
+from gaia.data.lengths import LENGTHS, write_lengths
+from gaia.data.manifest import MANIFEST, VERSION, Manifest, load_manifest, write_manifest
+from gaia.data.shards import SHARD_TOKENS, WINDOW
 from gaia.errors import ConfigError, DataError, GaiaError
-from gaia.lengths import LENGTHS, write_lengths
-from gaia.manifest import MANIFEST, VERSION, Manifest, load_manifest, write_manifest
-from gaia.shards import SHARD_TOKENS, WINDOW
 from gchat import tokenizer as tokenizers
 from gchat.data import buckets, pool, work
 from gchat.data.sources.choose import Source

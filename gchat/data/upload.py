@@ -12,10 +12,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gaia import gcs, region, storage
+from gaia import storage
+from gaia.data.lengths import LENGTHS
+from gaia.data.manifest import MANIFEST, Manifest, load_manifest
 from gaia.errors import ConfigError, DataError
-from gaia.lengths import LENGTHS
-from gaia.manifest import MANIFEST, Manifest, load_manifest
+from gaia.storage import gcs, region
 
 # Standard storage in US regions such as us-central1, and class A operations (inserts, listings):
 # cloud.google.com/storage/pricing, read 2026-11. Other places cost up to half more.

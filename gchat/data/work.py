@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from gaia import storage
-from gaia.manifest import SPLITS, ShardInfo
-from gaia.shards import TRAIN_NAME, VAL_NAME, ShardWriter
+from gaia.data.manifest import SPLITS, ShardInfo
+from gaia.data.shards import TRAIN_NAME, VAL_NAME, ShardWriter
 from gchat.data import buckets, pool
 from gchat.data.sources.unit import Corpus, Tally, Unit
 from gchat.tokenizer import Tokenizer

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from gaia.data.packing import IGNORE, Rows, place
 from gaia.errors import ConfigError, DataError
-from gaia.packing import IGNORE, Rows, place
 
 Scorer = Callable[[Rows], jax.Array]
 """Rows -> negative log-likelihood in nats per position [B, T], fp32, 0 where not scored."""

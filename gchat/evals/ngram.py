@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from gaia.data.loader import iter_documents
+from gaia.data.order import BatchOrder
+from gaia.data.packing import Packing
+from gaia.data.rows import TokenRows
 from gaia.errors import DataError
-from gaia.packing import Packing
-from gaia.records import BatchOrder, TokenRows, iter_documents
 from gchat.tokenizer import Tokenizer
 
 MAX_TOKENS = 1 << 24  # counting more changes a bigram by little and takes memory and minutes

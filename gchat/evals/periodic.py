@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from gaia.data.loader import iter_documents
 from gaia.errors import ConfigError, DataError
-from gaia.records import iter_documents
-from gchat.engine import Engine, SamplingConfig
+from gchat.engine.engine import Engine, SamplingConfig
 from gchat.evals import bpb
 from gchat.tokenizer import Tokenizer
 

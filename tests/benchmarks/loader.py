@@ -23,7 +23,9 @@ BATCHES = (8, 32, 128)
 
 
 def main(args: argparse.Namespace) -> dict:
-    from gaia.records import TokenizerInfo, make_loader, write_shards
+    from gaia.data.loader import make_loader
+    from gaia.data.manifest import TokenizerInfo
+    from gaia.data.shards import write_shards
 
     tokens = 1 << (22 if args.quick else 25)
     rng = np.random.default_rng(0)

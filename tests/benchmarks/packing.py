@@ -26,8 +26,8 @@ BATCH = 32
 
 
 def main(args: argparse.Namespace) -> dict:
-    from gaia.lengths import LENGTHS, write_lengths
-    from gaia.manifest import load_manifest
+    from gaia.data.lengths import LENGTHS, write_lengths
+    from gaia.data.manifest import load_manifest
 
     found = []
     with tempfile.TemporaryDirectory(prefix="gaia-packing-") as folder:
@@ -57,8 +57,9 @@ def main(args: argparse.Namespace) -> dict:
 
 
 def _synthetic(folder: Path, tokens: int) -> Path:
-    from gaia.lengths import write_lengths
-    from gaia.records import TokenizerInfo, write_shards
+    from gaia.data.lengths import write_lengths
+    from gaia.data.manifest import TokenizerInfo
+    from gaia.data.shards import write_shards
 
     rng = np.random.default_rng(0)
     info = TokenizerInfo("bpe", "0" * 64, 8192, 8192, 8191)
@@ -77,10 +78,10 @@ def _synthetic(folder: Path, tokens: int) -> Path:
 
 
 def _row(data: Path, manifest, packing: str, seq_len: int, quick: bool) -> dict:
-    from gaia import packing as packers
-    from gaia.lengths import read_lengths
-    from gaia.records import make_loader
-    from gaia.shards import read_shard
+    from gaia.data import packing as packers
+    from gaia.data.lengths import read_lengths
+    from gaia.data.loader import make_loader
+    from gaia.data.shards import read_shard
 
     # Counted, planned and looked at is the first shard.
     lengths, shard = read_lengths(data, manifest)[0], manifest.train[0]

@@ -76,8 +76,10 @@ def _prepare(folder: Path, shards: int, shard_tokens: int) -> str:
     """Uploads one data set twice: as shards of long chunks, and as one record a row."""
     from array_record.python import array_record_module
 
-    from gaia import gcs
-    from gaia.records import TokenizerInfo, TokenRows, write_shards
+    from gaia.data.manifest import TokenizerInfo
+    from gaia.data.rows import TokenRows
+    from gaia.data.shards import write_shards
+    from gaia.storage import gcs
     from gchat.data.upload import upload
 
     info = TokenizerInfo("bpe", "0" * 64, 8192, 8192, 8191)
@@ -131,7 +133,8 @@ def _settle(fake) -> None:
 
 def _stream(data: str, cache: Path) -> tuple[float, int, int]:
     """Tokens/s of one epoch from an empty cache, rows read, and bytes of its shards."""
-    from gaia.records import CacheOptions, make_loader
+    from gaia.data.loader import make_loader
+    from gaia.data.rows import CacheOptions
 
     began = time.perf_counter()
     with make_loader(
@@ -177,7 +180,8 @@ def _direct(fake, seconds: float) -> tuple[float, float]:
 
 def _wait_share(data: str, folder: Path, seconds: float) -> dict:
     """A consumer that sleeps for what is left of each step."""
-    from gaia.records import CacheOptions, make_loader
+    from gaia.data.loader import make_loader
+    from gaia.data.rows import CacheOptions
 
     batch = 64
     step_s = batch * SEQ_LEN / CONSUMPTION
@@ -206,10 +210,11 @@ def _first_batch(fake, folder: Path) -> dict:
     """One shard of the default size under four names: it is written once to save time."""
     import dataclasses
 
-    from gaia import gcs
-    from gaia.manifest import WINDOW, Manifest, TokenizerInfo
-    from gaia.records import CacheOptions, ShardWriter, make_loader
-    from gaia.shards import SHARD_TOKENS
+    from gaia.data.loader import make_loader
+    from gaia.data.manifest import WINDOW, Manifest, TokenizerInfo
+    from gaia.data.rows import CacheOptions
+    from gaia.data.shards import SHARD_TOKENS, ShardWriter
+    from gaia.storage import gcs
 
     info = TokenizerInfo("gpt2", "0" * 64, 50257, 50304, 50256)
     rng = np.random.default_rng(0)

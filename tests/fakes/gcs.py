@@ -4,8 +4,8 @@
     with spawn() as fake:                     in a process of its own
     PYTHONPATH=tests python -m fakes.gcs      by hand; prints its address and the environment
 
-Checked in tests/gaia/test_fake_gcs.py with google-cloud-storage, array_record, tensorstore, gcsfs
-and Orbax. `fake.environment` holds what makes each of them come here.
+Checked in tests/gaia/storage/test_fake_gcs.py with google-cloud-storage, array_record,
+tensorstore, gcsfs and Orbax. `fake.environment` holds what makes each of them come here.
 """
 
 import contextlib

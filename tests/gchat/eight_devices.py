@@ -24,10 +24,10 @@ import optax  # noqa: E402
 
 import tiny  # noqa: E402
 from gaia import parallel  # noqa: E402
-from gaia.packing import Example, Rows, pack_examples  # noqa: E402
+from gaia.data.packing import Example, Rows, pack_examples  # noqa: E402
 from gaia.parallel import MeshConfig, make_mesh  # noqa: E402
 from gchat import train_step  # noqa: E402
-from gchat.engine import Engine, SamplingConfig  # noqa: E402
+from gchat.engine.engine import Engine, SamplingConfig  # noqa: E402
 from gchat.evals import bpb  # noqa: E402
 
 ROWS, STEPS = 8, 20

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gchat.run.training_data
 import gchat.train_step
-import gchat.training_data
 import runs
 from gchat.__main__ import main
 
@@ -28,7 +28,7 @@ class Crash(Exception):
 @pytest.fixture
 def order(monkeypatch):
     """Replaces batches ({index: "garbage", "nan" or "crash"}) or leaves indices out."""
-    make, faults, left_out = gchat.training_data.make_loader, {}, []
+    make, faults, left_out = gchat.run.training_data.make_loader, {}, []
 
     def make_faulty(*args, **kwargs):
         loader = make(*args, **kwargs)
@@ -51,7 +51,7 @@ def order(monkeypatch):
         loader.batch = faulty
         return loader
 
-    monkeypatch.setattr(gchat.training_data, "make_loader", make_faulty)
+    monkeypatch.setattr(gchat.run.training_data, "make_loader", make_faulty)
     return faults, left_out
 
 

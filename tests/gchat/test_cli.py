@@ -154,8 +154,8 @@ def test_mistakes_are_one_line_and_leave_nothing(trained, tmp_path, capsys, args
 
 def test_a_run_scores_many_documents_as_it_scores_each(trained, tmp_path):
     """Curation's scorer packs documents into rows; `eval bpb` reads one file as one document."""
-    from gchat.loading import load_run
-    from gchat.scorers import Run
+    from gchat.run.loading import load_run
+    from gchat.run.scorer import Run
 
     _, run = trained
     words = (ROOT / "README.md").read_text().split()

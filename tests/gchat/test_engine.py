@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 import tiny
 from gaia.errors import ConfigError
-from gchat import engine
-from gchat.engine import Engine, SamplingConfig
+from gchat.engine.engine import Engine, SamplingConfig, engine
 
 GREEDY = SamplingConfig(temperature=0.0)
 SEQ_LEN = 64  # longer than the prompts, so that the answers are as long as asked for

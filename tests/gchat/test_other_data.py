@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 import runs
-from gaia.records import Loader
+from gaia.data.loader import Loader
 from gchat.__main__ import main
 
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 import reference
 import tiny
-from gaia import packing, parallel
+from gaia import parallel
+from gaia.data import packing
+from gaia.data.packing import IGNORE, Example, pack_examples
 from gaia.kernels import attention
-from gaia.packing import IGNORE, Example, pack_examples
 from gchat import train_step
 from gchat.model import GPT
 

@@ -9,8 +9,8 @@ import pytest
 
 import runs
 from gaia import storage
-from gaia.lengths import write_lengths
-from gaia.manifest import load_manifest
+from gaia.data.lengths import write_lengths
+from gaia.data.manifest import load_manifest
 from gchat.__main__ import main
 
 STEPS = 40
@@ -43,7 +43,7 @@ def test_fill_and_examples_are_logged_and_reported(whole, data):
     assert len(steps) == STEPS
     assert all(0 < r["data/fill"] <= 1 and r["data/examples"] >= 4 for r in steps)
     # Over an epoch they are those of the plan: every token once, every piece once.
-    from gaia.records import make_loader
+    from gaia.data.loader import make_loader
 
     with make_loader(data, seq_len=128, batch_size=4, seed=1337, packing="best_fit") as loader:
         for record in steps[:5]:
@@ -118,7 +118,7 @@ def test_another_packing_on_resume_is_refused(whole, capsys, packing):
 
 
 def test_a_newer_packer_is_refused(whole, capsys, monkeypatch):
-    monkeypatch.setattr("gaia.packing.VERSION", 2)
+    monkeypatch.setattr("gaia.data.packing.VERSION", 2)
     refused(capsys, ["--resume", "--run-dir", whole], "version 1 and is best_fit, version 2")
 
 

@@ -23,9 +23,9 @@ STEPS = 60
 # The trainer as it is, with a note of every batch: step and, for each row, a hash of its tokens.
 NOTING = """
 import hashlib, json, sys
-import gchat.train, gchat.training_data
+import gchat.train, gchat.run.training_data
 from gaia.errors import run_cli
-notes, make_loader = open(sys.argv[1], "a"), gchat.training_data.make_loader
+notes, make_loader = open(sys.argv[1], "a"), gchat.run.training_data.make_loader
 def noting(*args, **kwargs):
     loader = make_loader(*args, **kwargs)
     batch, rows = loader.batch, kwargs["rows_here"].tolist()
@@ -36,7 +36,7 @@ def noting(*args, **kwargs):
         return made
     loader.batch = noted
     return loader
-gchat.training_data.make_loader = noting
+gchat.run.training_data.make_loader = noting
 sys.exit(run_cli("gchat", gchat.train.run, sys.argv[2:]))
 """
 

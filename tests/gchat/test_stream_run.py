@@ -62,7 +62,7 @@ def recorded(path):
 @pytest.fixture(scope="module")
 def local(local_data, tmp_path_factory):
     """The run on local data that the others must equal, in this process, and its rows by step."""
-    from gaia.records import make_loader
+    from gaia.data.loader import make_loader
 
     run_dir = tmp_path_factory.mktemp("local") / "run"
     assert main(["train", *arguments(local_data, run_dir)]) == 0
@@ -131,7 +131,8 @@ def test_killed_on_one_machine_and_resumed_on_another(
 
 def late_shards(local_data):
     """Names of the shards in the window that is read when three quarters of the steps are done."""
-    from gaia.records import BatchOrder, TokenRows
+    from gaia.data.order import BatchOrder
+    from gaia.data.rows import TokenRows
 
     rows = TokenRows(local_data, "train", 32)
     order = BatchOrder(rows.counts, rows.manifest.window, 1337)
@@ -146,7 +147,7 @@ def late_shards(local_data):
 def test_a_bad_shard_is_met_while_training_runs(
     gcs, gcs_service, local_data, bucket_data, local, tmp_path, user_environment, how, said
 ):
-    from gaia import gcs as objects
+    from gaia.storage import gcs as objects
 
     uri, record = f"{gcs.uri}/data", tmp_path / "record"
     assert main(["data", "upload", str(local_data), uri]) == 0

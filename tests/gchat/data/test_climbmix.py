@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gaia import records
+from gaia.data.shards import verify
 from gaia.errors import ConfigError, DataError, run_cli
 from gchat.data import download
 from gchat.data.sources import climbmix
@@ -44,7 +44,7 @@ def run(tmp_path, *args):
 
 def test_the_command_downloads_and_tokenizes(hub, tmp_path, capsys):
     assert run(tmp_path) == 0
-    manifest = records.verify(tmp_path / "out")
+    manifest = verify(tmp_path / "out")
     assert manifest.documents == {"train": 80, "val": 5}
     assert fake.COMMIT in manifest.sources[0]
     assert "tokens across 1 shard (" in capsys.readouterr().out
@@ -64,7 +64,7 @@ def test_a_flipped_byte_is_fetched_again(hub, tmp_path):
     assert run(tmp_path) == 0
     gets = [path for method, path, _ in hub.log if method == "GET" and "00000" in path]
     assert len(gets) == 2
-    assert records.verify(tmp_path / "out").documents["train"] == 80
+    assert verify(tmp_path / "out").documents["train"] == 80
 
 
 def test_a_hub_that_keeps_sending_damage_is_refused(hub, tmp_path, capsys):

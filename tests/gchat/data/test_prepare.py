@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import tyro
 
-from gaia import records
+from gaia.data.loader import iter_documents
+from gaia.data.manifest import Manifest, ShardInfo, TokenizerInfo
+from gaia.data.shards import verify
 from gaia.errors import ConfigError, DataError, GaiaError
 from gchat.data import buckets, cli, pool, work
 from gchat.data.prepare import prepare, size
@@ -52,18 +54,14 @@ def test_every_document_is_stored_once(corpus, tmp_path):
     manifest = run(corpus, tmp_path / "out")
     tokenizer = Tokenizer.load(tmp_path / "out")
     stored = {
-        split: [
-            tokenizer.decode(ids[1:]) for ids in records.iter_documents(tmp_path / "out", split)
-        ]
+        split: [tokenizer.decode(ids[1:]) for ids in iter_documents(tmp_path / "out", split)]
         for split in ("train", "val")
     }
     assert sorted(stored["train"] + stored["val"]) == sorted(corpus[1])
     assert stored["train"] != sorted(stored["train"])  # shuffled
     assert 2 <= len(stored["val"]) <= 30
-    assert all(
-        ids[0] == tokenizer.bos_id for ids in records.iter_documents(tmp_path / "out", "train")
-    )
-    assert records.verify(tmp_path / "out") == manifest
+    assert all(ids[0] == tokenizer.bos_id for ids in iter_documents(tmp_path / "out", "train"))
+    assert verify(tmp_path / "out") == manifest
     assert manifest.tokenizer == tokenizer.info
     assert manifest.text_bytes["train"] == sum(len(t.encode()) for t in stored["train"])
     lengths = np.load(tmp_path / "out" / "token_bytes.npy")
@@ -76,13 +74,13 @@ def test_every_document_is_stored_once(corpus, tmp_path):
 
 
 def test_lengths_for_packing_are_counted_once_and_again_on_demand(corpus, tmp_path, capsys):
-    from gaia.lengths import LENGTHS, read_lengths
+    from gaia.data.lengths import LENGTHS, read_lengths
     from gchat.__main__ import main
 
     out = tmp_path / "out"
     manifest = run(corpus, out)
     lengths = np.concatenate([np.repeat(*shard) for shard in read_lengths(out, manifest)])
-    assert sorted(lengths) == sorted(map(len, records.iter_documents(out, "train")))
+    assert sorted(lengths) == sorted(map(len, iter_documents(out, "train")))
     before = content(out)
     for again in (lambda: run(corpus, out), lambda: main(["data", "lengths", str(out)])):
         (out / LENGTHS).unlink()  # as data of before there was packing
@@ -97,7 +95,7 @@ def test_the_split_does_not_depend_on_the_seed(corpus, tmp_path):
     first, second = content(tmp_path / "a"), content(tmp_path / "b")
     assert first["tokens-00000.arrayrecord"] != second["tokens-00000.arrayrecord"]
     stored = [
-        sorted(ids.tolist() for ids in records.iter_documents(tmp_path / name, "val"))
+        sorted(ids.tolist() for ids in iter_documents(tmp_path / name, "val"))
         for name in ("a", "b")
     ]
     assert stored[0] == stored[1]
@@ -332,7 +330,7 @@ def test_copies_stay_on_one_side(tmp_path):
         val_fraction=0.3,
     )
     sides = [
-        {tuple(ids.tolist()) for ids in records.iter_documents(tmp_path / "out", split)}
+        {tuple(ids.tolist()) for ids in iter_documents(tmp_path / "out", split)}
         for split in ("train", "val")
     ]
     assert sides[0] and sides[1] and not sides[0] & sides[1]
@@ -350,10 +348,10 @@ def test_a_single_document_by_hash_becomes_validation(tmp_path):
         val_fraction=1e-9,
     )
     assert manifest.documents == {"train": 8, "val": 1}
-    assert records.verify(tmp_path / "out") == manifest
+    assert verify(tmp_path / "out") == manifest
     tokenizer = Tokenizer.load(tmp_path / "out")
     stored = {
-        split: [tokenizer.decode(d[1:]) for d in records.iter_documents(tmp_path / "out", split)]
+        split: [tokenizer.decode(d[1:]) for d in iter_documents(tmp_path / "out", split)]
         for split in ("train", "val")
     }
     assert stored["val"] == [min(texts, key=work.position)]
@@ -382,10 +380,10 @@ def test_count_and_verify_print_what_they_found(corpus, tmp_path, capsys):
 
 
 def test_tokens_are_counted_as_people_say_it():
-    manifest = records.Manifest(
-        tokenizer=records.TokenizerInfo("bpe", "", 300, 384, 299),
+    manifest = Manifest(
+        tokenizer=TokenizerInfo("bpe", "", 300, 384, 299),
         train=tuple(
-            records.ShardInfo(f"tokens-{i:05d}.arrayrecord", 1, 103_400_000_000 // 207, 1, "0")
+            ShardInfo(f"tokens-{i:05d}.arrayrecord", 1, 103_400_000_000 // 207, 1, "0")
             for i in range(207)
         ),
         val=(),

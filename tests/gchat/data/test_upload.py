@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from gaia import gcs as objects
-from gaia import region
-from gaia.manifest import load_manifest
-from gaia.records import TokenizerInfo, write_shards
+from gaia.data.manifest import TokenizerInfo, load_manifest
+from gaia.data.shards import write_shards
+from gaia.storage import gcs as objects
+from gaia.storage import region
 from gchat.__main__ import main
 
 INFO = TokenizerInfo("bpe", "0" * 64, vocab_size=300, padded_vocab_size=384, bos_id=299)

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from gaia import records
+from gaia.data.loader import make_loader
+from gaia.data.shards import write_shards
 from gaia.errors import DataError
 from gchat import tokenizer as tokenizers
 from gchat.evals import ngram
@@ -80,10 +81,10 @@ def test_only_the_rows_of_the_run_are_counted(tmp_path):
     tokenizer = tokenizers.train_bpe(texts, 300)
     tokenizer.save(tmp_path)
     ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
-    records.write_shards(tmp_path, ids[:270], ids[270:], tokenizer.info)
+    write_shards(tmp_path, ids[:270], ids[270:], tokenizer.info)
     few = ngram.ngram_baselines(tmp_path, 16 * 4 * 3, seq_len=16, batch_size=4, seed=5)
     assert few.tokens == 16 * 4 * 3
-    with records.make_loader(tmp_path, seq_len=16, batch_size=4, seed=5) as loader:
+    with make_loader(tmp_path, seq_len=16, batch_size=4, seed=5) as loader:
         batches = [next(loader) for _ in range(3)]
     rows = [np.concatenate([b[key] for b in batches]) for key in ("inputs_BT", "targets_BT")]
     assert ngram.score(*rows, [np.array(d) for d in ids[270:]], tokenizer.token_bytes()) == few

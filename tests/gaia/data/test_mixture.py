@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gaia import records
+from gaia.data.loader import make_loader
+from gaia.data.manifest import TokenizerInfo
+from gaia.data.order import BatchOrder, MixtureOrder
+from gaia.data.shards import write_shards
 from gaia.errors import ConfigError, DataError
-from gaia.order import BatchOrder, MixtureOrder
-from gaia.records import TokenizerInfo, make_loader
 
 INFO = TokenizerInfo("bpe", "0" * 64, vocab_size=300, padded_vocab_size=384, bos_id=299)
 OPTIONS = {"seq_len": 16, "batch_size": 8, "seed": 3}
@@ -25,7 +26,7 @@ def sources(tmp_path_factory):
         folder = tmp_path_factory.mktemp(name)
         rng = np.random.default_rng(i)
         texts = [np.append(299, rng.integers(90 * i, 90 * i + 90, 60)) for _ in range(count)]
-        records.write_shards(folder, texts, texts[:1], INFO, shard_tokens=700, window=2)
+        write_shards(folder, texts, texts[:1], INFO, shard_tokens=700, window=2)
         found[name] = str(folder)
     return found
 
@@ -113,7 +114,7 @@ def test_mistakes_are_named(sources, tmp_path):
         make_loader(sources, weights=WEIGHTS | {"code": 0.0}, **OPTIONS)
     other = TokenizerInfo("bpe", "1" * 64, vocab_size=300, padded_vocab_size=384, bos_id=299)
     text = [np.append(299, np.arange(200))]
-    records.write_shards(tmp_path, text, text, other)
+    write_shards(tmp_path, text, text, other)
     with pytest.raises(DataError, match="mixture odd has another tokenizer"):
         make_loader(
             {"web": sources["web"], "odd": str(tmp_path)}, weights={"web": 1, "odd": 1}, **OPTIONS

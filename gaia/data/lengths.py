@@ -1,7 +1,7 @@
 """lengths.npz: how often each document length occurs in each training shard.
 
 Packed rows are counted from it before any shard is read, so that the order of rows of data that is
-streamed is known from the first step on (gaia.packing). It lies beside the manifest:
+streamed is known from the first step on (gaia.data.packing). It lies beside the manifest:
 
     length, count   uint32: a length, and how many documents of the shard have it; ascending
     ends            int64 [shards]: where each shard's part of these two ends
@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gaia import storage
+from gaia.data.manifest import Manifest, ShardInfo
+from gaia.data.shards import read_shard
 from gaia.errors import DataError
-from gaia.manifest import Manifest, ShardInfo
-from gaia.shards import read_shard
 
 LENGTHS = "lengths.npz"
 

@@ -11,7 +11,7 @@ from gaia.errors import CheckpointError
 from gaia.parallel import make_mesh
 from gaia.runtime import start
 from gchat.config import TrainConfig
-from gchat.engine import Engine
+from gchat.engine.engine import Engine
 from gchat.evals import bpb
 from gchat.evals.periodic import EVAL_ROWS, encode_file, make_engine
 from gchat.tokenizer import Tokenizer

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gaia import packing
+from gaia.data import packing
+from gaia.data.packing import IGNORE, Example, pack_examples
 from gaia.errors import ConfigError
-from gaia.packing import IGNORE, Example, pack_examples
 
 FITS = ("first_fit", "best_fit", "none")
 BOS = 0

@@ -2,7 +2,7 @@
 
 import threading
 
-from gaia.distributed import Group
+from gaia.processes.group import Group
 
 
 class Agreement:

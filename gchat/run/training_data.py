@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from gaia import gcs, packing, region, storage
-from gaia.distributed import Group
+from gaia import storage
+from gaia.data import packing
+from gaia.data.loader import Loader, make_loader
+from gaia.data.manifest import Manifest, load_manifest
+from gaia.data.rows import CacheOptions
 from gaia.errors import ConfigError, DataError
-from gaia.manifest import Manifest, load_manifest
-from gaia.records import CacheOptions, Loader, make_loader
+from gaia.processes.group import Group
+from gaia.storage import gcs, region
 from gchat.config import DataConfig, TrainConfig
 from gchat.tokenizer import Tokenizer
 

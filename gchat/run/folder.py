@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gaia import gcs
 from gaia.config import differences, flatten, to_dict, to_yaml
 from gaia.errors import CheckpointError, ConfigError
 from gaia.guards import BadStep
-from gaia.storage import is_remote, list_names
-from gchat import mirror
+from gaia.storage import gcs, is_remote, list_names
 from gchat.config import TrainConfig
+from gchat.run import mirror
 from gchat.tokenizer import Tokenizer
 
 BAD_STEPS = "bad_steps.jsonl"

@@ -3,7 +3,7 @@
     best_fit   longest first, into the fullest row with room (best-fit decreasing)
     first_fit  longest first, into the first row with room (first-fit decreasing)
     none       one to a row: what packing is measured against
-    split      not here: one stream cut every T tokens, without segments (gaia.rows)
+    split      not here: one stream cut every T tokens, without segments (gaia.data.rows)
 
 A document longer than T is cut into pieces of T and a rest; each piece is a segment with positions
 from 0. Targets are shifted before anything is cut or packed, so none crosses a document: the last
@@ -12,9 +12,10 @@ is the first token of the next piece.
 
 What is packed together is one shard. Which piece lies in which row follows from the lengths of its
 documents alone, and the number of rows from how often each length occurs, which `lengths.npz` tells
-before a shard is read (gaia.lengths). So the order of rows stays what gaia.order makes it, and the
-state of a run one integer. A packer over a stream, such as Grain's, has to be replayed from its
-last state instead, and what it packs depends on how many processes share the stream.
+before a shard is read (gaia.data.lengths). So the order of rows stays what gaia.data.order makes
+it, and the state of a run is one integer. A packer over a stream, such as Grain's, has to be
+replayed from its last state instead, and what it packs depends on how many processes share the
+stream.
 
 Longest first is how Ding et al. 2024 (Fewer Truncations Improve Language Modeling) pack; FFD and
 BFD need at most 11/9 of the best possible number of rows (Johnson 1973).

@@ -8,11 +8,11 @@ import threading
 
 import pytest
 
-from gaia import distributed
-from gaia.agreement import Agreement
-from gaia.distributed import DistributedConfig, Group, take_options
 from gaia.errors import ConfigError, GaiaError
-from gaia.rendezvous import RendezvousError, roll_call
+from gaia.processes import group as processes
+from gaia.processes.agreement import Agreement
+from gaia.processes.group import DistributedConfig, Group, take_options
+from gaia.processes.rendezvous import RendezvousError, roll_call
 
 
 def free_port():
@@ -95,15 +95,15 @@ def bare(monkeypatch):
 
 
 def test_where_the_processes_come_from(bare):
-    assert distributed._resolve(DistributedConfig())[0] == DistributedConfig()
+    assert processes._resolve(DistributedConfig())[0] == DistributedConfig()
     bare.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:8476")
     bare.setenv("JAX_NUM_PROCESSES", "4")
     bare.setenv("JAX_PROCESS_ID", "3")
-    found = distributed._resolve(DistributedConfig())[0]
+    found = processes._resolve(DistributedConfig())[0]
     assert (found.coordinator, found.num_processes, found.process_id) == ("10.0.0.1:8476", 4, 3)
-    found = distributed._resolve(DistributedConfig("h:1", 2, 0))[0]
+    found = processes._resolve(DistributedConfig("h:1", 2, 0))[0]
     assert (found.coordinator, found.num_processes, found.process_id) == ("h:1", 2, 0)
-    assert distributed.join(DistributedConfig(num_processes=1)).count == 1
+    assert processes.join(DistributedConfig(num_processes=1)).count == 1
 
 
 def test_what_slurm_says_is_taken(bare):
@@ -117,7 +117,7 @@ def test_what_slurm_says_is_taken(bare):
         "SLURM_STEP_NUM_NODES": "4",
     }.items():
         bare.setenv(name, value)
-    found, devices = distributed._resolve(DistributedConfig())
+    found, devices = processes._resolve(DistributedConfig())
     assert (found.num_processes, found.process_id, devices) == (4, 2, [0])
     assert found.coordinator.startswith("node001:")
 
@@ -132,12 +132,12 @@ def test_options(bare):
     with pytest.raises(ConfigError):
         take_options(["--num-processes", "two"])
     with pytest.raises(ConfigError, match="not set: --coordinator, --process-id"):
-        distributed.join(DistributedConfig(num_processes=2))
+        processes.join(DistributedConfig(num_processes=2))
     with pytest.raises(ConfigError, match="process_id is 5 of 2 processes"):
-        distributed.join(DistributedConfig("127.0.0.1:1", 2, 5))
+        processes.join(DistributedConfig("127.0.0.1:1", 2, 5))
     bare.setenv("JAX_NUM_PROCESSES", "many")
     with pytest.raises(ConfigError, match="JAX_NUM_PROCESSES is 'many'"):
-        distributed.join(DistributedConfig())
+        processes.join(DistributedConfig())
 
 
 def test_alone():
@@ -215,7 +215,8 @@ def test_one_who_voted_waits_for_the_decision():
 
 TWO = """
 import sys
-from gaia.distributed import joined, DistributedConfig
+from gaia.processes import group as processes
+from gaia.processes.group import joined, DistributedConfig
 from gaia.errors import GaiaError, run_cli
 def main(args):
     with joined(DistributedConfig(args[0], 2, int(args[1]))) as group:

@@ -1,14 +1,12 @@
-"""Token shards as training batches: rows by random access, in the order of gaia.order.
+"""Token shards as training batches: rows by random access, in the order of gaia.data.order.
 
     rows:  row id -> stream tokens [r*T, r*T+T] of its shard, inputs and targets overlapping by one,
-           or the documents that gaia.packing put into one row
+           or the documents that gaia.data.packing put into one row
     batch: step k holds positions [k*B, (k+1)*B) of the endless sequence of epochs
 
 Every step is a pure function of (data, seed, T, B, k), so the only state is k, and any number of
 processes read disjoint slices of the same batch. Shards of a gs:// data set come through
-gaia.shard_cache, those of a local or mounted folder are read where they lie.
-
-The names of gaia.manifest, gaia.shards and gaia.order that callers need are exported here as well.
+gaia.data.shard_cache, those of a local or mounted folder are read where they lie.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,27 +16,14 @@ from typing import Any, Self
 import grain
 import numpy as np
 
-from gaia.errors import ConfigError, DataError
-from gaia.manifest import (
-    MANIFEST,
-    SPLITS,
-    Manifest,
-    ShardInfo,
-    TokenizerInfo,
+from gaia.data.manifest import (
     load_manifest,
-    write_manifest,
 )
-from gaia.order import BatchOrder, MixtureOrder, permutation
-from gaia.packing import Packing, Rows
-from gaia.rows import CacheOptions, MixedRows, TokenRows
-from gaia.shards import ShardWriter, read_shard, verify, write_shards
-
-__all__ = [
-    "MANIFEST", "SPLITS", "BatchOrder", "CacheOptions", "Loader", "Manifest", "MixedRows",
-    "MixtureOrder",
-    "ShardInfo", "ShardWriter", "TokenRows", "TokenizerInfo", "iter_documents", "load_manifest",
-    "make_loader", "permutation", "read_shard", "verify", "write_manifest", "write_shards",
-]  # fmt: skip
+from gaia.data.order import BatchOrder, MixtureOrder
+from gaia.data.packing import Packing, Rows
+from gaia.data.rows import CacheOptions, MixedRows, TokenRows
+from gaia.data.shards import read_shard
+from gaia.errors import ConfigError, DataError
 
 _STEPS = 1 << 40  # the loader never ends; Grain wants a length
 
@@ -179,11 +164,11 @@ def make_loader(
         rows_here: which rows of each batch this process gets, where that is no such slice.
         prefetch: batches made ahead by one background thread; 0 makes them when asked.
         cache: where shards of gs:// data are kept.
-        packing: how documents become rows (gaia.packing).
+        packing: how documents become rows (gaia.data.packing).
 
     Returns:
         A Loader yielding {"inputs_BT": int32, "targets_BT": int32}, targets shifted by one; when
-        packed also "positions_BT" and "segment_ids_BT" (gaia.packing.Rows).
+        packed also "positions_BT" and "segment_ids_BT" (gaia.data.packing.Rows).
 
     Raises:
         DataError: missing or damaged data, or fewer rows than one batch.

@@ -26,9 +26,10 @@ from pathlib import Path
 
 import google_crc32c
 
-from gaia import gcs, storage
+from gaia import storage
+from gaia.data.manifest import ShardInfo
 from gaia.errors import ConfigError, DataError
-from gaia.manifest import ShardInfo
+from gaia.storage import gcs
 
 LIMIT_BYTES = 32 << 30
 _DAMAGED = 3  # downloads with a wrong checksum before the object itself is blamed

@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gaia import records
+from gaia.data.loader import iter_documents, make_loader
+from gaia.data.manifest import TokenizerInfo, load_manifest
+from gaia.data.order import BatchOrder, permutation
+from gaia.data.rows import TokenRows
+from gaia.data.shards import read_shard, verify, write_shards
 from gaia.errors import ConfigError, DataError
-from gaia.records import BatchOrder, TokenizerInfo, TokenRows, make_loader
 
 BOS = 299
 INFO = TokenizerInfo("bpe", "0" * 64, vocab_size=300, padded_vocab_size=384, bos_id=BOS)
@@ -29,7 +32,7 @@ def documents(count, seed=0):
 def data(tmp_path_factory):
     """Several shards, each of several chunks, with chunk borders inside documents."""
     folder = tmp_path_factory.mktemp("data")
-    records.write_shards(
+    write_shards(
         folder, documents(200), documents(9, 1), INFO, shard_tokens=900, chunk_tokens=128, window=3
     )
     return folder
@@ -47,7 +50,7 @@ def copy_of(data, tmp_path):
 
 
 def test_shards_hold_what_was_written(data):
-    manifest = records.verify(data)
+    manifest = verify(data)
     assert len(manifest.train) > 5 and len(manifest.val) == 1
     assert manifest.val[0].name == "test-tokens.arrayrecord"
     assert [s.name for s in manifest.train][:2] == [
@@ -55,7 +58,7 @@ def test_shards_hold_what_was_written(data):
         "tokens-00001.arrayrecord",
     ]
     for split, expected in (("train", documents(200)), ("val", documents(9, 1))):
-        found = list(records.iter_documents(data, split))
+        found = list(iter_documents(data, split))
         assert manifest.documents[split] == len(found)
         for document, written in zip(found, expected, strict=True):
             np.testing.assert_array_equal(document, written)
@@ -65,9 +68,9 @@ def test_shards_hold_what_was_written(data):
 def test_large_vocabulary_is_stored_in_32_bits(tmp_path):
     info = dataclasses.replace(INFO, vocab_size=70_000, padded_vocab_size=70_016, bos_id=69_999)
     document = np.array([69_999, 69_998, 65_536, 3])
-    manifest = records.write_shards(tmp_path, [document], [document], info)
+    manifest = write_shards(tmp_path, [document], [document], info)
     assert manifest.dtype == "uint32"
-    np.testing.assert_array_equal(next(records.iter_documents(tmp_path, "train")), document)
+    np.testing.assert_array_equal(next(iter_documents(tmp_path, "train")), document)
 
 
 def test_an_error_while_writing_leaves_no_shard(tmp_path):
@@ -76,20 +79,22 @@ def test_an_error_while_writing_leaves_no_shard(tmp_path):
         raise RuntimeError("disk on fire")
 
     with pytest.raises(RuntimeError, match="on fire"):
-        records.write_shards(tmp_path, broken(), documents(1), INFO)
+        write_shards(tmp_path, broken(), documents(1), INFO)
     assert list(tmp_path.iterdir()) == []
 
 
 FULL_DISK = """
 import resource, signal, sys
 import numpy as np
-from gaia import records, storage
+from gaia import storage
+from gaia.data.manifest import TokenizerInfo
+from gaia.data.shards import write_shards
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-info = records.TokenizerInfo("bpe", "", 60_000, 60_032, 0)
+info = TokenizerInfo("bpe", "", 60_000, 60_032, 0)
 rng = np.random.default_rng(0)
 try:
-    records.write_shards(sys.argv[1], (rng.integers(0, 60_000, 500) for _ in range(900)), [], info)
+    write_shards(sys.argv[1], (rng.integers(0, 60_000, 500) for _ in range(900)), [], info)
 except storage.StorageError as error:
     print(error)
 """
@@ -99,7 +104,7 @@ def test_a_full_disk_is_reported_and_leaves_no_shard(tmp_path):
     """A file size limit stands in for the full disk: writing fails in the same place."""
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)],
-        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3],
     )  # fmt: skip
     assert "cannot write shard tokens-00000.arrayrecord" in done.stdout
     assert "make room on the disk" in done.stdout
@@ -114,7 +119,7 @@ def test_a_flipped_bit_stops_before_a_row_is_used(data, tmp_path, position):
     content[int(len(content) * position)] ^= 1
     shard.write_bytes(content)
     with pytest.raises(DataError, match=r"tokens-00002\.arrayrecord.*crc32c"):
-        records.verify(folder)
+        verify(folder)
     with make_loader(folder, seq_len=16, batch_size=4, seed=0) as loader:
         bad = loader.rows.offsets[2], loader.rows.offsets[3]
         steps = int(loader.steps_per_epoch)
@@ -131,7 +136,7 @@ def test_a_truncated_or_missing_shard_is_named(data, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-100])
     (folder / "tokens-00003.arrayrecord").unlink()
     with pytest.raises(DataError, match=r"00001.* bytes.*00003.*does not exist"):
-        records.verify(folder)
+        verify(folder)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +154,7 @@ def test_counts_that_disagree_are_refused(data, tmp_path, field, change, message
     raw["train"][0][field] += change
     (folder / "manifest.json").write_text(json.dumps(raw))
     with pytest.raises(DataError, match=f"tokens-00000.*{message}"):
-        records.verify(folder)
+        verify(folder)
     rows = TokenRows(folder, "train", 16)
     with pytest.raises(DataError, match=r"tokens-00000\.arrayrecord"):
         rows.gather(np.array([0]))
@@ -170,7 +175,7 @@ def test_a_wrong_manifest_is_refused(data, tmp_path, change, message):
     raw = json.loads((data / "manifest.json").read_text()) | change
     (tmp_path / "manifest.json").write_text(json.dumps(raw))
     with pytest.raises(DataError, match=message):
-        records.load_manifest(tmp_path)
+        load_manifest(tmp_path)
 
 
 def test_ids_outside_the_vocabulary_are_refused(data, tmp_path):
@@ -179,7 +184,7 @@ def test_ids_outside_the_vocabulary_are_refused(data, tmp_path):
     raw["tokenizer"] |= {"vocab_size": 200, "padded_vocab_size": 256, "bos_id": 199}
     (folder / "manifest.json").write_text(json.dumps(raw))
     with pytest.raises(DataError, match="outside the vocabulary of 200"):
-        records.verify(folder)
+        verify(folder)
 
 
 # ── Rows ──────────────────────────────────────────────────────────────────────────────────────────
@@ -191,7 +196,7 @@ def test_rows_are_slices_of_the_shard_for_any_length(data, seq_len):
     manifest = rows.manifest
     expected = []
     for shard in manifest.train:
-        stream, _ = records.read_shard(data, shard, manifest.tokenizer)
+        stream, _ = read_shard(data, shard, manifest.tokenizer)
         for r in range((len(stream) - 1) // seq_len):
             expected.append(stream[r * seq_len : (r + 1) * seq_len + 1])
     inputs_BT, targets_BT = rows.gather(np.arange(len(rows)))
@@ -244,7 +249,7 @@ def test_epochs_and_seeds_differ():
 
 def test_the_order_is_the_same_for_ever():
     """Runs continue across upgrades: if this fails, the change breaks every running experiment."""
-    assert records.permutation(8, 1, 2).tolist() == [1, 6, 0, 2, 3, 7, 5, 4]
+    assert permutation(8, 1, 2).tolist() == [1, 6, 0, 2, 3, 7, 5, 4]
     assert BatchOrder([3, 4, 5], 2, 7).row_ids(0, 14).tolist() == [
         8,
         3,
@@ -320,6 +325,6 @@ def test_impossible_settings_are_refused(data, options, error, message):
 
 def test_missing_and_unfinished_data_are_told_apart(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
-        records.load_manifest(tmp_path / "nowhere")
+        load_manifest(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"has no manifest\.json"):
-        records.load_manifest(tmp_path)
+        load_manifest(tmp_path)

@@ -1,6 +1,6 @@
 """Local paths and gs:// alike: list, read, write atomically, checksum.
 
-Local files need nothing but the standard library; a `gs://` address goes through gaia.gcs.
+Local files need nothing but the standard library; a `gs://` address goes through gaia.storage.gcs.
 """
 
 import contextlib
@@ -15,15 +15,9 @@ from typing import IO, Any
 
 import google_crc32c
 
-from gaia import gcs
 from gaia.errors import DataError
-from gaia.gcs import StorageError
-
-__all__ = [
-    "StorageError", "atomic_path", "crc32c", "crc32c_file", "exists", "home", "is_remote", "join",
-    "list_names", "local_file", "make_folder", "open_atomic", "read_bytes", "read_text",
-    "sha256_file", "size", "write_bytes", "write_text",
-]  # fmt: skip
+from gaia.storage import gcs
+from gaia.storage.gcs import StorageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK = 1 << 20  # bytes read at a time when a file is hashed

@@ -17,14 +17,14 @@ import numpy as np
 
 import gaia_metrics
 from gaia.config import to_yaml
-from gaia.records import Manifest
+from gaia.data.manifest import Manifest
 from gaia.runtime import Machine
 from gaia_metrics.folder import read_json
 from gchat.config import TrainConfig
 from gchat.evals.ngram import Baselines
 from gchat.model import flops_per_token, matmul_params
-from gchat.progress import Progress, clock
-from gchat.run_folder import RunFolder, write_atomically
+from gchat.run.folder import RunFolder, write_atomically
+from gchat.run.progress import Progress, clock
 
 Series = dict[str, list[tuple[int, float]]]
 

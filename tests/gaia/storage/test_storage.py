@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from gaia import gcs, storage
+from gaia import storage
 from gaia.errors import DataError
+from gaia.storage import gcs
 
 
 def test_known_checksums(tmp_path):

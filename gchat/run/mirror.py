@@ -17,8 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from gaia import gcs, storage
+from gaia import storage
 from gaia.errors import ConfigError, GaiaError
+from gaia.storage import gcs
 
 EVERY_S = 10.0
 _PATIENCE_S = 60.0  # at a checkpoint and at the end; in between, what failed is tried again anyway

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from gaia import gcs, storage
-from gaia import packing as packers
+from gaia import storage
+from gaia.data import packing as packers
+from gaia.data.lengths import LENGTHS, read_lengths
+from gaia.data.manifest import Manifest, ShardInfo, load_manifest
+from gaia.data.packing import Packing
+from gaia.data.shard_cache import LIMIT_BYTES, ShardCache
+from gaia.data.shards import read_shard, read_shard_file
 from gaia.errors import ConfigError, DataError
-from gaia.lengths import LENGTHS, read_lengths
-from gaia.manifest import Manifest, ShardInfo, load_manifest
-from gaia.packing import Packing
-from gaia.shard_cache import LIMIT_BYTES, ShardCache
-from gaia.shards import read_shard, read_shard_file
+from gaia.storage import gcs
 
 # Threads that read shards ahead. One keeps a disk busy; a bucket answers each connection at
 # 50-200 MB/s, so several are needed for the first window.
@@ -84,9 +85,9 @@ class _Decoded:
 class TokenRows:
     """Rows of T tokens (and their targets) of one split, by random access.
 
-    A shard of n tokens has (n - 1) // T rows, or as many as gaia.packing makes of its documents.
-    Shards are read whole, checked against the manifest, and kept decoded; the least recently used
-    go when more than two windows are held.
+    A shard of n tokens has (n - 1) // T rows, or as many as gaia.data.packing makes of its
+    documents. Shards are read whole, checked against the manifest, and kept decoded; the least
+    recently used go when more than two windows are held.
 
     Args:
         data_dir: local folder or gs:// prefix.

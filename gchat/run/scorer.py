@@ -14,7 +14,7 @@ from gaia.parallel import make_mesh
 from gchat.data.curation.scores import Scorer
 from gchat.evals import bpb
 from gchat.evals.periodic import EVAL_ROWS
-from gchat.loading import LoadedRun, load_run
+from gchat.run.loading import LoadedRun, load_run
 from gchat.train_step import make_scorer
 
 Piece = tuple[int, np.ndarray, int]

@@ -1,7 +1,7 @@
 """What goes wrong with Google Cloud Storage: what is tried again, and what people are told.
 
 The service's client does not retry by itself here: `attempt` does, so that patience, back-off and
-what people are told are the same for every call (`gaia.gcs` makes them).
+what people are told are the same for every call (`gaia.storage.gcs` makes them).
 """
 
 import contextlib

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 
 from disks import fill, small_disk
-from gaia import gcs as objects
-from gaia import records, storage
+from gaia import storage
+from gaia.data.loader import make_loader
+from gaia.data.manifest import TokenizerInfo, load_manifest
+from gaia.data.rows import CacheOptions
+from gaia.data.shard_cache import ShardCache
+from gaia.data.shards import verify, write_shards
 from gaia.errors import ConfigError, DataError
-from gaia.records import CacheOptions, TokenizerInfo, make_loader
-from gaia.shard_cache import ShardCache
+from gaia.storage import gcs as objects
 
 INFO = TokenizerInfo("bpe", "0" * 64, vocab_size=300, padded_vocab_size=384, bos_id=299)
 OPTIONS = {"seq_len": 16, "batch_size": 8, "seed": 3}
@@ -33,8 +36,8 @@ def data(tmp_path_factory):
     """A dozen shards in windows of three."""
     folder = tmp_path_factory.mktemp("data")
     options = {"shard_tokens": 1500, "chunk_tokens": 256, "window": 3}
-    records.write_shards(folder, documents(310, 0), documents(5, 1), INFO, **options)
-    assert len(records.load_manifest(folder).train) == 12
+    write_shards(folder, documents(310, 0), documents(5, 1), INFO, **options)
+    assert len(load_manifest(folder).train) == 12
     return folder
 
 
@@ -72,7 +75,7 @@ def test_two_epochs_are_those_of_the_local_data_and_cost_one_get_a_shard(
     steps = 2 * epoch(data)
     equal(batches(remote, steps, CacheOptions(tmp_path)), batches(data, steps))
     counted = gcs.control()
-    shards = records.load_manifest(data).train
+    shards = load_manifest(data).train
     assert counted["gets"] == len(shards) + 1  # and the manifest
     useful = sum(s.bytes for s in shards)
     assert counted["bytes"] < 1.1 * useful + len((data / "manifest.json").read_bytes())
@@ -93,7 +96,7 @@ def test_resume_on_an_empty_cache_on_any_number_of_hosts(data, remote, tmp_path,
 
 
 def test_the_cache_stays_below_its_limit(data, remote, tmp_path):
-    largest = max(s.bytes for s in records.load_manifest(data).train)
+    largest = max(s.bytes for s in load_manifest(data).train)
     limit, seen = 3 * largest, []
     steps = 2 * epoch(data)
     with make_loader(remote, **OPTIONS, cache=CacheOptions(tmp_path, limit)) as loader:
@@ -115,7 +118,8 @@ def test_the_cache_stays_below_its_limit(data, remote, tmp_path):
 
 READER = """
 import json, sys
-from gaia.records import CacheOptions, make_loader
+from gaia.data.loader import make_loader
+from gaia.data.rows import CacheOptions
 uri, folder, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with make_loader(uri, seq_len=16, batch_size=8, seed=3, cache=CacheOptions(folder)) as loader:
     total = sum(int(next(loader)["inputs_BT"].astype("int64").sum()) for _ in range(steps))
@@ -127,7 +131,7 @@ def test_processes_of_a_host_fetch_each_shard_once(data, remote, tmp_path, gcs):
     steps = epoch(data)
     command = [sys.executable, "-c", READER, remote, str(tmp_path), str(steps)]
     readers = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3])
         for _ in range(3)
     ]
     answers = [json.loads(reader.communicate()[0]) for reader in readers]
@@ -179,7 +183,7 @@ def test_a_file_damaged_on_this_disk_is_fetched_again(data, remote, tmp_path):
 
 
 def test_a_killed_process_leaves_nothing_that_disturbs(data, remote, tmp_path):
-    shard = records.load_manifest(data).train[0]
+    shard = load_manifest(data).train[0]
     part = tmp_path / f"{shard.crc32c}-{shard.bytes}-{shard.name}.part"
     part.write_bytes(b"half")
     (tmp_path / "ffffffff-9-gone.part").write_bytes(b"x" * 9)
@@ -192,7 +196,7 @@ def test_a_killed_process_leaves_nothing_that_disturbs(data, remote, tmp_path):
 
 
 def spoil(data, remote, how):
-    shard = records.load_manifest(data).train[5]
+    shard = load_manifest(data).train[5]
     content = bytearray((data / shard.name).read_bytes())
     if how == "missing":
         objects.blob(f"{remote}/{shard.name}").delete()
@@ -232,7 +236,7 @@ def test_data_that_is_replaced_meanwhile_is_said_to_be(data, remote, tmp_path):
         raw = json.loads((data / "manifest.json").read_text())
         raw["train"].pop()
         objects.write(f"{remote}/manifest.json", json.dumps(raw).encode())
-        for shard in records.load_manifest(data).train:
+        for shard in load_manifest(data).train:
             objects.blob(f"{remote}/{shard.name}").delete()
         with pytest.raises(DataError, match=r"was changed while .* had 12 shards .* now has 11"):
             for _ in range(int(loader.steps_per_epoch)):
@@ -288,12 +292,12 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(data, remote, tmp_pat
 def test_a_disk_smaller_than_the_limit_bounds_the_cache(data, remote, tmp_path):
     """Others take the room: what is cached already makes place for what is needed."""
     steps = epoch(data)
-    largest = max(s.bytes for s in records.load_manifest(data).train)
+    largest = max(s.bytes for s in load_manifest(data).train)
     with small_disk(tmp_path / "disk", "1m") as disk:
         fill(disk, leave=-(-largest // 4096) * 4096 * 5)
         equal(batches(remote, steps, CacheOptions(disk)), batches(data, steps))
         kept = [p for p in disk.iterdir() if p.name.endswith(".arrayrecord")]
-        assert 0 < len(kept) < len(records.load_manifest(data).train)
+        assert 0 < len(kept) < len(load_manifest(data).train)
 
 
 def test_a_shard_larger_than_the_cache_is_refused(remote, tmp_path):
@@ -308,10 +312,10 @@ def test_a_shard_larger_than_the_cache_is_refused(remote, tmp_path):
 
 
 def test_verify_reads_a_bucket(data, remote):
-    assert records.verify(remote) == records.load_manifest(data)
+    assert verify(remote) == load_manifest(data)
     spoil(data, remote, "truncated")
     with pytest.raises(DataError, match=r"tokens-00005\.arrayrecord has \d+ bytes, manifest says"):
-        records.verify(remote)
+        verify(remote)
 
 
 @pytest.mark.parametrize(
@@ -330,18 +334,18 @@ def test_a_missing_permission_names_the_role(gcs, remote, permission, role):
 
 def test_no_such_bucket(gcs):
     with pytest.raises(storage.StorageError, match=r"bucket gs://not-there does not exist"):
-        records.load_manifest("gs://not-there/set")
+        load_manifest("gs://not-there/set")
 
 
 def test_no_credentials(tmp_path):
     """In a process of its own, without the fake; google-auth is told that this is no VM."""
-    code = "from gaia.manifest import load_manifest; load_manifest('gs://bucket/set')"
+    code = "from gaia.data.manifest import load_manifest; load_manifest('gs://bucket/set')"
     environment = {k: v for k, v in os.environ.items() if "EMULATOR" not in k and "GCE" not in k}
     environment |= {"HOME": str(tmp_path), "NO_GCE_CHECK": "true"}
     environment["CLOUDSDK_CONFIG"] = str(tmp_path)
     environment.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[2],
+        [sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[3],
         capture_output=True, text=True,
     )  # fmt: skip
     assert "no usable Google credentials" in done.stderr.splitlines()[-1]

@@ -1,7 +1,8 @@
 """Objects in Google Cloud Storage: one client, one retry policy, errors that name the remedy.
 
 The client is google-cloud-storage (extra `gcs`), imported when an address is first used. What
-fails is tried again or explained by gaia.gcs_failures, whose names for callers are exported here.
+fails is tried again or explained by gaia.storage.gcs_failures, whose names for callers are
+exported here.
 `STORAGE_EMULATOR_HOST` sends everything to another server.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
 
-from gaia.gcs_failures import (
+from gaia.storage.gcs_failures import (
     PATIENCE_S,
     ChangedObject,
     Interrupted,

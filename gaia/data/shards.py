@@ -27,8 +27,7 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from gaia import storage
-from gaia.errors import DataError
-from gaia.manifest import (
+from gaia.data.manifest import (
     CHUNK_TOKENS,
     SPLITS,
     WINDOW,
@@ -38,6 +37,7 @@ from gaia.manifest import (
     load_manifest,
     write_manifest,
 )
+from gaia.errors import DataError
 
 TRAIN_NAME = "tokens-{index:05d}.arrayrecord"
 VAL_NAME = "test-tokens.arrayrecord"

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from gaia.config import parse
 from gaia.errors import ConfigError, GaiaError
-from gaia.rendezvous import RendezvousError, roll_call
+from gaia.processes.rendezvous import RendezvousError, roll_call
 
 _POLL_SECONDS = 0.25
 _LINGER_SECONDS = 10.0

@@ -5,10 +5,13 @@ import shutil
 import numpy as np
 import pytest
 
-from gaia import records, storage
+from gaia import storage
+from gaia.data.lengths import LENGTHS, read_lengths, write_lengths
+from gaia.data.loader import make_loader
+from gaia.data.manifest import TokenizerInfo, load_manifest
+from gaia.data.rows import CacheOptions, TokenRows
+from gaia.data.shards import write_shards
 from gaia.errors import ConfigError, DataError
-from gaia.lengths import LENGTHS, read_lengths, write_lengths
-from gaia.records import CacheOptions, TokenizerInfo, TokenRows, make_loader
 
 BOS = 299
 INFO = TokenizerInfo("bpe", "0" * 64, vocab_size=300, padded_vocab_size=384, bos_id=BOS)
@@ -23,7 +26,7 @@ def documents(count, seed=0):
 
 
 def make(folder, *, seed=0, count=200, window=3):
-    manifest = records.write_shards(
+    manifest = write_shards(
         folder, documents(count, seed), documents(9, 1), INFO,
         shard_tokens=900, chunk_tokens=128, window=window,
     )  # fmt: skip
@@ -158,22 +161,22 @@ def test_missing_damaged_and_foreign_lengths_are_told_apart(data, tmp_path):
     refuse(folder, r"lengths\.npz does not exist.*run `gchat data lengths`")
     with make_loader(folder, **OPTIONS) as loader:  # which `split` does not need
         next(loader)
-    write_lengths(folder, records.load_manifest(folder))
+    write_lengths(folder, load_manifest(folder))
     assert (folder / LENGTHS).read_bytes() == intact
 
 
 def test_shards_that_make_other_rows_than_counted_are_refused(data, tmp_path, monkeypatch):
     folder = shutil.copytree(data, tmp_path / "copy")
-    found = read_lengths(folder, records.load_manifest(folder))
+    found = read_lengths(folder, load_manifest(folder))
     wrong = [one._replace(count=2 * one.count) for one in found]
-    monkeypatch.setattr("gaia.rows.read_lengths", lambda *_: wrong)
+    monkeypatch.setattr("gaia.data.rows.read_lengths", lambda *_: wrong)
     refuse(folder, r"shard .*arrayrecord makes \d+ rows, lengths\.npz says \d+")
 
 
 def test_a_document_without_bos_is_refused(tmp_path):
     """The one before it would learn to predict its first token."""
     plain = [np.array([BOS, 1, 2]), np.array([5, 6, 7])] * 40
-    write_lengths(tmp_path, records.write_shards(tmp_path, plain, plain[:1], INFO))
+    write_lengths(tmp_path, write_shards(tmp_path, plain, plain[:1], INFO))
     refuse(tmp_path, "a document does not begin with BOS, id 299")
 
 

@@ -1,0 +1,1 @@
+"""The processes of one run: finding one another, telling, agreeing, failing together."""

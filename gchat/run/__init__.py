@@ -1,0 +1,1 @@
+"""A run around its training: folder, data, progress, mirror, report, and reading it back."""
