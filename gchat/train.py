@@ -40,7 +40,8 @@ from gchat.run.progress import Progress
 from gchat.run.report import write_report
 from gchat.run.training_data import TrainingData
 from gchat.scaling.exhaustion import exhaustion_explained
-from gchat.train_step import StepMetrics, init_state, make_scorer, make_train_step
+from gchat.train_state import init_state
+from gchat.train_step import StepMetrics, make_scorer, make_train_step
 
 
 class TrainingFailed(GaiaError):

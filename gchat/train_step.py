@@ -29,14 +29,7 @@ from gaia.optim import make_optimizer, schedule
 from gaia.xla_flags import compiler_options
 from gchat.config import TrainConfig
 from gchat.model import GPT
-
-
-class TrainState(NamedTuple):
-    """Everything an update reads and writes: fp32 parameters, optimizer state, finished steps."""
-
-    params: Any
-    opt_state: Any
-    step: jax.Array
+from gchat.train_state import TrainState, abstract_batch, abstract_params, check_rows
 
 
 class StepMetrics(NamedTuple):
@@ -56,94 +49,6 @@ class StepMetrics(NamedTuple):
         """What packed rows held, by the names of the log; nothing of rows of one stream."""
         found = {"data/fill": self.fill, "data/examples": self.examples}
         return {name: float(value) for name, value in found.items() if value is not None}
-
-
-def _new_state(config: TrainConfig, key: jax.Array) -> TrainState:
-    optimizer = make_optimizer(config.optim, config.training.steps or 1)
-    params = nnx.to_pure_dict(nnx.state(GPT(config.model, rngs=nnx.Rngs(key))))
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-
-
-def _abstract_model(config: TrainConfig) -> GPT:
-    return nnx.eval_shape(lambda: GPT(config.model, rngs=nnx.Rngs(0)))
-
-
-def _abstract_params(config: TrainConfig) -> Any:
-    return nnx.to_pure_dict(nnx.state(_abstract_model(config)))
-
-
-def model_graph(config: TrainConfig) -> Any:
-    """The model's static part; no array is made."""
-    return nnx.graphdef(_abstract_model(config))
-
-
-def abstract_state(config: TrainConfig, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state, for AOT compilation and for restoring.
-
-    Raises:
-        ConfigError: a size of the model does not divide over the mesh.
-    """
-    check_mesh(config, mesh)
-    return parallel.abstract(
-        partial(_new_state, config), mesh, jax.random.key(config.training.seed)
-    )
-
-
-def abstract_batch(config: TrainConfig, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """The same of inputs_BT and targets_BT, and where rows are packed of positions_BT and
-    segment_ids_BT; `config` is a derived one.
-
-    Raises:
-        ConfigError: the rows of a micro-batch do not divide over the mesh.
-    """
-    check_rows(config, mesh)
-    shape = (config.training.batch_size or 1, config.model.seq_len)
-    batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=parallel.batch_sharding(mesh))
-    return (batch,) * (2 if config.data.packing == "split" else 4)
-
-
-def init_state(config: TrainConfig, mesh: Mesh) -> tuple[Any, TrainState]:
-    """The model's static graph and the state before the first update, born sharded under jit.
-
-    Raises:
-        ConfigError: a size of the model does not divide over the mesh.
-    """
-    key = jax.random.key(config.training.seed)
-    return model_graph(config), make_init(config, mesh)(key)
-
-
-def make_init(config: TrainConfig, mesh: Mesh) -> Any:
-    """The jitted program key -> `TrainState` that `init_state` runs; it can be lowered alone.
-
-    Raises:
-        ConfigError: a size of the model does not divide over the mesh.
-    """
-    check_mesh(config, mesh)
-    key = jax.random.key(config.training.seed)
-    return parallel.creator(partial(_new_state, config), mesh, key)
-
-
-def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
-    """Raises ConfigError where a size of the model does not divide over the mesh."""
-    s, check = config.model.sizes, partial(parallel.check_divides, mesh)
-    divisor = "choose a multiple, or another mesh"
-    check("model.heads", s.heads, ("tensor",), divisor)
-    check("model.kv_heads", s.kv_heads, ("tensor",), divisor)
-    check("model.dim", s.dim, parallel.WEIGHTS, divisor)
-    matrix = ("tensor", *parallel.WEIGHTS)
-    check("model.heads x model.head_dim", s.heads * config.model.head_dim, matrix, divisor)
-    check("model.hidden", s.hidden, matrix, divisor)
-    check("model.padded_vocab_size", s.padded_vocab, ("tensor",), divisor)
-    check("model.seq_len", config.model.seq_len, ("sequence",), divisor)
-    if config.model.positions == "learned":
-        check("model.seq_len", config.model.seq_len, ("tensor",), divisor)
-
-
-def check_rows(config: TrainConfig, mesh: Mesh) -> None:
-    """Raises ConfigError where the rows of a micro-batch do not divide over the mesh."""
-    rows = (config.training.batch_size or 1) // config.training.grad_accum
-    remedy = "choose training.batch_size / training.grad_accum as a multiple"
-    parallel.check_divides(mesh, "rows per micro-batch", rows, parallel.ROWS, remedy)
 
 
 def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., Any]:
@@ -186,7 +91,7 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
 def _loss_and_grads(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., Any]:
     """(params, key, target count, *batch) -> loss and gradients of the step."""
     A, c = config.training.grad_accum, config.model
-    specs = parallel.specs(_abstract_params(config), mesh)
+    specs = parallel.specs(abstract_params(config), mesh)
     batch = (parallel.batch_sharding(mesh).spec,) * len(abstract_batch(config, mesh))
 
     def loss_share(params, inputs_BT, targets_BT, packed, key, count):
@@ -250,7 +155,7 @@ def make_scorer(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., ja
         )
         return nll_n.reshape(targets_bt.shape)
 
-    specs = parallel.specs(_abstract_params(config), mesh)
+    specs = parallel.specs(abstract_params(config), mesh)
     batch = parallel.batch_sharding(mesh).spec
     on_each_device = jax.jit(
         parallel.per_device(score, mesh, (specs, *[batch] * 4), batch),

@@ -131,7 +131,7 @@ def arrays(run_dir, step=STEPS, checkpoint_dir=None):
     from gaia.checkpoint import Checkpointer
     from gaia.config import load_yaml, parse
     from gchat.config import TrainConfig
-    from gchat.train_step import init_state
+    from gchat.train_state import init_state
 
     config = parse(TrainConfig, [], preset=load_yaml(Path(run_dir) / "config.yaml"))
     _, state = init_state(config, parallel.make_mesh())

@@ -15,7 +15,8 @@ from gchat.engine.engine import Engine
 from gchat.evals import bpb
 from gchat.evals.periodic import EVAL_ROWS, encode_file, make_engine
 from gchat.tokenizer import Tokenizer
-from gchat.train_step import init_state, make_scorer
+from gchat.train_state import init_state
+from gchat.train_step import make_scorer
 
 
 @dataclass(frozen=True)

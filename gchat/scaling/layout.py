@@ -9,7 +9,7 @@ from gaia.errors import ConfigError
 from gaia.parallel import AXES, MeshConfig
 from gchat.config import TrainConfig
 from gchat.scaling.sku import Fleet
-from gchat.train_step import check_mesh, check_rows
+from gchat.train_state import check_mesh, check_rows
 
 
 @dataclass(frozen=True)

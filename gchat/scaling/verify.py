@@ -219,11 +219,12 @@ def lower_step(config: TrainConfig, fleet: Fleet) -> Any:
     """The training step of a derived configuration, lowered for the fleet's topology."""
     from gaia.parallel import make_mesh
     from gchat.scaling.layout import layout_of
-    from gchat.train_step import abstract_batch, abstract_state, make_train_step, model_graph
+    from gchat.train_state import abstract_batch, abstract_state, graphdef
+    from gchat.train_step import make_train_step
 
     config = replace(config, mesh=layout_of(config, fleet).as_mesh())
     mesh = make_mesh(config.mesh, topology_devices(fleet))
-    step = make_train_step(model_graph(config), config, mesh)
+    step = make_train_step(graphdef(config), config, mesh)
     traced = step.trace(abstract_state(config, mesh), *abstract_batch(config, mesh))
     return traced.lower(lowering_platforms=("tpu",))
 

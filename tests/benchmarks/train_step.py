@@ -71,7 +71,8 @@ def make_step(
     from gaia.kernels.cross_entropy import cross_entropy
     from gaia.optim import make_optimizer
     from gchat.model import flops_per_token
-    from gchat.train_step import init_state, make_train_step
+    from gchat.train_state import init_state
+    from gchat.train_step import make_train_step
 
     config = configuration(shape, dtype, optimizer, remat, packed)
     model, (B, T) = config.model, (shape.rows, shape.seq_len)

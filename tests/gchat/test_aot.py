@@ -19,13 +19,8 @@ from gaia.parallel import MeshConfig, make_mesh
 from gaia.xla_flags import TPU, checking_options, compiler_options
 from gchat import config as configs
 from gchat.config import TrainConfig
-from gchat.train_step import (
-    abstract_batch,
-    abstract_state,
-    make_init,
-    make_train_step,
-    model_graph,
-)
+from gchat.train_state import abstract_batch, abstract_state, graphdef, make_init
+from gchat.train_step import make_train_step
 
 pytest.importorskip("libtpu", reason="the TPU compiler is not installed (extra `aot`)")
 GIB = 2**30
@@ -62,7 +57,7 @@ def lower(preset: str, topology: str, *args: str, slices: int = 1):
     config = derived(preset, *args)
     options = {"num_slices": slices} if slices > 1 else {}
     mesh = make_mesh(config.mesh, devices(topology, **options))
-    step = make_train_step(model_graph(config), config, mesh)
+    step = make_train_step(graphdef(config), config, mesh)
     return step.lower(abstract_state(config, mesh), *abstract_batch(config, mesh)), config
 
 

@@ -15,7 +15,8 @@ import reference
 import tiny
 from gaia import parallel
 from gaia.optim import make_optimizer
-from gchat.train_step import TrainState, init_state, make_train_step
+from gchat.train_state import TrainState, init_state
+from gchat.train_step import make_train_step
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

@@ -20,7 +20,8 @@ def measure() -> dict[str, list[float]]:
 
     import tiny
     from gaia import parallel
-    from gchat.train_step import init_state, make_train_step
+    from gchat.train_state import init_state
+    from gchat.train_step import make_train_step
 
     config = tiny.train_config()
     mesh = parallel.make_mesh()

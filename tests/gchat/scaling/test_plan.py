@@ -22,7 +22,7 @@ from gchat.scaling.roofline import step_time
 from gchat.scaling.search import best, candidates, fit_hint, search
 from gchat.scaling.sku import parse_fleet
 from gchat.scaling.verify import Compiled, check_can_verify, read_exhausted
-from gchat.train_step import _new_state
+from gchat.train_state import _new_state
 
 V6E = parse_fleet("v6e-8")
 
