@@ -77,7 +77,7 @@ def make_step(
     config = configuration(shape, dtype, optimizer, remat, packed)
     model, (B, T) = config.model, (shape.rows, shape.seq_len)
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
-    graph, state = init_state(config, mesh)
+    graph, state = graphdef(config), init_state(config, mesh)
     tokens = jax.random.randint(jax.random.key(1), (B, T), 0, shape.vocab)
     targets = jnp.roll(tokens, -1, axis=1)
     places = documents(B, T) if packed else {}

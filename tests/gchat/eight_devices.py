@@ -68,7 +68,7 @@ def start(mesh, optimizer: str, packing="split", **training):
         training={"batch_size": ROWS} | training,
         data={"packing": packing},
     )
-    graph, state = train_step.init_state(config, mesh)
+    graph, state = graphdef(config), init_state(config, mesh)
     _, params = tiny.make(config.model)
     put = jax.tree.map(lambda a, like: jax.device_put(a, like.sharding), params, state.params)
     return config, graph, state._replace(params=put)

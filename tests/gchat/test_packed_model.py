@@ -143,7 +143,7 @@ def compiled_step(rows, accumulate):
     )
     mesh = parallel.make_mesh()
     with patch.object(train_step, "make_optimizer", sgd):
-        graph, state = train_step.init_state(config, mesh)
+        graph, state = graphdef(config), init_state(config, mesh)
         step = train_step.make_train_step(graph, config, mesh)
     return state._replace(params=tiny.make(config.model)[1]), step
 
