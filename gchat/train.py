@@ -23,7 +23,6 @@ import gaia_metrics
 from gaia import parallel
 from gaia.checkpoint import Checkpointer
 from gaia.config import parse, to_dict
-from gaia.data.packing import Rows
 from gaia.errors import GaiaError, run_cli
 from gaia.guards import BadStep, LossGuard, StopRequest, Watchdog
 from gaia.processes.agreement import Agreement
@@ -218,7 +217,7 @@ class Trainer:
             next(self.batches)
         index, batch = self.batches.step, next(self.batches)
         data_wait = time.perf_counter() - asked
-        arrays = [parallel.shard_rows(batch[n], self.mesh) for n in Rows._fields if n in batch]
+        arrays = [parallel.shard_rows(a, self.mesh) for a in batch if a is not None]
         self.trace.before(self.step + 1, self.state)
         skips = self.config.guards.policy == "skip"
         limit = {"limit": self.guard.limit(self.step + 1)} if skips else {}

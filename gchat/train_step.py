@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gaia import parallel
-from gaia.data.packing import Rows
+from gaia.data.batch import Batch
 from gaia.guards import keep_if_sound
 from gaia.hardware import chip_of_device_kind
 from gaia.kernels.cross_entropy import cross_entropy, token_nll
@@ -162,7 +162,7 @@ def make_scorer(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., ja
         out_shardings=parallel.replicated(mesh),  # every process adds up the same numbers
     )
 
-    def score_rows(params, rows: Rows) -> jax.Array:
-        return on_each_device(params, *(parallel.shard_whole(a, mesh) for a in rows))
+    def score_rows(params, rows: Batch) -> jax.Array:
+        return on_each_device(params, *(parallel.shard_whole(a, mesh) for a in rows[:4]))
 
     return score_rows

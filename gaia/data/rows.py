@@ -14,6 +14,7 @@ import numpy as np
 
 from gaia import storage
 from gaia.data import packing as packers
+from gaia.data.batch import Batch
 from gaia.data.lengths import LENGTHS, read_lengths
 from gaia.data.manifest import Manifest, ShardInfo, load_manifest
 from gaia.data.packing import Packing
@@ -74,11 +75,11 @@ class _Decoded:
     def __len__(self) -> int:
         return len(self.rows_RU if self.plan is None else self.plan)
 
-    def gather(self, row_ids: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Rows [B, T] as inputs and targets, and when packed positions and segment ids."""
+    def gather(self, row_ids: np.ndarray) -> Batch:
+        """Rows [B] as a batch; without positions and segments where they are `split`."""
         if self.plan is None:
             tokens_BU = self.rows_RU[row_ids]
-            return tokens_BU[:, :-1], tokens_BU[:, 1:]
+            return Batch(tokens_BU[:, :-1], tokens_BU[:, 1:])
         return self.plan.gather(row_ids, self._tokens[:-1], self._tokens[1:])
 
 
@@ -241,11 +242,9 @@ class TokenRows:
             "put the old data back, or start a new run",
         )
 
-    def gather(self, row_ids: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Rows [B, T] int32 for row_ids [B]: inputs and targets, or all four of packing.Rows."""
-        return _assemble(
-            row_ids, self.offsets, self._rows, self.seq_len, 2 if self.packing == "split" else 4
-        )
+    def gather(self, row_ids: np.ndarray) -> Batch:
+        """Rows [B] by their ids as a batch [B, T]; `split` rows have no positions and segments."""
+        return _assemble(row_ids, self.offsets, self._rows, self.seq_len, self.packing)
 
     def metrics(self) -> dict[str, float]:
         """What the shard cache did since this was last asked; empty for local data."""
@@ -304,16 +303,20 @@ def _assemble(
     offsets: np.ndarray,
     part: Callable[[int], "_Decoded | TokenRows"],
     seq_len: int,
-    arrays: int,
-) -> tuple[np.ndarray, ...]:
-    """Rows of several parts, of which part i holds the ids from offsets[i] on."""
-    whole = tuple(np.empty((len(row_ids), seq_len), np.int32) for _ in range(arrays))
+    packing: Packing,
+) -> Batch:
+    """One batch from several parts, of which part i holds the row ids from offsets[i] on."""
+    inputs, targets = (np.empty((len(row_ids), seq_len), np.int32) for _ in range(2))
+    whole = Batch(inputs, targets)
+    if packing != "split":
+        whole = Batch(inputs, targets, np.empty_like(inputs), np.empty_like(inputs))
     part_B = np.searchsorted(offsets, row_ids, side="right") - 1
     for number in sorted(set(part_B.tolist())):
         here = part_B == number
-        found = part(number).gather(row_ids[here] - offsets[number])
-        for array, values in zip(whole, found, strict=True):
-            array[here] = values
+        rows = part(number).gather(row_ids[here] - offsets[number])
+        for array, values in zip(whole, rows, strict=True):
+            if array is not None:
+                array[here] = values
     return whole
 
 
@@ -351,10 +354,10 @@ class MixedRows:
         shard, row = self._rows[source].locate(int(row_id - self.offsets[source]))
         return f"{list(self.sources)[source]}/{shard}", row
 
-    def gather(self, row_ids: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Rows [B, T] int32 for row_ids [B], as those of TokenRows."""
-        arrays = 2 if self.packing == "split" else 4
-        return _assemble(row_ids, self.offsets, self._rows.__getitem__, self.seq_len, arrays)
+    def gather(self, row_ids: np.ndarray) -> Batch:
+        """Rows [B] by their ids as a batch [B, T], as TokenRows gives them."""
+        part = self._rows.__getitem__
+        return _assemble(row_ids, self.offsets, part, self.seq_len, self.packing)
 
     @property
     def tokens_per_row(self) -> float:
