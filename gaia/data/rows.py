@@ -1,14 +1,9 @@
 """Rows of T tokens by random access, from whole shards that are kept decoded in memory."""
 
 import collections
-import contextlib
-import queue
-import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +13,7 @@ from gaia.data.batch import Batch
 from gaia.data.lengths import LENGTHS, read_lengths
 from gaia.data.manifest import Manifest, ShardInfo, load_manifest
 from gaia.data.packing import Packing
+from gaia.data.read_ahead import ReadAhead
 from gaia.data.shard_cache import LIMIT_BYTES, ShardCache
 from gaia.data.shards import read_shard, read_shard_file
 from gaia.errors import ConfigError, DataError
@@ -26,7 +22,6 @@ from gaia.storage import gcs
 # Threads that read shards ahead. One keeps a disk busy; a bucket answers each connection at
 # 50-200 MB/s, so several are needed for the first window.
 _LOCAL_READERS, _REMOTE_READERS = 1, 4
-_JOIN_S = 5.0  # a connection that is silent ends by itself, later
 
 
 @dataclass(frozen=True)
@@ -118,12 +113,14 @@ class TokenRows:
         self.packing: Packing = packing
         self.counts = self._count()
         self.offsets = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
-        # Two windows: the one in use, and the next, which is read while this one is consumed.
-        self._capacity = 2 * self.manifest.window
-        self._loaded: collections.OrderedDict[int, Future[_Decoded]] = collections.OrderedDict()
-        self._lock = threading.Lock()
         remote = storage.is_remote(data_dir)
-        self._readers = _Readers(_REMOTE_READERS if remote else _LOCAL_READERS)
+        self._shards = ReadAhead(
+            self._decoded,
+            name=str(data_dir),
+            # Two windows: the one in use, and the next, which is read while this one is consumed.
+            capacity=2 * self.manifest.window,
+            threads=_REMOTE_READERS if remote else _LOCAL_READERS,
+        )
         self.cache: ShardCache | None = None
         if remote:
             options = cache or CacheOptions()
@@ -132,7 +129,7 @@ class TokenRows:
                 folder=options.folder,
                 limit_bytes=options.limit_bytes,
                 patience_s=options.patience_s,
-                stop=self._readers.stop,
+                stop=self._shards.stop,
             )
 
     def __len__(self) -> int:
@@ -161,37 +158,9 @@ class TokenRows:
         shard = int(np.searchsorted(self.offsets, row_id, side="right")) - 1
         return self.shards[shard].name, int(row_id - self.offsets[shard])
 
-    def _rows(self, shard: int) -> _Decoded:
-        """One shard's rows."""
-        future, mine = self._claim(shard)
-        if mine:
-            self._read(shard, future)
-        return future.result()
-
     def prefetch(self, shards: list[int]) -> None:
         """Begins to read shards in the background; errors surface when their rows are needed."""
-        for shard in shards:
-            future, mine = self._claim(shard)
-            if mine:
-                self._readers.submit(self._read, shard, future)
-
-    def _claim(self, shard: int) -> tuple[Future[_Decoded], bool]:
-        """The future of a shard, and whether the caller is the one who has to read it."""
-        with self._lock:
-            future = self._loaded.get(shard)
-            if mine := future is None:
-                future = self._loaded[shard] = Future()
-            self._loaded.move_to_end(shard)
-            while len(self._loaded) > self._capacity:
-                self._loaded.popitem(last=False)
-            return future, mine
-
-    def _read(self, shard: int, future: Future[_Decoded]) -> None:
-        with contextlib.suppress(InvalidStateError):  # closed meanwhile
-            try:
-                future.set_result(self._decoded(shard))
-            except BaseException as error:
-                future.set_exception(error)
+        self._shards.ahead(shards)
 
     def _decoded(self, number: int) -> _Decoded:
         """One shard as rows; DataError where they are not those that the order counts on."""
@@ -244,7 +213,7 @@ class TokenRows:
 
     def gather(self, row_ids: np.ndarray) -> Batch:
         """Rows [B] by their ids as a batch [B, T]; `split` rows have no positions and segments."""
-        return _assemble(row_ids, self.offsets, self._rows, self.seq_len, self.packing)
+        return _assemble(row_ids, self.offsets, self._shards.get, self.seq_len, self.packing)
 
     def metrics(self) -> dict[str, float]:
         """What the shard cache did since this was last asked; empty for local data."""
@@ -252,50 +221,7 @@ class TokenRows:
 
     def close(self) -> None:
         """Lets go of the shards and the background threads, also where they wait for a bucket."""
-        self._readers.close()
-        with self._lock:
-            for future in self._loaded.values():
-                with contextlib.suppress(InvalidStateError):
-                    future.set_exception(gcs.Stopped(f"{self.data_dir} was closed", ""))
-            self._loaded.clear()
-
-
-class _Readers:
-    """Background threads for whole shards.
-
-    Not a ThreadPoolExecutor: Python joins its threads at exit, and one that waits for a bucket
-    would hold up a run that has failed already. These end when `stop` is set.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.stop = threading.Event()
-        self._work: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
-        self._count = count
-        self._threads: list[threading.Thread] = []
-
-    def submit(self, *call: Any) -> None:
-        """Queues call[0](*call[1:])."""
-        if not self._threads:
-            self._threads = [
-                threading.Thread(target=self._run, name=f"gaia-shards-{i}", daemon=True)
-                for i in range(self._count)
-            ]
-            for thread in self._threads:
-                thread.start()
-        self._work.put(call)
-
-    def _run(self) -> None:
-        while (call := self._work.get()) is not None and not self.stop.is_set():
-            call[0](*call[1:])
-
-    def close(self) -> None:
-        """Ends the threads after what they are reading now."""
-        self.stop.set()
-        for _ in self._threads:
-            self._work.put(None)
-        for thread in self._threads:
-            thread.join(_JOIN_S)
-        self._threads = []
+        self._shards.close()
 
 
 def _assemble(
@@ -333,7 +259,8 @@ class MixedRows:
     def __init__(self, sources: Mapping[str, TokenRows]) -> None:
         self.sources = dict(sources)
         self._rows = list(sources.values())
-        self.seq_len, self.packing = self._rows[0].seq_len, self._rows[0].packing
+        self.seq_len = self._rows[0].seq_len
+        self.packing: Packing = self._rows[0].packing
         self.offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in self._rows])])
         first, *others = sources.items()
         for name, rows in others:
