@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gaia.data.batch import Batch
 from gaia.data.loader import iter_documents
 from gaia.errors import ConfigError, DataError
 from gchat.config import TrainConfig
@@ -37,7 +38,7 @@ class Evaluator:
         config: TrainConfig,
         tokenizer: Tokenizer,
         graph: Any,
-        scorer: Callable[[Any, bpb.Rows], jax.Array],
+        scorer: Callable[[Any, Batch], jax.Array],
         rows: int = EVAL_ROWS,
     ) -> None:
         self._eval, self._tokenizer, self._graph, self._scorer = (
@@ -62,7 +63,7 @@ class Evaluator:
                     "shorten it",
                 )
 
-    def _pack(self, documents: list[np.ndarray]) -> list[bpb.Rows]:
+    def _pack(self, documents: list[np.ndarray]) -> list[Batch]:
         stride = max(1, round(self._seq_len * self._eval.stride_fraction))
         return bpb.pack(documents, seq_len=self._seq_len, stride=stride, batch_size=self._rows)
 
