@@ -32,9 +32,7 @@ from gaia.layers import (
     dropout,
     normal,
 )
-from gchat.model_config import GPTConfig, Remat, flops_per_token, matmul_params
-
-__all__ = ["GPT", "Block", "GPTConfig", "flops_per_token", "matmul_params"]
+from gchat.model_config import GPTConfig, Remat
 
 
 class Block(nnx.Module):
@@ -114,7 +112,11 @@ class GPT(nnx.Module):
         self.blocks = make_blocks(rngs)
         self.final_norm = RMSNorm(s.dim, eps=config.norm_eps)
         if not config.tied:
-            self.head = Linear(s.dim, s.padded_vocab, normal(head_std), rngs=rngs)
+            self.head = Linear(s.dim, s.padded_vocab, normal(head_std), role="head", rngs=rngs)
+
+    def must_divide(self) -> dict[str, tuple[int, tuple[str, ...]]]:
+        """Sizes beside those of parameters that must divide over mesh axes."""
+        return {"seq_len": (self.config.seq_len, ("sequence",))}
 
     def __call__(
         self,

@@ -25,11 +25,19 @@ from gaia.data.packing import Rows
 from gaia.guards import keep_if_sound
 from gaia.hardware import chip_of_device_kind
 from gaia.kernels.cross_entropy import cross_entropy, token_nll
-from gaia.optim import make_optimizer, schedule
+from gaia.optim import schedule
+from gaia.params import sum_gradients
 from gaia.xla_flags import compiler_options
 from gchat.config import TrainConfig
 from gchat.model import GPT
-from gchat.train_state import TrainState, abstract_batch, abstract_params, check_rows
+from gchat.train_state import (
+    TrainState,
+    abstract_batch,
+    check_rows,
+    optimizer_of,
+    param_placements,
+    param_specs,
+)
 
 
 class StepMetrics(NamedTuple):
@@ -63,7 +71,7 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
         ConfigError: the rows of a micro-batch do not divide over the mesh.
     """
     check_rows(config, mesh)
-    optimizer = make_optimizer(config.optim, config.training.steps or 1)
+    optimizer = optimizer_of(config)
     lr_share = schedule(config.optim, config.training.steps or 1)
     loss_and_grads = _loss_and_grads(graph, config, mesh)
 
@@ -91,7 +99,7 @@ def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
 def _loss_and_grads(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., Any]:
     """(params, key, target count, *batch) -> loss and gradients of the step."""
     A, c = config.training.grad_accum, config.model
-    specs = parallel.specs(abstract_params(config), mesh)
+    specs, placements = param_specs(config, mesh), param_placements(config)
     batch = (parallel.batch_sharding(mesh).spec,) * len(abstract_batch(config, mesh))
 
     def loss_share(params, inputs_BT, targets_BT, packed, key, count):
@@ -110,7 +118,7 @@ def _loss_and_grads(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
     def loss_and_grads(params, key, count, *batch_bt):
         """From the part of one device: the sums over all of them."""
         loss, grads = sums(params, key, count, *batch_bt)
-        return parallel.add_up(loss, parallel.TOKENS), parallel.add_up_gradients(grads, specs)
+        return parallel.psum(loss, parallel.TOKENS), sum_gradients(grads, placements)
 
     def sums(params, key, count, *batch_bt):
         key = jax.random.fold_in(key, parallel.index(*parallel.TOKENS))
@@ -155,7 +163,7 @@ def make_scorer(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., ja
         )
         return nll_n.reshape(targets_bt.shape)
 
-    specs = parallel.specs(abstract_params(config), mesh)
+    specs = param_specs(config, mesh)
     batch = parallel.batch_sharding(mesh).spec
     on_each_device = jax.jit(
         parallel.per_device(score, mesh, (specs, *[batch] * 4), batch),

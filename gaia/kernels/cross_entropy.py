@@ -96,7 +96,7 @@ def _checked(head_DV: jax.Array, vocab_size: int, chunk: int, ignore_index: int)
 
 def _whole(head_DV: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """This device's columns in the compute dtype, gathered along D."""
-    return parallel.gather(head_DV.astype(dtype), parallel.WEIGHTS, 0)
+    return parallel.all_gather(head_DV.astype(dtype), parallel.WEIGHTS, 0)
 
 
 def _chunks(x_ND: jax.Array, targets_N: jax.Array, static: _Static) -> tuple[jax.Array, jax.Array]:
@@ -135,7 +135,7 @@ def _gold(logits: jax.Array, targets_n: jax.Array, first: jax.Array | int) -> ja
     column = targets_n - first
     here = (column >= 0) & (column < logits.shape[1])
     gold = jnp.take_along_axis(logits, jnp.where(here, column, 0)[:, None], axis=1)
-    return parallel.add_up(jnp.where(here[:, None], gold, 0.0), ("tensor",))
+    return parallel.psum(jnp.where(here[:, None], gold, 0.0), ("tensor",))
 
 
 def _forward(x_nD: jax.Array, head_DV: jax.Array, targets_n: jax.Array, s: _Static) -> _Forward:
@@ -146,9 +146,9 @@ def _forward(x_nD: jax.Array, head_DV: jax.Array, targets_n: jax.Array, s: _Stat
         logits = jnp.where(column < s.vocab_size - first, logits, -jnp.inf)
     valid = targets_n != s.ignore_index
     gold = _gold(logits, jnp.where(valid, targets_n, 0), first)
-    top = parallel.largest(jnp.max(logits, axis=1, keepdims=True), ("tensor",))
+    top = parallel.pmax(jnp.max(logits, axis=1, keepdims=True), ("tensor",))
     exps = jnp.exp(logits - top)
-    total = parallel.add_up(jnp.sum(exps, axis=1, keepdims=True), ("tensor",))
+    total = parallel.psum(jnp.sum(exps, axis=1, keepdims=True), ("tensor",))
     nll = (jnp.log(total) + top - gold)[:, 0]
     return _Forward(jnp.where(valid, nll, 0.0), exps, total, valid)
 
@@ -176,13 +176,13 @@ def _loss_fwd(x_ND, head_DV, targets_N, static: _Static):
         hit = (column == targets_n[:, None] - first) & f.valid[:, None]
         dlogits = (f.exps * row - hit.astype(jnp.float32)).astype(dtype)
         dx = jnp.matmul(dlogits, head.T, preferred_element_type=jnp.float32).astype(dtype)
-        dx = parallel.add_up(dx, ("tensor",))
+        dx = parallel.psum(dx, ("tensor",))
         dhead += jnp.matmul(transpose(x_nD), dlogits, preferred_element_type=jnp.float32)
         return (loss + f.nll.sum(), dhead), dx
 
     zeros = (jnp.zeros((), jnp.float32), jnp.zeros(head.shape, jnp.float32))
     (loss, dhead), dx = jax.lax.scan(one_chunk, zeros, _chunks(x_ND, targets_N, static))
-    dhead = parallel.scatter_sum(dhead, parallel.WEIGHTS, 0)
+    dhead = parallel.psum_scatter(dhead, parallel.WEIGHTS, 0)
     dx_ND = dx.reshape(-1, x_ND.shape[1])[: x_ND.shape[0]]
     return loss, (dx_ND, dhead, jnp.zeros((), head_DV.dtype))
 

@@ -22,7 +22,7 @@ from gaia.runtime import Machine
 from gaia_metrics.folder import read_json
 from gchat.config import TrainConfig
 from gchat.evals.ngram import Baselines
-from gchat.model import flops_per_token, matmul_params
+from gchat.model_shape import flops_per_token, matmul_params
 from gchat.run.folder import RunFolder, write_atomically
 from gchat.run.progress import Progress, clock
 

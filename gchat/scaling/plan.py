@@ -5,7 +5,7 @@ from typing import Any
 
 from gaia.hardware import dated
 from gchat.config import TrainConfig, derive
-from gchat.model import flops_per_token
+from gchat.model_shape import flops_per_token
 from gchat.scaling.counts import all_params
 from gchat.scaling.layout import Layout, layout_of, rows_of_device
 from gchat.scaling.memory import Memory, estimate_memory

@@ -10,7 +10,7 @@ the points they were chosen on and the points they were checked on.
 from dataclasses import dataclass
 
 from gchat.config import TrainConfig
-from gchat.model import flops_per_token
+from gchat.model_shape import flops_per_token
 from gchat.scaling.counts import (
     FP32,
     Local,

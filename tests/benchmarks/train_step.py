@@ -70,7 +70,7 @@ def make_step(
     from gaia import parallel
     from gaia.kernels.cross_entropy import cross_entropy
     from gaia.optim import make_optimizer
-    from gchat.model import flops_per_token
+    from gchat.model_shape import flops_per_token
     from gchat.train_state import init_state
     from gchat.train_step import make_train_step
 
