@@ -20,7 +20,7 @@ from gaia.kernels.attention import attention
 from gaia.kernels.matmul import PRODUCT, Split, project
 from gaia.kernels.rotary import Rope, apply_rope, normalize_and_rotate
 from gaia.parallel import WEIGHTS
-from gaia.params import Dim, Role, parameter, placement_of
+from gaia.params import Dim, Role, UnplacedParameter, parameter, placement_of
 
 # Names of products to `jax.checkpoint` policies, beside matmul.PRODUCT and attention.ATTENTION.
 QKV, GATE_UP = "qkv", "gate_up"
@@ -69,9 +69,7 @@ class Linear(nnx.Module):
         return products(x, self)[0]
 
 
-def products(
-    x: jax.Array, *layers: Linear, name: str | None = PRODUCT
-) -> tuple[jax.Array, ...]:
+def products(x: jax.Array, *layers: Linear, name: str | None = PRODUCT) -> tuple[jax.Array, ...]:
     """x through each of several layers of one split: `x` is transposed and summed once for all.
 
     Args:
@@ -81,9 +79,17 @@ def products(
 
     Returns:
         One [..., out] per layer, in the dtype of `x`.
+
+    Raises:
+        UnplacedParameter: the layers are split in different ways.
     """
-    (split,) = {layer.split for layer in layers}
-    return project(x, *(layer.kernel[...] for layer in layers), split=split, name=name)
+    splits: list[Split] = sorted({layer.split for layer in layers})
+    if len(splits) > 1:
+        raise UnplacedParameter(
+            f"layers that are multiplied together are split {', '.join(splits)}", "use one split"
+        )
+    kernels = (layer.kernel[...] for layer in layers)
+    return project(x, *kernels, split=splits[0], name=name)
 
 
 class RMSNorm(nnx.Module):

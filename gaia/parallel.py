@@ -41,6 +41,7 @@ WEIGHTS = ("fsdp", "sequence")
 TOKENS = (*ROWS, "sequence")
 """Axes over which devices hold different tokens, and so different parts of a gradient."""
 
+
 @dataclass(frozen=True)
 class MeshConfig:
     """Devices along each mesh axis; at most one may be -1, the rest of the devices."""

@@ -88,7 +88,8 @@ def parameter(
             )
         if placement.axes.count(axis) > 1:
             raise UnplacedParameter(
-                f"a parameter {shape} claims mesh axis {axis} twice: {dims}", "split one dim over it"
+                f"a parameter {shape} claims mesh axis {axis} twice: {dims}",
+                "split one dim over it",
             )
     if within_split and "tensor" in placement.axes:
         raise UnplacedParameter(

@@ -26,7 +26,7 @@ class TrainState(NamedTuple):
 
     params: Any
     opt_state: Any
-    step: jax.Array
+    step: Any
 
 
 def optimizer_of(config: TrainConfig) -> optax.GradientTransformation:
