@@ -228,7 +228,8 @@ def scale_by_muon(
             scale = max(1.0, g.shape[-1] / g.shape[-2]) ** 0.5
             # Cast first: half the bytes travel, and the iterations would cast anyway.
             nesterov = nesterov.astype(newton_schulz_dtype)
-            return scale * parallel.by_layer(orthogonal, nesterov).astype(jnp.float32)
+            with jax.named_scope("muon"):
+                return scale * parallel.by_layer(orthogonal, nesterov).astype(jnp.float32)
 
         return jax.tree.map(step, average, grads), MuonState(average)
 

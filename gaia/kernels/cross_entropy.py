@@ -59,7 +59,8 @@ def cross_entropy(
         ConfigError: `vocab_size` exceeds the head, or `chunk` is below 1.
     """
     static = _checked(head_DV, vocab_size, chunk, ignore_index)
-    return _loss(x_ND, head_DV, targets_N, static), jnp.sum(targets_N != ignore_index)
+    with jax.named_scope("head_and_loss"):
+        return _loss(x_ND, head_DV, targets_N, static), jnp.sum(targets_N != ignore_index)
 
 
 def token_nll(
