@@ -17,7 +17,8 @@ from gaia.errors import ConfigError
 from gaia.guards import GuardConfig
 from gaia.optim import OptimConfig
 from gaia.parallel import MeshConfig
-from gchat.model import GPTConfig, flops_per_token, matmul_params
+from gchat.model import GPTConfig
+from gchat.model_shape import flops_per_token, matmul_params
 
 ALIASES = {
     "--depth": "--model.depth",

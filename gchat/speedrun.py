@@ -21,7 +21,8 @@ from gaia.hardware import chip_of_device_kind
 from gaia.processes.group import Group, joined, take_options
 from gchat.config import TrainConfig, derive, load
 from gchat.data.prepare import prepare
-from gchat.model import GPTConfig, matmul_params
+from gchat.model import GPTConfig
+from gchat.model_shape import matmul_params
 from gchat.run.folder import check_free, check_resumable, read_config
 from gchat.scaling.estimate import (
     Estimate,

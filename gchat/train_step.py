@@ -25,12 +25,19 @@ from gaia.data.batch import Batch
 from gaia.guards import keep_if_finite
 from gaia.hardware import chip_of_device_kind
 from gaia.kernels.cross_entropy import token_nll
-from gaia.optim import make_optimizer, schedule
+from gaia.optim import schedule
+from gaia.params import sum_gradients
 from gaia.xla_flags import compiler_options
 from gchat.config import TrainConfig
 from gchat.model import GPT
 from gchat.objective import Objective, hidden_states, next_token
-from gchat.train_state import TrainState, abstract_params, check_rows
+from gchat.train_state import (
+    TrainState,
+    check_rows,
+    optimizer_of,
+    param_placements,
+    param_specs,
+)
 
 
 class StepMetrics(NamedTuple):
@@ -58,8 +65,8 @@ def make_train_step(
         ConfigError: the rows of a micro-batch do not divide over the mesh.
     """
     check_rows(config, mesh)
-    steps = config.training.amounts.steps
-    optimizer, lr_share = make_optimizer(config.optim, steps), schedule(config.optim, steps)
+    optimizer = optimizer_of(config)
+    lr_share = schedule(config.optim, config.training.amounts.steps)
     loss_and_grads = _loss_and_grads(graph, config, mesh, objective)
 
     @partial(jax.jit, donate_argnums=0, compiler_options=_compiler_options(mesh))
@@ -95,7 +102,7 @@ def _loss_and_grads(
 ) -> Callable[..., tuple[jax.Array, Any]]:
     """(params, key, batch) -> loss and gradients of the step."""
     A = config.training.grad_accum
-    specs = parallel.specs(abstract_params(config), mesh)
+    specs, placements = param_specs(config, mesh), param_placements(config)
 
     def loss_share(params, batch_mt: Batch, key, count):
         model: GPT = nnx.merge(graph, params)
@@ -103,13 +110,13 @@ def _loss_and_grads(
 
     def loss_and_grads(params, key, batch_bt: Batch):
         """From the part of one device: the sums over all of them."""
-        count = parallel.add_up(objective.count(batch_bt), parallel.TOKENS)
+        count = parallel.psum(objective.count(batch_bt), parallel.TOKENS)
         if jnp.issubdtype(count.dtype, jnp.integer):
             count = jnp.maximum(count, 1).astype(jnp.float32)
         else:  # a sum of weights may lie below 1
             count = jnp.where(count == 0, 1.0, count)
         loss, grads = sums(params, key, count, batch_bt)
-        return parallel.add_up(loss, parallel.TOKENS), parallel.add_up_gradients(grads, specs)
+        return parallel.psum(loss, parallel.TOKENS), sum_gradients(grads, placements)
 
     def sums(params, key, count, batch_bt: Batch):
         key = jax.random.fold_in(key, parallel.index(*parallel.TOKENS))
@@ -156,7 +163,7 @@ def make_scorer(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[[Any, B
         )
         return nll_n.reshape(batch_bt.targets_BT.shape)
 
-    specs = parallel.specs(abstract_params(config), mesh)
+    specs = param_specs(config, mesh)
     rows = parallel.batch_sharding(mesh).spec
     on_each_device = jax.jit(
         parallel.per_device(score, mesh, (specs, Batch(rows, rows, rows, rows)), rows),

@@ -61,7 +61,9 @@ def cross_entropy(
         ConfigError: `vocab_size` exceeds the head, or `chunk` is below 1.
     """
     static = _checked(head_DV, vocab_size, chunk, ignore_index)
-    return _loss(x_ND, head_DV, targets_N, weights_N, static), jnp.sum(targets_N != ignore_index)
+    with jax.named_scope("head_and_loss"):
+        total: jax.Array = _loss(x_ND, head_DV, targets_N, weights_N, static)
+        return total, jnp.sum(targets_N != ignore_index)
 
 
 def token_nll(
@@ -98,7 +100,7 @@ def _checked(head_DV: jax.Array, vocab_size: int, chunk: int, ignore_index: int)
 
 def _whole(head_DV: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """This device's columns in the compute dtype, gathered along D."""
-    return parallel.gather(head_DV.astype(dtype), parallel.WEIGHTS, 0)
+    return parallel.all_gather(head_DV.astype(dtype), parallel.WEIGHTS, 0)
 
 
 class _Chunks(NamedTuple):
@@ -150,7 +152,7 @@ def _gold(logits: jax.Array, targets_n: jax.Array, first: jax.Array | int) -> ja
     column = targets_n - first
     here = (column >= 0) & (column < logits.shape[1])
     gold = jnp.take_along_axis(logits, jnp.where(here, column, 0)[:, None], axis=1)
-    return parallel.add_up(jnp.where(here[:, None], gold, 0.0), ("tensor",))
+    return parallel.psum(jnp.where(here[:, None], gold, 0.0), ("tensor",))
 
 
 def _forward(x_nD: jax.Array, head_DV: jax.Array, targets_n: jax.Array, s: _Static) -> _Forward:
@@ -161,9 +163,9 @@ def _forward(x_nD: jax.Array, head_DV: jax.Array, targets_n: jax.Array, s: _Stat
         logits = jnp.where(column < s.vocab_size - first, logits, -jnp.inf)
     valid = targets_n != s.ignore_index
     gold = _gold(logits, jnp.where(valid, targets_n, 0), first)
-    top = parallel.largest(jnp.max(logits, axis=1, keepdims=True), ("tensor",))
+    top = parallel.pmax(jnp.max(logits, axis=1, keepdims=True), ("tensor",))
     exps = jnp.exp(logits - top)
-    total = parallel.add_up(jnp.sum(exps, axis=1, keepdims=True), ("tensor",))
+    total = parallel.psum(jnp.sum(exps, axis=1, keepdims=True), ("tensor",))
     nll = (jnp.log(total) + top - gold)[:, 0]
     return _Forward(jnp.where(valid, nll, 0.0), exps, total, valid)
 
@@ -201,14 +203,14 @@ def _loss_fwd(x_ND, head_DV, targets_N, weights_N, static: _Static):
             dlogits *= weights_n[:, None]
         dlogits = dlogits.astype(dtype)
         dx = jnp.matmul(dlogits, head.T, preferred_element_type=jnp.float32).astype(dtype)
-        dx = parallel.add_up(dx, ("tensor",))
+        dx = parallel.psum(dx, ("tensor",))
         dhead += jnp.matmul(transpose(x_nD), dlogits, preferred_element_type=jnp.float32)
         return (loss + _weighted(f.nll, weights_n).sum(), dhead), dx
 
     zeros = (jnp.zeros((), jnp.float32), jnp.zeros(head.shape, jnp.float32))
     chunks = _chunks(x_ND, targets_N, weights_N, static)
     (loss, dhead), dx = jax.lax.scan(one_chunk, zeros, chunks)
-    dhead = parallel.scatter_sum(dhead, parallel.WEIGHTS, 0)
+    dhead = parallel.psum_scatter(dhead, parallel.WEIGHTS, 0)
     dx_ND = dx.reshape(-1, x_ND.shape[1])[: x_ND.shape[0]]
     return loss, (dx_ND, dhead, jnp.zeros((), head_DV.dtype))
 

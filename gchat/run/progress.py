@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gchat.config import TrainConfig
-from gchat.model import flops_per_token
+from gchat.model_shape import flops_per_token
 from gchat.run import names
 
 

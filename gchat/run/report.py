@@ -20,7 +20,7 @@ from gaia.config import to_yaml
 from gaia.data.manifest import Manifest
 from gaia_metrics.folder import read_json
 from gchat.evals.ngram import Baselines
-from gchat.model import flops_per_token, matmul_params
+from gchat.model_shape import flops_per_token, matmul_params
 from gchat.run.folder import write_atomically
 from gchat.run.progress import clock
 from gchat.run.session import Session

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from gaia.errors import ConfigError
 from gaia.runtime import Machine
 from gchat.config import TrainConfig
-from gchat.model import GPTConfig, flops_per_token
-from gchat.scaling.counts import all_params
+from gchat.model import GPTConfig
+from gchat.model_shape import all_params, flops_per_token
 from gchat.scaling.plan import make_plan
 from gchat.scaling.search import best, fit_hint
 from gchat.scaling.sku import fleet_of_machine

@@ -69,9 +69,8 @@ def make_step(
 
     from gaia import parallel
     from gaia.kernels.cross_entropy import cross_entropy
-    from gaia.optim import make_optimizer
-    from gchat.model import flops_per_token
-    from gchat.train_state import init_state
+    from gchat.model_shape import flops_per_token
+    from gchat.train_state import graphdef, init_state, optimizer_of
     from gchat.train_step import make_train_step
 
     config = configuration(shape, dtype, optimizer, remat, packed)
@@ -94,7 +93,7 @@ def make_step(
         )
         return total / count
 
-    transform = make_optimizer(config.optim, 10_000)
+    transform = optimizer_of(config)
     train_step = make_train_step(graph, config, mesh)
     # The parameters stand in for gradients: their values do not matter to the time.
     update = jax.jit(lambda s: transform.update(s.params, s.opt_state, s.params))

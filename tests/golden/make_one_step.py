@@ -20,7 +20,7 @@ def measure() -> dict[str, list[float]]:
 
     import tiny
     from gaia import parallel
-    from gchat.train_state import init_state
+    from gchat.train_state import graphdef, init_state
     from gchat.train_step import make_train_step
 
     config = tiny.train_config()
