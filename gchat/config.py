@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gaia.config import load_yaml, parse
+from gaia.config import load_preset, parse
 from gaia.data.packing import Packing
 from gaia.errors import ConfigError
 from gaia.guards import GuardConfig
@@ -189,9 +189,9 @@ def load(args: list[str], *, preset: str | None = None, prog: str = "gchat train
     """
     tree: dict[str, Any] = {}
     if args and not args[0].startswith("-"):
-        tree, args = load_yaml(preset_path(args[0])), args[1:]
+        tree, args = load_preset(preset_path(args[0]), CONFIG_DIR), args[1:]
     elif preset:
-        tree = load_yaml(preset_path(preset))
+        tree = load_preset(preset_path(preset), CONFIG_DIR)
     return parse(
         TrainConfig, args, preset=tree, aliases=ALIASES, prog=prog, description=DESCRIPTION
     )
