@@ -6,18 +6,25 @@
 #     bash tests/run.sh tests/gaia -k attention        # any further arguments go to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
+arguments=()
+locks=(test)
+marker="not slow"
+for argument in "$@"; do
+    if [ "$argument" = --slow ]; then
+        marker="" locks=(test slow)
+    else
+        arguments+=("$argument")
+    fi
+done
+
 . requirements/venv.sh
-gaia_venv test
+gaia_venv "${locks[@]}"
 # Every tool below lives in .venv; tests that start `gchat` or `gml` find them there as well.
 PATH="$PWD/.venv/bin:$PATH"
 export PATH
 [ ! -f tests/system_packages.sh ] || bash tests/system_packages.sh
 
-arguments=()
-marker="not slow"
-for argument in "$@"; do
-    if [ "$argument" = --slow ]; then marker=""; else arguments+=("$argument"); fi
-done
+set_up=$SECONDS
 
 if [ ${#arguments[@]} -eq 0 ]; then
     ruff check .
@@ -27,4 +34,8 @@ if [ ${#arguments[@]} -eq 0 ]; then
     git ls-files '*.sh' | xargs shellcheck --severity=warning
 fi
 # loadscope keeps a module on one worker, so what a module compiles once is compiled once.
-python -m pytest -n 2 --dist loadscope -m "$marker" ${arguments[@]+"${arguments[@]}"}
+began=$SECONDS status=0
+python -m pytest -n 2 --dist loadscope -m "$marker" ${arguments[@]+"${arguments[@]}"} || status=$?
+printf 'time: set-up %d s, static checks %d s, pytest %d s\n' \
+    "$set_up" $((began - set_up)) $((SECONDS - began))
+exit "$status"

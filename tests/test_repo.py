@@ -1,5 +1,6 @@
 """What holds for the repository as a whole: its locks."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ def test_locks_hold_exact_versions_and_hashes_and_no_address(lock):
     text = lock.read_text()
     assert not re.search(r"https?://|--index-url|--extra-index-url|--find-links|file:", text)
     entries = re.split(r"\n(?=[a-zA-Z0-9])", text.strip())
-    assert len(entries) > 50
+    assert len(entries) > {"slow.txt": 20, "uv.txt": 0}.get(lock.name, 50)
     for entry in entries:
         assert re.match(r"[A-Za-z0-9._-]+(\[[a-z0-9,_-]+\])?==\S+", entry), entry[:80]
         assert "--hash=sha256:" in entry, entry[:80]
@@ -25,10 +26,11 @@ def test_the_speedrun_environment_holds_no_test_extras():
     assert not packages & {"pytest", "hypothesis", "ruff", "basedpyright", "torch", "transformers"}
 
 
-def test_every_lock_agrees_on_the_versions_it_shares():
-    versions = [dict(_pinned(lock)) for lock in LOCKS]
-    for name in set.intersection(*(set(v) for v in versions)):
-        assert len({v[name] for v in versions}) == 1, name
+def test_every_two_locks_agree_on_the_versions_they_share():
+    pinned = {lock.name: dict(_pinned(lock)) for lock in LOCKS}
+    for (one, a), (other, b) in itertools.combinations(pinned.items(), 2):
+        for name in a.keys() & b.keys():
+            assert a[name] == b[name], f"{name}: {one} has {a[name]}, {other} has {b[name]}"
 
 
 def _entries(lock: Path) -> list[str]:
