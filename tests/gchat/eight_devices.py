@@ -26,7 +26,7 @@ import tiny  # noqa: E402
 from gaia import parallel  # noqa: E402
 from gaia.data.packing import Example, Rows, pack_examples  # noqa: E402
 from gaia.parallel import MeshConfig, make_mesh  # noqa: E402
-from gchat import train_step  # noqa: E402
+from gchat import train_state, train_step  # noqa: E402
 from gchat.engine.engine import Engine, SamplingConfig  # noqa: E402
 from gchat.evals import bpb  # noqa: E402
 
@@ -68,7 +68,7 @@ def start(mesh, optimizer: str, packing="split", **training):
         training={"batch_size": ROWS} | training,
         data={"packing": packing},
     )
-    graph, state = train_step.init_state(config, mesh)
+    graph, state = train_state.init_state(config, mesh)
     _, params = tiny.make(config.model)
     put = jax.tree.map(lambda a, like: jax.device_put(a, like.sharding), params, state.params)
     return config, graph, state._replace(params=put)
@@ -115,7 +115,10 @@ def apart_by_leaf(tree, reference) -> float:
 
 
 def results(mesh, **training) -> dict:
-    with patch.object(train_step, "make_optimizer", sgd):
+    with (
+        patch.object(train_state, "make_optimizer", sgd),
+        patch.object(train_step, "make_optimizer", sgd),
+    ):
         losses, params, gradients = train(mesh, "adamw", STEPS, **training)
         packed = train(mesh, "adamw", 5, "best_fit", **training)
     found = {"losses": losses, "params": params, "gradients": gradients}

@@ -20,7 +20,7 @@ from gaia import parallel
 from gaia.data import packing
 from gaia.data.packing import IGNORE, Example, pack_examples
 from gaia.kernels import attention
-from gchat import train_step
+from gchat import train_state, train_step
 from gchat.model import GPT
 
 T = 32
@@ -142,8 +142,11 @@ def compiled_step(rows, accumulate):
         data={"packing": "best_fit"}, training={"batch_size": rows, "grad_accum": accumulate}
     )
     mesh = parallel.make_mesh()
-    with patch.object(train_step, "make_optimizer", sgd):
-        graph, state = train_step.init_state(config, mesh)
+    with (
+        patch.object(train_state, "make_optimizer", sgd),
+        patch.object(train_step, "make_optimizer", sgd),
+    ):
+        graph, state = train_state.init_state(config, mesh)
         step = train_step.make_train_step(graph, config, mesh)
     return state._replace(params=tiny.make(config.model)[1]), step
 
