@@ -26,13 +26,7 @@ export PATH
 
 set_up=$SECONDS
 
-if [ ${#arguments[@]} -eq 0 ]; then
-    ruff check .
-    ruff format --check --quiet .
-    lint-imports --no-cache >/dev/null || lint-imports --no-cache
-    basedpyright --level error
-    git ls-files '*.sh' | xargs shellcheck --severity=warning
-fi
+[ ${#arguments[@]} -gt 0 ] || bash tests/static.sh
 # loadscope keeps a module on one worker, so what a module compiles once is compiled once.
 began=$SECONDS status=0
 python -m pytest -n 2 --dist loadscope -m "$marker" ${arguments[@]+"${arguments[@]}"} || status=$?

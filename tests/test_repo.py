@@ -1,12 +1,17 @@
-"""What holds for the repository as a whole: its locks."""
+"""What holds for the repository as a whole: its locks and its wheel."""
 
 import itertools
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("gaia", "gchat", "gml", "gaia_metrics")
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 
 
@@ -31,6 +36,22 @@ def test_every_two_locks_agree_on_the_versions_they_share():
     for (one, a), (other, b) in itertools.combinations(pinned.items(), 2):
         for name in a.keys() & b.keys():
             assert a[name] == b[name], f"{name}: {one} has {a[name]}, {other} has {b[name]}"
+
+
+def test_the_wheel_holds_the_licence_and_every_file_but_notes(tmp_path):
+    listed = subprocess.check_output(["git", "ls-files", *PACKAGES], cwd=ROOT, text=True)
+    files = [f for f in listed.splitlines() if (ROOT / f).exists()]
+    for file in [*files, "pyproject.toml", "README.md", "LICENSE"]:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    build = "from setuptools import build_meta; build_meta.build_wheel('out')"
+    (tmp_path / "out").mkdir()
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "out").glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    assert {f for f in files if not f.endswith(".md")} <= held
+    (licence,) = (name for name in held if name.endswith("licenses/LICENSE"))
+    assert "Apache License" in zipfile.ZipFile(wheel).read(licence).decode()
 
 
 def _entries(lock: Path) -> list[str]:
