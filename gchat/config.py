@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gaia.config import load_yaml, parse
+from gaia.config import load_preset, parse
 from gaia.data.packing import Packing
 from gaia.errors import ConfigError
 from gaia.guards import GuardConfig
@@ -240,11 +240,11 @@ def load(args: list[str], *, preset: str | None = None, prog: str = "gchat train
     tree: dict[str, Any] = {}
     if args and not args[0].startswith("-"):
         path, args = preset_path(args[0]), args[1:]
-        tree = load_yaml(path)
+        tree = load_preset(path, CONFIG_DIR)
         if path.name == CONFIG:  # of a run: a new one shall not write into its folders
             tree = without_places(tree, of_new_run=True)
     elif preset:
-        tree = load_yaml(preset_path(preset))
+        tree = load_preset(preset_path(preset), CONFIG_DIR)
     return load_tree(tree, args, prog=prog)
 
 

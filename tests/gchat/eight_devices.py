@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+FLAGS = os.environ.get("XLA_FLAGS", "")  # the tests' own, which compile fast
 os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
