@@ -83,10 +83,10 @@ def train(mesh, optimizer: str, steps: int, packing="split", **training):
     rows = [parallel.shard_rows(a, mesh) for a in (batch if packing == "split" else packed_batch)()]
     losses, first = [], None
     for _ in range(steps):
-        state, metrics = step(state, *rows)
+        state, metrics = step(state, Batch(*rows))
         losses.append(float(metrics.loss))
         if packing != "split":
-            losses += [float(metrics.fill), float(metrics.examples)]
+            losses += [float(metrics.more[f"data/{name}"]) for name in ("fill", "examples")]
         first = jax.device_get(state.opt_state) if first is None else first
     return np.array(losses), jax.device_get(state.params), first
 
