@@ -17,8 +17,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gaia import parallel
 from gaia.kernels.attention import attention
-from gaia.kernels.matmul import Split, project
+from gaia.kernels.matmul import PRODUCT, Split, project
 from gaia.kernels.rotary import Rope, apply_rope, normalize_and_rotate
+from gaia.parallel import WEIGHTS
+from gaia.params import Dim, Role, UnplacedParameter, parameter, placement_of
 
 # Names of products to `jax.checkpoint` policies, beside matmul.PRODUCT and attention.ATTENTION.
 QKV, GATE_UP = "qkv", "gate_up"
@@ -31,25 +33,74 @@ def normal(std: float) -> Init:
     return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32)
 
 
+# Mesh axes of a matrix [in, out] by the dim that is split over `tensor`. WEIGHTS lie along the
+# first dim, so that the last one stays a full vector register wide on TPUs.
+_KERNEL_DIMS: dict[Split, tuple[Dim, Dim]] = {
+    "out": (WEIGHTS, "tensor"),
+    "in": (("tensor", *WEIGHTS), None),
+    "neither": (WEIGHTS, None),
+}
+
+
 class Linear(nnx.Module):
     """y = x @ kernel, no bias. `kernel` is [in, out], fp32; `split` as in `project`."""
 
     def __init__(
-        self, d_in: int, d_out: int, init: Init, *, split: Split = "out", rngs: nnx.Rngs
+        self,
+        d_in: int,
+        d_out: int,
+        init: Init,
+        *,
+        split: Split = "out",
+        role: Role = "matrix",
+        rngs: nnx.Rngs,
     ) -> None:
-        self.split: Split = split
-        self.kernel = nnx.Param(init(rngs.params(), (d_in, d_out)))
+        kernel = init(rngs.params(), (d_in, d_out))
+        self.kernel = parameter(kernel, _KERNEL_DIMS[split], role=role)
+
+    @property
+    def split(self) -> Split:
+        """As in `project`, by how the kernel lies on the mesh."""
+        axes = placement_of(self.kernel).axes
+        return "neither" if "tensor" not in axes else "in" if axes[0] == "tensor" else "out"
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out] in the dtype of `x`."""
-        return project(x, self.kernel[...], split=self.split)[0]
+        return products(x, self)[0]
+
+
+def products(x: jax.Array, *layers: Linear, name: str | None = PRODUCT) -> tuple[jax.Array, ...]:
+    """x through each of several layers of one split: `x` is transposed and summed once for all.
+
+    Args:
+        x: [..., in]; its dtype is the compute dtype.
+        layers: all split alike.
+        name: of the results to `jax.checkpoint` policies; None where the caller names them.
+
+    Returns:
+        One [..., out] per layer, in the dtype of `x`.
+
+    Raises:
+        UnplacedParameter: the layers are split in different ways.
+    """
+    splits: list[Split] = sorted({layer.split for layer in layers})
+    if len(splits) > 1:
+        raise UnplacedParameter(
+            f"layers that are multiplied together are split {', '.join(splits)}", "use one split"
+        )
+    kernels = (layer.kernel[...] for layer in layers)
+    return project(x, *kernels, split=splits[0], name=name)
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm with a learned gain (Zhang & Sennrich 2019), computed in fp32."""
+    """Root-mean-square norm with a learned gain (Zhang & Sennrich 2019), computed in fp32.
 
-    def __init__(self, d: int, *, eps: float) -> None:
-        self.scale = nnx.Param(jnp.ones((d,), jnp.float32))
+    `within_split`: it norms heads, or hidden units, of which each device of `tensor` has its own.
+    """
+
+    def __init__(self, d: int, *, eps: float, within_split: bool = False) -> None:
+        gain = jnp.ones((d,), jnp.float32)
+        self.scale = parameter(gain, (None,), role="gain", within_split=within_split)
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -104,8 +155,12 @@ class Attention(nnx.Module):
         self.k = Linear(d, kv_heads * head_dim, init, rngs=rngs)
         self.v = Linear(d, kv_heads * head_dim, init, rngs=rngs)
         self.out = Linear(heads * head_dim, d, init_out, split="in", rngs=rngs)
-        self.q_norm = RMSNorm(head_dim, eps=eps) if qk_norm else None
-        self.k_norm = RMSNorm(head_dim, eps=eps) if qk_norm else None
+        self.q_norm = RMSNorm(head_dim, eps=eps, within_split=True) if qk_norm else None
+        self.k_norm = RMSNorm(head_dim, eps=eps, within_split=True) if qk_norm else None
+
+    def must_divide(self) -> dict[str, tuple[int, tuple[str, ...]]]:
+        """Sizes beside those of parameters that must divide over mesh axes."""
+        return {"heads": (self.heads, ("tensor",)), "kv_heads": (self.kv_heads, ("tensor",))}
 
     def __call__(
         self,
@@ -133,16 +188,17 @@ class Attention(nnx.Module):
         B, T, _ = x_BTD.shape
         heads = self.heads // parallel.size("tensor")
         kv_heads = self.kv_heads // parallel.size("tensor")
-        kernels = (self.q.kernel[...], self.k.kernel[...], self.v.kernel[...])
         # Named as heads: kept as [B, T, N * H], XLA on TPU copies them to another layout and back.
         q_BTNH, k_BTKH, v_BTKH = (
             checkpoint_name(y_BTF.reshape(B, T, n, self.head_dim), QKV)
             for y_BTF, n in zip(
-                project(x_BTD, *kernels, name=None), (heads, kv_heads, kv_heads), strict=True
+                products(x_BTD, self.q, self.k, self.v, name=None),
+                (heads, kv_heads, kv_heads),
+                strict=True,
             )
         )
-        q_BTNH = _placed(q_BTNH, self.q_norm, rope)
-        k_BTKH = _placed(k_BTKH, self.k_norm, rope)
+        q_BTNH = norm_and_rotate(q_BTNH, self.q_norm, rope)
+        k_BTKH = norm_and_rotate(k_BTKH, self.k_norm, rope)
         if cache is None:
             o_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=segment_ids_BT, window=window)
         else:
@@ -152,14 +208,13 @@ class Attention(nnx.Module):
         return self.out(o_BTNH.reshape(B, T, heads * self.head_dim)), cache
 
 
-def _placed(x_BTNH: jax.Array, norm: RMSNorm | None, rope: Rope | None) -> jax.Array:
+def norm_and_rotate(x_BTNH: jax.Array, norm: RMSNorm | None, rope: Rope | None) -> jax.Array:
     """Queries or keys, normed and rotated as far as the model does either."""
     if norm is None:
         return x_BTNH if rope is None else apply_rope(x_BTNH, rope)
-    gain_H = parallel.over_heads(norm.scale[...])
     if rope is None:
-        return rms_norm(x_BTNH, gain_H, norm.eps)
-    return normalize_and_rotate(x_BTNH, gain_H, rope, norm.eps)
+        return norm(x_BTNH)
+    return normalize_and_rotate(x_BTNH, norm.scale[...], rope, norm.eps)
 
 
 def attend_cache(
@@ -204,7 +259,7 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
-        gate_BTF, up_BTF = project(x_BTD, self.gate.kernel[...], self.up.kernel[...], name=GATE_UP)
+        gate_BTF, up_BTF = products(x_BTD, self.gate, self.up, name=GATE_UP)
         return self.down(jax.nn.silu(gate_BTF) * up_BTF)
 
 
@@ -212,7 +267,7 @@ class Embed(nnx.Module):
     """A table of V rows; also the output head when the two are tied."""
 
     def __init__(self, v: int, d: int, init: Init, *, rngs: nnx.Rngs) -> None:
-        self.table = nnx.Param(init(rngs.params(), (v, d)))
+        self.table = parameter(init(rngs.params(), (v, d)), ("tensor", WEIGHTS), role="embed")
 
     def __call__(self, ids: jax.Array | np.ndarray, dtype: jnp.dtype) -> jax.Array:
         """Integer [...] -> [..., D]. Gathers first, so only the rows used are cast."""
@@ -224,9 +279,9 @@ class Embed(nnx.Module):
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _lookup(dtype: jnp.dtype, table_VD: jax.Array, ids: jax.Array) -> jax.Array:
     """Rows of a table of which this device holds [V / tensor, D / WEIGHTS]."""
-    rows_VD = parallel.gather(table_VD.astype(dtype), parallel.WEIGHTS, 1)
+    rows_VD = parallel.all_gather(table_VD.astype(dtype), parallel.WEIGHTS, 1)
     here, row = _own_rows(table_VD, ids)
-    return parallel.add_up(jnp.where(here[..., None], rows_VD[row], 0), ("tensor",))
+    return parallel.psum(jnp.where(here[..., None], rows_VD[row], 0), ("tensor",))
 
 
 def _own_rows(table_VD: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -247,7 +302,7 @@ def _lookup_bwd(dtype, saved, dx):
     shape = (table_VD.shape[0], dx.shape[-1])
     masked = jnp.where(here[..., None], dx.astype(jnp.float32), 0.0)
     dtable_VD = jnp.zeros(shape, jnp.float32).at[row].add(masked)
-    return parallel.scatter_last(dtable_VD, parallel.WEIGHTS).astype(table_VD.dtype), None
+    return parallel.psum_scatter_last(dtable_VD, parallel.WEIGHTS).astype(table_VD.dtype), None
 
 
 _lookup.defvjp(_lookup_fwd, _lookup_bwd)

@@ -1,8 +1,8 @@
 """Optimizers and schedules: AdamW, and Muon for the matrices inside the blocks.
 
-A parameter belongs to one of four groups by its place in the tree: `matrix` (kernels of the
-stacked blocks), `embed` (tables), `head` (the output kernel) and `gain` (norm scales). Weight
-decay is decoupled and touches matrices only: block matrices and the head.
+A parameter belongs to one of four groups by the role it is born with (`gaia.params`): `matrix`
+(kernels of the stacked blocks), `embed` (tables), `head` (the output kernel) and `gain` (all
+else). Weight decay is decoupled and touches matrices only: block matrices and the head.
 """
 
 from collections.abc import Callable, Hashable
@@ -123,8 +123,14 @@ def schedule(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
     return share
 
 
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The whole update rule: clip, then each group's own optimizer and schedule."""
+def make_optimizer(config: OptimConfig, steps: int, roles: Any) -> optax.GradientTransformation:
+    """The whole update rule: clip, then each group's own optimizer and schedule.
+
+    Args:
+        config: with the rates of this batch and width.
+        steps: of the run, for the schedules.
+        roles: the tree of parameters with the role of each (`gaia.params.roles`).
+    """
     share = schedule(config, steps)
 
     def adamw(peak: float, decay: float) -> optax.GradientTransformation:
@@ -149,21 +155,7 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         "gain": adamw(config.lr, 0.0),
     }
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(clip, optax.partition(groups, parameter_groups))
-
-
-def parameter_groups(params: Any) -> Any:
-    """Labels each leaf `matrix`, `embed`, `head` or `gain` by its path."""
-
-    def label(path, _leaf) -> str:
-        names = [str(getattr(p, "key", getattr(p, "name", ""))) for p in path]
-        if "table" in names:
-            return "embed"
-        if "kernel" in names:
-            return "matrix" if "blocks" in names else "head"
-        return "gain"
-
-    return jax.tree_util.tree_map_with_path(label, params)
+    return optax.chain(clip, optax.partition(groups, roles))
 
 
 class MuonState(NamedTuple):
@@ -236,7 +228,8 @@ def scale_by_muon(
             scale = max(1.0, g.shape[-1] / g.shape[-2]) ** 0.5
             # Cast first: half the bytes travel, and the iterations would cast anyway.
             nesterov = nesterov.astype(newton_schulz_dtype)
-            return scale * parallel.by_layer(orthogonal, nesterov).astype(jnp.float32)
+            with jax.named_scope("muon"):
+                return scale * parallel.by_layer(orthogonal, nesterov).astype(jnp.float32)
 
         return jax.tree.map(step, average, grads), MuonState(average)
 

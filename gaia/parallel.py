@@ -1,4 +1,4 @@
-"""One mesh, one table of rules, and the collectives that the layers use.
+"""One mesh, and the collectives that the layers use.
 
 The mesh has four named axes, outermost first:
 
@@ -40,23 +40,6 @@ WEIGHTS = ("fsdp", "sequence")
 """Axes that every matrix is split over and gathered from where it is used."""
 TOKENS = (*ROWS, "sequence")
 """Axes over which devices hold different tokens, and so different parts of a gradient."""
-
-# The rules: how each array lies on the mesh. A parameter is found by the last of these names in
-# its path, and a leading layer dim is whole. Matrices are split over WEIGHTS along their first
-# dim, so that the last one stays a full vector register wide on TPUs; a table is split along D.
-RULES: dict[str, tuple[Any, ...]] = {
-    "q": (WEIGHTS, "tensor"),  # [D, N*H]
-    "k": (WEIGHTS, "tensor"),  # [D, K*H]
-    "v": (WEIGHTS, "tensor"),  # [D, K*H]
-    "out": (("tensor", *WEIGHTS), None),  # [N*H, D]
-    "gate": (WEIGHTS, "tensor"),  # [D, F]
-    "up": (WEIGHTS, "tensor"),  # [D, F]
-    "down": (("tensor", *WEIGHTS), None),  # [F, D]
-    "head": (WEIGHTS, "tensor"),  # [D, V]
-    "table": ("tensor", WEIGHTS),  # [V, D]
-    "scale": (None,),  # norm gains
-    "batch": (ROWS, "sequence"),  # tokens, targets, positions, segment ids [B, T]
-}
 
 
 @dataclass(frozen=True)
@@ -142,60 +125,22 @@ def check_divides(mesh: Mesh, what: str, size: int, axes: Sequence[str], remedy:
 # ── Arrays of the whole mesh ────────────────────────────────────────────────────────────────────
 
 
-def spec_of(path: Sequence[Any], ndim: int, mesh: Mesh) -> P:
-    """How a parameter, or an optimizer's array of its shape, lies on the mesh, by its path."""
-    names = [str(getattr(p, "key", getattr(p, "name", ""))) for p in path]
-    rule = next((RULES[name] for name in reversed(names) if name in RULES), ())
-    rule = rule if len(rule) <= ndim else ()  # e.g. a counter beside the moments
-    return P(*[None] * (ndim - len(rule)), *_spread(rule, mesh))
+def spread(dims: Sequence[Sequence[str]], mesh: Mesh) -> P:
+    """The spec of dims that are split over these axes.
 
+    Axes that have one device are left out: what is whole is typed as whole.
+    """
 
-def _spread(rule: Sequence[Any], mesh: Mesh) -> P:
-    """The rule without the axes that have one device: what is whole is typed as whole."""
-
-    def present(axes):
-        axes = (axes,) if isinstance(axes, str) else axes or ()
+    def present(axes: Sequence[str]) -> Any:
         kept = tuple(axis for axis in axes if mesh.shape[axis] > 1)
         return kept[0] if len(kept) == 1 else kept or None
 
-    return P(*(present(axes) for axes in rule))
-
-
-def specs(tree: Any, mesh: Mesh) -> Any:
-    """The PartitionSpec of every leaf."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: spec_of(path, x.ndim, mesh), tree)
-
-
-def shardings(tree: Any, mesh: Mesh) -> Any:
-    """The NamedSharding of every leaf."""
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(tree, mesh))
-
-
-def abstract(function: Callable[..., Any], mesh: Mesh, *args: Any) -> Any:
-    """What `function(*args)` would return, as ShapeDtypeStructs with their shardings."""
-    shapes = jax.eval_shape(function, *args)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        shardings(shapes, mesh),
-    )
-
-
-def creator(function: Callable[..., Any], mesh: Mesh, *args: Any) -> Any:
-    """`function` under jit, its leaves born with their shardings: no host copy is made.
-
-    Random numbers are drawn shard by shard: with JAX's partitionable threefry (its default) the
-    compiler carries the shardings of the leaves back to the draws, so the peak is the state
-    itself (tests/gchat/test_aot.py). That needs arguments that lie on no mesh: a key that is
-    replicated over an explicit one gives draws whose types say that they are whole.
-    """
-    shapes = jax.eval_shape(function, *args)
-    return jax.jit(function, out_shardings=shardings(shapes, mesh))
+    return P(*(present(axes) for axes in dims))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of tokens, targets, positions and segment ids [B, T]."""
-    return NamedSharding(mesh, _spread(RULES["batch"], mesh))
+    return NamedSharding(mesh, spread((ROWS, ("sequence",)), mesh))
 
 
 def rows_here(rows: int, mesh: Mesh) -> np.ndarray:
@@ -321,32 +266,32 @@ def platform(x: jax.Array) -> str:
     return device.platform if device else jax.default_backend()
 
 
-def add_up(x: Any, axes: Sequence[str]) -> Any:
+def psum(x: Any, axes: Sequence[str]) -> Any:
     """The sum of `x` over devices."""
     here = _present(axes)
     return jax.lax.psum(x, here) if here else x
 
 
-def largest(x: jax.Array, axes: Sequence[str]) -> jax.Array:
+def pmax(x: jax.Array, axes: Sequence[str]) -> jax.Array:
     """The maximum of `x` over devices."""
     here = _present(axes)
     return jax.lax.pmax(x, here) if here else x
 
 
-def gather(x: jax.Array, axes: Sequence[str], dim: int) -> jax.Array:
+def all_gather(x: jax.Array, axes: Sequence[str], dim: int) -> jax.Array:
     """The parts of all devices, one behind the other along `dim`."""
     here = _present(axes)
     return jax.lax.all_gather(x, here, axis=dim, tiled=True) if here else x
 
 
-def scatter_sum(x: jax.Array, axes: Sequence[str], dim: int) -> jax.Array:
-    """This device's part, along `dim`, of the sum of `x` over devices: `gather`'s transpose."""
+def psum_scatter(x: jax.Array, axes: Sequence[str], dim: int) -> jax.Array:
+    """This device's part, along `dim`, of the sum of `x` over devices: `all_gather`'s transpose."""
     here = _present(axes)
     return jax.lax.psum_scatter(x, here, scatter_dimension=dim, tiled=True) if here else x
 
 
-def scatter_last(x_RC: jax.Array, axes: Sequence[str]) -> jax.Array:
-    """`scatter_sum` of a matrix along its last dim, by way of its first.
+def psum_scatter_last(x_RC: jax.Array, axes: Sequence[str]) -> jax.Array:
+    """`psum_scatter` of a matrix along its last dim, by way of its first.
 
     Along the last dim the TPU compiler adds up the whole matrix everywhere and cuts a part out;
     scattering rows and exchanging them for columns moves half as much.
@@ -355,30 +300,5 @@ def scatter_last(x_RC: jax.Array, axes: Sequence[str]) -> jax.Array:
     if not here:
         return x_RC
     x = jnp.pad(x_RC, ((0, -rows % size(*axes)), (0, 0)))
-    x = scatter_sum(x, axes, 0)
+    x = psum_scatter(x, axes, 0)
     return jax.lax.all_to_all(x, here, split_axis=1, concat_axis=0, tiled=True)[:rows]
-
-
-@jax.custom_vjp
-def over_heads(x: jax.Array) -> jax.Array:
-    """`x`, replicated over `tensor`, where each device uses it on its own heads.
-
-    The identity; its gradient is the sum of what those heads ask for.
-    """
-    return x
-
-
-over_heads.defvjp(lambda x: (x, None), lambda _, dx: (add_up(dx, ("tensor",)),))
-
-
-def add_up_gradients(grads: Any, specs: Any) -> Any:
-    """Each gradient's sum over the devices with other tokens, where it is not yet one.
-
-    Leaves split over an axis have been summed over it by the `scatter_sum` of their layer.
-    """
-
-    def one(grad: jax.Array, spec: P) -> jax.Array:
-        summed = {a for axes in spec for a in (axes if isinstance(axes, tuple) else (axes,))}
-        return add_up(grad, [axis for axis in TOKENS if axis not in summed])
-
-    return jax.tree.map(one, grads, specs)

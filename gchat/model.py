@@ -10,6 +10,9 @@ optimizer are fp32; matrix products take `compute_dtype` operands and accumulate
 Shapes: B batch, T time, D model, F hidden, L layers, N heads, K kv heads, H head dim, V vocab.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,9 +35,7 @@ from gaia.layers import (
     dropout,
     normal,
 )
-from gchat.model_config import GPTConfig, Remat, flops_per_token, matmul_params
-
-__all__ = ["GPT", "Block", "GPTConfig", "flops_per_token", "matmul_params"]
+from gchat.model_config import GPTConfig, Remat
 
 
 class Block(nnx.Module):
@@ -72,16 +73,18 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, KVCache | None]:
         """[B, T, D] -> [B, T, D] and the new cache; the arguments are those of `Attention`."""
         keys = (None, None) if key is None else jax.random.split(key)
-        attended_BTD, cache = self.attn(
-            self.attn_norm(x_BTD),
-            rope,
-            segment_ids_BT=segment_ids_BT,
-            window=window,
-            cache=cache,
-            cache_positions_BT=cache_positions_BT,
-        )
-        x_BTD = x_BTD + dropout(attended_BTD, self.dropout, keys[0])
-        x_BTD = x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, keys[1])
+        with jax.named_scope("attn"):
+            attended_BTD, cache = self.attn(
+                self.attn_norm(x_BTD),
+                rope,
+                segment_ids_BT=segment_ids_BT,
+                window=window,
+                cache=cache,
+                cache_positions_BT=cache_positions_BT,
+            )
+            x_BTD = x_BTD + dropout(attended_BTD, self.dropout, keys[0])
+        with jax.named_scope("mlp"):
+            x_BTD = x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, keys[1])
         return x_BTD, cache
 
 
@@ -114,7 +117,11 @@ class GPT(nnx.Module):
         self.blocks = make_blocks(rngs)
         self.final_norm = RMSNorm(s.dim, eps=config.norm_eps)
         if not config.tied:
-            self.head = Linear(s.dim, s.padded_vocab, normal(head_std), rngs=rngs)
+            self.head = Linear(s.dim, s.padded_vocab, normal(head_std), role="head", rngs=rngs)
+
+    def must_divide(self) -> dict[str, tuple[int, tuple[str, ...]]]:
+        """Sizes beside those of parameters that must divide over mesh axes."""
+        return {"seq_len": (self.config.seq_len, ("sequence",))}
 
     def __call__(
         self,
@@ -143,22 +150,34 @@ class GPT(nnx.Module):
             positions_BT = np.arange(T, dtype=np.int32)[None, :]
             if parallel.size("sequence") > 1:
                 positions_BT = positions_BT + parallel.index("sequence") * T
-        dtype = jnp.dtype(c.compute_dtype)
-        x_BTD = self.embed(tokens_BT, dtype)
-        rope = None
-        if c.positions == "rope":
-            rope = rope_table(positions_BT, c.head_dim, c.rope_theta)
-        else:
-            x_BTD = x_BTD + jnp.broadcast_to(self.position_embed(positions_BT, dtype), x_BTD.shape)
-        if key is not None:
-            key, embed_key = jax.random.split(key)
-            x_BTD = dropout(x_BTD, c.dropout, embed_key)
-        x_BTD, cache = self._run_blocks(
-            x_BTD, rope, segment_ids_BT, key, cache, jnp.broadcast_to(positions_BT, (B, T))
-        )
-        return self.final_norm(x_BTD), cache
+        dtype, rope = jnp.dtype(c.compute_dtype), None
+        with jax.named_scope("embed"):
+            x_BTD = self.embed(tokens_BT, dtype)
+            if c.positions == "rope":
+                rope = rope_table(positions_BT, c.head_dim, c.rope_theta)
+            else:
+                position_BTD = self.position_embed(positions_BT, dtype)
+                x_BTD = x_BTD + jnp.broadcast_to(position_BTD, x_BTD.shape)
+            if key is not None:
+                key, embed_key = jax.random.split(key)
+                x_BTD = dropout(x_BTD, c.dropout, embed_key)
+        with jax.named_scope("blocks"):
+            x_BTD, cache = self._run_blocks(
+                x_BTD, rope, segment_ids_BT, key, cache, jnp.broadcast_to(positions_BT, (B, T))
+            )
+        with jax.named_scope("final_norm"):
+            return self.final_norm(x_BTD), cache
 
-    def _run_blocks(self, x_BTD, rope, segment_ids_BT, key, cache, positions_BT):
+    def _run_blocks(
+        self,
+        x_BTD: jax.Array,
+        rope: Rope | None,
+        segment_ids_BT: jax.Array | None,
+        key: jax.Array | None,
+        cache: KVCache | None,
+        positions_BT: jax.Array,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Scans over the layers; arguments as in `Block`, with the cache of all layers."""
         c = self.config
         period = len(c.window_pattern)
         graph, params = nnx.split(self.blocks)
@@ -168,7 +187,7 @@ class GPT(nnx.Module):
             lambda a: a.reshape(c.depth // period, period, *a.shape[1:]), (params, keys, cache)
         )
 
-        def one_layer(x_BTD, layer, kind):
+        def one_layer(x_BTD: jax.Array, layer: Any, kind: str):
             block_params, key, layer_cache = layer
             return nnx.merge(graph, block_params)(
                 x_BTD,
@@ -180,7 +199,7 @@ class GPT(nnx.Module):
                 cache_positions_BT=positions_BT,
             )
 
-        def one_period(x_BTD, layers):
+        def one_period(x_BTD: jax.Array, layers: Any):
             caches = []
             for i, kind in enumerate(c.window_pattern):
                 layer = jax.tree.map(lambda a, i=i: a[i], layers)
@@ -229,7 +248,7 @@ def _matrix_inits(config: GPTConfig) -> tuple[Init, Init]:
     return normal((2 / (5 * dim)) ** 0.5), normal(2 / (depth * dim**0.5))
 
 
-# What the forward pass keeps of a block, by the names its layers give their results.
+# The results that the forward pass keeps of a block, by the names its layers give them.
 _KEPT: dict[str, tuple[str, ...]] = {
     "dots": (ATTENTION, QKV, GATE_UP, PRODUCT),
     "attention": (ATTENTION, QKV),
@@ -237,8 +256,8 @@ _KEPT: dict[str, tuple[str, ...]] = {
 }
 
 
-def _remat(layer, remat: Remat):
-    """The block under its policy; parts of it that are not kept are computed again."""
+def _remat(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    """Puts a layer under its policy; what that does not keep is computed again."""
     if remat == "none":
         return layer
     policies = jax.checkpoint_policies

@@ -143,24 +143,3 @@ class Sizes:
     vocab: int
     padded_vocab: int
     window: int
-
-
-def matmul_params(config: GPTConfig) -> int:
-    """Parameters that multiply activations: all block matrices and the head (also when tied)."""
-    s = config.sizes
-    attention = s.dim * config.head_dim * (2 * s.heads + 2 * s.kv_heads)
-    return config.depth * (attention + 3 * s.dim * s.hidden) + s.dim * s.padded_vocab
-
-
-def flops_per_token(config: GPTConfig) -> float:
-    """Training FLOPs per token: 6 per matmul parameter + 6·T·N·H per layer of causal attention.
-
-    Only what a token can see is counted: the causal half, and a window's share of it.
-    Recomputation is not counted (PaLM, appendix B, halved for causality).
-    """
-    s, T = config.sizes, config.seq_len
-    w = min(s.window, T)
-    mean_seen = {"L": T / 2, "S": w - w * w / (2 * T)}
-    pattern = config.window_pattern * (config.depth // len(config.window_pattern))
-    attention = sum(12.0 * mean_seen[kind] * s.heads * config.head_dim for kind in pattern)
-    return 6.0 * matmul_params(config) + attention

@@ -3,18 +3,23 @@
 Shapes: B rows, T time.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from gaia import parallel
-from gaia.optim import make_optimizer
+from gaia import parallel, params
+from gaia.data.batch import Batch
+from gaia.optim import OptimConfig, make_optimizer
+from gaia.params import Described
 from gchat.config import TrainConfig
 from gchat.model import GPT
+from gchat.model_config import GPTConfig
+from gchat.model_shape import model_shape
 
 
 class TrainState(NamedTuple):
@@ -22,28 +27,55 @@ class TrainState(NamedTuple):
 
     params: Any
     opt_state: Any
-    step: jax.Array
+    step: Any
+
+
+def optimizer_of(config: TrainConfig) -> optax.GradientTransformation:
+    """The update rule of a derived configuration for its model's parameters."""
+    roles = params.roles(model_shape(config.model).placements)
+    return make_optimizer(config.optim, config.training.amounts.steps, roles)
 
 
 def _new_state(config: TrainConfig, key: jax.Array) -> TrainState:
-    optimizer = make_optimizer(config.optim, config.training.steps or 1)
-    params = nnx.to_pure_dict(nnx.state(GPT(config.model, rngs=nnx.Rngs(key))))
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    arrays = nnx.to_pure_dict(nnx.state(GPT(config.model, rngs=nnx.Rngs(key))))
+    return TrainState(arrays, optimizer_of(config).init(arrays), jnp.zeros((), jnp.int32))
 
 
-def abstract_model(config: TrainConfig) -> GPT:
-    """The model with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: GPT(config.model, rngs=nnx.Rngs(0)))
+def _placements(config: TrainConfig) -> TrainState:
+    """How each array of the state lies on the mesh."""
+    shape, optimizer = model_shape(config.model), optimizer_of(config)
+    opt_state = params.optimizer_placements(optimizer, shape.placements, shape.arrays)
+    return TrainState(shape.placements, opt_state, params.WHOLE)
 
 
-def abstract_params(config: TrainConfig) -> Any:
-    """Its parameters alone, as the tree that `TrainState.params` is."""
-    return nnx.to_pure_dict(nnx.state(abstract_model(config)))
+def param_specs(config: TrainConfig, mesh: Mesh) -> Any:
+    """The PartitionSpec of every parameter, as the tree that `TrainState.params` is."""
+    shape = model_shape(config.model)
+    return params.specs(shape.placements, shape.arrays, mesh)
+
+
+def param_placements(config: TrainConfig) -> Any:
+    """The statement of every parameter (`gaia.params`), as the same tree."""
+    return model_shape(config.model).placements
 
 
 def graphdef(config: TrainConfig) -> Any:
     """The model's static part; no array is made."""
-    return nnx.graphdef(abstract_model(config))
+    return model_shape(config.model).graph
+
+
+@lru_cache(maxsize=256)
+def optimizer_arrays(model: GPTConfig, optim: OptimConfig) -> tuple[Described, ...]:
+    """The arrays of the optimizer's state, each with the statement of what it follows."""
+    shape = model_shape(model)
+    optimizer = make_optimizer(optim, 1, params.roles(shape.placements))
+    places = params.optimizer_placements(optimizer, shape.placements, shape.arrays)
+    arrays = jax.eval_shape(optimizer.init, shape.arrays)
+    named = jax.tree_util.tree_leaves_with_path(arrays)
+    return tuple(
+        Described(jax.tree_util.keystr(path), x.shape, x.dtype.itemsize, place)
+        for (path, x), place in zip(named, jax.tree.leaves(places), strict=True)
+    )
 
 
 def abstract_state(config: TrainConfig, mesh: Mesh) -> TrainState:
@@ -53,63 +85,68 @@ def abstract_state(config: TrainConfig, mesh: Mesh) -> TrainState:
         ConfigError: a size of the model does not divide over the mesh.
     """
     check_mesh(config, mesh)
-    return parallel.abstract(
-        partial(_new_state, config), mesh, jax.random.key(config.training.seed)
+    shapes, shardings = _shapes_and_shardings(config, mesh)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
     )
 
 
-def abstract_batch(config: TrainConfig, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """The same of inputs_BT and targets_BT, and where rows are packed of positions_BT and
-    segment_ids_BT; `config` is a derived one.
+def _shapes_and_shardings(config: TrainConfig, mesh: Mesh) -> tuple[TrainState, TrainState]:
+    shapes = jax.eval_shape(partial(_new_state, config), jax.random.key(config.training.seed))
+    return shapes, params.shardings(_placements(config), shapes, mesh)
+
+
+def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
+    """The same of a batch of a derived configuration: inputs and targets, and where rows are
+    packed positions and segments.
 
     Raises:
         ConfigError: the rows of a micro-batch do not divide over the mesh.
     """
     check_rows(config, mesh)
-    shape = (config.training.batch_size or 1, config.model.seq_len)
+    shape = (config.training.amounts.batch_size, config.model.seq_len)
     batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=parallel.batch_sharding(mesh))
-    return (batch,) * (2 if config.data.packing == "split" else 4)
+    return Batch(*(batch,) * (2 if config.data.packing == "split" else 4))
 
 
-def init_state(config: TrainConfig, mesh: Mesh) -> tuple[Any, TrainState]:
-    """The model's static graph and the state before the first update, born sharded under jit.
+def init_state(config: TrainConfig, mesh: Mesh) -> TrainState:
+    """The state before the first update, born sharded under jit.
 
     Raises:
         ConfigError: a size of the model does not divide over the mesh.
     """
     key = jax.random.key(config.training.seed)
-    return graphdef(config), make_init(config, mesh)(key)
+    return make_init(config, mesh)(key)
 
 
 def make_init(config: TrainConfig, mesh: Mesh) -> Any:
     """The jitted program key -> `TrainState` that `init_state` runs; it can be lowered alone.
 
+    Random numbers are drawn shard by shard: with JAX's partitionable threefry (its default) the
+    compiler carries the shardings of the leaves back to the draws, so no host copy is made and
+    the peak is the state itself (tests/gchat/test_aot.py). That needs a key that lies on no mesh:
+    one that is replicated over an explicit mesh gives draws whose types say that they are whole.
+
     Raises:
         ConfigError: a size of the model does not divide over the mesh.
     """
     check_mesh(config, mesh)
-    key = jax.random.key(config.training.seed)
-    return parallel.creator(partial(_new_state, config), mesh, key)
+    _, shardings = _shapes_and_shardings(config, mesh)
+    return jax.jit(partial(_new_state, config), out_shardings=shardings)
 
 
 def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
     """Raises ConfigError where a size of the model does not divide over the mesh."""
-    s, check = config.model.sizes, partial(parallel.check_divides, mesh)
-    divisor = "choose a multiple, or another mesh"
-    check("model.heads", s.heads, ("tensor",), divisor)
-    check("model.kv_heads", s.kv_heads, ("tensor",), divisor)
-    check("model.dim", s.dim, parallel.WEIGHTS, divisor)
-    matrix = ("tensor", *parallel.WEIGHTS)
-    check("model.heads x model.head_dim", s.heads * config.model.head_dim, matrix, divisor)
-    check("model.hidden", s.hidden, matrix, divisor)
-    check("model.padded_vocab_size", s.padded_vocab, ("tensor",), divisor)
-    check("model.seq_len", config.model.seq_len, ("sequence",), divisor)
-    if config.model.positions == "learned":
-        check("model.seq_len", config.model.seq_len, ("tensor",), divisor)
+    shape, remedy = model_shape(config.model), "choose a multiple, or another mesh"
+    for name, size, axes in shape.divided:
+        parallel.check_divides(mesh, name, size, axes, remedy)
+    params.check_parameters(shape.parameters, mesh)
 
 
 def check_rows(config: TrainConfig, mesh: Mesh) -> None:
     """Raises ConfigError where the rows of a micro-batch do not divide over the mesh."""
-    rows = (config.training.batch_size or 1) // config.training.grad_accum
+    rows = config.training.amounts.batch_size // config.training.grad_accum
     remedy = "choose training.batch_size / training.grad_accum as a multiple"
     parallel.check_divides(mesh, "rows per micro-batch", rows, parallel.ROWS, remedy)

@@ -126,9 +126,9 @@ def _whole_rows(k_BSKH, v_BSKH, segment_ids_BT):
     parts = parallel.size("sequence")
     if parts == 1:
         return None, k_BSKH, v_BSKH, ids
-    k_BSKH, v_BSKH = (parallel.gather(x, ("sequence",), 1) for x in (k_BSKH, v_BSKH))
+    k_BSKH, v_BSKH = (parallel.all_gather(x, ("sequence",), 1) for x in (k_BSKH, v_BSKH))
     if segment_ids_BT is not None:
-        ids = (segment_ids_BT, parallel.gather(segment_ids_BT, ("sequence",), 1))
+        ids = (segment_ids_BT, parallel.all_gather(segment_ids_BT, ("sequence",), 1))
     return (parallel.index("sequence"), parts), k_BSKH, v_BSKH, ids
 
 

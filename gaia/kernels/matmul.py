@@ -29,7 +29,8 @@ A policy by primitive (`dots_saveable`) does not see through a custom gradient;
 """
 
 
-Split = Literal["out", "in"]
+Split = Literal["out", "in", "neither"]
+"""The dim of a matrix [in, out] that is split over `tensor`."""
 
 
 def project(
@@ -42,7 +43,8 @@ def project(
         weights_DF: matrices [D, F], cast to the compute dtype; their gradients are accumulated
             in fp32 and come in their own dtype. On a mesh, this device's shards of them.
         split: which of their dims is split over `tensor`: `out` takes a whole `x` and gives this
-            device's part of F; `in` takes a part of D and gives the sum over all parts.
+            device's part of F; `in` takes a part of D and gives the sum over all parts; with
+            `neither` every device of `tensor` computes the same.
         name: of the results to `jax.checkpoint` policies; None where the caller names them.
 
     Returns:
@@ -54,13 +56,13 @@ def project(
 
 def _whole(w_DF: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The weight in the compute dtype, gathered from the devices that share it."""
-    return parallel.gather(w_DF.astype(dtype), parallel.WEIGHTS, 0)
+    return parallel.all_gather(w_DF.astype(dtype), parallel.WEIGHTS, 0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _project(split: Split, x, *weights_DF):
     ys = tuple(x @ _whole(w, x.dtype) for w in weights_DF)
-    return parallel.add_up(ys, ("tensor",)) if split == "in" else ys
+    return parallel.psum(ys, ("tensor",)) if split == "in" else ys
 
 
 def _project_fwd(split: Split, x, *weights_DF):
@@ -73,9 +75,9 @@ def _project_bwd(split: Split, saved, dys):
     for part in rest:
         dx += part
     if split == "out":
-        dx = parallel.add_up(dx, ("tensor",))
+        dx = parallel.psum(dx, ("tensor",))
     dws = jax.lax.platform_dependent(x, dys, cpu=_weight_grads_cpu, default=_weight_grads)
-    dws = (parallel.scatter_sum(dw, parallel.WEIGHTS, 0) for dw in dws)
+    dws = (parallel.psum_scatter(dw, parallel.WEIGHTS, 0) for dw in dws)
     return dx, *(dw.astype(w.dtype) for dw, w in zip(dws, weights_DF, strict=True))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,12 +10,10 @@ import numpy as np
 from gaia.data.batch import Batch
 from gaia.data.loader import iter_documents
 from gaia.errors import ConfigError, DataError
+from gchat.config import TrainConfig
 from gchat.engine.engine import Engine, SamplingConfig
 from gchat.evals import bpb
 from gchat.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from gchat.config import TrainConfig
 
 EVAL_ROWS = 8  # rows that a device scores at once
 
@@ -37,7 +35,7 @@ class Evaluator:
 
     def __init__(
         self,
-        config: "TrainConfig",
+        config: TrainConfig,
         tokenizer: Tokenizer,
         graph: Any,
         scorer: Callable[[Any, Batch], jax.Array],
@@ -51,9 +49,7 @@ class Evaluator:
         )
         self._seq_len, self._rows = config.model.seq_len, rows
         self._token_bytes = tokenizer.token_bytes()
-        documents = bpb.take_tokens(
-            iter_documents(config.data.dir or "", "val"), config.eval.tokens
-        )
+        documents = bpb.take_tokens(iter_documents(config.data.place, "val"), config.eval.tokens)
         self._batches = {"val": self._pack(documents)}
         for name, path in config.eval.files.items():
             self._batches[name] = self._pack([encode_file(path, tokenizer)])

@@ -1,66 +1,46 @@
-"""What a training step asks of one device, counted from sizes: parameters, FLOPs, bytes.
+"""What a training step asks of one device: parameters, FLOPs, bytes.
 
-Nothing here knows a chip. Letters: n tokens of a device in one micro-batch, D model, F hidden,
-Q query and K key features (heads x head size), V vocabulary; those split over `tensor` are a
-device's part.
+Parameters and optimizer state are those of the model and the optimizer themselves, traced without
+arrays (`gchat.model_shape`, `gchat.train_state`). Nothing here knows a chip. Letters: n tokens of
+a device in one micro-batch, D model, Q query and K key features (heads x head size), V vocabulary;
+those split over `tensor` are a device's part.
 """
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 
+from gaia.parallel import WEIGHTS
+from gaia.params import Described
 from gchat.config import TrainConfig
 from gchat.model import GPTConfig
+from gchat.model_shape import mean_keys_seen, model_shape
 from gchat.scaling.layout import Layout, rows_of_device
+from gchat.train_state import optimizer_arrays
 
 FP32 = 4
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """Parameters of one kind: `count` matrices [rows, cols] (or vectors: rows 1)."""
-
-    group: str
-    """matrix, head, embed or gain, as the optimizer groups them."""
-    count: int
-    rows: int
-    cols: int
-    per_layer: bool
-
-    @property
-    def size(self) -> int:
-        """Elements of all of them."""
-        return self.count * self.rows * self.cols
+def share_of(param: Described, layout: Layout) -> int:
+    """Elements of a parameter on one device."""
+    return param.size // math.prod(getattr(layout, axis) for axis in param.placement.axes)
 
 
-def tensors(model: GPTConfig) -> list[Tensor]:
-    """Every parameter of a derived model."""
-    s, L, H = model.sizes, model.depth, model.head_dim
-    D, Q, K = s.dim, s.heads * H, s.kv_heads * H
-    found = [
-        Tensor("matrix", L, D, Q, True),
-        Tensor("matrix", 2 * L, D, K, True),
-        Tensor("matrix", L, Q, D, True),
-        Tensor("matrix", 2 * L, D, s.hidden, True),
-        Tensor("matrix", L, s.hidden, D, True),
-        Tensor("gain", 2 * L + 1, 1, D, False),
-        Tensor("embed", 1, s.padded_vocab, D, False),
-    ]
-    if model.qk_norm:
-        found.append(Tensor("gain", 2 * L, 1, H, False))
-    if not model.tied:
-        found.append(Tensor("head", 1, D, s.padded_vocab, False))
-    if model.positions == "learned":
-        found.append(Tensor("embed", 1, model.seq_len, D, False))
-    return found
+def gathered(param: Described, layout: Layout) -> float:
+    """Elements of a parameter on one device that has gathered it, in one layer."""
+    split = [axis for axis in param.placement.axes if axis not in WEIGHTS]
+    size = param.size // (param.layers or 1)
+    return size / math.prod(getattr(layout, axis) for axis in split)
 
 
-def all_params(model: GPTConfig) -> int:
-    """Every parameter, embeddings and norm gains included."""
-    return sum(t.size for t in tensors(model))
+def layer_matrices(model: GPTConfig) -> list[Described]:
+    """The matrices of the stacked blocks."""
+    return [p for p in model_shape(model).parameters if p.layers and p.is_matrix]
 
 
-def layer_params(model: GPTConfig) -> int:
-    """Elements of the matrices of one block."""
-    return sum(t.size for t in tensors(model) if t.per_layer) // model.depth
+def layer_elements(model: GPTConfig, layout: Layout) -> float:
+    """Elements of one layer's matrices on a device that has gathered them."""
+    return sum(gathered(p, layout) for p in layer_matrices(model))
 
 
 def compute_bytes(model: GPTConfig) -> int:
@@ -78,7 +58,11 @@ class Local:
     dim: int
     query: int
     keys: int
-    hidden: int
+    wide: int
+    """Features that a layer's products beside attention's give from the residual stream: F for
+    each of gate and up."""
+    narrow: int
+    """Features that such products take back to the residual stream: F for down."""
     vocab: int
     seen: float
     """Keys that a query attends to, on average over tokens and layers."""
@@ -92,10 +76,8 @@ def local_sizes(config: TrainConfig, layout: Layout) -> Local:
     """The sizes of one device's part of a derived configuration."""
     model, s = config.model, config.model.sizes
     tokens = rows_of_device(config, layout) * model.seq_len // layout.sequence
-    window = min(s.window, model.seq_len)
-    mean = {"L": model.seq_len / 2, "S": window - window * window / (2 * model.seq_len)}
-    seen = sum(mean[kind] for kind in model.window_pattern) / len(model.window_pattern)
     keys = s.kv_heads * model.head_dim // layout.tensor
+    wide, narrow = widths(model)
     return Local(
         tokens=tokens,
         layers=model.depth,
@@ -103,28 +85,38 @@ def local_sizes(config: TrainConfig, layout: Layout) -> Local:
         dim=s.dim,
         query=s.heads * model.head_dim // layout.tensor,
         keys=keys,
-        hidden=s.hidden // layout.tensor,
+        wide=wide // layout.tensor,
+        narrow=narrow // layout.tensor,
         vocab=s.padded_vocab // layout.tensor,
-        seen=seen,
+        seen=mean_keys_seen(model),
         whole_keys=keys * tokens * layout.sequence,
         number=compute_bytes(model),
     )
 
 
-def share_of(tensor: Tensor, layout: Layout) -> int:
-    """Elements of these parameters on one device."""
-    if tensor.group == "gain":
-        return tensor.size
-    return tensor.size // (layout.weight_shards * layout.tensor)
+def in_attention(model: GPTConfig, param: Described) -> bool:
+    """Whether a parameter belongs to an attention."""
+    return any(param.name.startswith(f"{name}.") for name, _ in model_shape(model).heads)
+
+
+def goes_back(param: Described) -> bool:
+    """Whether a matrix is split along its first dim: what it gives goes to the residual stream."""
+    return "tensor" in param.placement.dims[0]
+
+
+@lru_cache(maxsize=256)
+def widths(model: GPTConfig) -> tuple[int, int]:
+    """(`Local.wide`, `Local.narrow`) before they are split over `tensor`."""
+    others = [p for p in layer_matrices(model) if not in_attention(model, p)]
+    wide = sum(p.layer_shape[1] for p in others if not goes_back(p))
+    return wide, sum(p.layer_shape[0] for p in others if goes_back(p))
 
 
 def state_bytes(config: TrainConfig, layout: Layout) -> tuple[int, int]:
-    """Bytes of parameters and of optimizer state on one device, both fp32."""
-    muon = config.optim.name == "muon"
-    params = optimizer = 0
-    for tensor in tensors(config.model):
-        share = share_of(tensor, layout)
-        params += FP32 * share
-        # Muon keeps one average of a block matrix, AdamW two of everything else.
-        optimizer += FP32 * share * (1 if muon and tensor.group == "matrix" else 2)
-    return params, optimizer
+    """Bytes of parameters and of optimizer state on one device."""
+    params = model_shape(config.model).parameters
+    optimizer = optimizer_arrays(config.model, config.optim)
+    return (
+        sum(p.itemsize * share_of(p, layout) for p in params),
+        sum(p.itemsize * share_of(p, layout) for p in optimizer),
+    )

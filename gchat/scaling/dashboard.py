@@ -23,8 +23,8 @@ from gaia.hardware import chips, dated, skus
 from gaia.parallel import MeshConfig
 from gchat.config import TrainConfig, TrainingConfig
 from gchat.model import GPTConfig
+from gchat.model_shape import all_params
 from gchat.scaling.cli import describe
-from gchat.scaling.counts import all_params
 from gchat.scaling.plan import Plan, derived
 from gchat.scaling.search import best, candidates
 from gchat.scaling.sku import Fleet, fleet_of, parse_fleet

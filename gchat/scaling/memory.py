@@ -14,7 +14,15 @@ from gaia.kernels.splash import key_blocks
 from gchat.config import TrainConfig
 from gchat.model_config import GPTConfig
 from gchat.scaling.calibration import Factors, factors
-from gchat.scaling.counts import FP32, Local, layer_params, local_sizes, state_bytes, tensors
+from gchat.scaling.counts import (
+    FP32,
+    Local,
+    layer_elements,
+    layer_matrices,
+    local_sizes,
+    share_of,
+    state_bytes,
+)
 from gchat.scaling.layout import Layout
 
 # Where the compiler does not write the gradient of the logits in the compute dtype but casts it
@@ -77,7 +85,7 @@ def parts_of(config: TrainConfig, layout: Layout, chip: str = "") -> Parts:
     params, optimizer = state_bytes(config, layout)
     tokens, number = size.tokens, size.number
     sharded = layout.weight_shards > 1
-    layer = layer_params(config.model) / layout.tensor
+    layer = layer_elements(config.model, layout)
     chunk = min(config.training.loss_chunk, tokens)
     dlogits = 0 if chip in CASTS_IN_PRODUCTS and number < FP32 else number
     return Parts(
@@ -144,7 +152,7 @@ def _saved_bytes(config: TrainConfig, size: Local) -> float:
     By the names in `gchat.model`: the block's input always; attention's output with its
     logsumexp; q, k and v; gate and up; the output projection.
     """
-    entry, gate_up = size.dim * size.number, 2 * size.hidden * size.number
+    entry, gate_up = size.dim * size.number, size.wide * size.number
     qkv = (size.query + 2 * size.keys) * size.number
     attention = size.query * size.number + FP32 * size.heads
     kept = {
@@ -159,16 +167,17 @@ def _saved_bytes(config: TrainConfig, size: Local) -> float:
     # results in fp32, the products' operands and results, and of each head logsumexp and rms.
     heads = size.query + size.keys
     norms = 4 * size.dim * FP32
-    operands = (3 * size.dim + 2 * heads + 6 * size.hidden) * size.number
+    operands = (3 * size.dim + 2 * heads + 2 * size.wide + 2 * size.narrow) * size.number
     return norms + operands + 3 * FP32 * size.heads
 
 
 def _layer_features(size: Local, model: GPTConfig) -> float:
     """Features per token alive at once while one layer's backward pass runs.
 
-    The queries of attention get a gradient from each block of keys.
+    Products that start at the residual stream have a result and its gradient; those that lead back
+    have their operand. The queries of attention get a gradient from each block of keys.
     """
-    products = 4 * size.dim + 2 * (size.query + 2 * size.keys) + 5 * size.hidden
+    products = 4 * size.dim + 2 * (size.query + 2 * size.keys + size.wide) + size.narrow
     return products + size.query * key_blocks(model.seq_len, model.head_dim)
 
 
@@ -176,5 +185,5 @@ def _update_bytes(config: TrainConfig, layout: Layout) -> float:
     if config.optim.name != "muon":
         return 0.0
     number = 2 if config.optim.newton_schulz_dtype == "bfloat16" else 4
-    largest = max(t.size for t in tensors(config.model) if t.per_layer)
-    return 2 * number * largest / (layout.weight_shards * layout.tensor)
+    largest = max(share_of(p, layout) for p in layer_matrices(config.model))
+    return 2 * number * largest

@@ -5,12 +5,12 @@ from typing import Any
 
 from gaia.hardware import dated
 from gchat.config import TrainConfig, derive
-from gchat.model import flops_per_token
-from gchat.scaling.counts import all_params
+from gchat.model_shape import all_params, flops_per_token
 from gchat.scaling.layout import Layout, layout_of, rows_of_device
 from gchat.scaling.memory import Memory, estimate_memory
 from gchat.scaling.roofline import UNKNOWN_DCN, StepTime, step_time
 from gchat.scaling.sku import Fleet
+from gchat.scaling.structure import calibrated
 from gchat.scaling.verify import Compiled
 
 GPT2_VOCAB = (50_273, 50_304)
@@ -62,7 +62,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """All training steps."""
-        return self.time.seconds * (self.config.training.steps or 0)
+        return self.time.seconds * self.config.training.amounts.steps
 
     def cost_usd(self, *, spot: bool = False) -> float | None:
         """Training steps at list price; None where none is known."""
@@ -75,6 +75,11 @@ class Plan:
         found = []
         if not self.fleet.is_tpu:
             found.append(GPU_NOTE)
+        if not calibrated(self.config.model):
+            found.append(
+                "memory is not calibrated for this block: activations are a guess; --verify asks "
+                "the compiler"
+            )
         if self.fleet.slices > 1 and not self.fleet.chip.dcn_bandwidth:
             found.append(
                 f"the network between slices of {self.fleet.chip.name} is not known: "

@@ -10,14 +10,18 @@ the points they were chosen on and the points they were checked on.
 from dataclasses import dataclass
 
 from gchat.config import TrainConfig
-from gchat.model import flops_per_token
+from gchat.model_shape import flops_per_token, model_shape
 from gchat.scaling.counts import (
     FP32,
     Local,
+    gathered,
+    goes_back,
+    in_attention,
+    layer_elements,
+    layer_matrices,
     local_sizes,
     share_of,
     state_bytes,
-    tensors,
 )
 from gchat.scaling.layout import Layout
 from gchat.scaling.sku import Fleet
@@ -49,7 +53,7 @@ UNKNOWN_DCN = 6.25e9
 
 # Passes over activations in HBM, as features read and written per token, in a layer's forward
 # pass: norms, residual sums, RoPE, and each product's operands and results.
-_PASSES_D, _PASSES_Q, _PASSES_K, _PASSES_F = 8, 4, 4, 4
+_PASSES_D, _PASSES_Q, _PASSES_K, _PASSES_WIDE, _PASSES_NARROW = 8, 4, 4, 1, 2
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,8 @@ def step_time(
     hbm = chip.hbm_bandwidth / chip.devices_per_chip * shares.hbm
     link = chip.link_bandwidth / chip.devices_per_chip / 2 * shares.link
 
-    again = _recomputed(config, size) if recomputed is None else recomputed
-    products = (3 + again) * 2 * size.tokens * _layer_products(size) / product_rate
+    again = _recomputed(config, layout) if recomputed is None else recomputed
+    products = (3 + again) * 2 * size.tokens * layer_elements(config.model, layout) / product_rate
     attention = _attention_flops(config, size, layout) / (chip.flops_per_device * shares.attention)
     memory = _layer_bytes(config, size, layout) / hbm
     computing = products + attention + memory
@@ -140,7 +144,7 @@ def step_time(
     extra = extra_flops_per_token * size.tokens / layout.tensor / product_rate
 
     training = config.training
-    tokens = (training.batch_size or 1) * config.model.seq_len
+    tokens = training.amounts.batch_size * config.model.seq_len
     return StepTime(
         products=micro * (depth * products + extra),
         attention=micro * depth * attention,
@@ -155,16 +159,14 @@ def step_time(
     )
 
 
-def _layer_products(size: Local) -> float:
-    """Elements of a layer's matrices on one device, gathered."""
-    return size.dim * (2 * size.query + 2 * size.keys) + 3 * size.dim * size.hidden
-
-
-def _recomputed(config: TrainConfig, size: Local) -> float:
+def _recomputed(config: TrainConfig, layout: Layout) -> float:
     """Share of a layer's forward products that the backward pass computes again."""
-    if config.model.remat == "attention":
-        return size.dim * (size.query + 2 * size.hidden) / _layer_products(size)
-    return float(config.model.remat == "full")
+    model = config.model
+    if model.remat != "attention":
+        return float(model.remat == "full")
+    # Attention's inputs are kept, and nobody asks for the result of the layer's last product.
+    again = [p for p in layer_matrices(model) if in_attention(model, p) == goes_back(p)]
+    return sum(gathered(p, layout) for p in again) / layer_elements(model, layout)
 
 
 def _attention_flops(config: TrainConfig, size: Local, layout: Layout) -> float:
@@ -182,7 +184,8 @@ def _layer_bytes(config: TrainConfig, size: Local, layout: Layout) -> float:
         _PASSES_D * size.dim
         + _PASSES_Q * size.query
         + _PASSES_K * size.keys
-        + _PASSES_F * size.hidden
+        + _PASSES_WIDE * size.wide
+        + _PASSES_NARROW * size.narrow
     )
     passes = 3 + (config.model.remat != "none")
     activations = passes * per_token * size.number * size.tokens
@@ -190,7 +193,7 @@ def _layer_bytes(config: TrainConfig, size: Local, layout: Layout) -> float:
     # read, forward and backward; its gradient is written, and read where it is scattered.
     shards = layout.weight_shards
     each = 2 * FP32 / shards + 4 * size.number + FP32 * (1 + (shards > 1))
-    return activations + _layer_products(size) * each
+    return activations + layer_elements(config.model, layout) * each
 
 
 def _gather_seconds(config: TrainConfig, layout: Layout, link: float, *, per_layer: bool) -> float:
@@ -200,10 +203,11 @@ def _gather_seconds(config: TrainConfig, layout: Layout, link: float, *, per_lay
     if shards == 1:
         return 0.0
     number = 2 if config.model.compute_dtype == "bfloat16" else 4
-    kinds = [t for t in tensors(config.model) if t.per_layer == per_layer and t.group != "gain"]
-    elements = sum(t.size for t in kinds) / layout.tensor
-    if per_layer:
-        elements /= config.model.depth
+    elements = sum(
+        gathered(p, layout)
+        for p in model_shape(config.model).parameters
+        if (p.layers is not None) == per_layer and p.role != "gain"
+    )
     gathers = 2 + (config.model.remat == "full")
     return elements * (gathers * number + FP32) * (shards - 1) / shards / link
 
@@ -234,14 +238,13 @@ def _optimizer_seconds(
     # Gradients read twice (norm, update), parameters and state read and written.
     seconds = (2 * params + 2 * params + 2 * optimizer) / hbm
     if config.optim.name == "muon":
-        for tensor in tensors(config.model):
-            if tensor.group == "matrix":
-                low, high = sorted((tensor.rows, tensor.cols))
-                # Gram matrix, its square, and the product with x, per iteration.
-                each = 2.0 * low * low * high * 2 + 2.0 * low**3
-                share = share_of(tensor, layout) / tensor.size
-                steps = config.optim.newton_schulz_steps
-                seconds += steps * each * tensor.count * share / product_rate
+        for matrix in layer_matrices(config.model):
+            low, high = sorted(matrix.layer_shape)
+            # Gram matrix, its square, and the product with x, per iteration.
+            each = 2.0 * low * low * high * 2 + 2.0 * low**3
+            share = share_of(matrix, layout) / matrix.size
+            steps = config.optim.newton_schulz_steps
+            seconds += steps * each * (matrix.layers or 1) * share / product_rate
     return seconds
 
 

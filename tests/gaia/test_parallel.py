@@ -1,7 +1,6 @@
 """The mesh's sizes, its rules, and what it refuses. Training on meshes: tests/gchat."""
 
 import jax
-import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -61,20 +60,19 @@ def test_only_replicas_cross_slices():
         make_mesh(MeshConfig(), devices)
 
 
-def test_what_one_device_holds_is_typed_whole():
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    tree = {"blocks": {"attn": {"q": {"kernel": np.zeros((2, 4, 4))}}}}
-    assert parallel.specs(tree, mesh)["blocks"]["attn"]["q"]["kernel"] == P(None, None, None)
+def test_axes_of_one_device_are_left_out_of_a_spec():
+    mesh = jax.sharding.AbstractMesh((1, 2, 1, 2), AXES)
+    assert parallel.spread((parallel.WEIGHTS, ("tensor",)), mesh) == P("fsdp", "tensor")
+    assert parallel.spread((("tensor", *parallel.WEIGHTS), ()), mesh) == P(("tensor", "fsdp"), None)
+    one = make_mesh(MeshConfig(), jax.devices()[:1])
+    assert parallel.spread((parallel.WEIGHTS, ("tensor",)), one) == P(None, None)
 
 
-def test_the_rules_split_every_matrix_and_no_counter():
-    names = [k for k in parallel.RULES if k != "batch"]
-    mesh = jax.sharding.AbstractMesh((2, 2, 2, 2), AXES)
-    for name in names:
-        spec = parallel.spec_of((jax.tree_util.DictKey(name),), 3, mesh)
-        axes = [a for part in spec for a in (part if isinstance(part, tuple) else (part,))]
-        assert len(spec) == 3 and spec[0] is None
-        expected = [] if name == "scale" else ["fsdp", "sequence", "tensor"]
-        assert sorted(a for a in axes if a) == expected, name
-    state = (jax.tree_util.DictKey("head"), jax.tree_util.GetAttrKey("count"))
-    assert parallel.spec_of(state, 0, mesh) == P()
+def test_sizes_that_do_not_divide_are_refused():
+    mesh = jax.sharding.AbstractMesh((1, 2, 2, 4), AXES)
+    with pytest.raises(ConfigError) as caught:
+        parallel.check_divides(mesh, "model.dim", 6, parallel.WEIGHTS, "choose a multiple")
+    assert "model.dim is 6, which does not divide over mesh.fsdp 2 x mesh.sequence 2" in str(
+        caught.value
+    )
+    parallel.check_divides(mesh, "model.dim", 8, parallel.WEIGHTS, "choose a multiple")

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+FLAGS = os.environ.get("XLA_FLAGS", "")  # the tests' own, which compile fast
 os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
@@ -27,7 +27,7 @@ from gaia import parallel  # noqa: E402
 from gaia.data.batch import Batch  # noqa: E402
 from gaia.data.packing import Example, pack_examples  # noqa: E402
 from gaia.parallel import MeshConfig, make_mesh  # noqa: E402
-from gchat import train_step  # noqa: E402
+from gchat import train_state, train_step  # noqa: E402
 from gchat.engine.engine import Engine, SamplingConfig  # noqa: E402
 from gchat.evals import bpb  # noqa: E402
 
@@ -52,7 +52,7 @@ def packed_batch():
     return [np.concatenate(pair) for pair in zip(rows[:4], empty[:4], strict=True)]
 
 
-def sgd(_config, _steps) -> optax.GradientTransformation:
+def sgd(_config, _steps, _roles) -> optax.GradientTransformation:
     """Plain gradient descent whose state is the last gradient."""
 
     def update(grads, _state, _params=None):
@@ -69,7 +69,8 @@ def start(mesh, optimizer: str, packing="split", **training):
         training={"batch_size": ROWS} | training,
         data={"packing": packing},
     )
-    graph, state = train_step.init_state(config, mesh)
+    graph = train_state.graphdef(config)
+    state = train_state.init_state(config, mesh)
     _, params = tiny.make(config.model)
     put = jax.tree.map(lambda a, like: jax.device_put(a, like.sharding), params, state.params)
     return config, graph, state._replace(params=put)
@@ -116,7 +117,7 @@ def apart_by_leaf(tree, reference) -> float:
 
 
 def results(mesh, **training) -> dict:
-    with patch.object(train_step, "make_optimizer", sgd):
+    with patch.object(train_state, "make_optimizer", sgd):
         losses, params, gradients = train(mesh, "adamw", STEPS, **training)
         packed = train(mesh, "adamw", 5, "best_fit", **training)
     found = {"losses": losses, "params": params, "gradients": gradients}

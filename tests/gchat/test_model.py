@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import reference
 import tiny
 from gaia.errors import ConfigError
-from gchat.model import GPT, GPTConfig, flops_per_token, matmul_params
+from gchat.model import GPT, GPTConfig
+from gchat.model_shape import flops_per_token, matmul_params
 
 T = 32
 

@@ -20,7 +20,7 @@ from gaia import parallel
 from gaia.data.batch import IGNORE, Batch
 from gaia.data.packing import Example, pack_examples
 from gaia.kernels import attention
-from gchat import train_step
+from gchat import train_state, train_step
 from gchat.model import GPT
 
 T = 32
@@ -127,7 +127,7 @@ def test_a_packed_document_scores_as_it_does_alone(model, impl):
 # ── Training ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def sgd(_config, _steps):
+def sgd(_config, _steps, _roles):
     """An optimizer whose state is the last gradient."""
     return optax.GradientTransformation(
         lambda p: jax.tree.map(jnp.zeros_like, p),
@@ -142,8 +142,8 @@ def compiled_step(rows, accumulate):
         data={"packing": "best_fit"}, training={"batch_size": rows, "grad_accum": accumulate}
     )
     mesh = parallel.make_mesh()
-    with patch.object(train_step, "make_optimizer", sgd):
-        graph, state = train_step.init_state(config, mesh)
+    with patch.object(train_state, "make_optimizer", sgd):
+        graph, state = train_state.graphdef(config), train_state.init_state(config, mesh)
         step = train_step.make_train_step(graph, config, mesh)
     return state._replace(params=tiny.make(config.model)[1]), step
 

@@ -14,8 +14,7 @@ import pytest
 import reference
 import tiny
 from gaia import parallel
-from gaia.optim import make_optimizer
-from gchat.train_state import TrainState, init_state
+from gchat.train_state import TrainState, init_state, optimizer_of
 from gchat.train_step import make_train_step
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -34,7 +33,7 @@ def compiled():
 
 
 def fresh_state(config=None):
-    return init_state(config or compiled()[1], parallel.make_mesh())[1]
+    return init_state(config or compiled()[1], parallel.make_mesh())
 
 
 def batch(seed=0, rows=4):
@@ -45,7 +44,7 @@ def batch(seed=0, rows=4):
 def random_state(config, seed=0):
     """Weights in every branch, unlike the initialisation, which leaves them at zero."""
     _, params = tiny.make(config.model, seed)
-    optimizer = make_optimizer(config.optim, config.training.steps)
+    optimizer = optimizer_of(config)
     return TrainState(params, jax.jit(optimizer.init)(params), jnp.zeros((), jnp.int32))
 
 

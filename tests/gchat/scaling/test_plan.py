@@ -8,11 +8,12 @@ import jax
 import pytest
 
 from gaia.errors import ConfigError
-from gaia.parallel import AXES, MeshConfig, specs
+from gaia.parallel import AXES, MeshConfig
 from gaia.runtime import Machine
 from gchat.__main__ import main
 from gchat.config import TrainConfig, load
-from gchat.scaling.counts import all_params, state_bytes
+from gchat.model_shape import all_params, matmul_params
+from gchat.scaling.counts import state_bytes
 from gchat.scaling.exhaustion import OutOfMemory, exhaustion_explained
 from gchat.scaling.layout import Layout, layout_of
 from gchat.scaling.memory import estimate_memory
@@ -22,7 +23,7 @@ from gchat.scaling.roofline import step_time
 from gchat.scaling.search import best, candidates, fit_hint, search
 from gchat.scaling.sku import parse_fleet
 from gchat.scaling.verify import Compiled, check_can_verify, read_exhausted
-from gchat.train_state import _new_state
+from gchat.train_state import abstract_state
 
 V6E = parse_fleet("v6e-8")
 
@@ -62,7 +63,7 @@ def test_fleets_are_read_and_their_names_read_back(text, chip, slices, chips):
         (["--sku", "8xH100", "--verify"], ["--verify", "8xH100"]),
         (["--sku", "8xH100", "--search"], ["--verify", "8xH100"]),
         (["--sku", "v6e-8", "--mesh.tensor", "3"], ["tensor 3", "8 devices"]),
-        (["--sku", "v6e-8", "--mesh.tensor", "8"], ["model.heads is 12", "mesh.tensor 8"]),
+        (["--sku", "v6e-8", "--mesh.tensor", "8"], ["heads is 12", "mesh.tensor 8"]),
         (["--sku", "v6e-8", "--batch-size", "12"], ["12", "mesh.fsdp 8"]),
         (["--sku", "2*v6e-8", "--mesh.replica", "3"], ["mesh", "3"]),
         (["--sku", "v6e-8", "--mesh.tensro", "2"], ["--mesh.tensor"]),
@@ -98,26 +99,29 @@ def test_a_gpu_plan_says_that_it_is_an_estimate(capsys):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("sizes", [(1, 8, 1, 1), (2, 2, 1, 2), (1, 2, 4, 1)])
 def test_state_bytes_are_those_of_the_trainers_own_arrays(optimizer, sizes):
-    """Every leaf of the real state, divided by the rules of the real mesh."""
+    """Every leaf of the real state, divided as the mesh divides it."""
     config = config_of("--depth", "4", "--optim.name", optimizer, "--batch-size", "64")
-    layout = Layout(*sizes)
-    state = jax.eval_shape(lambda: _new_state(config, jax.random.key(0)))
-    shape = {axis: getattr(layout, axis) for axis in AXES}
-    mesh = jax.sharding.AbstractMesh(tuple(shape.values()), AXES)
+    state = abstract_state(config, jax.sharding.AbstractMesh(sizes, AXES))
 
     def device_bytes(tree) -> int:
-        total = 0
-        leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(specs(tree, mesh)), strict=True)
-        for leaf, spec in leaves:
-            axes = [a for part in spec if part for a in ([part] if isinstance(part, str) else part)]
-            total += leaf.size * leaf.dtype.itemsize // math.prod(shape[a] for a in axes)
-        return total
+        return sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
 
-    params, optimizer_bytes = state_bytes(config, layout)
-    assert params == device_bytes(state.params)
-    # Counters of steps are not counted.
-    assert optimizer_bytes == pytest.approx(device_bytes(state.opt_state), abs=64)
-    assert all_params(config.model) == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert state_bytes(config, Layout(*sizes)) == (
+        device_bytes(state.params),
+        device_bytes(state.opt_state),
+    )
+    s, depth = config.model.sizes, config.model.depth
+    kernels = 4 * s.dim**2 + 3 * s.dim * s.hidden
+    gains = depth * 2 * (s.dim + config.model.head_dim) + s.dim
+    assert matmul_params(config.model) == depth * kernels + s.dim * s.padded_vocab
+    tables = 2 * s.dim * s.padded_vocab
+    assert all_params(config.model) == depth * kernels + gains + tables
+    each_moment = depth * kernels * (1 if optimizer == "muon" else 2) + 2 * (gains + tables)
+    whole = jax.tree.leaves(state.opt_state)
+    assert sum(x.size for x in whole if x.ndim) == each_moment
 
 
 def test_memory_grows_with_rows_and_falls_with_rematerialisation_and_shards():
