@@ -46,6 +46,7 @@ class Checkpointer:
         keep: newest checkpoints to keep.
         keep_every: also keep every checkpoint whose step is a multiple of this; 0 for none.
         group: the processes, all of which make the same calls.
+        read_only: neither write nor delete anything, whoever writes there at the same time.
 
     Raises:
         ConfigError: the directory is not one that all processes see.
@@ -58,12 +59,14 @@ class Checkpointer:
         keep: int = 2,
         keep_every: int = 0,
         group: Group | None = None,
+        read_only: bool = False,
     ) -> None:
         # Orbax wants absolute paths; a gs:// address is one already.
         self.directory = epath.Path(directory if "://" in directory else os.path.abspath(directory))
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._group = group or Group()
-        self._check_shared()
+        self._group, self._read_only = group or Group(), read_only
+        if not read_only:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._check_shared()
         self._keep, self._keep_every = keep, keep_every
         self._saves = 0
         self.last_saved: int | None = None
@@ -71,10 +74,13 @@ class Checkpointer:
         self._open()
 
     def _open(self) -> None:
+        # A reader must not sweep up what the writer has under way, nor make a folder of its own.
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep,
-            keep_period=self._keep_every or None,
-            cleanup_tmp_directories=True,
+            max_to_keep=None if self._read_only else self._keep,
+            keep_period=None if self._read_only else self._keep_every or None,
+            cleanup_tmp_directories=not self._read_only,
+            read_only=self._read_only,
+            create=not self._read_only,
         )
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
@@ -91,12 +97,12 @@ class Checkpointer:
         """A file that process 0 makes must be there for the others."""
         if self._group.count == 1:
             return
-        token = self._group.share(lambda: f".seen-by-all-{os.getpid()}")
+        token = self._group.broadcast(lambda: f".seen-by-all-{os.getpid()}")
         mark = self.directory / token
         if self._group.first:
             mark.write_text("")
-        self._group.gather(None)
-        seen = self._group.gather(mark.exists())
+        self._group.all_gather(None)
+        seen = self._group.all_gather(mark.exists())
         if self._group.first:
             mark.unlink()
         if not all(seen):
@@ -114,7 +120,7 @@ class Checkpointer:
             Earlier checkpoints stay good and training may go on.
         """
         before, failed = self.wait(), None
-        if (problem := self._group.share(lambda: self._no_room(state))) is not None:
+        if (problem := self._group.broadcast(lambda: self._no_room(state))) is not None:
             return f"step {step}: {problem}"
         try:
             self._manager.save(
@@ -170,7 +176,7 @@ class Checkpointer:
             unsealed = path.name == str(step) and not (path / CHECKSUMS).exists()
             if unsealed or _TEMPORARY in path.name:
                 path.rmtree(missing_ok=True)
-        self._group.gather(None)
+        self._group.all_gather(None)
         self._open()
         return f"step {step}: {problem}"
 
@@ -188,7 +194,7 @@ class Checkpointer:
 
     def latest(self, report: Callable[[str], None] = print) -> int | None:
         """The newest step whose files all match their checksums; says what it passed over."""
-        return self._group.share(lambda: self._newest_sound(report))
+        return self._group.broadcast(lambda: self._newest_sound(report))
 
     def _newest_sound(self, report: Callable[[str], None]) -> int | None:
         for step in reversed(self.steps()):
@@ -281,14 +287,14 @@ class Checkpointer:
         """Deletes the steps above `step`: the run is about to write them again."""
         for later in [s for s in self.steps() if s > step] if self._group.first else []:
             (self.directory / str(later)).rmtree()
-        self._group.gather(None)
+        self._group.all_gather(None)
         self._manager.reload()
 
     def _seal(self, step: int, number: int, failed: Exception | None) -> None:
         """Waits for Orbax to finish a step, then writes the checksums of its files."""
         problem = self._try_to_seal(step, failed)
         # The last word is process 0's: the checksums are written when all the parts are there.
-        everyones = self._group.gather(problem, f"checkpoint-{number}")
+        everyones = self._group.all_gather(problem, f"checkpoint-{number}")
         if problem := next((p for p in everyones if p is not None), None):
             self._failure = (step, problem)  # told to the caller of the next save or wait
         else:

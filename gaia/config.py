@@ -145,6 +145,41 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+def load_preset(path: Path, shipped: Path) -> dict[str, Any]:
+    """Reads a preset, over the one that its key `base` names, if any.
+
+    `base` is a file beside this one or a preset in `shipped`, with or without `.yaml`. What this
+    preset sets replaces the base's value field by field, a field's value as a whole.
+
+    Raises:
+        ConfigError: as `load_yaml`; or `base` is no name, is this very file, or has a base itself.
+    """
+    tree = load_yaml(path)
+    if "base" not in tree:
+        return tree
+    name, where = tree.pop("base"), f"base of config {str(path)!r}"
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{where} is {name!r}", "name one preset, such as `base: speedrun`")
+    file = name if name.endswith(".yaml") else f"{name}.yaml"
+    base_path = next((f / file for f in (path.parent, shipped) if (f / file).is_file()), None)
+    if base_path is None:
+        known = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml")))
+        raise ConfigError(f"{where} is {name!r}, which does not exist", f"use a file or: {known}")
+    if base_path.resolve() == path.resolve():
+        raise ConfigError(f"{where} is that file itself", "name another preset")
+    base = load_yaml(base_path)
+    if "base" in base:
+        raise ConfigError(
+            f"{where} is {name!r}, which has a base itself ({base['base']!r})",
+            "inherit from a preset that has none",
+        )
+    merged = dict(base)
+    for group, fields in tree.items():
+        both = isinstance(fields, Mapping) and isinstance(base.get(group), Mapping)
+        merged[group] = {**base[group], **fields} if both else fields
+    return merged
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as plain YAML types, nested as declared."""
     return dataclasses.asdict(config)

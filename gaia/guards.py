@@ -104,7 +104,7 @@ class StopRequest:
         sys.stderr.write(f"\n{name}: finishing this step, then saving (Ctrl-C again to abort)\n")
 
 
-def keep_if_sound(
+def keep_if_finite(
     new: Any, old: Any, loss: jax.Array, grad_norm: jax.Array, limit: jax.Array
 ) -> Any:
     """The state after an update, or before it where the step is bad; decided on the device.
@@ -154,7 +154,7 @@ class LossGuard:
 
     def __init__(self, config: GuardConfig) -> None:
         self.config = config
-        self.passed_over: set[int] = set()
+        self.skipped_batches: set[int] = set()
         """Batches that rollbacks have taken out of the order."""
         self._losses: dict[int, float] = {}
         self._skips = 0
@@ -163,14 +163,15 @@ class LossGuard:
         """What a checkpoint keeps."""
         return {
             "losses": [[step, loss] for step, loss in self._losses.items()],
-            "passed_over": sorted(self.passed_over),
+            "skipped_batches": sorted(self.skipped_batches),
             "skips": self._skips,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes up a checkpoint's state; batches passed over since then stay so."""
+        """Takes up a checkpoint's state; batches skipped since then stay skipped."""
         self._losses = {int(step): float(loss) for step, loss in state.get("losses", [])}
-        self.passed_over |= set(state.get("passed_over", []))
+        # Checkpoints before version 0.2 call them passed_over.
+        self.skipped_batches |= set(state.get("skipped_batches", state.get("passed_over", [])))
         self._skips = int(state.get("skips", 0))
 
     def limit(self, step: int) -> np.float32:
@@ -206,14 +207,14 @@ class LossGuard:
 
     def may_roll_back(self, batch: int) -> bool:
         """Takes a batch out of the order; False where there were too many rollbacks."""
-        self.passed_over.add(batch)
-        return len(self.passed_over) <= self.config.max_rollbacks
+        self.skipped_batches.add(batch)
+        return len(self.skipped_batches) <= self.config.max_rollbacks
 
     def position(self, step: int) -> int:
         """Index of the batch that follows `step` finished steps."""
         batch = step
-        for passed in sorted(self.passed_over):
-            if passed <= batch:
+        for skipped in sorted(self.skipped_batches):
+            if skipped <= batch:
                 batch += 1
         return batch
 

@@ -6,11 +6,12 @@ left out, in numbered steps, and returns the sentences that a run prints about t
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gaia.config import load_yaml, parse
+from gaia.config import load_preset, parse
 from gaia.data.packing import Packing
 from gaia.errors import ConfigError
 from gaia.guards import GuardConfig
@@ -67,7 +68,18 @@ class DataConfig:
     cache_gib: float = 32.0
     """Most that the shard cache holds, GiB; the longest unused shards go first."""
     patience_minutes: float = 10.0
-    """How long the bucket may be silent before training stops."""
+    """Silence of the bucket after which training stops."""
+
+    @property
+    def place(self) -> str:
+        """Folder or address of the data set.
+
+        Raises:
+            ConfigError: none is given, or it is a mixture that nobody has opened yet.
+        """
+        if self.dir is None:
+            raise ConfigError("data.dir is not set", "give --data-dir, or run gchat/speedrun.sh")
+        return self.dir
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,28 @@ class TrainingConfig:
     """Seeds the initial weights, the data order and dropout."""
     loss_chunk: int = 4096
     """Tokens whose logits exist at once in the loss."""
+
+    @property
+    def amounts(self) -> "Amounts":
+        """Rows, steps and tokens as plain integers.
+
+        Raises:
+            ConfigError: before `derive()` has filled them in.
+        """
+        if self.batch_size is None or self.steps is None or self.tokens is None:
+            raise ConfigError("training amounts are not derived yet", "call derive() first")
+        return Amounts(self.batch_size, self.steps, self.tokens)
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """Derived amounts of a training run."""
+
+    batch_size: int
+    """Rows of an optimizer step, over all devices."""
+    steps: int
+    tokens: int
+    """Tokens of all steps."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +184,12 @@ class RunConfig:
     profile: str | None = None
     """Steps to trace with jax.profiler into RUN/profile, first and last: 10:13."""
     target_bpb: float | None = None
-    """The report says after how many seconds validation first reached this."""
+    """Validation bits per byte whose first crossing the report times."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.dir or Path("runs") / self.name)
 
 
 @dataclass(frozen=True)
@@ -167,6 +206,12 @@ class TrainConfig:
     run: RunConfig = RunConfig()
     guards: GuardConfig = field(default_factory=GuardConfig)
 
+    @property
+    def checkpoints(self) -> str:
+        """Folder or address of the run's checkpoints."""
+        parent = self.run.mirror or str(self.run.folder)
+        return self.checkpoint.dir or parent.rstrip("/") + f"/{CHECKPOINTS}"
+
 
 # A resumed run may change these; every other field must be as it was.
 FREE_ON_RESUME = (
@@ -179,6 +224,10 @@ DESCRIPTION = """Everything a training run is told. Besides these: --resume goes
 processes (default JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or what JAX detects);
 --join-seconds and --heartbeat-seconds say how long to wait for the others."""
 
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+"""Names in a run's folder."""
+
 CONFIG_DIR = Path(__file__).parent / "configs"
 
 
@@ -190,12 +239,46 @@ def load(args: list[str], *, preset: str | None = None, prog: str = "gchat train
     """
     tree: dict[str, Any] = {}
     if args and not args[0].startswith("-"):
-        tree, args = load_yaml(preset_path(args[0])), args[1:]
+        path, args = preset_path(args[0]), args[1:]
+        tree = load_preset(path, CONFIG_DIR)
+        if path.name == CONFIG:  # of a run: a new one shall not write into its folders
+            tree = without_places(tree, of_new_run=True)
     elif preset:
-        tree = load_yaml(preset_path(preset))
+        tree = load_preset(preset_path(preset), CONFIG_DIR)
+    return load_tree(tree, args, prog=prog)
+
+
+def load_tree(tree: Mapping[str, Any], args: Sequence[str], *, prog: str) -> TrainConfig:
+    """A preset's fields and `--group.field value …` to a config.
+
+    Raises:
+        ConfigError: naming the option, its value and the remedy.
+    """
     return parse(
         TrainConfig, args, preset=tree, aliases=ALIASES, prog=prog, description=DESCRIPTION
     )
+
+
+def without_places(tree: Mapping[str, Any], *, of_new_run: bool = False) -> dict[str, Any]:
+    """A run's configuration without the places that belong to it alone.
+
+    Versions before 0.2 stored the run's folder, and the checkpoints inside it, relative to the
+    working directory of the time; after a move these may name another run.
+
+    Args:
+        tree: content of config.yaml.
+        of_new_run: also leave out the mirror and the facts of the data that the run began with.
+    """
+    groups = {name: dict(tree.get(name) or {}) for name in ("run", "checkpoint", "data")}
+    run, checkpoint, data = groups.values()
+    parents = [str(p).rstrip("/") for p in (run.get("dir"), run.get("mirror")) if p]
+    if checkpoint.get("dir") in [f"{parent}/{CHECKPOINTS}" for parent in parents]:
+        checkpoint.pop("dir")
+    run.pop("dir", None)
+    if of_new_run:
+        for group, name in ((run, "mirror"), (data, "fingerprint"), (data, "window")):
+            group.pop(name, None)
+    return {**tree, **{name: group for name, group in groups.items() if group}}
 
 
 def preset_path(name: str) -> Path:
@@ -259,19 +342,13 @@ def derive(
     said.append(sentence)
     optim.check(steps)
     training = replace(training, batch_size=batch_size, steps=steps, tokens=steps * batch_tokens)
-    run_dir = config.run.dir or str(Path("runs") / config.run.name)
     price = config.run.price_per_hour or float(os.environ.get("GAIA_PRICE_PER_HOUR") or 0)
     return replace(
         config,
         model=model,
         optim=optim,
         training=training,
-        run=replace(config.run, dir=run_dir, price_per_hour=price),
-        checkpoint=replace(
-            config.checkpoint,
-            dir=config.checkpoint.dir
-            or f"{config.run.mirror or run_dir}".rstrip("/") + "/checkpoints",
-        ),
+        run=replace(config.run, price_per_hour=price),
     ), said
 
 

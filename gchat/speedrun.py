@@ -7,7 +7,6 @@ On a plain CPU machine: the `cpu` preset and the offline corpus, and one line th
 a silent fallback on a machine that costs money.
 """
 
-import contextlib
 import os
 import time
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gaia import runtime, storage
-from gaia.config import parse, to_dict
+from gaia.config import parse
 from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError
 from gaia.hardware import chip_of_device_kind
@@ -24,7 +23,7 @@ from gchat.config import TrainConfig, derive, load
 from gchat.data.prepare import prepare
 from gchat.model import GPTConfig
 from gchat.model_shape import matmul_params
-from gchat.run.folder import RunFolder, folder_of
+from gchat.run.folder import check_free, check_resumable, read_config
 from gchat.scaling.estimate import (
     Estimate,
     estimate,
@@ -33,7 +32,7 @@ from gchat.scaling.estimate import (
     tokens_within,
 )
 from gchat.scaling.plan import vocabulary
-from gchat.train import Trainer
+from gchat.train import config_for_all, pretrain
 
 USAGE = """usage: bash gchat/speedrun.sh [CONFIG.yaml] [options] [--group.field value …]
 
@@ -43,6 +42,7 @@ From text to a trained model and its report, on whatever this machine is.
                   GAIA_DEADLINE, else 3 on an accelerator and 0.1 on a CPU)
   --dry-run       print the plan; train nothing, download nothing
   --resume        go on with the run in --run-dir (default runs/NAME)
+  --allow-restart with --resume: start over where there is no checkpoint yet
   --offline       use the offline corpus, whatever the machine
   --allow-cpu     go on although an accelerator is present that JAX cannot use
   --debug         show a traceback instead of one line
@@ -82,6 +82,8 @@ class Options:
     """Go on although an accelerator is present that JAX cannot use."""
     offline: bool = False
     """Use the offline corpus, whatever the machine."""
+    allow_restart: bool = False
+    """With --resume: start over where there is no checkpoint yet."""
 
 
 def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] | None:
@@ -113,37 +115,33 @@ def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] 
         # `gml run --data …` has brought a data set, or points to a bucket beside the machine.
         config = replace(config, data=replace(config.data, dir=os.environ["GAIA_DATA"]))
     if options.resume:
-        return _resume(config, args, machine, group)
+        check_resumable(config.run.folder)
+        overrides = args[1:] if args and not args[0].startswith("-") else args
+        own = read_config(config.run.folder, overrides, "gchat/speedrun.sh")
+        return pretrain(
+            config_for_all(own, group),
+            machine,
+            resume=True,
+            allow_restart=options.allow_restart,
+            group=group,
+        )
     hours, why = _budget(options, on_cpu)
     peak, peak_source = runtime.peak_flops(machine, config.model.compute_dtype)
     strict = why != CPU_DEFAULT
     plan = Plan(config, machine, peak, began + 3600 * hours, strict=strict)
     plan.choose_size(fixed_depth=_sets_size(args))
-    plan.config = _of_first(plan.config, group)
+    plan.config = config_for_all(plan.config, group)
     plan.show(hours, why, peak_source)
     if options.dry_run:
         return None
     if group.first:
-        RunFolder.check_free(plan.config)
+        check_free(plan.config)
         plan.prepare_data()
-    group.gather("prepared")  # on a shared disk the others find it there
+    group.all_gather("prepared")  # on a shared disk the others find it there
     if not group.first:
         plan.prepare_data()
     plan.fit_steps()
-    return _train(_of_first(plan.placed(), group), machine, group, resume=False)
-
-
-def _train(
-    config: TrainConfig, machine: runtime.Machine, group: Group, *, resume: bool
-) -> dict[str, Any]:
-    with contextlib.closing(Trainer(config, machine, resume=resume, group=group)) as trainer:
-        return trainer.fit()
-
-
-def _of_first(config: TrainConfig, group: Group) -> TrainConfig:
-    """Process 0's configuration: a plan depends on what was timed and where files lie."""
-    plain = group.share(lambda: to_dict(config))
-    return config if group.first else parse(TrainConfig, [], preset=plain)
+    return pretrain(config_for_all(plan.placed(), group), machine, group=group)
 
 
 def main(args: list[str]) -> None:
@@ -155,7 +153,7 @@ def main(args: list[str]) -> None:
     items = iter(args)
     for item in items:
         name, _, value = item.partition("=")
-        if item in ("--dry-run", "--resume", "--allow-cpu", "--offline"):
+        if item in ("--dry-run", "--resume", "--allow-cpu", "--offline", "--allow-restart"):
             own.append(item)
         elif name == "--hours":
             own += ["--hours", _number(value or next(items, ""))]
@@ -177,16 +175,6 @@ def _number(hours: str) -> str:
     except ValueError:
         raise ConfigError(f"--hours is {hours!r}", "use a number of hours, e.g. 0.5") from None
     return hours
-
-
-def _resume(
-    config: TrainConfig, args: list[str], machine: runtime.Machine, group: Group
-) -> dict[str, Any]:
-    run_dir = folder_of(config)
-    overrides = args[1:] if args and not args[0].startswith("-") else args
-    if group.first:
-        config = load([str(run_dir / "config.yaml"), *overrides], prog="gchat/speedrun.sh")
-    return _train(_of_first(config, group), machine, group, resume=True)
 
 
 def _budget(options: Options, on_cpu: bool) -> tuple[float, str]:
@@ -291,7 +279,7 @@ class Plan:
         derived, _, cost = self._estimate(self.config)
         limit = int(self._seconds_left() * cost.tokens / cost.seconds)
         wanted = self._given.training.tokens or cost.tokens
-        rows = (derived.training.batch_size or 1) * derived.model.seq_len
+        rows = derived.training.amounts.batch_size * derived.model.seq_len
         if limit < LEAST_STEPS * rows and self._strict:
             raise ConfigError(
                 f"only {max(0, limit // rows)} steps fit into the hours", "raise --hours"
@@ -322,7 +310,7 @@ class Plan:
         )
         source = config.data.dir or f"{config.data.source} -> {self.data_dir()}"
         print(f"data: {source}, tokenizer {config.data.tokenizer}")
-        print(f"files: {config.run.dir}/ (config.yaml, metrics.jsonl, checkpoints/, report.md)")
+        print(f"files: {config.run.folder}/ (config.yaml, metrics.jsonl, checkpoints/, report.md)")
 
     def _price(self) -> float:
         given = self.config.run.price_per_hour or float(os.environ.get("GAIA_PRICE_PER_HOUR", 0))
@@ -366,5 +354,5 @@ class Plan:
                 shards=self._shards() if data.source == "climbmix" else 8,
             )
             data = replace(data, dir=str(out))
-        load_manifest(data.dir or "")
+        load_manifest(data.place)
         self.config = replace(config, data=data)

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gaia import parallel, params
+from gaia.data.batch import Batch
 from gaia.optim import OptimConfig, make_optimizer
 from gaia.params import Described
 from gchat.config import TrainConfig
@@ -32,7 +33,7 @@ class TrainState(NamedTuple):
 def optimizer_of(config: TrainConfig) -> optax.GradientTransformation:
     """The update rule of a derived configuration for its model's parameters."""
     roles = params.roles(model_shape(config.model).placements)
-    return make_optimizer(config.optim, config.training.steps or 1, roles)
+    return make_optimizer(config.optim, config.training.amounts.steps, roles)
 
 
 def _new_state(config: TrainConfig, key: jax.Array) -> TrainState:
@@ -97,27 +98,27 @@ def _shapes_and_shardings(config: TrainConfig, mesh: Mesh) -> tuple[TrainState, 
     return shapes, params.shardings(_placements(config), shapes, mesh)
 
 
-def abstract_batch(config: TrainConfig, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """The same of inputs_BT and targets_BT, and where rows are packed of positions_BT and
-    segment_ids_BT; `config` is a derived one.
+def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
+    """The same of a batch of a derived configuration: inputs and targets, and where rows are
+    packed positions and segments.
 
     Raises:
         ConfigError: the rows of a micro-batch do not divide over the mesh.
     """
     check_rows(config, mesh)
-    shape = (config.training.batch_size or 1, config.model.seq_len)
+    shape = (config.training.amounts.batch_size, config.model.seq_len)
     batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=parallel.batch_sharding(mesh))
-    return (batch,) * (2 if config.data.packing == "split" else 4)
+    return Batch(*(batch,) * (2 if config.data.packing == "split" else 4))
 
 
-def init_state(config: TrainConfig, mesh: Mesh) -> tuple[Any, TrainState]:
-    """The model's static graph and the state before the first update, born sharded under jit.
+def init_state(config: TrainConfig, mesh: Mesh) -> TrainState:
+    """The state before the first update, born sharded under jit.
 
     Raises:
         ConfigError: a size of the model does not divide over the mesh.
     """
     key = jax.random.key(config.training.seed)
-    return graphdef(config), make_init(config, mesh)(key)
+    return make_init(config, mesh)(key)
 
 
 def make_init(config: TrainConfig, mesh: Mesh) -> Any:
@@ -146,6 +147,6 @@ def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
 
 def check_rows(config: TrainConfig, mesh: Mesh) -> None:
     """Raises ConfigError where the rows of a micro-batch do not divide over the mesh."""
-    rows = (config.training.batch_size or 1) // config.training.grad_accum
+    rows = config.training.amounts.batch_size // config.training.grad_accum
     remedy = "choose training.batch_size / training.grad_accum as a multiple"
     parallel.check_divides(mesh, "rows per micro-batch", rows, parallel.ROWS, remedy)

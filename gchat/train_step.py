@@ -1,7 +1,7 @@
 """The update and the scorer: what one jitted program computes, and what each device does of it.
 
     compiled = make_train_step(graph, config, mesh).lower(
-        abstract_state(config, mesh), *abstract_batch(config, mesh)
+        abstract_state(config, mesh), abstract_batch(config, mesh)
     ).compile()
 
 compiles the update for any mesh, of devices that are here or of an AOT topology.
@@ -9,7 +9,7 @@ compiles the update for any mesh, of devices that are here or of an AOT topology
 Shapes: B rows, T time, D model; b rows and t time of one device; A micro-batches of a step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,18 +21,18 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gaia import parallel
-from gaia.data.packing import Rows
-from gaia.guards import keep_if_sound
+from gaia.data.batch import Batch
+from gaia.guards import keep_if_finite
 from gaia.hardware import chip_of_device_kind
-from gaia.kernels.cross_entropy import cross_entropy, token_nll
+from gaia.kernels.cross_entropy import token_nll
 from gaia.optim import schedule
 from gaia.params import sum_gradients
 from gaia.xla_flags import compiler_options
 from gchat.config import TrainConfig
 from gchat.model import GPT
+from gchat.objective import Objective, hidden_states, next_token
 from gchat.train_state import (
     TrainState,
-    abstract_batch,
     check_rows,
     optimizer_of,
     param_placements,
@@ -45,89 +45,85 @@ class StepMetrics(NamedTuple):
 
     loss: jax.Array
     grad_norm: jax.Array
-    """Before clipping."""
+    """Norm of the gradient before clipping."""
     lr_share: jax.Array
     """Share of the peak learning rates."""
-    fill: jax.Array | None = None
-    """Share of positions with a target, of packed rows."""
-    examples: jax.Array | None = None
-    """Documents, or pieces of them, in the batch, of packed rows."""
-
-    def packed(self) -> dict[str, float]:
-        """What packed rows held, by the names of the log; nothing of rows of one stream."""
-        found = {"data/fill": self.fill, "data/examples": self.examples}
-        return {name: float(value) for name, value in found.items() if value is not None}
+    more: Mapping[str, jax.Array]
+    """Further scalars, by the names of the log."""
 
 
-def make_train_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., Any]:
-    """The jitted update (state, inputs_BT, targets_BT) -> (state, metrics); donates the state.
+def make_train_step(
+    graph: Any, config: TrainConfig, mesh: Mesh, objective: Objective = next_token
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    """The jitted update (state, batch) -> (state, metrics); donates the state.
 
-    Packed rows (`data.packing`) come with positions_BT and segment_ids_BT behind the targets.
-    The loss is the mean over all unmasked targets (>= 0) of the step, however it is split over
-    devices and micro-batches: each sum is divided by the count of the whole step.
-    With `limit`, a step whose loss is above it, or not finite, changes no parameter.
+    The loss is the objective's sum over the whole step divided by its count, however the step is
+    split over devices and micro-batches. With `limit`, a step whose loss is above it, or not
+    finite, changes no parameter.
 
     Raises:
         ConfigError: the rows of a micro-batch do not divide over the mesh.
     """
     check_rows(config, mesh)
     optimizer = optimizer_of(config)
-    lr_share = schedule(config.optim, config.training.steps or 1)
-    loss_and_grads = _loss_and_grads(graph, config, mesh)
+    lr_share = schedule(config.optim, config.training.amounts.steps)
+    loss_and_grads = _loss_and_grads(graph, config, mesh, objective)
 
     @partial(jax.jit, donate_argnums=0, compiler_options=_compiler_options(mesh))
-    def train_step(state: TrainState, inputs_BT, targets_BT, *packed, limit=None):
-        count = jnp.maximum(jnp.sum(targets_BT >= 0), 1).astype(jnp.float32)
+    def train_step(state: TrainState, batch: Batch, limit=None):
+        objective.check(batch)
         # Randomness is a function of (seed, step, place), so a resume needs no stored key.
         key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
-        loss, grads = loss_and_grads(state.params, key, count, inputs_BT, targets_BT, *packed)
+        loss, grads = loss_and_grads(state.params, key, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(loss, optax.tree.norm(grads), lr_share(state.step))
-        if packed:
-            positions_BT, segment_ids_BT = packed
-            examples = jnp.sum((positions_BT == 0) & (segment_ids_BT > 0))
-            metrics = metrics._replace(fill=count / inputs_BT.size, examples=examples)
+        metrics = StepMetrics(
+            loss, optax.tree.norm(grads), lr_share(state.step), _packing_metrics(batch)
+        )
         after = TrainState(params, opt_state, state.step + 1)
         if limit is not None:
-            after = keep_if_sound(after, state, loss, metrics.grad_norm, limit)
+            after = keep_if_finite(after, state, loss, metrics.grad_norm, limit)
         return after, metrics
 
     return train_step
 
 
-def _loss_and_grads(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., Any]:
-    """(params, key, target count, *batch) -> loss and gradients of the step."""
-    A, c = config.training.grad_accum, config.model
+def _packing_metrics(batch: Batch) -> dict[str, jax.Array]:
+    """How full packed rows are: nothing of rows of one stream."""
+    if batch.segments_BT is None or batch.positions_BT is None:
+        return {}
+    learned = jnp.sum(batch.targets_BT >= 0).astype(jnp.float32)
+    examples = jnp.sum((batch.positions_BT == 0) & (batch.segments_BT > 0))
+    return {"data/fill": learned / batch.inputs_BT.size, "data/examples": examples}
+
+
+def _loss_and_grads(
+    graph: Any, config: TrainConfig, mesh: Mesh, objective: Objective
+) -> Callable[..., tuple[jax.Array, Any]]:
+    """(params, key, batch) -> loss and gradients of the step."""
+    A = config.training.grad_accum
     specs, placements = param_specs(config, mesh), param_placements(config)
-    batch = (parallel.batch_sharding(mesh).spec,) * len(abstract_batch(config, mesh))
 
-    def loss_share(params, inputs_BT, targets_BT, packed, key, count):
+    def loss_share(params, batch_mt: Batch, key, count):
         model: GPT = nnx.merge(graph, params)
-        where = dict(zip(("positions_BT", "segment_ids_BT"), packed, strict=False))
-        x_BTD, _ = model(inputs_BT, **where, key=key)
-        total, _ = cross_entropy(
-            x_BTD.reshape(-1, x_BTD.shape[-1]),
-            model.head_kernel,
-            targets_BT.reshape(-1),
-            vocab_size=c.sizes.vocab,
-            chunk=config.training.loss_chunk,
-        )
-        return total / count
+        return objective.loss(config, model, batch_mt, key) / count
 
-    def loss_and_grads(params, key, count, *batch_bt):
+    def loss_and_grads(params, key, batch_bt: Batch):
         """From the part of one device: the sums over all of them."""
-        loss, grads = sums(params, key, count, *batch_bt)
+        count = parallel.psum(objective.count(batch_bt), parallel.TOKENS)
+        if jnp.issubdtype(count.dtype, jnp.integer):
+            count = jnp.maximum(count, 1).astype(jnp.float32)
+        else:  # a sum of weights may lie below 1
+            count = jnp.where(count == 0, 1.0, count)
+        loss, grads = sums(params, key, count, batch_bt)
         return parallel.psum(loss, parallel.TOKENS), sum_gradients(grads, placements)
 
-    def sums(params, key, count, *batch_bt):
+    def sums(params, key, count, batch_bt: Batch):
         key = jax.random.fold_in(key, parallel.index(*parallel.TOKENS))
 
-        def micro(batch_mt, i):
-            inputs_mt, targets_mt, *packed_mt = batch_mt
-            dropout_key = jax.random.fold_in(key, i) if c.dropout else None
-            grad_of = jax.value_and_grad(loss_share)
-            return grad_of(params, inputs_mt, targets_mt, packed_mt, dropout_key, count)
+        def micro(batch_mt: Batch, i):
+            dropout_key = jax.random.fold_in(key, i) if config.model.dropout else None
+            return jax.value_and_grad(loss_share)(params, batch_mt, dropout_key, count)
 
         if A == 1:
             return micro(batch_bt, 0)
@@ -139,7 +135,12 @@ def _loss_and_grads(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[...
         zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
         return jax.lax.scan(add, zeros, (split, jnp.arange(A)))[0]
 
-    return parallel.per_device(loss_and_grads, mesh, (specs, P(), P(), *batch), (P(), specs))
+    def on_each_device(params, key, batch: Batch):
+        rows = jax.tree.map(lambda _: parallel.batch_sharding(mesh).spec, batch)
+        arguments, results = (specs, P(), rows), (P(), specs)
+        return parallel.per_device(loss_and_grads, mesh, arguments, results)(params, key, batch)
+
+    return on_each_device
 
 
 def _compiler_options(mesh: Mesh) -> dict[str, str] | None:
@@ -147,30 +148,30 @@ def _compiler_options(mesh: Mesh) -> dict[str, str] | None:
     return compiler_options(chip.key if chip else None) or None
 
 
-def make_scorer(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[..., jax.Array]:
-    """The jitted forward pass (params, packed rows) -> nats per target [B, T], fp32."""
-    c = config.model
+def make_scorer(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[[Any, Batch], jax.Array]:
+    """The jitted forward pass (params, batch of packed rows) -> nats per target [B, T], fp32."""
 
-    def score(params, inputs_bt, targets_bt, positions_bt, segment_ids_bt):
+    def score(params, batch_bt: Batch):
         model: GPT = nnx.merge(graph, params)
-        x_btD, _ = model(inputs_bt, positions_BT=positions_bt, segment_ids_BT=segment_ids_bt)
+        x_btD = hidden_states(model, batch_bt, None)
         nll_n = token_nll(
             x_btD.reshape(-1, x_btD.shape[-1]),
             model.head_kernel,
-            targets_bt.reshape(-1),
-            vocab_size=c.sizes.vocab,
+            batch_bt.targets_BT.reshape(-1),
+            vocab_size=config.model.sizes.vocab,
             chunk=config.training.loss_chunk,
         )
-        return nll_n.reshape(targets_bt.shape)
+        return nll_n.reshape(batch_bt.targets_BT.shape)
 
     specs = param_specs(config, mesh)
-    batch = parallel.batch_sharding(mesh).spec
+    rows = parallel.batch_sharding(mesh).spec
     on_each_device = jax.jit(
-        parallel.per_device(score, mesh, (specs, *[batch] * 4), batch),
+        parallel.per_device(score, mesh, (specs, Batch(rows, rows, rows, rows)), rows),
         out_shardings=parallel.replicated(mesh),  # every process adds up the same numbers
     )
 
-    def score_rows(params, rows: Rows) -> jax.Array:
-        return on_each_device(params, *(parallel.shard_whole(a, mesh) for a in rows))
+    def score_rows(params, batch: Batch) -> jax.Array:
+        whole = jax.tree.map(lambda a: parallel.shard_whole(a, mesh), batch)
+        return on_each_device(params, whole)
 
     return score_rows

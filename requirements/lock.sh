@@ -4,23 +4,35 @@
 #     bash requirements/lock.sh [--upgrade]
 set -euo pipefail
 cd "$(dirname "$0")/.."
+upgrade=${1:-}
+constraints=()
 
-lock() { # lock NAME EXTRA...
+compile() { # compile NAME ARGUMENTS... < requirements, where an argument is -
     local name=$1
     shift
-    local extras=()
-    for extra in "$@"; do extras+=(--extra "$extra"); done
-    uv pip compile pyproject.toml "${extras[@]}" \
+    uv pip compile "$@" \
         --universal --python-version 3.11 --generate-hashes \
-        --no-emit-index-url --no-header --quiet ${UPGRADE:-} \
-        ${CONSTRAINT:+--constraint "$CONSTRAINT"} \
+        --no-emit-index-url --no-header --quiet ${upgrade:+"$upgrade"} \
+        ${constraints[@]+"${constraints[@]}"} \
         --output-file "requirements/$name.txt"
     echo "requirements/$name.txt: $(grep -c '==' "requirements/$name.txt") packages"
 }
 
-UPGRADE=${1:-} lock cpu train
+lock() { # lock NAME EXTRA...
+    local name=$1 extra extras=()
+    shift
+    for extra in "$@"; do extras+=(--extra "$extra"); done
+    compile "$name" pyproject.toml "${extras[@]}"
+}
+
+lock cpu train
 # The others share cpu.txt's versions, so that a model behaves alike everywhere.
-export CONSTRAINT=requirements/cpu.txt
+constraints=(--constraint requirements/cpu.txt)
 lock tpu train tpu gcs
 lock cuda train cuda gcs
 lock test train aot gcs metrics ui google cluster curate tokenizers wiki dashboard test
+# Installed after test.txt, for the tests marked slow.
+constraints+=(--constraint requirements/test.txt)
+lock slow test-slow
+# What installs all of the above.
+printf 'uv\n' | compile uv -

@@ -20,7 +20,7 @@ def noted(self):
     step = self.step
     batch = take(self)
     ids = self.row_ids(step).tolist()
-    record.write(json.dumps([step, ids, zlib.crc32(batch["inputs_BT"].tobytes())]) + "\n")
+    record.write(json.dumps([step, ids, zlib.crc32(batch.inputs_BT.tobytes())]) + "\n")
     return batch
 
 

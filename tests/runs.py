@@ -129,12 +129,11 @@ def arrays(run_dir, step=STEPS, checkpoint_dir=None):
 
     from gaia import parallel
     from gaia.checkpoint import Checkpointer
-    from gaia.config import load_yaml, parse
-    from gchat.config import TrainConfig
+    from gchat.run.folder import read_config
     from gchat.train_state import init_state
 
-    config = parse(TrainConfig, [], preset=load_yaml(Path(run_dir) / "config.yaml"))
-    _, state = init_state(config, parallel.make_mesh())
+    config = read_config(Path(run_dir))
+    state = init_state(config, parallel.make_mesh())
     checkpoints = Checkpointer(checkpoint_dir or str(Path(run_dir) / "checkpoints"))
     assert checkpoints.damage(step) is None
     restored = checkpoints.restore(step, state).state

@@ -16,11 +16,10 @@ from typing import Any, Self
 import grain
 import numpy as np
 
-from gaia.data.manifest import (
-    load_manifest,
-)
+from gaia.data.batch import Batch
+from gaia.data.manifest import load_manifest
 from gaia.data.order import BatchOrder, MixtureOrder
-from gaia.data.packing import Packing, Rows
+from gaia.data.packing import Packing
 from gaia.data.rows import CacheOptions, MixedRows, TokenRows
 from gaia.data.shards import read_shard
 from gaia.errors import ConfigError, DataError
@@ -28,7 +27,7 @@ from gaia.errors import ConfigError, DataError
 _STEPS = 1 << 40  # the loader never ends; Grain wants a length
 
 
-class Loader(Iterator[dict[str, np.ndarray]]):
+class Loader(Iterator[Batch]):
     """Endless batches for one process; see make_loader.
 
     Attributes:
@@ -80,7 +79,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
             f"{rows.tokens_per_row / rows.seq_len:.2%} full"
         )
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
+    def batch(self, step: int) -> Batch:
         """This process's part of the batch at any step, by random access."""
         place = self.order.place(step * self.batch_size)
         if place != self._place:
@@ -89,8 +88,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
             order: Any = self.order
             for ahead in (0, 1):
                 self.rows.prefetch(order.shards(place, ahead))
-        arrays = self.rows.gather(self.row_ids(step)[self._slice])
-        return dict(zip(Rows._fields, arrays, strict=False))  # rows of one stream need only two
+        return self.rows.gather(self.row_ids(step)[self._slice])
 
     def metrics(self, step: int) -> dict[str, float]:
         """Figures for the log after `step` steps: tokens by source, and what the cache did."""
@@ -102,7 +100,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
                 found[f"data/epochs/{name}"] = count / len(rows)
         return found
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> Batch:
         batch = next(self._iterator)
         self.step += 1
         return batch
@@ -130,7 +128,7 @@ class _Batches:
     def __len__(self) -> int:
         return _STEPS
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> Batch:
         return self._loader.batch(int(index))
 
     def __repr__(self) -> str:
@@ -167,8 +165,8 @@ def make_loader(
         packing: how documents become rows (gaia.data.packing).
 
     Returns:
-        A Loader yielding {"inputs_BT": int32, "targets_BT": int32}, targets shifted by one; when
-        packed also "positions_BT" and "segment_ids_BT" (gaia.data.packing.Rows).
+        A Loader of Batches, each array int32 [B / process_count, T], targets shifted by one;
+        positions_BT and segments_BT are None where rows are `split`, weights_BT always.
 
     Raises:
         DataError: missing or damaged data, or fewer rows than one batch.

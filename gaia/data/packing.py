@@ -29,32 +29,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from gaia.data.batch import IGNORE, Batch
 from gaia.errors import ConfigError
 
 Packing = Literal["split", "first_fit", "best_fit", "none"]
 
 VERSION = 1
 """Of the plans: a run must not go on with rows that are packed otherwise."""
-
-IGNORE = -1
-"""Target of a position that is not learned."""
-
-
-class Rows(NamedTuple):
-    """A batch of packed rows, each array int32 [B, T]; padding is segment 0 and its target -1."""
-
-    inputs_BT: np.ndarray
-    targets_BT: np.ndarray
-    positions_BT: np.ndarray
-    """Of each token in its segment, from 0."""
-    segment_ids_BT: np.ndarray
-    """From 1 in each row."""
-
-    @classmethod
-    def padding(cls, rows: int, seq_len: int) -> "Rows":
-        """Rows that hold nothing yet."""
-        inputs, positions, segments = (np.zeros((rows, seq_len), np.int32) for _ in range(3))
-        return cls(inputs, np.full((rows, seq_len), IGNORE, np.int32), positions, segments)
 
 
 @dataclass(frozen=True)
@@ -70,15 +51,15 @@ class Plan:
     def __len__(self) -> int:
         return len(self.first_R) - 1
 
-    def gather(self, row_ids: np.ndarray, inputs_N: np.ndarray, targets_N: np.ndarray) -> Rows:
-        """The rows [B] of this plan, from the stream it was made for.
+    def gather(self, row_ids: np.ndarray, inputs_N: np.ndarray, targets_N: np.ndarray) -> Batch:
+        """Rows of this plan as a batch, from the stream that it was made for.
 
         Args:
             row_ids: [B] below len(self).
             inputs_N: integer tokens.
             targets_N: what each of them predicts, or IGNORE.
         """
-        rows = Rows.padding(len(row_ids), self.seq_len)
+        rows = Batch.padding(len(row_ids), self.seq_len)
         counting = np.arange(self.seq_len, dtype=np.int32)
         # Four copies of a slice for each piece: indices for all tokens at once would be faster
         # only where pieces have less than 40 tokens.
@@ -91,7 +72,7 @@ class Plan:
                 rows.inputs_BT[b, here] = inputs_N[start : start + n]
                 rows.targets_BT[b, here] = targets_N[start : start + n]
                 rows.positions_BT[b, here] = counting[:n]
-                rows.segment_ids_BT[b, here] = segment
+                rows.segments_BT[b, here] = segment
                 at += n
         return rows
 
@@ -224,7 +205,9 @@ class Example(NamedTuple):
     """bool [n]: this token is learned. In a chat: the assistant's, its end token among them."""
 
 
-def pack_examples(examples: Sequence[Example], seq_len: int, packing: Packing = "best_fit") -> Rows:
+def pack_examples(
+    examples: Sequence[Example], seq_len: int, packing: Packing = "best_fit"
+) -> Batch:
     """All rows [R, T] of examples with loss masks, in the order of the plan.
 
     A target is learned where the mask holds for the token that is to be predicted, so tokens, mask

@@ -1,22 +1,19 @@
 """Rows of T tokens by random access, from whole shards that are kept decoded in memory."""
 
 import collections
-import contextlib
-import queue
-import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gaia import storage
 from gaia.data import packing as packers
+from gaia.data.batch import Batch
 from gaia.data.lengths import LENGTHS, read_lengths
 from gaia.data.manifest import Manifest, ShardInfo, load_manifest
 from gaia.data.packing import Packing
+from gaia.data.read_ahead import ReadAhead
 from gaia.data.shard_cache import LIMIT_BYTES, ShardCache
 from gaia.data.shards import read_shard, read_shard_file
 from gaia.errors import ConfigError, DataError
@@ -25,7 +22,6 @@ from gaia.storage import gcs
 # Threads that read shards ahead. One keeps a disk busy; a bucket answers each connection at
 # 50-200 MB/s, so several are needed for the first window.
 _LOCAL_READERS, _REMOTE_READERS = 1, 4
-_JOIN_S = 5.0  # a connection that is silent ends by itself, later
 
 
 @dataclass(frozen=True)
@@ -74,11 +70,11 @@ class _Decoded:
     def __len__(self) -> int:
         return len(self.rows_RU if self.plan is None else self.plan)
 
-    def gather(self, row_ids: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Rows [B, T] as inputs and targets, and when packed positions and segment ids."""
+    def gather(self, row_ids: np.ndarray) -> Batch:
+        """Rows [B] as a batch; without positions and segments where they are `split`."""
         if self.plan is None:
             tokens_BU = self.rows_RU[row_ids]
-            return tokens_BU[:, :-1], tokens_BU[:, 1:]
+            return Batch(tokens_BU[:, :-1], tokens_BU[:, 1:])
         return self.plan.gather(row_ids, self._tokens[:-1], self._tokens[1:])
 
 
@@ -117,12 +113,14 @@ class TokenRows:
         self.packing: Packing = packing
         self.counts = self._count()
         self.offsets = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
-        # Two windows: the one in use, and the next, which is read while this one is consumed.
-        self._capacity = 2 * self.manifest.window
-        self._loaded: collections.OrderedDict[int, Future[_Decoded]] = collections.OrderedDict()
-        self._lock = threading.Lock()
         remote = storage.is_remote(data_dir)
-        self._readers = _Readers(_REMOTE_READERS if remote else _LOCAL_READERS)
+        self._shards = ReadAhead(
+            self._decoded,
+            name=str(data_dir),
+            # Two windows: the one in use, and the next, which is read while this one is consumed.
+            capacity=2 * self.manifest.window,
+            threads=_REMOTE_READERS if remote else _LOCAL_READERS,
+        )
         self.cache: ShardCache | None = None
         if remote:
             options = cache or CacheOptions()
@@ -131,7 +129,7 @@ class TokenRows:
                 folder=options.folder,
                 limit_bytes=options.limit_bytes,
                 patience_s=options.patience_s,
-                stop=self._readers.stop,
+                stop=self._shards.stop,
             )
 
     def __len__(self) -> int:
@@ -160,37 +158,9 @@ class TokenRows:
         shard = int(np.searchsorted(self.offsets, row_id, side="right")) - 1
         return self.shards[shard].name, int(row_id - self.offsets[shard])
 
-    def _rows(self, shard: int) -> _Decoded:
-        """One shard's rows."""
-        future, mine = self._claim(shard)
-        if mine:
-            self._read(shard, future)
-        return future.result()
-
     def prefetch(self, shards: list[int]) -> None:
         """Begins to read shards in the background; errors surface when their rows are needed."""
-        for shard in shards:
-            future, mine = self._claim(shard)
-            if mine:
-                self._readers.submit(self._read, shard, future)
-
-    def _claim(self, shard: int) -> tuple[Future[_Decoded], bool]:
-        """The future of a shard, and whether the caller is the one who has to read it."""
-        with self._lock:
-            future = self._loaded.get(shard)
-            if mine := future is None:
-                future = self._loaded[shard] = Future()
-            self._loaded.move_to_end(shard)
-            while len(self._loaded) > self._capacity:
-                self._loaded.popitem(last=False)
-            return future, mine
-
-    def _read(self, shard: int, future: Future[_Decoded]) -> None:
-        with contextlib.suppress(InvalidStateError):  # closed meanwhile
-            try:
-                future.set_result(self._decoded(shard))
-            except BaseException as error:
-                future.set_exception(error)
+        self._shards.ahead(shards)
 
     def _decoded(self, number: int) -> _Decoded:
         """One shard as rows; DataError where they are not those that the order counts on."""
@@ -241,11 +211,9 @@ class TokenRows:
             "put the old data back, or start a new run",
         )
 
-    def gather(self, row_ids: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Rows [B, T] int32 for row_ids [B]: inputs and targets, or all four of packing.Rows."""
-        return _assemble(
-            row_ids, self.offsets, self._rows, self.seq_len, 2 if self.packing == "split" else 4
-        )
+    def gather(self, row_ids: np.ndarray) -> Batch:
+        """Rows [B] by their ids as a batch [B, T]; `split` rows have no positions and segments."""
+        return _assemble(row_ids, self.offsets, self._shards.get, self.seq_len, self.packing)
 
     def metrics(self) -> dict[str, float]:
         """What the shard cache did since this was last asked; empty for local data."""
@@ -253,50 +221,7 @@ class TokenRows:
 
     def close(self) -> None:
         """Lets go of the shards and the background threads, also where they wait for a bucket."""
-        self._readers.close()
-        with self._lock:
-            for future in self._loaded.values():
-                with contextlib.suppress(InvalidStateError):
-                    future.set_exception(gcs.Stopped(f"{self.data_dir} was closed", ""))
-            self._loaded.clear()
-
-
-class _Readers:
-    """Background threads for whole shards.
-
-    Not a ThreadPoolExecutor: Python joins its threads at exit, and one that waits for a bucket
-    would hold up a run that has failed already. These end when `stop` is set.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.stop = threading.Event()
-        self._work: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
-        self._count = count
-        self._threads: list[threading.Thread] = []
-
-    def submit(self, *call: Any) -> None:
-        """Queues call[0](*call[1:])."""
-        if not self._threads:
-            self._threads = [
-                threading.Thread(target=self._run, name=f"gaia-shards-{i}", daemon=True)
-                for i in range(self._count)
-            ]
-            for thread in self._threads:
-                thread.start()
-        self._work.put(call)
-
-    def _run(self) -> None:
-        while (call := self._work.get()) is not None and not self.stop.is_set():
-            call[0](*call[1:])
-
-    def close(self) -> None:
-        """Ends the threads after what they are reading now."""
-        self.stop.set()
-        for _ in self._threads:
-            self._work.put(None)
-        for thread in self._threads:
-            thread.join(_JOIN_S)
-        self._threads = []
+        self._shards.close()
 
 
 def _assemble(
@@ -304,16 +229,20 @@ def _assemble(
     offsets: np.ndarray,
     part: Callable[[int], "_Decoded | TokenRows"],
     seq_len: int,
-    arrays: int,
-) -> tuple[np.ndarray, ...]:
-    """Rows of several parts, of which part i holds the ids from offsets[i] on."""
-    whole = tuple(np.empty((len(row_ids), seq_len), np.int32) for _ in range(arrays))
+    packing: Packing,
+) -> Batch:
+    """One batch from several parts, of which part i holds the row ids from offsets[i] on."""
+    inputs, targets = (np.empty((len(row_ids), seq_len), np.int32) for _ in range(2))
+    whole = Batch(inputs, targets)
+    if packing != "split":
+        whole = Batch(inputs, targets, np.empty_like(inputs), np.empty_like(inputs))
     part_B = np.searchsorted(offsets, row_ids, side="right") - 1
     for number in sorted(set(part_B.tolist())):
         here = part_B == number
-        found = part(number).gather(row_ids[here] - offsets[number])
-        for array, values in zip(whole, found, strict=True):
-            array[here] = values
+        rows = part(number).gather(row_ids[here] - offsets[number])
+        for array, values in zip(whole, rows, strict=True):
+            if array is not None:
+                array[here] = values
     return whole
 
 
@@ -330,7 +259,8 @@ class MixedRows:
     def __init__(self, sources: Mapping[str, TokenRows]) -> None:
         self.sources = dict(sources)
         self._rows = list(sources.values())
-        self.seq_len, self.packing = self._rows[0].seq_len, self._rows[0].packing
+        self.seq_len = self._rows[0].seq_len
+        self.packing: Packing = self._rows[0].packing
         self.offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in self._rows])])
         first, *others = sources.items()
         for name, rows in others:
@@ -351,10 +281,10 @@ class MixedRows:
         shard, row = self._rows[source].locate(int(row_id - self.offsets[source]))
         return f"{list(self.sources)[source]}/{shard}", row
 
-    def gather(self, row_ids: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Rows [B, T] int32 for row_ids [B], as those of TokenRows."""
-        arrays = 2 if self.packing == "split" else 4
-        return _assemble(row_ids, self.offsets, self._rows.__getitem__, self.seq_len, arrays)
+    def gather(self, row_ids: np.ndarray) -> Batch:
+        """Rows [B] by their ids as a batch [B, T], as TokenRows gives them."""
+        part = self._rows.__getitem__
+        return _assemble(row_ids, self.offsets, part, self.seq_len, self.packing)
 
     @property
     def tokens_per_row(self) -> float:

@@ -34,6 +34,7 @@ def cross_entropy(
     x_ND: jax.Array,
     head_DV: jax.Array,
     targets_N: jax.Array,
+    weights_N: jax.Array | None = None,
     *,
     vocab_size: int,
     chunk: int = 1024,
@@ -48,6 +49,7 @@ def cross_entropy(
         x_ND: hidden states; their dtype is the compute dtype of the matrix products.
         head_DV: output head, usually fp32; a tied head is `table_VD.T`.
         targets_N: integer ids below `vocab_size`, or `ignore_index`.
+        weights_N: fp32 factor of each token's loss, or None for 1; no gradient goes to it.
         vocab_size: columns in use; the padding beyond gets no probability and no gradient.
         chunk: tokens whose logits exist at one time.
         ignore_index: target of a token that has no loss and no gradient.
@@ -60,7 +62,8 @@ def cross_entropy(
     """
     static = _checked(head_DV, vocab_size, chunk, ignore_index)
     with jax.named_scope("head_and_loss"):
-        return _loss(x_ND, head_DV, targets_N, static), jnp.sum(targets_N != ignore_index)
+        total: jax.Array = _loss(x_ND, head_DV, targets_N, weights_N, static)
+        return total, jnp.sum(targets_N != ignore_index)
 
 
 def token_nll(
@@ -78,7 +81,7 @@ def token_nll(
     """
     static = _checked(head_DV, vocab_size, chunk, ignore_index)
     head = _whole(head_DV, x_ND.dtype)
-    x, targets = _chunks(x_ND, targets_N, static)
+    x, targets, _ = _chunks(x_ND, targets_N, None, static)
     nll = jax.lax.map(lambda xt: _forward(xt[0], head, xt[1], static).nll, (x, targets))
     return nll.reshape(-1)[: x_ND.shape[0]]
 
@@ -100,15 +103,28 @@ def _whole(head_DV: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return parallel.all_gather(head_DV.astype(dtype), parallel.WEIGHTS, 0)
 
 
-def _chunks(x_ND: jax.Array, targets_N: jax.Array, static: _Static) -> tuple[jax.Array, jax.Array]:
-    """[N, D] and [N] as [C, chunk, D] and [C, chunk]; the last is filled with ignored tokens."""
+class _Chunks(NamedTuple):
+    """C chunks of n tokens."""
+
+    x_CnD: jax.Array
+    targets_Cn: jax.Array
+    weights_Cn: jax.Array | None
+
+
+def _chunks(
+    x_ND: jax.Array, targets_N: jax.Array, weights_N: jax.Array | None, static: _Static
+) -> _Chunks:
+    """Tokens in chunks of one size; the last is filled with ignored ones."""
     N, D = x_ND.shape
     count = -(-N // static.chunk)
     size = -(-N // count)  # even chunks, so that little is filled
     fill = count * size - N
     x_ND = jnp.pad(x_ND, ((0, fill), (0, 0)))
     targets_N = jnp.pad(targets_N, (0, fill), constant_values=static.ignore_index)
-    return x_ND.reshape(count, size, D), targets_N.reshape(count, size)
+    weights_Cn = None
+    if weights_N is not None:
+        weights_Cn = jnp.pad(weights_N, (0, fill)).reshape(count, size)
+    return _Chunks(x_ND.reshape(count, size, D), targets_N.reshape(count, size), weights_Cn)
 
 
 class _Forward(NamedTuple):
@@ -154,35 +170,46 @@ def _forward(x_nD: jax.Array, head_DV: jax.Array, targets_n: jax.Array, s: _Stat
     return _Forward(jnp.where(valid, nll, 0.0), exps, total, valid)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _loss(x_ND, head_DV, targets_N, static: _Static) -> jax.Array:
+def _weighted(x_n: jax.Array, weights_n: jax.Array | None) -> jax.Array:
+    return x_n if weights_n is None else x_n * weights_n
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _loss(x_ND, head_DV, targets_N, weights_N, static: _Static) -> jax.Array:
     head = _whole(head_DV, x_ND.dtype)
-    x, targets = _chunks(x_ND, targets_N, static)
-    sums = jax.lax.map(lambda xt: _forward(xt[0], head, xt[1], static).nll.sum(), (x, targets))
-    return jnp.sum(sums)
+
+    def one_chunk(chunk: _Chunks) -> jax.Array:
+        x_nD, targets_n, weights_n = chunk
+        return _weighted(_forward(x_nD, head, targets_n, static).nll, weights_n).sum()
+
+    return jnp.sum(jax.lax.map(one_chunk, _chunks(x_ND, targets_N, weights_N, static)))
 
 
-def _loss_fwd(x_ND, head_DV, targets_N, static: _Static):
+def _loss_fwd(x_ND, head_DV, targets_N, weights_N, static: _Static):
     dtype, head = x_ND.dtype, _whole(head_DV, x_ND.dtype)
     first = _first_column(head)
 
     def one_chunk(carry, chunk):
         loss, dhead = carry
-        x_nD, targets_n = chunk
+        x_nD, targets_n, weights_n = chunk
         f = _forward(x_nD, head, targets_n, static)
         row = jnp.where(f.valid[:, None], 1.0 / f.total, 0.0)
         # softmax minus one-hot. An iota comparison fuses into the pass over the logits, on
         # every backend; a scatter of one element per row does not.
         column = jax.lax.broadcasted_iota(jnp.int32, f.exps.shape, 1)
         hit = (column == targets_n[:, None] - first) & f.valid[:, None]
-        dlogits = (f.exps * row - hit.astype(jnp.float32)).astype(dtype)
+        dlogits = f.exps * row - hit.astype(jnp.float32)
+        if weights_n is not None:
+            dlogits *= weights_n[:, None]
+        dlogits = dlogits.astype(dtype)
         dx = jnp.matmul(dlogits, head.T, preferred_element_type=jnp.float32).astype(dtype)
         dx = parallel.psum(dx, ("tensor",))
         dhead += jnp.matmul(transpose(x_nD), dlogits, preferred_element_type=jnp.float32)
-        return (loss + f.nll.sum(), dhead), dx
+        return (loss + _weighted(f.nll, weights_n).sum(), dhead), dx
 
     zeros = (jnp.zeros((), jnp.float32), jnp.zeros(head.shape, jnp.float32))
-    (loss, dhead), dx = jax.lax.scan(one_chunk, zeros, _chunks(x_ND, targets_N, static))
+    chunks = _chunks(x_ND, targets_N, weights_N, static)
+    (loss, dhead), dx = jax.lax.scan(one_chunk, zeros, chunks)
     dhead = parallel.psum_scatter(dhead, parallel.WEIGHTS, 0)
     dx_ND = dx.reshape(-1, x_ND.shape[1])[: x_ND.shape[0]]
     return loss, (dx_ND, dhead, jnp.zeros((), head_DV.dtype))
@@ -192,7 +219,7 @@ def _loss_bwd(static: _Static, saved, cotangent):
     del static
     dx_ND, dhead_DV, head_dtype = saved
     dx = (dx_ND.astype(jnp.float32) * cotangent).astype(dx_ND.dtype)
-    return dx, (dhead_DV * cotangent).astype(head_dtype.dtype), None
+    return dx, (dhead_DV * cotangent).astype(head_dtype.dtype), None, None
 
 
 _loss.defvjp(_loss_fwd, _loss_bwd)

@@ -100,7 +100,7 @@ class Group:
         """Whether this is process 0: the one that prints, writes the run folder and reports."""
         return self.index == 0
 
-    def share(self, make: Callable[[], Any]) -> Any:
+    def broadcast(self, make: Callable[[], Any]) -> Any:
         """What `make()` returns on process 0 (anything JSON can hold), on every process."""
         if self.count == 1:
             return make()
@@ -112,7 +112,7 @@ class Group:
             return value
         return json.loads(self._get(key))
 
-    def gather(self, value: Any, name: str = "") -> list[Any]:
+    def all_gather(self, value: Any, name: str = "") -> list[Any]:
         """The `value` of every process, in order. `name`: for calls from other threads, unique."""
         if self.count == 1:
             return [value]
@@ -147,7 +147,7 @@ class Group:
     def close(self) -> None:
         """Lets go of the others, once all are here; what follows is this process's own affair."""
         if not self._closed:
-            self.gather("bye")
+            self.all_gather("bye")
             self._closed = True
             import jax
 

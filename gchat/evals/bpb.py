@@ -18,11 +18,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from gaia.data.packing import IGNORE, Rows, place
+from gaia.data.batch import IGNORE, Batch
+from gaia.data.packing import place
 from gaia.errors import ConfigError, DataError
 
-Scorer = Callable[[Rows], jax.Array]
-"""Rows -> negative log-likelihood in nats per position [B, T], fp32, 0 where not scored."""
+Scorer = Callable[[Batch], jax.Array]
+"""Packed rows -> negative log-likelihood in nats per position [B, T], fp32, 0 where not scored."""
 
 
 class Score(NamedTuple):
@@ -48,7 +49,7 @@ def windows(document: np.ndarray, seq_len: int, stride: int) -> Iterable[tuple[n
 
 def pack(
     documents: Iterable[np.ndarray], *, seq_len: int, stride: int, batch_size: int
-) -> list[Rows]:
+) -> list[Batch]:
     """Windows of all documents, longest first, into as few rows as best-fit finds.
 
     Raises:
@@ -67,9 +68,10 @@ def pack(
     return [lay_out(batch, batch_size, seq_len) for batch in batches]
 
 
-def lay_out(rows: Sequence[list[tuple[np.ndarray, int]]], batch_size: int, seq_len: int) -> Rows:
+def lay_out(rows: Sequence[list[tuple[np.ndarray, int]]], batch_size: int, seq_len: int) -> Batch:
     """Windows (with their leading targets already scored) of each row as arrays."""
-    inputs, targets, positions, segments = found = Rows.padding(batch_size, seq_len)
+    laid = Batch.padding(batch_size, seq_len)
+    inputs, targets, positions, segments, _ = laid
     for b, row in enumerate(rows):
         at = 0
         for segment, (tokens, skip) in enumerate(row, start=1):
@@ -79,12 +81,12 @@ def lay_out(rows: Sequence[list[tuple[np.ndarray, int]]], batch_size: int, seq_l
             positions[b, at : at + n] = np.arange(n)
             segments[b, at : at + n] = segment
             at += n
-    return found
+    return laid
 
 
 def evaluate(
     scorer: Scorer,
-    batches: Sequence[Rows],
+    batches: Sequence[Batch],
     token_bytes: np.ndarray,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Score:

@@ -77,8 +77,8 @@ def ngram_baselines(
     ids = order.row_ids(0, count)
     pieces = [rows.gather(ids[i : i + 1024]) for i in range(0, count, 1024)]
     rows.close()
-    inputs = np.concatenate([piece[0] for piece in pieces])
-    targets = np.concatenate([piece[1] for piece in pieces])
+    inputs = np.concatenate([piece.inputs_BT for piece in pieces])
+    targets = np.concatenate([piece.targets_BT for piece in pieces])
     if documents is None:
         documents = iter_documents(data_dir, "val")
     return score(inputs, targets, list(documents), tokenizer.token_bytes())

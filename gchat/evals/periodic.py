@@ -2,19 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
+from gaia.data.batch import Batch
 from gaia.data.loader import iter_documents
 from gaia.errors import ConfigError, DataError
+from gchat.config import TrainConfig
 from gchat.engine.engine import Engine, SamplingConfig
 from gchat.evals import bpb
 from gchat.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from gchat.config import TrainConfig
 
 EVAL_ROWS = 8  # rows that a device scores at once
 
@@ -36,10 +35,10 @@ class Evaluator:
 
     def __init__(
         self,
-        config: "TrainConfig",
+        config: TrainConfig,
         tokenizer: Tokenizer,
         graph: Any,
-        scorer: Callable[[Any, bpb.Rows], jax.Array],
+        scorer: Callable[[Any, Batch], jax.Array],
         rows: int = EVAL_ROWS,
     ) -> None:
         self._eval, self._tokenizer, self._graph, self._scorer = (
@@ -50,9 +49,7 @@ class Evaluator:
         )
         self._seq_len, self._rows = config.model.seq_len, rows
         self._token_bytes = tokenizer.token_bytes()
-        documents = bpb.take_tokens(
-            iter_documents(config.data.dir or "", "val"), config.eval.tokens
-        )
+        documents = bpb.take_tokens(iter_documents(config.data.place, "val"), config.eval.tokens)
         self._batches = {"val": self._pack(documents)}
         for name, path in config.eval.files.items():
             self._batches[name] = self._pack([encode_file(path, tokenizer)])
@@ -66,7 +63,7 @@ class Evaluator:
                     "shorten it",
                 )
 
-    def _pack(self, documents: list[np.ndarray]) -> list[bpb.Rows]:
+    def _pack(self, documents: list[np.ndarray]) -> list[Batch]:
         stride = max(1, round(self._seq_len * self._eval.stride_fraction))
         return bpb.pack(documents, seq_len=self._seq_len, stride=stride, batch_size=self._rows)
 

@@ -1,23 +1,25 @@
-"""The run folder: what a run writes beside its metrics, and who may write into it.
+"""The run folder: files that a run writes beside its metrics, and where a run is found again.
 
 RUN/config.yaml  tokenizer.json  metrics.jsonl  checkpoints/  samples.txt  bad_steps.jsonl
     report.md  curves.png  summary.json
+
+A run lies where its files lie: config.yaml names no folder of its own, so that a run can be moved,
+copied or mounted elsewhere. Addresses outside of it are stored absolute.
 """
 
 import contextlib
 import json
 import os
-import shlex
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from gaia.config import differences, flatten, to_dict, to_yaml
-from gaia.errors import CheckpointError, ConfigError
+from gaia.config import load_yaml, to_yaml
+from gaia.errors import ConfigError
 from gaia.guards import BadStep
 from gaia.storage import gcs, is_remote, list_names
-from gchat.config import TrainConfig
+from gchat.config import CHECKPOINTS, CONFIG, TrainConfig, load_tree, without_places
 from gchat.run import mirror
 from gchat.tokenizer import Tokenizer
 
@@ -25,112 +27,23 @@ BAD_STEPS = "bad_steps.jsonl"
 
 
 class RunFolder:
-    """Everything a run writes lies under one local folder."""
+    """Holds everything that a run writes, under one local folder.
 
-    def __init__(self, config: TrainConfig, *, resume: bool, first: bool = True) -> None:
-        """The folder of a new run, or of the run to resume; nothing is written yet.
+    Args:
+        path: the folder; nothing is written before `write_config`.
+        first: process 0; the others write nothing.
+    """
 
-        Args:
-            config: derived.
-            resume: whether a run must lie there, or must not.
-            first: process 0; the others look at nothing here, and write nothing.
-
-        Raises:
-            ConfigError: a run lies there already, or there is none to resume.
-        """
-        self.path = folder_of(config)
-        self.plain = flatten(to_dict(config))
-        self._config = to_dict(config)
-        self.resume_command = (
-            f"python -m gchat.train --resume --run-dir {shlex.quote(str(self.path))}"
-        )
-        self._first = first
-        if not first:
-            return
-        if not resume:
-            self.check_free(config)
-        elif not (self.path / "config.yaml").exists():
-            raise ConfigError(
-                f"run.dir {str(self.path)!r} holds no run to resume", "leave out --resume"
-            )
-
-    @staticmethod
-    def check_free(config: TrainConfig) -> None:
-        """Raises ConfigError where a run, or the checkpoints of one, lie already."""
-        path, checkpoints = folder_of(config), config.checkpoint.dir
-        if (path / "config.yaml").exists():
-            raise ConfigError(
-                f"run.dir {str(path)!r} already holds a run",
-                "add --resume to go on with it, or choose another --run.name",
-            )
-        if checkpoints and any(name.isdigit() for name in list_names(checkpoints)):
-            raise ConfigError(
-                f"checkpoint.dir {checkpoints!r} already holds checkpoints",
-                "choose another, or --resume the run they belong to",
-            )
-        mirror.check_free(config.run.mirror)
-        if checkpoints and is_remote(checkpoints):
-            gcs.check_writable(checkpoints)
-
-    @staticmethod
-    def resume_args(args: Sequence[str]) -> list[str]:
-        """Command-line arguments of a resume: the run's own config.yaml first, then `args`."""
-        args = list(args)
-        if args and not args[0].startswith("-"):
-            return args
-        for i, arg in enumerate(args):
-            name, _, value = arg.partition("=")
-            if name.replace("_", "-") in ("--run.dir", "--run-dir"):
-                folder = value or (args[i + 1] if i + 1 < len(args) else "")
-                return [str(Path(folder) / "config.yaml"), *args]
-        raise ConfigError("--resume names no run", "add --run-dir RUN")
+    def __init__(self, path: Path, *, first: bool = True) -> None:
+        self.path, self._first = path, first
 
     def write_config(self, config: TrainConfig, tokenizer: Tokenizer) -> None:
-        """config.yaml (resolved) and the tokenizer, so that the folder explains itself."""
+        """Writes config.yaml (resolved) and the tokenizer, so that the folder explains itself."""
         if not self._first:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "config.yaml", to_yaml(config))
+        write_atomically(self.path / CONFIG, to_yaml(_portable(config)))
         tokenizer.save(str(self.path / "tokenizer.json"))
-
-    def meta(
-        self, run_id: str, tokenizer_sha256: str, progress: Mapping, guard: Mapping
-    ) -> dict[str, Any]:
-        """What a checkpoint holds beside arrays. The data position follows from its step."""
-        return {
-            "guard": dict(guard),
-            "metrics_run_id": run_id,
-            "tokenizer_sha256": tokenizer_sha256,
-            "progress": dict(progress),
-            "config": json.loads(json.dumps(self._config)),
-        }
-
-    def check_resume(
-        self, meta: Mapping, config: TrainConfig, tokenizer_sha256: str, free: Sequence[str]
-    ) -> None:
-        """Refuses a checkpoint of another configuration or tokenizer.
-
-        Raises:
-            CheckpointError: naming every field that differs, with both values.
-        """
-        old, now, defaults = (
-            flatten(c) for c in (meta["config"], to_dict(config), to_dict(TrainConfig()))
-        )
-        # A field that came after the checkpoint had what is its default now.
-        old |= {name: defaults[name] for name in now.keys() & defaults.keys() - old.keys()}
-        changed = {
-            name: pair
-            for name, pair in differences(old, now).items()
-            if not name.startswith(tuple(free))
-        }
-        if meta["tokenizer_sha256"] != tokenizer_sha256:
-            changed["tokenizer.sha256"] = (meta["tokenizer_sha256"][:12], tokenizer_sha256[:12])
-        if changed:
-            listed = ", ".join(f"{k} was {a} and is {b}" for k, (a, b) in changed.items())
-            raise CheckpointError(
-                f"the checkpoint belongs to another run: {listed}",
-                "put these back, or start a new run with another --run.name",
-            )
 
     def append_samples(self, step: int, text: str) -> None:
         """Adds to samples.txt."""
@@ -138,6 +51,20 @@ class RunFolder:
             return
         with open(self.path / "samples.txt", "a", encoding="utf-8") as file:
             file.write(f"── step {step}\n{text}\n")
+
+    def cut_samples(self, step: int) -> None:
+        """Removes the samples of steps above `step`, which the run is about to take again."""
+        path = self.path / "samples.txt"
+        if not self._first or not path.exists():
+            return
+        kept, keep = [], True
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            head = line.removeprefix("── step ").strip()
+            if line.startswith("── step ") and head.isdigit():
+                keep = int(head) <= step
+            if keep:
+                kept.append(line)
+        write_atomically(path, "".join(kept))
 
     def note_bad_step(self, bad: BadStep, rows: Sequence[int], action: str) -> str:
         """Adds a line to bad_steps.jsonl, on disk before this returns; what to tell people."""
@@ -153,8 +80,8 @@ class RunFolder:
         some = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
         return f"{bad.reason} at step {bad.step} (batch {bad.batch}: rows {some})"
 
-    def passed_over(self) -> list[int]:
-        """Batches that this run's rollbacks have left out, also those no checkpoint knows of."""
+    def skipped_batches(self) -> list[int]:
+        """Lists the batches that rollbacks have left out, also those no checkpoint knows of."""
         path, batches = self.path / BAD_STEPS, set()
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             with contextlib.suppress(ValueError, KeyError, TypeError):  # torn by a kill
@@ -164,9 +91,67 @@ class RunFolder:
         return sorted(batches)
 
 
-def folder_of(config: TrainConfig) -> Path:
-    """runs/NAME unless run.dir says otherwise."""
-    return Path(config.run.dir or Path("runs") / config.run.name)
+def check_free(config: TrainConfig) -> None:
+    """Raises ConfigError where a run, or the checkpoints of one, lie already."""
+    path, checkpoints = config.run.folder, config.checkpoints
+    if (path / CONFIG).exists():
+        raise ConfigError(
+            f"run.dir {str(path)!r} already holds a run",
+            "add --resume to go on with it, or choose another --run.name",
+        )
+    if any(name.isdigit() for name in list_names(checkpoints)):
+        raise ConfigError(
+            f"checkpoint.dir {checkpoints!r} already holds checkpoints",
+            "choose another, or --resume the run they belong to",
+        )
+    mirror.check_free(config.run.mirror)
+    if is_remote(checkpoints):
+        gcs.check_writable(checkpoints)
+
+
+def check_resumable(path: Path) -> None:
+    """Raises ConfigError where no run lies."""
+    if not (path / CONFIG).exists():
+        raise ConfigError(f"run.dir {str(path)!r} holds no run to resume", "leave out --resume")
+
+
+def read_config(folder: Path, args: Sequence[str] = (), prog: str = "gchat train") -> TrainConfig:
+    """Reads the configuration of the run in `folder`, wherever that folder lies now.
+
+    Args:
+        folder: of a run, of this version or an earlier one.
+        args: overrides, `--group.field value …`.
+        prog: program name in help.
+
+    Raises:
+        ConfigError: it holds no run, or the file is damaged.
+    """
+    config = load_tree(without_places(load_yaml(folder / CONFIG)), args, prog=prog)
+    return replace(config, run=replace(config.run, dir=str(folder)))
+
+
+def _portable(config: TrainConfig) -> TrainConfig:
+    """The configuration as config.yaml keeps it: no folder of its own, the others absolute."""
+    checkpoint, data = config.checkpoint, config.data
+    inside = _absolute(config.checkpoints) == _absolute(str(config.run.folder / CHECKPOINTS))
+    own = None if inside or checkpoint.dir is None else _absolute(checkpoint.dir)
+    return replace(
+        config,
+        run=replace(config.run, dir=None),
+        checkpoint=replace(checkpoint, dir=own),
+        data=replace(
+            data, dir=data.dir and _absolute(data.dir), mixture=_all_absolute(data.mixture)
+        ),
+        eval=replace(config.eval, files=_all_absolute(config.eval.files)),
+    )
+
+
+def _absolute(place: str) -> str:
+    return place if is_remote(place) else os.path.abspath(place)
+
+
+def _all_absolute(places: Mapping[str, str]) -> dict[str, str]:
+    return {name: _absolute(place) for name, place in places.items()}
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from gaia.checkpoint import Checkpointer
-from gaia.config import load_yaml, parse
 from gaia.errors import CheckpointError
 from gaia.parallel import make_mesh
 from gaia.runtime import start
-from gchat.config import TrainConfig
+from gchat.config import CONFIG, TrainConfig
 from gchat.engine.engine import Engine
 from gchat.evals import bpb
 from gchat.evals.periodic import EVAL_ROWS, encode_file, make_engine
+from gchat.run.folder import read_config
 from gchat.tokenizer import Tokenizer
-from gchat.train_state import init_state
+from gchat.train_state import graphdef, init_state
 from gchat.train_step import make_scorer
 
 
@@ -52,17 +52,16 @@ def load_run(path: str) -> LoadedRun:
         CheckpointError: no run there, or no checkpoint that can be used.
     """
     folder = Path(path)
-    if not (folder / "config.yaml").exists():
+    if not (folder / CONFIG).exists():
         raise CheckpointError(f"{path!r} holds no run (config.yaml is missing)", "check --run")
-    config = parse(TrainConfig, [], preset=load_yaml(folder / "config.yaml"))
+    config = read_config(folder)
     start(matmul_precision=config.model.matmul_precision)
-    mesh = make_mesh()
-    graph, state = init_state(config, mesh)
-    checkpoints = Checkpointer(config.checkpoint.dir or str(folder / "checkpoints"))
+    state = init_state(config, make_mesh())
+    checkpoints = Checkpointer(config.checkpoints, read_only=True)
     step = checkpoints.latest()
     if step is None:
         raise CheckpointError(f"{path!r} holds no usable checkpoint", "train it further first")
     restored = checkpoints.restore(step, state)
     checkpoints.close()
     tokenizer = Tokenizer.load(str(folder / "tokenizer.json"))
-    return LoadedRun(config, tokenizer, graph, restored.state.params, step)
+    return LoadedRun(config, tokenizer, graphdef(config), restored.state.params, step)

@@ -1,6 +1,7 @@
 """Where a run stands: throughput and time left, on one terminal line or a line now and then."""
 
 import contextlib
+import math
 import shutil
 import statistics
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 from gchat.config import TrainConfig
 from gchat.model_shape import flops_per_token
+from gchat.run import names
 
 
 class Progress:
@@ -23,14 +25,10 @@ class Progress:
     """
 
     def __init__(self, config: TrainConfig, peak: float, peak_source: str) -> None:
-        t, self._checkpoint, self._log_interval = (
-            config.training,
-            config.checkpoint,
-            config.run.log_interval,
-        )
+        amounts, self._log_interval = config.training.amounts, config.run.log_interval
         self.peak, self.peak_source = peak, peak_source
-        self.steps = t.steps or 0
-        self.tokens_per_step = (t.batch_size or 0) * config.model.seq_len
+        self.steps = amounts.steps
+        self.tokens_per_step = amounts.batch_size * config.model.seq_len
         self.flops_per_step = flops_per_token(config.model) * self.tokens_per_step
         self._target_bpb, self._price = config.run.target_bpb, config.run.price_per_hour
         self.seconds = 0.0
@@ -38,7 +36,6 @@ class Progress:
         self.seconds_to_target: float | None = None
         self._recent: deque[float] = deque(maxlen=50)
         self._mark = self._since = time.perf_counter()
-        self._last_save = (0, time.monotonic())
         self._terminal = sys.stdout.isatty()
 
     def state(self) -> dict[str, Any]:
@@ -51,10 +48,9 @@ class Progress:
         self.seconds = float(state["seconds"])
         self.seconds_to_target = state["seconds_to_target"]
 
-    def start(self, step: int) -> None:
-        """The loop begins now, with `step` steps behind it."""
+    def start(self) -> None:
+        """Starts the clock: the loop begins now."""
         self._mark = self._since = time.perf_counter()
-        self._last_save = (step, time.monotonic())
 
     def _count_time(self) -> None:
         now = time.perf_counter()
@@ -81,16 +77,10 @@ class Progress:
 
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
         """Prints an evaluation and notes when the target was first reached."""
-        bpb = values["eval/val_bpb"]
+        bpb = values.get(names.VAL_BPB, math.inf)
         if self._target_bpb and self.seconds_to_target is None and bpb <= self._target_bpb:
             self.seconds_to_target = self.seconds
-        names = sorted({name.rsplit("_", 1)[0] for name in values})
-        parts = [
-            f"{name.removeprefix('eval/')} {values[name + '_bpb']:.4f} bpb "
-            f"(loss {values[name + '_loss']:.4f})"
-            for name in names
-        ]
-        self._line(f"step {step}: " + ", ".join(parts))
+        self._line(f"step {step}: " + ", ".join(_described(values)))
 
     @contextlib.contextmanager
     def paused(self, what: str) -> Iterator[None]:
@@ -101,20 +91,6 @@ class Progress:
         yield
         self._mark += time.perf_counter() - began
         self._count_time()
-
-    def save_due(self, step: int) -> bool:
-        """Whether a checkpoint is due by the number of steps."""
-        every = self._checkpoint.every_steps
-        return bool(every) and step % every == 0 and step > self._last_save[0]
-
-    def save_overdue(self) -> bool:
-        """Whether a checkpoint is due by this process's clock."""
-        minutes = self._checkpoint.every_minutes
-        return bool(minutes) and time.monotonic() - self._last_save[1] > 60 * minutes
-
-    def saved(self, step: int) -> None:
-        """A checkpoint of `step` begins now."""
-        self._last_save = (step, time.monotonic())
 
     def _show(self, step: int, loss: float) -> None:
         typical = statistics.median(self._recent)
@@ -142,6 +118,17 @@ class Progress:
             self._over("")
             print("\r", end="")
         print(text, flush=True)
+
+
+def _described(values: Mapping[str, float]) -> Iterator[str]:
+    """Evaluations in words: a text's bits per byte with its loss, anything else as it is."""
+    texts = [name.removesuffix("_bpb") for name in values if name.endswith("_bpb")]
+    for text in sorted(texts):
+        name = text.removeprefix("eval/")
+        yield f"{name} {values[text + '_bpb']:.4f} bpb (loss {values[text + '_loss']:.4f})"
+    of_texts = {f"{text}_{kind}" for text in texts for kind in ("bpb", "loss", "perplexity")}
+    for name in sorted(values.keys() - of_texts):
+        yield f"{name.removeprefix('eval/')} {values[name]:.4f}"
 
 
 def clock(seconds: float) -> str:

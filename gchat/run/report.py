@@ -18,22 +18,18 @@ import numpy as np
 import gaia_metrics
 from gaia.config import to_yaml
 from gaia.data.manifest import Manifest
-from gaia.runtime import Machine
 from gaia_metrics.folder import read_json
-from gchat.config import TrainConfig
 from gchat.evals.ngram import Baselines
 from gchat.model_shape import flops_per_token, matmul_params
-from gchat.run.folder import RunFolder, write_atomically
-from gchat.run.progress import Progress, clock
+from gchat.run.folder import write_atomically
+from gchat.run.progress import clock
+from gchat.run.session import Session
 
 Series = dict[str, list[tuple[int, float]]]
 
 
 def write_report(
-    folder: RunFolder,
-    config: TrainConfig,
-    machine: Machine,
-    progress: Progress,
+    session: Session,
     manifest: Manifest,
     *,
     params: int,
@@ -44,16 +40,15 @@ def write_report(
     """Writes curves.png, report.md and summary.json; returns the summary.
 
     Args:
-        folder: of the run.
-        config: derived.
-        machine: it ran on.
-        progress: clock of the run.
+        session: of the run.
         manifest: of its data.
         params: all parameters, embeddings included.
         baselines: n-gram bits per byte of the same tokens, or None when stopped early.
         finished: whether the last step was reached.
         checkpoint: path of the last checkpoint.
     """
+    folder, config, machine = session.folder, session.config, session.machine
+    progress = session.progress
     series = read_series(folder.path / "metrics.jsonl")
     dashboard = gaia_metrics.dashboard_url(read_json(folder.path / "run.json").get("id", ""))
     rates = [v for _, v in series.get("perf/tokens_per_s", [])]
@@ -91,7 +86,7 @@ def write_report(
         "dashboard": dashboard or None,
     }
     plot(series, summary, folder.path / "curves.png")
-    text = _markdown(folder, config, manifest, series, summary)
+    text = _markdown(session, manifest, series, summary)
     write_atomically(folder.path / "report.md", text)
     write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
@@ -170,12 +165,12 @@ def _smooth(values: list[float]) -> np.ndarray:
 
 
 def _markdown(
-    folder: RunFolder,
-    config: TrainConfig,
+    session: Session,
     manifest: Manifest,
     series: Series,
     summary: Mapping[str, Any],
 ) -> str:
+    folder, config = session.folder, session.config
     rows = [
         ("validation", _number(summary["val_bpb"], 4, " bits per byte")),
         ("bigram model of the same tokens", _number(summary["bigram_bpb"], 4, " bits per byte")),
@@ -203,7 +198,7 @@ def _markdown(
     ]
     samples = folder.path / "samples.txt"
     state = (
-        "" if summary["finished"] else f"\nStopped early; go on with `{folder.resume_command}`.\n"
+        "" if summary["finished"] else f"\nStopped early; go on with `{session.resume_command}`.\n"
     )
     return "\n".join(
         [

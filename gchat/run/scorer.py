@@ -54,7 +54,7 @@ class _RunScorer:
             nll_BT = np.asarray(self._score(laid), np.float64)
             nll_BT[laid.targets_BT == bpb.IGNORE] = 0.0
             for b, row in enumerate(batch):
-                owners = np.array([0, *(document for document, *_ in row)])[laid.segment_ids_BT[b]]
+                owners = np.array([0, *(document for document, *_ in row)])[laid.segments_BT[b]]
                 bits_D += np.bincount(owners, nll_BT[b], minlength=len(texts)) / math.log(2)
         return bits_D / [max(1, len(text.encode())) for text in texts]
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
+from jax.sharding import Mesh
 
 from gaia import storage
 from gaia.data import packing
@@ -12,6 +12,7 @@ from gaia.data.loader import Loader, make_loader
 from gaia.data.manifest import Manifest, load_manifest
 from gaia.data.rows import CacheOptions
 from gaia.errors import ConfigError, DataError
+from gaia.parallel import rows_here
 from gaia.processes.group import Group
 from gaia.storage import gcs, region
 from gchat.config import DataConfig, TrainConfig
@@ -64,7 +65,7 @@ class TrainingData:
     def check_same(self, group: Group) -> None:
         """Raises DataError where another process of the run sees other data."""
         facts = f"{self.tokenizer.sha256} {self.manifests!r}"
-        prints = group.gather(hashlib.sha256(facts.encode()).hexdigest())
+        prints = group.all_gather(hashlib.sha256(facts.encode()).hexdigest())
         other = next((i for i, p in enumerate(prints) if p != prints[0]), None)
         if other is not None:
             raise DataError(
@@ -72,19 +73,19 @@ class TrainingData:
                 "prepare it once, then copy it or use a gs:// address",
             )
 
-    def loader(self, config: TrainConfig, start_step: int, rows_here: np.ndarray) -> Loader:
+    def loader(self, config: TrainConfig, start_step: int, mesh: Mesh) -> Loader:
         """This process's rows of each batch, from `start_step` on."""
-        data = config.data
-        where: str | Mapping[str, str] = dict(data.mixture) or data.dir or ""
+        data, batch_size = config.data, config.training.amounts.batch_size
+        where: str | Mapping[str, str] = dict(data.mixture) or data.place
         return make_loader(
             where,
             weights=data.weights or None,
             split="train",
             seq_len=config.model.seq_len,
-            batch_size=config.training.batch_size or 1,
+            batch_size=batch_size,
             seed=config.training.seed,
             start_step=start_step,
-            rows_here=rows_here,
+            rows_here=rows_here(batch_size, mesh),
             packing=data.packing,
             cache=CacheOptions(
                 data.cache_dir, int(data.cache_gib * 2**30), 60 * data.patience_minutes
@@ -93,7 +94,7 @@ class TrainingData:
 
     def warnings(self) -> list[str]:
         """What a person should know before paying for this run."""
-        places = self.config.mixture.values() or [self.config.dir or ""]
+        places = self.config.mixture.values() or [self.config.place]
         zone = region.this_zone() if any(storage.is_remote(p) for p in places) else None
         found = []
         for place in places:

@@ -123,7 +123,7 @@ def _say_tried(plan: Plan) -> None:
 def describe(plan: Plan) -> str:
     """Rows, rematerialisation and mesh in a few words."""
     training = plan.config.training
-    rows = (training.batch_size or 1) // training.grad_accum // plan.layout.row_groups
+    rows = training.amounts.batch_size // training.grad_accum // plan.layout.row_groups
     accum = f", grad_accum {training.grad_accum}" if training.grad_accum > 1 else ""
     return f"{rows} rows per device{accum}, remat {plan.config.model.remat}, mesh {plan.layout}"
 
@@ -161,6 +161,6 @@ def _budget(plan: Plan, *, spot: bool) -> str:
     cost = plan.cost_usd(spot=spot)
     price = "no price known" if cost is None else f"${cost:,.2f}{' spot' if spot else ''}"
     return (
-        f"{(training.tokens or 0) / 1e9:,.2f}B tokens in {training.steps:,} steps: "
+        f"{training.amounts.tokens / 1e9:,.2f}B tokens in {training.steps:,} steps: "
         f"{plan.seconds / 3600:,.2f} h, {price}"
     )

@@ -50,14 +50,14 @@ def estimate(config: TrainConfig, machine: Machine, peak: float) -> Estimate:
         ConfigError: its mesh does not fit the machine.
     """
     t = config.training
-    tokens, params = t.tokens or 0, all_params(config.model)
+    tokens, params = t.amounts.tokens, all_params(config.model)
     flops = flops_per_token(config.model) * tokens
     fleet = fleet_of_machine(machine)
     if fleet is not None:
         plan = make_plan(config, fleet)
         return Estimate(params, tokens, flops, plan.seconds, plan.memory.total)
     rate = peak * ASSUMED_MFU[machine.platform]
-    rows = -(-(t.batch_size or 1) // t.grad_accum // machine.devices)
+    rows = -(-t.amounts.batch_size // t.grad_accum // machine.devices)
     return Estimate(
         params, tokens, flops, flops / rate, 16 * params + _activation_bytes(config, rows)
     )

@@ -80,4 +80,4 @@ def check_layout(config: TrainConfig, layout: Layout) -> None:
 def rows_of_device(config: TrainConfig, layout: Layout) -> int:
     """Rows of one micro-batch on one device (or on each group that shares rows)."""
     training = config.training
-    return max(1, (training.batch_size or 1) // training.grad_accum // layout.row_groups)
+    return max(1, training.amounts.batch_size // training.grad_accum // layout.row_groups)

@@ -62,7 +62,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """All training steps."""
-        return self.time.seconds * (self.config.training.steps or 0)
+        return self.time.seconds * self.config.training.amounts.steps
 
     def cost_usd(self, *, spot: bool = False) -> float | None:
         """Training steps at list price; None where none is known."""

@@ -144,7 +144,7 @@ def step_time(
     extra = extra_flops_per_token * size.tokens / layout.tensor / product_rate
 
     training = config.training
-    tokens = (training.batch_size or 1) * config.model.seq_len
+    tokens = training.amounts.batch_size * config.model.seq_len
     return StepTime(
         products=micro * (depth * products + extra),
         attention=micro * depth * attention,

@@ -161,7 +161,7 @@ def _divides(config: TrainConfig, layout: Layout) -> bool:
 
 def _accumulations(config: TrainConfig, layout: Layout) -> list[int]:
     """Micro-batches of a step: powers of two that leave whole rows on every device."""
-    rows = (config.training.batch_size or 1) // layout.row_groups
+    rows = config.training.amounts.batch_size // layout.row_groups
     return [count for count in _powers(rows) if rows % count == 0]
 
 

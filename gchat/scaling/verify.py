@@ -225,7 +225,7 @@ def lower_step(config: TrainConfig, fleet: Fleet) -> Any:
     config = replace(config, mesh=layout_of(config, fleet).as_mesh())
     mesh = make_mesh(config.mesh, topology_devices(fleet))
     step = make_train_step(graphdef(config), config, mesh)
-    traced = step.trace(abstract_state(config, mesh), *abstract_batch(config, mesh))
+    traced = step.trace(abstract_state(config, mesh), abstract_batch(config, mesh))
     return traced.lower(lowering_platforms=("tpu",))
 
 

@@ -97,7 +97,7 @@ def _row(data: Path, manifest, packing: str, seq_len: int, quick: bool) -> dict:
     with make_loader(data, **options, packing=packing) as loader:
         next(loader)  # reads the first window
         for number in loader.order.shards(loader.order.place(0), 1):
-            loader.rows._rows(number)  # the next window, which is read ahead as a rule
+            loader.rows._shards.get(number)  # the next window, which is read ahead as a rule
         share = loader.rows.tokens_per_row / seq_len
         rates = [share * _rate(loader, seq_len, quick) for _ in range(5)]
         rows = len(loader.rows)

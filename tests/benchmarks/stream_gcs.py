@@ -92,7 +92,7 @@ def _prepare(folder: Path, shards: int, shard_tokens: int) -> str:
     rows = TokenRows(local, "train", SEQ_LEN)
     writer = array_record_module.ArrayRecordWriter(str(folder / "rows"), "group_size:1,zstd")
     ids = np.arange(min(len(rows), 4000))
-    inputs_BT, targets_BT = (a.astype(rows.manifest.tokenizer.dtype) for a in rows.gather(ids))
+    inputs_BT, targets_BT = (a.astype(rows.manifest.tokenizer.dtype) for a in rows.gather(ids)[:2])
     for inputs_T, targets_T in zip(inputs_BT, targets_BT, strict=True):
         writer.write(inputs_T.tobytes() + targets_T[-1:].tobytes())
     writer.close()

@@ -70,13 +70,13 @@ def make_step(
     from gaia import parallel
     from gaia.kernels.cross_entropy import cross_entropy
     from gchat.model_shape import flops_per_token
-    from gchat.train_state import init_state, optimizer_of
+    from gchat.train_state import graphdef, init_state, optimizer_of
     from gchat.train_step import make_train_step
 
     config = configuration(shape, dtype, optimizer, remat, packed)
     model, (B, T) = config.model, (shape.rows, shape.seq_len)
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
-    graph, state = init_state(config, mesh)
+    graph, state = graphdef(config), init_state(config, mesh)
     tokens = jax.random.randint(jax.random.key(1), (B, T), 0, shape.vocab)
     targets = jnp.roll(tokens, -1, axis=1)
     places = documents(B, T) if packed else {}

@@ -14,6 +14,7 @@ import pytest
 import gchat.run.training_data
 import gchat.train_step
 import runs
+from gaia.data.batch import Batch
 from gchat.__main__ import main
 
 STEPS, BAD = 60, 30  # batch 30 is what step 31 takes; checkpoints at 20 and 40
@@ -39,13 +40,11 @@ def order(monkeypatch):
             if faults.get(index) == "crash":
                 raise Crash(f"batch {index}")
             if faults.get(index) == "garbage":
-                shape = made["inputs_BT"].shape
-                made = {
-                    name: np.random.default_rng(i).integers(128, 200, shape).astype(np.int32)
-                    for i, name in enumerate(made)
-                }
+                shape = made.inputs_BT.shape
+                noise = (np.random.default_rng(i).integers(128, 200, shape) for i in range(2))
+                made = Batch(*(array.astype(np.int32) for array in noise))
             if faults.get(index) == "nan":
-                made = {name: np.full_like(array, MARK) for name, array in made.items()}
+                made = Batch(*(np.full_like(array, MARK) for array in made[:2]))
             return made
 
         loader.batch = faulty

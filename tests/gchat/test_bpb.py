@@ -63,10 +63,10 @@ def test_every_token_is_scored_once_with_its_own_context(lengths, seq_len, share
     documents = [100 * i + np.arange(n) for i, n in enumerate(lengths)]
     scored = []
     for rows in bpb.pack(documents, seq_len=seq_len, stride=stride, batch_size=batch_size):
-        assert all(a.shape == (batch_size, seq_len) and a.dtype == np.int32 for a in rows)
+        assert all(a.shape == (batch_size, seq_len) and a.dtype == np.int32 for a in rows[:4])
         for b, t in zip(*np.nonzero(rows.targets_BT != bpb.IGNORE), strict=True):
             target = int(rows.targets_BT[b, t])
-            segment = rows.segment_ids_BT[b]
+            segment = rows.segments_BT[b]
             context = rows.inputs_BT[b, : t + 1][segment[: t + 1] == segment[t]]
             assert segment[t] > 0
             # What it sees: the tokens right before it, in order, numbered from 0.

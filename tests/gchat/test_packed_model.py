@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 import reference
 import tiny
 from gaia import parallel
-from gaia.data import packing
-from gaia.data.packing import IGNORE, Example, pack_examples
+from gaia.data.batch import IGNORE, Batch
+from gaia.data.packing import Example, pack_examples
 from gaia.kernels import attention
 from gchat import train_state, train_step
 from gchat.model import GPT
@@ -57,7 +57,7 @@ def logits_of(model, impl):
         return gpt.logits(x_BTD)
 
     return seq_len, lambda rows: np.asarray(
-        run(rows.inputs_BT, rows.positions_BT, rows.segment_ids_BT)
+        run(rows.inputs_BT, rows.positions_BT, rows.segments_BT)
     )
 
 
@@ -65,18 +65,18 @@ def rows_of(documents, seq_len, at_least=3):
     """Packed rows of whole documents, filled up to a fixed number, so that one program does."""
     examples = [Example(d, np.ones(len(d), bool)) for d in documents]
     rows = pack_examples(examples, seq_len)
-    empty = packing.Rows.padding(max(0, at_least - len(rows.inputs_BT)), seq_len)
-    return packing.Rows(*(np.concatenate(pair) for pair in zip(rows, empty, strict=True)))
+    empty = Batch.padding(max(0, at_least - len(rows.inputs_BT)), seq_len)
+    return Batch(*(np.concatenate(pair) for pair in zip(rows[:4], empty[:4], strict=True)))
 
 
 def check_perturbation(model, impl, lengths, seed):
     """Another document in place of one: every logit of the others stays, to the last bit."""
     seq_len, logits = logits_of(model, impl)
     rows = rows_of([tiny.tokens(n, seed=seed + i) for i, n in enumerate(lengths)], seq_len)
-    places = np.argwhere(rows.segment_ids_BT > 0)
+    places = np.argwhere(rows.segments_BT > 0)
     b, t = places[np.random.default_rng(seed).integers(len(places))]
-    here = np.zeros_like(rows.segment_ids_BT, bool)
-    here[b] = rows.segment_ids_BT[b] == rows.segment_ids_BT[b, t]
+    here = np.zeros_like(rows.segments_BT, bool)
+    here[b] = rows.segments_BT[b] == rows.segments_BT[b, t]
     other = np.where(here, (rows.inputs_BT + 1 + seed % 7) % tiny.VOCAB, rows.inputs_BT)
     before, after = logits(rows), logits(rows._replace(inputs_BT=other))
     assert (before[~here] == after[~here]).all()
@@ -110,7 +110,7 @@ def test_a_packed_document_scores_as_it_does_alone(model, impl):
             logits(rows)[..., : tiny.VOCAB].astype(np.float64), np.maximum(rows.targets_BT, 0)
         )
         found = {}
-        for b, row in enumerate(rows.segment_ids_BT):
+        for b, row in enumerate(rows.segments_BT):
             for segment in set(row[row > 0]):
                 here = row == segment
                 text = tuple(rows.inputs_BT[b, here])
@@ -143,7 +143,7 @@ def compiled_step(rows, accumulate):
     )
     mesh = parallel.make_mesh()
     with patch.object(train_state, "make_optimizer", sgd):
-        graph, state = train_state.init_state(config, mesh)
+        graph, state = train_state.graphdef(config), train_state.init_state(config, mesh)
         step = train_step.make_train_step(graph, config, mesh)
     return state._replace(params=tiny.make(config.model)[1]), step
 
@@ -151,7 +151,7 @@ def compiled_step(rows, accumulate):
 def gradients(rows, accumulate=1):
     """(metrics, gradient) of one step over packed rows, from the compiled update."""
     state, step = compiled_step(len(rows.inputs_BT), accumulate)
-    after, metrics = step(jax.tree.map(jnp.array, state), *rows)  # a copy, which it may donate
+    after, metrics = step(jax.tree.map(jnp.array, state), *rows[:4])  # a copy, which it may donate
     return jax.device_get(metrics), jax.device_get(after.opt_state)
 
 
@@ -212,8 +212,8 @@ def test_chats_learn_the_assistants_words_and_their_end(tokenizer):
     assert len(rows.inputs_BT) < len(chats)  # some share a row
     said, ends = [], tokenizer.special("assistant_end")
     for b in range(len(rows.inputs_BT)):
-        for segment in range(1, rows.segment_ids_BT[b].max() + 1):
-            targets = rows.targets_BT[b, rows.segment_ids_BT[b] == segment]
+        for segment in range(1, rows.segments_BT[b].max() + 1):
+            targets = rows.targets_BT[b, rows.segments_BT[b] == segment]
             learned = targets[targets != IGNORE].tolist()
             while ends in learned:
                 at = learned.index(ends)

@@ -48,8 +48,8 @@ def test_fill_and_examples_are_logged_and_reported(whole, data):
     with make_loader(data, seq_len=128, batch_size=4, seed=1337, packing="best_fit") as loader:
         for record in steps[:5]:
             batch = loader.batch(record["step"] - 1)
-            assert record["data/fill"] == pytest.approx((batch["targets_BT"] >= 0).mean())
-            pieces = (batch["positions_BT"] == 0) & (batch["segment_ids_BT"] > 0)
+            assert record["data/fill"] == pytest.approx((batch.targets_BT >= 0).mean())
+            pieces = (batch.positions_BT == 0) & (batch.segments_BT > 0)
             assert record["data/examples"] == pieces.sum()
         assert np.mean([r["data/fill"] for r in steps]) == pytest.approx(
             loader.rows.tokens_per_row / 128, abs=0.03

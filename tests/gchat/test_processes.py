@@ -31,7 +31,7 @@ def noting(*args, **kwargs):
     batch, rows = loader.batch, kwargs["rows_here"].tolist()
     def noted(step):
         made = batch(step)
-        hashes = [hashlib.sha256(row.tobytes()).hexdigest()[:12] for row in made["inputs_BT"]]
+        hashes = [hashlib.sha256(row.tobytes()).hexdigest()[:12] for row in made.inputs_BT]
         print(json.dumps([step, rows, hashes]), file=notes, flush=True)
         return made
     loader.batch = noted

@@ -69,7 +69,7 @@ def local(local_data, tmp_path_factory):
     rows = {}
     with make_loader(local_data, seq_len=32, batch_size=4, seed=1337) as loader:
         for step in range(STEPS):
-            crc = zlib.crc32(next(loader)["inputs_BT"].tobytes())
+            crc = zlib.crc32(next(loader).inputs_BT.tobytes())
             rows[step] = (loader.row_ids(step).tolist(), crc)
     return SimpleNamespace(run_dir=run_dir, rows=rows)
 

@@ -33,7 +33,7 @@ def compiled():
 
 
 def fresh_state(config=None):
-    return init_state(config or compiled()[1], parallel.make_mesh())[1]
+    return init_state(config or compiled()[1], parallel.make_mesh())
 
 
 def batch(seed=0, rows=4):

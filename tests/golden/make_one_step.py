@@ -20,12 +20,12 @@ def measure() -> dict[str, list[float]]:
 
     import tiny
     from gaia import parallel
-    from gchat.train_state import init_state
+    from gchat.train_state import graphdef, init_state
     from gchat.train_step import make_train_step
 
     config = tiny.train_config()
     mesh = parallel.make_mesh()
-    graph, state = init_state(config, mesh)
+    graph, state = graphdef(config), init_state(config, mesh)
     train_step = make_train_step(graph, config, mesh)
     norm = jax.jit(optax.tree.norm)
     found: dict[str, list[float]] = {"loss": [], "grad_norm": [], "param_norm": []}

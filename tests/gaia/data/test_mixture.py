@@ -83,7 +83,7 @@ def test_the_order_is_the_same_for_ever():
 @pytest.mark.parametrize("processes", [1, 2])
 def test_batches_hold_the_rows_of_their_sources_on_any_number_of_hosts(sources, processes):
     with make_loader(sources, weights=WEIGHTS, **OPTIONS, prefetch=0) as loader:
-        expected = [b["inputs_BT"] for b in itertools.islice(loader, 100)]
+        expected = [b.inputs_BT for b in itertools.islice(loader, 100)]
         ids = [loader.row_ids(step) for step in range(100)]
         figures = loader.metrics(100)
         offsets = loader.rows.offsets
@@ -102,7 +102,7 @@ def test_batches_hold_the_rows_of_their_sources_on_any_number_of_hosts(sources, 
             sources, weights=WEIGHTS, **OPTIONS, start_step=40,
             process_index=index, process_count=processes,
         ) as loader:  # fmt: skip
-            parts.append([b["inputs_BT"] for b in itertools.islice(loader, 20)])
+            parts.append([b.inputs_BT for b in itertools.islice(loader, 20)])
     for step, hosts in enumerate(zip(*parts, strict=True)):
         np.testing.assert_array_equal(np.concatenate(hosts), expected[40 + step])
 

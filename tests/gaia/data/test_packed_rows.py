@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gaia import storage
+from gaia.data.batch import Batch
 from gaia.data.lengths import LENGTHS, read_lengths, write_lengths
 from gaia.data.loader import make_loader
 from gaia.data.manifest import TokenizerInfo, load_manifest
@@ -40,17 +41,16 @@ def data(tmp_path_factory):
 
 
 def epoch_of(loader):
-    """Arrays of one epoch (the last batch reaches into the next), by name."""
+    """The rows of one epoch as one batch (the last step reaches into the next epoch)."""
     steps = -(-len(loader.rows) // loader.batch_size)
     batches = [next(loader) for _ in range(steps)]
-    return {
-        name: np.concatenate([b[name] for b in batches])[: len(loader.rows)] for name in batches[0]
-    }
+    arrays = (np.concatenate(parts) for parts in zip(*(b[:4] for b in batches), strict=True))
+    return Batch(*(array[: len(loader.rows)] for array in arrays))
 
 
 def pieces_of(rows):
-    """(tokens, targets) of every segment of rows by name."""
-    for inputs, targets, _, segments in zip(*rows.values(), strict=True):
+    """(tokens, targets) of every segment of a batch."""
+    for inputs, targets, _, segments in zip(*rows[:4], strict=True):
         for segment in range(1, segments.max() + 1):
             yield tuple(inputs[segments == segment]), tuple(targets[segments == segment])
 
@@ -67,10 +67,9 @@ def test_an_epoch_holds_every_document_once(data, packing):
     with make_loader(data, **OPTIONS, packing=packing) as loader:
         rows = epoch_of(loader)
         said = loader.describe()
-    assert list(rows) == ["inputs_BT", "targets_BT", "positions_BT", "segment_ids_BT"]
     assert sorted(pieces_of(rows)) == sorted(expected_pieces(documents(200)))
-    fill = (rows["segment_ids_BT"] > 0).mean()
-    assert f"packing: {packing}, {len(rows['inputs_BT']):,} rows of 32 are {fill:.2%} full" == said
+    fill = (rows.segments_BT > 0).mean()
+    assert f"packing: {packing}, {len(rows.inputs_BT):,} rows of 32 are {fill:.2%} full" == said
     assert fill > 0.9 or packing == "none"
 
 
@@ -85,8 +84,8 @@ def test_packed_batches_do_not_depend_on_the_number_of_hosts(data, processes):
         with make_loader(data, **(OPTIONS | share), packing="best_fit") as loader:
             parts.append([next(loader) for _ in range(steps)])
     for step in range(steps):
-        for name, array in expected[step].items():
-            whole = np.concatenate([part[step][name] for part in parts])
+        for i, array in enumerate(expected[step][:4]):
+            whole = np.concatenate([part[step][i] for part in parts])
             np.testing.assert_array_equal(whole, array)
 
 
@@ -96,7 +95,8 @@ def test_packed_batches_continue_at_any_step(data, start):
         batches = [next(loader) for _ in range(40)]
     with make_loader(data, **OPTIONS, packing="best_fit", start_step=start) as loader:
         batch = next(loader)
-    assert all((array == batches[start][name]).all() for name, array in batch.items())
+    for array, expected in zip(batch[:4], batches[start][:4], strict=True):
+        np.testing.assert_array_equal(array, expected)
 
 
 def test_a_bucket_gives_the_same_packed_batches(gcs, data, tmp_path):
@@ -112,9 +112,9 @@ def test_a_bucket_gives_the_same_packed_batches(gcs, data, tmp_path):
         assert len(list(tmp_path.rglob("*.arrayrecord"))) <= 2 * loader.rows.manifest.window
     with make_loader(gcs.uri, **OPTIONS, packing="best_fit", cache=cache) as loader:
         got = epoch_of(loader)
-    for name, array in expected.items():
-        np.testing.assert_array_equal(got[name], array)
-        np.testing.assert_array_equal(got[name][:8], first[name])
+    for array, same, begin in zip(expected[:4], got[:4], first[:4], strict=True):
+        np.testing.assert_array_equal(same, array)
+        np.testing.assert_array_equal(same[:8], begin)
 
 
 def test_a_mixture_is_packed_source_by_source(data, tmp_path):
@@ -129,7 +129,8 @@ def test_a_mixture_is_packed_source_by_source(data, tmp_path):
         said = loader.metrics(10)
     for i, row in enumerate(ids):
         name, local = ("a", row) if row < len(rows["a"]) else ("b", row - len(rows["a"]))
-        for array, values in zip(batch.values(), rows[name].gather(np.array([local])), strict=True):
+        alone = rows[name].gather(np.array([local]))
+        for array, values in zip(batch[:4], alone[:4], strict=True):
             np.testing.assert_array_equal(array[i], values[0])
     # Tokens of text, not places in rows.
     fill = {name: r.manifest.tokens("train") / len(r) / 32 for name, r in rows.items()}

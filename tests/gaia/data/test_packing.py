@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gaia.data import packing
-from gaia.data.packing import IGNORE, Example, pack_examples
+from gaia.data.batch import IGNORE
+from gaia.data.packing import Example, pack_examples
 from gaia.errors import ConfigError
 
 FITS = ("first_fit", "best_fit", "none")
@@ -67,6 +68,8 @@ def test_each_token_once_with_its_own_target(lengths, seq_len, name):
     # The rows in any order, one of them twice.
     order = np.random.default_rng(0).permutation(len(plan))
     rows = plan.gather(np.append(order, order[:1]), stream[:-1], stream[1:])
+    *rows, weights = rows
+    assert weights is None
     assert all(array.shape == (len(plan) + 1, seq_len) for array in rows)
     assert all(array.dtype == np.int32 for array in rows)
     assert all((array[0] == array[-1]).all() for array in rows)
@@ -150,7 +153,7 @@ def test_a_token_is_learned_exactly_where_its_mask_holds(lengths, name, seed):
     document, place = np.divmod(rows.targets_BT[where], 1000)
     before = np.where(place == 1, BOS, 1000 * document + place - 1)
     np.testing.assert_array_equal(rows.inputs_BT[where], before)
-    assert (rows.segment_ids_BT > 0).sum() == sum(lengths) - len(lengths)
+    assert (rows.segments_BT > 0).sum() == sum(lengths) - len(lengths)
 
 
 def test_a_mask_that_does_not_fit_is_refused():
@@ -159,4 +162,4 @@ def test_a_mask_that_does_not_fit_is_refused():
                        Example(np.ones(3, int), np.ones(2, bool))], 8)  # fmt: skip
     with pytest.raises(ConfigError, match="packing is split"):
         pack_examples([], 8, "split")
-    assert all(array.shape == (0, 8) for array in pack_examples([], 8))
+    assert all(array.shape == (0, 8) for array in pack_examples([], 8)[:4])

@@ -52,7 +52,7 @@ def remote(gcs, data):
 
 def batches(where, count, cache=None, **options):
     with make_loader(where, **(OPTIONS | options), cache=cache) as loader:
-        return [batch["inputs_BT"] for batch in itertools.islice(loader, count)]
+        return [batch.inputs_BT for batch in itertools.islice(loader, count)]
 
 
 def epoch(data):
@@ -102,7 +102,7 @@ def test_the_cache_stays_below_its_limit(data, remote, tmp_path):
     with make_loader(remote, **OPTIONS, cache=CacheOptions(tmp_path, limit)) as loader:
         found = []
         for batch in itertools.islice(loader, steps):
-            found.append(batch["inputs_BT"])
+            found.append(batch.inputs_BT)
             names = [p for p in tmp_path.iterdir() if p.suffix != ".lock"]
             sizes = []
             for path in names:
@@ -122,7 +122,7 @@ from gaia.data.loader import make_loader
 from gaia.data.rows import CacheOptions
 uri, folder, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with make_loader(uri, seq_len=16, batch_size=8, seed=3, cache=CacheOptions(folder)) as loader:
-    total = sum(int(next(loader)["inputs_BT"].astype("int64").sum()) for _ in range(steps))
+    total = sum(int(next(loader).inputs_BT.astype("int64").sum()) for _ in range(steps))
     print(json.dumps([total, loader.rows.cache.stats.misses]))
 """
 
@@ -163,10 +163,10 @@ def test_failing_requests_change_no_row(gcs, data, remote, tmp_path, faults, cou
 def test_a_server_that_is_gone_for_a_while(gcs, data, remote, tmp_path):
     steps = epoch(data)
     with make_loader(remote, **OPTIONS, cache=CacheOptions(tmp_path)) as loader:
-        found = [next(loader)["inputs_BT"]]
+        found = [next(loader).inputs_BT]
         before = gcs.control()["gets"]
         gcs.control({"outage_s": 4})
-        found += [next(loader)["inputs_BT"] for _ in range(steps - 1)]
+        found += [next(loader).inputs_BT for _ in range(steps - 1)]
     assert gcs.control()["gets"] > before  # shards were still to come when the server went
     equal(found, batches(data, steps))
 
@@ -224,7 +224,7 @@ def test_a_bad_shard_stops_with_its_name_before_a_row_of_it(data, remote, tmp_pa
                 batch = next(loader)
                 given += loader.row_ids(step).tolist()
                 want = batches(data, 1, start_step=step)[0]
-                np.testing.assert_array_equal(batch["inputs_BT"], want)
+                np.testing.assert_array_equal(batch.inputs_BT, want)
     assert len(set(given)) == len(given)
     assert not any(bad[0] <= row < bad[1] for row in given)
     assert not [p for p in tmp_path.iterdir() if "00005" in p.name and p.suffix != ".lock"]

@@ -108,21 +108,30 @@ def test_matches_float64(case, impl):
 def test_bfloat16_stays_close_and_keeps_dtype():
     q, k, v, do = (jnp.asarray(x, jnp.bfloat16) for x in inputs(1, 256, 256, 4, 2, 32))
 
-    def run(impl):
-        o, vjp = jax.vjp(lambda *a: attention(*a, impl=impl), q, k, v)
+    @jax.jit
+    def run(q, k, v, do):
+        o, vjp = jax.vjp(lambda *a: attention(*a, impl="xla"), q, k, v)
         return o, *vjp(do)
 
     exact = [np.asarray(x, np.float64) for x in (q, k, v, do)]
     seen = numpy_mask(256, 256, causal=True, window=None, segments=None, B=1)
-    for got, expected in zip(run("xla"), numpy_attention(*exact, seen, 32**-0.5), strict=True):
+    for got, expected in zip(
+        run(q, k, v, do), numpy_attention(*exact, seen, 32**-0.5), strict=True
+    ):
         assert got.dtype == jnp.bfloat16
         np.testing.assert_allclose(np.asarray(got, np.float64), expected, atol=0.06, rtol=0.03)
 
 
 def test_large_scores_do_not_overflow():
     q, k, v, do = (jnp.asarray(100 * x, jnp.float32) for x in inputs(1, 160, 160, 1, 1, 8))
-    o, vjp = jax.vjp(attention, q, k, v)
-    assert all(bool(jnp.isfinite(x).all()) for x in (o, *vjp(do)))
+
+    @jax.jit
+    def value_and_grads(q, k, v, do):
+        o, vjp = jax.vjp(attention, q, k, v)
+        return o, *vjp(do)
+
+    o, *gradients = value_and_grads(q, k, v, do)
+    assert all(bool(jnp.isfinite(x).all()) for x in (o, *gradients))
     np.testing.assert_allclose(o, reference_attention(q, k, v), rtol=1e-4, atol=1e-3)
 
 
@@ -133,7 +142,7 @@ def test_no_gradient_from_the_future():
     def loss(k, v):
         return attention(q, k, v)[:, : t + 1].sum()
 
-    for g in jax.grad(loss, (0, 1))(k, v):
+    for g in jax.jit(jax.grad(loss, (0, 1)))(k, v):
         assert float(jnp.abs(g[:, t + 1 :]).max()) == 0.0
         assert float(jnp.abs(g[:, t]).max()) > 0.0
 

@@ -142,7 +142,7 @@ def test_options(bare):
 
 def test_alone():
     group = Group()
-    assert group.first and group.share(lambda: 3) == 3 and group.gather("x") == ["x"]
+    assert group.first and group.broadcast(lambda: 3) == 3 and group.all_gather("x") == ["x"]
     agreement = Agreement(group, 0)
     assert agreement.due(0) == set()
     agreement.ask("stop")
@@ -220,11 +220,11 @@ from gaia.processes.group import joined, DistributedConfig
 from gaia.errors import GaiaError, run_cli
 def main(args):
     with joined(DistributedConfig(args[0], 2, int(args[1]))) as group:
-        print("out", group.share(lambda: "from 0"), group.gather(group.index), flush=True)
+        print("out", group.broadcast(lambda: "from 0"), group.all_gather(group.index), flush=True)
         if args[2] == "fail" and group.index == 1:
             raise GaiaError("its disk is gone", "mend it")
         if args[2] == "fail":
-            group.gather("never")
+            group.all_gather("never")
 sys.exit(run_cli("two", main, sys.argv[1:]))
 """
 

@@ -1,0 +1,77 @@
+"""Objectives: a loss that is summed over targets, and the count that it is divided by.
+
+    Objective(fields, count, loss)
+
+The update (`gchat.train_step`) divides each device's and micro-batch's sum by the count of the
+whole step, so an objective never sees how a step is split. Another objective is another function
+here, handed to `make_train_step(…, objective=…)`.
+
+Shapes: B rows, T time; b and t of one device and one micro-batch.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gaia.data.batch import IGNORE, Batch
+from gaia.errors import ConfigError
+from gaia.kernels.cross_entropy import cross_entropy
+from gchat.config import TrainConfig
+from gchat.model import GPT
+
+
+class Objective(NamedTuple):
+    """A quantity to minimise."""
+
+    fields: tuple[str, ...]
+    """Fields of `Batch` that it cannot do without; the others may be None."""
+    count: Callable[[Batch], jax.Array]
+    """(batch) -> number (or weight) of its targets, a scalar; of one device's part."""
+    loss: Callable[[TrainConfig, GPT, Batch, jax.Array | None], jax.Array]
+    """(config, model, batch, dropout key) -> loss in nats summed over its targets, fp32 scalar."""
+
+    def check(self, batch: Batch) -> None:
+        """Raises ConfigError where the batch lacks a field."""
+        for name in self.fields:
+            if getattr(batch, name) is None:
+                raise ConfigError(
+                    f"the objective reads {name}, which these batches do not have",
+                    "prepare data that has it, or choose a --data.packing with segments",
+                )
+
+
+def hidden_states(model: GPT, batch: Batch, key: jax.Array | None) -> jax.Array:
+    """Final hidden states [b, t, D] of a batch's inputs, each token within its segment."""
+    x_btD, _ = model(
+        batch.inputs_BT, positions_BT=batch.positions_BT, segment_ids_BT=batch.segments_BT, key=key
+    )
+    return x_btD
+
+
+def target_count(batch: Batch) -> jax.Array:
+    """Targets that are learned, or the sum of their weights."""
+    learned_BT = batch.targets_BT != IGNORE
+    if batch.weights_BT is None:
+        return jnp.sum(learned_BT)
+    return jnp.sum(jnp.where(learned_BT, batch.weights_BT, 0.0))
+
+
+def _next_token_loss(
+    config: TrainConfig, model: GPT, batch: Batch, key: jax.Array | None
+) -> jax.Array:
+    x_btD = hidden_states(model, batch, key)
+    total, _ = cross_entropy(
+        x_btD.reshape(-1, x_btD.shape[-1]),
+        model.head_kernel,
+        batch.targets_BT.reshape(-1),
+        None if batch.weights_BT is None else batch.weights_BT.reshape(-1),
+        vocab_size=config.model.sizes.vocab,
+        chunk=config.training.loss_chunk,
+    )
+    return total
+
+
+next_token = Objective(("inputs_BT", "targets_BT"), target_count, _next_token_loss)
+"""Cross-entropy of each next token, weighted where the batch has weights."""

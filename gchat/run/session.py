@@ -1,0 +1,204 @@
+"""One attempt at a run: the folder, checkpoints, metrics, mirror and clock that its loop uses."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import gaia_metrics
+from gaia.checkpoint import Checkpointer, Restored
+from gaia.config import differences, flatten, to_dict
+from gaia.errors import CheckpointError
+from gaia.processes.group import Group
+from gaia.runtime import Machine, peak_flops
+from gchat.config import FREE_ON_RESUME, TrainConfig
+from gchat.run import folder as run_folder
+from gchat.run.folder import RunFolder
+from gchat.run.mirror import Mirror
+from gchat.run.progress import Progress
+from gchat.tokenizer import Tokenizer
+
+
+class Session:
+    """Holds what surrounds the training of one run, from its start or its resume to its end.
+
+    Nothing is written before `begin`.
+
+    Args:
+        config: derived.
+        machine: to train on.
+        tokenizer: of the run; a checkpoint of another one is refused.
+        resume: go on from the newest sound checkpoint.
+        allow_restart: with `resume`, start over where there is no checkpoint.
+        group: the processes of the run.
+        command: command line that trains, to which people add `--resume`.
+
+    Raises:
+        ConfigError: a run lies there already, or there is none to resume.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        machine: Machine,
+        tokenizer: Tokenizer,
+        *,
+        resume: bool = False,
+        allow_restart: bool = False,
+        group: Group | None = None,
+        command: str = "gchat train",
+    ) -> None:
+        self.config, self.machine, self.tokenizer = config, machine, tokenizer
+        self.resume, self._allow_restart = resume, allow_restart
+        self.group = group or Group()
+        if self.group.first:
+            if resume:
+                run_folder.check_resumable(config.run.folder)
+            else:
+                run_folder.check_free(config)
+        self.folder = RunFolder(config.run.folder, first=self.group.first)
+        self.progress = Progress(config, *peak_flops(machine, config.model.compute_dtype))
+        self.loaded: int | None = None
+        """Step of the checkpoint that the state was read from last."""
+        where = shlex.quote(str(self.folder.path))
+        self.resume_command = f"{command} --resume --run-dir {where}"
+        self._run_id: str | None = None
+
+    def _checkpointer(self) -> Checkpointer:
+        c = self.config.checkpoint
+        return Checkpointer(
+            self.config.checkpoints, keep=c.keep, keep_every=c.keep_every, group=self.group
+        )
+
+    def restore(self, state: Any) -> Restored | None:
+        """Reads the newest sound checkpoint into arrays like those of `state`; None to start over.
+
+        Raises:
+            CheckpointError: it belongs to another configuration, or there is none.
+        """
+        checkpoints = self._checkpointer()
+        step = checkpoints.latest(report=print)
+        if step is None:
+            if not self._allow_restart:
+                raise CheckpointError(
+                    f"{self.config.checkpoints!r} holds no checkpoint to resume from",
+                    "add --allow-restart to train from step 0 again",
+                )
+            print("no checkpoint to resume from: starting at step 0")
+            return None
+        self._check_same_run(checkpoints.read_meta(step))
+        restored = checkpoints.restore(step, state)
+        checkpoints.close()
+        self.progress.restore(restored.meta["progress"])
+        self._run_id, self.loaded = restored.meta["metrics_run_id"], step
+        print(f"resumed from step {step} of {self.config.training.amounts.steps}")
+        return restored
+
+    def begin(self, step: int) -> None:
+        """Opens everything for writing; the run goes on from `step`."""
+        self.group.all_gather("ready")
+        self.checkpoints = self._checkpointer()
+        self.folder.write_config(self.config, self.tokenizer)
+        self.checkpoints.discard_after(step)
+        self.folder.cut_samples(step)
+        self._open_metrics(step)
+        self.group.at_abort(lambda: self.metrics.finish("crashed"))
+        path = self.folder.path
+        self.mirror = Mirror(self.config.run.mirror, path, process=self.group.index)
+
+    def _open_metrics(self, step: int) -> None:
+        """Opens process 0's metrics of the run; the others record their machines under its id."""
+        begin = partial(
+            gaia_metrics.init,
+            "gchat",
+            self.config.run.name,
+            flatten(to_dict(self.config)),
+            dir=self.folder.path,
+            resume_step=step,
+            process_index=self.group.index,
+        )
+        mine = begin(run_id=self._run_id) if self.group.first else None
+        self._run_id = self.group.broadcast(lambda: mine and mine.id)
+        self.metrics = mine or begin(run_id=self._run_id)
+
+    def save(self, step: int, state: Any, guard: Mapping[str, Any]) -> str | None:
+        """Saves, but never ahead of the metrics: those up to `step` are on disk first.
+
+        Returns:
+            None, or the checkpoint that could not be written and why.
+        """
+        if not self.group.broadcast(lambda: self.metrics.wait_durable(step)):
+            return f"step {step}: its metrics could not be written"
+        self.mirror.copy()
+        return self.checkpoints.save(step, state, self._meta(guard))
+
+    def _meta(self, guard: Mapping[str, Any]) -> dict[str, Any]:
+        """Facts that a checkpoint holds beside arrays. The data position follows from its step."""
+        return {
+            "guard": dict(guard),
+            "metrics_run_id": self._run_id,
+            "tokenizer_sha256": self.tokenizer.sha256,
+            "progress": self.progress.state(),
+            "config": json.loads(json.dumps(to_dict(self.config))),
+        }
+
+    def _check_same_run(self, meta: Mapping[str, Any]) -> None:
+        """Refuses a checkpoint of another configuration or tokenizer.
+
+        Raises:
+            CheckpointError: naming every field that differs, with both values.
+        """
+        old, now, defaults = (
+            flatten(c) for c in (meta["config"], to_dict(self.config), to_dict(TrainConfig()))
+        )
+        # A field that came after the checkpoint had what is its default now.
+        old |= {name: defaults[name] for name in now.keys() & defaults.keys() - old.keys()}
+        changed = {
+            name: pair
+            for name, pair in differences(old, now).items()
+            if not name.startswith(FREE_ON_RESUME)
+        }
+        theirs, ours = meta["tokenizer_sha256"], self.tokenizer.sha256
+        if theirs != ours:
+            changed["tokenizer.sha256"] = (theirs[:12], ours[:12])
+        if changed:
+            listed = ", ".join(f"{k} was {a} and is {b}" for k, (a, b) in changed.items())
+            raise CheckpointError(
+                f"the checkpoint belongs to another run: {listed}",
+                "put these back, or start a new run with another --run.name",
+            )
+
+    def roll_back(self, state: Any) -> Restored | None:
+        """Reads the newest sound checkpoint and forgets all that came after it.
+
+        The metrics go on under the same run, cut to that step. None: there is no checkpoint.
+        """
+        self.loaded = step = self.checkpoints.latest(report=print)
+        restored = None if step is None else self.checkpoints.restore(step, state)
+        self.checkpoints.discard_after(step or 0)
+        self.folder.cut_samples(step or 0)
+        self.metrics.finish("stopped")
+        self._open_metrics(step or 0)
+        return restored
+
+    def finish(self, step: int) -> "Outcome":
+        """Closes the metrics; to be called after the last checkpoint was waited for."""
+        last = self.checkpoints.last_saved
+        saved = step in (last, self.loaded)
+        finished = saved and step == self.config.training.amounts.steps
+        self.metrics.finish("finished" if finished else "stopped" if saved else "crashed")
+        newest = step if saved else self.loaded if last is None else last
+        return Outcome(step, saved, finished, f"{self.config.checkpoints}/{newest}")
+
+
+class Outcome(NamedTuple):
+    """How an attempt ended."""
+
+    step: int
+    saved: bool
+    """The checkpoint of `step` is on disk."""
+    finished: bool
+    """`step` is the last step of the run, and saved."""
+    checkpoint: str
+    """Path of the newest checkpoint."""
