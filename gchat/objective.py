@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gaia.data.batch import IGNORE, Batch
+from gaia.data.batch import Batch
 from gaia.errors import ConfigError
 from gaia.kernels.cross_entropy import cross_entropy
 from gchat.config import TrainConfig
@@ -52,7 +52,7 @@ def hidden_states(model: GPT, batch: Batch, key: jax.Array | None) -> jax.Array:
 
 def target_count(batch: Batch) -> jax.Array:
     """Targets that are learned, or the sum of their weights."""
-    learned_BT = batch.targets_BT != IGNORE
+    learned_BT = batch.targets_BT >= 0  # IGNORE is the only one below
     if batch.weights_BT is None:
         return jnp.sum(learned_BT)
     return jnp.sum(jnp.where(learned_BT, batch.weights_BT, 0.0))

@@ -7,7 +7,6 @@ The loop is in `run/loop.py`, the update in `train_step.py`.
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from gaia.config import parse, to_dict
 from gaia.errors import ConfigError, run_cli
 from gaia.processes.group import Group, joined, take_options
 from gaia.runtime import Machine, start
-from gchat.config import CONFIG, TrainConfig, derive, load
+from gchat.config import CONFIG, TrainConfig, load
 from gchat.evals.ngram import Baselines, ngram_baselines
 from gchat.evals.periodic import EVAL_ROWS, Evaluator
 from gchat.run import mirror
@@ -60,11 +59,7 @@ def pretrain(
     group = group or Group()
     data = TrainingData(config.data)
     data.check_same(group)
-    config, sentences = derive(
-        replace(config, data=data.config),
-        vocab_size=data.tokenizer.vocab_size,
-        padded_vocab_size=data.tokenizer.padded_vocab_size,
-    )
+    config, sentences = data.derive(config)
     session = Session(
         config,
         machine,

@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from gaia.checkpoint import Checkpointer
 from gaia.errors import CheckpointError
 from gaia.parallel import make_mesh
@@ -45,8 +47,12 @@ class LoadedRun:
         return bpb.evaluate(scorer, batches, self.tokenizer.token_bytes())
 
 
-def load_run(path: str) -> LoadedRun:
-    """Opens a run folder.
+def load_run(path: str, mesh: Mesh | None = None) -> LoadedRun:
+    """Reads a run folder, and changes nothing in it.
+
+    Args:
+        path: the folder, wherever it lies now.
+        mesh: for the parameters to lie on; all devices when absent.
 
     Raises:
         CheckpointError: no run there, or no checkpoint that can be used.
@@ -56,7 +62,7 @@ def load_run(path: str) -> LoadedRun:
         raise CheckpointError(f"{path!r} holds no run (config.yaml is missing)", "check --run")
     config = read_config(folder)
     start(matmul_precision=config.model.matmul_precision)
-    state = init_state(config, make_mesh())
+    state = init_state(config, mesh or make_mesh())
     checkpoints = Checkpointer(config.checkpoints, read_only=True)
     step = checkpoints.latest()
     if step is None:

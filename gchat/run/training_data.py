@@ -15,7 +15,7 @@ from gaia.errors import ConfigError, DataError
 from gaia.parallel import rows_here
 from gaia.processes.group import Group
 from gaia.storage import gcs, region
-from gchat.config import DataConfig, TrainConfig
+from gchat.config import DataConfig, TrainConfig, derive
 from gchat.tokenizer import Tokenizer
 
 _PACKED = "; packed by "
@@ -61,6 +61,14 @@ class TrainingData:
                 f"{theirs[:12]}) than {self.tokenizer.info.kind} {ours[:12]}",
                 "prepare it again with --tokenizer and the tokenizer.json of the other",
             )
+
+    def derive(self, config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+        """The configuration with every number that follows from it and the data (`derive`)."""
+        return derive(
+            replace(config, data=self.config),
+            vocab_size=self.tokenizer.vocab_size,
+            padded_vocab_size=self.tokenizer.padded_vocab_size,
+        )
 
     def check_same(self, group: Group) -> None:
         """Raises DataError where another process of the run sees other data."""
