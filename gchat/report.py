@@ -19,7 +19,6 @@ import gaia_metrics
 from gaia.config import to_yaml
 from gaia.records import Manifest
 from gaia.runtime import Machine
-from gaia_metrics.folder import read_json
 from gchat.config import TrainConfig
 from gchat.evals.ngram import Baselines
 from gchat.model import flops_per_token, matmul_params
@@ -55,7 +54,7 @@ def write_report(
         checkpoint: path of the last checkpoint.
     """
     series = read_series(folder.path / "metrics.jsonl")
-    dashboard = gaia_metrics.dashboard_url(read_json(folder.path / "run.json").get("id", ""))
+    dashboard = gaia_metrics.dashboard_url(gaia_metrics.run_info(folder.path).get("id", ""))
     rates = [v for _, v in series.get("perf/tokens_per_s", [])]
     mfus = [v for _, v in series.get("perf/mfu", [])]
     waits = [v for _, v in series.get("perf/data_wait_ms", [])]

@@ -19,8 +19,8 @@ import pytest
 import yaml
 
 import gaia_metrics
-from gaia_metrics import segments
-from gaia_metrics.sync import sync
+from gaia_metrics.sending.sync import sync
+from gaia_metrics.storage import segments
 from tests.fakes import clickhouse, otlp
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"

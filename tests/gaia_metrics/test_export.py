@@ -16,11 +16,14 @@ from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as logs_pb
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb
 
 import gaia_metrics
-from gaia_metrics import crc32c, histogram, wire
-from gaia_metrics.export import Builder
-from gaia_metrics.spool import Spool
-from gaia_metrics.sync import sync
-from gaia_metrics.transport import ExportSettings, connect
+from gaia_metrics.recording import histogram
+from gaia_metrics.sending import wire
+from gaia_metrics.sending.builder import Builder
+from gaia_metrics.sending.settings import ExportSettings
+from gaia_metrics.sending.spool import Spool
+from gaia_metrics.sending.sync import sync
+from gaia_metrics.sending.transport import connect
+from gaia_metrics.storage import crc32c
 from tests.fakes import otlp
 
 

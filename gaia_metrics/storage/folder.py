@@ -17,8 +17,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gaia_metrics import segments
 from gaia_metrics.errors import FormatError, MetricsError
+from gaia_metrics.storage import atomic, segments
 
 RUN_ID = re.compile(r"20\d\d(0[1-9]|1[0-2])[A-Za-z0-9._-]{0,120}$")
 
@@ -57,12 +57,6 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
-def dashboard_url(run_id: str) -> str:
-    """The run's Grafana dashboard, where GAIA_GRAFANA_URL says where Grafana is; else ""."""
-    base = os.environ.get("GAIA_GRAFANA_URL", "").rstrip("/")
-    return f"{base}/d/gaia-run?var-run_id={run_id}" if base and run_id else ""
-
-
 def read_json(path: Path) -> dict:
     """Read one of the JSON files; {} where it is missing. Raises FormatError where it is broken."""
     try:
@@ -73,9 +67,17 @@ def read_json(path: Path) -> dict:
         raise FormatError(f"{path} is not JSON ({error})", "move it away to start anew") from error
 
 
+def run_info(run_folder: str | os.PathLike[str]) -> dict:
+    """Read a run's run.json: id, project, name, config, git, versions, attempts.
+
+    Returns {} where the folder holds no run. Raises MetricsError where the file is broken.
+    """
+    return read_json(Path(run_folder) / "run.json")
+
+
 def write_json(path: Path, data: dict) -> None:
     """Replace one of the JSON files atomically. What JSON cannot hold is written as text."""
-    segments.replace(path, json.dumps(data, indent=1, default=str).encode() + b"\n")
+    atomic.replace(path, json.dumps(data, indent=1, default=str).encode() + b"\n")
 
 
 def add_attempt(info: dict, resume_step: int) -> tuple[dict, Attempt]:

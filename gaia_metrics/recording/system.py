@@ -51,7 +51,7 @@ class Sampler:
         self._sources[self._device_memory] = 0
 
     def sample(self) -> Values:
-        """One sample of everything that answers."""
+        """Take one sample of everything that answers."""
         values: Values = {}
         for source, failures in list(self._sources.items()):
             try:
@@ -141,7 +141,7 @@ class Sampler:
         return read if wanted else None
 
     def _device_memory(self) -> Values:
-        """What JAX's allocator says: the fallback where no vendor library answers."""
+        """Ask JAX's allocator: the fallback where no vendor library answers."""
         values: Values = {}
         for device in self._devices():
             stats: dict = {}
@@ -158,45 +158,5 @@ class Sampler:
 
 
 def tpu_is_here() -> bool:
-    """Whether the system shows a TPU: libtpu complains aloud where it is installed without one."""
+    """Return True where the system shows a TPU; without one an installed libtpu complains aloud."""
     return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
-
-
-class SdkObservables:
-    """Carries the sample, and whatever else the process observes, through the OpenTelemetry SDK.
-
-    `meter_provider` is a stock MeterProvider: give it to any instrumentation, and its metrics are
-    sent with the run's own over the same spool. Raises ImportError without the `metrics` extra.
-    """
-
-    def __init__(self, resource: dict[str, Any]) -> None:
-        load: Callable[[str], Any] = importlib.import_module  # an extra: absent in a base install
-        encoder = load("opentelemetry.exporter.otlp.proto.common.metrics_encoder")
-        sdk = load("opentelemetry.sdk.metrics")
-        self._encode = encoder.encode_metrics
-        self._observation = load("opentelemetry.metrics").Observation
-        self._reader = sdk.export.InMemoryMetricReader()
-        self.meter_provider = sdk.MeterProvider(
-            [self._reader],
-            resource=load("opentelemetry.sdk.resources").Resource.create(resource),
-            shutdown_on_exit=False,
-        )
-        self._meter = self.meter_provider.get_meter("gaia_metrics.system")
-        self._latest: Values = {}
-        self._known: set[str] = set()
-
-    def request(self, values: Values) -> bytes | None:
-        """An ExportMetricsServiceRequest with `values` and all else that was observed."""
-        self._latest = values
-        for name in values.keys() - self._known:
-            self._known.add(name)
-            self._meter.create_observable_gauge(name, [self._callback(name)])
-        data = self._reader.get_metrics_data()
-        return self._encode(data).SerializeToString() if data is not None else None
-
-    def _callback(self, name: str) -> Callable[[Any], Iterable[Any]]:
-        def observe(_: Any) -> Iterable[Any]:
-            if name in self._latest:
-                yield self._observation(self._latest[name])
-
-        return observe

@@ -18,92 +18,10 @@ from typing import Any
 
 from gaia_metrics import names
 from gaia_metrics.errors import MetricsError
+from gaia_metrics.reading import clickhouse_sql as sql
 
 Columns = dict[str, Any]
 TIMEOUT_S = 30
-
-_RUNS = """
-SELECT r.run_id AS run, r.name AS name, r.project AS project, r.status AS status,
-  r.last_step AS last_step, l.loss AS loss, l.bpb AS bpb, r.attempts AS attempts,
-  toUnixTimestamp64Milli(r.started) / 1000 AS started,
-  toUnixTimestamp64Milli(r.updated) / 1000 AS updated, r.git_commit AS commit, r.host AS host
-FROM gaia.runs AS r
-LEFT ANY JOIN (
-  SELECT run_id, anyIf(last, metric = {loss:String}) AS loss,
-    anyIf(last, metric = {bpb:String}) AS bpb
-  FROM gaia.run_latest WHERE metric IN ({loss:String}, {bpb:String}) GROUP BY run_id
-) AS l ON l.run_id = r.run_id
-ORDER BY started DESC
-"""
-# Run ids of the keys: an id, or the newest run of that name.
-_IDS = """
-SELECT key, argMax(run_id, (run_id = key, started)) AS run FROM (
-  SELECT arrayJoin([run_id, name]) AS key, run_id, started FROM gaia.runs
-  WHERE run_id IN {keys:Array(String)} OR name IN {keys:Array(String)})
-WHERE key IN {keys:Array(String)} GROUP BY key
-"""
-# Attempts that a later one cut short: their values hold up to the step `cutoff`.
-_VOIDS = """
-SELECT run_id, attempt, cutoff FROM gaia.void_tails WHERE run_id IN {runs:Array(String)}
-"""
-# As in run folders, another process's series has its number behind the name.
-_VALUES = """
-SELECT run_id AS run, if(proc = 0, metric, concat(metric, ' #', toString(proc))) AS name,
-  step, ts, value
-FROM gaia.training_metrics FINAL
-WHERE run_id IN {runs:Array(String)}@only
-"""
-_ONLY = " AND metric IN {metrics:Array(String)}"
-_CUT = """
-  AND NOT arrayExists((r, a, c) -> run_id = r AND attempt = a AND toInt64(step) > c,
-    {cut_runs:Array(String)}, {cut_attempts:Array(UInt32)}, {cutoffs:Array(Int64)})
-"""
-_METRICS = """
-SELECT name AS metric, count() AS count, argMax(value, step) AS last, max(step) AS last_step,
-  minIf(value, isFinite(value)) AS min, maxIf(value, isFinite(value)) AS max
-FROM (@values) GROUP BY name ORDER BY name
-"""
-_SERIES = """
-WITH v AS (
-  SELECT run, name AS metric, step, toUnixTimestamp64Milli(ts) / 1000 AS time, value
-  FROM (@values) WHERE name IN {names:Array(String)}),
-xs AS (@x),
-b AS (
-  SELECT *, if({points:UInt32} = 0, toFloat64(step),
-    least(toFloat64({points:UInt32}) - 1,
-      floor((x - min(x) OVER w) * {points:UInt32} / greatest(max(x) OVER w - min(x) OVER w, 1e-9))))
-    AS bucket
-  FROM xs WINDOW w AS (PARTITION BY run))
-SELECT run, metric, avg(b.x) AS x, avg(b.value) AS value, min(b.value) AS low,
-  max(b.value) AS high, max(b.step) AS step
-FROM b GROUP BY run, metric, bucket ORDER BY run, metric, x
-"""
-_X = {
-    "step": "SELECT *, toFloat64(step) AS x FROM v",
-    "time": "SELECT *, time - min(time) OVER (PARTITION BY run) AS x FROM v",
-}
-_ASOF = """
-SELECT v.run AS run, v.metric AS metric, v.step AS step, v.time AS time, v.value AS value,
-  c.value AS x
-FROM v ASOF JOIN (SELECT run, step, value FROM (@counter) WHERE name = '{counter}') AS c
-ON v.run = c.run AND v.step >= c.step
-"""
-_SYSTEM = """
-WITH v AS (
-  SELECT if(proc = 0, metric, concat(metric, ' #', toString(proc))) AS metric, value,
-    toUnixTimestamp64Milli(ts) / 1000 AS time
-  FROM gaia.system WHERE run_id = {run:String}),
-b AS (
-  SELECT *, time - min(time) OVER () AS x, least(toFloat64({points:UInt32}) - 1,
-    floor((time - min(time) OVER ()) * {points:UInt32}
-      / greatest(max(time) OVER () - min(time) OVER (), 1e-9))) AS bucket FROM v)
-SELECT metric, avg(b.x) AS x, avg(b.value) AS value FROM b
-GROUP BY metric, bucket ORDER BY metric, x
-"""
-_TEXTS = """
-SELECT step, toUnixTimestamp64Milli(ts) / 1000 AS time, name, body AS text, level
-FROM gaia.run_texts WHERE run_id = {run:String} AND kind = {kind:String} ORDER BY time, step
-"""
 
 
 class ClickHouseSource:
@@ -124,11 +42,11 @@ class ClickHouseSource:
 
     def runs(self) -> list[dict]:
         """Summaries, newest first."""
-        return _records(self._query(_RUNS, loss=names.LOSS, bpb=names.BPB))
+        return _records(self._query(sql.RUNS, loss=names.LOSS, bpb=names.BPB))
 
     def _ids(self, keys: Sequence[str]) -> list[str]:
-        found = self._query(_IDS, keys=list(keys))
-        known = dict(zip(found["key"], found["run"], strict=True))
+        columns = self._query(sql.IDS, keys=list(keys))
+        known = dict(zip(columns["key"], columns["run"], strict=True))
         for key in keys:
             if key not in known:
                 raise MetricsError(f"run={key!r} is not in the database", "see `gaia-metrics ls`")
@@ -136,24 +54,23 @@ class ClickHouseSource:
 
     def _values(self, runs: list[str]) -> tuple[str, dict[str, list]]:
         """SQL of the runs' values without void tails, with @only for more, and its parameters."""
-        voids = self._query(_VOIDS, runs=runs)
+        voids = self._query(sql.VOIDS, runs=runs)
         parameters = {"runs": runs}
         if not voids["run_id"]:
-            return _VALUES, parameters
+            return sql.VALUES, parameters
         parameters |= {"cut_runs": voids["run_id"], "cut_attempts": voids["attempt"]}
-        return _VALUES + _CUT, parameters | {"cutoffs": voids["cutoff"]}
+        return sql.VALUES + sql.CUT, parameters | {"cutoffs": voids["cutoff"]}
 
     def config(self, run: str) -> dict:
         """The run's config as dotted names and text."""
-        sql = "SELECT config FROM gaia.runs WHERE run_id = {run:String}"
-        found = self._query(sql, run=self._ids([run])[0])["config"][0]
-        return {key.removeprefix("config."): value for key, value in found.items()}
+        flat = self._query(sql.CONFIG, run=self._ids([run])[0])["config"][0]
+        return {key.removeprefix("config."): value for key, value in flat.items()}
 
     def metrics(self, run: str) -> list[dict]:
         """Metric names with count, last value, least and greatest finite value."""
         values, parameters = self._values(self._ids([run]))
         return _records(
-            self._query(_METRICS.replace("@values", values.replace("@only", "")), **parameters)
+            self._query(sql.METRICS.replace("@values", values.replace("@only", "")), **parameters)
         )
 
     def series(
@@ -163,29 +80,31 @@ class ClickHouseSource:
         if x not in names.X_AXES:
             raise MetricsError(f"x={x!r}", f"use one of {', '.join(names.X_AXES)}")
         values, parameters = self._values(self._ids(runs))
-        inner = _X.get(x) or _ASOF.format(counter=names.X_AXES[x]).replace(
+        inner = sql.X.get(x) or sql.ASOF.format(counter=names.X_AXES[x]).replace(
             "@counter", values.replace("@only", f" AND metric = '{names.X_AXES[x]}'")
         )
-        sql = _SERIES.replace("@x", inner).replace("@values", values.replace("@only", _ONLY))
+        query = sql.SERIES.replace("@x", inner).replace(
+            "@values", values.replace("@only", sql.ONLY)
+        )
         parameters["names"] = list(metrics)
         parameters["metrics"] = sorted({*metrics, *(m.split(" #")[0] for m in metrics)})
-        return self._query(sql, points=points, **parameters)
+        return self._query(query, points=points, **parameters)
 
     def system(self, run: str, points: int = 500) -> Columns:
         """System values as columns metric, x (seconds since the first sample), value."""
-        return self._query(_SYSTEM, run=self._ids([run])[0], points=points)
+        return self._query(sql.SYSTEM, run=self._ids([run])[0], points=points)
 
     def texts(self, run: str, kind: str = "text") -> list[dict]:
         """Texts ("text") or alerts ("alert"), oldest first."""
-        return _records(self._query(_TEXTS, run=self._ids([run])[0], kind=kind))
+        return _records(self._query(sql.TEXTS, run=self._ids([run])[0], kind=kind))
 
-    def _query(self, sql: str, **parameters: Any) -> Columns:
+    def _query(self, query: str, **parameters: Any) -> Columns:
         arguments = {f"param_{k}": literal(v) for k, v in parameters.items()}
         arguments["default_format"] = "JSONColumnsWithMetadata"
         arguments["output_format_json_quote_denormals"] = "1"
         arguments["output_format_json_quote_64bit_integers"] = "0"
         request = urllib.request.Request(
-            f"{self._url}?{urllib.parse.urlencode(arguments)}", data=sql.encode()
+            f"{self._url}?{urllib.parse.urlencode(arguments)}", data=query.encode()
         )
         if os.environ.get("GAIA_CLICKHOUSE_USER"):
             request.add_header("X-ClickHouse-User", os.environ["GAIA_CLICKHOUSE_USER"])

@@ -15,13 +15,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from gaia_metrics.jsonl import JsonlFile
-from gaia_metrics.segments import SegmentWriter
+from gaia_metrics.recording.conversion import (
+    Barrier,
+    Conversion,
+    Deferred,
+    all_ready,
+    plain,
+    ready,
+)
+from gaia_metrics.storage.jsonl import JsonlFile
+from gaia_metrics.storage.segment_writer import SegmentWriter
 
 TICK_S = 1.0
 DEVICE_POLL_S = 0.05
 STOP_SLICE_S = 0.25
-SAID_NAMES = 5  # so many names with bad values are told of one by one
 CLOCK_JUMP_NS = 60 * 10**9
 DEVICE_WAIT_S = 3.0  # at the end, for arrays that are not ready
 # Backlog in points (a point costs about 65 bytes in the queue): beyond SOFT the producer yields
@@ -32,7 +39,7 @@ MAX_UNWRITTEN = 32 << 20
 
 
 class Sink(Protocol):
-    """Where converted records go besides the run folder (the OTLP spool, the watch for alerts)."""
+    """A taker of converted records beside the run folder: the OTLP spool, the watch for alerts."""
 
     def values(self, step: int, time_ns: int, values: dict[str, float], system: bool) -> None:
         """Take one `log()`; `system` is False."""
@@ -42,23 +49,6 @@ class Sink(Protocol):
 
     def flush(self, fsync: bool) -> None:
         """Called once per tick, after the segments were written."""
-
-
-class Barrier:
-    """A marker in the queue: set when all that was queued before it is on the disk."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-        self.event = threading.Event()
-        self.ok = False
-
-
-class Deferred:
-    """A record that the thread builds, once `value` (an array, perhaps on a device) is ready."""
-
-    def __init__(self, value: Any, make: Callable[[Any], dict]) -> None:
-        self.value = value
-        self.make = make
 
 
 class Worker:
@@ -89,15 +79,13 @@ class Worker:
         self.points_in = 0  # written by the producer
         self.points_out = 0  # written by the thread
         self.dropped = 0
-        self.devices: list[Any] = []  # of the first device array that was logged
         self.last_step = -1
         self.latest: dict[str, float] = {}  # the last value of each metric
         self.wake = threading.Event()
         self._writer, self._jsonl, self._sinks = writer, jsonl, sinks
         self._warn, self._on_tick, self._done = warn, on_tick, done
         self._start: Callable[[], None] | None = start
-        self._names: set[str] = set()
-        self._refused: set[str] = set()  # names with a value that is not one number
+        self._conversion = Conversion(warn)
         # monotonic -> unix: a clock that jumps during the run cannot disorder the series
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         self._stop = False
@@ -106,8 +94,13 @@ class Worker:
         self._thread.start()
 
     @property
+    def devices(self) -> list[Any]:
+        """Devices of the first device array that was logged."""
+        return self._conversion.devices
+
+    @property
     def alive(self) -> bool:
-        """Whether the thread still takes records."""
+        """True while the thread takes records."""
         return self._thread.is_alive()
 
     def barrier(self, step: int, timeout: float) -> bool:
@@ -132,11 +125,11 @@ class Worker:
 
     @property
     def derived_is_stale(self) -> bool:
-        """Whether metrics.jsonl must be derived anew: a value came for a line far back."""
+        """True where metrics.jsonl must be derived anew: a value came for a line far back."""
         return self._jsonl is not None and self._jsonl.stale
 
     def unix_ns(self, monotonic_ns: int) -> int:
-        """The unix time that belongs to a monotonic reading of this process."""
+        """Convert a monotonic reading of this process to unix time."""
         return monotonic_ns + self._offset_ns
 
     def _check_clock(self) -> None:
@@ -176,7 +169,7 @@ class Worker:
                     return
 
     def _begin(self) -> None:
-        """What the run wants to know once, after the first write: values never wait for it."""
+        """Call `start` once, after the first write: values never wait for it."""
         start, self._start = self._start, None
         if start is not None:
             try:
@@ -253,11 +246,9 @@ class Worker:
                 "step", f"log(step={step!r}) was dropped", "step must be an integer from 0 on"
             )
             return
-        values = item if plain(item) else self._numbers(item, force)
+        values = self._conversion.numbers(item, force)
         if not values:
             return
-        if not self._names.issuperset(values):
-            values = self._new_names(values)
         time_ns = self.unix_ns(mono_ns)
         if self._writer is not None:
             self._writer.values(step, time_ns, values)
@@ -272,58 +263,22 @@ class Worker:
         for sink in self._sinks:
             sink.values(step, time_ns, values, False)
 
-    def _numbers(self, item: dict, force: bool) -> dict[str, float]:
-        numbers: dict[str, float] = {}
-        for name, value in item.items():
-            if force and not ready(value):
-                continue  # the device hangs; the process is ending
-            try:
-                if isinstance(value, str | bytes | bytearray):
-                    raise TypeError("text")
-                if not self.devices and hasattr(value, "devices"):
-                    self.devices = sorted(value.devices(), key=lambda device: device.id)
-                take = getattr(value, "item", None)  # arrays of one element of any shape
-                numbers[name] = float(value if take is None else take())
-            except Exception as error:
-                self._refused.add(name)
-                if len(self._refused) <= SAID_NAMES:
-                    self._warn(
-                        f"value:{name}",
-                        f"{name}={type(value).__name__} is not one number ({error})"[:300],
-                        "log scalars; use run.histogram for arrays and run.text for text",
-                    )
-                else:
-                    self._warn("values", "more names hold what is not one number", "see above")
-        return numbers
-
-    def _new_names(self, values: dict[str, float]) -> dict[str, float]:
-        clean = {n if type(n) is str else str(n): v for n, v in values.items()}
-        for reserved in ("step", "time"):
-            if clean.pop(reserved, None) is not None:
-                self._warn(
-                    f"reserved:{reserved}",
-                    f"the metric name {reserved!r} is taken by the line's own key",
-                    f"call it train/{reserved}",
-                )
-        self._names.update(clean)
-        if len(self._names) > 2000:
-            self._warn(
-                "names",
-                f"{len(self._names)} metric names in one run make every list of them slow",
-                "put what varies into the step, or log every n-th layer",
-            )
-        return clean
-
     def _take_deferred(self, step: Any, mono_ns: int, item: Deferred) -> None:
         try:
-            record = item.make(item.value)
-            record |= {"step": operator.index(step), "time_ns": self.unix_ns(mono_ns)}
-            if self._writer is not None:
-                self._writer.json(record)
-            for sink in self._sinks:
-                sink.record(record)
+            self.keep(item.make(item.value), operator.index(step), self.unix_ns(mono_ns))
         except Exception as error:
             self._warn(f"record:{type(error).__name__}", f"a record was dropped: {error}"[:300], "")
+
+    def keep(self, record: dict, step: int | None = None, time_ns: int = 0) -> None:
+        """Keep a text, histogram or alert, of the last step unless told (in the thread)."""
+        record |= {
+            "step": max(0, self.last_step) if step is None else step,
+            "time_ns": time_ns or self.unix_ns(time.monotonic_ns()),
+        }
+        if self._writer is not None:
+            self._writer.json(record)
+        for sink in self._sinks:
+            sink.record(record)
 
     def system(self, values: dict[str, float]) -> None:
         """Keep a sample of system values (called from `on_tick`, in the thread)."""
@@ -336,7 +291,7 @@ class Worker:
         mark.event.set()
 
     def _write(self, keep_open: int, through: int = -1, fsync: bool = False) -> bool:
-        """Segments first, then what is derived from them. False where the disk refused."""
+        """Write the segments, then the files derived from them; False where the disk refused."""
         done = True
         if self._writer is not None:
             try:
@@ -363,28 +318,3 @@ class Worker:
         for sink in self._sinks:
             sink.flush(fsync)
         return done
-
-
-def ready(value: Any) -> bool:
-    """Whether converting `value` would not wait for a device (jax.Array.is_ready)."""
-    probe = getattr(value, "is_ready", None)
-    return probe is None or bool(probe())
-
-
-def plain(item: dict) -> bool:
-    """Whether every value is a Python float."""
-    return {*map(type, item.values())} == {float}
-
-
-def all_ready(item: dict) -> bool:
-    """Whether every value of one `log()` is on the host or can be copied without waiting."""
-    try:
-        if all(map(ready, item.values())):
-            for value in item.values():  # start all copies, then take them one by one
-                copy = getattr(value, "copy_to_host_async", None)
-                if copy is not None:
-                    copy()
-            return True
-        return False
-    except Exception:  # a deleted (donated) array: _numbers says so
-        return True

@@ -5,41 +5,11 @@ The database makes its `runs` and `attempts` tables from the info metric (deploy
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from gaia_metrics.wire import Scalar
-
-_SECRET = re.compile(r"(pass(word|wd)?|secret|token|api_?key|credential|authorization)$", re.I)
-
-
-def redact(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without secrets: values under names such as `password` or `hf_token` are hidden.
-
-    Only text is hidden: `max_token: 5` or a nested table called `token` stays.
-    """
-    clean: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            clean[str(key)] = redact(value)
-        elif isinstance(value, str) and value and _SECRET.search(str(key)):
-            clean[str(key)] = "(hidden)"
-        else:
-            clean[str(key)] = value
-    return clean
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested config as dotted names and text, for the database: {"model.depth": "12"}."""
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = str(value)[:1000]
-    return flat
+from gaia_metrics.config import flatten
+from gaia_metrics.sending.wire import Scalar
 
 
 def resource(run: Mapping[str, Any], attempt: Mapping[str, Any], process: int) -> dict[str, Scalar]:

@@ -15,8 +15,8 @@ import re
 import threading
 from pathlib import Path
 
-from gaia_metrics import crc32c
-from gaia_metrics.segments import FRAME
+from gaia_metrics.storage import crc32c
+from gaia_metrics.storage.segments import FRAME
 
 ROTATE_BYTES = 2 << 20
 NAME = re.compile(r"p(\d+)-(\d{8})\.otlp$")
@@ -24,12 +24,12 @@ NAME = re.compile(r"p(\d+)-(\d{8})\.otlp$")
 
 def paths(folder: Path, process: int | None = None) -> list[Path]:
     """Spool files, oldest first; of one process or of all."""
-    found = []
+    numbered = []
     for path in folder.glob("p*.otlp"):
         match = NAME.search(path.name)
         if match and (process is None or int(match[1]) == process):
-            found.append((int(match[1]), int(match[2]), path))
-    return [path for _, _, path in sorted(found)]
+            numbered.append((int(match[1]), int(match[2]), path))
+    return [path for _, _, path in sorted(numbered)]
 
 
 class Spool:
@@ -109,12 +109,12 @@ class Spool:
             return None
 
     def acknowledge(self) -> None:
-        """The frame that `peek` returned has arrived."""
+        """Forget the frame that `peek` returned: it has arrived."""
         with self._lock:
             self._offset = self._next
 
     def set_aside(self) -> Path:
-        """The receiver will never take the frame that `peek` returned: keep it out of the way."""
+        """Keep the frame that `peek` returned aside: the receiver refuses it."""
         with self._lock:
             target = self._folder / f"rejected-p{self._process}-{self._number:08d}-{self._next}"
             target.write_bytes(self._data[self._offset + 8 : self._next])

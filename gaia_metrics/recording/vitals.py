@@ -1,4 +1,4 @@
-"""What the worker does besides records: heartbeat, system samples, facts for the receiver."""
+"""Work of the worker thread beside records: heartbeat, system samples, facts for the receiver."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gaia_metrics import facts, folder
-from gaia_metrics.jsonl import named
 from gaia_metrics.names import BPB, LOSS
-from gaia_metrics.system import Sampler, SdkObservables
-from gaia_metrics.worker import Worker
+from gaia_metrics.recording.sdk import SdkMetrics
+from gaia_metrics.recording.system import Sampler
+from gaia_metrics.recording.worker import Worker
+from gaia_metrics.sending import facts
+from gaia_metrics.storage import folder
+from gaia_metrics.storage.jsonl import named
 
 if TYPE_CHECKING:
-    from gaia_metrics.export import Exporter
+    from gaia_metrics.sending.exporter import Exporter
 
 HEARTBEAT_S = 10.0
 INFO_S = 30.0
+SDK_S = 10.0  # between readings of OpenTelemetry instruments where no system is sampled
 
 
 class Vitals:
-    """Called by the worker about once a second; all state belongs to its thread.
+    """Periodic duties of a run; the worker's thread owns all its state and calls it each second.
 
     Args:
         path: the run folder, or None where it cannot be written.
@@ -33,6 +36,7 @@ class Vitals:
         exporter: None without an endpoint.
         system_interval: seconds between system samples; 0 takes none.
         warnings: what the user was told so far.
+        sdk: the run's OpenTelemetry instruments.
     """
 
     def __init__(
@@ -44,11 +48,12 @@ class Vitals:
         exporter: Exporter | None,
         system_interval: float,
         warnings: dict[str, str],
+        sdk: SdkMetrics,
     ) -> None:
         self.status = "running"
-        self.sdk: SdkObservables | None = None
         self._path, self._info, self._attempt, self._process = path, info, attempt, process
         self._exporter, self._interval, self._warnings = exporter, system_interval, warnings
+        self._sdk = sdk
         self._sampler: Sampler | None = None
         self._due: dict[str, float] = {"beat": 0.0, "info": 0.0, "system": 0.0}
 
@@ -58,9 +63,8 @@ class Vitals:
             self.beat(worker)
         if self._exporter is not None and self._is_due("info", INFO_S, final):
             self._send_info(worker)
-        started = self._sampler is not None or not final  # no imports in the last moment
-        if self._interval > 0 and started and self._is_due("system", self._interval, final):
-            self._sample(worker)
+        if self._is_due("system", self._interval or SDK_S, final):
+            self._sample(worker, final)
 
     def _is_due(self, what: str, every: float, final: bool) -> bool:
         now = time.monotonic()
@@ -106,28 +110,24 @@ class Vitals:
             dropped = {"gaia.dropped_points": float(worker.dropped)}
             self._exporter.builder.values(-1, time.time_ns(), dropped, True)
 
-    def _sample(self, worker: Worker) -> None:
-        if self._sampler is None:
-            self._sampler = Sampler(lambda: worker.devices)
+    def _sample(self, worker: Worker, final: bool) -> None:
+        values, histograms = self._sdk.read()
+        if self._interval > 0:
+            if self._sampler is not None:
+                values |= self._sampler.sample()
+            elif not final:  # no imports in the last moment
+                self._sampler = Sampler(lambda: worker.devices)
+                # Utilizations are since the call before: give the first one a second.
+                self._due["system"] = time.monotonic() + min(1.0, self._interval)
+        if values:
+            worker.system(values)
             if self._exporter is not None:
-                with contextlib.suppress(ImportError):
-                    self.sdk = SdkObservables(dict(self._exporter.builder.resource))
-            # Utilizations are over the time since the call before: give the first one a second.
-            self._due["system"] = time.monotonic() + min(1.0, self._interval)
-            return
-        values = self._sampler.sample()
-        if not values:
-            return
-        worker.system(values)
-        if self._exporter is None:
-            return
-        if self.sdk is None:
-            self._exporter.builder.values(-1, time.time_ns(), values, True)
-        elif (request := self.sdk.request(values)) is not None:
-            self._exporter.builder.raw(request)
+                self._exporter.builder.values(-1, time.time_ns(), values, True)
+        for record in histograms:
+            worker.keep(record)
 
     def facts_known(self, more: dict[str, Any]) -> None:
-        """Facts found after the start (git state): they go into run.json and the info metric."""
+        """Add facts that became known later (git state) to run.json and the info metric."""
         self._info |= more
         if self._path is not None and self._process == 0:
             with contextlib.suppress(OSError):  # the segments' own warning says it

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from gaia_metrics import segments
+from gaia_metrics.storage import atomic, segments
 
 _FORMS: dict[tuple[str, ...], str] = {}
 OPEN = 3
@@ -170,7 +170,7 @@ def derive(records: Iterable[segments.Record], path: Path) -> int:
             else:
                 lines[record.step] = (record.time_ns, record.data)
     data = b"".join(dumps(step, *lines[step]) for step in sorted(lines))
-    segments.replace(path, data)
+    atomic.replace(path, data)
     return max(lines, default=-1)
 
 
@@ -189,5 +189,5 @@ def trim(path: Path, keep_step: int | None) -> int:
             kept.append(line)
             last = max(last, step)
     if path.exists():
-        segments.replace(path, b"".join(kept))
+        atomic.replace(path, b"".join(kept))
     return last

@@ -1,4 +1,4 @@
-"""Runs that are elsewhere: the small files of a bucket or another machine, mirrored and read.
+"""Runs in a bucket or on another machine: their small files are mirrored, then read here.
 
 gs://bucket/runs (and any other fsspec address) copies what changed; ssh://host/path runs rsync.
 Only run.json, status.json, metrics.jsonl and segments are fetched, never checkpoints.
@@ -14,14 +14,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gaia_metrics.errors import MetricsError
-from gaia_metrics.local import LocalSource
+from gaia_metrics.reading.local import LocalSource
 
 REFRESH_S = 5.0
 _WANTED = ("run.json", "status.json", "metrics.jsonl")
 
 
 def cache_folder(address: str) -> Path:
-    """Where the mirror of an address lies: $GAIA_HOME/mirrors/… (default ~/.cache/gaia)."""
+    """Return the folder of an address's mirror: $GAIA_HOME/mirrors/… (default ~/.cache/gaia)."""
     home = Path(os.environ.get("GAIA_HOME") or Path.home() / ".cache" / "gaia")
     return home / "mirrors" / hashlib.sha256(address.encode()).hexdigest()[:16]
 

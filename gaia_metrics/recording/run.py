@@ -1,4 +1,4 @@
-"""`init` and `Run`: what a training loop sees.
+"""`init` and `Run`: the calls of a training loop.
 
 Nothing here blocks, raises into training or touches a device array: `log` appends to a queue and
 the worker thread (worker.py) does the rest.
@@ -15,18 +15,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gaia_metrics import exit_hooks, facts, folder, jsonl, segments
+from gaia_metrics.config import redact
 from gaia_metrics.errors import MetricsError
-from gaia_metrics.histogram import summarize
-from gaia_metrics.vitals import Vitals
-from gaia_metrics.watch import Watch, WatchConfig
-from gaia_metrics.worker import HARD_POINTS, SOFT_POINTS, Deferred, Sink, Worker
+from gaia_metrics.grafana import dashboard_url
+from gaia_metrics.recording import exit_hooks
+from gaia_metrics.recording.histogram import summarize
+from gaia_metrics.recording.opening import derive, open_folder
+from gaia_metrics.recording.sdk import SdkMetrics
+from gaia_metrics.recording.vitals import Vitals
+from gaia_metrics.recording.watch import Watch, WatchConfig
+from gaia_metrics.recording.worker import HARD_POINTS, SOFT_POINTS, Deferred, Sink, Worker
+from gaia_metrics.sending import facts
+from gaia_metrics.storage import folder
 
 # http.client, ssl, subprocess and importlib.metadata take 0.3 s to import on a slow core: they are
 # imported where an endpoint is set, or in the worker thread.
 if TYPE_CHECKING:
-    from gaia_metrics.export import Exporter
-    from gaia_metrics.transport import ExportSettings
+    from gaia_metrics.sending.exporter import Exporter
+    from gaia_metrics.sending.settings import ExportSettings
 
 Resume = Literal["allow", "must", "never"]
 Status = Literal["finished", "crashed", "stopped"]
@@ -45,7 +51,7 @@ def init(
     system_interval: float = 10.0,
     watch: WatchConfig | None = None,
 ) -> Run:
-    """Start recording a run, or take one up again.
+    """Start recording a run, or resume one.
 
     Where OTEL_EXPORTER_OTLP_ENDPOINT is set the run is also sent there; see transport.py.
 
@@ -87,14 +93,14 @@ def init(
         "id": known.get("id") or run_id or folder.new_run_id(),
         "project": project,
         "name": name,
-        "config": facts.redact(config or {}),
+        "config": redact(config or {}),
     }
     limits = watch or WatchConfig()
     return Run(path, known | identity, resume_step, process_index, system_interval, limits)
 
 
 class Run:
-    """A run that is being recorded; made by `init`.
+    """A run being recorded; `init` makes it.
 
     Attributes:
         id: the run id, starting with YYYYMM.
@@ -112,27 +118,41 @@ class Run:
         system_interval: float,
         watch: WatchConfig,
     ) -> None:
-        self.id: str = info["id"]
-        self.dir = path
         self._process = process
         self._warned: dict[str, str] = {}
-        self._lock: folder.FolderLock | None = None
         self._finished = False
         self._closed_whole = False
         settings = self._settings()
-        writer, derived, info, attempt = self._open(info, resume_step, settings is not None)
-        self.attempt, self.resume_step = attempt.attempt, attempt.resume_step
-        self._info = info
-        writable = self.dir if writer is not None else None
+        opened = open_folder(path, info, process, resume_step, settings is not None, self._warn)
+        self.id: str = opened.info["id"]
+        self.dir = opened.dir
+        self.attempt, self.resume_step = opened.attempt.attempt, opened.attempt.resume_step
+        self._info, self._lock = opened.info, opened.lock
+        writable = self.dir if opened.writer is not None else None
+        attempt = asdict(opened.attempt)
         self._exporter = self._export(settings, attempt)
         sinks: list[Sink] = [Watch(self._alert_from_watch, watch)]
         if self._exporter is not None:
             sinks.append(self._exporter)
+        self._sdk = SdkMetrics({"service.name": "gaia", "gaia.run.id": self.id})
         self._vitals = Vitals(
-            writable, info, asdict(attempt), process, self._exporter, system_interval, self._warned
+            writable,
+            self._info,
+            attempt,
+            process,
+            self._exporter,
+            system_interval,
+            self._warned,
+            self._sdk,
         )
         self._worker = Worker(
-            writer, derived, sinks, self._warn, self._vitals.tick, self._closed, self._look_around
+            opened.writer,
+            opened.derived,
+            sinks,
+            self._warn,
+            self._vitals.tick,
+            self._closed,
+            self._look_around,
         )
         self._append = self._worker.queue.append
         exit_hooks.watch(self)
@@ -158,7 +178,7 @@ class Run:
             self._warn("log", f"log() dropped {type(values).__name__} ({error})", "pass a dict")
 
     def _yield_to_worker(self, worker: Worker, step: int, item: dict) -> None:
-        """More than 200,000 points wait (no training logs that fast): bound the memory."""
+        """Bound the memory once more than 200,000 points wait, which no training loop reaches."""
         worker.wake.set()
         time.sleep(0.0005)
         if worker.points_in - worker.points_out > HARD_POINTS:
@@ -181,7 +201,7 @@ class Run:
         self._defer(step, None, lambda _: {"kind": "text", "name": str(name), "text": str(text)})
 
     def alert(self, title: str, text: str = "", level: Literal["info", "warn", "error"] = "warn"):
-        """Tell people: printed to stderr, kept in the run folder, sent to the receiver."""
+        """Raise an alert: it is printed to stderr, kept in the run folder and sent."""
         print(f"gaia-metrics: {level}: {title}: {text}", file=sys.stderr, flush=True)
         step = max(0, self._worker.last_step)
         record = {"kind": "alert", "name": str(title), "text": str(text), "level": level}
@@ -189,16 +209,21 @@ class Run:
 
     @property
     def meter_provider(self) -> Any:
-        """A stock OpenTelemetry MeterProvider whose metrics travel with the run's.
+        """A stock OpenTelemetry MeterProvider whose instruments record into this run.
 
-        None without an endpoint, without the `metrics` extra, or in the run's first second.
+        Give it to instrumented code, or call `get_meter(...)` on it. Each instrument is read when
+        the system is sampled and at the end, and kept as a system value (a histogram as a
+        histogram); attributes become part of the name: `requests{route=/a}`.
+
+        Raises:
+            MetricsError: the `metrics` extra is not installed.
         """
-        return self._vitals.sdk.meter_provider if self._vitals.sdk is not None else None
+        return self._sdk.meter_provider
 
     @property
     def url(self) -> str:
-        """The run's Grafana dashboard, where GAIA_GRAFANA_URL says where Grafana is; else ""."""
-        return folder.dashboard_url(self.id)
+        """Link to the run's Grafana dashboard; "" where GAIA_GRAFANA_URL is not set."""
+        return dashboard_url(self.id)
 
     def wait_durable(self, step: int, timeout: float = 60.0) -> bool:
         """Wait until everything logged so far for steps <= `step` is fsync'ed in the run folder.
@@ -242,83 +267,10 @@ class Run:
         """A forked child (a data loader's worker) has no thread: what it logs is dropped."""
         self._finished = True
 
-    def _open(
-        self, info: dict, resume_step: int | None, exported: bool
-    ) -> tuple[segments.SegmentWriter | None, jsonl.JsonlFile | None, dict, folder.Attempt]:
-        """Repair and cut what is there, note the attempt, open the files."""
-        asked = self.dir
-        try:
-            metrics = self._claim()
-            if self.dir.resolve() != asked.resolve():  # another process has the folder and the id
-                self.id = folder.new_run_id()
-                info = {k: info[k] for k in ("project", "name", "config")} | {"id": self.id}
-                resume_step = None
-            segments.repair(metrics, self._process, resume_step)
-            last = self._derive(metrics, resume_step)
-            resumes = bool(info.get("attempts")) or last >= 0
-            if resume_step is None:
-                resume_step = last if resumes else -1
-            if info.get("status") == "finished" and resumes and self._process == 0:
-                self._warn(
-                    "finished-before",
-                    f"run {self.id} was finished; it goes on as another attempt",
-                    "choose another dir for a new run",
-                )
-            if self._process != 0:  # run.json is process 0's: count the own starts
-                info = info | {"attempts": folder.own_attempts(metrics, self._process)}
-            info, attempt = folder.add_attempt(info | {"status": "running"}, resume_step)
-            if self._process == 0:
-                folder.write_json(self.dir / "run.json", info)
-            header = asdict(attempt) | {
-                "run_id": self.id,
-                "process": self._process,
-                "exported": exported,
-                "time_ns": time.time_ns(),
-            }
-            writer = segments.SegmentWriter(metrics, self._process, header)
-            derived = jsonl.JsonlFile(self.dir / "metrics.jsonl") if self._process == 0 else None
-            return writer, derived, info, attempt
-        except OSError as error:
-            self._warn(
-                "folder",
-                f"{self.dir} cannot be written ({error}): metrics are not kept on this disk",
-                "make the folder writable or pass another dir",
-            )
-            resume_step = -1 if resume_step is None else resume_step
-            return None, None, *folder.add_attempt(info, resume_step)
-
-    def _claim(self) -> Path:
-        """Make the folder and lock it; a second process gets a folder of its own beside it."""
-        metrics = self.dir / "metrics"
-        metrics.mkdir(parents=True, exist_ok=True)
-        self._lock = folder.FolderLock(metrics, self._process)
-        if not self._lock.held:
-            aside = self.dir.with_name(f"{self.dir.name}.second-{os.getpid()}")
-            self._warn(
-                "locked",
-                f"{self.dir} is being written by another process: recording a run of its own to "
-                f"{aside}",
-                "give each run its own dir, or pass process_index=jax.process_index()",
-            )
-            self._lock.release()
-            self.dir = aside
-            return self._claim()
-        return metrics
-
-    def _derive(self, metrics: Path, keep_step: int | None) -> int:
-        """metrics.jsonl anew from what the segments hold; the last step there is."""
-        target = self.dir / "metrics.jsonl"
-        records = segments.read_all(metrics, self._process)
-        if self._process != 0:
-            return max((r.step for r in records if r.kind == "values"), default=-1)
-        if segments.paths(metrics, 0):
-            return jsonl.derive(records, target)
-        return jsonl.trim(target, keep_step)
-
     def _settings(self) -> ExportSettings | None:
         if not any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ):
             return None
-        from gaia_metrics.transport import ExportSettings
+        from gaia_metrics.sending.settings import ExportSettings
 
         try:
             return ExportSettings.from_env(os.environ)
@@ -326,13 +278,13 @@ class Run:
             self._warn("settings", f"{error.problem}: recording locally only", error.remedy)
             return None
 
-    def _export(self, settings: ExportSettings | None, attempt: folder.Attempt) -> Exporter | None:
+    def _export(self, settings: ExportSettings | None, attempt: dict) -> Exporter | None:
         if settings is None:
             return None
-        from gaia_metrics.export import Exporter
+        from gaia_metrics.sending.exporter import Exporter
 
         try:
-            resource = facts.resource(self._info, asdict(attempt), self._process)
+            resource = facts.resource(self._info, attempt, self._process)
             spool = self.dir / "metrics" / "spool"
             return Exporter(spool, self._process, resource, settings, self._warn)
         except OSError as error:
@@ -360,17 +312,17 @@ class Run:
             print(f"gaia-metrics: {text}", file=sys.stderr, flush=True)
 
     def _look_around(self) -> None:
-        """In the worker thread, once it has written: what takes subprocesses to find out."""
-        from gaia_metrics import capture
+        """Collect the facts that take subprocesses, in the worker thread after its first write."""
+        from gaia_metrics.recording import capture
 
-        found = {"git": capture.git_state(), "versions": capture.versions()}
-        self._vitals.facts_known(found | {"program": capture.program()})
+        more = {"git": capture.git_state(), "versions": capture.versions()}
+        self._vitals.facts_known(more | {"program": capture.program()})
 
     def _closed(self) -> None:
-        """In the worker thread, once every file is closed."""
+        """Note the end in run.json, in the worker thread, once every file is closed."""
         if self._process == 0 and self._lock is not None:
             if self._worker.derived_is_stale:
                 with contextlib.suppress(OSError):  # a full disk: the next start derives it
-                    self._derive(self.dir / "metrics", None)
+                    derive(self.dir, self._process, None)
             self._vitals.facts_known({"status": self._vitals.status, "ended": time.time()})
         self._closed_whole = not self._worker.dropped

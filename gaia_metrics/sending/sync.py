@@ -1,4 +1,4 @@
-"""Sends what was recorded without a receiver, and what a receiver has not acknowledged yet."""
+"""Sending of runs recorded without a receiver, and of batches that none has acknowledged yet."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gaia_metrics import facts, folder, segments, spool
 from gaia_metrics.errors import MetricsError
-from gaia_metrics.export import Builder
-from gaia_metrics.transport import ExportSettings, Transport, connect
+from gaia_metrics.sending import facts, spool
+from gaia_metrics.sending.builder import Builder
+from gaia_metrics.sending.outcome import Transport
+from gaia_metrics.sending.settings import ExportSettings
+from gaia_metrics.sending.transport import connect
+from gaia_metrics.storage import folder, segments
 
 
 @dataclass
 class Report:
-    """What one run's sync did.
+    """Result of sending one run.
 
     Attributes:
         run: run id.
@@ -105,7 +108,7 @@ def _replay_spool(path: Path, transport: Transport, report: Report) -> None:
 def _send_segments(
     info: dict, metrics: Path, transport: Transport, report: Report, everything: bool
 ) -> None:
-    """Segments that were recorded without an endpoint; synced.json remembers which are done."""
+    """Send segments recorded without an endpoint; synced.json remembers those that arrived."""
     marker = metrics / "synced.json"
     done = folder.read_json(marker)
     attempts = {a["attempt"]: a for a in info.get("attempts", [])}

@@ -15,7 +15,7 @@ MAX_SCALE = 4
 
 
 def summarize(values: Any) -> dict:
-    """Count, sum, min, max and exponential buckets of finite values; `nonfinite` counts the rest.
+    """Reduce values to count, sum, min, max and exponential buckets; `nonfinite` counts the rest.
 
     Args:
         values: any nesting of numbers, or an array of any shape (numpy, jax).
@@ -71,7 +71,7 @@ def _finish(finite: Any, nonfinite: int, positive: Counter, negative: Counter) -
 
 
 def _halve(counts: Counter) -> Counter:
-    """One scale coarser: neighbouring buckets join."""
+    """Join neighbouring buckets: one scale coarser."""
     merged: Counter = Counter()
     for index, count in counts.items():
         merged[index >> 1] += count

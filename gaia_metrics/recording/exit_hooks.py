@@ -1,4 +1,4 @@
-"""Flush what runs hold at a normal exit, at an uncaught exception and at SIGTERM."""
+"""Finish the live runs at a normal exit, at an uncaught exception and at SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 
 class Finishable(Protocol):
-    """What is ended by the hooks."""
+    """A run as the hooks end it."""
 
     def finish(self, status: Any = "finished") -> None:
         """Write everything and close."""
 
     def abandon(self) -> None:
-        """In a forked child: take no more records."""
+        """Take no more records, in a forked child."""
 
 
 _live: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -48,7 +48,7 @@ def watch(run: Finishable) -> None:
 
 
 def forget(run: Finishable) -> None:
-    """The run is finished."""
+    """Stop watching a run that has finished."""
     _live.discard(run)
 
 

@@ -1,4 +1,4 @@
-"""What takes looking around to find out about a run: git state, package versions."""
+"""Facts about a run that take subprocesses and imports to learn: git state, package versions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GIT_S = 3.0  # for one command: the worker writes nothing meanwhile
 
 
 def git_state() -> dict[str, str]:
-    """Commit, branch and whether the tree has changes; {} outside a repository."""
+    """Return commit, branch and `dirty` (the tree has changes); {} outside a repository."""
     commit = _git("rev-parse", "HEAD")
     if not commit:
         return {}
@@ -25,7 +25,7 @@ def git_state() -> dict[str, str]:
 
 
 def _git(*args: str) -> str | None:
-    """What git prints; None where it fails or takes long (a huge tree on a slow disk)."""
+    """Run git and return its output; None where it fails or takes long (a huge tree)."""
     try:
         done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=GIT_S)
     except (OSError, subprocess.SubprocessError):
@@ -34,16 +34,16 @@ def _git(*args: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Python, the platform, and the packages that decide a run's numbers."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    """Return the versions of Python, the platform, and the packages that decide the numbers."""
+    known = {"python": platform.python_version(), "platform": platform.platform()}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            known[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return known
 
 
 def program() -> str:
-    """The script's name. Its arguments are left out: people put secrets there."""
+    """Return the script's name, without its arguments: people put secrets there."""
     return sys.argv[0].rsplit("/", 1)[-1] if sys.argv else ""

@@ -64,7 +64,7 @@ def attributes(number: int, values: Mapping[str, Scalar]) -> bytes:
 
 
 def point_frame(time_ns: int, step: int | None) -> tuple[bytes, bytes]:
-    """What goes before and after the eight value bytes of a gauge point, tag and length included.
+    """Return the bytes before and after a gauge point's eight value bytes, tag and length included.
 
     Gauge.data_points (1) of NumberDataPoint: time_unix_nano (3), as_double (4), attributes (7).
     """
