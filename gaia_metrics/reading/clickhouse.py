@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gaia_metrics import names
@@ -22,6 +23,11 @@ from gaia_metrics.reading import clickhouse_sql as sql
 
 Columns = dict[str, Any]
 TIMEOUT_S = 30
+# Text in JSON: NaN and 64-bit integers come whole, without a setting that asks for it.
+_NUMBER = re.compile(
+    r"(?:Nullable\(|LowCardinality\(|SimpleAggregateFunction\(\w+, )*((?:U?Int|Float)\d+)\)*"
+)
+FORMAT = "JSONCompactStringsEachRowWithNamesAndTypes"
 
 
 class ClickHouseSource:
@@ -63,7 +69,7 @@ class ClickHouseSource:
 
     def config(self, run: str) -> dict:
         """The run's config as dotted names and text."""
-        flat = self._query(sql.CONFIG, run=self._ids([run])[0])["config"][0]
+        flat = json.loads(self._query(sql.CONFIG, run=self._ids([run])[0])["config"][0])
         return {key.removeprefix("config."): value for key, value in flat.items()}
 
     def metrics(self, run: str) -> list[dict]:
@@ -99,29 +105,53 @@ class ClickHouseSource:
         return _records(self._query(sql.TEXTS, run=self._ids([run])[0], kind=kind))
 
     def _query(self, query: str, **parameters: Any) -> Columns:
-        arguments = {f"param_{k}": literal(v) for k, v in parameters.items()}
-        arguments["default_format"] = "JSONColumnsWithMetadata"
-        arguments["output_format_json_quote_denormals"] = "1"
-        arguments["output_format_json_quote_64bit_integers"] = "0"
+        """Run a query; no setting goes with it, as a user under readonly=1 may change none."""
+        arguments = {f"param_{key}": literal(value) for key, value in parameters.items()}
         request = urllib.request.Request(
-            f"{self._url}?{urllib.parse.urlencode(arguments)}", data=query.encode()
+            f"{self._url}?{urllib.parse.urlencode(arguments)}", f"{query}\nFORMAT {FORMAT}".encode()
         )
         if os.environ.get("GAIA_CLICKHOUSE_USER"):
             request.add_header("X-ClickHouse-User", os.environ["GAIA_CLICKHOUSE_USER"])
             request.add_header("X-ClickHouse-Key", os.environ.get("GAIA_CLICKHOUSE_PASSWORD", ""))
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-                data = json.load(response)
+                return _columns(response)
         except urllib.error.HTTPError as error:
             with error:
                 text = error.read(300).decode("utf-8", "replace").split("\n")[0]
-            raise MetricsError(f"the database refuses a query: {text}", "check user and schema") \
-                from error  # fmt: skip
+            raise MetricsError(f"the database refuses a query: {text}", _remedy(text)) from error
         except (OSError, ValueError) as error:
             raise MetricsError(f"{self._url} does not answer ({error})", "check the address") \
                 from error  # fmt: skip
-        columns = (item["name"] for item in data["meta"])
-        return {name: [_number(v) for v in data["data"].get(name, ())] for name in columns}
+
+
+def _remedy(text: str) -> str:
+    if "Code: 516" in text or "Code: 194" in text:
+        return "set GAIA_CLICKHOUSE_USER and GAIA_CLICKHOUSE_PASSWORD"
+    return "check the user's grants and apply deploy/clickhouse/schema"
+
+
+def _columns(lines: Iterable[bytes]) -> Columns:
+    """Columns by name from FORMAT's lines: names, types, then rows of text."""
+    head = iter(lines)
+    names_, types = json.loads(next(head)), json.loads(next(head))
+    columns: list[list] = [[] for _ in names_]
+    for line in head:
+        for column, value in zip(columns, json.loads(line), strict=True):
+            column.append(value)
+    readers = [_reader(kind) for kind in types]
+    return {
+        name: column if read is None else [None if v is None else read(v) for v in column]
+        for name, column, read in zip(names_, columns, readers, strict=True)
+    }
+
+
+def _reader(kind: str) -> Callable[[str], Any] | None:
+    """Return the function that reads a value of a ClickHouse type; None for text."""
+    number = _NUMBER.fullmatch(kind)
+    if number is None:
+        return None
+    return float if number[1].startswith("Float") else int
 
 
 def literal(value: Any) -> str:
@@ -135,10 +165,6 @@ def literal(value: Any) -> str:
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _number(value: Any) -> Any:
-    return float(value) if value in ("nan", "inf", "-inf") else value
 
 
 def _records(columns: Mapping[str, list]) -> list[dict]:

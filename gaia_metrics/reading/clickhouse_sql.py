@@ -41,7 +41,7 @@ SELECT name AS metric, count() AS count, argMax(value, step) AS last, max(step) 
   minIf(value, isFinite(value)) AS min, maxIf(value, isFinite(value)) AS max
 FROM (@values) GROUP BY name ORDER BY name
 """
-CONFIG = "SELECT config FROM gaia.runs WHERE run_id = {run:String}"
+CONFIG = "SELECT toJSONString(config) AS config FROM gaia.runs WHERE run_id = {run:String}"
 SERIES = """
 WITH v AS (
   SELECT run, name AS metric, step, toUnixTimestamp64Milli(ts) / 1000 AS time, value

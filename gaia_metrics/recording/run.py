@@ -202,10 +202,8 @@ class Run:
 
     def alert(self, title: str, text: str = "", level: Literal["info", "warn", "error"] = "warn"):
         """Raise an alert: it is printed to stderr, kept in the run folder and sent."""
-        print(f"gaia-metrics: {level}: {title}: {text}", file=sys.stderr, flush=True)
-        step = max(0, self._worker.last_step)
-        record = {"kind": "alert", "name": str(title), "text": str(text), "level": level}
-        self._defer(step, None, lambda _: record)
+        record = _alert(title, text, level)
+        self._defer(max(0, self._worker.last_step), None, lambda _: record)
 
     @property
     def meter_provider(self) -> Any:
@@ -301,8 +299,9 @@ class Run:
         else:
             self._append((step, time.monotonic_ns(), Deferred(value, make)))
 
-    def _alert_from_watch(self, level: Any, title: str, text: str) -> None:
-        self.alert(title, text, level)
+    def _alert_from_watch(self, level: str, title: str, text: str) -> None:
+        """Keep an alert of the watch at once: it speaks in the worker's thread, to the end."""
+        self._worker.keep(_alert(title, text, level))
 
     def _warn(self, key: str, problem: str, remedy: str) -> None:
         """Say each kind of trouble once, on stderr and in status.json (for `doctor`)."""
@@ -326,3 +325,9 @@ class Run:
                     derive(self.dir, self._process, None)
             self._vitals.facts_known({"status": self._vitals.status, "ended": time.time()})
         self._closed_whole = not self._worker.dropped
+
+
+def _alert(title: str, text: str, level: str) -> dict:
+    """Print an alert and make its record."""
+    print(f"gaia-metrics: {level}: {title}: {text}", file=sys.stderr, flush=True)
+    return {"kind": "alert", "name": str(title), "text": str(text), "level": level}

@@ -132,6 +132,18 @@ def log_rows(resource, rows: Rows) -> None:
             )
 
 
+def as_json(row: dict) -> dict:
+    """A row as JSONEachRow has it: times with nine decimals, NaN and infinities as text."""
+    row = dict(row)
+    for key in ("StartTimeUnix", "TimeUnix", "Timestamp"):
+        if key in row:
+            row[key] = f"{row[key] // 10**9:010d}.{row[key] % 10**9:09d}"
+    value = row.get("Value", 0.0)
+    if value != value or abs(value) == float("inf"):
+        row["Value"] = str(value)
+    return row
+
+
 class _Grpc:
     """Both services; `Export` of either message."""
 

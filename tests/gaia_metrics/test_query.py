@@ -77,11 +77,10 @@ def database(runs, tmp_path_factory):
             sql = self.rfile.read(int(self.headers["content-length"])).decode()
             arguments = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(self.path).query))
             used = {k[6:]: v for k, v in arguments.items() if k.startswith("param_")}
-            settings = ", ".join(f"{k}={v}" for k, v in arguments.items() if k.startswith("output"))
+            sql, _, form = sql.rpartition("\nFORMAT ")
+            assert set(arguments) == {f"param_{k}" for k in used}  # no setting: see test_reader
             try:
-                result = engine.session.query(
-                    f"{sql} SETTINGS {settings}", arguments["default_format"], params=used
-                )
+                result = engine.session.query(sql, form, params=used)
                 status, body = 200, result.bytes()
             except Exception as error:
                 status, body = 500, str(error).encode()
