@@ -27,6 +27,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
+import urllib.request
 import xml.etree.ElementTree as ElementTree
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -103,7 +104,7 @@ class Engine:
         self.user, self.folder = user, folder
         self.connection = chdb.connect(f"{data}?config-file={server}")
         self.lock = threading.Lock()
-        self.statements: list[str] = []
+        self.inserts = 0
 
     def run(self, sql: str, arguments: dict[str, str], body: bytes) -> bytes:
         settings = {k: v for k, v in arguments.items()
@@ -129,11 +130,12 @@ class Engine:
         with tempfile.NamedTemporaryFile(dir=self.folder) as file:
             file.write(body)
             file.flush()
-            return self.query(f"{sql} FROM INFILE '{file.name}' FORMAT {form}", "TabSeparated", {})
+            self.query(f"{sql} FROM INFILE '{file.name}' FORMAT {form}", "TabSeparated", {})
+        self.inserts += 1
+        return b""
 
     def query(self, sql: str, form: str, parameters: dict[str, str]) -> bytes:
         with self.lock:
-            self.statements.append(sql)
             try:
                 result = self.connection.query(sql, form, params=parameters)
             except Exception as error:
@@ -171,6 +173,8 @@ def handler(engine: Engine):
         def do_GET(self):
             if self.path == "/ping":
                 self.answer(200, b"Ok.\n")
+            elif self.path == "/inserts":  # for the tests alone
+                self.answer(200, str(engine.inserts).encode())
             else:
                 self.do_POST()
 
@@ -221,6 +225,12 @@ def handler(engine: Engine):
             pass
 
     return Handler
+
+
+def inserts(port: int) -> int:
+    """How many inserts this engine has done since it started."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/inserts") as response:
+        return int(response.read())
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """A real OTLP receiver over loopback: gRPC and HTTP, bearer token, gzip, faults on demand.
 
 It stands where the collector stands: every point becomes the row that the collector's ClickHouse
-exporter would insert (column names of contrib v0.159.0; attribute values become text), and `sink`
+exporter would insert (column names of contrib v0.165.0; attribute values become text), and `sink`
 gets the rows by table name.
 """
 

@@ -16,7 +16,7 @@ import yaml
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 PINNED = re.compile(r"^[a-z0-9./-]+:v?\d+\.\d+(\.\d+)*(-alpine)?$")
 
-# Keys of each component, from its documentation in opentelemetry-collector(-contrib) v0.159.0:
+# Keys of each component, from its documentation in opentelemetry-collector(-contrib) v0.165.0:
 # receiver/otlpreceiver/config.md, config/confighttp, config/configgrpc, processor/
 # memorylimiterprocessor, extension/{bearertokenauth,healthcheck,storage/filestorage}extension,
 # exporter/clickhouseexporter, exporter/exporterhelper. Nested as in the configuration.
