@@ -168,6 +168,43 @@ def sync(
 
 
 @app.command()
+def delete(
+    runs: Runs,
+    where: Where = "runs",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would go.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete the metrics of runs, here or in the database; checkpoints stay.
+
+    The database needs a user that may: GAIA_CLICKHOUSE_USER=gaia_admin.
+    """
+    source = _connect(where)
+    known = {row["run"]: row for row in source.runs()}
+    rows = [known[_run_id(known, key)] for key in runs]
+    columns = ("run", "name", "project", "status", "last_step", "started")
+    if not as_json:
+        _print(rows, columns, False)
+    if not dry_run:
+        if not yes and not sys.stdin.isatty():
+            raise MetricsError("delete needs a yes", "pass --yes")
+        if yes or typer.confirm(f"Delete {len(rows)} of {len(known)} runs?"):
+            for row in rows:
+                source.delete(row["run"])
+    if as_json:
+        _json({"deleted": [] if dry_run else [row["run"] for row in rows], "runs": rows})
+
+
+def _run_id(known: dict[str, dict], key: str) -> str:
+    """Find a run by id or name; a name that several runs have is a mistake here."""
+    matching = [run for run, row in known.items() if key in (run, row["name"])]
+    if len(matching) != 1:
+        problem = "is the name of several runs" if matching else "is not there"
+        raise MetricsError(f"run={key!r} {problem}", "give a run id; see `gaia-metrics ls`")
+    return matching[0]
+
+
+@app.command()
 def doctor(
     path: Annotated[Path, typer.Argument(help="Take a run folder, or the folder above it.")] = Path(
         "runs"

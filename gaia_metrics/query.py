@@ -48,6 +48,10 @@ class Source(Protocol):
         """Texts or alerts."""
         ...
 
+    def delete(self, run: str) -> str:
+        """Delete a run; returns what was deleted."""
+        ...
+
 
 def connect(where: str | Path) -> Source:
     """Open a folder, gs://…, ssh://…, clickhouse://… or clickhouses://… (TLS).

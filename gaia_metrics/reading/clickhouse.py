@@ -1,7 +1,7 @@
 """The same calls as local.py's on the database, over ClickHouse's HTTP interface.
 
 User and password come from GAIA_CLICKHOUSE_USER and GAIA_CLICKHOUSE_PASSWORD, never from the
-address: addresses end up in logs. Reads the views of deploy/clickhouse/schema/03-views.sql, and
+address: addresses end up in logs. Reads the views of deploy/clickhouse/schema/views.sql, and
 series from the table itself: the view gaia.metrics looks up each row's attempt in a join, which
 takes three times as long as reading a run's metric. Here the few void tails are asked for first.
 """
@@ -104,18 +104,28 @@ class ClickHouseSource:
         """Texts ("text") or alerts ("alert"), oldest first."""
         return _records(self._query(sql.TEXTS, run=self._ids([run])[0], kind=kind))
 
+    def delete(self, run: str) -> str:
+        """Delete every row of a run, as a user that may; returns the run id."""
+        run_id = self._ids([run])[0]
+        for table in sql.TABLES:
+            self._send(f"DELETE FROM gaia.{table} WHERE run_id = {{run:String}}", {"run": run_id})
+        return run_id
+
     def _query(self, query: str, **parameters: Any) -> Columns:
         """Run a query; no setting goes with it, as a user under readonly=1 may change none."""
+        return _columns(self._send(f"{query}\nFORMAT {FORMAT}", parameters).splitlines())
+
+    def _send(self, query: str, parameters: Mapping[str, Any]) -> bytes:
         arguments = {f"param_{key}": literal(value) for key, value in parameters.items()}
         request = urllib.request.Request(
-            f"{self._url}?{urllib.parse.urlencode(arguments)}", f"{query}\nFORMAT {FORMAT}".encode()
+            f"{self._url}?{urllib.parse.urlencode(arguments)}", query.encode()
         )
         if os.environ.get("GAIA_CLICKHOUSE_USER"):
             request.add_header("X-ClickHouse-User", os.environ["GAIA_CLICKHOUSE_USER"])
             request.add_header("X-ClickHouse-Key", os.environ.get("GAIA_CLICKHOUSE_PASSWORD", ""))
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-                return _columns(response)
+                return response.read()
         except urllib.error.HTTPError as error:
             with error:
                 text = error.read(300).decode("utf-8", "replace").split("\n")[0]

@@ -28,7 +28,7 @@ SELECT run_id, attempt, cutoff FROM gaia.void_tails WHERE run_id IN {runs:Array(
 VALUES = """
 SELECT run_id AS run, if(proc = 0, metric, concat(metric, ' #', toString(proc))) AS name,
   step, ts, value
-FROM gaia.training_metrics FINAL
+FROM gaia.points FINAL
 WHERE run_id IN {runs:Array(String)}@only
 """
 ONLY = " AND metric IN {metrics:Array(String)}"
@@ -83,3 +83,7 @@ TEXTS = """
 SELECT step, toUnixTimestamp64Milli(ts) / 1000 AS time, name, body AS text, level
 FROM gaia.run_texts WHERE run_id = {run:String} AND kind = {kind:String} ORDER BY time, step
 """
+TABLES = (
+    "points", "latest", "system_points", "text_records", "histogram_records", "run_info",
+    "attempts", "cutoffs",
+)  # fmt: skip

@@ -18,6 +18,7 @@ from gaia_metrics import names
 from gaia_metrics.errors import MetricsError
 from gaia_metrics.reading.local_run import LocalRun
 from gaia_metrics.reading.table import constant
+from gaia_metrics.storage import folder
 
 Columns = dict[str, Any]
 
@@ -75,6 +76,17 @@ class LocalSource:
             except MetricsError as error:
                 out.append(_damaged(run.path, str(error)))
         return sorted(out, key=lambda r: -r["started"])
+
+    def delete(self, run: str) -> str:
+        """Delete what was recorded of a run, checkpoints excepted; returns the run folder.
+
+        Raises MetricsError where a process is recording it.
+        """
+        path = self.run(run).path
+        folder.delete(path)
+        with self._lock:
+            self._runs.pop(path, None)
+        return str(path)
 
     def config(self, run: str) -> dict:
         """The run's config, as it was given."""

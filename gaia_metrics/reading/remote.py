@@ -42,6 +42,10 @@ class RemoteSource(LocalSource):
             self.refresh()
         return super().runs()
 
+    def delete(self, run: str) -> str:
+        """Refuse: the mirror would fetch it again."""
+        raise MetricsError(f"{self.address} is read only", "delete the run where it lies")
+
     def refresh(self) -> None:
         """Fetch what changed. Raises MetricsError where the other side does not answer."""
         with self._lock:

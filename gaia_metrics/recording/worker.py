@@ -88,6 +88,7 @@ class Worker:
         self._conversion = Conversion(warn)
         # monotonic -> unix: a clock that jumps during the run cannot disorder the series
         self._offset_ns = time.time_ns() - time.monotonic_ns()
+        self._records = 0  # tells records of one name and step apart, within this attempt
         self._stop = False
         self._blocked = False  # the queue's head waits for a device
         self._thread = threading.Thread(target=self._run, name="gaia-metrics", daemon=True)
@@ -274,7 +275,9 @@ class Worker:
         record |= {
             "step": max(0, self.last_step) if step is None else step,
             "time_ns": time_ns or self.unix_ns(time.monotonic_ns()),
+            "seq": self._records,
         }
+        self._records += 1
         if self._writer is not None:
             self._writer.json(record)
         for sink in self._sinks:

@@ -56,6 +56,8 @@ class Builder:
             return
         level = SEVERITY.get(record.get("level", "info"), 9)
         values = {"gaia.kind": record["kind"], "gaia.name": record["name"], "step": step}
+        if "seq" in record:  # records of older versions have none: their time tells them apart
+            values["gaia.seq"] = record["seq"]
         body = record["text"][:MAX_TEXT]
         self._logs.append(wire.log_record(time_ns, level, "gaia.run", body, values))
 

@@ -112,6 +112,7 @@ def _send_segments(
     marker = metrics / "synced.json"
     done = folder.read_json(marker)
     attempts = {a["attempt"]: a for a in info.get("attempts", [])}
+    last_steps: dict[int, int] = {}  # by attempt, over its segments
     for path in segments.paths(metrics):
         size = path.stat().st_size
         reader = segments.SegmentReader(path)
@@ -128,16 +129,18 @@ def _send_segments(
             _deliver(transport, signal, request, report)
 
         builder = Builder(resource, emit)
-        last_step = -1
+        number = attempt["attempt"]
         for record in records:
-            last_step = max(last_step, record.step)
+            if header.data["process"] == 0:
+                last_steps[number] = max(last_steps.get(number, -1), record.step)
             _add(builder, record, report)
-        status = info.get("status", "stopped")
-        values: dict[str, Any] = facts.info(info, attempt, status, last_step)
-        newest = attempt["attempt"] == max(attempts, default=0)
-        ended = info.get("ended", 0.0) if newest else 0.0  # the newest attempt's facts stay
-        when = int(max(ended, attempt["started"]) * 1e9)
-        builder.info(when, int(attempt["started"] * 1e9), values)
+        if header.data["process"] == 0:  # the run's facts are process 0's, as while recording
+            status = info.get("status", "stopped")
+            values: dict[str, Any] = facts.info(info, attempt, status, last_steps.get(number, -1))
+            newest = number == max(attempts, default=0)
+            ended = info.get("ended", 0.0) if newest else 0.0  # the newest attempt's facts stay
+            when = int(max(ended, attempt["started"]) * 1e9)
+            builder.info(when, int(attempt["started"] * 1e9), values)
         builder.flush()
         done[path.name] = size
         with contextlib.suppress(OSError):  # a read-only folder is sent again next time

@@ -120,7 +120,8 @@ def exponential_histogram(name: str, step: int, time_ns: int, record: Mapping) -
         packed = b"".join(map(varint, counts))
         body += field(number, b"\x08" + zigzag(offset) + (field(2, packed) if packed else b""))
     body += b"\x61" + _DOUBLE(record["min"]) + b"\x69" + _DOUBLE(record["max"])
-    body += attributes(1, {"step": step})
+    own = {"step": step} | ({"gaia.seq": record["seq"]} if "seq" in record else {})
+    body += attributes(1, own)
     delta = b"\x10\x01"  # aggregation_temporality (2) = DELTA: each point stands alone
     return field(2, text(1, name) + field(10, field(1, body) + delta))
 

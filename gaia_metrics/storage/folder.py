@@ -9,10 +9,12 @@ RUN/metrics/spool/    OTLP requests that no receiver has acknowledged yet
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import re
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,3 +118,23 @@ class FolderLock:
     def release(self) -> None:
         """Give the folder back."""
         os.close(self._handle)
+
+
+def delete(path: Path) -> None:
+    """Delete the metrics of a run folder, and the folder where nothing else is in it.
+
+    run.json goes first: what an interruption leaves behind is no run any more.
+    """
+    metrics = path / "metrics"
+    locks = [FolderLock(metrics, int(p.name[1:-5])) for p in metrics.glob("p*.lock")]
+    try:
+        if not all(lock.held for lock in locks):
+            raise MetricsError(f"{path} is being recorded", "end the run first")
+        for name in ("run.json", "status.json", "metrics.jsonl"):
+            (path / name).unlink(missing_ok=True)
+        shutil.rmtree(metrics, ignore_errors=True)
+    finally:
+        for lock in locks:
+            lock.release()
+    with contextlib.suppress(OSError):  # checkpoints and the like stay
+        path.rmdir()

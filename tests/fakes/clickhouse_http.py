@@ -18,6 +18,7 @@ Two things the embedded engine does not do, and this file does:
 import argparse
 import base64
 import contextlib
+import json
 import os
 import re
 import struct
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 import xml.etree.ElementTree as ElementTree
@@ -33,6 +35,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from tests.fakes.clickhouse import apply_schema
+from tests.fakes.otlp import as_json
 
 ROOT = Path(__file__).resolve().parents[2]
 USERS = ROOT / "deploy/clickhouse/users.d/gaia.xml"
@@ -233,13 +236,40 @@ def inserts(port: int) -> int:
         return int(response.read())
 
 
+def ask(port: int, user: str, sql: str, **settings) -> str:
+    """One query over the interface; the error's text is in the exception's notes."""
+    address = f"http://127.0.0.1:{port}/?{urllib.parse.urlencode(settings)}"
+    request = urllib.request.Request(address, sql.encode())
+    request.add_header("X-ClickHouse-User", user)
+    request.add_header("X-ClickHouse-Key", PASSWORDS[user])
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.read().decode()
+    except urllib.error.HTTPError as error:
+        error.add_note(error.read().decode("utf-8", "replace")[:1000])
+        raise
+
+
+def inserter(port: int, user: str):
+    """A sink for otlp.serve that writes as the collector's exporter does, as that user."""
+
+    def insert(rows):
+        for table, items in rows.items():
+            lines = "\n".join(json.dumps(item) for item in map(as_json, items))
+            sql = f"INSERT INTO otel.{table} FORMAT JSONEachRow"
+            ask(port, user, lines, query=sql, async_insert="false")
+
+    return insert
+
+
 @contextlib.contextmanager
-def serve(data: Path, user: str, port: int = 0):
+def serve(data: Path, user: str, port: int = 0, schema: bool = True):
     """The interface in a process of its own, which has `port`; `kill()` is a kill -9."""
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "port"
         command = [sys.executable, "-m", "tests.fakes.clickhouse_http", "--data", str(data)]
         command += ["--user", user, "--port", str(port), "--port-file", str(ready)]
+        command += [] if schema else ["--no-schema"]
         process = subprocess.Popen(command, cwd=ROOT)
         try:
             deadline = time.monotonic() + 120
@@ -259,11 +289,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--user", choices=PASSWORDS, required=True)
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--no-schema", action="store_true")
     parser.add_argument("--port-file", type=Path, required=True)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(options.data, options.user, Path(folder))
-        if options.user == "gaia_admin":
+        if options.user == "gaia_admin" and not options.no_schema:
             apply_schema(lambda sql: engine.query(sql, "TabSeparated", {}), definer="gaia_admin")
         server = ThreadingHTTPServer(("127.0.0.1", options.port), handler(engine))
         server.daemon_threads = True

@@ -18,22 +18,10 @@ import gaia_metrics
 from gaia_metrics import query
 from gaia_metrics.errors import MetricsError
 from tests.fakes import clickhouse_http, otlp
+from tests.fakes.clickhouse_http import ask
 from tests.gaia_metrics.test_dashboards import DASHBOARDS, DEPLOY, expand
 
 USER = "grafana_reader"
-
-
-def ask(port, user, sql, **settings):
-    address = f"http://127.0.0.1:{port}/?{urllib.parse.urlencode(settings)}"
-    request = urllib.request.Request(address, sql.encode())
-    request.add_header("X-ClickHouse-User", user)
-    request.add_header("X-ClickHouse-Key", clickhouse_http.PASSWORDS[user])
-    try:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return response.read().decode()
-    except urllib.error.HTTPError as error:
-        error.add_note(error.read().decode("utf-8", "replace")[:1000])
-        raise
 
 
 def refused(port, user, sql, **settings):
@@ -51,15 +39,8 @@ def stage(tmp_path_factory):
     data = root / "ch"
     with clickhouse_http.serve(data, "gaia_admin"):
         pass
-    with clickhouse_http.serve(data, "otel_writer") as writer:
-
-        def insert(rows):
-            for table, items in rows.items():
-                lines = "\n".join(json.dumps(item) for item in map(otlp.as_json, items))
-                sql = f"INSERT INTO otel.{table} FORMAT JSONEachRow"
-                ask(writer.port, "otel_writer", lines, query=sql, async_insert="false")
-
-        with otlp.serve(insert) as receiver:
+    with clickhouse_http.serve(data, "otel_writer") as writer:  # noqa: SIM117
+        with otlp.serve(clickhouse_http.inserter(writer.port, "otel_writer")) as receiver:
             patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
             run = gaia_metrics.init("gchat", "d12", {"model": {"depth": 12}}, dir=root / "d12")
             for step in range(50):
@@ -133,8 +114,8 @@ def test_the_client_reads_as_that_user(stage):
 
 def test_limits_hold(stage):
     port, _ = stage
-    for sql in ("INSERT INTO gaia.training_metrics (run_id) VALUES ('x')",
-                "DROP TABLE gaia.training_metrics", "SELECT * FROM gaia.texts",
+    for sql in ("INSERT INTO gaia.points (run_id) VALUES ('x')",
+                "DROP TABLE gaia.points", "SELECT * FROM gaia.text_records",
                 "SELECT * FROM file('/etc/passwd', 'LineAsString')",
                 "SELECT * FROM url('http://127.0.0.1:1/', 'LineAsString')",
                 "CREATE TABLE gaia.z (a Int8) ENGINE = Memory"):  # fmt: skip

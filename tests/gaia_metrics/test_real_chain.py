@@ -32,7 +32,7 @@ print(run.resume_step + 1, flush=True)
 for step in range(run.resume_step + 1, last):
     run.log(step, {{f"train/m{{i}}": step + i / 16 for i in range({METRICS})}})
     if step % 100 == 0:
-        for n in range(1):
+        for n in range(3):
             run.text(step, "samples", f"text {{step}} {{n}}")
         run.histogram(step, "w", [1.0, 2.0, -3.0, 0.0])
         run.alert("seen", f"at {{step}}", "info")
@@ -116,7 +116,7 @@ def check(data, run_id, attempts):
         assert (metric, count, steps) == (f"train/m{i}", STEPS, STEPS)
         assert total == STEPS * (STEPS - 1) / 2 + STEPS * i / 16
     assert len(got["values"]) == METRICS
-    assert got["texts"] == [[kept, kept]]
+    assert got["texts"] == [[3 * kept, 3 * kept]]
     assert got["alerts"] == [[kept, kept]]
     assert got["histograms"] == [[kept, kept, 4 * kept]]
     assert got["run"] == [["finished", STEPS - 1, attempts]]
