@@ -51,7 +51,9 @@ def ls(
         for row in _connect(where).runs()
         if status in ("", row["status"]) and project in ("", row["project"])
     ]
-    columns = ("run", "name", "project", "status", "last_step", "loss", "bpb", "started")
+    columns = ["run", "name", "project", "status", "last_step", "loss", "bpb", "started"]
+    # Shown where there is something to see.
+    columns += [c for c in ("unsent_bytes", "refused") if any(row.get(c) for row in rows)]
     _print(rows, columns, as_json)
 
 
@@ -164,7 +166,7 @@ def sync(
 
     reports = run_sync(path, os.environ, everything)
     rows = [vars(report) for report in reports]
-    _print(rows, ("run", "requests", "points", "skipped"), as_json)
+    _print(rows, ("run", "requests", "points", "refused", "skipped"), as_json)
 
 
 @app.command()

@@ -74,6 +74,7 @@ def _installed(module: str) -> bool:
 
 def _receiver(env: Mapping[str, str]) -> list[Finding]:
     from gaia_metrics.sending import wire
+    from gaia_metrics.sending.sender import denied_remedy
     from gaia_metrics.sending.settings import ExportSettings
     from gaia_metrics.sending.transport import connect
 
@@ -91,9 +92,7 @@ def _receiver(env: Mapping[str, str]) -> list[Finding]:
         return [Finding("ok", f"{where} takes metrics ({settings.protocol})")]
     remedy = "start it, or check address and port"
     if outcome.kind == "denied":
-        remedy = "check the token in OTEL_EXPORTER_OTLP_HEADERS"
-        if "certificate" in outcome.detail:
-            remedy = "set OTEL_EXPORTER_OTLP_CERTIFICATE to the authority's PEM file"
+        remedy = denied_remedy(outcome.detail)
     return [Finding("problem", f"{where} does not take metrics: {outcome.detail}", remedy)]
 
 
@@ -146,10 +145,11 @@ def _look_spool(run: Path) -> list[Finding]:
     if size:
         fact = f"{run}: {size / 1e6:.1f} MB wait to be sent"
         findings.append(Finding("problem", fact, f"run `gaia-metrics sync {run}`"))
-    rejected = len(list(waiting.glob("rejected-*")))
+    rejected = len(spool.refused(waiting))
     if rejected:
         fact = f"{run}: the receiver refused {rejected} batches (metrics/spool/rejected-*)"
-        findings.append(Finding("problem", fact, "see its log; the values are in the segments"))
+        remedy = f"see its log; once it is mended, run `gaia-metrics sync {run}`"
+        findings.append(Finding("problem", fact, remedy))
     return findings
 
 

@@ -23,6 +23,7 @@ from gaia_metrics.reading.table import (
     load_compact,
     save_compact,
 )
+from gaia_metrics.sending import spool
 from gaia_metrics.storage import folder, segments
 from gaia_metrics.storage.jsonl import loads
 
@@ -68,6 +69,8 @@ class LocalRun:
             "commit": info.get("git", {}).get("commit", ""),
             "host": attempts[-1]["host"] if attempts else "",
             "path": str(self.path),
+            "unsent_bytes": _unsent(self.path),
+            "refused": len(spool.refused(self.path / "metrics" / "spool")),
         }
 
     def last_line(self) -> dict:
@@ -142,3 +145,12 @@ class LocalRun:
             ]
             parts.append(pa.Table.from_arrays(columns, schema=SCHEMA))
         return pa.concat_tables(parts).unify_dictionaries() if parts else SCHEMA.empty_table()
+
+
+def _unsent(path: Path) -> int:
+    """Bytes in the spool that no receiver has acknowledged."""
+    total = 0
+    for file in spool.paths(path / "metrics" / "spool"):
+        with contextlib.suppress(OSError):  # sent meanwhile
+            total += file.stat().st_size
+    return total

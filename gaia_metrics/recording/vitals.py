@@ -95,6 +95,9 @@ class Vitals:
         if exporter is not None:
             status["unsent_bytes"] = exporter.spool.pending_bytes
             status["sending"] = exporter.sender.failing or "ok"
+            status["refused"] = len(exporter.spool.refused())
+        elif "settings" in self._warnings:
+            status["sending"] = f"off: {self._warnings['settings']}"
         name = "status.json" if self._process == 0 else f"metrics/p{self._process}.status.json"
         with contextlib.suppress(OSError):  # the segments' own warning says it
             folder.write_json(self._path / name, status)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from gaia_metrics.sending import wire
 
-MAX_POINTS = 20_000  # per request: 0.7 MB; a collector's gRPC server takes 4 MiB
+MAX_POINTS = 20_000  # that are collected before a request is made: 0.7 MB
+MAX_BYTES = 3 << 20  # of a request: a collector's gRPC server takes 4 MiB
 MAX_TEXT = 64 << 10  # characters of one text in the database; the run folder keeps all of it
 SEVERITY = {"info": 9, "warn": 13, "error": 17}
 
@@ -67,14 +68,29 @@ class Builder:
         self._metrics.append(wire.gauge("gaia.run.info", point))
 
     def flush(self) -> None:
-        """Emit what was collected."""
+        """Emit what was collected, in requests of at most MAX_BYTES."""
         if self._points or self._metrics:
             metrics = [wire.gauge(name, b"".join(p)) for name, p in self._points.items()]
-            self._emit(b"m", wire.metrics_request(self.resource, [*metrics, *self._metrics]))
+            for part in _cut([*metrics, *self._metrics]):
+                self._emit(b"m", wire.metrics_request(self.resource, part))
             self._points.clear()
             self._columns.clear()
             self._metrics.clear()
             self._count = 0
-        if self._logs:
-            self._emit(b"l", wire.logs_request(self.resource, self._logs))
-            self._logs.clear()
+        for part in _cut(self._logs):
+            self._emit(b"l", wire.logs_request(self.resource, part))
+        self._logs.clear()
+
+
+def _cut(items: list[bytes]) -> Iterator[list[bytes]]:
+    """Cut a list of encoded items into lists of at most MAX_BYTES (a larger item stands alone)."""
+    part: list[bytes] = []
+    size = 0
+    for item in items:
+        if part and size + len(item) > MAX_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(item)
+        size += len(item)
+    if part:
+        yield part

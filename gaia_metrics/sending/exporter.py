@@ -28,11 +28,18 @@ class Exporter:
         settings: ExportSettings,
         warn: Callable[[str, str, str], None],
     ) -> None:
-        limit = int(os.environ.get("GAIA_METRICS_SPOOL_MB", "8192")) << 20
+        limit = _spool_mb(warn) << 20
         self.spool = Spool(folder, process, limit)
         self.builder = Builder(resource, self._emit)
         self.sender = Sender(self.spool, settings, warn)
         self.lost_requests = 0
+        self._signals = set(settings.endpoints)
+        if b"l" not in self._signals:
+            warn(
+                "no-logs",
+                "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT is set alone: texts and alerts are not sent",
+                "set OTEL_EXPORTER_OTLP_ENDPOINT, then `gaia-metrics sync RUN --all`",
+            )
         self._warn = warn
 
     def values(self, step: int, time_ns: int, values: dict[str, float], system: bool) -> None:
@@ -55,6 +62,8 @@ class Exporter:
             )
 
     def _emit(self, signal: bytes, request: bytes) -> None:
+        if signal not in self._signals:
+            return
         try:
             self.spool.append(signal, request)
         except OSError as error:
@@ -71,3 +80,11 @@ class Exporter:
         arrived = self.sender.stop(timeout)
         self.spool.close()
         return arrived and not self.lost_requests
+
+
+def _spool_mb(warn: Callable[[str, str, str], None]) -> int:
+    text = os.environ.get("GAIA_METRICS_SPOOL_MB", "8192")
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    warn("spool-limit", f"GAIA_METRICS_SPOOL_MB={text!r} is no number of MB: 8192 is used", "")
+    return 8192

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gaia_metrics.errors import MetricsError
-from gaia_metrics.sending.outcome import Outcome, accepted
+from gaia_metrics.sending.outcome import NO_ENDPOINT, Outcome, accepted
 from gaia_metrics.sending.settings import ExportSettings
 
 _SERVICE = "/opentelemetry.proto.collector.{0}.v1.{1}Service/Export"
@@ -33,6 +33,8 @@ class GrpcTransport:
 
     def send(self, signal: bytes, request: bytes) -> Outcome:
         """Call Export once."""
+        if signal not in self._settings.endpoints:  # left by an attempt with other settings
+            return NO_ENDPOINT
         grpc, settings = self._grpc, self._settings
         try:
             call = self._channel(settings.endpoints[signal]).unary_unary(GRPC_METHODS[signal])
@@ -55,8 +57,11 @@ class GrpcTransport:
             return Outcome("denied", detail)
         if "CERTIFICATE_VERIFY_FAILED" in detail:
             return Outcome("denied", f"certificate refused: {error.details()}")
-        if code.name in ("INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND"):
+        too_large = code.name == "RESOURCE_EXHAUSTED" and "larger than max" in detail
+        if code.name == "INVALID_ARGUMENT" or too_large:
             return Outcome("rejected", detail)
+        if code.name in ("UNIMPLEMENTED", "NOT_FOUND"):
+            return Outcome("denied", f"{detail}, not from an OTLP receiver")
         if code.name == "UNAVAILABLE":  # a fresh channel resolves and connects anew
             self.close()
         return Outcome("retry", detail)

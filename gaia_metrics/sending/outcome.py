@@ -16,8 +16,8 @@ class Outcome:
     """Result of a request.
 
     Attributes:
-        kind: "ok", "retry" (not now), "denied" (token or certificate: kept until it is mended) or
-            "rejected" (the receiver will never take these bytes).
+        kind: "ok", "retry" (not now), "denied" (token, certificate or address: all is kept until
+            that is mended) or "rejected" (the receiver refuses these very bytes).
         detail: what the receiver or the network said.
         retry_after: seconds the receiver asked to wait, or 0.
     """
@@ -25,6 +25,9 @@ class Outcome:
     kind: str
     detail: str = ""
     retry_after: float = 0.0
+
+
+NO_ENDPOINT = Outcome("rejected", "no endpoint is set for this signal")
 
 
 class Transport(Protocol):

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from gaia_metrics.errors import MetricsError
 from gaia_metrics.sending.outcome import Transport
 from gaia_metrics.sending.settings import ExportSettings
-from gaia_metrics.sending.spool import Spool
+from gaia_metrics.sending.spool import Spool, read_refused
 from gaia_metrics.sending.transport import connect
 
 BACKOFF_S = (1.0, 60.0)
+RETRY_REFUSED_S = 600.0
 
 
 class Sender:
@@ -32,6 +33,7 @@ class Sender:
         self.wake = threading.Event()
         self.sent_requests = self.sent_bytes = 0
         self.failing = ""  # what went wrong last, "" while all is well
+        self._refused_due = 0.0
         self._stop_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="gaia-metrics-send", daemon=True)
         self._thread.start()
@@ -44,15 +46,27 @@ class Sender:
         return self._spool.pending_bytes == 0
 
     def _run(self) -> None:
-        try:
-            transport = connect(self._settings)
-        except MetricsError as error:
-            self.failing = error.problem
-            self._warn("export-setup", error.problem, error.remedy)
-            return
+        while not self._over():
+            try:
+                self._loop(connect(self._settings))
+                return
+            except MetricsError as error:
+                self.failing = error.problem
+                self._warn("export-setup", error.problem, error.remedy)
+                return
+            except Exception as error:  # the thread must outlive every surprise
+                self.failing = f"{type(error).__name__}: {error}"
+                self._warn(
+                    "send-error", f"sending failed: {self.failing}"[:300], "please report it"
+                )
+                self._sleep(BACKOFF_S[1])
+
+    def _loop(self, transport: Transport) -> None:
         delay = BACKOFF_S[0]
         while True:
             wait = self._send_all(transport, delay)
+            if not wait:
+                self._retry_refused(transport)
             if self._over():
                 transport.close()
                 return
@@ -63,6 +77,16 @@ class Sender:
                 delay = BACKOFF_S[0]
                 self.wake.wait(1.0)
             self.wake.clear()
+
+    def _retry_refused(self, transport: Transport) -> None:
+        """Try what was refused again, at the start and every ten minutes: it may be mended."""
+        if time.monotonic() < self._refused_due:
+            return
+        self._refused_due = time.monotonic() + RETRY_REFUSED_S
+        for path in self._spool.refused():
+            if self._stop_at is not None or transport.send(*read_refused(path)).kind != "ok":
+                return
+            path.unlink(missing_ok=True)
 
     def _over(self) -> bool:
         stop_at = self._stop_at
@@ -100,8 +124,9 @@ class Sender:
                 self._warn(
                     "rejected",
                     f"{self._settings.endpoints[frame[0]]} refuses a batch ({outcome.detail})",
-                    f"it is kept as {where.name}; run `gaia-metrics doctor`",
+                    f"it is kept as {where.name} and tried again later; see `gaia-metrics doctor`",
                 )
+                self._refused_due = time.monotonic() + RETRY_REFUSED_S
             else:
                 self._report(outcome.kind, outcome.detail, frame[0])
                 return max(outcome.retry_after, delay * random.uniform(0.8, 1.2))
@@ -110,10 +135,16 @@ class Sender:
     def _report(self, kind: str, detail: str, signal: bytes) -> None:
         self.failing = detail
         where = self._settings.endpoints[signal]
-        if kind == "denied" and "certificate" in detail:
-            remedy = "set OTEL_EXPORTER_OTLP_CERTIFICATE to the authority's PEM file"
-        elif kind == "denied":
-            remedy = "check the token in OTEL_EXPORTER_OTLP_HEADERS"
-        else:
-            remedy = "metrics are kept on disk and sent when it answers, or by `gaia-metrics sync`"
+        remedy = "metrics are kept on disk and sent when it answers, or by `gaia-metrics sync`"
+        if kind == "denied":
+            remedy = denied_remedy(detail)
         self._warn(f"send-{kind}", f"{where} did not take metrics ({detail})", remedy)
+
+
+def denied_remedy(detail: str) -> str:
+    """Return the remedy for an answer of kind "denied"."""
+    if "certificate" in detail:
+        return "set OTEL_EXPORTER_OTLP_CERTIFICATE to the authority's PEM file"
+    if "not from an OTLP receiver" in detail:
+        return "check address, port, path and http or https in OTEL_EXPORTER_OTLP_ENDPOINT"
+    return "check the token in OTEL_EXPORTER_OTLP_HEADERS"

@@ -5,6 +5,7 @@ Transport only: the truth is in the segments. Files `p0-00000001.otlp` hold fram
 bytes. The worker appends, the sender reads from the front; a file goes when every frame in it was
 acknowledged. What a killed process left is sent by its next start or by `gaia-metrics sync`;
 sending something twice does no harm, as the database keeps one value per (run, metric, step).
+What a receiver refuses lies in `rejected-p0-*` and is tried again now and then.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import os
 import re
 import threading
+import time
 from pathlib import Path
 
 from gaia_metrics.storage import crc32c
@@ -30,6 +32,17 @@ def paths(folder: Path, process: int | None = None) -> list[Path]:
         if match and (process is None or int(match[1]) == process):
             numbered.append((int(match[1]), int(match[2]), path))
     return [path for _, _, path in sorted(numbered)]
+
+
+def refused(folder: Path, process: int | None = None) -> list[Path]:
+    """Requests that a receiver refused, oldest first; of one process or of all."""
+    return sorted(folder.glob(f"rejected-p{'*' if process is None else process}-*"))
+
+
+def read_refused(path: Path) -> tuple[bytes, bytes]:
+    """(signal, request) of a refused request."""
+    data = path.read_bytes()
+    return data[:1], data[1:]
 
 
 class Spool:
@@ -116,10 +129,14 @@ class Spool:
     def set_aside(self) -> Path:
         """Keep the frame that `peek` returned aside: the receiver refuses it."""
         with self._lock:
-            target = self._folder / f"rejected-p{self._process}-{self._number:08d}-{self._next}"
+            target = self._folder / f"rejected-p{self._process}-{time.time_ns():020d}"
             target.write_bytes(self._data[self._offset + 8 : self._next])
             self._offset = self._next
             return target
+
+    def refused(self) -> list[Path]:
+        """Files of refused requests, oldest first; see `read_refused`."""
+        return refused(self._folder, self._process)
 
     def close(self) -> None:
         """Close the file being appended to; what is unsent stays."""

@@ -13,6 +13,7 @@ from gaia_metrics.errors import MetricsError
 from gaia_metrics.sending import facts, spool
 from gaia_metrics.sending.builder import Builder
 from gaia_metrics.sending.outcome import Transport
+from gaia_metrics.sending.sender import denied_remedy
 from gaia_metrics.sending.settings import ExportSettings
 from gaia_metrics.sending.transport import connect
 from gaia_metrics.storage import folder, segments
@@ -26,12 +27,14 @@ class Report:
         run: run id.
         requests, points: what arrived.
         skipped: why nothing was done, or "".
+        refused: requests that the receiver still refuses.
     """
 
     run: str
     requests: int = 0
     points: int = 0
     skipped: str = ""
+    refused: int = 0
 
 
 def sync(path: Path, env: Mapping[str, str], everything: bool = False) -> list[Report]:
@@ -49,6 +52,11 @@ def sync(path: Path, env: Mapping[str, str], everything: bool = False) -> list[R
     if settings is None:
         raise MetricsError(
             "OTEL_EXPORTER_OTLP_ENDPOINT is not set", "set it to the receiver's address"
+        )
+    if b"l" not in settings.endpoints:
+        raise MetricsError(
+            "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT is set alone, and runs hold texts",
+            "set OTEL_EXPORTER_OTLP_ENDPOINT",
         )
     runs = [p.parent for p in sorted(path.rglob("run.json"))]
     if not runs:
@@ -87,10 +95,12 @@ def _deliver(transport: Transport, signal: bytes, request: bytes, report: Report
     if outcome.kind == "ok":
         report.requests += 1
         return
-    remedy = {
-        "denied": "check the token in OTEL_EXPORTER_OTLP_HEADERS and the certificate",
-        "rejected": "see the receiver's log",
-    }.get(outcome.kind, "start the receiver and run the command again")
+    if outcome.kind == "denied":
+        remedy = denied_remedy(outcome.detail)
+    elif outcome.kind == "rejected":
+        remedy = "see the receiver's log"
+    else:
+        remedy = "start the receiver and run the command again"
     raise MetricsError(f"the receiver did not take the metrics ({outcome.detail})", remedy)
 
 
@@ -103,6 +113,14 @@ def _replay_spool(path: Path, transport: Transport, report: Report) -> None:
             _deliver(transport, *frame, report)
             waiting.acknowledge()
         waiting.close()
+    for refused in spool.refused(path):
+        signal, request = spool.read_refused(refused)
+        outcome = transport.send(signal, request)
+        if outcome.kind == "ok":
+            report.requests += 1
+            refused.unlink(missing_ok=True)
+        elif outcome.kind == "rejected":
+            report.refused += 1
 
 
 def _send_segments(

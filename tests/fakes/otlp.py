@@ -28,7 +28,8 @@ MESSAGES = {
 
 @dataclass
 class Receiver:
-    """A running receiver. `fault(n)` is asked before each request: None, an HTTP status, "reset".
+    """A running receiver. `fault(n)` is asked before each request: None, an HTTP status,
+    (status, headers) or "reset".
 
     Attributes:
         grpc_endpoint, http_endpoint: for OTEL_EXPORTER_OTLP_ENDPOINT.
@@ -177,6 +178,8 @@ def _handler(receiver: Receiver):
                 self.connection.close()
                 self.close_connection = True
                 return None
+            if isinstance(fault, tuple):  # (status, headers): what is no OTLP receiver
+                return self.answer(*fault)
             if fault is not None:
                 return self.answer(int(fault))
             message = MESSAGES[self.path]()
@@ -184,10 +187,12 @@ def _handler(receiver: Receiver):
             receiver.take(message)
             return self.answer(200)
 
-        def answer(self, status):
+        def answer(self, status, headers=None):
             self.send_response(status)
-            self.send_header("content-type", "application/x-protobuf")
-            self.send_header("content-length", "0")
+            for name, value in (headers or {"content-type": "application/x-protobuf"}).items():
+                self.send_header(name, value)
+            if status != 204:
+                self.send_header("content-length", "0")
             self.end_headers()
 
         def log_message(self, *args):
