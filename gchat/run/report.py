@@ -17,14 +17,7 @@ import numpy as np
 
 import gaia_metrics
 from gaia.config import to_yaml
-<<<<<<< HEAD:gchat/run/report.py
 from gaia.data.manifest import Manifest
-from gaia_metrics.folder import read_json
-=======
-from gaia.records import Manifest
-from gaia.runtime import Machine
-from gchat.config import TrainConfig
->>>>>>> metrics-house:gchat/report.py
 from gchat.evals.ngram import Baselines
 from gchat.model_shape import flops_per_token, matmul_params
 from gchat.run.folder import write_atomically
