@@ -67,7 +67,7 @@ def test_passed_over_batches_shift_the_ones_after():
     assert not guard.may_roll_back(9)
     later = LossGuard(GuardConfig())
     later.restore(guard.state())
-    assert later.passed_over == {2, 3, 9}
+    assert later.skipped_batches == {2, 3, 9}
 
 
 def test_skips_in_a_row_are_bounded():
