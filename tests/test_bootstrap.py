@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Stands for uv (`uv pip install …`) and for `.venv/bin/python -m pip install …`.
 INSTALLER = """#!/bin/sh
-case "$*" in "-m pip --version") exit 0 ;; esac
+case "$*" in "-m pip --version") [ -z "${NO_PIP:-}" ]; exit ;; esac
 echo "NAME index=${UV_DEFAULT_INDEX:-} $*" >> "$CALLS"
 case "$*" in
 *requirements/uv.txt*) [ -n "${CAN_GET_UV:-}" ] || exit 1; cp "$UV" .venv/bin/uv ;;
@@ -118,3 +118,9 @@ def test_a_lock_that_changed_is_installed_again(bootstrap):
     bootstrap("cpu", uv_on_path=True)
     bootstrap.stamp.write_text("another state")
     assert tools(bootstrap("cpu", uv_on_path=True)[2]) == WHOLE
+
+
+def test_a_venv_without_pip_gets_pythons_own(bootstrap):
+    status, _, calls = bootstrap("cpu", CAN_GET_UV="1", NO_PIP="1")
+    assert status == 0
+    assert tools(calls) == [("pip", "ensurepip"), ("pip", "requirements/uv.txt"), *WHOLE]
