@@ -143,7 +143,9 @@ def test_rollbacks_are_bounded(data_dir, tmp_path, order, capsys):
     assert [r["action"] for r in bad_steps(tmp_path / "run")] == ["rollback", "stop"]
 
 
-@pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
+@pytest.mark.parametrize(
+    "policy", ["stop", "skip", pytest.param("rollback", marks=pytest.mark.slow)]
+)
 def test_a_loss_that_is_nan(data_dir, tmp_path, order, overflow, capsys, policy):
     order[0][BAD] = "nan"
     status = train(data_dir, tmp_path / "run", "--guards.policy", policy)

@@ -92,7 +92,7 @@ def test_from_a_bucket_it_is_the_same_run(gcs, whole, data, tmp_path):
     assert "data/cache_misses" in runs.logged(tmp_path / "run")[-1]
 
 
-@pytest.mark.parametrize("packing", ["first_fit", "none"])
+@pytest.mark.parametrize("packing", ["none", pytest.param("first_fit", marks=pytest.mark.slow)])
 def test_the_other_packings_train(data, tmp_path, packing):
     run = arguments(data, tmp_path / "run", "--packing", packing, "--max-steps", "10")
     assert main(["train", *run]) == 0
