@@ -33,7 +33,7 @@ class UnplacedParameter(GaiaError):
 
 @dataclass(frozen=True)
 class Placement:
-    """How a parameter lies on the mesh, and what it is to the optimizer."""
+    """A parameter's place on the mesh, and its role for the optimizer."""
 
     dims: tuple[tuple[str, ...], ...]
     """Mesh axes of each dim, without the dims of a stack."""
@@ -115,7 +115,7 @@ class Described(NamedTuple):
 
     @property
     def role(self) -> Role:
-        """What it is to the optimizer."""
+        """Its group for the optimizer."""
         return self.placement.role
 
     @property
@@ -136,7 +136,7 @@ class Described(NamedTuple):
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it multiplies activations, and is not a table."""
+        """True for what multiplies activations and is not a table."""
         return self.role in ("matrix", "head")
 
 

@@ -54,7 +54,7 @@ def checked(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Call
                     "sum it over them; the gradient of a parameter that is used on heads or hidden "
                     "units is summed if it is made with within_split=True",
                 )
-        results = jax.core.eval_jaxpr(program.jaxpr, program.consts, *flat)
+        results = core.jaxpr_as_fun(program)(*flat)
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
     return traced

@@ -1,4 +1,4 @@
-"""What a training step asks of one device: parameters, FLOPs, bytes.
+"""Demands of a training step on one device: parameters, FLOPs, bytes.
 
 Parameters and optimizer state are those of the model and the optimizer themselves, traced without
 arrays (`gchat.model_shape`, `gchat.train_state`). Nothing here knows a chip. Letters: n tokens of
@@ -95,12 +95,12 @@ def local_sizes(config: TrainConfig, layout: Layout) -> Local:
 
 
 def in_attention(model: GPTConfig, param: Described) -> bool:
-    """Whether a parameter belongs to an attention."""
+    """Says if a parameter belongs to an attention."""
     return any(param.name.startswith(f"{name}.") for name, _ in model_shape(model).heads)
 
 
 def goes_back(param: Described) -> bool:
-    """Whether a matrix is split along its first dim: what it gives goes to the residual stream."""
+    """Says if a matrix is split along its first dim: its product goes to the residual stream."""
     return "tensor" in param.placement.dims[0]
 
 
