@@ -11,6 +11,7 @@ dims in front; these lie whole on every device.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -41,7 +42,7 @@ class Placement:
     within_split: bool = False
     """Whole on every device of `tensor`, each of which uses it on its own heads or hidden units."""
 
-    @property
+    @cached_property
     def axes(self) -> tuple[str, ...]:
         """All mesh axes that it is split over."""
         return tuple(axis for dim in self.dims for axis in dim)

@@ -17,7 +17,7 @@ from gaia.parallel import AXES
 from gaia.params import UnplacedParameter
 from gaia.replicas import ReplicasDiffer
 from gchat import model
-from gchat.model_shape import all_params, flops_per_token, matmul_params, model_shape
+from gchat.model_shape import all_params, flops_per_token, matmul_params
 from gchat.scaling.structure import calibrated
 from gchat.train_state import abstract_batch, abstract_state, graphdef
 from gchat.train_step import make_train_step
@@ -48,12 +48,10 @@ def with_layer(monkeypatch):
         names: dict = {}
         exec(CODE.replace(old, new) if old else CODE, names)
         monkeypatch.setattr(model, "SwiGLU", names["ReluSquared"])
-        model_shape.cache_clear()
-        calibrated.cache_clear()
+        tiny.forget_models()
 
     yield change
-    model_shape.cache_clear()
-    calibrated.cache_clear()
+    tiny.forget_models()
 
 
 def test_meshes_give_what_one_device_gives():

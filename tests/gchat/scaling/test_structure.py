@@ -11,12 +11,11 @@ import tiny
 from gaia.layers import Attention, Linear, RMSNorm
 from gaia.params import parameter
 from gchat import model
-from gchat.model_shape import flops_per_token, matmul_params, model_shape
+from gchat.model_shape import flops_per_token, matmul_params
 from gchat.scaling.counts import widths
 from gchat.scaling.plan import make_plan
 from gchat.scaling.sku import parse_fleet
 from gchat.scaling.structure import calibrated
-from gchat.train_state import optimizer_arrays
 
 CONFIG = tiny.train_config(model={"hidden": 128}, training={"batch_size": 8}).model
 
@@ -70,8 +69,7 @@ def patched(monkeypatch):
     def patch(**changes):
         for name, value in changes.items():
             monkeypatch.setattr(model, name, value)
-        for function in (model_shape, optimizer_arrays, calibrated, widths):
-            function.cache_clear()
+        tiny.forget_models()
 
     yield patch
     monkeypatch.undo()
