@@ -1,9 +1,9 @@
 """Text to token ids and back: GPT-2's BPE, a BPE trained on the corpus, or SentencePiece.
 
-The first two encode with tiktoken (20 MB/s per core). Nine special tokens for chats are reserved
-from the start, after nanochat: at the end of a trained vocabulary, for `gpt2` in the padding
-(50,257 ids round up to 50,304 rows). The ids of specials cannot come out of user text: `encode`
-never matches them.
+The first two encode with tiktoken (20 MB/s per core). Sixteen special tokens for chats
+(gchat.vocab.specials) are there from the start: at the end of a trained vocabulary, for `gpt2` in
+the padding (50,257 ids round up to 50,304 rows, which has room for 47). The ids of specials cannot
+come out of user text: `encode` never matches them.
 
 A tokenizer is stored whole, as JSON, beside the data it made and in every run:
 
@@ -11,6 +11,8 @@ A tokenizer is stored whole, as JSON, beside the data it made and in every run:
     then                    special tokens (`specials`: name -> id)
     vocab_size              ids in use
     padded_vocab_size       vocab_size rounded up to a multiple of 128: rows of the embedding
+
+Version 1 of the file had nine special tokens; such a tokenizer stays what it was.
 """
 
 import base64
@@ -26,44 +28,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import tiktoken
 
 from gaia import storage
 from gaia.data.manifest import TokenizerInfo
 from gaia.errors import ConfigError, DataError
 from gchat.vocab import forced, sentencepieces
+from gchat.vocab.byte_pairs import GPT2_PATTERN, PATTERN, BytePairs
+from gchat.vocab.specials import BOS, BY_VERSION, NEWEST, SPECIALS
 
 FILE = "tokenizer.json"
 PAD_TO = 128  # a vocabulary of 50,257 rows divides over no mesh
-BOS = "<|bos|>"
-SPECIALS = (
-    BOS,
-    "<|user_start|>",
-    "<|user_end|>",
-    "<|assistant_start|>",
-    "<|assistant_end|>",
-    "<|python_start|>",
-    "<|python_end|>",
-    "<|output_start|>",
-    "<|output_end|>",
-)
-# GPT-4's split pattern with numbers of one or two digits, which nanochat measured to be better at
-# small vocabularies (bpb 0.965 against 0.969 with one and 0.972 with three). Both patterns match
-# what the published ones do, but all alternatives without look-ahead stand in one group, and
-# nothing is possessive (it never mattered): the regex engine then runs them as one automaton
-# instead of one by one, which makes encoding 1.4 times as fast (measured, same ids).
-PATTERN = (
-    r"(?:'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n])|\s+(?!\S)|\s+"
-)
-GPT2_PATTERN = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$)|\s+(?!\S)|\s"
 # The file OpenAI published: byte-pair merges in order, from which the whole vocabulary follows.
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
 GPT2_NAMES = ("vocab.bpe", "merges.txt")  # the second is what model hubs call the same file
 GPT2_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 SENTENCEPIECE = "sentencepiece"
 _FORMAT = "gaia-tokenizer"
-_VERSION = 1
 
 
 class Codec(Protocol):
@@ -80,51 +60,6 @@ class Codec(Protocol):
     def arguments(self) -> tuple[Any, ...]: ...  # noqa: D102
 
 
-class BytePairs:
-    """Byte-pair merges by rank, applied inside what a split pattern finds."""
-
-    def __init__(self, pattern: str, ranks: Sequence[bytes]) -> None:
-        self.pattern = pattern
-        self.ranks = tuple(ranks)
-        known = set(self.ranks)
-        if len(known) != len(self.ranks) or any(bytes([b]) not in known for b in range(256)):
-            raise DataError(
-                "tokenizer: a byte is missing or a pair is listed twice", "make it again"
-            )
-        self.size = len(self.ranks)
-        self.lengths = [len(piece) for piece in self.ranks]
-        self._encoding = tiktoken.Encoding(
-            "gaia",
-            pat_str=pattern,
-            mergeable_ranks={piece: rank for rank, piece in enumerate(self.ranks)},
-            # Never allowed, so never encoded, and its id is no token's. tiktoken looks for special
-            # tokens by one pattern; of none it makes the empty one, which matches at every
-            # character: half of encode_array's time (8.6 against 16.7 MB/s).
-            special_tokens={"<|none|>": 2**31},
-        )
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text."""
-        return self._encoding.encode_ordinary(text)
-
-    def encode_array(self, text: str) -> np.ndarray:
-        """Ids as uint32 [n] (no Python list in between)."""
-        return self._encoding.encode_to_numpy(text, disallowed_special=())
-
-    def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes of ids."""
-        return self._encoding.decode_bytes(ids)
-
-    def definition(self) -> dict[str, Any]:
-        """What the stored tokenizer keeps."""
-        ranks = [base64.b64encode(piece).decode() for piece in self.ranks]
-        return {"pattern": self.pattern, "ranks": ranks}
-
-    def arguments(self) -> tuple[Any, ...]:
-        """What makes the same codec again."""
-        return self.pattern, self.ranks
-
-
 class Tokenizer:
     """An immutable tokenizer; make one with `gpt2()`, `train_bpe()`, … or `load()`.
 
@@ -135,13 +70,17 @@ class Tokenizer:
         specials: id by name.
         bos_id: id of `<|bos|>`, which begins every document.
         sha256: of the stored definition; two tokenizers with the same one give the same ids.
+        version: of the stored format; decides the special tokens.
     """
 
-    def __init__(self, kind: str, codec: Codec, specials: dict[str, int]) -> None:
+    def __init__(
+        self, kind: str, codec: Codec, specials: dict[str, int], version: int = NEWEST
+    ) -> None:
         self.kind = kind
         self.codec = codec
         self.specials = dict(specials)
-        if missing := [name for name in SPECIALS if name not in self.specials]:
+        self.version = version
+        if missing := [name for name in BY_VERSION[version] if name not in self.specials]:
             raise DataError(f"tokenizer lacks {missing}", "make it again")
         ids = sorted(self.specials.values())
         if ids != list(range(codec.size, codec.size + len(ids))):
@@ -155,12 +94,13 @@ class Tokenizer:
 
     def special(self, name: str) -> int:
         """Id of a special token, named as `<|bos|>` or `bos`; ConfigError for an unknown name."""
-        found = self.specials.get(name, self.specials.get(f"<|{name}|>"))
-        if found is None:
+        number = self.specials.get(name, self.specials.get(f"<|{name}|>"))
+        if number is None:
             raise ConfigError(
-                f"special token {name!r} is unknown", f"use one of {' '.join(self.specials)}"
+                f"special token {name!r} is unknown to this tokenizer (version {self.version})",
+                f"use one of {' '.join(self.specials)}",
             )
-        return found
+        return number
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS; text that looks like a special token stays text."""
@@ -218,7 +158,7 @@ class Tokenizer:
 
     @property
     def info(self) -> TokenizerInfo:
-        """What a manifest keeps of it."""
+        """Facts that a manifest keeps of it."""
         return TokenizerInfo(
             kind=self.kind,
             sha256=self.sha256,
@@ -231,7 +171,7 @@ class Tokenizer:
         return json.dumps(
             {
                 "format": _FORMAT,
-                "version": _VERSION,
+                "version": self.version,
                 "kind": self.kind,
                 "specials": self.specials,
                 **self.codec.definition(),
@@ -255,13 +195,19 @@ class Tokenizer:
             raise DataError(f"tokenizer {where} does not exist", "prepare the data again")
         try:
             raw = json.loads(storage.read_bytes(where))
-            if raw["format"] != _FORMAT or raw["version"] != _VERSION:
-                raise DataError(f"{where} is not a version {_VERSION} {_FORMAT}", "prepare again")
+            version = raw["version"]
+            if raw["format"] != _FORMAT or version not in BY_VERSION:
+                raise DataError(
+                    f"{where} is no {_FORMAT} of version {' or '.join(map(str, BY_VERSION))}",
+                    "prepare again",
+                )
             if raw["kind"] == SENTENCEPIECE:
                 model = base64.b64decode(raw["model"], validate=True)
-                return cls(raw["kind"], sentencepieces.Codec(model), raw["specials"])
-            ranks = [base64.b64decode(piece, validate=True) for piece in raw["ranks"]]
-            return cls(raw["kind"], BytePairs(raw["pattern"], ranks), raw["specials"])
+                codec: Codec = sentencepieces.Codec(model)
+            else:
+                ranks = [base64.b64decode(piece, validate=True) for piece in raw["ranks"]]
+                codec = BytePairs(raw["pattern"], ranks)
+            return cls(raw["kind"], codec, raw["specials"], version)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise DataError(f"tokenizer {where} is damaged ({error})", "prepare again") from error
 
@@ -269,14 +215,19 @@ class Tokenizer:
         return f"Tokenizer({self.kind}, {self.vocab_size} ids, {self.sha256[:12]})"
 
     def __reduce__(self) -> tuple:
-        return _again, (self.kind, type(self.codec), self.codec.arguments(), self.specials)
+        codec = self.codec
+        return _again, (self.kind, type(codec), codec.arguments(), self.specials, self.version)
 
 
 def _again(
-    kind: str, codec: type[Codec], arguments: tuple[Any, ...], specials: dict[str, int]
+    kind: str,
+    codec: type[Codec],
+    arguments: tuple[Any, ...],
+    specials: dict[str, int],
+    version: int,
 ) -> Tokenizer:
     """Unpickles a tokenizer (tiktoken's and SentencePiece's own objects cannot be pickled)."""
-    return Tokenizer(kind, codec(*arguments), specials)
+    return Tokenizer(kind, codec(*arguments), specials, version)
 
 
 def stored_at(path: str | Path) -> str:
@@ -311,9 +262,9 @@ def _gpt2_merges(given: str | Path | None) -> bytes:
     given = given or os.environ.get("GAIA_GPT2_DIR")
     folder = Path(given) if given else storage.home() / "gpt2-bpe"
     remedy = f"put OpenAI's {GPT2_NAMES[0]} into {folder}, or use `--tokenizer bpe`"
-    found = next((folder / name for name in GPT2_NAMES if (folder / name).is_file()), None)
-    if found is not None:
-        data = found.read_bytes()
+    file = next((folder / name for name in GPT2_NAMES if (folder / name).is_file()), None)
+    if file is not None:
+        data = file.read_bytes()
     elif given:
         raise DataError(f"GPT-2 tokenizer: no {' or '.join(GPT2_NAMES)} in {folder}", remedy)
     else:
@@ -323,8 +274,8 @@ def _gpt2_merges(given: str | Path | None) -> bytes:
         except OSError as error:
             raise DataError(f"GPT-2 tokenizer: the download failed ({error})", remedy) from error
     if hashlib.sha256(data).hexdigest() != GPT2_SHA256:
-        raise DataError(f"GPT-2 tokenizer: {found or GPT2_URL} is not the published file", remedy)
-    if found is None:
+        raise DataError(f"GPT-2 tokenizer: {file or GPT2_URL} is not the published file", remedy)
+    if file is None:
         storage.write_bytes(folder / GPT2_NAMES[0], data)
     return data
 
@@ -341,7 +292,7 @@ def train_bpe(
     years: Sequence[str] = (),
     terms: Sequence[str] = (),
 ) -> Tokenizer:
-    """Trains a byte-pair encoding; `vocab_size` counts the nine specials.
+    """Trains a byte-pair encoding; `vocab_size` counts the sixteen specials.
 
     A corpus with fewer pairs than asked for gives a smaller vocabulary.
 
@@ -350,7 +301,7 @@ def train_bpe(
         terms: words and phrases that become single tokens, alone and after a space.
 
     Raises:
-        ConfigError: vocab_size below 256 bytes + 9 specials, or too small for what is forced.
+        ConfigError: vocab_size below 256 bytes + 16 specials, or too small for what is forced.
     """
     import rustbpe  # only needed here: most runs load a tokenizer
 
@@ -386,10 +337,10 @@ def _with_forced(learned: dict[bytes, int], wanted: Sequence[str], size: int) ->
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Trains SentencePiece's BPE; `vocab_size` counts the nine specials.
+    """Trains SentencePiece's BPE; `vocab_size` counts the sixteen specials.
 
     Raises:
-        ConfigError: vocab_size below 256 bytes + 9 specials, or more than the text has pieces.
+        ConfigError: vocab_size below 256 bytes + 16 specials, or more than the text has pieces.
     """
     least = 256 + len(SPECIALS) + 64  # bytes, specials, and letters
     if vocab_size < least:

@@ -27,7 +27,7 @@ LENGTHS = "lengths.npz"
 
 
 class Lengths(NamedTuple):
-    """Of the documents of one shard, both int64 of one size."""
+    """Lengths of the documents of one shard, and how many have each; both int64 [lengths]."""
 
     length: np.ndarray
     count: np.ndarray
@@ -46,17 +46,18 @@ def write_lengths(folder: str | Path, manifest: Manifest, *, threads: int = 4) -
     """
 
     def count(shard: ShardInfo) -> tuple[np.ndarray, np.ndarray]:
-        tokens, starts = read_shard(folder, shard, manifest.tokenizer)
-        return np.unique(np.diff(np.append(starts, len(tokens))), return_counts=True)
+        stream = read_shard(folder, shard, manifest)
+        lengths = np.diff(np.append(stream.starts, len(stream.tokens_N)))
+        return np.unique(lengths, return_counts=True)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="gaia-lengths") as pool:
-        found = list(pool.map(count, manifest.train))
+        counted = list(pool.map(count, manifest.train))
     array = io.BytesIO()
     np.savez_compressed(
         array,
-        length=np.concatenate([length for length, _ in found]).astype("<u4"),
-        count=np.concatenate([counts for _, counts in found]).astype("<u4"),
-        ends=np.cumsum([len(length) for length, _ in found]).astype("<i8"),
+        length=np.concatenate([length for length, _ in counted]).astype("<u4"),
+        count=np.concatenate([counts for _, counts in counted]).astype("<u4"),
+        ends=np.cumsum([len(length) for length, _ in counted]).astype("<i8"),
         crc32c=np.array([shard.crc32c for shard in manifest.train]),
     )
     storage.write_bytes(storage.join(folder, LENGTHS), array.getvalue())

@@ -19,7 +19,7 @@ import numpy as np
 from gaia.data.batch import Batch
 from gaia.data.manifest import load_manifest
 from gaia.data.order import BatchOrder, MixtureOrder
-from gaia.data.packing import Packing
+from gaia.data.packing import Example, Packing
 from gaia.data.rows import CacheOptions, MixedRows, TokenRows
 from gaia.data.shards import read_shard
 from gaia.errors import ConfigError, DataError
@@ -70,13 +70,15 @@ class Loader(Iterator[Batch]):
         return len(self.rows) / self.batch_size
 
     def describe(self) -> str:
-        """How rows are made, and how full they are, in one sentence."""
+        """One sentence on how rows are made, how full they are, and which documents are cut."""
         rows, packing = self.rows, self.rows.packing
         if packing == "split":
             return f"packing: split, {len(rows):,} rows of {rows.seq_len}, one stream cut anywhere"
         return (
             f"packing: {packing}, {len(rows):,} rows of {rows.seq_len} are "
             f"{rows.tokens_per_row / rows.seq_len:.2%} full"
+            + f", {rows.cut_documents:,} longer documents are cut"
+            * bool(rows.cut_documents)
         )
 
     def batch(self, step: int) -> Batch:
@@ -219,10 +221,17 @@ def make_loader(
 
 
 def iter_documents(data_dir: str | Path, split: str) -> Iterator[np.ndarray]:
-    """The documents of a split in stored order: tokens [n] each, the BOS first."""
+    """Tokens [n] of each document of a split in stored order, the BOS first."""
+    return (example.tokens for example in iter_examples(data_dir, split))
+
+
+def iter_examples(data_dir: str | Path, split: str) -> Iterator[Example]:
+    """The documents of a split in stored order with their loss masks, all True where none are."""
     manifest = load_manifest(data_dir)
     for shard in manifest.shards(split):
-        tokens, starts = read_shard(data_dir, shard, manifest.tokenizer)
-        ends = np.append(starts[1:], len(tokens))
+        tokens_N, starts, mask_N = read_shard(data_dir, shard, manifest)
+        if mask_N is None:
+            mask_N = np.ones(len(tokens_N), bool)
+        ends = np.append(starts[1:], len(tokens_N))
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            yield tokens[start:end]
+            yield Example(tokens_N[start:end], mask_N[start:end])

@@ -1,4 +1,4 @@
-"""manifest.json: what a data set holds, checked before any of its shards is opened."""
+"""manifest.json: the content of a data set, checked before any of its shards is opened."""
 
 import dataclasses
 import hashlib
@@ -12,7 +12,8 @@ from gaia import storage
 from gaia.errors import DataError
 
 FORMAT = "gaia-tokens"
-VERSION = 1
+VERSION = 1  # of data whose tokens are all learned: plain text
+MASKED_VERSION = 2  # of data whose shards hold loss masks
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
 CHUNK_TOKENS = 1 << 16
@@ -21,7 +22,7 @@ WINDOW = 4  # shards shuffled together; fixed when the data is prepared, or the 
 
 @dataclasses.dataclass(frozen=True)
 class ShardInfo:
-    """What the manifest says of one shard file."""
+    """One shard file, as the manifest describes it."""
 
     name: str
     records: int
@@ -34,7 +35,7 @@ class ShardInfo:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerInfo:
-    """Which tokenizer made the ids (the tokenizer itself lies beside the shards)."""
+    """The tokenizer that made the ids (it lies beside the shards itself)."""
 
     kind: str
     sha256: str
@@ -70,9 +71,14 @@ class Manifest:
     window: int = WINDOW
     """Shards that are shuffled together (W)."""
     parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What the data was prepared with; the same parameters give the same shards."""
-    format: str = FORMAT
-    version: int = VERSION
+    """Options that the data was prepared with; the same ones give the same shards."""
+    learned: dict[str, int] | None = None
+    """Tokens by split that the loss masks let be learned; None where there are no masks."""
+
+    @property
+    def version(self) -> int:
+        """Version of the shard format: 2 where shards hold loss masks."""
+        return VERSION if self.learned is None else MASKED_VERSION
 
     def shards(self, split: str) -> tuple[ShardInfo, ...]:
         """The shards of "train" or "val"."""
@@ -91,18 +97,25 @@ class Manifest:
         return f"{_short(self.tokens('train'))} tokens across {shards} shard{'s' * (shards != 1)}"
 
     def describe(self) -> str:
-        """What the data is, in one sentence for a report."""
+        """One sentence on the data for a report."""
         made_of = ", ".join(self.sources[:3]) + (", …" if len(self.sources) > 3 else "")
         return (
             f"{self.count()} ({self.tokens('train'):,}), validation {self.tokens('val'):,} tokens; "
+            f"{self._learned_share()}"
             f"{self.documents['train']:,} and {self.documents['val']:,} documents, "
             f"{self.text_bytes['train'] / 1e6:,.1f} and {self.text_bytes['val'] / 1e6:,.1f} MB of "
             f"text from {made_of or 'an unnamed source'}; {self.tokenizer.kind} tokenizer with "
             f"{self.tokenizer.vocab_size:,} ids ({self.tokenizer.sha256[:12]})"
         )
 
+    def _learned_share(self) -> str:
+        if self.learned is None:
+            return ""
+        share = self.learned["train"] / max(1, self.tokens("train"))
+        return f"{share:.1%} of the training tokens are learned, the others only read; "
+
     def fingerprint(self) -> str:
-        """What decides the order and content of training rows, in words and a hash.
+        """Words and a hash that tell the order and content of training rows.
 
         Two data sets with the same fingerprint give the same batches, wherever they lie.
         """
@@ -115,7 +128,10 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of manifest.json, the same for the same content."""
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+        fields = dataclasses.asdict(self) | {"format": FORMAT, "version": self.version}
+        if self.learned is None:
+            del fields["learned"]  # the first version did not know it
+        return json.dumps(fields, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = MANIFEST) -> "Manifest":
@@ -126,10 +142,11 @@ class Manifest:
         """
         try:
             raw = json.loads(text)
-            if raw.get("format") != FORMAT or raw.get("version") != VERSION:
+            kind, version = raw.pop("format", None), raw.pop("version", None)
+            if kind != FORMAT or version not in (VERSION, MASKED_VERSION):
                 raise DataError(
-                    f"{where}: format {raw.get('format')!r} version {raw.get('version')!r} is not "
-                    f"{FORMAT!r} version {VERSION}",
+                    f"{where}: format {kind!r} version {version!r} is not {FORMAT!r} version "
+                    f"{VERSION} or {MASKED_VERSION}",
                     "prepare the data again with this version",
                 )
             raw["tokenizer"] = TokenizerInfo(**raw["tokenizer"])
@@ -137,6 +154,8 @@ class Manifest:
             for split in SPLITS:
                 raw[split] = tuple(ShardInfo(**shard) for shard in raw[split])
             manifest = cls(**raw)
+            if manifest.version != version:
+                raise ValueError(f"version {version} does not go with its loss masks")
             _check(manifest, where)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{where} is damaged ({error})", "prepare the data again") from error
@@ -159,6 +178,10 @@ def _check(manifest: Manifest, where: str) -> None:
         problems.append(f"dtype {manifest.dtype} cannot be that of {info.padded_vocab_size} ids")
     if not 0 <= info.bos_id < info.vocab_size <= info.padded_vocab_size:
         problems.append(f"bos_id {info.bos_id}, vocab_size {info.vocab_size} out of range")
+    if manifest.learned is not None:
+        for split in SPLITS:
+            if not 0 <= manifest.learned[split] <= manifest.tokens(split):
+                problems.append(f"learned {manifest.learned[split]} of {split} is out of range")
     if manifest.window < 1:
         problems.append(f"window {manifest.window} < 1")
     if not manifest.train:

@@ -51,16 +51,24 @@ class Plan:
     def __len__(self) -> int:
         return len(self.first_R) - 1
 
-    def gather(self, row_ids: np.ndarray, inputs_N: np.ndarray, targets_N: np.ndarray) -> Batch:
+    def gather(
+        self,
+        row_ids: np.ndarray,
+        inputs_N: np.ndarray,
+        targets_N: np.ndarray,
+        learned_N: np.ndarray | None = None,
+    ) -> Batch:
         """Rows of this plan as a batch, from the stream that it was made for.
 
         Args:
             row_ids: [B] below len(self).
             inputs_N: integer tokens.
-            targets_N: what each of them predicts, or IGNORE.
+            targets_N: the token that each of them predicts, or IGNORE.
+            learned_N: bool, where a target is learned; None for everywhere.
         """
         rows = Batch.padding(len(row_ids), self.seq_len)
         counting = np.arange(self.seq_len, dtype=np.int32)
+        unlearned_BT = None if learned_N is None else np.zeros(rows.inputs_BT.shape, bool)
         # Four copies of a slice for each piece: indices for all tokens at once would be faster
         # only where pieces have less than 40 tokens.
         for b, row in enumerate(row_ids.tolist()):
@@ -73,7 +81,11 @@ class Plan:
                 rows.targets_BT[b, here] = targets_N[start : start + n]
                 rows.positions_BT[b, here] = counting[:n]
                 rows.segments_BT[b, here] = segment
+                if learned_N is not None and unlearned_BT is not None:
+                    np.logical_not(learned_N[start : start + n], out=unlearned_BT[b, here])
                 at += n
+        if unlearned_BT is not None:
+            rows.targets_BT[unlearned_BT] = IGNORE
         return rows
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from gaia import storage
 from gaia.data import packing as packers
-from gaia.data.batch import Batch
+from gaia.data.batch import IGNORE, Batch
+from gaia.data.chunks import Stream
 from gaia.data.lengths import LENGTHS, read_lengths
 from gaia.data.manifest import Manifest, ShardInfo, load_manifest
 from gaia.data.packing import Packing
@@ -42,9 +43,11 @@ class CacheOptions:
 class _Decoded:
     """One shard in memory, as rows.
 
+    A target is learned where the mask holds for the token that is predicted. Behind a document
+    comes BOS, whatever document is next, so it is learned where the document's own BOS is.
+
     Args:
-        tokens_N: its stream.
-        starts: where its documents begin.
+        stream: its documents.
         seq_len: T.
         packing: how rows are made of it.
         bos_id: what each document begins with.
@@ -53,14 +56,17 @@ class _Decoded:
         ValueError: a document to pack begins otherwise: its predecessor would predict its text.
     """
 
-    def __init__(
-        self, tokens_N: np.ndarray, starts: np.ndarray, seq_len: int, packing: Packing, bos_id: int
-    ) -> None:
+    def __init__(self, stream: Stream, seq_len: int, packing: Packing, bos_id: int) -> None:
+        tokens_N, starts, mask_N = stream
         self.plan: packers.Plan | None = None
         self._tokens = tokens_N
+        self._learned = None if mask_N is None else _learned(mask_N, starts)
         if packing == "split":
-            rows = np.lib.stride_tricks.sliding_window_view(tokens_N, seq_len + 1)
-            self.rows_RU = rows[::seq_len]  # each overlaps the next by one token
+            # Each row overlaps the next by one token.
+            view = np.lib.stride_tricks.sliding_window_view
+            self.rows_RU = view(tokens_N, seq_len + 1)[::seq_len]
+            if self._learned is not None:
+                self._learned_RT = view(self._learned[:-1], seq_len)[::seq_len]
             return
         if (tokens_N[starts] != bos_id).any():
             raise ValueError(f"a document does not begin with BOS, id {bos_id}")
@@ -72,10 +78,22 @@ class _Decoded:
 
     def gather(self, row_ids: np.ndarray) -> Batch:
         """Rows [B] as a batch; without positions and segments where they are `split`."""
-        if self.plan is None:
-            tokens_BU = self.rows_RU[row_ids]
-            return Batch(tokens_BU[:, :-1], tokens_BU[:, 1:])
-        return self.plan.gather(row_ids, self._tokens[:-1], self._tokens[1:])
+        if self.plan is not None:
+            return self.plan.gather(row_ids, self._tokens[:-1], self._tokens[1:], self._learned)
+        tokens_BU = self.rows_RU[row_ids]
+        targets_BT = tokens_BU[:, 1:]
+        if self._learned is not None:
+            targets_BT = np.where(self._learned_RT[row_ids], targets_BT.astype(np.int32), IGNORE)
+        return Batch(tokens_BU[:, :-1], targets_BT)
+
+
+def _learned(mask_N: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """bool [N]: the target of each position is learned."""
+    learned_N = np.empty_like(mask_N)
+    learned_N[:-1] = mask_N[1:]
+    ends = np.append(starts[1:], len(mask_N)) - 1
+    learned_N[ends] = mask_N[starts]
+    return learned_N
 
 
 class TokenRows:
@@ -92,6 +110,12 @@ class TokenRows:
         manifest: of `data_dir`; read when absent.
         cache: for a gs:// `data_dir`.
         packing: how documents become rows; other than `split` needs lengths.npz.
+
+    Attributes:
+        counts: rows of each shard.
+        offsets: the first row id of each shard, and the number of rows.
+        cut_documents: documents longer than T, which packing cuts into pieces; 0 for `split`, which
+            cuts anywhere.
     """
 
     def __init__(
@@ -111,6 +135,7 @@ class TokenRows:
         self.manifest = manifest or load_manifest(data_dir)
         self.shards = self.manifest.shards(split)
         self.packing: Packing = packing
+        self.cut_documents = 0
         self.counts = self._count()
         self.offsets = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
         remote = storage.is_remote(data_dir)
@@ -142,13 +167,14 @@ class TokenRows:
         if self.split != "train":
             raise ConfigError(f"split {self.split} cannot be packed", "pack train, score the rest")
         lengths = read_lengths(self.data_dir, self.manifest)
+        self.cut_documents = sum(int(n[length > self.seq_len].sum()) for length, n in lengths)
         return np.array(
             [packers.count_rows(*each, self.seq_len, self.packing) for each in lengths], np.int64
         )
 
     @property
     def tokens_per_row(self) -> float:
-        """Of text, padding left out, in the mean."""
+        """Mean tokens of text in a row, padding left out."""
         if self.packing == "split":
             return float(self.seq_len)
         return self.manifest.tokens(self.split) / max(1, len(self))
@@ -165,30 +191,29 @@ class TokenRows:
     def _decoded(self, number: int) -> _Decoded:
         """One shard as rows; DataError where they are not those that the order counts on."""
         shard = self.shards[number]
-        tokens, starts = self._tokens(shard)
         where, remedy = storage.join(self.data_dir, shard.name), "prepare the data again"
         bos_id = self.manifest.tokenizer.bos_id
         try:
-            found = _Decoded(tokens, starts, self.seq_len, self.packing, bos_id)
+            rows = _Decoded(self._stream(shard), self.seq_len, self.packing, bos_id)
         except ValueError as error:
             raise DataError(f"shard {where}: {error}", remedy) from error
-        if len(found) != self.counts[number]:
+        if len(rows) != self.counts[number]:
             raise DataError(
-                f"shard {where} makes {len(found)} rows, {LENGTHS} says {self.counts[number]}",
+                f"shard {where} makes {len(rows)} rows, {LENGTHS} says {self.counts[number]}",
                 "run `gchat data lengths` on the local folder, and upload it again",
             )
-        return found
+        return rows
 
-    def _tokens(self, shard: ShardInfo) -> tuple[np.ndarray, np.ndarray]:
-        """One shard's tokens and where documents begin, from the cache or from where they lie."""
-        tokenizer, where = self.manifest.tokenizer, storage.join(self.data_dir, shard.name)
+    def _stream(self, shard: ShardInfo) -> Stream:
+        """One shard's documents, from the cache or from where they lie."""
+        where = storage.join(self.data_dir, shard.name)
         try:
             if self.cache is None:
-                return read_shard(self.data_dir, shard, tokenizer)
+                return read_shard(self.data_dir, shard, self.manifest)
             for again in (True, False):
                 with self.cache.open(shard) as path:
                     try:
-                        return read_shard_file(path, where, shard, tokenizer)
+                        return read_shard_file(path, where, shard, self.manifest)
                     except DataError:
                         self.cache.drop(shard)  # it was sound when it was put there
                         if not again:
@@ -287,8 +312,13 @@ class MixedRows:
         return _assemble(row_ids, self.offsets, part, self.seq_len, self.packing)
 
     @property
+    def cut_documents(self) -> int:
+        """Documents of all sources that are longer than a row."""
+        return sum(rows.cut_documents for rows in self._rows)
+
+    @property
     def tokens_per_row(self) -> float:
-        """Of text, padding left out, in the mean over all rows (not by weight)."""
+        """Mean tokens of text in a row, over all rows (not by weight)."""
         tokens = sum(rows.tokens_per_row * len(rows) for rows in self._rows)
         return tokens / max(1, len(self))
 

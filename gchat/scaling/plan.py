@@ -13,7 +13,7 @@ from gchat.scaling.sku import Fleet
 from gchat.scaling.structure import calibrated
 from gchat.scaling.verify import Compiled
 
-GPT2_VOCAB = (50_266, 50_304)
+GPT2_VOCAB = (50_273, 50_304)
 """GPT-2's ids in use with the chat specials, and padded."""
 GPU_NOTE = "GPU: every figure is an estimate; no compiler was asked and none was fitted to"
 

@@ -73,11 +73,11 @@ class Codec:
         return b"".join(map(self._bytes.__getitem__, ids))
 
     def definition(self) -> dict[str, Any]:
-        """What the stored tokenizer keeps."""
+        """Fields of the stored tokenizer."""
         return {"model": base64.b64encode(self._model).decode()}
 
     def arguments(self) -> tuple[Any, ...]:
-        """What makes the same codec again."""
+        """Arguments that make the same codec again."""
         return (self._model,)
 
 

@@ -85,7 +85,7 @@ def _row(data: Path, manifest, packing: str, seq_len: int, quick: bool) -> dict:
 
     # Counted, planned and looked at is the first shard.
     lengths, shard = read_lengths(data, manifest)[0], manifest.train[0]
-    tokens, starts = read_shard(data, shard, manifest.tokenizer)
+    tokens, starts, _ = read_shard(data, shard, manifest)
     began = time.perf_counter()
     here = packers.count_rows(*lengths, seq_len, packing)
     count_s = time.perf_counter() - began

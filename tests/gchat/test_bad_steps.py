@@ -97,7 +97,7 @@ def test_rollback_leaves_the_batch_out_bit_for_bit(data_dir, tmp_path, order, ca
     assert train(data_dir, rolled, *POLICY, "rollback") == 0
     said = capsys.readouterr().out
     assert f"at step {BAD + 1} (batch {BAD}: rows " in said and "rollback" in said
-    assert f"rolled back to step 20; batch {BAD} is passed over" in said
+    assert f"rolled back to step 20; batch {BAD} is left out" in said
     (record,) = bad_steps(rolled)
     assert (record["step"], record["batch"], record["action"]) == (BAD + 1, BAD, "rollback")
     assert len(record["rows"]) == 4

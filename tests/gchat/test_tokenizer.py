@@ -15,6 +15,7 @@ from gchat import tokenizer as tokenizers
 from gchat.tokenizer import SPECIALS, Tokenizer
 
 GPT2 = Path(__file__).parents[3] / "shared" / "data" / "gpt2-bpe"
+GOLDEN = Path(__file__).parents[1] / "golden"
 TEXTS = [f"The {i} quick brown foxes, it's {i * 37} o'clock.\n\nGrüße {i}!" for i in range(200)]
 # As published: nanochat's split pattern, and tiktoken's own for GPT-2.
 NANOCHAT_PATTERN = (
@@ -41,7 +42,7 @@ def test_gpt2_has_the_published_ids(gpt2):
     assert gpt2.encode("Hello world") == [15496, 995]
     assert gpt2.encode("The quick brown fox") == [464, 2068, 7586, 21831]
     assert gpt2.special("<|endoftext|>") == 50256
-    assert (gpt2.vocab_size, gpt2.padded_vocab_size, gpt2.bos_id) == (50266, 50304, 50257)
+    assert (gpt2.vocab_size, gpt2.padded_vocab_size, gpt2.bos_id) == (50273, 50304, 50257)
 
 
 def test_the_codecs_own_special_is_text(bpe):
@@ -54,11 +55,39 @@ def test_the_codecs_own_special_is_text(bpe):
 def test_bpe_keeps_the_specials_at_the_end(bpe):
     assert bpe.vocab_size == 380
     assert bpe.padded_vocab_size == 384
-    assert sorted(bpe.specials.values()) == list(range(371, 380))
+    assert sorted(bpe.specials.values()) == list(range(364, 380))
     assert tuple(bpe.specials) == SPECIALS
     assert bpe.special("assistant_end") == bpe.special("<|assistant_end|>")
     with pytest.raises(ConfigError, match=r"<\|nobody\|>"):
         bpe.special("<|nobody|>")
+
+
+def test_chats_of_both_styles_have_their_tags(bpe):
+    assert len(SPECIALS) == len(set(SPECIALS)) == 16
+    roles = ("user", "assistant", "system", "python", "output")
+    tags = {f"<|{role}_{end}|>" for role in roles for end in ("start", "end")}
+    assert tags | {"<|bos|>", "<|im_start|>", "<|im_end|>"} == {
+        name for name in SPECIALS if "reserved" not in name
+    }
+    assert bpe.decode([bpe.special("im_start")]) == "<|im_start|>"
+
+
+def test_a_tokenizer_of_the_first_version_stays_what_it_was(tmp_path):
+    """Made by the code of version 1; data sets and runs hold such files and their SHA-256."""
+    known = json.loads((GOLDEN / "tokenizer_v1_ids.json").read_text())
+    old = Tokenizer.load(GOLDEN / "tokenizer_v1.json")
+    for made in (old, pickle.loads(pickle.dumps(old))):
+        facts = (made.sha256, made.bos_id, made.vocab_size, made.padded_vocab_size, made.specials)
+        assert facts == tuple(
+            known[name]
+            for name in ("sha256", "bos_id", "vocab_size", "padded_vocab_size", "specials")
+        )
+        assert {text: made.encode(text) for text in known["ids"]} == known["ids"]
+        assert [made.decode(ids) for ids in known["ids"].values()] == list(known["ids"])
+        with pytest.raises(ConfigError, match=r"'im_start' is unknown .*\(version 1\)"):
+            made.special("im_start")
+    old.save(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (GOLDEN / "tokenizer_v1.json").read_bytes()
 
 
 def test_training_is_deterministic(bpe):
@@ -120,7 +149,7 @@ def test_batches_equal_single_texts(bpe):
 def test_token_bytes_count_what_text_takes(bpe):
     lengths = bpe.token_bytes()
     assert lengths.dtype == np.uint16 and lengths.shape == (384,)
-    assert not lengths[371:].any()
+    assert not lengths[364:].any()
     text = "Grüße, 12345 ducks\n"
     assert lengths[bpe.encode(text)].sum() == len(text.encode())
 
@@ -145,8 +174,9 @@ def test_storing_keeps_it_the_same(bpe, tmp_path):
     [
         lambda raw: raw | {"ranks": raw["ranks"][:300] + raw["ranks"][301:]},
         lambda raw: raw | {"ranks": ["$", *raw["ranks"][1:]]},
-        lambda raw: raw | {"specials": {"<|bos|>": 371}},
-        lambda raw: raw | {"version": 2},
+        lambda raw: raw | {"specials": {"<|bos|>": 364}},
+        lambda raw: raw | {"version": 3},
+        lambda raw: raw | {"version": 1, "specials": {}},
         lambda raw: [raw],
     ],
 )
@@ -159,8 +189,8 @@ def test_a_damaged_file_is_refused(bpe, tmp_path, damage):
 
 
 def test_impossible_requests_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="vocab_size = 264 is too small"):
-        tokenizers.train_bpe(TEXTS, 264)
+    with pytest.raises(ConfigError, match="vocab_size = 271 is too small"):
+        tokenizers.train_bpe(TEXTS, 271)
     with pytest.raises(DataError, match="does not exist"):
         Tokenizer.load(tmp_path)
     with pytest.raises(DataError, match=r"no vocab\.bpe or merges\.txt"):

@@ -196,7 +196,7 @@ def test_rows_are_slices_of_the_shard_for_any_length(data, seq_len):
     manifest = rows.manifest
     expected = []
     for shard in manifest.train:
-        stream, _ = read_shard(data, shard, manifest.tokenizer)
+        stream = read_shard(data, shard, manifest).tokens_N
         for r in range((len(stream) - 1) // seq_len):
             expected.append(stream[r * seq_len : (r + 1) * seq_len + 1])
     inputs_BT, targets_BT, *absent = rows.gather(np.arange(len(rows)))

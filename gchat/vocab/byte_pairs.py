@@ -1,0 +1,66 @@
+"""Byte-pair encoding as a codec: merges by rank inside what a split pattern gives, by tiktoken."""
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tiktoken
+
+from gaia.errors import DataError
+
+# GPT-4's split pattern with numbers of one or two digits, which nanochat measured to be better at
+# small vocabularies (bpb 0.965 against 0.969 with one and 0.972 with three). Both patterns match
+# what the published ones do, but all alternatives without look-ahead stand in one group, and
+# nothing is possessive (it never mattered): the regex engine then runs them as one automaton
+# instead of one by one, which makes encoding 1.4 times as fast (measured, same ids).
+PATTERN = (
+    r"(?:'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n])|\s+(?!\S)|\s+"
+)
+GPT2_PATTERN = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$)|\s+(?!\S)|\s"
+
+
+class BytePairs:
+    """Byte-pair merges by rank, applied inside what a split pattern finds."""
+
+    def __init__(self, pattern: str, ranks: Sequence[bytes]) -> None:
+        self.pattern = pattern
+        self.ranks = tuple(ranks)
+        known = set(self.ranks)
+        if len(known) != len(self.ranks) or any(bytes([b]) not in known for b in range(256)):
+            raise DataError(
+                "tokenizer: a byte is missing or a pair is listed twice", "make it again"
+            )
+        self.size = len(self.ranks)
+        self.lengths = [len(piece) for piece in self.ranks]
+        self._encoding = tiktoken.Encoding(
+            "gaia",
+            pat_str=pattern,
+            mergeable_ranks={piece: rank for rank, piece in enumerate(self.ranks)},
+            # Never allowed, so never encoded, and its id is no token's. tiktoken looks for special
+            # tokens by one pattern; of none it makes the empty one, which matches at every
+            # character: half of encode_array's time (8.6 against 16.7 MB/s).
+            special_tokens={"<|none|>": 2**31},
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text."""
+        return self._encoding.encode_ordinary(text)
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """Ids as uint32 [n] (no Python list in between)."""
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes of ids."""
+        return self._encoding.decode_bytes(ids)
+
+    def definition(self) -> dict[str, Any]:
+        """Fields of the stored tokenizer."""
+        ranks = [base64.b64encode(piece).decode() for piece in self.ranks]
+        return {"pattern": self.pattern, "ranks": ranks}
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Arguments that make the same codec again."""
+        return self.pattern, self.ranks
