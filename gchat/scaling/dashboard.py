@@ -34,7 +34,7 @@ STATIC = {"htmx.min.js": "text/javascript", "style.css": "text/css"}
 
 
 class Controls(BaseModel):
-    """What the sliders say; also the address of the page."""
+    """Values of the sliders; also the address of the page."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -214,7 +214,7 @@ def _step_parts(plan: Plan) -> list[tuple[str, float]]:
 
 
 def _better(plan: Plan, other: Plan | None) -> str:
-    """What another mesh would gain, where it gains more than the estimate's noise."""
+    """A sentence on a faster mesh, where it gains more than the estimate's noise."""
     if other is None or (plan.fits and other.time.seconds > 0.97 * plan.time.seconds):
         return ""
     return f"{describe(other)}: step {other.time.seconds:.3f} s, {other.why}"

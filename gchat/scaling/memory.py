@@ -39,7 +39,7 @@ class Memory:
     optimizer: int
     gradients: int
     activations: int
-    """What the layers save for the backward pass, and what one layer recomputes."""
+    """Saved by the layers for the backward pass, and recomputed by one layer in it."""
     logits: int
     """The loss: a chunk of logits, and the head's weights and gradient where it is the peak."""
     collectives: int
@@ -60,7 +60,7 @@ class Parts:
     params: float
     optimizer: float
     gradients: float
-    """Of the whole model, fp32, as far as they are this device's."""
+    """Gradients of the whole model, fp32, as far as they are this device's."""
     casts: float
     """Block matrices in the compute dtype: the compiler casts the stack once, before the loop."""
     saved: float
@@ -80,7 +80,7 @@ class Parts:
 
 
 def parts_of(config: TrainConfig, layout: Layout, chip: str = "") -> Parts:
-    """What a derived configuration holds on one device of a chip, by the sizes of its arrays."""
+    """Parts of a derived configuration on one device of a chip, by the sizes of its arrays."""
     size = local_sizes(config, layout)
     params, optimizer = state_bytes(config, layout)
     tokens, number = size.tokens, size.number
