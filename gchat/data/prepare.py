@@ -13,11 +13,9 @@ and whether or not the work was interrupted:
 On disk it takes the tokens a second time (2 or 4 bytes each) until it is done.
 """
 
-import contextlib
 import dataclasses
 import io
-import json
-import shutil
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,15 +26,19 @@ from gaia import storage
 from gaia.data.lengths import LENGTHS, write_lengths
 from gaia.data.manifest import MANIFEST, VERSION, Manifest, load_manifest, write_manifest
 from gaia.data.shards import SHARD_TOKENS, WINDOW
-from gaia.errors import ConfigError, DataError, GaiaError
+from gaia.errors import ConfigError, DataError
+from gaia.work_folder import WorkFolder, refuse_difference, unfinished
 from gchat import tokenizer as tokenizers
 from gchat.data import buckets, pool, work
 from gchat.data.sources.choose import Source
 from gchat.data.sources.unit import Corpus, Tally
-from gchat.data.work import SCRATCH, STATE, position, progress_bar
+from gchat.data.work import position, progress_bar
 from gchat.tokenizer import Tokenizer
 
 TOKEN_BYTES = "token_bytes.npy"
+WORK = "prepare"
+_WHAT = "a data set"
+_SHARD = re.compile(r"tokens-\d{5,}\.arrayrecord|test-tokens\.arrayrecord")
 _TOKENIZER_CHARS = 200_000_000  # text the BPE is trained on
 _DOCUMENT_CAP = 10_000  # characters of one document that the BPE training looks at, as in nanochat
 _SUFFIXES = {"K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -138,42 +140,38 @@ def prepare(*, progress: bool | None = None, **options: Any) -> Manifest:
     folder = given.out
     # An interrupted preparation goes on with the commit it began with, whatever main is now.
     corpus = given.corpus(None if given.overwrite else _previous(folder).get("revision"))
-    parameters = _parameters(given, corpus)
-    if given.overwrite:
-        _clear(folder)
-    if (finished := _finished(folder, parameters)) is not None:
-        if not (folder / LENGTHS).exists():  # prepared before there was packing
-            write_lengths(folder, finished)
+    chosen = _chosen_tokenizer(given)  # before anything is replaced: it may lie in `out`
+    parameters = _parameters(given, corpus, chosen)
+    if not given.overwrite and (finished := _finished(folder, parameters)) is not None:
         return finished
-    existed = folder.exists()
-    _resume(folder, parameters)
-    try:
-        encoder = _tokenizer(given, corpus, progress)
-        return _work(given, corpus, encoder, parameters, progress)
-    except GaiaError:
-        if not any((folder / SCRATCH).glob("unit-*.json")):  # bad input leaves nothing behind
-            _clear(folder)
-            if not existed and folder.exists() and not any(folder.iterdir()):
-                folder.rmdir()
-        raise
+    with WorkFolder(folder, WORK, what=_WHAT, markers="unit-*.json") as place:
+        if given.overwrite:
+            place.clear(_names(folder))
+        elif (finished := _finished(folder, parameters)) is not None:  # by another process
+            return finished
+        place.begin(parameters, [MANIFEST, LENGTHS, TOKEN_BYTES], later=_SHARD)
+        encoder = _tokenizer(given, chosen, place, corpus, progress)
+        return _work(given, corpus, encoder, place, parameters, progress)
 
 
 def _work(
     given: Options,
     corpus: Corpus,
     encoder: Tokenizer,
+    place: WorkFolder,
     parameters: dict[str, Any],
     progress: bool | None,
 ) -> Manifest:
     """Both passes and the manifest."""
     workers = given.workers or pool.cores()
-    first = work.Encode(given.out, encoder, given.seed, given.val_fraction, given.buckets)
+    first = work.Encode(place.scratch, encoder, given.seed, given.val_fraction, given.buckets)
     units = work.encode(first, corpus, workers, progress)
-    promoted = _promote(given, units)
+    promoted = _promote(given, place, units)
     dtype = encoder.info.dtype
-    runs = [buckets.Run(given.out / SCRATCH / name, dtype) for u in units for name in u["runs"]]
-    second = work.Shuffle(given.out, runs, dtype, given.buckets, promoted)
-    shards = work.shuffle(second, given.shard_limit(dtype.itemsize), workers, progress)
+    runs = [buckets.Run(place.scratch / name, dtype) for u in units for name in u["runs"]]
+    second = work.Shuffle(place.scratch, runs, dtype, given.buckets, promoted)
+    limit = given.shard_limit(dtype.itemsize)
+    shards = work.shuffle(second, place, limit, workers, progress)
     array = io.BytesIO()
     np.save(array, encoder.token_bytes())
     storage.write_bytes(given.out / TOKEN_BYTES, array.getvalue())
@@ -191,8 +189,7 @@ def _work(
     )
     write_lengths(given.out, manifest)
     write_manifest(given.out, manifest)
-    (given.out / STATE).unlink(missing_ok=True)
-    shutil.rmtree(given.out / SCRATCH, ignore_errors=True)
+    place.finish()
     return manifest
 
 
@@ -200,7 +197,7 @@ def _total(units: Sequence[dict[str, Any]], key: str) -> dict[str, int]:
     return {split: sum(unit[key][split] for unit in units) for split in ("train", "val")}
 
 
-def _promote(given: Options, units: list[dict[str, Any]]) -> int | None:
+def _promote(given: Options, place: WorkFolder, units: list[dict[str, Any]]) -> int | None:
     """Key of the document that becomes validation where the hashes chose none.
 
     Raises:
@@ -220,7 +217,7 @@ def _promote(given: Options, units: list[dict[str, Any]]) -> int | None:
         documents = _total(units, "documents")
     if documents["train"] and documents["val"]:
         return key
-    for unit in (given.out / SCRATCH).glob("unit-*.json"):  # nothing here is worth keeping
+    for unit in place.scratch.glob("unit-*.json"):  # nothing here is worth keeping
         unit.unlink()
     raise DataError(
         f"the input gave {documents['train']} training and {documents['val']} validation documents",
@@ -228,13 +225,17 @@ def _promote(given: Options, units: list[dict[str, Any]]) -> int | None:
     )
 
 
-def _parameters(given: Options, corpus: Corpus) -> dict[str, Any]:
-    """What decides the bytes of the data set; kept in the manifest."""
-    chosen = _tokenizer_parameters(given.tokenizer, given.vocab_size)
+def _parameters(given: Options, corpus: Corpus, chosen: Tokenizer | None) -> dict[str, Any]:
+    """Everything that decides the bytes of the data set; kept in the manifest."""
+    encoder: dict[str, Any] = {"tokenizer": given.tokenizer}
+    if given.tokenizer == "bpe":
+        encoder["vocab_size"] = given.vocab_size
+    elif chosen is not None:
+        encoder["tokenizer"] = chosen.sha256  # wherever its file lies
     return {
         "source": given.source,
         **corpus.identity,
-        **chosen,
+        **encoder,
         "seed": given.seed,
         "val_fraction": given.val_fraction,
         "shard_tokens": given.shard_tokens if given.shard_size is None else given.shard_size,
@@ -244,27 +245,31 @@ def _parameters(given: Options, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _tokenizer_parameters(tokenizer: str, vocab_size: int) -> dict[str, Any]:
-    if tokenizer == "bpe":
-        return {"tokenizer": "bpe", "vocab_size": vocab_size}
-    if tokenizer == "gpt2":
-        return {"tokenizer": "gpt2"}
-    if not storage.exists(tokenizer):
+def _chosen_tokenizer(given: Options) -> Tokenizer | None:
+    """The stored tokenizer that the options name; None where one is trained or published."""
+    if given.tokenizer in ("bpe", "gpt2"):
+        return None
+    if not storage.exists(given.tokenizer):
         raise ConfigError(
-            f"tokenizer = {tokenizer!r} is unknown", "use bpe, gpt2 or the path of a tokenizer.json"
+            f"tokenizer = {given.tokenizer!r} is unknown",
+            "use bpe, gpt2 or the path of a tokenizer.json",
         )
-    with storage.local_file(tokenizers.stored_at(tokenizer)) as path:
-        return {"tokenizer": storage.sha256_file(path)}  # which is that of the tokenizer
+    return Tokenizer.load(given.tokenizer)
 
 
 def _previous(folder: Path) -> dict[str, Any]:
     """Parameters of what `folder` holds, finished or not; empty when it holds nothing."""
     if (folder / MANIFEST).exists():
         return load_manifest(folder).parameters
-    if (folder / STATE).exists():
-        with contextlib.suppress(ValueError, KeyError):
-            return json.loads(storage.read_text(folder / STATE))["parameters"]
-    return {}
+    return unfinished(folder, WORK)
+
+
+def _names(folder: Path) -> list[str]:
+    """Files of the finished data set in a folder; none where there is no such set."""
+    if not (folder / MANIFEST).exists():
+        return []
+    shards = [name for name in storage.list_names(folder) if _SHARD.fullmatch(name)]
+    return [MANIFEST, LENGTHS, TOKEN_BYTES, tokenizers.FILE, *shards]
 
 
 def _finished(folder: Path, parameters: dict[str, Any]) -> Manifest | None:
@@ -273,7 +278,7 @@ def _finished(folder: Path, parameters: dict[str, Any]) -> Manifest | None:
         return None
     manifest = load_manifest(folder)
     added = {key: parameters[key] for key in _ADDED}
-    _refuse_difference(folder, added | manifest.parameters, parameters)
+    refuse_difference(folder, added | manifest.parameters, parameters, _WHAT)
     for shard in manifest.train + manifest.val:
         path = folder / shard.name
         if not path.is_file() or path.stat().st_size != shard.bytes:
@@ -281,67 +286,45 @@ def _finished(folder: Path, parameters: dict[str, Any]) -> Manifest | None:
                 f"shard {path} is missing or has another size than its manifest says",
                 "prepare again with --overwrite",
             )
+    if not (folder / LENGTHS).exists():  # prepared before there was packing
+        write_lengths(folder, manifest)
     return manifest
 
 
-def _refuse_difference(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    differing = sorted(key for key in old | new if old.get(key) != new.get(key))
-    if differing:
-        what = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing)
-        raise DataError(
-            f"out = {str(folder)!r} holds a data set made with other parameters: {what}",
-            "choose another --out, or replace it with --overwrite",
-        )
+def _tokenizer(
+    given: Options,
+    chosen: Tokenizer | None,
+    place: WorkFolder,
+    corpus: Corpus,
+    progress: bool | None,
+) -> Tokenizer:
+    """The tokenizer of the data set: taken up, loaded or trained, and stored in its folder.
 
-
-def _resume(folder: Path, parameters: dict[str, Any]) -> None:
-    """Says whose work this folder holds, or goes on with what an interrupted run left."""
-    storage.make_folder(folder / SCRATCH)
-    for place in (folder, folder / SCRATCH):
-        for leftover in place.glob(".*.tmp"):  # of a killed process
-            leftover.unlink(missing_ok=True)
-    if (folder / STATE).exists():
-        _refuse_difference(folder, _previous(folder), parameters)
-        return
-    if others := sorted(f.name for f in folder.glob("*.arrayrecord")):
-        shutil.rmtree(folder / SCRATCH)
-        raise DataError(
-            f"out = {str(folder)!r} holds {others[0]} but no manifest.json",
-            "choose another --out, or replace it with --overwrite",
-        )
-    storage.write_text(folder / STATE, json.dumps({"parameters": parameters}, indent=1))
-
-
-def _clear(folder: Path) -> None:
-    """Removes a data set, finished or not, and nothing else."""
-    for pattern in (
-        MANIFEST,
-        STATE,
-        LENGTHS,
-        TOKEN_BYTES,
-        tokenizers.FILE,
-        "*.arrayrecord",
-        ".*.tmp",
-    ):
-        for file in [*folder.glob(pattern), *folder.glob("." + pattern)]:
-            file.unlink(missing_ok=True)
-    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
-
-
-def _tokenizer(given: Options, corpus: Corpus, progress: bool | None) -> Tokenizer:
-    """Loads or trains the tokenizer and stores it in the folder."""
-    path = given.out / tokenizers.FILE
-    if path.exists():  # of the interrupted preparation with the same parameters
+    Raises:
+        DataError: somebody's tokenizer lies there, and another one is asked for.
+    """
+    path = place.folder / tokenizers.FILE
+    if place.has(tokenizers.FILE) and path.exists():  # of the interrupted preparation
         return Tokenizer.load(path)
+    if path.exists():
+        stored = Tokenizer.load(path)
+        if chosen is None or stored.sha256 != chosen.sha256:
+            raise DataError(
+                f"out = {str(place.folder)!r} holds another tokenizer than --tokenizer "
+                f"{given.tokenizer} ({stored.kind}, {stored.vocab_size:,} ids)",
+                f"use it with --tokenizer {place.folder}, or choose another --out",
+            )
+        return stored
+    place.claim(tokenizers.FILE)
     if given.tokenizer == "gpt2":
-        found = tokenizers.gpt2()
-    elif given.tokenizer == "bpe":
-        texts = training_text(corpus, given.val_fraction, progress)
-        found = tokenizers.train_bpe(texts, given.vocab_size)
+        made = tokenizers.gpt2()
+    elif chosen is not None:
+        made = chosen
     else:
-        found = Tokenizer.load(given.tokenizer)
-    found.save(path)
-    return found
+        texts = training_text(corpus, given.val_fraction, progress)
+        made = tokenizers.train_bpe(texts, given.vocab_size)
+    made.save(path)
+    return made
 
 
 def training_text(

@@ -19,14 +19,13 @@ from tqdm import tqdm
 from gaia import storage
 from gaia.data.manifest import SPLITS, ShardInfo
 from gaia.data.shards import TRAIN_NAME, VAL_NAME, ShardWriter
+from gaia.work_folder import WorkFolder
 from gchat.data import buckets, pool
 from gchat.data.sources.unit import Corpus, Tally, Unit
 from gchat.tokenizer import Tokenizer
 
-STATE = ".prepare.json"
-SCRATCH = ".prepare"
 _RUN_TOKENS = 32 << 20  # tokens held by one process in the first pass: 64 MiB of uint16
-_GROUP_NAME = ".group-{group:05d}-{{index:05d}}.arrayrecord"
+_GROUP_NAME = "group-{group:05d}-{{index:05d}}.arrayrecord"
 _VAL = -1  # the group of the validation split
 
 
@@ -47,7 +46,8 @@ def progress_bar(label: str, total: int | None, progress: bool | None, unit: str
 class Encode:
     """The first pass over one unit: (number, unit) to runs and a record of what was in it."""
 
-    folder: Path
+    scratch: Path
+    """Folder of runs and markers."""
     tokenizer: Tokenizer
     seed: int
     val_fraction: float
@@ -56,7 +56,7 @@ class Encode:
 
     def marker(self, index: int) -> Path:
         """Says that a unit is done, and what it held."""
-        return self.folder / SCRATCH / f"unit-{index:06d}.json"
+        return self.scratch / f"unit-{index:06d}.json"
 
     def __call__(self, task: tuple[int, Unit]) -> dict[str, Any]:
         """Does one unit; returns what the marker holds."""
@@ -134,7 +134,7 @@ class _Held:
             return
         name = f"unit-{self.index:06d}-{len(self.runs):04d}.run"
         buckets.write_run(
-            self.job.folder / SCRATCH / name,
+            self.job.scratch / name,
             buckets.Documents(
                 tokens=self._tokens[: self._fill],
                 lengths=np.array(self._lengths, "<u4"),
@@ -154,7 +154,8 @@ class _Held:
 class Shuffle:
     """The second pass over one group of buckets: (group, first bucket, end, shards) to shards."""
 
-    folder: Path
+    scratch: Path
+    """Folder of markers, and of the shards until they are named."""
     runs: Sequence[buckets.Run]
     dtype: np.dtype
     buckets: int
@@ -163,7 +164,7 @@ class Shuffle:
 
     def marker(self, group: int) -> Path:
         """Says that a group is done, and which shards it gave."""
-        return self.folder / SCRATCH / f"group-{'val' if group == _VAL else f'{group:06d}'}.json"
+        return self.scratch / f"group-{'val' if group == _VAL else f'{group:06d}'}.json"
 
     def __call__(self, task: tuple[int, int, int, int]) -> list[dict[str, Any]]:
         """Does one group; returns its shards."""
@@ -171,7 +172,7 @@ class Shuffle:
         options: dict[str, Any] = {"name": VAL_NAME, "shard_tokens": None}
         if group != _VAL:
             options = {"name": _GROUP_NAME.format(group=group), "shard_tokens": limit}
-        with ShardWriter(self.folder, dtype=self.dtype, **options) as writer:
+        with ShardWriter(self.scratch, dtype=self.dtype, **options) as writer:
             for bucket in range(first, end):
                 for document in self._bucket(bucket, val=group == _VAL):
                     writer.add(document)
@@ -227,9 +228,9 @@ def _fetched(todo: Sequence[tuple[int, Unit]]) -> Iterator[tuple[int, Unit]]:
 
 
 def shuffle(
-    job: Shuffle, shard_tokens: int, workers: int, progress: bool | None
+    job: Shuffle, place: WorkFolder, shard_tokens: int, workers: int, progress: bool | None
 ) -> dict[str, list[ShardInfo]]:
-    """Runs the second pass and gives the shards their names; "train" and "val" in order."""
+    """Runs the second pass and puts the shards in place; "train" and "val" in order."""
     tasks = [*_groups(job, shard_tokens), (_VAL, 0, job.buckets, 0)]
     found: dict[int, list[dict[str, Any]]] = {}
     for group, *_ in tasks:
@@ -243,8 +244,11 @@ def shuffle(
             bar.update(1)
 
         pool.run(job, todo, min(workers, len(todo)), done)
-    val = [ShardInfo(**shard) for shard in found.pop(_VAL)]
-    return {"train": _named(job.folder, [s for g in sorted(found) for s in found[g]]), "val": val}
+    val = found.pop(_VAL)
+    train = [shard for group in sorted(found) for shard in found[group]]
+    names = [TRAIN_NAME.format(index=index) for index in range(len(train))]
+    place.claim(*names, VAL_NAME)
+    return {"train": _named(place, train, names), "val": _named(place, val, [VAL_NAME])}
 
 
 def _groups(job: Shuffle, shard_tokens: int) -> Iterator[tuple[int, int, int, int]]:
@@ -265,12 +269,13 @@ def _groups(job: Shuffle, shard_tokens: int) -> Iterator[tuple[int, int, int, in
         first = end
 
 
-def _named(folder: Path, shards: Sequence[dict[str, Any]]) -> list[ShardInfo]:
-    """Renames the shards of the groups to their places in the whole."""
+def _named(
+    place: WorkFolder, shards: Sequence[dict[str, Any]], names: Sequence[str]
+) -> list[ShardInfo]:
+    """Moves shards from the scratch folder to their names in the data set."""
     named = []
-    for index, shard in enumerate(shards):
-        name = TRAIN_NAME.format(index=index)
-        if (folder / shard["name"]).exists():  # else an interrupted run has renamed it
-            (folder / shard["name"]).rename(folder / name)
+    for shard, name in zip(shards, names, strict=True):
+        if (place.scratch / shard["name"]).exists():  # else an interrupted run has moved it
+            (place.scratch / shard["name"]).rename(place.folder / name)
         named.append(dataclasses.replace(ShardInfo(**shard), name=name))
     return named

@@ -6,7 +6,6 @@ not the work was interrupted. report.json is written last.
 
 import dataclasses
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from gaia import storage
-from gaia.errors import ConfigError, DataError, GaiaError
+from gaia.errors import ConfigError, DataError
+from gaia.work_folder import WorkFolder, refuse_difference
 from gchat.data import pool
 from gchat.data.curation import chunks, contamination, report, stages
 from gchat.data.curation.engines import run_stage
@@ -24,7 +24,7 @@ from gchat.data.curation.scores import KenLM, Maker, Ngram
 from gchat.data.sources.unit import Corpus
 from gchat.data.work import progress_bar
 
-STATE = "parameters.json"
+_WHAT = "a curation"
 
 
 def curate(options: Options, scorer: Maker | None = None, progress: bool | None = None) -> dict:
@@ -47,55 +47,35 @@ def curate(options: Options, scorer: Maker | None = None, progress: bool | None 
     corpus = options.corpus()
     parameters = json.loads(json.dumps(options.parameters(corpus.identity)))
     folder = options.out
-    if options.overwrite:
-        _clear(folder)
-    if (folder / report.JSON).exists():
-        _refuse_difference(folder, report.load(folder)["parameters"], parameters)
-        return report.load(folder)
-    existed = folder.exists()
-    try:
-        _begin(folder, parameters)
-        return _run(options, corpus, scorer, parameters, progress)
-    except GaiaError:
-        if not any((folder / stages.SCRATCH).glob("filter-*.json")):
-            _clear(folder)
-            if not existed and folder.exists() and not any(folder.iterdir()):
-                folder.rmdir()
-        raise
+    if not options.overwrite and (finished := _finished(folder, parameters)) is not None:
+        return finished
+    with WorkFolder(folder, stages.WORK, what=_WHAT, markers="filter-*.json") as place:
+        if options.overwrite:
+            place.clear(_names(folder))
+        elif (finished := _finished(folder, parameters)) is not None:  # by another process
+            return finished
+        parts = [stages.part_name(index) for index in range(len(corpus.units))]
+        place.begin(parameters, [report.JSON, report.MARKDOWN, report.PICTURE, *parts])
+        result = _run(options, corpus, scorer, parameters, progress)
+        place.finish()
+        return result
 
 
-def _begin(folder: Path, parameters: dict[str, Any]) -> None:
-    """Says whose work this folder holds, or goes on with what an interrupted run left."""
-    storage.make_folder(folder / stages.SCRATCH)
-    state = folder / stages.SCRATCH / STATE
-    if state.exists():
-        _refuse_difference(folder, json.loads(storage.read_text(state)), parameters)
-    elif others := sorted(f.name for f in folder.glob("part-*")):
-        shutil.rmtree(folder / stages.SCRATCH)
-        raise DataError(
-            f"out = {str(folder)!r} holds {others[0]} but no {report.JSON}",
-            "choose another --out, or replace it with --overwrite",
-        )
-    else:
-        storage.write_text(state, json.dumps(parameters))
-    for place in (folder, folder / stages.SCRATCH):
-        for leftover in place.glob(".*.tmp"):  # of a killed process
-            leftover.unlink(missing_ok=True)
+def _finished(folder: Path, parameters: dict[str, Any]) -> dict | None:
+    """The report in `folder`; DataError where it is of a curation with other parameters."""
+    if not (folder / report.JSON).exists():
+        return None
+    finished = report.load(folder)
+    refuse_difference(folder, finished["parameters"], parameters, _WHAT)
+    return finished
 
 
-def _refuse_difference(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    if differing := sorted(key for key in old | new if old.get(key) != new.get(key)):
-        raise DataError(
-            f"out = {str(folder)!r} holds a curation with other options: {', '.join(differing)}",
-            "choose another --out, or replace it with --overwrite",
-        )
-
-
-def _clear(folder: Path) -> None:
-    for pattern in ("part-*.jsonl.zst", "report.*", ".*.tmp"):
-        for file in folder.glob(pattern):
-            file.unlink(missing_ok=True)
-    shutil.rmtree(folder / stages.SCRATCH, ignore_errors=True)
+def _names(folder: Path) -> list[str]:
+    """Files of the finished curation in a folder; none where there is no report."""
+    if not (folder / report.JSON).exists():
+        return []
+    parts = [name for name in storage.list_names(folder) if stages.PART.fullmatch(name)]
+    return [report.JSON, report.MARKDOWN, report.PICTURE, *parts]
 
 
 def _run(
@@ -141,7 +121,6 @@ def _run(
             "loosen these rules, or leave their family out with --rules",
         )
     report.write(options.out, found, _removed(filtered, finished))
-    shutil.rmtree(options.out / stages.SCRATCH, ignore_errors=True)
     return found
 
 

@@ -11,6 +11,7 @@ returns at once, and one that is repeated writes the same bytes.
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,9 +30,16 @@ from gchat.data.curation.shingles import hashed
 from gchat.data.sources.unit import Row, Tally, Unit
 from gchat.data.work import position
 
-SCRATCH = ".curate"
+WORK = "curate"
+SCRATCH = f".{WORK}"
+PART = re.compile(r"part-\d{6,}\.jsonl\.zst")
 _BATCH_DOCUMENTS = 512
 _BATCH_CHARS = 4 << 20
+
+
+def part_name(unit: int) -> str:
+    """Name of the output file of a unit."""
+    return f"part-{unit:06d}.jsonl.zst"
 
 
 def marker(folder: Path, stage: str, index: int) -> Path:
@@ -247,7 +255,7 @@ class Finish:
         matched = Counter({pattern: 0 for pattern, _ in upsampling})
         removed = Removed()
         written = Counter(documents=0, bytes=0, different=0, skipped=0)
-        with chunks.OutputFile(folder / f"part-{task:06d}.jsonl.zst") as output:
+        with chunks.OutputFile(folder / part_name(task)) as output:
             for name in filtered["chunks"]:
                 part = chunks.Chunk(folder / SCRATCH, name)
                 for row, reason in self._judged(part):

@@ -131,13 +131,17 @@ def test_an_interrupted_preparation_goes_on(corpus, tmp_path, monkeypatch, stop_
         if stop_at == "tokenizer":
             patch.setattr("gchat.tokenizer.train_bpe", interrupt)
         if stop_at == "named":  # half of the shards have their names
-            patch.setattr(work, "_named", lambda f, s: (rename(f, s[: len(s) // 2]), interrupt()))
+            patch.setattr(
+                work,
+                "_named",
+                lambda p, s, n: (rename(p, s[: len(s) // 2], n[: len(s) // 2]), interrupt()),
+            )
         if stop_at == "finish":
             patch.setattr("gchat.data.prepare.write_manifest", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(corpus, tmp_path / "cut")
     assert not (tmp_path / "cut" / "manifest.json").exists()
-    (tmp_path / "cut" / ".tokens-00009.arrayrecord.1.ab.tmp").write_text("left by kill -9")
+    (tmp_path / "cut" / ".lengths.npz.1.ab.tmp").write_text("left by kill -9")
     stop_at = None
     with monkeypatch.context() as patch:  # what was finished is not done again
         patch.setattr(work.Encode, "__call__", first)

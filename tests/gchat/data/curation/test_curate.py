@@ -78,7 +78,7 @@ def test_a_finished_curation_is_taken_or_refused(tmp_path):
     report = run(tmp_path)
     before = content(tmp_path / "out")
     assert run(tmp_path) == report
-    with pytest.raises(DataError, match="with other options: pii; choose another --out"):
+    with pytest.raises(DataError, match="other parameters: pii False -> True; choose another"):
         run(tmp_path, pii=True)
     assert content(tmp_path / "out") == before
     assert run(tmp_path, pii=True, overwrite=True)["parameters"]["pii"]
