@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from gaia.config import parse
 from gaia.errors import ConfigError
 from gchat.config import load
-from gchat.scaling.plan import Plan, derived, make_plan
+from gchat.scaling.plan import Plan, derived, describe, make_plan
 from gchat.scaling.search import best, search
 from gchat.scaling.sku import parse_fleet
 from gchat.scaling.verify import check_can_verify, compile_step
@@ -118,14 +118,6 @@ def _say_tried(plan: Plan) -> None:
     compiled = plan.compiled
     seconds = f", compiled in {compiled.compile_seconds:.0f} s" if compiled else ""
     print(f"{describe(plan)}: {plan.why}{seconds}", file=sys.stderr, flush=True)
-
-
-def describe(plan: Plan) -> str:
-    """Rows, rematerialisation and mesh in a few words."""
-    training = plan.config.training
-    rows = training.amounts.batch_size // training.grad_accum // plan.layout.row_groups
-    accum = f", grad_accum {training.grad_accum}" if training.grad_accum > 1 else ""
-    return f"{rows} rows per device{accum}, remat {plan.config.model.remat}, mesh {plan.layout}"
 
 
 def _show(plan: Plan, best: Plan | None, said: list[str], options: PlanOptions) -> None:

@@ -24,8 +24,7 @@ from gaia.parallel import MeshConfig
 from gchat.config import TrainConfig, TrainingConfig
 from gchat.model import GPTConfig
 from gchat.model_shape import all_params
-from gchat.scaling.cli import describe
-from gchat.scaling.plan import Plan, derived
+from gchat.scaling.plan import Plan, derived, describe
 from gchat.scaling.search import best, candidates
 from gchat.scaling.sku import Fleet, fleet_of, parse_fleet
 

@@ -161,3 +161,11 @@ def make_plan(config: TrainConfig, fleet: Fleet) -> Plan:
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB"
+
+
+def describe(plan: Plan) -> str:
+    """Rows, rematerialisation and mesh in a few words."""
+    training = plan.config.training
+    rows = training.amounts.batch_size // training.grad_accum // plan.layout.row_groups
+    accum = f", grad_accum {training.grad_accum}" if training.grad_accum > 1 else ""
+    return f"{rows} rows per device{accum}, remat {plan.config.model.remat}, mesh {plan.layout}"
