@@ -4,6 +4,7 @@
 #     deploy/up.sh                                   # https://localhost, own certificate authority
 #     deploy/up.sh --domain metrics.example.org      # a public name: certificate by ACME
 #     deploy/up.sh --domain … --public               # anyone may look, without an account
+#     deploy/up.sh --keep-days 400                   # delete values that are older; 0 keeps all
 #     deploy/up.sh --down                            # stop; the data stays in its volumes
 #     deploy/up.sh … --dry-run                       # say what would be done
 set -euo pipefail
@@ -11,14 +12,15 @@ cd "$(dirname "$0")"
 # shellcheck source=secrets.sh
 . ./secrets.sh
 
-domain="" public=false dry=false
+domain="" public=false keep="" dry=false
 while [ $# -gt 0 ]; do
     case $1 in
         --domain) domain=${2:?--domain needs a name}; shift 2 ;;
         --public) public=true; shift ;;
+        --keep-days) keep=${2:?--keep-days needs a number}; shift 2 ;;
         --dry-run) dry=true; shift ;;
         --down) exec docker compose down ;;
-        -h | --help) sed -n '2,8s/^# \{0,1\}//p' "${0##*/}"; exit 0 ;;
+        -h | --help) sed -n '2,9s/^# \{0,1\}//p' "${0##*/}"; exit 0 ;;
         *) echo "up.sh: unknown option $1; see up.sh --help" >&2; exit 2 ;;
     esac
 done
@@ -32,9 +34,17 @@ if [[ ! $domain =~ ^[A-Za-z0-9.-]+$ ]]; then
     echo "up.sh: --domain $domain is no host name; give a name such as metrics.example.org" >&2
     exit 2
 fi
+if [[ ! $keep =~ ^[0-9]{0,5}$ ]]; then
+    echo "up.sh: --keep-days $keep is no number of days; give one such as 400, or 0" >&2
+    exit 2
+fi
 explore=true
 if [ "$public" = true ]; then explore=false; fi
-settings=$(printf 'GAIA_DOMAIN=%s\nGAIA_PUBLIC=%s\nGAIA_EXPLORE=%s' "$domain" "$public" "$explore")
+# Without a public name the ports are for this machine alone (Docker's rules pass by ufw).
+bind=0.0.0.0
+if [ "$domain" = localhost ]; then bind=127.0.0.1; fi
+settings=$(printf 'GAIA_DOMAIN=%s\nGAIA_BIND=%s\nGAIA_PUBLIC=%s\nGAIA_EXPLORE=%s\nGAIA_KEEP_DAYS=%s' \
+    "$domain" "$bind" "$public" "$explore" "$keep")
 start=(docker compose up --detach --wait --wait-timeout 300 caddy grafana clickhouse)
 if [ "$dry" = true ]; then
     printf 'make what is missing in %s/secrets\nwrite %s/.env:\n%s\nrun: %s\nimages:\n' \

@@ -285,7 +285,7 @@ def _lookup(dtype: jnp.dtype, table_VD: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def _own_rows(table_VD: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Whether this device holds the row of each id, and where."""
+    """(True where this device holds the row of an id, its index here) for each id."""
     row = ids - parallel.index("tensor") * table_VD.shape[0]
     here = (row >= 0) & (row < table_VD.shape[0])
     return here, jnp.where(here, row, 0)

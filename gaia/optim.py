@@ -19,7 +19,7 @@ from gaia.errors import ConfigError
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How parameters are updated."""
+    """The update rule of the parameters, and its rates."""
 
     name: Literal["adamw", "muon"] = "adamw"
     """adamw for everything, or muon for block matrices and adamw for the rest."""

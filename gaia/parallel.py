@@ -32,6 +32,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gaia.errors import ConfigError
+from gaia.replicas import checked
 
 AXES = ("replica", "fsdp", "sequence", "tensor")
 ROWS = ("replica", "fsdp")
@@ -198,9 +199,14 @@ def to_host(x: jax.Array) -> np.ndarray:
 
 
 def per_device(function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any):
-    """`function` run by each device on its part of the arguments; on one device, itself."""
+    """`function` run by each device on its part of the arguments; on one device, itself.
+
+    Raises:
+        ReplicasDiffer: when it is traced; a result is not what its spec says (`gaia.replicas`).
+    """
     if mesh.size == 1:
         return function
+    function = checked(function, in_specs, out_specs)
     return jax.shard_map(
         function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )

@@ -11,6 +11,7 @@ dims in front; these lie whole on every device.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -33,7 +34,7 @@ class UnplacedParameter(GaiaError):
 
 @dataclass(frozen=True)
 class Placement:
-    """How a parameter lies on the mesh, and what it is to the optimizer."""
+    """A parameter's place on the mesh, and its role for the optimizer."""
 
     dims: tuple[tuple[str, ...], ...]
     """Mesh axes of each dim, without the dims of a stack."""
@@ -41,7 +42,7 @@ class Placement:
     within_split: bool = False
     """Whole on every device of `tensor`, each of which uses it on its own heads or hidden units."""
 
-    @property
+    @cached_property
     def axes(self) -> tuple[str, ...]:
         """All mesh axes that it is split over."""
         return tuple(axis for dim in self.dims for axis in dim)
@@ -115,7 +116,7 @@ class Described(NamedTuple):
 
     @property
     def role(self) -> Role:
-        """What it is to the optimizer."""
+        """Its group for the optimizer."""
         return self.placement.role
 
     @property
@@ -136,7 +137,7 @@ class Described(NamedTuple):
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it multiplies activations, and is not a table."""
+        """True for what multiplies activations and is not a table."""
         return self.role in ("matrix", "head")
 
 

@@ -1,4 +1,4 @@
-"""`gaia-metrics`: look at runs, compare, export, send, explain. Errors: one line, exit code 2."""
+"""`gaia-metrics`: list, compare, export, send and explain runs. A mistake exits with code 2."""
 
 from __future__ import annotations
 
@@ -21,24 +21,28 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Runs on this disk, in a bucket (gs://), on a machine (ssh://) or in the database "
-    "(clickhouse://HOST:8123).",
+    help="Read and send runs, which lie in a folder, in a bucket (gs://), on a machine (ssh://) or "
+    "in the database (clickhouse://HOST:8123).",
 )
 Where = Annotated[
-    str, typer.Option("--dir", "-d", envvar="GAIA_RUNS", help="Folder or address of the runs.")
+    str,
+    typer.Option(
+        "--dir", "-d", envvar="GAIA_RUNS", help="Read the runs of this folder or address."
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Runs = Annotated[list[str], typer.Argument(help="Run ids, folder names or names.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Runs = Annotated[list[str], typer.Argument(help="Name runs by id, folder or name.")]
 Metrics = Annotated[
-    list[str] | None, typer.Option("--metric", "-m", help="Metric name; repeat for more.")
+    list[str] | None,
+    typer.Option("--metric", "-m", help="Take only this metric; repeat it for several."),
 ]
 
 
 @app.command()
 def ls(
     where: Where = "runs",
-    status: Annotated[str, typer.Option(help="Only runs with this status.")] = "",
-    project: Annotated[str, typer.Option(help="Only runs of this project.")] = "",
+    status: Annotated[str, typer.Option(help="List only runs with this status.")] = "",
+    project: Annotated[str, typer.Option(help="List only runs of this project.")] = "",
     as_json: Json = False,
 ) -> None:
     """List runs, newest first."""
@@ -47,14 +51,16 @@ def ls(
         for row in _connect(where).runs()
         if status in ("", row["status"]) and project in ("", row["project"])
     ]
-    columns = ("run", "name", "project", "status", "last_step", "loss", "bpb", "started")
+    columns = ["run", "name", "project", "status", "last_step", "loss", "bpb", "started"]
+    # Shown where there is something to see.
+    columns += [c for c in ("unsent_bytes", "refused") if any(row.get(c) for row in rows)]
     _print(rows, columns, as_json)
 
 
 @app.command()
 def show(run: Annotated[str, typer.Argument()], where: Where = "runs", as_json: Json = False):
-    """One run: its facts, metrics, alerts."""
-    from gaia_metrics.facts import flatten
+    """Print one run: its config, metrics and alerts."""
+    from gaia_metrics.config import flatten
 
     source = _connect(where)
     metrics, config = source.metrics(run), source.config(run)
@@ -71,7 +77,7 @@ def show(run: Annotated[str, typer.Argument()], where: Where = "runs", as_json: 
 
 @app.command()
 def compare(runs: Runs, where: Where = "runs", as_json: Json = False) -> None:
-    """Runs side by side: last values, and the config fields that differ."""
+    """Print runs side by side: last values, and the config fields that differ."""
     from gaia_metrics.query import comparison
 
     rows = comparison(_connect(where), runs)
@@ -88,14 +94,18 @@ def export(
     runs: Runs,
     where: Where = "runs",
     metric: Metrics = None,
-    x: Annotated[str, typer.Option("-x", "--x", help="step, time, tokens or flops.")] = "step",
-    points: Annotated[int, typer.Option(help="At most so many per series; 0: all.")] = 0,
+    x: Annotated[
+        str, typer.Option("-x", "--x", help="Choose the x axis: step, time, tokens or flops.")
+    ] = "step",
+    points: Annotated[
+        int, typer.Option(help="Reduce each series to this many points; 0 keeps all.")
+    ] = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="A .csv or .parquet file.")
+        Path | None, typer.Option("--out", "-o", help="Write to this .csv or .parquet file.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Values in long form (run, metric, x, value) as CSV, Parquet or JSON."""
+    """Write values in long form (run, metric, x, value) as CSV, Parquet or JSON."""
     source = _connect(where)
     wanted = metric or sorted({m["metric"] for run in runs for m in source.metrics(run)})
     columns = source.series(runs, wanted, x, points)
@@ -119,12 +129,12 @@ def export(
 def tail(
     run: Annotated[str, typer.Argument()],
     where: Where = "runs",
-    lines: Annotated[int, typer.Option("-n", help="Lines to begin with.")] = 10,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more.")] = False,
+    lines: Annotated[int, typer.Option("-n", help="Begin with this many lines.")] = 10,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more lines.")] = False,
     as_json: Json = False,
 ) -> None:
-    """The newest lines of a run's metrics.jsonl."""
-    from gaia_metrics.local import LocalSource
+    """Print the newest lines of a run's metrics.jsonl."""
+    from gaia_metrics.reading.local import LocalSource
 
     source = _connect(where)
     if not isinstance(source, LocalSource):
@@ -145,26 +155,65 @@ def tail(
 
 @app.command()
 def sync(
-    path: Annotated[Path, typer.Argument(help="A run folder, or the folder above.")],
+    path: Annotated[Path, typer.Argument(help="Take a run folder, or the folder above it.")],
     everything: Annotated[
-        bool, typer.Option("--all", help="Also what was sent while recording.")
+        bool, typer.Option("--all", help="Send again what was sent while recording.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Send what was recorded offline to OTEL_EXPORTER_OTLP_ENDPOINT."""
-    from gaia_metrics.sync import sync as run_sync
+    from gaia_metrics.sending.sync import sync as run_sync
 
     reports = run_sync(path, os.environ, everything)
     rows = [vars(report) for report in reports]
-    _print(rows, ("run", "requests", "points", "skipped"), as_json)
+    _print(rows, ("run", "requests", "points", "refused", "skipped"), as_json)
+
+
+@app.command()
+def delete(
+    runs: Runs,
+    where: Where = "runs",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would go.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete the metrics of runs, here or in the database; checkpoints stay.
+
+    The database needs a user that may: GAIA_CLICKHOUSE_USER=gaia_admin.
+    """
+    source = _connect(where)
+    known = {row["run"]: row for row in source.runs()}
+    rows = [known[_run_id(known, key)] for key in runs]
+    columns = ("run", "name", "project", "status", "last_step", "started")
+    if not as_json:
+        _print(rows, columns, False)
+    if not dry_run:
+        if not yes and not sys.stdin.isatty():
+            raise MetricsError("delete needs a yes", "pass --yes")
+        if yes or typer.confirm(f"Delete {len(rows)} of {len(known)} runs?"):
+            for row in rows:
+                source.delete(row["run"])
+    if as_json:
+        _json({"deleted": [] if dry_run else [row["run"] for row in rows], "runs": rows})
+
+
+def _run_id(known: dict[str, dict], key: str) -> str:
+    """Find a run by id or name; a name that several runs have is a mistake here."""
+    matching = [run for run, row in known.items() if key in (run, row["name"])]
+    if len(matching) != 1:
+        problem = "is the name of several runs" if matching else "is not there"
+        raise MetricsError(f"run={key!r} {problem}", "give a run id; see `gaia-metrics ls`")
+    return matching[0]
 
 
 @app.command()
 def doctor(
-    path: Annotated[Path, typer.Argument(help="A run folder, or the folder above.")] = Path("runs"),
+    path: Annotated[Path, typer.Argument(help="Take a run folder, or the folder above it.")] = Path(
+        "runs"
+    ),
     as_json: Json = False,
 ) -> None:
-    """Explain what is wrong with recording and sending. Exit code 1 where there is a problem."""
+    """Explain problems of recording and sending; exit with code 1 where there is one."""
     from gaia_metrics.doctor import examine
 
     findings = examine(path, os.environ)
@@ -173,16 +222,20 @@ def doctor(
     else:
         for finding in findings:
             remedy = f" -> {finding.remedy}" if finding.remedy else ""
-            print(f"{finding.level:8}{finding.what}{remedy}")
+            print(f"{finding.level:8}{finding.fact}{remedy}")
     if any(finding.level == "problem" for finding in findings):
         raise typer.Exit(1)
 
 
 @app.command()
 def ui(
-    where: Annotated[str, typer.Argument(help="Folder, gs://… or ssh://host/path.")] = "runs",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 6006,
+    where: Annotated[
+        str, typer.Argument(help="Serve the runs of a folder, gs://… or ssh://host/path.")
+    ] = "runs",
+    host: Annotated[str, typer.Option(help="Listen on this address.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Listen on this port; 0 picks a free one.")
+    ] = 6006,
 ) -> None:
     """Serve the dashboard of the runs below a folder."""
     from gaia_metrics.ui.server import serve
@@ -202,13 +255,13 @@ def _connect(where: str) -> Any:
 
 
 def _clean(value: Any) -> Any:
-    """JSON has no NaN: text, as in metrics.jsonl."""
+    """Write NaN and infinities as text, as metrics.jsonl does: JSON has neither."""
     if isinstance(value, dict):
         return {k: _clean(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
-        from gaia_metrics.jsonl import named
+        from gaia_metrics.storage.jsonl import named
 
         return named(value)
     return value
@@ -243,7 +296,7 @@ def _line(row: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point: a mistake becomes one line on stderr and exit code 2 (--debug: traceback)."""
+    """Run the command line; a mistake is one line on stderr and exit code 2 (see --debug)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     run: Callable[..., Any] = app

@@ -1,4 +1,4 @@
-"""`gaia-metrics doctor`: says what is wrong with recording and sending, and what to do."""
+"""`gaia-metrics doctor`: problems of recording and sending, each with its remedy."""
 
 from __future__ import annotations
 
@@ -11,40 +11,41 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gaia_metrics import folder, segments, spool
 from gaia_metrics.errors import MetricsError
+from gaia_metrics.sending import spool
+from gaia_metrics.storage import folder, segments
 
 LOW_DISK = 1 << 30
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One result of the examination.
 
     Attributes:
         level: "ok", "note" or "problem".
-        what: what was found.
-        remedy: what to do, or "".
+        fact: the sentence to show, naming file and figure.
+        remedy: the command or change that mends it, or "".
     """
 
     level: str
-    what: str
+    fact: str
     remedy: str = ""
 
     def as_dict(self) -> dict:
-        """For --json."""
+        """Return the finding as `--json` prints it."""
         return asdict(self)
 
 
 def examine(path: Path, env: Mapping[str, str]) -> list[Finding]:
-    """Look at the extras, the receiver, and every run at or below `path`."""
+    """Examine the installed extras, the receiver, and every run at or below `path`."""
     findings = _extras() + _receiver(env) + _disk(path)
     runs = [p.parent for p in sorted(path.rglob("run.json"))] if path.is_dir() else []
     if not runs:
         findings.append(Finding("note", f"{path} holds no run", "give the folder of your runs"))
     for run in runs:
-        found = [f for look in _LOOKS for f in _safely(look, run)]
-        findings += found or [Finding("ok", f"{run}: whole")]
+        of_run = [finding for look in _LOOKS for finding in _safely(look, run)]
+        findings += of_run or [Finding("ok", f"{run}: whole")]
     return findings
 
 
@@ -57,8 +58,8 @@ def _extras() -> list[Finding]:
     for extra, modules in wanted.items():
         missing = [m for m in modules if not _installed(m)]
         if missing:
-            what = f"not installed: {', '.join(missing)}"
-            findings.append(Finding("note", what, f"install gaia[{extra}] if you need them"))
+            fact = f"not installed: {', '.join(missing)}"
+            findings.append(Finding("note", fact, f"install gaia[{extra}] if you need them"))
         else:
             findings.append(Finding("ok", f"extra `{extra}` is installed"))
     return findings
@@ -72,8 +73,10 @@ def _installed(module: str) -> bool:
 
 
 def _receiver(env: Mapping[str, str]) -> list[Finding]:
-    from gaia_metrics import wire
-    from gaia_metrics.transport import ExportSettings, connect
+    from gaia_metrics.sending import wire
+    from gaia_metrics.sending.sender import denied_remedy
+    from gaia_metrics.sending.settings import ExportSettings
+    from gaia_metrics.sending.transport import connect
 
     try:
         settings = ExportSettings.from_env(env)
@@ -89,14 +92,12 @@ def _receiver(env: Mapping[str, str]) -> list[Finding]:
         return [Finding("ok", f"{where} takes metrics ({settings.protocol})")]
     remedy = "start it, or check address and port"
     if outcome.kind == "denied":
-        remedy = "check the token in OTEL_EXPORTER_OTLP_HEADERS"
-        if "certificate" in outcome.detail:
-            remedy = "set OTEL_EXPORTER_OTLP_CERTIFICATE to the authority's PEM file"
+        remedy = denied_remedy(outcome.detail)
     return [Finding("problem", f"{where} does not take metrics: {outcome.detail}", remedy)]
 
 
 def _disk(path: Path) -> list[Finding]:
-    """Whether runs can be recorded below `path` at all."""
+    """Check that runs can be recorded below `path` at all."""
     there = path.absolute()
     while not there.exists():  # init makes the folders that are missing
         there = there.parent
@@ -126,12 +127,12 @@ def _look_status(run: Path) -> list[Finding]:
     status = folder.read_json(run / "status.json")
     findings = [Finding("problem", f"{run}: {text}") for text in status.get("warnings", [])]
     if status.get("dropped"):
-        what = f"{run}: {status['dropped']} values were dropped"
-        findings.append(Finding("problem", what, "log less often or free the disk"))
+        fact = f"{run}: {status['dropped']} values were dropped"
+        findings.append(Finding("problem", fact, "log less often or free the disk"))
     silent = time.time() - status.get("time", 0.0)
     if status.get("status") == "running" and silent > 60:
-        what = f"{run}: still marked running, silent for {silent / 60:.0f} minutes"
-        findings.append(Finding("problem", what, "the process is gone: resume it with --resume"))
+        fact = f"{run}: still marked running, silent for {silent / 60:.0f} minutes"
+        findings.append(Finding("problem", fact, "the process is gone: resume it with --resume"))
     return findings
 
 
@@ -142,12 +143,13 @@ def _look_spool(run: Path) -> list[Finding]:
     findings = []
     size = sum(p.stat().st_size for p in spool.paths(waiting))
     if size:
-        what = f"{run}: {size / 1e6:.1f} MB wait to be sent"
-        findings.append(Finding("problem", what, f"run `gaia-metrics sync {run}`"))
-    rejected = len(list(waiting.glob("rejected-*")))
+        fact = f"{run}: {size / 1e6:.1f} MB wait to be sent"
+        findings.append(Finding("problem", fact, f"run `gaia-metrics sync {run}`"))
+    rejected = len(spool.refused(waiting))
     if rejected:
-        what = f"{run}: the receiver refused {rejected} batches (metrics/spool/rejected-*)"
-        findings.append(Finding("problem", what, "see its log; the values are in the segments"))
+        fact = f"{run}: the receiver refused {rejected} batches (metrics/spool/rejected-*)"
+        remedy = f"see its log; once it is mended, run `gaia-metrics sync {run}`"
+        findings.append(Finding("problem", fact, remedy))
     return findings
 
 
@@ -159,9 +161,9 @@ def _look_segments(run: Path) -> list[Finding]:
         if path.name.startswith("p0-"):
             values |= steps
         if reader.offset < path.stat().st_size:
-            what = f"{path}: {path.stat().st_size - reader.offset} bytes behind {reader.offset}"
+            fact = f"{path}: {path.stat().st_size - reader.offset} bytes behind {reader.offset}"
             remedy = "a torn end is normal after a kill, and dropped when the run resumes"
-            findings.append(Finding("note", f"{what} are damaged", remedy))
+            findings.append(Finding("note", f"{fact} are damaged", remedy))
     if (run / "metrics.jsonl").exists():
         for line in (run / "metrics.jsonl").read_bytes().splitlines():
             try:
@@ -169,8 +171,8 @@ def _look_segments(run: Path) -> list[Finding]:
             except (ValueError, KeyError):
                 findings.append(Finding("note", f"{run}/metrics.jsonl has a torn line", ""))
         if len(lines) != len(set(lines)) or (values and set(lines) - values):
-            what = f"{run}/metrics.jsonl does not agree with the segments"
-            findings.append(Finding("problem", what, "it is derived anew when the run resumes"))
+            fact = f"{run}/metrics.jsonl does not agree with the segments"
+            findings.append(Finding("problem", fact, "it is derived anew when the run resumes"))
     return findings
 
 

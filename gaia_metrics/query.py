@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Where runs are read from; see local.LocalSource for what each call gives."""
+    """A place that runs are read from; LocalSource documents each call's result."""
 
     def runs(self) -> list[dict]:
         """Summaries, newest first."""
@@ -48,26 +48,30 @@ class Source(Protocol):
         """Texts or alerts."""
         ...
 
+    def delete(self, run: str) -> str:
+        """Delete a run; returns what was deleted."""
+        ...
+
 
 def connect(where: str | Path) -> Source:
-    """A source for a folder, gs://…, ssh://…, clickhouse://… or clickhouses://… (TLS).
+    """Open a folder, gs://…, ssh://…, clickhouse://… or clickhouses://… (TLS).
 
     Raises MetricsError where the folder does not exist or an extra is missing.
     """
     text = str(where)
     scheme, separator, rest = text.partition("://")
     if separator and scheme in ("clickhouse", "clickhouses"):
-        from gaia_metrics.clickhouse import ClickHouseSource
+        from gaia_metrics.reading.clickhouse import ClickHouseSource
 
         return ClickHouseSource(f"{'https' if scheme == 'clickhouses' else 'http'}://{rest}")
     try:
-        from gaia_metrics.local import LocalSource
+        from gaia_metrics.reading.local import LocalSource
     except ImportError as error:
         raise MetricsError(
             f"reading runs needs {error.name}, which is not installed", "install gaia[ui]"
         ) from error
     if separator:
-        from gaia_metrics.remote import RemoteSource
+        from gaia_metrics.reading.remote import RemoteSource
 
         return RemoteSource(text)
     if not Path(text).is_dir():
@@ -112,8 +116,8 @@ def compare(source: Source, runs: Sequence[str]) -> pd.DataFrame:
 
 
 def comparison(source: Source, runs: Sequence[str]) -> list[dict]:
-    """What `compare` shows, as records: `config.*` only where the runs differ."""
-    from gaia_metrics.facts import flatten
+    """Return the rows of `compare` as records: `config.*` only where the runs differ."""
+    from gaia_metrics.config import flatten
 
     configs = [flatten(source.config(run)) for run in runs]
     keys = sorted({key for config in configs for key in config})

@@ -1,4 +1,4 @@
-"""What a GPT is told: its sizes, which all follow from `--depth`, and its options.
+"""Options of a GPT: its sizes, which all follow from `--depth`, and the rest.
 
 The architecture itself is in `model.py`. Shapes: D model, F hidden, N heads, H head dim, V vocab.
 """
@@ -60,9 +60,9 @@ class GPTConfig:
     scan_unroll: int = 1
     """Layers per iteration of the scan over layers: 1 compiles fastest, depth runs fastest."""
     remat: Remat = "none"
-    """What the forward pass keeps of a block for the backward pass, most first: none recomputes
-    nothing; dots keeps matrix products and attention; attention keeps that and its inputs; full
-    keeps nothing; offload is dots with the products in the host's memory."""
+    """Results of a block that the forward pass keeps for the backward pass, most first: none
+    recomputes nothing; dots keeps matrix products and attention; attention keeps that and its
+    inputs; full keeps nothing; offload is dots with the products in the host's memory."""
 
     def derive(self, vocab_size: int, padded_vocab_size: int) -> "GPTConfig":
         """Fills every derived field and checks that the sizes fit together.

@@ -42,7 +42,7 @@ def _new_state(config: TrainConfig, key: jax.Array) -> TrainState:
 
 
 def _placements(config: TrainConfig) -> TrainState:
-    """How each array of the state lies on the mesh."""
+    """The statement of each array of the state (`gaia.params`)."""
     shape, optimizer = model_shape(config.model), optimizer_of(config)
     opt_state = params.optimizer_placements(optimizer, shape.placements, shape.arrays)
     return TrainState(shape.placements, opt_state, params.WHOLE)

@@ -7,40 +7,85 @@ ends it too.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from gaia.hardware import Sku
 from gml.config import Config
+from gml.durations import parse_duration, parse_timeout
 from gml.errors import GmlError, Unavailable, UsageError
+from gml.fleet import Fleet
 from gml.http import ApiError
-from gml.model import ApiRequest, CreateSpec, Node, check_id
-from gml.nodes import Manager, terminate_is_interrupt
-from gml.providers.base import Tick
-from gml.providers.google import GoogleProvider
-from gml.providers.google_api import translate, wait_pauses
-from gml.providers.google_bodies import cloud_name, region
-
-SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+from gml.model import ApiRequest, CreateSpec, Node, check_id, parse_sku
+from gml.nodes.signals import terminate_is_interrupt
+from gml.nodes.undo import undo
+from gml.options import option
+from gml.places import region_of
+from gml.progress import Progress
+from gml.providers.google.failures import translate
+from gml.providers.google.provider import GoogleProvider
+from gml.providers.google.requests import cloud_name
+from gml.providers.google.signin import SCOPE
 
 
 @dataclass(frozen=True)
-class ClusterWish:
-    """What `gml cluster create` was asked for. `max_slices` bounds what autoscaling may make."""
+class ClusterRequest:
+    """A cluster that a user asks for. `max_slices` bounds what autoscaling may make."""
 
-    name: str
-    sku: Sku
-    zone: str
-    timeout_s: int
-    max_slices: int = 1
-    spot: bool = False
-    flex: bool = True
-    run_s: int = 86400
+    instance_type: str = option(
+        "", "--instance-type", "-t", help="Type of one slice, for example v6e-16."
+    )
+    timeout_s: int = option(
+        0,
+        "--timeout",
+        help="Lifetime of the cluster, for example 3hr. Required.",
+        typed=str,
+        typed_default="",
+        parse=lambda text: parse_timeout(text) if text else 0,
+    )
+    zone: str = option("", "--zone", help="Zone of the accelerators; default: the type's first.")
+    max_slices: int = option(
+        1, "--max-slices", help="Maximum number of slices at once.", limits={"min": 1, "max": 64}
+    )
+    spot: bool = option(False, "--spot", help="Rent the accelerators at the spot price.")
+    run_s: int = option(
+        86400,
+        "--max-run",
+        help="Longest run of a flex-start machine.",
+        typed=str,
+        typed_default="24h",
+        parse=lambda text: parse_duration(text, "--max-run"),
+    )
+    flex: bool = option(
+        True, "--flex/--no-flex", help="Make a flex-start pool instead of an on-demand one."
+    )
+    name: str = ""
+
+    @property
+    def sku(self) -> Sku:
+        """Facts about the type; raises UsageError."""
+        return parse_sku(self.instance_type)
+
+    def completed(self, config: Config) -> ClusterRequest:
+        """The request with a zone and a lifetime; raises UsageError for what can't be made."""
+        if not self.instance_type:
+            raise UsageError("--instance-type is missing", "see `gml node list-types`")
+        sku = self.sku
+        if not sku.gce_machine_type:
+            raise UsageError(
+                f"{self.instance_type!r} is not sold by Google", "see `gml node list-types`"
+            )
+        zone = self.zone or (sku.flex_zones or sku.zones)[0]
+        if region_of(zone) == zone:
+            raise UsageError(f"--zone {zone!r} is not a zone", f"for example {sku.zones[0]}")
+        timeout_s = self.timeout_s or parse_timeout("", config.default_timeout)
+        return dataclasses.replace(self, zone=zone, timeout_s=timeout_s)
 
 
-def create_request(config: Config, wish: ClusterWish, spec: CreateSpec) -> ApiRequest:
+def create_call(config: Config, request: ClusterRequest, spec: CreateSpec) -> ApiRequest:
     """The cluster with a small system pool and one accelerator pool from zero."""
-    sku = wish.sku
+    sku = request.sku
     account = config.google.service_account
     machine: dict[str, Any] = {
         "machineType": sku.gce_machine_type,
@@ -50,20 +95,20 @@ def create_request(config: Config, wish: ClusterWish, spec: CreateSpec) -> ApiRe
     }
     if account != "default":
         machine["serviceAccount"] = account
-    if wish.spot:
+    if request.spot:
         machine["spot"] = True
-    elif wish.flex:
+    elif request.flex:
         machine["flexStart"] = True
-        machine["maxRunDuration"] = f"{wish.run_s}s"
+        machine["maxRunDuration"] = f"{request.run_s}s"
     pool: dict[str, Any] = {
         "name": sku.name.lower(),
         "initialNodeCount": 0,
-        "locations": [wish.zone],
+        "locations": [request.zone],
         "config": machine,
         "autoscaling": {
             "enabled": True,
             "totalMinNodeCount": 0,
-            "totalMaxNodeCount": sku.hosts * wish.max_slices,
+            "totalMaxNodeCount": sku.hosts * request.max_slices,
             "locationPolicy": "ANY",
         },
         "management": {"autoRepair": False, "autoUpgrade": True},
@@ -81,44 +126,44 @@ def create_request(config: Config, wish: ClusterWish, spec: CreateSpec) -> ApiRe
                 {
                     "name": "system",
                     "initialNodeCount": 1,
-                    "locations": [wish.zone],
+                    "locations": [request.zone],
                     "config": {"machineType": "e2-standard-4", "oauthScopes": [SCOPE]},
                 },
                 pool,
             ],
         }
     }
-    parent = f"projects/{config.project}/locations/{region(wish.zone)}"
+    parent = f"projects/{config.project}/locations/{region_of(request.zone)}"
     return ApiRequest("container", "POST", f"v1/{parent}/clusters", {}, body)
 
 
-def spec_of(manager: Manager, wish: ClusterWish) -> CreateSpec:
+def spec_of(fleet: Fleet, request: ClusterRequest) -> CreateSpec:
     """Id, owner and deadline of the cluster."""
-    now = round(manager.now())
+    now = round(fleet.now())
     return CreateSpec(
-        id=check_id(wish.name),
-        owner=manager.config.owner,
-        sku=wish.sku,
+        id=check_id(request.name),
+        owner=fleet.config.owner,
+        sku=request.sku,
         sku_name="cluster",
         created=now,
-        deadline=now + wish.timeout_s,
-        spot=wish.spot,
+        deadline=now + request.timeout_s,
+        spot=request.spot,
     )
 
 
-def create(manager: Manager, wish: ClusterWish, tick: Tick) -> Node:
+def create(fleet: Fleet, request: ClusterRequest, progress: Progress) -> Node:
     """Makes the cluster under the same discipline as a node: intent first, undone on failure."""
-    spec = spec_of(manager, wish)
-    provider = manager.provider("google")
+    spec = spec_of(fleet, request)
+    provider = fleet.provider("google")
     assert isinstance(provider, GoogleProvider)
     provider.sign_in()
-    request = create_request(manager.config, wish, spec)
-    place = region(wish.zone)
-    with manager.store.lock(spec.id), terminate_is_interrupt():
-        record = manager.store.get(spec.id)
+    call = create_call(fleet.config, request, spec)
+    place = region_of(request.zone)
+    with fleet.store.lock(spec.id), terminate_is_interrupt():
+        record = fleet.store.get(spec.id)
         if record and record.phase == "up":
             raise UsageError(f"{spec.id} exists already", f"use `gml cluster run {spec.id}`")
-        intent = manager.store.put(
+        intent = fleet.store.put(
             Node(
                 id=spec.id,
                 provider="google",
@@ -129,49 +174,49 @@ def create(manager: Manager, wish: ClusterWish, tick: Tick) -> Node:
                 phase="intent",
                 deadline=spec.deadline,
                 created=spec.created,
-                timeout_s=wish.timeout_s,
+                timeout_s=request.timeout_s,
                 tried=(f"gke:{place}",),
             )
         )
         try:
-            _post(provider, request, spec, tick)
-            node = _wait_running(provider, intent, tick)
-            return manager.store.put(
-                node.replace(phase="up", timeout_s=wish.timeout_s, tried=intent.tried)
+            _post(provider, call, spec, progress)
+            node = _wait_running(provider, intent, progress)
+            return fleet.store.put(
+                node.replace(phase="up", timeout_s=request.timeout_s, tried=intent.tried)
             )
         except BaseException as error:
             if record is None and getattr(error, "nothing_made", False):
-                manager.store.put(intent.replace(tried=()))
-            manager.undo(spec.id, provider, error, tick)
+                intent = intent.replace(tried=())
+            undo(fleet, intent, provider, error, progress)
             raise
 
 
-def _post(provider: GoogleProvider, request: ApiRequest, spec: CreateSpec, tick: Tick) -> None:
+def _post(provider: GoogleProvider, call: ApiRequest, spec: CreateSpec, progress: Progress) -> None:
     try:
-        provider.api.send(request)
+        provider.api.send(call)
     except GmlError as error:
         error.nothing_made = error.refused
         raise
     except ApiError as error:
-        found = provider.api.get("container", f"{request.path}/{cloud_name(spec.id)}")
-        labels = (found or {}).get("resourceLabels") or {}
+        existing = provider.api.get("container", f"{call.path}/{cloud_name(spec.id)}")
+        labels = (existing or {}).get("resourceLabels") or {}
         if error.status != 409 or labels.get("gml-id") != spec.id:
             raise translate(error, provider.config) from None
         if labels.get("gml-owner") != spec.owner:
             raise UsageError(f"{spec.id} is another owner's", "take another name") from None
-    tick("waiting for Google to make the cluster (5-10 minutes)")
+    progress("waiting for Google to make the cluster (5-10 minutes)")
 
 
-def _wait_running(provider: GoogleProvider, intent: Node, tick: Tick) -> Node:
+def _wait_running(provider: GoogleProvider, intent: Node, progress: Progress) -> Node:
     waited = 0.0
-    for pause in wait_pauses(min(1.0, provider.config.backoff_s), 15.0):
+    for pause in provider.session.pauses(15.0):
         node = provider.find(intent)
         if node is None or node.dead():
             raise Unavailable(f"the cluster {intent.id} did not come up", "see the GKE console")
         if node.state == "ready":
             return node
         waited += pause
-        tick(f"waiting for the cluster in {intent.zone} ({node.state})")
-        if waited > 2 * provider.patience_s:
+        progress(f"waiting for the cluster in {intent.zone} ({node.state})")
+        if waited > 2 * provider.session.patience_s:
             raise Unavailable(f"the cluster {intent.id} was not ready in time")
     raise AssertionError("unreachable")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 from gml.errors import UsageError
 
@@ -63,3 +64,8 @@ def format_duration(seconds: float) -> str:
     if left < 2 * 86400:
         return f"{sign}{left // 3600}h{left % 3600 // 60:02d}m"
     return f"{sign}{left // 86400}d{left % 86400 // 3600:02d}h"
+
+
+def format_time(when: float) -> str:
+    """`2026-11-20 21:05 UTC` of unix seconds."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(when))

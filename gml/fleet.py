@@ -1,4 +1,4 @@
-"""What exists: the local records and what the clouds' labels say, merged and told apart."""
+"""The nodes that exist: local records and the clouds' labels, merged and told apart."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gml import providers
+from gaia import hardware
 from gml.config import Config
 from gml.errors import GmlError, Incomplete, NotFound
 from gml.model import Node, check_id
+from gml.places import region_of
+from gml.providers import registry
 from gml.providers.base import Provider
-from gml.ssh import Ssh
+from gml.remote.ssh import Ssh
 from gml.store import Store
 from gml.threads import in_parallel
 
@@ -25,26 +27,24 @@ class Listing:
 
 
 class Fleet:
-    """All nodes of this owner. `now` is the wall clock."""
+    """Configuration, records and clouds of one owner. `now` is the wall clock."""
 
     def __init__(self, config: Config, store: Store, now: Callable[[], float] = time.time) -> None:
         self.config = config
         self.store = store
         self.now = now
         self.ssh = Ssh(config, store)
-        # Told of every node that came up here, from which moment on it costs money.
-        self.on_up: Callable[[Node], None] = lambda node: None
         self._providers: dict[str, Provider] = {}
 
     def provider(self, name: str) -> Provider:
         """The provider of that name, made once."""
         if name not in self._providers:
-            self._providers[name] = providers.get(name, self.config, self.store)
+            self._providers[name] = registry.get(name, self.config, self.store)
         return self._providers[name]
 
     def configured(self) -> list[Provider]:
         """Every provider with credentials or hosts here."""
-        return [p for p in (self.provider(n) for n in providers.NAMES) if p.ready()]
+        return [p for p in (self.provider(n) for n in registry.NAMES) if p.ready()]
 
     def list_live(self) -> Listing:
         """Nodes of this owner in all configured clouds, merged with the local records.
@@ -57,12 +57,12 @@ class Fleet:
         complete: set[str] = set()
         configured = self.configured()
         listing.problems += self.out_of_sight(configured)
-        for provider, found, problem in _look_at(configured):
+        for provider, nodes, problem in _look_at(configured):
             if problem:
                 listing.problems.append(f"{provider.name}: {problem}")
             else:
                 complete.add(provider.name)
-            for node in found:
+            for node in nodes:
                 if node.owner == self.config.owner:
                     seen[node.id] = node
                 else:
@@ -120,9 +120,6 @@ class Fleet:
 
 def priced(node: Node) -> Node:
     """A node told by its labels alone, with the type's proper name and its list price."""
-    from gaia import hardware
-    from gml.data import region_of
-
     sku = next((s for n, s in hardware.skus().items() if n.lower() == node.sku.lower()), None)
     if sku is None:
         return node
@@ -134,7 +131,7 @@ def priced(node: Node) -> Node:
 
 
 def merge(record: Node, live: Node) -> Node:
-    """What the cloud knows now, with the record's type, price and phase."""
+    """The node as the cloud sees it now, with the record's type, price and phase."""
     return live.replace(
         sku=record.sku,
         phase="up" if record.phase == "intent" and live.state == "ready" else record.phase,
@@ -149,12 +146,7 @@ def merge(record: Node, live: Node) -> Node:
     )
 
 
-def clock(when: float) -> str:
-    """`2026-11-20 21:05 UTC`."""
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(when))
-
-
-def _look_at(found: list[Provider]) -> list[tuple[Provider, list[Node], str]]:
+def _look_at(providers: list[Provider]) -> list[tuple[Provider, list[Node], str]]:
     results: dict[str, tuple[list[Node], str]] = {}
 
     def look(provider: Provider) -> None:
@@ -165,6 +157,6 @@ def _look_at(found: list[Provider]) -> list[tuple[Provider, list[Node], str]]:
         except GmlError as error:
             results[provider.name] = ([], str(error))
 
-    in_parallel([lambda p=p: look(p) for p in found])
+    in_parallel([lambda p=p: look(p) for p in providers])
     missing = ([], "failed unexpectedly")
-    return [(p, *results.get(p.name, missing)) for p in found]
+    return [(p, *results.get(p.name, missing)) for p in providers]

@@ -163,7 +163,7 @@ def _api_error(answer: httpx2.Response) -> ApiError:
 
 
 def is_quota(error: ApiError) -> bool:
-    """Whether a 429 means quota and not the request rate; only the text tells them apart."""
+    """Tells a quota from the request rate; only the text of a 429 tells them apart."""
     text = f"{error.message} {error.details or ''}"
     return error.status in (403, 429) and (
         "Quota limit" in text or "QUOTA_EXCEEDED" in text or "quotaExceeded" in text
@@ -171,7 +171,7 @@ def is_quota(error: ApiError) -> bool:
 
 
 def is_refusal(error: ApiError) -> bool:
-    """Whether the call certainly changed nothing: refused outright, at its first attempt."""
+    """Tells whether the call certainly changed nothing: refused at its first attempt."""
     return error.first and error.status < 500
 
 

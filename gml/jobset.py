@@ -11,42 +11,68 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gaia.hardware import Sku
+from gml.durations import parse_timeout
 from gml.errors import AuthError, GmlError, Unavailable, UsageError
-from gml.fanout import COORDINATOR_PORT
-from gml.model import Node, check_id
-from gml.nodes import Manager
-from gml.providers.google import GoogleProvider
-from gml.providers.google_bodies import cloud_name
-from gml.ssh import quote
+from gml.fleet import Fleet
+from gml.model import Node, check_id, parse_sku
+from gml.options import option
+from gml.providers.google.provider import GoogleProvider
+from gml.providers.google.requests import cloud_name
+from gml.remote.fanout import COORDINATOR_PORT
+from gml.remote.ssh import quote
 from gml.store import write_private
 
 GROUP, VERSION, PLURAL = "jobset.x-k8s.io", "v1alpha2", "jobsets"
 
 
 @dataclass(frozen=True)
-class JobWish:
-    """What `gml cluster run` was asked for. `env` goes into a Secret, never into the manifest."""
+class JobRequest:
+    """A job that a user asks for. `env` goes into a Secret, never into the manifest."""
 
-    name: str
-    sku: Sku
-    image: str
-    command: tuple[str, ...]
-    timeout_s: int
-    slices: int = 1
-    queue: str = ""
-    max_restarts: int = 3
+    instance_type: str = option(
+        "", "--instance-type", "-t", help="Type of one slice, for example v6e-16."
+    )
+    image: str = option("", "--image", help="Container image with the code.")
+    slices: int = option(1, "--slices", help="Number of slices.", limits={"min": 1, "max": 64})
+    timeout_s: int = option(
+        0,
+        "--timeout",
+        help="Time limit of the job, for example 3hr. Required.",
+        typed=str,
+        typed_default="",
+        parse=lambda text: parse_timeout(text) if text else 0,
+    )
+    name: str = option("", "--job", help="Name of the JobSet; default: job-DATE-TIME.")
+    queue: str = option("", "--queue", help="Kueue LocalQueue to submit to.")
+    max_restarts: int = option(
+        3, "--max-restarts", help="Maximum number of restarts.", limits={"min": 0}
+    )
+    secret: tuple[str, ...] = option(
+        (),
+        "--secret",
+        help="Variable of this shell to pass on, by NAME, repeatable.",
+        typed=list[str] | None,
+        parse=lambda names: tuple(names or ()),
+    )
+    namespace: str = option("default", "--namespace", help="Kubernetes namespace.")
+    command: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     owner: str = ""
 
+    @property
+    def sku(self) -> Sku:
+        """Facts about the type; raises UsageError."""
+        return parse_sku(self.instance_type)
 
-def jobset(wish: JobWish) -> dict[str, Any]:
+
+def jobset(request: JobRequest) -> dict[str, Any]:
     """The JobSet manifest: all-or-nothing start, restarts together, an absolute time limit."""
-    check_id(wish.name)
-    sku, hosts = wish.sku, wish.sku.hosts
-    first = f"{wish.name}-slice-0-0.{wish.name}"
+    check_id(request.name)
+    hosts = request.sku.hosts
+    first = f"{request.name}-slice-0-0.{request.name}"
     variables = [
         {"name": "JAX_COORDINATOR_ADDRESS", "value": f"{first}:{COORDINATOR_PORT}"},
-        {"name": "JAX_NUM_PROCESSES", "value": str(hosts * wish.slices)},
+        {"name": "JAX_NUM_PROCESSES", "value": str(hosts * request.slices)},
         {"name": "GML_SLICE", "valueFrom": _field("labels", "jobset.sigs.k8s.io/job-index")},
         {
             "name": "GML_HOST",
@@ -54,45 +80,30 @@ def jobset(wish: JobWish) -> dict[str, Any]:
         },
     ]
     prefix = f"export JAX_PROCESS_ID=$((GML_SLICE * {hosts} + GML_HOST)); "
-    command = " ".join(wish.command) if len(wish.command) == 1 else quote(wish.command)
-    container: dict[str, Any] = {
-        "name": "job",
-        "image": wish.image,
-        "command": ["bash", "-c", prefix + command],
-        "env": variables,
-        "ports": [{"containerPort": COORDINATOR_PORT}],
-        "resources": {"limits": _accelerators(sku), "requests": _accelerators(sku)},
-    }
-    if wish.env:
-        container["envFrom"] = [{"secretRef": {"name": f"{wish.name}-env"}}]
-    pod = {
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": 120,
-        "nodeSelector": _selector(sku),
-        "tolerations": [{"key": "google.com/tpu", "operator": "Exists", "effect": "NoSchedule"}],
-        "containers": [container],
-    }
+    command = " ".join(request.command) if len(request.command) == 1 else quote(request.command)
     job = {
         "parallelism": hosts,
         "completions": hosts,
         "completionMode": "Indexed",
         "backoffLimit": 0,
-        "activeDeadlineSeconds": wish.timeout_s,
-        "template": {"spec": pod},
+        "activeDeadlineSeconds": request.timeout_s,
+        "template": {"spec": _pod(request, prefix + command, variables)},
     }
-    labels = {"gml": "1", "gml-owner": wish.owner or "unknown"}
-    if wish.queue:
-        labels["kueue.x-k8s.io/queue-name"] = wish.queue
+    labels = {"gml": "1", "gml-owner": request.owner or "unknown"}
+    if request.queue:
+        labels["kueue.x-k8s.io/queue-name"] = request.queue
     spec: dict[str, Any] = {
         "ttlSecondsAfterFinished": 3600,
-        "failurePolicy": {"maxRestarts": wish.max_restarts},
-        "network": {"enableDNSHostnames": True, "subdomain": wish.name},
-        "replicatedJobs": [{"name": "slice", "replicas": wish.slices, "template": {"spec": job}}],
+        "failurePolicy": {"maxRestarts": request.max_restarts},
+        "network": {"enableDNSHostnames": True, "subdomain": request.name},
+        "replicatedJobs": [
+            {"name": "slice", "replicas": request.slices, "template": {"spec": job}}
+        ],
     }
-    if wish.queue:
+    if request.queue:
         spec["suspend"] = True  # Kueue admits it
     annotations = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
-    metadata = {"name": wish.name, "labels": labels, "annotations": annotations}
+    metadata = {"name": request.name, "labels": labels, "annotations": annotations}
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "JobSet",
@@ -101,14 +112,34 @@ def jobset(wish: JobWish) -> dict[str, Any]:
     }
 
 
-def secret(wish: JobWish) -> dict[str, Any]:
+def _pod(request: JobRequest, command: str, variables: list[dict[str, Any]]) -> dict[str, Any]:
+    container: dict[str, Any] = {
+        "name": "job",
+        "image": request.image,
+        "command": ["bash", "-c", command],
+        "env": variables,
+        "ports": [{"containerPort": COORDINATOR_PORT}],
+        "resources": {"limits": _accelerators(request.sku), "requests": _accelerators(request.sku)},
+    }
+    if request.env:
+        container["envFrom"] = [{"secretRef": {"name": f"{request.name}-env"}}]
+    return {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 120,
+        "nodeSelector": _selector(request.sku),
+        "tolerations": [{"key": "google.com/tpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "containers": [container],
+    }
+
+
+def secret(request: JobRequest) -> dict[str, Any]:
     """The Secret with the job's environment."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": {"name": f"{wish.name}-env", "labels": {"gml": "1"}},
+        "metadata": {"name": f"{request.name}-env", "labels": {"gml": "1"}},
         "type": "Opaque",
-        "stringData": dict(wish.env),
+        "stringData": dict(request.env),
     }
 
 
@@ -130,7 +161,7 @@ def _selector(sku: Sku) -> dict[str, str]:
     return {"gml-pool": sku.name.lower()}
 
 
-def api_client(manager: Manager, node: Node) -> Any:
+def api_client(fleet: Fleet, node: Node) -> Any:
     """A kubernetes client for the cluster: its address and CA from GKE, our token.
 
     Raises:
@@ -143,22 +174,22 @@ def api_client(manager: Manager, node: Node) -> Any:
             "the kubernetes client is not installed",
             "install gml with its cluster extra: uv tool install 'gaia[google,cluster]'",
         ) from None
-    provider = manager.provider("google")
+    provider = fleet.provider("google")
     assert isinstance(provider, GoogleProvider)
-    path = f"v1/projects/{manager.config.project}/locations/{node.zone}/clusters/"
+    path = f"v1/projects/{fleet.config.project}/locations/{node.zone}/clusters/"
     raw = provider.api.get("container", path + cloud_name(node.id)) or {}
     override = os.environ.get("GML_ENDPOINT_KUBERNETES")
     settings = client.Configuration(host=override or f"https://{raw.get('endpoint', '')}")
     authority = (raw.get("masterAuth") or {}).get("clusterCaCertificate")
     if authority and not override:
-        path = manager.config.home / "ca" / f"{node.id}.pem"
+        path = fleet.config.home / "ca" / f"{node.id}.pem"
         write_private(path, base64.b64decode(authority).decode())
         settings.ssl_ca_cert = str(path)
-    settings.api_key = {"authorization": f"Bearer {provider.api.token()}"}
+    settings.api_key = {"authorization": f"Bearer {provider.api.sign_in.token()}"}
     return client.ApiClient(settings)
 
 
-def submit(api: Any, wish: JobWish, namespace: str = "default") -> str:
+def submit(api: Any, request: JobRequest) -> str:
     """Creates the Secret and the JobSet; unknown fields are errors on the server too.
 
     Raises:
@@ -167,19 +198,21 @@ def submit(api: Any, wish: JobWish, namespace: str = "default") -> str:
     from kubernetes import client
 
     try:
-        if wish.env:
+        if request.env:
             core: Any = client.CoreV1Api(api)
             try:
-                core.create_namespaced_secret(namespace, secret(wish))
+                core.create_namespaced_secret(request.namespace, secret(request))
             except client.ApiException as error:
                 if error.status != 409:
                     raise
-                core.replace_namespaced_secret(f"{wish.name}-env", namespace, secret(wish))
+                core.replace_namespaced_secret(
+                    f"{request.name}-env", request.namespace, secret(request)
+                )
         made: Any = client.CustomObjectsApi(api).create_namespaced_custom_object(
-            GROUP, VERSION, namespace, PLURAL, jobset(wish), field_validation="Strict"
+            GROUP, VERSION, request.namespace, PLURAL, jobset(request), field_validation="Strict"
         )
     except client.ApiException as error:
-        raise _kubernetes_error(error, wish) from None
+        raise _kubernetes_error(error, request) from None
     except Exception as error:
         raise Unavailable(
             f"the cluster does not answer ({type(error).__name__})",
@@ -188,7 +221,7 @@ def submit(api: Any, wish: JobWish, namespace: str = "default") -> str:
     return made["metadata"]["name"]
 
 
-def _kubernetes_error(error: Any, wish: JobWish) -> GmlError:
+def _kubernetes_error(error: Any, request: JobRequest) -> GmlError:
     import json
 
     try:
@@ -202,7 +235,7 @@ def _kubernetes_error(error: Any, wish: JobWish) -> GmlError:
             "releases/latest/download/manifests.yaml",
         )
     if error.status == 409:
-        return UsageError(f"a job {wish.name!r} exists already", "take another --job")
+        return UsageError(f"a job {request.name!r} exists already", "take another --job")
     return UsageError(f"the cluster refuses the job: {text[:300]}", "see --dry-run")
 
 

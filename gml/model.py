@@ -1,4 +1,4 @@
-"""What gml knows of a machine: the wish (`CreateSpec`), the thing (`Node`), the call for it."""
+"""Data about machines: their specification, themselves, offers, and calls to a provider."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
+from gaia import hardware
 from gaia.hardware import Sku
 from gml.errors import UsageError
 
@@ -38,6 +39,14 @@ def check_owner(text: str) -> str:
     if not _OWNER.fullmatch(text):
         raise UsageError(f"owner {text[:60]!r} is not usable", "use 1-40 of a-z, 0-9, - and _")
     return text
+
+
+def parse_sku(text: str) -> Sku:
+    """The instance type of that name; raises UsageError with the nearest names."""
+    try:
+        return hardware.sku(text)
+    except hardware.ConfigError as error:
+        raise UsageError(error.problem, error.remedy) from None
 
 
 def new_id(sku_name: str) -> str:

@@ -1,47 +1,21 @@
-"""From a wish to a plan: which provider, which places in which order, and the exact requests."""
+"""From a request to a plan: which provider, which places in which order, and the exact requests."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass
 
-from gaia import hardware
 from gml.durations import parse_duration
 from gml.errors import GmlError, StockOut, UsageError
 from gml.fleet import Fleet
-from gml.model import CreateSpec, Host, Offer, check_id, new_id
-from gml.ssh import public_key
+from gml.model import CreateSpec, Offer, check_id, new_id, parse_sku
+from gml.remote.ssh import public_key
+from gml.request import NodeRequest
 
 # The watchdog counts from its first tick, long before anybody can have logged in.
 MIN_IDLE_S = 300
 # Google's strategies that may wait for capacity.
 QUEUES = ("queued", "flex")
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What the user asked for; `gml node create` and `gml run` fill it from their options."""
-
-    instance_type: str
-    timeout_s: int
-    provider: str = ""
-    name: str = ""
-    zone: str = ""
-    spot: bool = False
-    strategy: str = "auto"
-    max_price: float | None = None
-    retry_until_up: bool = False
-    retry_pause_s: float = 30.0
-    reservation: str = ""
-    idle: str = ""
-    disk_gb: int = 100
-    limit_s: int = 0
-    wait_s: int = 3600
-    unsafe: bool = False
-    self_terminate: bool = False
-    hosts: tuple[Host, ...] = ()
-    wait_ssh: bool = True
 
 
 def spec_for(spec: CreateSpec, offer: Offer, waited_s: int = 0) -> CreateSpec:
@@ -54,34 +28,28 @@ def spec_for(spec: CreateSpec, offer: Offer, waited_s: int = 0) -> CreateSpec:
     return dataclasses.replace(spec, created=created, deadline=deadline)
 
 
-def parse_sku(text: str, provider: str) -> hardware.Sku | None:
-    """The instance type; None for local machines. Raises UsageError with the nearest names."""
-    if provider == "local":
-        return None
-    try:
-        return hardware.sku(text)
-    except hardware.ConfigError as error:
-        raise UsageError(error.problem, error.remedy) from None
-
-
-def _checked(wish: Wish, provider: str, idle: str) -> int:
+def _checked(request: NodeRequest, provider: str, idle: str) -> int:
     """The idle limit in seconds; raises UsageError for options that don't go together."""
-    only = {"local": ("--host", wish.hosts), "lambda": ("--self-terminate", wish.self_terminate),
-            "google": ("--reservation", wish.reservation)}  # fmt: skip
+    only = {
+        "local": ("--host", request.hosts),
+        "lambda": ("--self-terminate", request.self_terminate),
+        "google": ("--reservation", request.reservation),
+    }
     for owner, (option, given) in only.items():
         if given and provider != owner:
             raise UsageError(f"{option} is for --provider {owner}, not {provider}", "leave it out")
-    if wish.spot and provider == "lambda":
+    if request.spot and provider == "lambda":
         raise UsageError("Lambda has no --spot machines", "leave it out, or use --provider google")
-    if wish.spot and wish.reservation:
+    if request.spot and request.reservation:
         raise UsageError("--spot and --reservation exclude each other", "leave one out")
-    if wish.reservation and not re.fullmatch(
-        r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?", wish.reservation
+    if request.reservation and not re.fullmatch(
+        r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?", request.reservation
     ):
-        raise UsageError(f"--reservation {wish.reservation[:60]!r} is not a name", "give its name")
-    if wish.max_price is not None and not wish.max_price > 0:
-        raise UsageError(f"--max-price {wish.max_price:g} is not a price", "say --max-price 30")
-    text = wish.idle or idle
+        shown = request.reservation[:60]
+        raise UsageError(f"--reservation {shown!r} is not a name", "give its name")
+    if request.max_price is not None and not request.max_price > 0:
+        raise UsageError(f"--max-price {request.max_price:g} is not a price", "say --max-price 30")
+    text = request.idle or idle
     seconds = 0 if text == "none" else parse_duration(text, "--idle")
     if seconds and seconds < MIN_IDLE_S:
         remedy = "take at least 5m (setting up takes minutes too), or none"
@@ -89,112 +57,109 @@ def _checked(wish: Wish, provider: str, idle: str) -> int:
     return seconds
 
 
-class Planner(Fleet):
-    """Turns wishes into specs, offers and requests; changes nothing."""
+def make_spec(fleet: Fleet, request: NodeRequest) -> CreateSpec:
+    """The request with an id and absolute times; raises UsageError."""
+    name = provider_for(fleet, request)
+    provider = fleet.provider(name)
+    idle_s = _checked(request, name, fleet.config.idle)
+    sku = None if name == "local" else parse_sku(request.instance_type)
+    created = round(fleet.now())
+    return CreateSpec(
+        id=check_id(request.name) if request.name else new_id(sku.name if sku else "local"),
+        owner=fleet.config.owner,
+        sku=sku,
+        sku_name=sku.name if sku else "local",
+        created=created,
+        deadline=created + request.timeout_s,
+        spot=request.spot,
+        public_key="" if name == "local" else public_key(fleet.config),
+        user=provider.ssh_user or "gml",
+        idle_s=idle_s,
+        disk_gb=request.disk_gb,
+        reservation=request.reservation,
+        wait_s=request.wait_s,
+        strategy=request.strategy,
+        hosts=request.hosts,
+        run_s=request.timeout_s,
+        limit_s=request.limit_s,
+    )
 
-    def spec(self, wish: Wish) -> CreateSpec:
-        """The wish with an id and absolute times; raises UsageError."""
-        name = wish.provider or self._provider_for(wish)
-        provider = self.provider(name)
-        idle_s = _checked(wish, name, self.config.idle)
-        sku = parse_sku(wish.instance_type, name)
-        created = round(self.now())
-        return CreateSpec(
-            id=check_id(wish.name) if wish.name else new_id(sku.name if sku else "local"),
-            owner=self.config.owner,
-            sku=sku,
-            sku_name=sku.name if sku else "local",
-            created=created,
-            deadline=created + wish.timeout_s,
-            spot=wish.spot,
-            public_key="" if name == "local" else public_key(self.config),
-            user=provider.ssh_user or "gml",
-            idle_s=idle_s,
-            disk_gb=wish.disk_gb,
-            reservation=wish.reservation,
-            wait_s=wish.wait_s,
-            strategy=wish.strategy,
-            hosts=wish.hosts,
-            run_s=wish.timeout_s,
-            limit_s=wish.limit_s,
+
+def provider_for(fleet: Fleet, request: NodeRequest) -> str:
+    """The provider that was asked for, or the first configured one that sells the type."""
+    if request.provider:
+        return request.provider
+    if request.hosts or request.instance_type == "local":
+        return "local"
+    sku = parse_sku(request.instance_type)
+    sellers = {"google": sku.gce_machine_type, "lambda": sku.lambda_type}
+    sold = [name for name, there in sellers.items() if there]
+    ready = [p.name for p in fleet.configured()]
+    for name in sold:
+        if name in ready:
+            return name
+    raise UsageError(
+        f"no configured provider sells {request.instance_type}",
+        f"run `gml init {sold[0]}`" if sold else "say --provider",
+    )
+
+
+def find_offers(fleet: Fleet, spec: CreateSpec, request: NodeRequest) -> list[Offer]:
+    """Places to try, cheapest first; raises UsageError or StockOut when there is none."""
+    provider = fleet.provider(provider_for(fleet, request))
+    if provider.name == "local":
+        if spec.hosts:
+            return [Offer("local", "local", "", False, 0.0, "yours", "ssh", "", "--host")]
+        offers = provider.offers(spec.sku, spot=False, zone=request.zone)  # type: ignore[arg-type]
+    else:
+        assert spec.sku is not None
+        offers = provider.offers(
+            spec.sku,
+            spot=spec.spot,
+            zone=request.zone,
+            live=provider.name == "lambda",
+            strategy=request.strategy,
         )
-
-    def _provider_for(self, wish: Wish) -> str:
-        if wish.hosts or wish.instance_type == "local":
-            return "local"
-        sku = parse_sku(wish.instance_type, "")
-        sold = (
-            [
-                p
-                for p, there in (("google", sku.gce_machine_type), ("lambda", sku.lambda_type))
-                if there
-            ]
-            if sku
-            else []
+    if request.max_price is not None:
+        dear = [o for o in offers if o.price is None or o.price > request.max_price]
+        offers = [o for o in offers if o not in dear]
+        if dear and not offers:
+            prices = sorted({o.price for o in dear if o.price is not None})
+            lowest = f"the cheapest is ${prices[0]:.2f}/h" if prices else "no price is known"
+            raise UsageError(f"nothing costs at most --max-price {request.max_price:g} $/h", lowest)
+    if offers and all(o.capacity == "none" for o in offers):
+        raise StockOut(
+            f"{offers[0].provider} has no {spec.sku_name} anywhere now", "try --retry-until-up"
         )
-        ready = [p.name for p in self.configured()]
-        for name in sold:
-            if name in ready:
-                return name
-        raise UsageError(
-            f"no configured provider sells {wish.instance_type}",
-            f"run `gml init {sold[0]}`" if sold else "say --provider",
-        )
+    if not offers:
+        raise _nowhere(fleet, spec, request, provider.name)
+    return offers
 
-    def offers(self, spec: CreateSpec, wish: Wish) -> list[Offer]:
-        """Places to try, cheapest first; raises UsageError or StockOut when there is none."""
-        provider = self.provider(wish.provider or self._provider_for(wish))
-        if provider.name == "local":
-            if spec.hosts:
-                return [Offer("local", "local", "", False, 0.0, "yours", "ssh", "", "--host")]
-            found = provider.offers(spec.sku, spot=False, zone=wish.zone)  # type: ignore[arg-type]
-        else:
-            assert spec.sku is not None
-            found = provider.offers(
-                spec.sku,
-                spot=spec.spot,
-                zone=wish.zone,
-                live=provider.name == "lambda",
-                strategy=wish.strategy,
-            )
-        if wish.max_price is not None:
-            dear = [o for o in found if o.price is None or o.price > wish.max_price]
-            found = [o for o in found if o not in dear]
-            if dear and not found:
-                prices = sorted({o.price for o in dear if o.price is not None})
-                lowest = f"the cheapest is ${prices[0]:.2f}/h" if prices else "no price is known"
-                raise UsageError(
-                    f"nothing costs at most --max-price {wish.max_price:g} $/h", lowest
-                )
-        if found and all(o.capacity == "none" for o in found):
-            raise StockOut(
-                f"{found[0].provider} has no {spec.sku_name} anywhere now", "try --retry-until-up"
-            )
-        if not found:
-            raise self._nowhere(spec, wish, provider.name)
-        return found
 
-    def _nowhere(self, spec: CreateSpec, wish: Wish, provider: str) -> GmlError:
-        """Why there is no place at all: not sold by this provider, or not in this zone."""
-        if spec.sku is None:
-            known = ", ".join(self.config.local_hosts) or "none"
-            what = f"--zone {wish.zone!r} is not in [local.hosts]" if wish.zone else "no local host"
-            return UsageError(what, f"known: {known}; or say --host user@address:port")
-        sold = {"google": spec.sku.gce_machine_type or spec.sku.tpu_type,
-                "lambda": spec.sku.lambda_type}  # fmt: skip
-        if not sold.get(provider):
-            others = ", ".join(name for name, there in sold.items() if there)
-            return UsageError(f"{provider} does not sell {spec.sku_name}", f"sold by: {others}")
-        where = f" in {wish.zone}" if wish.zone else ""
-        zones = f"it is in {', '.join(spec.sku.zones)}" if provider == "google" else ""
-        remedy = zones or f"see `gml offers {spec.sku_name}`"
-        return StockOut(f"{spec.sku_name} is offered nowhere{where}", remedy)
+def _nowhere(fleet: Fleet, spec: CreateSpec, request: NodeRequest, provider: str) -> GmlError:
+    """Reason why there is no place: not sold by this provider, or not in this zone."""
+    if spec.sku is None:
+        known = ", ".join(fleet.config.local_hosts) or "none"
+        problem = "no local host"
+        if request.zone:
+            problem = f"--zone {request.zone!r} is not in [local.hosts]"
+        return UsageError(problem, f"known: {known}; or say --host user@address:port")
+    sold = {"google": spec.sku.gce_machine_type or spec.sku.tpu_type,
+            "lambda": spec.sku.lambda_type}  # fmt: skip
+    if not sold.get(provider):
+        others = ", ".join(name for name, there in sold.items() if there)
+        return UsageError(f"{provider} does not sell {spec.sku_name}", f"sold by: {others}")
+    where = f" in {request.zone}" if request.zone else ""
+    zones = f"it is in {', '.join(spec.sku.zones)}" if provider == "google" else ""
+    remedy = zones or f"see `gml offers {spec.sku_name}`"
+    return StockOut(f"{spec.sku_name} is offered nowhere{where}", remedy)
 
-    def plan(self, wish: Wish) -> tuple[CreateSpec, Offer, list[dict]]:
-        """What `--dry-run` prints: the first offer and its exact requests."""
-        spec = self.spec(wish)
-        offer = self.offers(spec, wish)[0]
-        spec = spec_for(spec, offer)
-        provider = self.provider(offer.provider)
-        requests = provider.create_requests(spec, offer)
-        return spec, offer, [r.describe(provider.base_url(r.service)) for r in requests]
+
+def plan(fleet: Fleet, request: NodeRequest) -> tuple[CreateSpec, Offer, list[dict]]:
+    """The spec, the first offer and its exact requests, for `--dry-run`."""
+    spec = make_spec(fleet, request)
+    offer = find_offers(fleet, spec, request)[0]
+    spec = spec_for(spec, offer)
+    provider = fleet.provider(offer.provider)
+    requests = provider.create_requests(spec, offer)
+    return spec, offer, [r.describe(provider.base_url(r.service)) for r in requests]

@@ -9,29 +9,21 @@ colleague's.
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gml.config import Config
 from gml.errors import GmlError
+from gml.fleet import Fleet
+from gml.heartbeat import beat
 from gml.model import Node
-from gml.nodes import Manager
-from gml.providers.base import Tick, silent
-from gml.store import Store
+from gml.progress import Progress, silent
 
 # An intent younger than this may belong to a create whose node no list shows yet.
 SETTLE_S = 600
-HEARTBEAT = "reaper.json"
-# Owner in the heartbeat of a pass over everybody's machines; no owner can be called so.
-EVERYBODY = "_all"
 
 
 @dataclass
 class ReapReport:
-    """What a pass found and did. `problems` not empty means that something may be left."""
+    """Results of a pass. If `problems` is not empty, something may be left."""
 
     deleted: list[Node] = field(default_factory=list)
     kept: list[Node] = field(default_factory=list)
@@ -41,7 +33,7 @@ class ReapReport:
 
 
 def why(node: Node, now: float) -> str:
-    """Why a node has to go, or ''."""
+    """Reason for which a node has to go, or ''."""
     if node.dead():
         return node.state
     if node.deadline == 0:
@@ -50,32 +42,32 @@ def why(node: Node, now: float) -> str:
 
 
 def reap(
-    manager: Manager, *, dry_run: bool = False, all_owners: bool = False, tick: Tick = silent
+    fleet: Fleet, *, dry_run: bool = False, all_owners: bool = False, progress: Progress = silent
 ) -> ReapReport:
     """One pass over all configured clouds.
 
     Args:
-        manager: whose `now` decides what is past.
+        fleet: whose `now` decides what is past.
         dry_run: judge, delete nothing, leave no heartbeat.
         all_owners: also delete other people's expired nodes (for an administrator's cron job).
     """
-    now, report = manager.now(), ReapReport()
+    now, report = fleet.now(), ReapReport()
     alive: set[str] = set()
     complete: set[str] = set()
-    configured = manager.configured()
-    report.problems += manager.out_of_sight(configured)
+    configured = fleet.configured()
+    report.problems += fleet.out_of_sight(configured)
     for provider in configured:
-        tick(f"asking {provider.name}")
+        progress(f"asking {provider.name}")
         try:
-            found = provider.list_nodes()
+            nodes = provider.list_nodes()
             complete.add(provider.name)
         except Exception as error:
             # Whatever is wrong with one cloud, the others' machines still have to go.
-            found = getattr(error, "found", [])
+            nodes = getattr(error, "found", [])
             report.problems.append(f"{provider.name}: {_text(error)}")
-        for node in found:
+        for node in nodes:
             alive.add(node.id)
-            if node.owner != manager.config.owner and not all_owners:
+            if node.owner != fleet.config.owner and not all_owners:
                 report.foreign += 1
                 continue
             reason = why(node, now)
@@ -85,20 +77,20 @@ def reap(
             node = node.replace(note=reason)
             if not dry_run:
                 try:
-                    tick(f"deleting {node.id} ({reason})")
+                    progress(f"deleting {node.id} ({reason})")
                     provider.delete(node)
-                    record = manager.store.get(node.id)
-                    if record and not manager.store.locked(node.id):
-                        manager.store.remove(record, deleted=round(now))
-                        manager.ssh.forget(record)
+                    record = fleet.store.get(node.id)
+                    if record and not fleet.store.locked(node.id):
+                        fleet.store.remove(record, deleted=round(now))
+                        fleet.ssh.forget(record)
                 except Exception as error:
                     report.problems.append(f"{node.id}: {_text(error)}")
                     complete.discard(provider.name)
                     continue
             report.deleted.append(node)
-    _settle_records(manager, report, alive, complete, dry_run)
+    _settle_records(fleet, report, alive, complete, dry_run)
     if not dry_run:
-        beat(manager.config, manager.store, now, sorted(complete), everybody=all_owners)
+        beat(fleet.config, fleet.store, now, sorted(complete), everybody=all_owners)
     return report
 
 
@@ -107,66 +99,27 @@ def _text(error: Exception) -> str:
 
 
 def _settle_records(
-    manager: Manager, report: ReapReport, alive: set[str], complete: set[str], dry_run: bool
+    fleet: Fleet, report: ReapReport, alive: set[str], complete: set[str], dry_run: bool
 ) -> None:
     """Drops records of nodes that exist nowhere any more, once no list can be lagging behind."""
-    now = manager.now()
+    now = fleet.now()
     if not report.problems and not dry_run:
         # Whatever still exists of them has been seen by now: under the owner's eyes, or deleted.
-        for node_id in manager.store.damaged(SETTLE_S):
-            manager.store.clear_damaged(node_id)
-    for record in manager.store.all():
+        for node_id in fleet.store.damaged(SETTLE_S):
+            fleet.store.clear_damaged(node_id)
+    for record in fleet.store.all():
         if record.id in alive or record.provider not in complete:
             continue
-        if manager.store.locked(record.id) or now - record.created < SETTLE_S:
+        if fleet.store.locked(record.id) or now - record.created < SETTLE_S:
             continue
         if not dry_run:
-            provider = manager.provider(record.provider)
+            provider = fleet.provider(record.provider)
             try:
                 if provider.find(record) is not None:
                     continue
             except GmlError as error:
                 report.problems.append(f"{record.id}: {error}")
                 continue
-            manager.store.remove(record, deleted=min(round(now), record.deadline or round(now)))
-            manager.ssh.forget(record)
+            fleet.store.remove(record, deleted=min(round(now), record.deadline or round(now)))
+            fleet.ssh.forget(record)
         report.forgotten.append(record)
-
-
-def beat(
-    config: Config, store: Store, now: float, providers: Sequence[str], *, everybody: bool = False
-) -> None:
-    """Leaves the heartbeat of a pass over these providers."""
-    owner = EVERYBODY if everybody else config.owner
-    value = {"at": round(now), "host": socket.gethostname(), "owner": owner}
-    store.write_json(HEARTBEAT, {**store.read_json(HEARTBEAT), **dict.fromkeys(providers, value)})
-    if not config.google.bucket:
-        return
-    from gml.providers.google_api import GoogleApi
-
-    # The bucket's copy is for other machines; the pass itself was complete without it.
-    with contextlib.suppress(GmlError):
-        api = GoogleApi(config)
-        for provider in providers:
-            api.upload(config.google.bucket, _object(owner, provider), value)
-
-
-def _object(owner: str, provider: str) -> str:
-    return f"gml/reaper/{owner}/{provider}.json"
-
-
-def heartbeat_age(config: Config, provider: str, now: float | None = None) -> float | None:
-    """Seconds since the last pass over this provider for this owner that we can see, or None."""
-    now = time.time() if now is None else now
-    owners = (config.owner, EVERYBODY)
-    beats = [Store(config.home).read_json(HEARTBEAT).get(provider)]
-    if config.google.bucket:
-        from gml.providers.google_api import GoogleApi
-
-        with contextlib.suppress(GmlError):
-            api = GoogleApi(config)
-            beats += [api.download(config.google.bucket, _object(o, provider)) for o in owners]
-    found = [b for b in beats if isinstance(b, dict) and b.get("owner") in owners]
-    times = [b.get("at") for b in found]
-    ages = [now - t for t in times if isinstance(t, (int, float)) and t <= now + 60]
-    return max(0.0, min(ages)) if ages else None

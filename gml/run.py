@@ -3,48 +3,73 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
-import urllib.parse
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gml import jobs, sync
-from gml.config import Config
 from gml.durations import format_duration
 from gml.errors import GmlError, StockOut, Unavailable, UsageError
-from gml.fanout import jax_environment, others_watched
+from gml.fleet import Fleet
 from gml.model import Node
-from gml.nodes import Manager
-from gml.planning import Wish
-from gml.providers.base import Tick
+from gml.nodes.change import delete
+from gml.nodes.create import create
+from gml.options import option
+from gml.progress import Progress, silent
+from gml.remote import jobs, sync
+from gml.remote.environment import job_environment
+from gml.remote.fanout import jax_environment, others_watched
+from gml.request import NodeRequest
 from gml.threads import on_hosts
-from gml.ui import say, streaming
 
 PREEMPTED = "preempted"
 
 
 @dataclass(frozen=True)
-class RunWish:
-    """What `gml run` was asked to do beside the node itself."""
+class RunRequest:
+    """Everything `gml run` does beside making the node; `command` is a bash line."""
 
-    command: str
-    job: str
-    folder: Path
-    dest: str
-    env: Mapping[str, str] = field(default_factory=dict)
-    data: str = ""
-    setup: str = ""
-    fetch: tuple[str, ...] = ("runs",)
-    keep: bool = False
-    detach: bool = False
-    recover: bool = False
+    node: str = option("", "--node", help="Run on this node, and keep it.")
+    attach: str = option("", "--attach", help="Attach to the job that runs on this node.")
+    job: str = option("", "--job", help="Name of the job; default: job-DATE-TIME.")
+    folder: Path = option(  # noqa: RUF009  (it makes a dataclass field)
+        Path("."), "--folder", help="Local git work tree to send."
+    )
+    dest: str = option("", "--dest", help="Remote folder; default: the local folder's name.")
+    data: str = option("", "--data", help="Data set, as gs://… or a folder; becomes $GAIA_DATA.")
+    setup: str = option("", "--setup", help="Command to run before the job.")
+    fetch: tuple[str, ...] = option(
+        ("runs",),
+        "--fetch",
+        help="Result folder to bring home, repeatable; default: runs.",
+        typed=list[str] | None,
+        parse=lambda texts: tuple(texts or ("runs",)),
+    )
+    env: tuple[str, ...] = option(
+        (), "--env", help="Variable for the job, as NAME=VALUE, repeatable.",
+        typed=list[str] | None, parse=lambda texts: tuple(texts or ()),
+    )  # fmt: skip
+    secret: tuple[str, ...] = option(
+        (), "--secret", help="Variable of this shell to pass on, by NAME, repeatable.",
+        typed=list[str] | None, parse=lambda texts: tuple(texts or ()),
+    )  # fmt: skip
+    keep: bool = option(False, "--keep", help="Keep the node after the job.")
+    detach: bool = option(False, "--detach", help="Start the job and return.")
+    recover: bool = option(
+        False, "--recover", help="Make another node and resume when the spot node is taken away."
+    )
+    resume_flag: str = option(
+        "--resume", "--resume-flag", help="Flag appended to the command when it resumes."
+    )
+    git_credentials: bool = option(
+        False, "--git-credentials", help="Copy the stored github.com login to the node."
+    )
+    sync: bool = option(True, "--sync/--no-sync", help="Send the work tree.")
+    command: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
     max_recoveries: int = 20
-    resume_flag: str = "--resume"
-    git_credentials: bool = False
-    sync: bool = True
 
 
 class Preempted(GmlError):
@@ -53,157 +78,134 @@ class Preempted(GmlError):
     code = 6
 
 
-def job_environment(config: Config, node: Node, extra: Mapping[str, str]) -> dict[str, str]:
-    """What every job is told: deadline, price, metrics, compile cache. Values may be secrets.
+@dataclass(frozen=True)
+class Console:
+    """Outputs of a run: steps, lines for people, and the job's log (None: stdout)."""
 
-    GAIA_DEADLINE is unix seconds, GAIA_PRICE_PER_HOUR US dollars per hour for the whole node.
-    """
-    env: dict[str, str] = {"GAIA_NODE": node.id}
-    if node.deadline is not None:
-        env["GAIA_DEADLINE"] = str(node.deadline)
-    if node.price is not None:
-        env["GAIA_PRICE_PER_HOUR"] = f"{node.price:.4f}"
-    if config.metrics.endpoint:
-        env["OTEL_EXPORTER_OTLP_ENDPOINT"] = config.metrics.endpoint
-        token = metrics_token(config)
-        if token:
-            env["OTEL_EXPORTER_OTLP_HEADERS"] = "authorization=" + urllib.parse.quote(
-                f"Bearer {token}"
-            )
-    if config.google.bucket and node.provider == "google":
-        env["GAIA_BUCKET"] = f"gs://{config.google.bucket}"
-        env["JAX_COMPILATION_CACHE_DIR"] = f"gs://{config.google.bucket}/gaia/compile-cache"
-    return {**env, **extra}
-
-
-def metrics_token(config: Config) -> str:
-    """The token from the 0600 file, or ''; raises UsageError when others may read it."""
-    if not config.metrics.token_file:
-        return os.environ.get("GML_METRICS_TOKEN", "")
-    path = Path(config.metrics.token_file).expanduser()
-    try:
-        if path.stat().st_mode & 0o077:
-            raise UsageError(
-                f"metrics.token_file {path} is readable by others", f"chmod 600 {path}"
-            )
-        return path.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        raise UsageError(f"metrics.token_file {path} does not exist", "create it, 0600") from None
+    progress: Progress = silent
+    say: Callable[[str], None] = silent
+    out: BinaryIO | None = None
+    streaming: Callable[[BinaryIO | None], AbstractContextManager[None]] = lambda out: nullcontext()
+    on_up: Callable[[Node], None] = lambda node: None
 
 
 class Runner:
     """One `gml run` from beginning to end."""
 
-    def __init__(
-        self, manager: Manager, wish: RunWish, tick: Tick, out: BinaryIO | None = None
-    ) -> None:
-        self.manager = manager
-        self.wish = wish
-        self.tick = tick
-        self.out = out
-        self.ssh = manager.ssh
+    def __init__(self, fleet: Fleet, request: RunRequest, console: Console) -> None:
+        self.fleet = fleet
+        self.request = request
+        self.console = console
+        self.progress = console.progress
+        self.ssh = fleet.ssh
         self.outcome: dict[str, Any] = {}
         self.started = False
 
-    def run(self, node: Node | None, node_wish: Wish | None) -> int:
+    def run(self, node: Node | None, node_request: NodeRequest | None) -> int:
         """Runs the job to its end and returns its exit code.
 
         Args:
             node: an existing node to use, or None.
-            node_wish: how to make one, and to make it again after a preemption.
+            node_request: how to make one, and to make it again after a preemption.
         """
         ours = node is None
         if node is None:
-            assert node_wish is not None
-            node = self.manager.create(node_wish, self.tick)
+            assert node_request is not None
+            node = create(self.fleet, node_request, self.progress, self.console.on_up)
         elif self._has_job(node):
-            raise self._taken(node, self.wish.job)  # before its code is changed under it
+            raise self._taken(node, self.request.job)  # before its code is changed under it
         try:
-            for attempt in range(self.wish.max_recoveries + 1):
-                command = self.wish.command
-                if attempt and self.wish.resume_flag:
-                    command = f"{command} {self.wish.resume_flag}"
+            for attempt in range(self.request.max_recoveries + 1):
+                command = self.request.command
+                if attempt and self.request.resume_flag:
+                    command = f"{command} {self.request.resume_flag}"
                 try:
                     self.prepare(node)
                     self.start(node, command, attempt)
-                    if self.wish.detach:
+                    if self.request.detach:
                         self._say_detached(node)
-                        self.outcome = {"node": node.id, "job": self.wish.job, "state": "running"}
+                        self.outcome = {
+                            "node": node.id,
+                            "job": self.request.job,
+                            "state": "running",
+                        }
                         return 0
                     return self.finish(
-                        node, self.job_name(attempt), keep=self.wish.keep or not ours
+                        node, self.job_name(attempt), keep=self.request.keep or not ours
                     )
                 except Preempted as error:
-                    if not self.wish.recover or node_wish is None:
+                    if not self.request.recover or node_request is None:
                         raise
-                    if attempt == self.wish.max_recoveries:
+                    if attempt == self.request.max_recoveries:
                         raise
-                    node = self._again(node, node_wish, error)
+                    node = self._again(node, node_request, error)
         except KeyboardInterrupt:
-            if ours and not self.wish.keep and not self.started:
-                say(f"\ngml: no job runs yet: deleting {node.id}")
-                self.manager.delete(node, self.tick)
+            if ours and not self.request.keep and not self.started:
+                self.console.say(f"\ngml: no job runs yet: deleting {node.id}")
+                delete(self.fleet, node, self.progress)
             else:
                 self._say_interrupted(node)
             raise
         except GmlError:
             # A node that we made and could not use is not left to its deadline.
-            if ours and not self.wish.keep and not self._has_job(node):
-                self.manager.delete(node, self.tick)
+            if ours and not self.request.keep and not self._has_job(node):
+                delete(self.fleet, node, self.progress)
             raise
         raise AssertionError("unreachable")
 
     def job_name(self, attempt: int) -> str:
         """The job's name, with the number of the recovery."""
-        return self.wish.job if attempt == 0 else f"{self.wish.job}-r{attempt}"
+        return self.request.job if attempt == 0 else f"{self.request.job}-r{attempt}"
 
     def prepare(self, node: Node) -> None:
         """Code, git identity, data and set-up on every host."""
-        wish, count = self.wish, len(node.hosts)
+        request, count = self.request, len(node.hosts)
         where = node.id if count == 1 else f"{count} hosts"
-        if wish.sync:
-            self.tick(f"sending code to {where}")
+        if request.sync:
+            self.progress(f"sending code to {where}")
             reports = on_hosts(
-                count, lambda i: sync.push(self.ssh, node, wish.folder, wish.dest, index=i)
+                count, lambda i: sync.push(self.ssh, node, request.folder, request.dest, index=i)
             )
             if reports[0].withheld:
-                say(f"gml: held back as secrets: {', '.join(reports[0].withheld[:5])}")
+                self.console.say(f"gml: held back as secrets: {', '.join(reports[0].withheld[:5])}")
         on_hosts(
             count,
-            lambda i: sync.send_git_identity(self.ssh, node, i, wish.folder, wish.git_credentials),
+            lambda i: sync.send_git_identity(
+                self.ssh, node, i, request.folder, request.git_credentials
+            ),
         )
-        if wish.data and not wish.data.startswith("gs://"):
-            self.tick(f"sending data to {where}")
-            folder = Path(wish.data)
+        if request.data and not request.data.startswith("gs://"):
+            self.progress(f"sending data to {where}")
+            folder = Path(request.data)
             dest = f"data/{folder.name}"
             on_hosts(count, lambda i: sync.push_folder(self.ssh, node, folder, dest, index=i))
-        if wish.setup:
-            self._everywhere(node, wish.setup)
+        if request.setup:
+            self._everywhere(node, request.setup)
 
     def _everywhere(self, node: Node, command: str) -> None:
         name = f"{jobs.SETUP}{round(time.time())}"
-        dest = self.wish.dest
+        dest = self.request.dest
         on_hosts(
             len(node.hosts),
             lambda i: jobs.start(self.ssh, node, name, command, workdir=dest, env={}, index=i),
         )
         for index in range(len(node.hosts)):
-            self.tick(f"running --setup on host {index}")
-            with streaming(self.out):
-                code = jobs.follow(self.ssh, node, name, index=index, out=self.out)
+            self.progress(f"running --setup on host {index}")
+            with self.console.streaming(self.console.out):
+                code = jobs.follow(self.ssh, node, name, index=index, out=self.console.out)
             if code != 0:
                 raise UsageError(f"--setup failed on host {index} with exit code {code}")
 
     def start(self, node: Node, command: str, attempt: int) -> None:
         """Starts the job on every host."""
-        base = job_environment(self.manager.config, node, self.wish.env)
-        if self.wish.data:
-            folder = Path(self.wish.data)
-            remote = self.wish.data.startswith("gs://")
-            up = "../" * (1 + self.wish.dest.count("/"))
-            base["GAIA_DATA"] = self.wish.data if remote else f"{up}data/{folder.name}"
-        job, dest = self.job_name(attempt), self.wish.dest
-        self.tick(f"starting {job}")
+        base = job_environment(self.fleet.config, node, self.request.environment)
+        if self.request.data:
+            folder = Path(self.request.data)
+            remote = self.request.data.startswith("gs://")
+            up = "../" * (1 + self.request.dest.count("/"))
+            base["GAIA_DATA"] = self.request.data if remote else f"{up}data/{folder.name}"
+        job, dest = self.job_name(attempt), self.request.dest
+        self.progress(f"starting {job}")
         self.started = True
 
         def begin(index: int) -> bool:
@@ -224,20 +226,34 @@ class Runner:
 
         `outcome` then holds what `--json` prints.
         """
-        self.tick(f"{job} runs on {node.id}")
-        with streaming(self.out), others_watched(self.ssh, node, job) as failed:
-            code = jobs.follow(self.ssh, node, job, out=self.out, lost=self._check_alive(node))
+        self.progress(f"{job} runs on {node.id}")
+        with (
+            self.console.streaming(self.console.out),
+            others_watched(self.ssh, node, job) as failed,
+        ):
+            code = jobs.follow(
+                self.ssh, node, job, out=self.console.out, lost=self._check_alive(node)
+            )
         if failed:
-            say(f"gml: host {failed[0][0]} failed first, with exit code {failed[0][1]}")
+            self.console.say(
+                f"gml: host {failed[0][0]} failed first, with exit code {failed[0][1]}"
+            )
             code = failed[0][1]
         if code != 0 and self._was_told(node):
             raise Preempted(f"{node.id} was preempted", "run with --recover to go on elsewhere")
         if code != 0 and len(node.hosts) > 1:
             for index in range(1, len(node.hosts)):
                 jobs.terminate(self.ssh, node, job, index=index)
-        got = fetch(self.ssh, node, self.wish.folder, self.wish.dest, self.wish.fetch, self.tick)
+        got = fetch(
+            self.ssh,
+            node,
+            self.request.folder,
+            self.request.dest,
+            self.request.fetch,
+            self.progress,
+        )
         if not keep:
-            self.manager.delete(node, self.tick)
+            delete(self.fleet, node, self.progress)
         self.outcome = {
             "node": node.id,
             "job": job,
@@ -245,15 +261,17 @@ class Runner:
             "exit_code": code,
             "fetched": got,
             "deleted": not keep,
-            "spent_usd": node.cost(self.manager.now()),
+            "spent_usd": node.cost(self.fleet.now()),
         }
         return code
 
     def _check_alive(self, node: Node) -> Callable[[], None]:
         def check() -> None:
-            self.tick(f"asking {node.provider} whether {node.id} still exists: it does not answer")
+            self.progress(
+                f"asking {node.provider} whether {node.id} still exists: it does not answer"
+            )
             try:
-                live = self.manager.provider(node.provider).find(node)
+                live = self.fleet.provider(node.provider).find(node)
             except Unavailable:
                 return
             if live is None or live.dead():
@@ -263,7 +281,7 @@ class Runner:
         return check
 
     def _was_told(self, node: Node) -> bool:
-        """Whether the watchdog passed a preemption notice on to the job."""
+        """Tells whether the watchdog passed a preemption notice on to the job."""
         folder = "$HOME/.gml/node" if node.provider == "local" else "/var/lib/gml"
         script = f"ls {folder}/told-{PREEMPTED}-* 2>/dev/null || :"
         try:
@@ -274,28 +292,28 @@ class Runner:
             return True
         return any(d.stdout.strip() for d in done)
 
-    def _again(self, node: Node, wish: Wish, error: GmlError) -> Node:
+    def _again(self, node: Node, request: NodeRequest, error: GmlError) -> Node:
         """Always deletes before it makes the next: a preempted TPU goes on holding quota."""
-        say(f"gml: {error.problem}; making another node")
-        self.manager.delete(node, self.tick)
-        left = (node.deadline or 0) - round(self.manager.now())
+        self.console.say(f"gml: {error.problem}; making another node")
+        delete(self.fleet, node, self.progress)
+        left = (node.deadline or 0) - round(self.fleet.now())
         if left < 120:
             raise Unavailable(f"{node.id} was lost {format_duration(left)} before its deadline")
-        again = dataclasses.replace(wish, timeout_s=left, retry_until_up=True)
+        again = dataclasses.replace(request, timeout_s=left, retry_until_up=True)
         try:
-            return self.manager.create(again, self.tick)
+            return create(self.fleet, again, self.progress, self.console.on_up)
         except StockOut as second:
             raise Unavailable(f"no machine to go on with: {second.problem}") from None
 
     def _has_job(self, node: Node) -> bool:
         try:
-            return self.wish.job in jobs.names(self.ssh, node)
+            return self.request.job in jobs.names(self.ssh, node)
         except GmlError:
             return False
 
     def _say_detached(self, node: Node) -> None:
-        say(
-            f"gml: job {self.wish.job} runs on {node.id} and goes on without this terminal\n"
+        self.console.say(
+            f"gml: job {self.request.job} runs on {node.id} and goes on without this terminal\n"
             f"gml: follow it:     gml logs -f {node.id}\n"
             f"gml: take it home:  gml run --attach {node.id}   (log, results, delete)"
         )
@@ -303,23 +321,23 @@ class Runner:
     def _say_interrupted(self, node: Node) -> None:
         left = "never ends by itself"
         if node.deadline is not None:
-            left = f"ends by itself in {format_duration(node.deadline - self.manager.now())}"
-        say(
+            left = f"ends by itself in {format_duration(node.deadline - self.fleet.now())}"
+        self.console.say(
             f"\ngml: {node.id} and its job go on; the machine {left}\n"
             f"gml: reattach: gml run --attach {node.id} · end it now: gml node delete {node.id}"
         )
 
 
 def fetch(
-    ssh, node: Node, folder: Path, dest: str, names: tuple[str, ...], tick: Tick
+    ssh, node: Node, folder: Path, dest: str, names: tuple[str, ...], progress: Progress
 ) -> list[str]:
     """Brings result folders of host 0 home, below `folder`; returns those that existed."""
-    found = []
+    fetched = []
     for name in names:
         sync.check_dest(name)
         probe = ssh.run(node, f'[ -e "$HOME/{dest}/{name}" ] && echo yes || :')
         if probe.stdout.strip() == b"yes":
-            tick(f"fetching {name}")
+            progress(f"fetching {name}")
             sync.pull(ssh, node, f"{dest}/{name}", (folder / name).parent)
-            found.append(name)
-    return found
+            fetched.append(name)
+    return fetched

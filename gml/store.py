@@ -69,8 +69,8 @@ class Store:
 
     def all(self) -> list[Node]:
         """All readable records, oldest first."""
-        found = [self._read(p) for p in sorted(self.nodes.glob("*.json"))]
-        return sorted((n for n in found if n), key=lambda n: (n.created, n.id))
+        records = [self._read(p) for p in sorted(self.nodes.glob("*.json"))]
+        return sorted((n for n in records if n), key=lambda n: (n.created, n.id))
 
     def _read(self, path: Path) -> Node | None:
         try:
@@ -86,8 +86,8 @@ class Store:
     def damaged(self, older_s: float = 0.0) -> list[str]:
         """Ids of records that were set aside as unreadable and are at least `older_s` old."""
         until = time.time() - older_s
-        found = self.nodes.glob("*.corrupt")
-        return sorted(p.stem for p in found if p.stat().st_mtime <= until)
+        paths = self.nodes.glob("*.corrupt")
+        return sorted(p.stem for p in paths if p.stat().st_mtime <= until)
 
     def clear_damaged(self, node_id: str) -> None:
         """Forgets a set-aside record, once it has been rebuilt."""
@@ -110,12 +110,12 @@ class Store:
 
     def history(self) -> list[Node]:
         """Deleted nodes, oldest first; torn lines are skipped."""
-        found = []
+        nodes = []
         with contextlib.suppress(FileNotFoundError):
             for line in (self.home / "history.jsonl").read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(Exception):
-                    found.append(Node.from_dict(json.loads(line)))
-        return found
+                    nodes.append(Node.from_dict(json.loads(line)))
+        return nodes
 
     @contextlib.contextmanager
     def lock(self, node_id: str) -> Iterator[None]:
@@ -140,7 +140,7 @@ class Store:
             os.close(handle)
 
     def locked(self, node_id: str) -> bool:
-        """Whether some process is working on the node at this moment."""
+        """Tells whether some process is working on the node at this moment."""
         try:
             with self.lock(node_id):
                 return False

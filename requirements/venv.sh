@@ -43,11 +43,19 @@ gaia_make_venv() {
     uv venv --quiet --python 3.11 .venv
 }
 
+# True where .venv has pip; a venv that uv made gets Python's bundled one.
+gaia_pip() {
+    .venv/bin/python -m pip --version >/dev/null 2>&1 ||
+        .venv/bin/python -m ensurepip >/dev/null 2>&1
+}
+
 # Prints the uv to use: the one on PATH, or .venv's own, which pip installs first.
 gaia_uv() {
     command -v uv 2>/dev/null && return
-    [ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-        --require-hashes -r requirements/uv.txt >/dev/null 2>&1 || return 1
+    if [ ! -x .venv/bin/uv ]; then
+        gaia_pip && .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+            --require-hashes -r requirements/uv.txt >/dev/null 2>&1 || return 1
+    fi
     printf '%s\n' .venv/bin/uv
 }
 
@@ -60,8 +68,7 @@ gaia_install() {
         env ${index:+UV_DEFAULT_INDEX="$index"} \
             "$uv" pip install --quiet --python .venv/bin/python "$@" || status=$?
         # Done, or interrupted by a signal, or nothing left to try.
-        if [ "$status" = 0 ] || [ "$status" -gt 127 ] ||
-            ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+        if [ "$status" = 0 ] || [ "$status" -gt 127 ] || ! gaia_pip; then
             return "$status"
         fi
         gaia_say "uv could not install them (see above); trying pip"

@@ -4,6 +4,7 @@
 #     bash tests/run.sh                  # the default suite
 #     bash tests/run.sh --slow           # the slow members of each family too
 #     bash tests/run.sh tests/gaia -k attention        # any further arguments go to pytest
+#     XLA_FLAGS= bash tests/run.sh       # XLA's own code generation, not the one that compiles fast
 set -euo pipefail
 cd "$(dirname "$0")/.."
 arguments=()

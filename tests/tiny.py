@@ -11,10 +11,19 @@ import numpy as np
 from flax import nnx
 
 from gaia.optim import OptimConfig
+from gchat import model_shape, train_state
 from gchat.config import DataConfig, TrainConfig, TrainingConfig, derive
 from gchat.model import GPT, GPTConfig
+from gchat.scaling import counts, structure
 
 VOCAB, PADDED = 100, 128
+
+
+def forget_models() -> None:
+    """Clears what is remembered of models by configuration: for tests that change the model."""
+    for module in (model_shape, train_state, counts, structure):
+        for function in vars(module).values():
+            getattr(function, "cache_clear", lambda: None)()
 
 
 def gpt_config(**changes) -> GPTConfig:

@@ -136,7 +136,7 @@ def stat(title: str, sql: str, unit: str = "short", width: int = 4) -> dict:
 
 
 def table(title: str, sql: str, size: tuple[int, int] = (24, 8), **more) -> dict:
-    """Rows."""
+    """Build a table panel."""
     return panel(
         "table",
         title,
@@ -311,7 +311,7 @@ def compare_dashboard() -> dict:
 
 
 def fleet_dashboard() -> dict:
-    """What runs now, what went silent, what it costs."""
+    """Runs that train now, runs that went silent, and their cost."""
     open_run = {
         "links": [
             {

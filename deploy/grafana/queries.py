@@ -1,4 +1,4 @@
-"""The SQL of the dashboards, over the views of ../clickhouse/schema/03-views.sql.
+"""The SQL of the dashboards, over the views of ../clickhouse/schema/views.sql.
 
 Step axes need care:
 

@@ -2,6 +2,7 @@
 # Installs the stack on the Kubernetes cluster that kubectl points to (made for single-node k3s).
 #
 #     deploy/k8s/install.sh --domain metrics.example.org --email you@example.org [--public]
+#         [--keep-days N]   delete values that are older than N days; 0 keeps all
 #
 # The names DOMAIN, otlp.DOMAIN and otlp-grpc.DOMAIN must point to the cluster. Run it again to
 # update; secrets are made once and kept in deploy/secrets. --dry-run prints what would be applied.
@@ -11,19 +12,24 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 . "$here/secrets.sh"
 
 cert_manager=v1.19.1
-domain="" email="" public=false dry=false
+domain="" email="" public=false keep="" dry=false
 while [ $# -gt 0 ]; do
     case $1 in
         --domain) domain=${2:?--domain needs a name}; shift 2 ;;
         --email) email=${2:?--email needs an address}; shift 2 ;;
         --public) public=true; shift ;;
+        --keep-days) keep=${2:?--keep-days needs a number}; shift 2 ;;
         --dry-run) dry=true; shift ;;
-        -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) echo "install.sh: unknown option $1; see install.sh --help" >&2; exit 2 ;;
     esac
 done
 if [[ ! $domain =~ ^[A-Za-z0-9.-]+$ || ! $email =~ ^[^[:space:]@]+@[^[:space:]@]+$ ]]; then
     echo "install.sh: --domain and --email are needed; see install.sh --help" >&2
+    exit 2
+fi
+if [[ ! $keep =~ ^[0-9]{0,5}$ ]]; then
+    echo "install.sh: --keep-days $keep is no number of days; give one such as 400, or 0" >&2
     exit 2
 fi
 if ! command -v kubectl >/dev/null; then
@@ -35,7 +41,7 @@ explore=true
 if [ "$public" = true ]; then explore=false; fi
 manifests=$(kubectl kustomize "$here" |
     sed -e "s/GAIA_DOMAIN/$domain/g" -e "s/GAIA_EMAIL/$email/g" \
-        -e "s/GAIA_PUBLIC/\"$public\"/g" -e "s/GAIA_EXPLORE/\"$explore\"/g" \
+        -e "s/value: GAIA_KEEP_DAYS/value: \"$keep\"/" -e "s/GAIA_PUBLIC/\"$public\"/g" -e "s/GAIA_EXPLORE/\"$explore\"/g" \
         -e 's/""\(true\|false\)""/"\1"/g')
 if [ "$dry" = true ]; then
     printf '%s\n' "$manifests"

@@ -39,7 +39,7 @@ _MASKED = -1e30
 
 
 class _Static(NamedTuple):
-    """What the kernel is specialised on; hashable, so it can be a nondifferentiable argument."""
+    """Options that the kernel is specialised on; hashable, so a nondifferentiable argument."""
 
     causal: bool
     window: int | None
@@ -95,24 +95,14 @@ def attention(
         )
     part, k_BSKH, v_BSKH, ids = _whole_rows(k_BSKH, v_BSKH, segment_ids_BT)
     impl = _best(q_BTNH, k_BSKH, ids, part) if impl == "auto" else impl
+    static = _Static(causal, window, factor, _block_size(q_BTNH.shape[1]))
     if impl == "splash":
-        return splash.splash_attention(
-            q_BTNH,
-            k_BSKH,
-            v_BSKH,
-            segment_ids=ids,
-            part=part,
-            window=window,
-            causal=causal,
-            scale=factor,
-            name=ATTENTION,
-        )
+        return _splash(q_BTNH, k_BSKH, v_BSKH, ids, part, static)
     if impl == "cudnn":
         if ids is not None or part is not None:
             raise ConfigError("attention impl is cudnn for packed or split rows", "use auto")
-        return _cudnn(q_BTNH, k_BSKH, v_BSKH, window, causal, factor)
+        return _cudnn(q_BTNH, k_BSKH, v_BSKH, static)
     first = None if part is None else part[0] * q_BTNH.shape[1]
-    static = _Static(causal, window, factor, _block_size(q_BTNH.shape[1]))
     return _blocked(q_BTNH, k_BSKH, v_BSKH, _Place(ids, first), static)
 
 
@@ -146,14 +136,28 @@ def _best(q_BTNH, k_BSKH, ids, part) -> Impl:
     return "xla"
 
 
-def _cudnn(q_BTNH, k_BSKH, v_BSKH, window, causal, scale) -> jax.Array:
+def _splash(q_BTNH, k_BSKH, v_BSKH, ids, part, static: _Static) -> jax.Array:
+    return splash.splash_attention(
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        segment_ids=ids,
+        part=part,
+        window=static.window,
+        causal=static.causal,
+        scale=static.scale,
+        name=ATTENTION,
+    )
+
+
+def _cudnn(q_BTNH, k_BSKH, v_BSKH, static: _Static) -> jax.Array:
     out = jax.nn.dot_product_attention(
         q_BTNH,
         k_BSKH,
         v_BSKH,
-        scale=scale,
-        is_causal=causal,
-        local_window_size=None if window is None else (window - 1, 0),
+        scale=static.scale,
+        is_causal=static.causal,
+        local_window_size=None if static.window is None else (static.window - 1, 0),
         implementation="cudnn",
     )
     return checkpoint_name(out, ATTENTION)
@@ -230,10 +234,10 @@ def _visible(
 
 
 class _Place(NamedTuple):
-    """Where the queries are among the keys."""
+    """Places of the queries among the keys."""
 
     segment_ids: tuple[jax.Array, jax.Array] | None
-    """Of the queries [B, T] and of the keys [B, S]."""
+    """Segment ids of the queries [B, T] and of the keys [B, S]."""
     first: jax.Array | int | None
     """Position of the first query, known at run time only; None: the last T of S."""
 

@@ -21,7 +21,7 @@ _LAYOUT = kernel.QKVLayout.SEQ_MINOR
 
 
 def block(H: int) -> int:
-    """Most queries, and most keys, in a block; the memory of a v5p ends it with wide heads."""
+    """Largest number of queries, and of keys, in a block; wide heads fill the memory of a v5p."""
     return 1024 if H <= 128 else 512
 
 
@@ -32,7 +32,7 @@ def key_blocks(S: int, H: int) -> int:
 
 
 def fits(T: int, S: int, H: int) -> bool:
-    """Whether the kernel takes these sizes: whole blocks, and heads that fill a register."""
+    """Says if the kernel takes these sizes: whole blocks, and heads that fill a register."""
     return T % _LANES == 0 and S % _LANES == 0 and H % 64 == 0
 
 

@@ -83,7 +83,7 @@ def _by_metric(columns: dict) -> dict:
 
 
 def _shown(value: float | None) -> float | None:
-    """Six digits are more than a screen has pixels; gaps stand for what is no number."""
+    """Round to seven digits, more than a screen shows; None (a gap) for what is no number."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.7g}")
@@ -98,7 +98,7 @@ def _finite(value: Any) -> Any:
 
 
 def own_address(host: str | None) -> bool:
-    """Whether a Host header names this server by address or as localhost."""
+    """Return True where a Host header names this server by address or as localhost."""
     name = urlsplit(f"//{host or ''}").hostname or ""
     if name == "localhost":
         return True
@@ -148,7 +148,7 @@ def _handler(calls: dict[str, Callable[[Query], Any]]) -> type[BaseHTTPRequestHa
                 self.send(status, kind, body)
 
         def send(self, status: int, kind: str, body: bytes) -> None:
-            """Headers and body."""
+            """Write headers and body."""
             self.send_response(status)
             self.send_header("content-type", kind)
             self.send_header("cache-control", "no-store")
@@ -162,6 +162,6 @@ def _handler(calls: dict[str, Callable[[Query], Any]]) -> type[BaseHTTPRequestHa
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Quiet: the terminal belongs to the user."""
+            """Log nothing: the terminal belongs to the user."""
 
     return Handler

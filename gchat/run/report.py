@@ -18,7 +18,6 @@ import numpy as np
 import gaia_metrics
 from gaia.config import to_yaml
 from gaia.data.manifest import Manifest
-from gaia_metrics.folder import read_json
 from gchat.evals.ngram import Baselines
 from gchat.model_shape import flops_per_token, matmul_params
 from gchat.run.folder import write_atomically
@@ -50,7 +49,7 @@ def write_report(
     folder, config, machine = session.folder, session.config, session.machine
     progress = session.progress
     series = read_series(folder.path / "metrics.jsonl")
-    dashboard = gaia_metrics.dashboard_url(read_json(folder.path / "run.json").get("id", ""))
+    dashboard = gaia_metrics.dashboard_url(gaia_metrics.run_info(folder.path).get("id", ""))
     rates = [v for _, v in series.get("perf/tokens_per_s", [])]
     mfus = [v for _, v in series.get("perf/mfu", [])]
     waits = [v for _, v in series.get("perf/data_wait_ms", [])]

@@ -1,1 +1,1 @@
-"""What a run will cost, before it starts."""
+"""Memory, time and cost of a run, before it starts."""

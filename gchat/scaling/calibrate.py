@@ -35,12 +35,12 @@ START = Factors(
     gradients=1.0, saved=1.0, layer=1.0, gathered=1.0, chunk=1.0, head=1.0, update=1.5, constant=5e7
 )
 LEAST, MOST = 0.3, 3.0
-"""Of the starting values."""
+"""Bounds of a factor, as shares of its starting value."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to do."""
+    """Options of the command."""
 
     again: bool = False
     """Compile every row, also those in the table."""
@@ -113,8 +113,8 @@ def fit(rows: list[Row]) -> Factors:
         tried = np.clip(
             best * np.exp(scale * rng.normal(size=len(names))), LEAST * start, MOST * start
         )
-        if (found := loss(tried)) < least:
-            best, least = tried, found
+        if (error := loss(tried)) < least:
+            best, least = tried, error
     return Factors(**{n: round(float(v), 4) for n, v in zip(names, best, strict=True)})
 
 

@@ -14,7 +14,7 @@ TABLE = "calibration.json"
 
 @dataclass(frozen=True)
 class Factors:
-    """What the compiler makes of each part of `memory.Parts`: factors, and bytes for `constant`."""
+    """The compiler's share of each part of `memory.Parts`: factors, and bytes for `constant`."""
 
     gradients: float
     saved: float
@@ -32,7 +32,7 @@ class Row:
 
     name: str
     role: Literal["fit", "check"]
-    """Whether the factors are fitted to it, or it checks them."""
+    """`fit`: the factors are fitted to it; `check`: it checks them."""
     sku: str
     rows_per_device: int
     remat: Any

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from gaia.config import parse
 from gaia.errors import ConfigError
 from gchat.config import load
-from gchat.scaling.plan import Plan, derived, make_plan
+from gchat.scaling.plan import Plan, derived, describe, make_plan
 from gchat.scaling.search import best, search
 from gchat.scaling.sku import parse_fleet
 from gchat.scaling.verify import check_can_verify, compile_step
 
 USAGE = """usage: gchat plan [CONFIG.yaml] --sku NAME [options] [--group.field value …]
 
-What a run asks of a slice: memory by part, time and cost, and whether it fits; no accelerator
+Says what a run asks of a slice: memory by part, time and cost, and whether it fits; no accelerator
 needed. NAME: v6e-8, v6e-2x4, v5p-128, v5e-256, tpu7x-64, 2*v6e-256, 8xH100, 1xH200, …
 
   --verify      compile the real training step for that TPU topology: the compiler's memory
@@ -37,7 +37,7 @@ class PlanOptions:
     """Options of `gchat plan` itself; every `--group.field` of the trainer may follow."""
 
     sku: str = ""
-    """What to plan for: v6e-8, v5p-128, 8xH100, 2*v6e-256, …"""
+    """Name of the slice or machine to plan for: v6e-8, v5p-128, 8xH100, 2*v6e-256, …"""
     verify: bool = False
     """Compile the real training step for that TPU topology."""
     memory_only: bool = False
@@ -120,19 +120,11 @@ def _say_tried(plan: Plan) -> None:
     print(f"{describe(plan)}: {plan.why}{seconds}", file=sys.stderr, flush=True)
 
 
-def describe(plan: Plan) -> str:
-    """Rows, rematerialisation and mesh in a few words."""
-    training = plan.config.training
-    rows = training.amounts.batch_size // training.grad_accum // plan.layout.row_groups
-    accum = f", grad_accum {training.grad_accum}" if training.grad_accum > 1 else ""
-    return f"{rows} rows per device{accum}, remat {plan.config.model.remat}, mesh {plan.layout}"
-
-
 def _show(plan: Plan, best: Plan | None, said: list[str], options: PlanOptions) -> None:
     if options.json:
-        found = plan.to_json()
-        found["best"] = best.to_json() if best else None
-        print(json.dumps(found))
+        answer = plan.to_json()
+        answer["best"] = best.to_json() if best else None
+        print(json.dumps(answer))
         return
     for sentence in said:
         print(sentence)

@@ -1,4 +1,4 @@
-"""What a training step asks of one device: parameters, FLOPs, bytes.
+"""Demands of a training step on one device: parameters, FLOPs, bytes.
 
 Parameters and optimizer state are those of the model and the optimizer themselves, traced without
 arrays (`gchat.model_shape`, `gchat.train_state`). Nothing here knows a chip. Letters: n tokens of
@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from gaia.optim import OptimConfig
 from gaia.parallel import WEIGHTS
 from gaia.params import Described
 from gchat.config import TrainConfig
@@ -38,6 +39,7 @@ def layer_matrices(model: GPTConfig) -> list[Described]:
     return [p for p in model_shape(model).parameters if p.layers and p.is_matrix]
 
 
+@lru_cache(maxsize=1024)
 def layer_elements(model: GPTConfig, layout: Layout) -> float:
     """Elements of one layer's matrices on a device that has gathered them."""
     return sum(gathered(p, layout) for p in layer_matrices(model))
@@ -95,12 +97,12 @@ def local_sizes(config: TrainConfig, layout: Layout) -> Local:
 
 
 def in_attention(model: GPTConfig, param: Described) -> bool:
-    """Whether a parameter belongs to an attention."""
+    """Says if a parameter belongs to an attention."""
     return any(param.name.startswith(f"{name}.") for name, _ in model_shape(model).heads)
 
 
 def goes_back(param: Described) -> bool:
-    """Whether a matrix is split along its first dim: what it gives goes to the residual stream."""
+    """Says if a matrix is split along its first dim: its product goes to the residual stream."""
     return "tensor" in param.placement.dims[0]
 
 
@@ -114,8 +116,12 @@ def widths(model: GPTConfig) -> tuple[int, int]:
 
 def state_bytes(config: TrainConfig, layout: Layout) -> tuple[int, int]:
     """Bytes of parameters and of optimizer state on one device."""
-    params = model_shape(config.model).parameters
-    optimizer = optimizer_arrays(config.model, config.optim)
+    return _state_bytes(config.model, config.optim, layout)
+
+
+@lru_cache(maxsize=1024)
+def _state_bytes(model: GPTConfig, optim: OptimConfig, layout: Layout) -> tuple[int, int]:
+    params, optimizer = model_shape(model).parameters, optimizer_arrays(model, optim)
     return (
         sum(p.itemsize * share_of(p, layout) for p in params),
         sum(p.itemsize * share_of(p, layout) for p in optimizer),

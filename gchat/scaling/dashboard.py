@@ -24,8 +24,7 @@ from gaia.parallel import MeshConfig
 from gchat.config import TrainConfig, TrainingConfig
 from gchat.model import GPTConfig
 from gchat.model_shape import all_params
-from gchat.scaling.cli import describe
-from gchat.scaling.plan import Plan, derived
+from gchat.scaling.plan import Plan, derived, describe
 from gchat.scaling.search import best, candidates
 from gchat.scaling.sku import Fleet, fleet_of, parse_fleet
 
@@ -34,7 +33,7 @@ STATIC = {"htmx.min.js": "text/javascript", "style.css": "text/css"}
 
 
 class Controls(BaseModel):
-    """What the sliders say; also the address of the page."""
+    """Values of the sliders; also the address of the page."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -214,7 +213,7 @@ def _step_parts(plan: Plan) -> list[tuple[str, float]]:
 
 
 def _better(plan: Plan, other: Plan | None) -> str:
-    """What another mesh would gain, where it gains more than the estimate's noise."""
+    """A sentence on a faster mesh, where it gains more than the estimate's noise."""
     if other is None or (plan.fits and other.time.seconds > 0.97 * plan.time.seconds):
         return ""
     return f"{describe(other)}: step {other.time.seconds:.3f} s, {other.why}"

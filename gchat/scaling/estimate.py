@@ -1,4 +1,4 @@
-"""What the speedrun expects of the machine it is on.
+"""The speedrun's expectations of the machine it is on.
 
 Accelerators: the plan of `gchat plan` (roofline, memory by part). CPUs: FLOPs over (a rate measured
 here and now x an assumed utilisation); a run prints its real one.
@@ -27,7 +27,7 @@ ACCELERATOR_OVERHEAD_SECONDS = 240.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a derived configuration asks of a machine."""
+    """Demands of a derived configuration on a machine."""
 
     params: int
     tokens: int
@@ -74,16 +74,16 @@ def placed(config: TrainConfig, machine: Machine) -> TrainConfig:
     fleet = fleet_of_machine(machine)
     if fleet is None or make_plan(config, fleet).fits:
         return config
-    found = best(config, fleet, fixed_mesh=True)
-    if found is None:
+    fitting = best(config, fleet, fixed_mesh=True)
+    if fitting is None:
         raise ConfigError(
             f"model.depth {config.model.depth} does not fit {fleet.name}", fit_hint(config, machine)
         )
-    return found.config
+    return fitting.config
 
 
 def _activation_bytes(config: TrainConfig, rows: int) -> int:
-    """What the backward pass finds saved, for `rows` rows on a device, plus one chunk of logits."""
+    """Bytes saved for the backward pass of `rows` rows on a device, plus one chunk of logits."""
     model = config.model
     s, tokens = model.sizes, rows * model.seq_len
     size = 2 if model.compute_dtype == "bfloat16" else 4

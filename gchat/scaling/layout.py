@@ -1,4 +1,4 @@
-"""How a configuration lies on a fleet: devices along each mesh axis, and rows of a device."""
+"""Layout of a configuration on a fleet: devices along each mesh axis, and rows of a device."""
 
 import math
 from dataclasses import dataclass, replace

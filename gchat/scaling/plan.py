@@ -32,18 +32,18 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """Of one device: the compiler's where it was asked, else estimated."""
+        """Peak memory of one device: the compiler's where it was asked, else estimated."""
         return self.compiled.peak_bytes if self.compiled else self.memory.total
 
     @property
     def limit_bytes(self) -> int:
-        """What one device has to give."""
+        """Memory that a program may use of one device."""
         known = self.compiled.limit_bytes if self.compiled else 0
         return known or self.fleet.limit_bytes
 
     @property
     def fits(self) -> bool:
-        """Whether the step runs at all."""
+        """True where the step fits into that memory."""
         return self.compiled.fits if self.compiled else self.peak_bytes <= self.limit_bytes
 
     @property
@@ -71,25 +71,25 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know beside the figures."""
-        found = []
+        """Sentences that a reader must know beside the figures."""
+        said = []
         if not self.fleet.is_tpu:
-            found.append(GPU_NOTE)
+            said.append(GPU_NOTE)
         if not calibrated(self.config.model):
-            found.append(
+            said.append(
                 "memory is not calibrated for this block: activations are a guess; --verify asks "
                 "the compiler"
             )
         if self.fleet.slices > 1 and not self.fleet.chip.dcn_bandwidth:
-            found.append(
+            said.append(
                 f"the network between slices of {self.fleet.chip.name} is not known: "
                 f"{UNKNOWN_DCN / 1e9:g} GB/s per chip is assumed"
             )
         if self.config.model.remat == "offload":
-            found.append("remat offload: the time to send activations to the host is not counted")
+            said.append("remat offload: the time to send activations to the host is not counted")
         if self.fleet.price_per_hour() is None:
-            found.append(f"no list price of {self.fleet.chip.name} is known")
-        return found
+            said.append(f"no list price of {self.fleet.chip.name} is known")
+        return said
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain types; bytes, seconds and US dollars."""
@@ -161,3 +161,11 @@ def make_plan(config: TrainConfig, fleet: Fleet) -> Plan:
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB"
+
+
+def describe(plan: Plan) -> str:
+    """Rows, rematerialisation and mesh in a few words."""
+    training = plan.config.training
+    rows = training.amounts.batch_size // training.grad_accum // plan.layout.row_groups
+    accum = f", grad_accum {training.grad_accum}" if training.grad_accum > 1 else ""
+    return f"{rows} rows per device{accum}, remat {plan.config.model.remat}, mesh {plan.layout}"

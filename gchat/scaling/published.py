@@ -26,12 +26,12 @@ class Checked:
     estimated: float
     """The same from the roofline."""
     chosen: bool
-    """Whether the shares of the roofline were chosen on this point."""
+    """True for points that the shares of the roofline were chosen on."""
     source: str
 
     @property
     def error(self) -> float:
-        """Of the estimated step time, as a share of the published one."""
+        """Error of the estimated step time, as a share of the published one."""
         return self.published / self.estimated - 1
 
 

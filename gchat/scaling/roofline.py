@@ -29,7 +29,7 @@ from gchat.scaling.sku import Fleet
 
 @dataclass(frozen=True)
 class Shares:
-    """What programs reach of a chip's figures, as shares of them."""
+    """Shares of a chip's figures that programs reach."""
 
     product: float
     """Large matrix products, of the bf16 peak."""
@@ -71,15 +71,15 @@ class StepTime:
     dcn: float
     """Sums of gradients between slices."""
     tokens: int
-    """Of the whole step."""
+    """Tokens of the whole step."""
     model_flops: float
-    """Of the whole step, as `flops_per_token` counts them."""
+    """FLOPs of the whole step, as `flops_per_token` counts them."""
     peak_flops: float
-    """Of the whole fleet."""
+    """FLOP/s of the whole fleet at its bf16 peak."""
 
     @property
     def seconds(self) -> float:
-        """Of one step."""
+        """Length of one step."""
         return (
             self.products
             + self.attention
@@ -92,7 +92,7 @@ class StepTime:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the whole fleet."""
+        """Tokens per second of the whole fleet."""
         return self.tokens / self.seconds
 
     @property

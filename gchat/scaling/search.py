@@ -20,7 +20,7 @@ REMATS = ("none", "dots", "attention", "full")
 """Offloading is left out: how fast the host takes what is sent to it is not in the roofline."""
 MOST_TENSOR = 8
 HOPELESS = 1.25
-"""What is estimated above this share of the memory is not compiled."""
+"""Share of the memory; programs that are estimated above it are not compiled."""
 MOST_COMPILES = 6
 
 
@@ -92,10 +92,10 @@ def search(
         # What asks for more than something that was refused is refused too.
         if any(plan.memory.total >= no.memory.total for no in refused):
             continue
-        found = replace(plan, compiled=compiler(plan.config, fleet))
-        report(found)
-        if found.fits:
-            return found
+        answered = replace(plan, compiled=compiler(plan.config, fleet))
+        report(answered)
+        if answered.fits:
+            return answered
         refused.append(plan)
     raise ConfigError(
         f"nothing of this model fits {fleet.name} ({len(refused)} programs compiled)",
@@ -104,7 +104,7 @@ def search(
 
 
 def fit_hint(config: TrainConfig, machine: Machine) -> str:
-    """What to change after RESOURCE_EXHAUSTED on a machine, in one sentence.
+    """One sentence on what to change after RESOURCE_EXHAUSTED on a machine.
 
     Args:
         config: derived; the one that did not fit.

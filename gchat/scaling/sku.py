@@ -1,4 +1,4 @@
-"""What a plan is made for: equal slices of one TPU generation, or equal GPU machines.
+"""Machines that a plan is made for: equal slices of one TPU generation, or equal GPU machines.
 
 A name is one that `gaia.hardware.sku` reads (`v6e-8`, `v5p-4x4x4`, `8xH100`), a number of them
 (`2*v6e-256`; for TPUs also `2xv6e-256`), or a sum (`v6e-256+v6e-256`).
@@ -12,8 +12,8 @@ from gaia.hardware import Chip, Sku, chip_of_device_kind, sku
 from gaia.runtime import Machine
 
 UNKNOWN_SHARE = 0.90
-"""Of a device's memory, where no compiler says what a program may take. GPUs: what JAX's allocator
-is told to take (XLA_PYTHON_CLIENT_MEM_FRACTION=0.9)."""
+"""Share of a device's memory, where no compiler says what a program may take. GPUs: the
+share that JAX's allocator is told to take (XLA_PYTHON_CLIENT_MEM_FRACTION=0.9)."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Fleet:
 
     @property
     def is_tpu(self) -> bool:
-        """Whether the TPU compiler can be asked about it."""
+        """True where the TPU compiler can be asked about it."""
         return self.chip.kind == "tpu"
 
     @property
@@ -56,7 +56,7 @@ class Fleet:
         return self.chip.program_hbm_bytes or int(self.chip.hbm_per_device * UNKNOWN_SHARE)
 
     def price_per_hour(self, *, spot: bool = False) -> float | None:
-        """Least list price of all chips together, US dollars per hour; None where not known."""
+        """Lowest list price of all chips together, US dollars per hour; None where not known."""
         price = self.chip.price(spot=spot)
         if price is None:
             return None
@@ -106,7 +106,7 @@ def _multiple(part: str) -> tuple[int, str]:
 
 
 def fleet_of_machine(machine: Machine) -> Fleet | None:
-    """What this process runs on, taken as one slice; None on a CPU or a chip we do not know."""
+    """This process's devices, taken as one slice; None on a CPU or a chip we do not know."""
     chip = chip_of_device_kind(machine.device_kind)
     if chip is None:
         return None

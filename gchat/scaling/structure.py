@@ -1,4 +1,4 @@
-"""Whether the memory estimate was calibrated on blocks like the model's, told by their structure.
+"""Blocks that the memory estimate was calibrated on, told from others by their structure.
 
 The factors of `calibration.json` were fitted to programs whose blocks carry one residual stream
 and hold one attention and one MLP, each behind a norm. What the backward pass keeps of any other
@@ -20,7 +20,7 @@ _TOKENS = 128
 
 @lru_cache(maxsize=256)
 def calibrated(model: GPTConfig) -> bool:
-    """Whether the blocks of a derived configuration are of the calibrated kind."""
+    """Says if the blocks of a derived configuration are of the calibrated kind."""
     return _has_one_attention_and_one_mlp(model) and _carries_one_stream(model)
 
 

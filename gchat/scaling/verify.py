@@ -47,18 +47,18 @@ class CompilerFailed(GaiaError):
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of one training step, per device."""
+    """The compiler's answer about one training step, per device."""
 
     fits: bool
     peak_bytes: int
     """The program's peak; where it does not fit, what it would have needed."""
     limit_bytes: int
-    """What the compiler has to give; 0 where it did not say (it does when something is too big)."""
+    """Memory that the compiler has; 0 where it did not say (it does when something is too big)."""
     argument_bytes: int
     """State and batch; 0 where it does not fit."""
     compile_seconds: float
     collectives: dict[str, int]
-    """How often each collective stands in the program's text (a loop's body once)."""
+    """Times that each collective stands in the program's text (a loop's body once)."""
     message: str
     """The compiler's sentence where it does not fit."""
 
@@ -129,8 +129,8 @@ def _ask(config: TrainConfig, fleet: Fleet, timeout: float, *, memory_only: bool
             )
         try:
             while process.poll() is None:
-                if memory_only and (found := read_dump(folder, time.monotonic() - began)):
-                    return found
+                if memory_only and (answer := read_dump(folder, time.monotonic() - began)):
+                    return answer
                 if time.monotonic() - began > timeout:
                     raise CompilerFailed(
                         f"the TPU compiler did not finish within {timeout:.0f} s", "allow it more"
@@ -149,10 +149,10 @@ def _read_answer(folder: Path, fleet: Fleet, status: int) -> Compiled:
         errors = (folder / "errors").read_text(errors="replace").strip().splitlines()
         last = errors[-1] if errors else "nothing was printed"
         raise CompilerFailed(f"the TPU compiler ended with status {status}: {last}")
-    found = json.loads(answer.removeprefix(_ANSWER))
-    if "error" in found:
-        raise CompilerFailed(f"the TPU compiler refused {fleet.name}: {found['error']}")
-    return Compiled(**found)
+    said = json.loads(answer.removeprefix(_ANSWER))
+    if "error" in said:
+        raise CompilerFailed(f"the TPU compiler refused {fleet.name}: {said['error']}")
+    return Compiled(**said)
 
 
 def read_dump(folder: Path, seconds: float) -> Compiled | None:

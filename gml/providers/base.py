@@ -12,28 +12,29 @@ Rules that the teardown proof rests on:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from gaia.hardware import Sku
 from gml.model import ApiRequest, CreateSpec, Node, Offer
+from gml.progress import Progress, silent
 
-Tick = Callable[[str], None]
+Check = dict[str, Any]
 
 
-def silent(what: str) -> None:
-    """A `Tick` that shows nothing."""
+def check(name: str, ok: bool, detail: str, fix: str = "") -> Check:
+    """One line of `gml doctor`; `fix` only matters when it is not ok."""
+    return {"check": name, "ok": ok, "detail": detail, "fix": "" if ok else fix}
 
 
 class Provider(Protocol):
-    """What gml asks of a cloud."""
+    """A cloud as gml sees it."""
 
     name: str
     # Whom the machines let in; '' for whatever ssh takes by itself.
     ssh_user: str
 
     def ready(self) -> bool:
-        """Whether it is configured here. Makes no calls."""
+        """Tells whether it is configured here. Makes no calls."""
         ...
 
     def sign_in(self) -> None:
@@ -56,7 +57,7 @@ class Provider(Protocol):
         """The exact mutating calls that `create` makes, in order; no network."""
         ...
 
-    def create(self, spec: CreateSpec, offer: Offer, tick: Tick = silent) -> Node:
+    def create(self, spec: CreateSpec, offer: Offer, progress: Progress = silent) -> Node:
         """Makes the node and waits until it has addresses.
 
         Raises:
@@ -81,7 +82,7 @@ class Provider(Protocol):
         """The exact calls that `delete` makes for the node's known resources; no network."""
         ...
 
-    def delete(self, node: Node, tick: Tick = silent) -> None:
+    def delete(self, node: Node, progress: Progress = silent) -> None:
         """Deletes all of it, and returns when the provider no longer knows it."""
         ...
 
@@ -101,6 +102,6 @@ class Provider(Protocol):
         """For `--dry-run`: where a request of this service goes."""
         ...
 
-    def doctor(self) -> list[dict[str, Any]]:
-        """Checks as `{"check", "ok", "detail", "fix"}`."""
+    def doctor(self, instance_type: str = "") -> list[Check]:
+        """Checks what is configured; with a type, also whether it is sold (where that is known)."""
         ...

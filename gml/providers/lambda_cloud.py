@@ -21,7 +21,8 @@ from gml.durations import format_duration
 from gml.errors import AuthError, Denied, GmlError, QuotaError, StockOut, Unavailable, UsageError
 from gml.http import ApiError, Http, NetworkError, unavailable
 from gml.model import ApiRequest, CreateSpec, Host, Node, Offer, node_from_labels
-from gml.providers.base import Tick, silent
+from gml.progress import Progress, silent
+from gml.providers.base import Check, check
 from gml.rate import turn
 from gml.startup import STATE_DIR, startup_script, watchdog_config
 from gml.store import Store
@@ -68,7 +69,7 @@ class LambdaProvider:
             ) from None
 
     def ready(self) -> bool:
-        """Whether there is a key."""
+        """Tells whether there is a key."""
         path = Path(self.config.lambda_.api_key_file).expanduser()
         return bool(os.environ.get("LAMBDA_API_KEY")) or path.exists()
 
@@ -77,7 +78,7 @@ class LambdaProvider:
         self.api_key()
 
     def base_url(self, service: str) -> str:
-        """Where a request goes."""
+        """Base address of a service."""
         return self.config.endpoint("lambda")
 
     # ---- calls
@@ -155,7 +156,7 @@ class LambdaProvider:
                 "delete it at Lambda, or set lambda.ssh_key_name in config.toml",
             )
 
-    def create(self, spec: CreateSpec, offer: Offer, tick: Tick = silent) -> Node:
+    def create(self, spec: CreateSpec, offer: Offer, progress: Progress = silent) -> Node:
         """Launches at most one instance, waits until it is active, removes any double."""
         if offer.capacity == "none":
             raise StockOut(f"Lambda has no {offer.sku} anywhere now", "try --retry-until-up")
@@ -166,18 +167,18 @@ class LambdaProvider:
         except GmlError as error:
             error.nothing_made = True
             raise
-        chosen = _instance_id(existing[0]) if existing else self._launch(spec, offer, tick)
-        node = self._wait_active(chosen, spec, tick)
+        chosen = _instance_id(existing[0]) if existing else self._launch(spec, offer, progress)
+        node = self._wait_active(chosen, spec, progress)
         for other in self._instances():
             if other.id == spec.id and _instance_id(other) != chosen and other.state not in _GONE:
-                tick("terminating a double of the launch")
+                progress("terminating a double of the launch")
                 self._terminate([_instance_id(other)])
         return node
 
-    def _launch(self, spec: CreateSpec, offer: Offer, tick: Tick) -> str:
+    def _launch(self, spec: CreateSpec, offer: Offer, progress: Progress) -> str:
         request = self.create_requests(spec, offer)[0]
         for attempt in range(4):
-            tick(f"asking Lambda to launch it in {offer.zone}")
+            progress(f"asking Lambda to launch it in {offer.zone}")
             try:
                 data = self._send("POST", "instance-operations/launch", request.body, tries=1)
                 return data["instance_ids"][0]
@@ -190,10 +191,10 @@ class LambdaProvider:
                     failure.nothing_made = attempt == 0
                     raise failure from None
             except NetworkError:
-                tick("looking whether it was launched: an answer got lost")
+                progress("looking whether it was launched: an answer got lost")
             # Carried out or not? Only the list can tell, and it lags.
-            if found := self._await_listed(spec.id):
-                return _instance_id(found)
+            if listed := self._await_listed(spec.id):
+                return _instance_id(listed)
             if attempt == 3:
                 break
         raise Unavailable("Lambda did not take the launch", "try again later")
@@ -208,7 +209,7 @@ class LambdaProvider:
                 return None
             time.sleep(min(2.0, LIST_LAG_S / 5))
 
-    def _wait_active(self, instance_id: str, spec: CreateSpec, tick: Tick) -> Node:
+    def _wait_active(self, instance_id: str, spec: CreateSpec, progress: Progress) -> Node:
         waited, pause = 0.0, min(1.0, self.config.backoff_s)
         while True:
             try:
@@ -219,7 +220,7 @@ class LambdaProvider:
                 return node
             if node and (node.dead() or node.state in _GONE):
                 raise StockOut(f"Lambda's instance came up {node.state}", "try another region")
-            tick(f"waiting for {spec.id} to boot (minutes; billed from its health check on)")
+            progress(f"waiting for {spec.id} to boot (minutes; billed from its health check on)")
             if waited > self.patience_s:
                 raise Unavailable(f"{spec.id} did not boot within {format_duration(waited)}")
             time.sleep(pause)
@@ -246,8 +247,8 @@ class LambdaProvider:
     # ---- look and change
 
     def _instances(self) -> list[Node]:
-        found = [self._node(raw) for raw in self._send("GET", "instances") or []]
-        return [n for n in found if n]
+        nodes = [self._node(raw) for raw in self._send("GET", "instances") or []]
+        return [n for n in nodes if n]
 
     def _node(self, raw: dict[str, Any]) -> Node | None:
         labels = {t["key"]: t["value"] for t in raw.get("tags") or []}
@@ -298,20 +299,20 @@ class LambdaProvider:
             if error.status != 404:
                 raise translate(error) from None
 
-    def delete(self, node: Node, tick: Tick = silent) -> None:
+    def delete(self, node: Node, progress: Progress = silent) -> None:
         """Terminates every instance with this id; returns when none of them is billed."""
         waited, pause = 0.0, min(1.0, self.config.backoff_s)
-        found = self.find(node)
-        while found:
+        remaining = self.find(node)
+        while remaining:
             ids = [_instance_id(n) for n in self.list_nodes() if n.id == node.id]
             if ids:
                 self._terminate(ids)
-            tick(f"waiting for Lambda to terminate {node.id}")
+            progress(f"waiting for Lambda to terminate {node.id}")
             time.sleep(pause)
             waited += pause
             if waited > self.patience_s:
                 raise Unavailable(f"{node.id} is still there after {format_duration(waited)}")
-            found = next((n for n in self.list_nodes() if n.id == node.id), None)
+            remaining = next((n for n in self.list_nodes() if n.id == node.id), None)
 
     def deadline_requests(self, node: Node, deadline: int | None) -> list[ApiRequest]:
         """The rename that carries the deadline."""
@@ -334,15 +335,13 @@ class LambdaProvider:
                 raise translate(error) from None
         return node.replace(deadline=deadline)
 
-    def doctor(self) -> list[dict[str, Any]]:
+    def doctor(self, instance_type: str = "") -> list[Check]:
         """Key and reachability."""
         try:
             count = len(self._send("GET", "instance-types") or {})
-            return [{"check": "lambda API", "ok": True, "detail": f"{count} types", "fix": ""}]
+            return [check("lambda API", True, f"{count} types")]
         except GmlError as error:
-            return [
-                {"check": "lambda API", "ok": False, "detail": error.problem, "fix": error.remedy}
-            ]
+            return [check("lambda API", False, error.problem, error.remedy)]
 
 
 def instance_name(node_id: str, deadline: int | None) -> str:

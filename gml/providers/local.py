@@ -7,14 +7,14 @@ starts the watchdog there as the user; "deleting" stops the jobs and removes the
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from gaia.hardware import Sku
 from gml.config import Config
 from gml.errors import Incomplete, NotFound, StockOut, Unavailable, UsageError
 from gml.model import ApiRequest, CreateSpec, Node, Offer, node_from_labels
-from gml.providers.base import Tick, silent
-from gml.ssh import Ssh, address_of
+from gml.progress import Progress, silent
+from gml.providers.base import Check, check
+from gml.remote.ssh import Ssh, address_of
 from gml.startup import watchdog_config, watchdog_program
 from gml.store import Store
 
@@ -70,7 +70,7 @@ class LocalProvider:
         self.ssh = Ssh(config, store)
 
     def ready(self) -> bool:
-        """Whether any local machine is configured or in use."""
+        """Tells whether any local machine is configured or in use."""
         return bool(self.config.local_hosts) or any(
             n.provider == self.name for n in self.store.all()
         )
@@ -114,7 +114,7 @@ class LocalProvider:
             )
         return hosts
 
-    def create(self, spec: CreateSpec, offer: Offer, tick: Tick = silent) -> Node:
+    def create(self, spec: CreateSpec, offer: Offer, progress: Progress = silent) -> Node:
         """Marks the machines as ours and starts their watchdogs.
 
         Raises:
@@ -134,7 +134,7 @@ class LocalProvider:
         )
         self.store.put(node.replace(phase="intent", tried=(f"ssh:{offer.zone}",)))
         try:
-            self.ssh.wait(node, PATIENCE_S, tick)
+            self.ssh.wait(node, PATIENCE_S, progress)
         except Unavailable as error:
             where = ", ".join(address_of(host) for host in node.hosts)
             failure = Unavailable(
@@ -160,7 +160,7 @@ class LocalProvider:
             labels=json.dumps(spec.labels()),
         )
         for index in range(len(node.hosts)):
-            tick(f"starting the watchdog on host {index}")
+            progress(f"starting the watchdog on host {index}")
             done = self.ssh.run(node, script, index=index, check=False)
             if done.returncode == 75:
                 raise StockOut(
@@ -185,7 +185,7 @@ class LocalProvider:
     def list_nodes(self) -> list[Node]:
         """Reads the marker of every known machine."""
         self.ssh.write_config()
-        found: dict[str, Node] = {}
+        marked: dict[str, Node] = {}
         missed = []
         stored = [n for n in self.store.all() if n.provider == self.name and n.hosts]
         for node in [*stored, *self.ssh.probes()]:
@@ -195,12 +195,12 @@ class LocalProvider:
                 missed.append(error.problem)
                 continue
             if seen:
-                found.setdefault(seen.id, seen)
+                marked.setdefault(seen.id, seen)
         if missed:
             raise Incomplete(
-                f"could not look at {'; '.join(missed[:3])}", "try again", list(found.values())
+                f"could not look at {'; '.join(missed[:3])}", "try again", list(marked.values())
             )
-        return list(found.values())
+        return list(marked.values())
 
     def find(self, node: Node) -> Node | None:
         """The node's own marker, or None when another node or nobody is there."""
@@ -220,11 +220,11 @@ class LocalProvider:
             for host in node.hosts
         ]
 
-    def delete(self, node: Node, tick: Tick = silent) -> None:
+    def delete(self, node: Node, progress: Progress = silent) -> None:
         """Stops watchdog and jobs and removes the marker, on every host."""
         self.ssh.write_config()
         for index in range(len(node.hosts)):
-            tick(f"stopping host {index}")
+            progress(f"stopping host {index}")
             self.ssh.run(node, _DELETE.format(id=node.id), index=index)
 
     def deadline_requests(self, node: Node, deadline: int | None) -> list[ApiRequest]:
@@ -253,8 +253,8 @@ printf %s {value} > "$HOME/.gml/node/deadline"
                 raise NotFound(f"{node.id} is no longer on {address_of(node.hosts[index])}")
         return node.replace(deadline=deadline)
 
-    def doctor(self) -> list[dict[str, Any]]:
-        """Whether each configured machine takes a login and has what we need."""
+    def doctor(self, instance_type: str = "") -> list[Check]:
+        """Checks that each configured machine takes a login and has the tools."""
         self.ssh.write_config()
         checks = []
         for node in self.ssh.probes():
@@ -264,12 +264,6 @@ printf %s {value} > "$HOME/.gml/node/deadline"
                     ok, detail = True, "login, python3, rsync"
                 except Unavailable as error:
                     ok, detail = False, error.problem
-                checks.append(
-                    {
-                        "check": f"local {node.zone}[{index}]",
-                        "ok": ok,
-                        "detail": detail,
-                        "fix": "" if ok else "authorize your key there; install python3 and rsync",
-                    }
-                )
+                fix = "authorize your key there; install python3 and rsync"
+                checks.append(check(f"local {node.zone}[{index}]", ok, detail, fix))
         return checks

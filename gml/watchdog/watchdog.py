@@ -104,16 +104,16 @@ class Watchdog:
 
     def jobs(self):
         """Process group ids of running jobs."""
-        found = []
+        groups = []
         for pattern in self.config.get("jobs_dirs", []):
             for folder in glob.glob(os.path.join(pattern, "*")):
                 pid = (read(os.path.join(folder, "pid")) or "").strip()
                 if pid.isdigit() and not os.path.exists(os.path.join(folder, "rc")) and alive(pid):
-                    found.append(int(pid))
-        return found
+                    groups.append(int(pid))
+        return groups
 
     def busy(self):
-        """Why the machine is not idle, or ''."""
+        """Reason why the machine is not idle, or ''."""
         if self.jobs():
             return "job"
         if ssh_sessions(self.config.get("ssh_port", 22)):
@@ -239,7 +239,7 @@ def write(path, text):
 
 
 def alive(pid):
-    """Whether a process exists."""
+    """Tells whether a process exists."""
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
@@ -261,7 +261,7 @@ def ssh_sessions(port):
 
 
 def accelerator_in_use():
-    """Whether a process holds a TPU device open, or a GPU computes."""
+    """Tells whether a process holds a TPU device open, or a GPU computes."""
     for fd in glob.iglob("/proc/[0-9]*/fd/*"):
         try:
             target = os.readlink(fd)

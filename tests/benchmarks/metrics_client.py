@@ -133,9 +133,7 @@ def slowdown(folder: Path, endpoint: str, steps: int) -> dict:
     import numpy as np
 
     run = start(folder, endpoint, system_interval=10.0)
-    while run.meter_provider is None:  # the worker's imports
-        time.sleep(0.1)
-    time.sleep(2.0)
+    time.sleep(3.0)  # the worker's imports
     matrix = np.ones((256, 256), np.float32)
     values = {f"train/m{i}": 0.5 + i for i in range(20)}
     rounds = 1
@@ -295,7 +293,7 @@ def faults(root: Path, points: int, database: bool = False) -> dict:
 
     With `database` it arrives in the real ClickHouse engine and is read from gaia.metrics.
     """
-    from gaia_metrics import sync
+    from gaia_metrics.sending import sync
 
     steps, folder = points // 200, root / "faults"
     closed = Receiver("count")
@@ -333,7 +331,7 @@ def faults(root: Path, points: int, database: bool = False) -> dict:
 
 def expected(folder: Path) -> dict:
     """(metric, step) -> (attempt, value), from the run folder's segments."""
-    from gaia_metrics import segments
+    from gaia_metrics.storage import segments
 
     truth, attempt = {}, 0
     for record in segments.read_all(folder / "metrics"):

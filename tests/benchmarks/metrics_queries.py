@@ -64,7 +64,7 @@ WHERE = "ResourceAttributes['gaia.run.id']"
 STEP = "toUInt64(Attributes['step'])"
 
 
-OURS = "gaia.training_metrics FINAL"
+OURS = "gaia.points FINAL"
 CUT = "NOT arrayExists((r, a, c) -> run_id = r AND attempt = a AND toInt64(step) > c, {}, {}, {})"
 
 
@@ -120,7 +120,7 @@ def queries(run: str, ten: str, long_run: str) -> dict[str, tuple[str, str]]:
             f"WHERE MetricName = '{name}' AND {WHERE} = '{long_run}' GROUP BY x ORDER BY x",
         ),
         "metric names of a run": (
-            f"SELECT DISTINCT metric FROM gaia.run_latest_state WHERE run_id = '{run}'",
+            f"SELECT DISTINCT metric FROM gaia.latest WHERE run_id = '{run}'",
             f"SELECT DISTINCT MetricName FROM stock WHERE {WHERE} = '{run}'",
         ),
         "last loss of every run": (
@@ -145,7 +145,9 @@ def fill(session, points: int, days: range = range(DAYS)) -> float:
     for first, count, size in jobs:
         source = SOURCE.format(per_run=size, metrics=METRICS, count=count * size, first=first)
         session.query(
-            f"INSERT INTO gaia.training_metrics SELECT run, name, 0, step, at, v, 1 FROM ({source})"
+            "INSERT INTO gaia.points (run_id, metric, proc, step, value, version) "
+            "SELECT run, name, 0, step, v, "
+            f"gaia_version(1, toUnixTimestamp64Micro(toDateTime64(at, 6))) FROM ({source})"
         )
         session.query(
             "INSERT INTO stock SELECT map('service.name', 'gaia', 'gaia.run.id', run, "
@@ -154,11 +156,11 @@ def fill(session, points: int, days: range = range(DAYS)) -> float:
             f"map('step', toString(step)), at, at, v, 0 FROM ({source}) "
             "SETTINGS max_partitions_per_insert_block = 1000, max_insert_threads = 2"
         )
-    for table in ("gaia.training_metrics", "gaia.run_latest_state"):
+    for table in ("gaia.points", "gaia.latest"):
         session.query(f"OPTIMIZE TABLE {table} FINAL")
     # As in life: a few runs resumed, so that there are tails to hide.
     session.query(
-        "INSERT INTO gaia.cutoffs SELECT DISTINCT run_id, 1, 1000000 FROM gaia.run_latest_state "
+        "INSERT INTO gaia.cutoffs SELECT DISTINCT run_id, 1, 1000000 FROM gaia.latest "
         "WHERE cityHash64(run_id) % 20 = 0 AND run_id NOT IN (SELECT run_id FROM gaia.cutoffs)"
     )
     return time.perf_counter() - begin
@@ -217,7 +219,7 @@ def main(args: argparse.Namespace) -> dict:
         result = {
             "points": points,
             "rows": rows,
-            "bytes_per_point": round(disk(session, "gaia", "training_metrics", points), 2),
+            "bytes_per_point": round(disk(session, "gaia", "points", points), 2),
             "stock_bytes_per_point": round(disk(session, "bench", "stock", points), 2),
             "load_s": round(loaded, 1),
             "tails_ms": round(timed(session, TAILS.format(ten), 9)[0], 2),

@@ -68,6 +68,7 @@ def make_step(
     from flax import nnx
 
     from gaia import parallel
+    from gaia.data.batch import Batch
     from gaia.kernels.cross_entropy import cross_entropy
     from gchat.model_shape import flops_per_token
     from gchat.train_state import graphdef, init_state, optimizer_of
@@ -80,6 +81,7 @@ def make_step(
     tokens = jax.random.randint(jax.random.key(1), (B, T), 0, shape.vocab)
     targets = jnp.roll(tokens, -1, axis=1)
     places = documents(B, T) if packed else {}
+    batch = Batch(tokens, targets, *places.values())
 
     def mean_loss(params):
         gpt = nnx.merge(graph, params)
@@ -113,7 +115,7 @@ def make_step(
 
     def step():
         began = time.perf_counter()
-        box["state"], metrics = train_step(box["state"], tokens, targets, *places.values())
+        box["state"], metrics = train_step(box["state"], batch)
         box["dispatch"].append(time.perf_counter() - began)
         jax.block_until_ready((box["state"], metrics))
 

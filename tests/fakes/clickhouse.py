@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from tests.fakes.otlp import as_json
+
 SCHEMA = Path(__file__).resolve().parents[2] / "deploy/clickhouse/schema"
 
 
@@ -13,6 +15,15 @@ def statements(path: Path) -> list[str]:
     return [part.strip() for part in text.split(";\n") if part.strip(" \n;")]
 
 
+def apply_schema(run, definer: str = "") -> None:
+    """Run every statement of deploy/'s schema; `definer` is who the server's CURRENT_USER is."""
+    for file in sorted(SCHEMA.glob("*.sql")):
+        for statement in statements(file):
+            if definer:
+                statement = statement.replace("DEFINER = CURRENT_USER", f"DEFINER = {definer}")
+            run(statement.rstrip(";"))
+
+
 class Database:
     """A chdb session; one per process at a time."""
 
@@ -20,23 +31,12 @@ class Database:
         from chdb.session import Session
 
         self.session = Session(str(path))
-        for file in sorted(SCHEMA.glob("*.sql")):
-            for statement in statements(file):
-                self.session.query(statement.rstrip(";"))
+        apply_schema(self.session.query)
 
     def insert(self, rows: dict[str, list[dict]]) -> None:
         """What the collector's exporter does with a batch."""
         for table, items in rows.items():
-            lines = []
-            for item in items:
-                item = dict(item)
-                for key in ("StartTimeUnix", "TimeUnix", "Timestamp"):
-                    if key in item:
-                        item[key] = f"{item[key] // 10**9:010d}.{item[key] % 10**9:09d}"
-                value = item.get("Value", 0.0)
-                if value != value or abs(value) == float("inf"):
-                    item["Value"] = {"nan": "nan", "inf": "inf", "-inf": "-inf"}[str(value)]
-                lines.append(json.dumps(item))
+            lines = [json.dumps(as_json(item)) for item in items]
             if lines:
                 query = f"INSERT INTO otel.{table} FORMAT JSONEachRow\n" + "\n".join(lines)
                 self.session.query(query)

@@ -2,7 +2,7 @@
 
 Each client uses another part: google-cloud-storage the JSON API with resumable and multipart
 uploads, tensorstore media uploads, gcsfs batches, google-cloud-cpp (in array_record) the XML API
-with open-ended ranges, the transfer manager XML multipart uploads.
+with open-ended ranges, the transfer fleet XML multipart uploads.
 """
 
 import contextlib

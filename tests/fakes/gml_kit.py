@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gml.config import load
-from gml.nodes import Manager
+from gml.fleet import Fleet
 from gml.store import Store
 
 # A public key for nodes that nobody logs into.
@@ -21,11 +21,11 @@ backoff_s = 0.01
 """
 
 
-def make_manager(now=None) -> Manager:
-    """A manager over the current GML_HOME."""
+def make_fleet(now=None) -> Fleet:
+    """A fleet over the current GML_HOME."""
     config = load()
     store = Store(config.home)
-    return Manager(config, store, now) if now else Manager(config, store)
+    return Fleet(config, store, now) if now else Fleet(config, store)
 
 
 @dataclass(frozen=True)

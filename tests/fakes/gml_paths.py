@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from gml.planning import Wish
 from gml.reaper import reap
+from gml.request import NodeRequest
 from tests.fakes.cloud import Cloud
-from tests.fakes.gml_kit import make_manager
+from tests.fakes.gml_kit import make_fleet
 
 LAMBDA = {"REQUEST_GAP_S": 0.0, "LAUNCH_GAP_S": 0.01, "LIST_LAG_S": 0.12}
 # name: (options, zones without capacity)
@@ -65,19 +65,19 @@ def reap_after_deadline(cloud: Cloud, hours: float = 3) -> None:
     cloud.offset = hours * 3600
     for file in (Path(os.environ["GML_HOME"]) / "nodes").glob("*"):
         file.unlink()
-    report = reap(make_manager(cloud.now))
+    report = reap(make_fleet(cloud.now))
     assert report.problems == []
     cloud.drain()
 
 
-def wish(path: str, **more) -> Wish:
+def request(path: str, **more) -> NodeRequest:
     options = PATHS[path][0].split()
     value = {
         o: options[i + 1]
         for i, o in enumerate(options)
         if o.startswith("-") and i + 1 < len(options)
     }
-    return Wish(
+    return NodeRequest(
         instance_type=value["-t"],
         provider=value["-p"],
         timeout_s=3600,

@@ -1,7 +1,7 @@
 """A real OTLP receiver over loopback: gRPC and HTTP, bearer token, gzip, faults on demand.
 
 It stands where the collector stands: every point becomes the row that the collector's ClickHouse
-exporter would insert (column names of contrib v0.159.0; attribute values become text), and `sink`
+exporter would insert (column names of contrib v0.165.0; attribute values become text), and `sink`
 gets the rows by table name.
 """
 
@@ -28,7 +28,8 @@ MESSAGES = {
 
 @dataclass
 class Receiver:
-    """A running receiver. `fault(n)` is asked before each request: None, an HTTP status, "reset".
+    """A running receiver. `fault(n)` is asked before each request: None, an HTTP status,
+    (status, headers) or "reset".
 
     Attributes:
         grpc_endpoint, http_endpoint: for OTEL_EXPORTER_OTLP_ENDPOINT.
@@ -132,6 +133,18 @@ def log_rows(resource, rows: Rows) -> None:
             )
 
 
+def as_json(row: dict) -> dict:
+    """A row as JSONEachRow has it: times with nine decimals, NaN and infinities as text."""
+    row = dict(row)
+    for key in ("StartTimeUnix", "TimeUnix", "Timestamp"):
+        if key in row:
+            row[key] = f"{row[key] // 10**9:010d}.{row[key] % 10**9:09d}"
+    value = row.get("Value", 0.0)
+    if value != value or abs(value) == float("inf"):
+        row["Value"] = str(value)
+    return row
+
+
 class _Grpc:
     """Both services; `Export` of either message."""
 
@@ -165,6 +178,8 @@ def _handler(receiver: Receiver):
                 self.connection.close()
                 self.close_connection = True
                 return None
+            if isinstance(fault, tuple):  # (status, headers): what is no OTLP receiver
+                return self.answer(*fault)
             if fault is not None:
                 return self.answer(int(fault))
             message = MESSAGES[self.path]()
@@ -172,10 +187,12 @@ def _handler(receiver: Receiver):
             receiver.take(message)
             return self.answer(200)
 
-        def answer(self, status):
+        def answer(self, status, headers=None):
             self.send_response(status)
-            self.send_header("content-type", "application/x-protobuf")
-            self.send_header("content-length", "0")
+            for name, value in (headers or {"content-type": "application/x-protobuf"}).items():
+                self.send_header(name, value)
+            if status != 204:
+                self.send_header("content-length", "0")
             self.end_headers()
 
         def log_message(self, *args):

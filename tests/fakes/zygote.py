@@ -19,18 +19,15 @@ def main() -> None:
     import httpx2  # noqa: F401 (loaded once, for all children)
     import typer
 
-    import gml.cli
-    import gml.doctor
-    import gml.providers.google
     import gml.providers.lambda_cloud as lambda_cloud
-    import gml.reaper
+    from gml.cli import entry
 
     # typer loads this on the first option it reads, and with it pydantic where that is installed.
     with contextlib.suppress(ImportError):
         importlib.import_module("typer._adapters")
     # The command tree is made once; making it takes half a second.
-    command = typer.main.get_command(gml.cli.build())
-    gml.cli.build = lambda: command
+    command = typer.main.get_command(entry.build())
+    entry.build = lambda: command
     for line in sys.stdin:
         ask = json.loads(line)
         pid = os.fork()
@@ -49,7 +46,7 @@ def main() -> None:
             for name, value in ask["patches"].items():
                 setattr(lambda_cloud, name, value)
             try:
-                code = gml.cli.run(ask["words"])
+                code = entry.run(ask["words"])
             except BaseException:
                 import traceback
 

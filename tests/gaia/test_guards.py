@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gaia.errors import ConfigError
-from gaia.guards import HUNG, LAG, GuardConfig, LossGuard, Watchdog, keep_if_sound
+from gaia.guards import HUNG, LAG, GuardConfig, LossGuard, Watchdog, keep_if_finite
 
 SPIKES = GuardConfig(policy="skip", spike_factor=2.0, spike_window=8)
 
@@ -67,7 +67,7 @@ def test_passed_over_batches_shift_the_ones_after():
     assert not guard.may_roll_back(9)
     later = LossGuard(GuardConfig())
     later.restore(guard.state())
-    assert later.passed_over == {2, 3, 9}
+    assert later.skipped_batches == {2, 3, 9}
 
 
 def test_skips_in_a_row_are_bounded():
@@ -90,7 +90,7 @@ def test_skips_in_a_row_are_bounded():
 def test_a_bad_update_is_left_out_on_the_device(loss, norm, limit, kept):
     new = {"w": jnp.array([np.nan, 2.0]), "count": jnp.array(5)}
     old = {"w": jnp.array([1.0, 1.0]), "count": jnp.array(4)}
-    got = keep_if_sound(new, old, *(jnp.float32(x) for x in (loss, norm, limit)))
+    got = keep_if_finite(new, old, *(jnp.float32(x) for x in (loss, norm, limit)))
     np.testing.assert_array_equal(got["w"], {"new": new, "old": old}[kept]["w"])
     assert got["count"] == 5  # the step has taken its batch
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import gaia_metrics
-from gaia_metrics import doctor, jsonl
-from gaia_metrics.watch import Watch, WatchConfig
+from gaia_metrics import doctor
+from gaia_metrics.recording.watch import Watch, WatchConfig
+from gaia_metrics.storage import jsonl, segments
 
 
 def lines(folder):
@@ -142,7 +143,7 @@ def test_values_that_are_no_numbers(tmp_path, capfd):
 def test_doctor_says_that_a_folder_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     (finding,) = (f for f in doctor.examine(tmp_path / "file/runs", {}) if f.level == "problem")
-    assert "cannot be written" in finding.what and finding.remedy
+    assert "cannot be written" in finding.fact and finding.remedy
 
 
 def test_dashboard_url(tmp_path, monkeypatch):
@@ -191,3 +192,12 @@ def test_watch_sees_a_stall(monkeypatch):
     watch.flush(False)
     watch.flush(False)
     assert alerts == ["stalled"]
+
+
+def test_an_alert_of_the_last_value_is_kept(tmp_path):
+    run = gaia_metrics.init("p", "nan", dir=tmp_path / "nan", system_interval=0)
+    run.log(3, {"train/loss": float("nan")})
+    run.finish("crashed")  # at once, as after an exception
+    records = segments.read_all(tmp_path / "nan/metrics")
+    alerts = [r.data for r in records if r.kind == "alert"]
+    assert [(a["name"], a["step"], a["level"]) for a in alerts] == [("not a number", 3, "error")]

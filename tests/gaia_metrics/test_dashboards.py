@@ -19,8 +19,8 @@ import pytest
 import yaml
 
 import gaia_metrics
-from gaia_metrics import segments
-from gaia_metrics.sync import sync
+from gaia_metrics.sending.sync import sync
+from gaia_metrics.storage import segments
 from tests.fakes import clickhouse, otlp
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -112,7 +112,7 @@ def test_a_resumed_run_has_no_duplicates_and_no_stale_tail(stage):
     assert [int(row[0]) for row in rows] == list(range(801))
     assert [row[2] for row in rows] == [1] * 601 + [2] * 200
     assert math.isclose(rows[700][1], values(700, 1.0)["train/loss"])
-    raw = "SELECT count() FROM gaia.training_metrics FINAL WHERE metric = 'train/loss' AND "
+    raw = "SELECT count() FROM gaia.points FINAL WHERE metric = 'train/loss' AND "
     assert int(database.rows(f"{raw} run_id = '{run}'")[0][0]) == 1001  # the tail is hidden
     latest = {
         row[0]: row[1:]
@@ -316,7 +316,7 @@ print(json.dumps(database.rows(sql)))
     assert done.returncode == 0, done.stderr[-2000:]
     limit = rule["data"][1]["model"]["conditions"][0]["evaluator"]["params"][0]
     firing = [run for run, value in json.loads(done.stdout) if value > limit]
-    assert firing == ["ill"]
+    assert firing == ["ill 202611-ill"]
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 import gaia_metrics
-from gaia_metrics import cli, local, query
-from gaia_metrics.sync import sync
+from gaia_metrics import cli, query
+from gaia_metrics.reading import local_run
+from gaia_metrics.sending.sync import sync
 from tests.fakes import clickhouse, otlp, sshd
 
 STEPS = 400
@@ -76,11 +77,10 @@ def database(runs, tmp_path_factory):
             sql = self.rfile.read(int(self.headers["content-length"])).decode()
             arguments = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(self.path).query))
             used = {k[6:]: v for k, v in arguments.items() if k.startswith("param_")}
-            settings = ", ".join(f"{k}={v}" for k, v in arguments.items() if k.startswith("output"))
+            sql, _, form = sql.rpartition("\nFORMAT ")
+            assert set(arguments) == {f"param_{k}" for k in used}  # no setting: see test_reader
             try:
-                result = engine.session.query(
-                    f"{sql} SETTINGS {settings}", arguments["default_format"], params=used
-                )
+                result = engine.session.query(sql, form, params=used)
                 status, body = 200, result.bytes()
             except Exception as error:
                 status, body = 500, str(error).encode()
@@ -163,12 +163,12 @@ def test_processes_are_told_apart(tmp_path):
 
 
 def test_parquet_is_only_a_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "COMPACT_BYTES", 0)
+    monkeypatch.setattr(local_run, "COMPACT_BYTES", 0)
     record(tmp_path / "a", "d12", 1.0)
     first = query.connect(tmp_path).series(["d12"], ["train/loss"])
     cache = tmp_path / "a/metrics/compact.parquet"
     assert cache.exists()
-    monkeypatch.setattr(local, "decode", lambda path: pytest.fail("the cache was not used"))
+    monkeypatch.setattr(local_run, "decode", lambda path: pytest.fail("the cache was not used"))
     again = query.connect(tmp_path).series(["d12"], ["train/loss"])
     assert np.array_equal(first["value"], again["value"], equal_nan=True)
     monkeypatch.undo()
@@ -282,8 +282,8 @@ def test_doctor(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:9")
     code, out, _ = call(capsys, "doctor", tmp_path, "--json")
     problems = [f for f in json.loads(out) if f["level"] == "problem"]
-    assert code == 1 and any("does not take metrics" in p["what"] for p in problems)
-    assert any("status.json is not JSON" in p["what"] for p in problems)
+    assert code == 1 and any("does not take metrics" in p["fact"] for p in problems)
+    assert any("status.json is not JSON" in p["fact"] for p in problems)
 
 
 def test_help_is_fast_and_heavy_imports_are_late():

@@ -11,7 +11,7 @@ import time
 import pytest
 
 import gaia_metrics
-from gaia_metrics import jsonl, segments
+from gaia_metrics.storage import jsonl, segments
 from tests.disks import fill, small_disk
 
 

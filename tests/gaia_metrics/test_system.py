@@ -5,9 +5,10 @@ import time
 import types
 
 import pytest
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb
 
-from gaia_metrics.system import GIVE_UP_AFTER, Sampler, SdkObservables
+import gaia_metrics
+from gaia_metrics.recording.system import GIVE_UP_AFTER, Sampler
+from gaia_metrics.storage import segments
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def tpu(monkeypatch):
     sdk.tpumonitoring = monitoring
     monkeypatch.setitem(sys.modules, "libtpu", types.ModuleType("libtpu"))
     monkeypatch.setitem(sys.modules, "libtpu.sdk", sdk)
-    monkeypatch.setattr("gaia_metrics.system.tpu_is_here", lambda: True)
+    monkeypatch.setattr("gaia_metrics.recording.system.tpu_is_here", lambda: True)
 
 
 class Device:
@@ -114,20 +115,22 @@ def test_device_memory_is_the_fallback():
     assert values["hw.device.3.memory.usage"] == 7 and values["hw.device.3.memory.limit"] == 100
 
 
-def test_the_sdk_carries_the_sample_and_other_instruments():
-    observables = SdkObservables({"gaia.run.id": "20261120-x", "gaia.process.index": "0"})
-    meter = observables.meter_provider.get_meter("mine")
-    meter.create_counter("documents").add(5)
-    for value in (1.0, 2.0):
-        request = metrics_pb.ExportMetricsServiceRequest()
-        request.ParseFromString(observables.request({"process.memory.usage": value}))
-        got = {
-            metric.name: metric
-            for resource in request.resource_metrics
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-        }
-        assert got["process.memory.usage"].gauge.data_points[0].as_double == value
-        assert got["documents"].sum.data_points[0].as_int == 5
-        resource = request.resource_metrics[0].resource.attributes
-        assert {"gaia.run.id"} <= {a.key for a in resource}
+def test_instruments_of_the_sdk_record_into_the_run(tmp_path):
+    run = gaia_metrics.init("p", "sdk", dir=tmp_path / "sdk", system_interval=0)
+    meter = run.meter_provider.get_meter("mine")
+    counter = meter.create_counter("documents")
+    counter.add(5, {"route": "/a"})
+    counter.add(7, {"route": "/b"})
+    meter.create_gauge("queue").set(3)
+    latency = meter.create_histogram("latency")
+    for value in (0.5, 1.0, 2.0, 2.0):
+        latency.record(value)
+    run.finish()
+    records = list(segments.read_all(tmp_path / "sdk/metrics"))
+    values = {k: v for r in records if r.kind == "system" for k, v in r.data.items()}
+    assert values == {"documents{route=/a}": 5.0, "documents{route=/b}": 7.0, "queue": 3.0}
+    (histogram,) = (r.data for r in records if r.kind == "histogram")
+    assert (histogram["count"], histogram["sum"], histogram["min"]) == (4, 5.5, 0.5)
+    offset, counts = histogram["positive"]
+    ends = [2 ** ((offset + i + 1) / 2 ** histogram["scale"]) for i, n in enumerate(counts) if n]
+    assert [round(end, 1) for end in ends] == [0.5, 1.0, 2.0] and sum(counts) == 4

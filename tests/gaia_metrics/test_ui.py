@@ -9,8 +9,8 @@ import urllib.request
 import pytest
 
 import gaia_metrics
-from gaia_metrics import segments
 from gaia_metrics.query import connect
+from gaia_metrics.storage import segments
 from gaia_metrics.ui.server import serve
 
 

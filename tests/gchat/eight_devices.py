@@ -36,20 +36,20 @@ ROWS, STEPS = 8, 20
 MODEL = {"depth": 3, "dim": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "seq_len": 32}
 
 
-def batch() -> tuple[np.ndarray, np.ndarray]:
+def batch() -> Batch:
     tokens = tiny.tokens(ROWS, MODEL["seq_len"] + 1)
     targets = tokens[:, 1:].copy()
     targets[0, :9] = -1  # devices get different numbers of targets
-    return tokens[:, :-1], targets
+    return Batch(tokens[:, :-1], targets)
 
 
-def packed_batch():
+def packed_batch() -> Batch:
     """Rows of whole documents, with padding; their segments run across parts of a row."""
     lengths = (30, 9, 17, 20, 5, 33, 12, 3, 25, 28, 31, 14, 2, 8, 22)
     documents = [tiny.tokens(n, seed=n) for n in lengths]
     rows = pack_examples([Example(d, d % 5 > 0) for d in documents], MODEL["seq_len"])
     empty = Batch.padding(ROWS - len(rows.inputs_BT), MODEL["seq_len"])
-    return [np.concatenate(pair) for pair in zip(rows[:4], empty[:4], strict=True)]
+    return jax.tree.map(lambda *pair: np.concatenate(pair), rows, empty)
 
 
 def sgd(_config, _steps, _roles) -> optax.GradientTransformation:
@@ -80,13 +80,14 @@ def train(mesh, optimizer: str, steps: int, packing="split", **training):
     """(losses, parameters, optimizer state after the first step), on the host."""
     config, graph, state = start(mesh, optimizer, packing, **training)
     step = train_step.make_train_step(graph, config, mesh)
-    rows = [parallel.shard_rows(a, mesh) for a in (batch if packing == "split" else packed_batch)()]
+    whole = batch() if packing == "split" else packed_batch()
+    rows = jax.tree.map(lambda a: parallel.shard_rows(a, mesh), whole)
     losses, first = [], None
     for _ in range(steps):
-        state, metrics = step(state, *rows)
+        state, metrics = step(state, rows)
         losses.append(float(metrics.loss))
         if packing != "split":
-            losses += [float(metrics.fill), float(metrics.examples)]
+            losses += [float(value) for value in metrics.more.values()]
         first = jax.device_get(state.opt_state) if first is None else first
     return np.array(losses), jax.device_get(state.params), first
 

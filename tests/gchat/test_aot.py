@@ -58,7 +58,7 @@ def lower(preset: str, topology: str, *args: str, slices: int = 1):
     options = {"num_slices": slices} if slices > 1 else {}
     mesh = make_mesh(config.mesh, devices(topology, **options))
     step = make_train_step(graphdef(config), config, mesh)
-    return step.lower(abstract_state(config, mesh), *abstract_batch(config, mesh)), config
+    return step.lower(abstract_state(config, mesh), abstract_batch(config, mesh)), config
 
 
 # A program that compiles in seconds: every kind of layer, sizes of whole tiles.

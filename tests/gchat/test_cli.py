@@ -134,7 +134,7 @@ def test_data_count_and_verify(trained, capsys):
         (["eval", "bpb", "--run", "{run}", "--text", "/nowhere"], "/nowhere"),
         (["train", "--run-dir", "{run}", "--data-dir", "{data}"], "already holds a run"),
         (["train", "--run-dir", "{new}"], "data.dir is not set"),
-        (["train", "--resume", "--run-dir", "{new}"], "config.yaml"),
+        (["train", "--resume", "--run-dir", "{new}"], "holds no run to resume"),
         ([*NEW_RUN, "--batch-size", "9999"], "less than one batch"),
         ([*NEW_RUN, "--model.seq-len", "0"], "model.seq_len is 0"),
     ],

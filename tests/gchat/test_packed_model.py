@@ -151,7 +151,7 @@ def compiled_step(rows, accumulate):
 def gradients(rows, accumulate=1):
     """(metrics, gradient) of one step over packed rows, from the compiled update."""
     state, step = compiled_step(len(rows.inputs_BT), accumulate)
-    after, metrics = step(jax.tree.map(jnp.array, state), *rows[:4])  # a copy, which it may donate
+    after, metrics = step(jax.tree.map(jnp.array, state), rows)  # a copy, which it may donate
     return jax.device_get(metrics), jax.device_get(after.opt_state)
 
 

@@ -66,7 +66,7 @@ def battered(request, data_dir, tmp_path_factory, user_environment, uninterrupte
     print(f"kill steps follow from random.Random({seed})")
     # The first kill comes before the first checkpoint, the last one when there are two or more.
     for i in range(request.param):
-        resume = ["--resume"] if i else []
+        resume = ["--resume", "--allow-restart"] if i else []
         process = runs.Process.train([*args, *resume], user_environment)
         begin = int(runs.newest(folder).name) if runs.newest(folder) else 0
         last = i == request.param - 1

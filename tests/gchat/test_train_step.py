@@ -14,6 +14,7 @@ import pytest
 import reference
 import tiny
 from gaia import parallel
+from gaia.data.batch import Batch
 from gchat.train_state import TrainState, init_state, optimizer_of
 from gchat.train_step import make_train_step
 
@@ -52,7 +53,7 @@ def test_overfits_one_batch():
     train_step, state = compiled()[2], fresh_state()
     inputs, targets = batch()
     for _ in range(150):
-        state, metrics = train_step(state, inputs, targets)
+        state, metrics = train_step(state, Batch(inputs, targets))
     assert float(metrics.loss) < 0.05
     assert int(state.step) == 150
 
@@ -89,7 +90,7 @@ def test_accumulation_changes_nothing_under_uneven_masks():
             training={"grad_accum": accumulate}, optim={"eps": 1e-2, "clip_norm": 0.5}
         )
         step = step_of(config)
-        state, metrics = step(random_state(config), inputs, targets)
+        state, metrics = step(random_state(config), Batch(inputs, targets))
         results[accumulate] = (metrics, state.params)
     (one, params_1), (four, params_4) = results[1], results[4]
     assert float(one.loss) == pytest.approx(float(four.loss), rel=1e-6)
@@ -108,7 +109,7 @@ def test_a_batch_without_targets_moves_nothing_but_decay():
     state, train_step = random_state(compiled()[1]), compiled()[2]
     before = np.asarray(state.params["embed"]["table"])
     inputs, targets = batch()
-    state, metrics = train_step(state, inputs, jnp.full_like(targets, -1))
+    state, metrics = train_step(state, Batch(inputs, jnp.full_like(targets, -1)))
     assert float(metrics.loss) == 0.0 and float(metrics.grad_norm) == 0.0
     assert (np.asarray(state.params["embed"]["table"]) == before).all()
 
@@ -120,7 +121,7 @@ def test_dropout_is_a_function_of_the_step():
 
     def loss(at):
         state = random_state(config)._replace(step=jnp.int32(at))
-        return float(step(state, *batch())[1].loss)
+        return float(step(state, Batch(*batch()))[1].loss)
 
     assert loss(0) == loss(0)
     assert loss(0) != loss(1)
@@ -128,7 +129,7 @@ def test_dropout_is_a_function_of_the_step():
 
 def test_the_state_is_donated():
     state, train_step = fresh_state(), compiled()[2]
-    new, _ = train_step(state, *batch())
+    new, _ = train_step(state, Batch(*batch()))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
     with pytest.raises(RuntimeError, match="deleted"):
@@ -138,12 +139,12 @@ def test_the_state_is_donated():
 def test_the_step_moves_nothing_between_host_and_device():
     state, train_step = fresh_state(), compiled()[2]
     inputs, targets = batch()
-    state, _ = train_step(state, inputs, targets)
+    state, _ = train_step(state, Batch(inputs, targets))
     with jax.transfer_guard("disallow"):
         for _ in range(3):
-            state, metrics = train_step(state, inputs, targets)
+            state, metrics = train_step(state, Batch(inputs, targets))
         with pytest.raises(Exception, match="Disallowed host-to-device"):
-            train_step(state, np.asarray(inputs), targets)  # the guard is real
+            train_step(state, Batch(np.asarray(inputs), targets))  # the guard is real
     assert np.isfinite(float(metrics.loss))
 
 
@@ -153,7 +154,7 @@ def test_muon_trains_too():
     inputs, targets = batch()
     losses = []
     for _ in range(60):
-        state, metrics = step(state, inputs, targets)
+        state, metrics = step(state, Batch(inputs, targets))
         losses.append(metrics.loss)
     assert float(losses[0]) > 4.0 and float(losses[-1]) < 0.5
     assert optax.tree.get(state.opt_state, "momentum") is not None

@@ -12,7 +12,7 @@ import pytest
 
 from tests.fakes import sshd
 from tests.fakes.cloud import LAMBDA_KEY, Cloud, Server
-from tests.fakes.gml_kit import CONFIG, PUBLIC, Zygote, git, make_manager
+from tests.fakes.gml_kit import CONFIG, PUBLIC, Zygote, git, make_fleet
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ def cloud(server):
 
 
 @pytest.fixture
-def manager(home):
-    return make_manager()
+def fleet(home):
+    return make_fleet()
 
 
 @pytest.fixture

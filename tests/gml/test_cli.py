@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gml import listing, ui
+from gml.cli import listing, terminal
 from gml.durations import format_duration, parse_duration
 from gml.errors import UsageError
 from gml.model import Node, check_id
+from gml.remote.sync import check_dest, is_secret
 from gml.store import Store
-from gml.sync import check_dest, is_secret
-from tests.fakes.gml_kit import make_manager
+from tests.fakes.gml_kit import make_fleet
 
 ROOT = Path(__file__).parents[2]
 NODE = ("node", "create", "-p", "google", "--timeout", "1h", "--no-ssh")
@@ -29,7 +29,10 @@ NODE = ("node", "create", "-p", "google", "--timeout", "1h", "--no-ssh")
 def test_the_kept_help_is_the_real_help(gml):
     real = gml("--debug", "node", "--help")
     assert "list-types" in real.stdout
-    code = "import gml.cli\ngml.cli.build()(['--help'], standalone_mode=False, prog_name='gml')\n"
+    code = (
+        "from gml.cli import entry\n"
+        "entry.build()(['--help'], standalone_mode=False, prog_name='gml')\n"
+    )
     env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.stdout == (ROOT / "gml" / "help.txt").read_text(), "run the CLI and save its help"
@@ -39,8 +42,8 @@ def test_the_kept_help_is_the_real_help(gml):
 
 def test_the_two_fast_commands_do_not_load_typer(home):
     code = (
-        "import sys, gml.cli\n"
-        "gml.cli.run(['--help']); gml.cli.run(['ls', '--cached'])\n"
+        "import sys\nfrom gml.cli import entry\n"
+        "entry.run(['--help']); entry.run(['ls', '--cached'])\n"
         "print([m for m in ('typer', 'jax', 'httpx', 'google.auth') if m in sys.modules])\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -133,7 +136,7 @@ LOOKS = {"ls", "node list", "node show", "node list-types", "offers", "cost", "d
 def test_every_command_takes_json_and_those_that_change_something_dry_run():
     import typer
 
-    import gml.cli
+    from gml.cli import entry
 
     def leaves(command, path=()):
         children = getattr(command, "commands", None)
@@ -143,7 +146,7 @@ def test_every_command_takes_json_and_those_that_change_something_dry_run():
         for name, child in children.items():
             yield from leaves(child, (*path, name))
 
-    found = dict(leaves(typer.main.get_command(gml.cli.build())))
+    found = dict(leaves(typer.main.get_command(entry.build())))
     assert len(found) >= 24 and set(found) >= LOOKS
     assert {n for n, options in found.items() if "--json" not in options} == set()
     assert {n for n, options in found.items() if "--dry-run" not in options} == LOOKS
@@ -251,10 +254,10 @@ def test_another_owners_node_is_not_deleted(server, gml, monkeypatch, home):
     server.cloud.offset = 7200
     from gml.reaper import reap
 
-    report = reap(make_manager(server.cloud.now))
+    report = reap(make_fleet(server.cloud.now))
     assert (report.deleted, report.foreign) == ([], 1)
     assert len(server.cloud.billable()) == 1
-    report = reap(make_manager(server.cloud.now), all_owners=True)
+    report = reap(make_fleet(server.cloud.now), all_owners=True)
     assert [n.id for n in report.deleted] == ["bobs"]
 
 
@@ -351,17 +354,17 @@ def _read_until(fd: int, seen: bytes, what: bytes) -> bytes:
 
 def test_a_log_on_the_terminal_has_no_spinner_in_it(monkeypatch):
     master, slave = os.openpty()
-    with os.fdopen(slave, "w") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
-        monkeypatch.setattr(sys, "stdout", terminal)
-        with ui.Progress() as progress:
+    with os.fdopen(slave, "w") as tty:
+        monkeypatch.setattr(sys, "stderr", tty)
+        monkeypatch.setattr(sys, "stdout", tty)
+        with terminal.Spinner() as progress:
             progress("working")
             seen = _read_until(master, b"", b"working")
-            with ui.streaming(None):
+            with terminal.streaming(None):
                 for text in ("first line", "second line"):
                     print(text, flush=True)
                     time.sleep(0.35)  # three frames of the spinner, were it drawn
-                ui.say("said meanwhile")
+                terminal.say("said meanwhile")
         seen = _read_until(master, seen, b"said meanwhile")
     os.close(master)
     log = seen[seen.index(b"first line") : seen.index(b"said meanwhile")]

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from tests.fakes.gml_kit import make_manager
+from tests.fakes.gml_kit import make_fleet
 
 
 def test_setup_commands_are_shown_and_only_run_with_apply(gml, home, tmp_path, monkeypatch):
@@ -32,7 +32,7 @@ def test_setup_commands_are_shown_and_only_run_with_apply(gml, home, tmp_path, m
     assert all(text in ran for text in wanted)
     config = (home / "config.toml").read_text()
     assert 'project = "my-proj-1"' in config and 'owner = "tester"' in config
-    assert make_manager().config.google.bucket == "my-proj-1-gml-us-east5"
+    assert make_fleet().config.google.bucket == "my-proj-1-gml-us-east5"
 
 
 def test_reaper_install_shows_every_form(gml, home, monkeypatch):
@@ -58,9 +58,9 @@ def test_reaper_install_shows_every_form(gml, home, monkeypatch):
 
 
 def test_the_reapers_image_context_can_reap(home, tmp_path):
-    from gml.setup import write_image_context
+    from gml.reaper_setup import write_image_context
 
-    folder = write_image_context(make_manager().config)
+    folder = write_image_context(make_fleet().config)
     assert 'owner = "tester"' in (folder / "config.toml").read_text()
     env = {**os.environ, "PYTHONPATH": str(folder), "GML_HOME": str(tmp_path)}
     done = subprocess.run(

@@ -11,20 +11,19 @@ from typing import ClassVar
 
 import pytest
 
-from gaia.hardware import sku
-from gml.jobset import JobWish, jobset, secret
+from gml.jobset import JobRequest, jobset, secret
 from gml.reaper import reap
-from tests.fakes.gml_kit import make_manager
+from tests.fakes.gml_kit import make_fleet
 from tests.fakes.schema import check_crd
 
 CRD = Path(__file__).parents[1] / "fixtures" / "k8s" / "jobset.v1alpha2.json"
 CREATE = ("cluster", "create", "c1", "-t", "v6e-16", "--timeout", "4h", "--max-slices", "2")
 
 
-def wish(**more) -> JobWish:
-    return JobWish(
+def request(**more) -> JobRequest:
+    return JobRequest(
         **{
-            "name": "train", "sku": sku("v6e-16"), "image": "img:1", "timeout_s": 3600,
+            "name": "train", "instance_type": "v6e-16", "image": "img:1", "timeout_s": 3600,
             "command": ("python", "-m", "gchat.train", "a b"), "slices": 2, "owner": "tester",
             **more,
         }
@@ -38,7 +37,7 @@ def errors(manifest) -> list[str]:
 
 
 def test_the_manifest_fits_the_crd_and_a_typo_would_not():
-    made = jobset(wish(queue="lq", env={"A": "b"}))
+    made = jobset(request(queue="lq", env={"A": "b"}))
     assert errors(made) == []
     for path, value in ((("ttlSecondAfterFinished",), 1), (("failurePolicy", "maxRestarts"), "3")):
         bad = copy.deepcopy(made)
@@ -50,7 +49,7 @@ def test_the_manifest_fits_the_crd_and_a_typo_would_not():
 
 
 def test_the_manifest_starts_all_hosts_of_all_slices_with_explicit_ids():
-    made = jobset(wish(env={"HF_TOKEN": "s3cret"}))
+    made = jobset(request(env={"HF_TOKEN": "s3cret"}))
     job = made["spec"]["replicatedJobs"][0]
     pod = job["template"]["spec"]["template"]["spec"]
     assert (job["replicas"], job["template"]["spec"]["parallelism"]) == (2, 4)
@@ -62,7 +61,7 @@ def test_the_manifest_starts_all_hosts_of_all_slices_with_explicit_ids():
     assert "python -m gchat.train 'a b'" in pod["containers"][0]["command"][2]
     assert job["template"]["spec"]["activeDeadlineSeconds"] == 3600
     assert "s3cret" not in json.dumps(made)
-    assert secret(wish(env={"HF_TOKEN": "s3cret"}))["stringData"] == {"HF_TOKEN": "s3cret"}
+    assert secret(request(env={"HF_TOKEN": "s3cret"}))["stringData"] == {"HF_TOKEN": "s3cret"}
 
 
 def test_cluster_create_delete_and_reap(server, gml):
@@ -81,7 +80,7 @@ def test_cluster_create_delete_and_reap(server, gml):
     assert cloud.billable() == []
     gml(*CREATE)
     cloud.offset = 5 * 3600
-    assert [n.id for n in reap(make_manager(cloud.now)).deleted] == ["c1"]
+    assert [n.id for n in reap(make_fleet(cloud.now)).deleted] == ["c1"]
     cloud.drain()
     assert cloud.billable() == []
 
@@ -94,11 +93,9 @@ def test_machines_of_a_cluster_come_and_go_without_ending_it(server, gml):
     machine = {"name": "gke-1", "status": "TERMINATED", "labels": raw["resourceLabels"]}
     machine |= {"zone": f"x/{root}", "selfLink": f"x/{root}/instances/gke-1"}
     server.cloud.put(f"{root}/instances/gke-1", machine)
-    report = reap(make_manager())
+    report = reap(make_fleet())
     assert ([n.id for n in report.kept], report.deleted) == (["c1"], [])
-    assert (
-        make_manager().provider("google").delete_requests(report.kept[0])[0].service == "container"
-    )
+    assert make_fleet().provider("google").delete_requests(report.kept[0])[0].service == "container"
 
 
 def test_a_broken_create_leaves_no_cluster(server, gml):
@@ -109,7 +106,7 @@ def test_a_broken_create_leaves_no_cluster(server, gml):
         cloud.faults = lambda call: None
         cloud.drain()
         cloud.offset = 5 * 3600
-        reap(make_manager(cloud.now))
+        reap(make_fleet(cloud.now))
         cloud.drain()
         assert cloud.billable() == [], number
 

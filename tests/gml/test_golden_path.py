@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gml.sync import files_to_send
+from gml.remote.sync import files_to_send
 from tests.fakes.gml_kit import git
 
 ROOT = Path(__file__).parents[2]

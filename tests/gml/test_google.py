@@ -9,17 +9,21 @@ import pytest
 
 from gml.config import load
 from gml.errors import AuthError, Incomplete
-from gml.planning import Wish
-from gml.providers import google_bodies as bodies
-from gml.providers.google_api import GoogleApi
+from gml.nodes.change import delete, extend
+from gml.nodes.create import create
+from gml.planning import make_spec
+from gml.providers.google import requests
+from gml.providers.google.api import GoogleApi
+from gml.providers.google.buckets import bucket_location
+from gml.request import NodeRequest
 from tests.fakes.cloud import TOKEN
-from tests.fakes.gml_kit import make_manager
+from tests.fakes.gml_kit import make_fleet
 from tests.fakes.schema import check_object, check_request
 
 
-def wish(**more) -> Wish:
-    return Wish(**{"instance_type": "v6e-8", "timeout_s": 3600, "provider": "google", "name": "x",
-                   "wait_ssh": False, **more})  # fmt: skip
+def request(**more) -> NodeRequest:
+    value = {"provider": "google", "name": "x", "wait_ssh": False, **more}
+    return NodeRequest(**{"instance_type": "v6e-8", "timeout_s": 3600, **value})
 
 
 def test_the_schema_check_catches_typos():
@@ -39,7 +43,7 @@ def test_the_schema_check_catches_typos():
 
 
 def test_auto_takes_gce_only_where_doctor_verified_it(server, gml):
-    manager = make_manager()
+    fleet = make_fleet()
 
     def strategies(sku):
         return {o.zone: o.strategy for o in offers(sku)}
@@ -54,14 +58,14 @@ def test_auto_takes_gce_only_where_doctor_verified_it(server, gml):
     assert checks["ssh firewall"]["ok"]
     assert strategies("v6e-8")["us-east5-b"] == "gce"
     assert strategies("v6e-8")["us-east5-a"] == "node"
-    node = manager.create(wish(zone="us-east5-b"))
+    node = create(fleet, request(zone="us-east5-b"))
     assert node.strategy == "gce" and node.limit is not None
 
 
 def offers(name):
     from gaia.hardware import sku
 
-    return make_manager().provider("google").offers(sku(name), spot=False)
+    return make_fleet().provider("google").offers(sku(name), spot=False)
 
 
 def test_offers_are_cheapest_first_and_live_ones_ask_every_zone(server, gml):
@@ -79,7 +83,7 @@ def test_offers_are_cheapest_first_and_live_ones_ask_every_zone(server, gml):
 def test_create_goes_on_to_the_next_zone_and_remembers_where_it_tried(server):
     server.cloud.stockout = {"us-east5-b", "us-east5-a"}
     server.cloud.closed_zones = {"us-east1-d"}
-    node = make_manager().create(wish())
+    node = create(make_fleet(), request())
     assert node.zone == "europe-west4-a"
     assert len(server.cloud.billable()) == 1
 
@@ -88,13 +92,13 @@ def test_retry_until_up_waits_for_capacity(server):
     server.cloud.stockout = {"us-east5-b"}
     rounds = []
 
-    def tick(what):
+    def progress(what):
         rounds.append(what)
         if sum("next round" in r for r in rounds) == 2:
             server.cloud.stockout = set()
 
-    node = make_manager().create(
-        wish(zone="us-east5-b", retry_until_up=True, retry_pause_s=0.01), tick
+    node = create(
+        make_fleet(), request(zone="us-east5-b", retry_until_up=True, retry_pause_s=0.01), progress
     )
     assert node.zone == "us-east5-b"
     assert sum("next round" in r for r in rounds) == 2
@@ -103,22 +107,22 @@ def test_retry_until_up_waits_for_capacity(server):
 def test_a_slice_has_all_its_hosts_and_deleting_takes_everything(server):
     server.cloud.addresses = [(f"127.0.0.{i}", 22) for i in range(1, 5)]
     for strategy in ("queued", "gce"):
-        manager = make_manager()
-        node = manager.create(wish(instance_type="v6e-16", zone="us-east5-b", strategy=strategy))
+        fleet = make_fleet()
+        node = create(fleet, request(instance_type="v6e-16", zone="us-east5-b", strategy=strategy))
         assert [h.address for h in node.hosts] == [f"127.0.0.{i}" for i in range(1, 5)]
-        manager.delete(node)
+        delete(fleet, node)
         server.cloud.drain()
         assert server.cloud.resources == {}, strategy
 
 
 def test_extend_moves_labels_and_metadata(server, monkeypatch):
-    manager = make_manager()
-    monkeypatch.setattr(manager.ssh, "run", lambda *a, **k: None)
+    fleet = make_fleet()
+    monkeypatch.setattr(fleet.ssh, "run", lambda *a, **k: None)
     for strategy in ("node", "gce"):
         more = {"limit_s": 7200} if strategy == "gce" else {}
-        node = manager.create(wish(zone="us-east5-b", strategy=strategy, **more))
-        moved = manager.extend(node, node.deadline + 600)
-        (live,) = make_manager().list_live().nodes
+        node = create(fleet, request(zone="us-east5-b", strategy=strategy, **more))
+        moved = extend(fleet, node, node.deadline + 600)
+        (live,) = make_fleet().list_live().nodes
         assert live.deadline == moved.deadline == node.deadline + 600
         raw = next(
             r
@@ -128,22 +132,22 @@ def test_extend_moves_labels_and_metadata(server, monkeypatch):
         assert raw["labels"]["gml-deadline"] == str(moved.deadline)
         if strategy == "node":
             assert raw["metadata"]["gml-deadline"] == str(moved.deadline)
-        manager.delete(moved)
+        delete(fleet, moved)
 
 
 def test_an_unreachable_zone_is_no_empty_zone(server):
-    manager = make_manager()
-    manager.create(wish(zone="us-east5-b"))
+    fleet = make_fleet()
+    create(fleet, request(zone="us-east5-b"))
     server.cloud.unreachable = {"us-east5-b"}
     with pytest.raises(Incomplete) as error:
-        manager.provider("google").list_nodes()
+        fleet.provider("google").list_nodes()
     assert "us-east5-b" in str(error.value)
-    listing = manager.list_live()
+    listing = fleet.list_live()
     assert listing.problems and [n.note for n in listing.nodes] == [""]
 
 
 def test_no_secret_in_what_is_sent_and_oslogin_off(server):
-    make_manager().create(wish(zone="us-east5-b"))
+    create(make_fleet(), request(zone="us-east5-b"))
     (call,) = [c for c in server.cloud.mutations() if c.method == "POST"]
     assert call.body["metadata"]["enable-oslogin"] == "FALSE"
     assert TOKEN not in json.dumps(call.body)
@@ -151,13 +155,13 @@ def test_no_secret_in_what_is_sent_and_oslogin_off(server):
 
 
 def test_data_beside_the_machine(server):
-    from gml.data import announce_data
     from gml.errors import UsageError
+    from gml.remote.data import announce_data
 
     api = GoogleApi(load())
-    assert api.bucket_location("here") == "us-east5"
+    assert bucket_location(api, "here") == "us-east5"
     with pytest.raises(UsageError, match="does not exist"):
-        api.bucket_location("nowhere")
+        bucket_location(api, "nowhere")
     assert announce_data("gs://here/x", 2.7, "us-east5", "us-east5")
     assert announce_data("gs://here/x", 2.7, "us-east5", "us")
     with pytest.raises(UsageError, match="lies in us-east5"):
@@ -177,10 +181,10 @@ def test_google_auth_signs_in_with_a_service_account(server, home, monkeypatch):
     (home / "sa.json").write_text(json.dumps(info))
     monkeypatch.delenv("GOOGLE_OAUTH_ACCESS_TOKEN")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(home / "sa.json"))
-    assert GoogleApi(load()).token() == TOKEN
+    assert GoogleApi(load()).sign_in.token() == TOKEN
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(home / "none.json"))
     with pytest.raises(AuthError, match="gcloud auth application-default login"):
-        GoogleApi(load()).token()
+        GoogleApi(load()).sign_in.token()
 
 
 @pytest.mark.slow
@@ -191,11 +195,11 @@ def test_the_official_tpu_client_agrees_with_the_fake_over_rest(server):
     from google.oauth2.credentials import Credentials
     from google.protobuf import json_format
 
-    manager = make_manager()
-    spec = manager.spec(wish(spot=True))
-    config = manager.config
-    offer = manager.provider("google").offers(spec.sku, spot=True, zone="us-east5-b")[0]
-    body = bodies.create_requests(config, spec, offer)[0].body
+    fleet = make_fleet()
+    spec = make_spec(fleet, request(spot=True))
+    config = fleet.config
+    offer = fleet.provider("google").offers(spec.sku, spot=True, zone="us-east5-b")[0]
+    body = requests.create_requests(config, spec, offer)[0].body
     # Strict: an unknown field in our JSON would raise.
     node = json_format.ParseDict(body, tpu.Node.pb(tpu.Node()))
     client = tpu.TpuClient(
@@ -207,15 +211,15 @@ def test_the_official_tpu_client_agrees_with_the_fake_over_rest(server):
     made = client.create_node(parent=parent, node_id="gml-x", node=tpu.Node.wrap(node))
     assert made.result(timeout=60).state.name == "READY"
     assert [n.labels["gml-id"] for n in client.list_nodes(parent=f"{parent[:-10]}-")] == ["x"]
-    assert [n.id for n in make_manager().list_live().nodes] == ["x"]
+    assert [n.id for n in make_fleet().list_live().nodes] == ["x"]
 
 
 @pytest.mark.slow
 def test_the_official_compute_client_agrees_with_our_instance(server):
     compute = pytest.importorskip("google.cloud.compute_v1")
-    manager = make_manager()
-    spec = manager.spec(wish(strategy="gce"))
-    provider = manager.provider("google")
+    fleet = make_fleet()
+    spec = make_spec(fleet, request(strategy="gce"))
+    provider = fleet.provider("google")
     offer = provider.offers(spec.sku, spot=False, zone="us-east5-b", strategy="gce")[0]
     body = provider.create_requests(spec, offer)[0].body
     instance = compute.Instance.from_json(json.dumps(body), ignore_unknown_fields=False)
@@ -231,14 +235,14 @@ def test_the_official_tpu_client_over_grpc_takes_our_bodies(server):
     pytest.importorskip("google.cloud.tpu_v2")
     from tests.fakes import tpu_grpc
 
-    manager = make_manager()
-    spec = manager.spec(wish(spot=True))
+    fleet = make_fleet()
+    spec = make_spec(fleet, request(spot=True))
     made = []
     for strategy in ("node", "queued"):
-        offer = manager.provider("google").offers(
+        offer = fleet.provider("google").offers(
             spec.sku, spot=True, zone="us-east5-b", strategy=strategy
         )[0]
-        made.append(bodies.create_requests(manager.config, spec, offer)[0].body)
+        made.append(requests.create_requests(fleet.config, spec, offer)[0].body)
     tpu_grpc.check_all(*made)
 
 
@@ -277,7 +281,7 @@ def test_create_to_a_usable_shell_and_pinned_keys(server, sshd_farm, home, gml):
 
 
 def test_time_is_read_in_all_forms():
-    from gml.providers.google_seen import duration, timestamp
+    from gml.providers.google.responses import duration, timestamp
 
     assert timestamp("1970-01-01T00:01:00Z") == 60
     assert timestamp("1970-01-01T00:01:00.123456-07:00") == 60 + 7 * 3600

@@ -9,13 +9,19 @@ import time
 import pytest
 
 from gml.errors import AuthError, QuotaError, StockOut
-from gml.planning import Wish
+from gml.heartbeat import beat, heartbeat_age
+from gml.nodes.change import delete
+from gml.nodes.create import check_safe, create
+from gml.planning import make_spec
 from gml.providers import lambda_cloud
-from gml.reaper import beat, heartbeat_age, reap
+from gml.reaper import reap
+from gml.request import NodeRequest
 from tests.fakes.cloud import LAMBDA_KEY
-from tests.fakes.gml_kit import make_manager
+from tests.fakes.gml_kit import make_fleet
 
-WISH = Wish("gpu_8x_h100_sxm5", 3600, provider="lambda", name="x", wait_ssh=False, unsafe=True)
+REQUEST = NodeRequest(
+    "gpu_8x_h100_sxm5", 3600, provider="lambda", name="x", wait_ssh=False, unsafe=True
+)
 CREATE = ("node", "create", "-t", "gpu_1x_gh200", "-p", "lambda", "--timeout", "1h", "--no-ssh")
 
 
@@ -25,30 +31,30 @@ def _key(server, fast_lambda):
 
 
 def test_create_list_extend_delete(cloud):
-    manager = make_manager()
-    node = manager.create(WISH)
+    fleet = make_fleet()
+    node = create(fleet, REQUEST)
     assert (node.price, node.zone) == (31.92, "us-west-1")
     (raw,) = (r for n, r in cloud.resources.items() if n.startswith("lambda/"))
     assert raw["name"] == f"gml-x--{node.deadline}"
     assert LAMBDA_KEY not in json.dumps({k: v for k, v in raw.items()})
-    moved = manager.provider("lambda").set_deadline(node, node.deadline + 600)
-    assert make_manager().list_live().nodes[0].deadline == moved.deadline
+    moved = fleet.provider("lambda").set_deadline(node, node.deadline + 600)
+    assert make_fleet().list_live().nodes[0].deadline == moved.deadline
     assert raw["name"].endswith(str(node.deadline + 600))
-    manager.delete(node)
+    delete(fleet, node)
     assert cloud.billable() == []
     assert cloud.violations == []
 
 
 def test_stockout_moves_to_the_next_region_and_quota_is_told_apart(cloud):
     cloud.stockout = {"us-west-1"}
-    assert make_manager().create(WISH).zone == "us-east-1"
-    make_manager().delete(make_manager().store.get("x"))
+    assert create(make_fleet(), REQUEST).zone == "us-east-1"
+    delete(make_fleet(), make_fleet().store.get("x"))
     cloud.quota = {"us-east-1"}
     with pytest.raises(QuotaError):
-        make_manager().create(WISH)
+        create(make_fleet(), REQUEST)
     cloud.stockout = {"us-west-1", "us-east-1"}
     with pytest.raises(StockOut, match="anywhere now"):
-        make_manager().create(WISH)
+        create(make_fleet(), REQUEST)
 
 
 def test_the_rate_limits_are_kept_by_ourselves(cloud, monkeypatch):
@@ -56,7 +62,7 @@ def test_the_rate_limits_are_kept_by_ourselves(cloud, monkeypatch):
     monkeypatch.setattr(lambda_cloud, "LAUNCH_GAP_S", 0.3)
     cloud.lambda_gaps = {"request": 0.05, "launch": 0.25}
     for name in ("a", "b"):
-        make_manager().create(Wish(**{**WISH.__dict__, "name": name}))
+        create(make_fleet(), NodeRequest(**{**REQUEST.__dict__, "name": name}))
     assert cloud.violations == []
 
 
@@ -70,7 +76,7 @@ def test_a_launch_whose_answer_got_lost_is_not_launched_twice(cloud):
         return None
 
     cloud.faults, cloud.list_lag = fault, 0.08
-    make_manager().create(WISH)
+    create(make_fleet(), REQUEST)
     assert len(launches) == 1
     assert len(cloud.billable()) == 1
 
@@ -80,40 +86,40 @@ def test_it_refuses_what_nothing_would_end(cloud, gml):
     assert refused.returncode == 10
     assert "gml reaper install" in refused.stderr and "--self-terminate" in refused.stderr
     assert cloud.mutations() == []
-    manager = make_manager()
-    beat(manager.config, manager.store, time.time() - 1200, ["lambda"])
+    fleet = make_fleet()
+    beat(fleet.config, fleet.store, time.time() - 1200, ["lambda"])
     assert gml(*CREATE, "--name", "x").returncode == 10, "a heartbeat of 20 minutes ago is old"
     # A reaper that looks at Google alone, or works for somebody else, ends no machine of Lambda's.
-    beat(manager.config, manager.store, time.time(), ["google"])
+    beat(fleet.config, fleet.store, time.time(), ["google"])
     assert gml(*CREATE, "--name", "x").returncode == 10
-    bob = dataclasses.replace(manager.config, owner="bob")
-    beat(bob, manager.store, time.time(), ["lambda"])
+    bob = dataclasses.replace(fleet.config, owner="bob")
+    beat(bob, fleet.store, time.time(), ["lambda"])
     assert gml(*CREATE, "--name", "x").returncode == 10
-    beat(bob, manager.store, time.time(), ["lambda"], everybody=True)
-    assert heartbeat_age(manager.config, "lambda") < 60
-    reap(manager)
-    assert heartbeat_age(manager.config, "lambda") < 60
-    manager.check_safe(manager.provider("lambda"), Wish("gpu_1x_gh200", 3600))
+    beat(bob, fleet.store, time.time(), ["lambda"], everybody=True)
+    assert heartbeat_age(fleet.config, "lambda") < 60
+    reap(fleet)
+    assert heartbeat_age(fleet.config, "lambda") < 60
+    check_safe(fleet, fleet.provider("lambda"), NodeRequest("gpu_1x_gh200", 3600))
 
 
 def test_a_heartbeat_in_the_bucket_counts_on_other_machines(cloud, home):
     text = (home / "config.toml").read_text() + '\n[google]\nbucket = "here"\n'
     (home / "config.toml").write_text(text)
-    manager = make_manager()
-    assert heartbeat_age(manager.config, "lambda") is None
-    reap(manager)
+    fleet = make_fleet()
+    assert heartbeat_age(fleet.config, "lambda") is None
+    reap(fleet)
     (home / "reaper.json").unlink()
-    assert heartbeat_age(manager.config, "lambda") < 60
+    assert heartbeat_age(fleet.config, "lambda") < 60
     assert "here/gml/reaper/tester/lambda.json" in cloud.objects
 
 
 def test_a_cloud_that_fails_neither_stops_the_reaper_nor_counts_as_looked_at(cloud, monkeypatch):
-    manager = make_manager()
-    manager.create(WISH)
-    google = manager.provider("google")
+    fleet = make_fleet()
+    create(fleet, REQUEST)
+    google = fleet.provider("google")
     monkeypatch.setattr(google, "list_nodes", lambda: {}["nonsense"])
     cloud.offset = 7200
-    later = make_manager(cloud.now)
+    later = make_fleet(cloud.now)
     later._providers["google"] = google
     report = reap(later)
     assert [n.id for n in report.deleted] == ["x"]
@@ -123,10 +129,10 @@ def test_a_cloud_that_fails_neither_stops_the_reaper_nor_counts_as_looked_at(clo
 
 
 def test_self_terminate_sends_the_key_over_stdin_only(cloud):
-    manager = make_manager()
-    provider = manager.provider("lambda")
-    node = manager.create(WISH)
-    script = provider.self_terminate_script(node, manager.spec(WISH))
+    fleet = make_fleet()
+    provider = fleet.provider("lambda")
+    node = create(fleet, REQUEST)
+    script = provider.self_terminate_script(node, make_spec(fleet, REQUEST))
     (raw,) = (r for n, r in cloud.resources.items() if n.startswith("lambda/"))
     assert LAMBDA_KEY in script and "chmod 600" in script
     assert LAMBDA_KEY not in raw["_user_data"]
@@ -135,15 +141,15 @@ def test_self_terminate_sends_the_key_over_stdin_only(cloud):
 
 def test_the_key(home, monkeypatch, cloud, gml):
     monkeypatch.delenv("LAMBDA_API_KEY")
-    provider = make_manager().provider("lambda")
+    provider = make_fleet().provider("lambda")
     monkeypatch.setattr(
         type(provider.config.lambda_), "api_key_file", str(home / "k"), raising=False
     )
     with pytest.raises(AuthError, match="gml init lambda"):
-        lambda_cloud.LambdaProvider(make_manager().config, make_manager().store).api_key()
+        lambda_cloud.LambdaProvider(make_fleet().config, make_fleet().store).api_key()
     monkeypatch.setenv("LAMBDA_API_KEY", "wrong")
     with pytest.raises(AuthError, match="does not accept"):
-        make_manager().create(WISH)
+        create(make_fleet(), REQUEST)
     monkeypatch.setenv("LAMBDA_API_KEY", LAMBDA_KEY)
     done = gml("init", "lambda", "--apply")
     assert done.returncode == 0, done.stderr

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from gml import jobs
-from tests.fakes.gml_kit import git, make_manager
+from gml.nodes.change import delete, extend
+from gml.nodes.create import create
+from gml.remote import jobs
+from tests.fakes.gml_kit import git, make_fleet
 
 CREATE = ("node", "create", "-p", "local", "--zone", "box", "--timeout", "1h")
 SPEEDRUN = """#!/bin/bash
@@ -84,11 +86,11 @@ def test_a_detached_job_outlives_the_cli_and_is_taken_up_again(hosts, repo, gml)
 
 @pytest.mark.parametrize("ends_meanwhile", [False, True])
 def test_a_killed_follower_harms_nothing_and_a_broken_line_is_taken_up(
-    hosts, repo, manager, ends_meanwhile
+    hosts, repo, fleet, ends_meanwhile
 ):
-    node = make_local(manager, "box", "k")
+    node = make_local(fleet, "box", "k")
     jobs.start(
-        manager.ssh, node, "j", "for i in $(seq 40); do echo $i; sleep 0.05; done; exit 3",
+        fleet.ssh, node, "j", "for i in $(seq 40); do echo $i; sleep 0.05; done; exit 3",
         workdir="w", env={},
     )  # fmt: skip
     follower = subprocess.Popen(
@@ -101,11 +103,11 @@ def test_a_killed_follower_harms_nothing_and_a_broken_line_is_taken_up(
     follower.wait()
     ended = hosts[0].home / ".gml" / "jobs" / "j" / "rc"
     sink = Broken(hosts[0], ended if ends_meanwhile else None)
-    code = jobs.follow(manager.ssh, node, "j", out=sink)
+    code = jobs.follow(fleet.ssh, node, "j", out=sink)
     assert code == 3
     assert sink.broke
     assert sink.data.decode().split() == [str(i) for i in range(1, 41)]
-    manager.delete(node)
+    delete(fleet, node)
 
 
 class Broken:
@@ -126,16 +128,16 @@ class Broken:
         return
 
 
-def make_local(manager, zone: str, name: str, timeout: int = 3600):
-    from gml.planning import Wish
+def make_local(fleet, zone: str, name: str, timeout: int = 3600):
+    from gml.request import NodeRequest
 
-    return manager.create(Wish("local", timeout, provider="local", zone=zone, name=name))
+    return create(fleet, NodeRequest("local", timeout, provider="local", zone=zone, name=name))
 
 
-def test_sync_follows_git_and_never_sends_secrets(hosts, repo, manager):
-    from gml import sync
+def test_sync_follows_git_and_never_sends_secrets(hosts, repo, fleet):
+    from gml.remote import sync
 
-    node = make_local(manager, "box", "s")
+    node = make_local(fleet, "box", "s")
     (repo / "pkg").mkdir()
     (repo / "pkg" / "a b'c.py").write_text("x\n")
     (repo / "run.sh").write_text("echo\n")
@@ -145,7 +147,7 @@ def test_sync_follows_git_and_never_sends_secrets(hosts, repo, manager):
         (repo / name).write_text("s3cret\n")
     git(repo, "add", "-f", ".env", "deploy.pem")
     (repo / "link").symlink_to("main.py")
-    report = sync.push(manager.ssh, node, repo, "w")
+    report = sync.push(fleet.ssh, node, repo, "w")
     there = hosts[0].home / "w"
     sent = sorted(str(p.relative_to(there)) for p in there.rglob("*") if not p.is_dir())
     assert sent == [".env.example", ".gitignore", "link", "main.py", "pkg/a b'c.py", "run.sh"]
@@ -154,14 +156,14 @@ def test_sync_follows_git_and_never_sends_secrets(hosts, repo, manager):
     # Files of others on the machine stay; what we sent and no longer have goes, empty folders too.
     (there / "result.txt").write_text("theirs\n")
     (repo / "pkg" / "a b'c.py").unlink()
-    assert sync.push(manager.ssh, node, repo, "w").deleted == 1
+    assert sync.push(fleet.ssh, node, repo, "w").deleted == 1
     assert not (there / "pkg").exists() and (there / "result.txt").exists()
-    assert sync.push(manager.ssh, node, repo, "w").deleted == 0
-    manager.delete(node)
+    assert sync.push(fleet.ssh, node, repo, "w").deleted == 0
+    delete(fleet, node)
 
 
-def test_exec_on_one_and_on_all_hosts(hosts, manager, gml):
-    make_local(manager, "slice", "four")
+def test_exec_on_one_and_on_all_hosts(hosts, fleet, gml):
+    make_local(fleet, "slice", "four")
     assert gml("exec", "four", "--", "exit 37").returncode == 37
     assert gml("exec", "four", "--", "echo", "a b", "$HOME").stdout == "a b $HOME\n"
     script = "echo $JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS"
@@ -171,8 +173,8 @@ def test_exec_on_one_and_on_all_hosts(hosts, manager, gml):
     assert sorted(done.stdout.splitlines()) == wanted
 
 
-def test_exec_all_fails_fast_and_ends_the_others(hosts, manager, gml):
-    make_local(manager, "slice", "ff")
+def test_exec_all_fails_fast_and_ends_the_others(hosts, fleet, gml):
+    make_local(fleet, "slice", "ff")
     # The trap speaks only when the others are ended from outside; else they would sleep on.
     command = (
         "[ $JAX_PROCESS_ID = 2 ] && { sleep 0.5; exit 4; }; "
@@ -183,22 +185,22 @@ def test_exec_all_fails_fast_and_ends_the_others(hosts, manager, gml):
     assert done.stdout.count("ended") == 3
 
 
-def test_a_job_on_a_slice_ends_with_the_first_host_that_fails(hosts, repo, manager, monkeypatch):
-    from gml import fanout
-    from gml.run import Runner, RunWish
+def test_a_job_on_a_slice_ends_with_the_first_host_that_fails(hosts, repo, fleet, monkeypatch):
+    from gml.remote import fanout
+    from gml.run import Console, Runner, RunRequest
 
     monkeypatch.setattr(fanout, "WATCH_S", 0.3)
-    node = make_local(manager, "slice", "sl")
+    node = make_local(fleet, "slice", "sl")
     command = "[ $JAX_PROCESS_ID = 2 ] && exit 5; sleep 300"
-    wish = RunWish(command=command, job="j", folder=repo, dest="w", sync=False)
-    assert Runner(manager, wish, lambda what: None).run(node, None) == 5
-    assert all(jobs.status(manager.ssh, node, "j", index=i).isdigit() for i in (0, 2))
-    manager.delete(node)
+    request = RunRequest(command=command, job="j", folder=repo, dest="w", sync=False)
+    assert Runner(fleet, request, Console()).run(node, None) == 5
+    assert all(jobs.status(fleet.ssh, node, "j", index=i).isdigit() for i in (0, 2))
+    delete(fleet, node)
 
 
-def test_secrets_travel_over_stdin_only(hosts, repo, manager, monkeypatch):
+def test_secrets_travel_over_stdin_only(hosts, repo, fleet, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
-    node = make_local(manager, "box", "sec")
+    node = make_local(fleet, "box", "sec")
     job = 'sleep 1.5; echo "have ${#HF_TOKEN}"'
     words = ["run", "--node", "sec", "--job", "j", "--secret", "HF_TOKEN", "--", job]
     process = subprocess.Popen(
@@ -225,16 +227,16 @@ def test_secrets_travel_over_stdin_only(hosts, repo, manager, monkeypatch):
         if path.is_file():
             assert b"hf_very_secret" not in path.read_bytes(), path
             assert path.stat().st_mode & 0o077 == 0, path
-    manager.delete(node)
+    delete(fleet, node)
 
 
-def test_the_watchdog_ends_the_job_at_the_deadline(hosts, manager):
-    node = make_local(manager, "box", "dl")
+def test_the_watchdog_ends_the_job_at_the_deadline(hosts, fleet):
+    node = make_local(fleet, "box", "dl")
     trap = "trap 'echo saved; exit 0' TERM; for i in $(seq 2000); do sleep 0.1; done"
-    jobs.start(manager.ssh, node, "j", trap, workdir="w", env={})
+    jobs.start(fleet.ssh, node, "j", trap, workdir="w", env={})
     stubborn = "trap '' TERM; sleep 600"
-    jobs.start(manager.ssh, node, "stubborn", stubborn, workdir="w", env={})
-    moved = manager.extend(node, round(time.time()) + 6)
+    jobs.start(fleet.ssh, node, "stubborn", stubborn, workdir="w", env={})
+    moved = extend(fleet, node, round(time.time()) + 6)
     folder = hosts[0].home / ".gml"
     for _ in range(900):  # looks, not seconds: a machine may stand still for a while
         if not (folder / "node" / "labels.json").exists():
@@ -242,28 +244,28 @@ def test_the_watchdog_ends_the_job_at_the_deadline(hosts, manager):
         time.sleep(0.1)
     assert moved.deadline and not (folder / "node" / "labels.json").exists()
     assert (folder / "jobs" / "j" / "log").read_text().endswith("saved\n")
-    assert jobs.status(manager.ssh, node, "j") == "0"
+    assert jobs.status(fleet.ssh, node, "j") == "0"
     # Killed at once; where nobody collects it, it stays a zombie for a while.
     for _ in range(300):
-        if jobs.status(manager.ssh, node, "stubborn") != "running":
+        if jobs.status(fleet.ssh, node, "stubborn") != "running":
             break
         time.sleep(0.2)
-    assert jobs.status(manager.ssh, node, "stubborn") == "lost"
-    assert [n.note for n in manager.list_live().nodes] == ["lost"]
+    assert jobs.status(fleet.ssh, node, "stubborn") == "lost"
+    assert [n.note for n in fleet.list_live().nodes] == ["lost"]
 
 
-def test_a_machine_in_use_is_not_taken_twice(hosts, manager, gml):
-    make_local(manager, "box", "first")
+def test_a_machine_in_use_is_not_taken_twice(hosts, fleet, gml):
+    make_local(fleet, "box", "first")
     second = gml(*CREATE, "--name", "second")
     assert second.returncode == 6
     assert "in use by another node" in second.stderr
-    assert [n.id for n in make_manager().list_live().nodes] == ["first"]
+    assert [n.id for n in make_fleet().list_live().nodes] == ["first"]
 
 
-def test_recover_makes_a_new_node_and_resumes(hosts, repo, manager, monkeypatch):
+def test_recover_makes_a_new_node_and_resumes(hosts, repo, fleet, monkeypatch):
     """Preempted: deleted, made again, the command gets --resume and its exit code counts."""
-    from gml.planning import Wish
-    from gml.run import Runner, RunWish
+    from gml.request import NodeRequest
+    from gml.run import Console, Runner, RunRequest
 
     command = "bash job.sh"
     (repo / "job.sh").write_text(
@@ -271,21 +273,23 @@ def test_recover_makes_a_new_node_and_resumes(hosts, repo, manager, monkeypatch)
         "touch ~/.gml/node/told-preempted-1; exit 143\n"
     )
     git(repo, "add", "job.sh")
-    wish = RunWish(command=command, job="j", folder=repo, dest="w", recover=True)
-    node_wish = Wish("local", 600, provider="local", zone="box", name="r", retry_pause_s=0.1)
+    request = RunRequest(command=command, job="j", folder=repo, dest="w", recover=True)
+    node_request = NodeRequest(
+        "local", 600, provider="local", zone="box", name="r", retry_pause_s=0.1
+    )
     says = []
-    assert Runner(manager, wish, says.append).run(None, node_wish) == 0
-    assert manager.list_live().nodes == []
+    assert Runner(fleet, request, Console(says.append)).run(None, node_request) == 0
+    assert fleet.list_live().nodes == []
     # Without --recover the same is an error with its own exit code.
-    wish = RunWish(command=command, job="j", folder=repo, dest="w")
+    request = RunRequest(command=command, job="j", folder=repo, dest="w")
     from gml.run import Preempted
 
     with pytest.raises(Preempted):
-        Runner(manager, wish, says.append).run(None, node_wish)
+        Runner(fleet, request, Console(says.append)).run(None, node_request)
 
 
-def test_connect_and_ide(hosts, manager, home, gml):
-    make_local(manager, "box", "c")
+def test_connect_and_ide(hosts, fleet, home, gml):
+    make_local(fleet, "box", "c")
     user = Path(os.environ["HOME"]) / ".ssh" / "config"
     user.write_text("Host other\n  Port 99\n")
     done = gml("connect", "c")
@@ -302,19 +306,19 @@ def test_connect_and_ide(hosts, manager, home, gml):
     assert plain.stdout == "via plain ssh\n"
 
 
-def test_ctrl_c_before_the_job_runs_deletes_the_node(hosts, repo, manager, monkeypatch):
-    from gml.planning import Wish
-    from gml.run import Runner, RunWish
+def test_ctrl_c_before_the_job_runs_deletes_the_node(hosts, repo, fleet, monkeypatch):
+    from gml.request import NodeRequest
+    from gml.run import Console, Runner, RunRequest
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gml.sync.push", interrupted)
-    node_wish = Wish("local", 600, provider="local", zone="box", name="ci")
+    monkeypatch.setattr("gml.remote.sync.push", interrupted)
+    node_request = NodeRequest("local", 600, provider="local", zone="box", name="ci")
     with pytest.raises(KeyboardInterrupt):
-        wish = RunWish(command="true", job="j", folder=repo, dest="w")
-        Runner(manager, wish, lambda what: None).run(None, node_wish)
-    assert manager.list_live().nodes == []
+        request = RunRequest(command="true", job="j", folder=repo, dest="w")
+        Runner(fleet, request, Console()).run(None, node_request)
+    assert fleet.list_live().nodes == []
 
 
 def test_a_job_name_in_use_is_refused_before_the_code_is_changed(hosts, repo, gml):
@@ -329,11 +333,11 @@ def test_a_job_name_in_use_is_refused_before_the_code_is_changed(hosts, repo, gm
 
 
 @pytest.mark.slow
-def test_exec_all_trains_with_four_jax_processes(hosts, manager, gml):
+def test_exec_all_trains_with_four_jax_processes(hosts, fleet, gml):
     pytest.importorskip("jax")
     from tests.fakes.sshd import free_port
 
-    node = make_local(manager, "slice", "jx")
+    node = make_local(fleet, "slice", "jx")
     train = Path(__file__).parent / "jax_train.py"
     for server in hosts:
         (server.home / "jax_train.py").write_bytes(train.read_bytes())

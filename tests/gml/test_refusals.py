@@ -6,12 +6,14 @@ import json
 
 import pytest
 
-from gml import jobs, setup
+from gml import reaper_setup
 from gml.errors import Denied, GmlError, Unavailable
-from gml.planning import Wish
+from gml.nodes.create import create
 from gml.reaper import SETTLE_S, reap
+from gml.remote import jobs
+from gml.request import NodeRequest
 from gml.store import Store
-from tests.fakes.gml_kit import make_manager
+from tests.fakes.gml_kit import make_fleet
 from tests.fakes.gml_paths import machines
 
 NODE = ("node", "create", "-p", "google", "--timeout", "1h", "--no-ssh")
@@ -21,9 +23,9 @@ EVERYWHERE = {
 }  # fmt: skip
 
 
-def wish(**more) -> Wish:
+def request(**more) -> NodeRequest:
     value = {"provider": "google", "name": "x", "zone": "us-east5-b", "wait_ssh": False, **more}
-    return Wish("v6e-8", 3600, **value)
+    return NodeRequest("v6e-8", 3600, **value)
 
 
 @pytest.mark.parametrize(
@@ -74,19 +76,19 @@ def test_a_refusal_after_a_lost_answer_is_looked_into(server):
 
     server.cloud.faults = fault
     with pytest.raises(Denied):
-        make_manager().create(wish(strategy="node"))
+        create(make_fleet(), request(strategy="node"))
     assert len(posts) == 2
     server.cloud.drain()
     assert server.cloud.billable() == []
 
 
 def test_a_refused_rerun_does_not_forget_what_a_killed_create_made(server, home):
-    manager = make_manager()
-    node = manager.create(wish(strategy="node"))
+    fleet = make_fleet()
+    node = create(fleet, request(strategy="node"))
     Store(home).put(node.replace(phase="intent"))  # as kill -9 would have left it
     server.cloud.denied = {"tpu:POST", "tpu:DELETE"}
     with pytest.raises(GmlError) as error:
-        make_manager().create(wish(strategy="node"))
+        create(make_fleet(), request(strategy="node"))
     assert "may still exist" in str(error.value.__notes__)
     assert Store(home).get("x") is not None and len(machines(server.cloud)) == 1
 
@@ -156,7 +158,7 @@ def test_lists_forget_deleted_nodes_at_once_and_say_who_is_busy(server, gml, hom
     assert json.loads(gml("ls", "--cached", "--json").stdout)["nodes"] == []
     assert json.loads(gml("ls", "--json").stdout)["nodes"] == []
     store = Store(home)
-    made = make_manager().create(wish())
+    made = create(make_fleet(), request())
     assert [n["id"] for n in json.loads(gml("ls", "--cached", "--json").stdout)["nodes"]] == ["x"]
     store.put(made.replace(phase="intent"))
     with store.lock("x"):
@@ -180,11 +182,11 @@ def test_what_is_damaged_and_exists_nowhere_is_forgotten_in_the_end(server, home
     (home / "nodes").mkdir(exist_ok=True)
     path = home / "nodes" / "gone.corrupt"
     path.write_text("x")
-    reap(make_manager())
+    reap(make_fleet())
     assert path.exists()  # a create of a moment ago may not be listed yet
     old = path.stat().st_mtime - SETTLE_S - 1
     os.utime(path, (old, old))
-    reap(make_manager())
+    reap(make_fleet())
     assert not path.exists()
 
 
@@ -208,7 +210,7 @@ def test_a_timer_gets_the_settings_of_this_shell_but_no_secret(home, gml, monkey
     done = gml("reaper", "install", "--dry-run")
     assert '"GOOGLE_CLOUD_PROJECT=my-proj-1"' in done.stderr
     assert "very-secret" not in done.stderr and "gml init lambda --apply" in done.stderr
-    assert "GOOGLE_CLOUD_PROJECT=my-proj-1" in setup.cron_line(make_manager().config)
+    assert "GOOGLE_CLOUD_PROJECT=my-proj-1" in reaper_setup.cron_line(make_fleet().config)
     both = gml("reaper", "install", "--cron", "--k8s")
     assert (both.returncode, "exclude each other" in both.stderr) == (2, True)
 

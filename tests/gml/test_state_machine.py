@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,11 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from gml.errors import GmlError
-from gml.planning import Wish
+from gml.nodes import create as creating
+from gml.nodes.change import delete
+from gml.nodes.create import create
+from gml.nodes.undo import undo
 from gml.providers import lambda_cloud
 from gml.reaper import reap
+from gml.request import NodeRequest
 from tests.fakes.cloud import LAMBDA_KEY, Cloud, Server
-from tests.fakes.gml_kit import CONFIG, PUBLIC, make_manager
+from tests.fakes.gml_kit import CONFIG, PUBLIC, make_fleet
 from tests.fakes.google import preempt
 
 PLACES = st.sampled_from(["node", "queued", "flex", "gce", "lambda"])
@@ -29,7 +34,7 @@ class Crash(BaseException):
     """The process dies here: nothing of ours runs afterwards."""
 
 
-class Fleet(RuleBasedStateMachine):
+class Machines(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.before = dict(os.environ)
@@ -55,8 +60,8 @@ class Fleet(RuleBasedStateMachine):
         lambda_cloud.REQUEST_GAP_S, lambda_cloud.LAUNCH_GAP_S, lambda_cloud.LIST_LAG_S = self.saved
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def manager(self):
-        return make_manager(self.cloud.now)
+    def fleet(self):
+        return make_fleet(self.cloud.now)
 
     @rule(name=NAMES, place=PLACES, crash=st.integers(0, 12), fault=st.integers(0, 12),
           code=st.sampled_from([429, 500, 503]), out=st.booleans())  # fmt: skip
@@ -65,7 +70,7 @@ class Fleet(RuleBasedStateMachine):
         self.cloud.stockout = {"us-east5-b"} if out else set()
         self.cloud.faults = lambda c: ("status", code) if c.number - first == fault else None
 
-        def tick(what: str) -> None:
+        def progress(what: str) -> None:
             if crash and len(self.cloud.log) - first >= crash:
                 raise Crash
 
@@ -79,20 +84,21 @@ class Fleet(RuleBasedStateMachine):
                 "strategy": place,
             }
         )
-        manager = self.manager()
-        manager.undo = _no_undo(manager.undo)  # type: ignore[method-assign]
-        with contextlib.suppress(GmlError, Crash):
-            manager.create(
-                Wish(timeout_s=3600, name=name, wait_ssh=False, unsafe=True, **where), tick
+        fleet = self.fleet()
+        with contextlib.suppress(GmlError, Crash), mock.patch.object(creating, "undo", _undo):
+            create(
+                fleet,
+                NodeRequest(timeout_s=3600, name=name, wait_ssh=False, unsafe=True, **where),
+                progress,
             )
         self.cloud.faults = lambda c: None
         self.cloud.drain()
 
     @rule(name=NAMES)
     def delete(self, name) -> None:
-        manager = self.manager()
+        fleet = self.fleet()
         with contextlib.suppress(GmlError):
-            manager.delete(manager.resolve(name))
+            delete(fleet, fleet.resolve(name))
         self.cloud.drain()
 
     @rule(name=NAMES)
@@ -111,7 +117,7 @@ class Fleet(RuleBasedStateMachine):
 
     @rule()
     def reap(self) -> None:
-        reap(self.manager())
+        reap(self.fleet())
         self.cloud.drain()
 
     @invariant()
@@ -130,23 +136,19 @@ class Fleet(RuleBasedStateMachine):
         self.cloud.drain()
         # Queued requests add an hour of waiting to their deadline; the clock may have gone back.
         self.cloud.offset = abs(self.cloud.offset) + 10 * 3600
-        report = reap(self.manager())
+        report = reap(self.fleet())
         assert report.problems == []
         self.cloud.drain()
         assert self.cloud.billable() == []
 
 
-def _no_undo(real):
+def _undo(fleet, intent, provider, error, progress):
     """A crashed process undoes nothing; an error that was handled does."""
-
-    def undo(node_id, provider, error, tick):
-        if not isinstance(error, Crash):
-            real(node_id, provider, error, tick)
-
-    return undo
+    if not isinstance(error, Crash):
+        undo(fleet, intent, provider, error, progress)
 
 
-class LongFleet(Fleet):
+class LongMachines(Machines):
     """The same for longer."""
 
 
@@ -159,7 +161,7 @@ def _settings(examples: int, steps: int) -> settings:
     )
 
 
-TestFleet = Fleet.TestCase
-TestFleet.settings = _settings(8, 8)
-TestLongFleet = pytest.mark.slow(LongFleet.TestCase)
-TestLongFleet.settings = _settings(25, 15)
+TestMachines = Machines.TestCase
+TestMachines.settings = _settings(8, 8)
+TestLongMachines = pytest.mark.slow(LongMachines.TestCase)
+TestLongMachines.settings = _settings(25, 15)

@@ -20,6 +20,7 @@ def measure() -> dict[str, list[float]]:
 
     import tiny
     from gaia import parallel
+    from gaia.data.batch import Batch
     from gchat.train_state import graphdef, init_state
     from gchat.train_step import make_train_step
 
@@ -31,7 +32,7 @@ def measure() -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"loss": [], "grad_norm": [], "param_norm": []}
     rows = tiny.tokens(4, 33, seed=7)
     for _ in range(3):
-        state, metrics = train_step(state, rows[:, :-1], rows[:, 1:])
+        state, metrics = train_step(state, Batch(rows[:, :-1], rows[:, 1:]))
         values = (metrics.loss, metrics.grad_norm, norm(state.params))
         for name, value in zip(found, values, strict=True):
             found[name].append(float(np.float32(value)))

@@ -1,4 +1,4 @@
--- Where the collector's ClickHouse exporter inserts: its stock column lists (contrib v0.159.0,
+-- Where the collector's ClickHouse exporter inserts: its stock column lists (contrib v0.165.0,
 -- create_schema: false), without storage. Each table is ENGINE = Null, so a row exists only while
 -- the materialized views of 02-gaia.sql read it. Column names must stay as the exporter's INSERT has
 -- them; types are free, as the driver converts to what the server says.

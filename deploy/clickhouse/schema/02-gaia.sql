@@ -22,7 +22,8 @@ PARTITION BY substring(run_id, 1, 6)
 ORDER BY (run_id, metric, proc, step)
 SETTINGS index_granularity = 2048;
 
-CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_training TO gaia.training_metrics AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_training TO gaia.training_metrics
+DEFINER = CURRENT_USER SQL SECURITY DEFINER AS
 SELECT
     ResourceAttributes['gaia.run.id'] AS run_id,
     MetricName AS metric,
@@ -48,7 +49,8 @@ ENGINE = ReplacingMergeTree
 PARTITION BY substring(run_id, 1, 6)
 ORDER BY (run_id, metric, proc, ts);
 
-CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_system TO gaia.system_metrics AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_system TO gaia.system_metrics
+DEFINER = CURRENT_USER SQL SECURITY DEFINER AS
 SELECT
     ResourceAttributes['gaia.run.id'] AS run_id,
     MetricName AS metric,
@@ -60,7 +62,8 @@ FROM otel.otel_metrics_gauge
 WHERE ResourceAttributes['gaia.run.id'] != '' AND NOT mapContains(Attributes, 'step')
     AND MetricName != 'gaia.run.info';
 
-CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_system_sum TO gaia.system_metrics AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_system_sum TO gaia.system_metrics
+DEFINER = CURRENT_USER SQL SECURITY DEFINER AS
 SELECT
     ResourceAttributes['gaia.run.id'] AS run_id,
     MetricName AS metric,
@@ -90,7 +93,8 @@ CREATE TABLE IF NOT EXISTS gaia.run_info
 ENGINE = ReplacingMergeTree(updated)
 ORDER BY run_id;
 
-CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_run_info TO gaia.run_info AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_run_info TO gaia.run_info
+DEFINER = CURRENT_USER SQL SECURITY DEFINER AS
 SELECT
     ResourceAttributes['gaia.run.id'] AS run_id,
     Attributes['gaia.run.name'] AS name,
@@ -119,7 +123,8 @@ CREATE TABLE IF NOT EXISTS gaia.attempts
 ENGINE = ReplacingMergeTree(updated)
 ORDER BY (run_id, attempt);
 
-CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_attempts TO gaia.attempts AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_attempts TO gaia.attempts
+DEFINER = CURRENT_USER SQL SECURITY DEFINER AS
 SELECT
     ResourceAttributes['gaia.run.id'] AS run_id,
     toUInt32OrZero(ResourceAttributes['gaia.run.attempt']) AS attempt,
@@ -140,7 +145,8 @@ CREATE TABLE IF NOT EXISTS gaia.cutoffs
 ENGINE = AggregatingMergeTree
 ORDER BY (run_id, attempt);
 
-CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_cutoffs TO gaia.cutoffs AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_cutoffs TO gaia.cutoffs
+DEFINER = CURRENT_USER SQL SECURITY DEFINER AS
 SELECT
     ResourceAttributes['gaia.run.id'] AS run_id,
     arrayJoin(range(1, toUInt32OrZero(ResourceAttributes['gaia.run.attempt']))) AS attempt,
@@ -165,7 +171,8 @@ ENGINE = ReplacingMergeTree(attempt)
 PARTITION BY substring(run_id, 1, 6)
 ORDER BY (run_id, kind, name, step, seq);
 
-CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_texts TO gaia.texts AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_texts TO gaia.texts
+DEFINER = CURRENT_USER SQL SECURITY DEFINER AS
 SELECT
     ResourceAttributes['gaia.run.id'] AS run_id,
     LogAttributes['gaia.kind'] AS kind,
@@ -202,7 +209,8 @@ ENGINE = ReplacingMergeTree(attempt)
 PARTITION BY substring(run_id, 1, 6)
 ORDER BY (run_id, metric, proc, step);
 
-CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_histograms TO gaia.histograms AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_histograms TO gaia.histograms
+DEFINER = CURRENT_USER SQL SECURITY DEFINER AS
 SELECT
     ResourceAttributes['gaia.run.id'] AS run_id,
     MetricName AS metric,
@@ -240,7 +248,8 @@ CREATE TABLE IF NOT EXISTS gaia.run_latest_state
 ENGINE = AggregatingMergeTree
 ORDER BY (run_id, metric, attempt);
 
-CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_latest TO gaia.run_latest_state AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_latest TO gaia.run_latest_state
+DEFINER = CURRENT_USER SQL SECURITY DEFINER AS
 SELECT
     run_id,
     metric,

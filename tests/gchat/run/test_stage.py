@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import runs
+from gaia.data.lengths import write_lengths
+from gaia.data.manifest import load_manifest
 from gaia.data.packing import Example
 from gaia.data.shards import write_shards
 from gchat.__main__ import main
@@ -39,6 +41,7 @@ def chats(data_dir, tmp_path_factory):
         ids = np.array([tokenizer.bos_id, *tokenizer.encode(" ".join(words))])
         examples.append(Example(ids, np.arange(len(ids)) % 3 == 2))
     write_shards(folder, examples[5:], examples[:5], tokenizer.info, shard_tokens=500)
+    write_lengths(folder, load_manifest(folder))
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
@@ -46,7 +49,7 @@ def chats(data_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def base(data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base") / "run"
-    assert main(["train", *runs.arguments(data_dir, folder, steps=STEPS)]) == 0
+    assert main(["train", *runs.arguments(data_dir, folder, steps=60)]) == 0
     return folder
 
 

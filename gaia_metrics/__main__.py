@@ -1,0 +1,5 @@
+"""`python -m gaia_metrics` is `gaia-metrics`."""
+
+from gaia_metrics.cli import main
+
+main()

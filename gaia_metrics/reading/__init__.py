@@ -1,0 +1,1 @@
+"""Runs read back: from folders, buckets and machines (DuckDB), or from ClickHouse."""

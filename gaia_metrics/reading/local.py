@@ -1,0 +1,181 @@
+"""Runs in folders, queried with DuckDB. Needs the `ui` extra (numpy, pyarrow, duckdb).
+
+A run that has ended is compacted once to metrics/compact.parquet, which any tool reads; the
+segments stay the truth.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from gaia_metrics import names
+from gaia_metrics.errors import MetricsError
+from gaia_metrics.reading.local_run import LocalRun
+from gaia_metrics.reading.table import constant
+from gaia_metrics.storage import folder
+
+Columns = dict[str, Any]
+
+_X_SQL = {
+    "step": "step::DOUBLE",
+    "time": "time - min(time) OVER (PARTITION BY run)",
+}
+
+_SERIES = """
+WITH v AS (SELECT run, metric, step, time, value FROM data
+           WHERE kind = 'values' AND list_contains($metrics, metric)),
+x AS ({x}),
+b AS (SELECT *, CASE WHEN $points = 0 THEN step::DOUBLE ELSE
+        least($points - 1,
+          floor((x - min(x) OVER w) * $points / greatest(max(x) OVER w - min(x) OVER w, 1e-9)))
+      END AS bucket FROM x WINDOW w AS (PARTITION BY run))
+SELECT run, metric, avg(x) AS x, avg(value) AS value, min(value) AS low, max(value) AS high,
+       max(step) AS step
+FROM b GROUP BY run, metric, bucket ORDER BY run, metric, x
+"""
+
+
+class LocalSource:
+    """Runs below a folder. Safe to call from several threads.
+
+    Args:
+        root: a run folder, or a folder with run folders in it (up to four levels).
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._runs: dict[Path, LocalRun] = {}
+        self._lock = threading.RLock()
+
+    def _find(self) -> list[LocalRun]:
+        with self._lock:
+            for path in _run_folders(self.root, 4):
+                self._runs.setdefault(path, LocalRun(path))
+            return [run for run in self._runs.values() if (run.path / "run.json").exists()]
+
+    def run(self, key: str) -> LocalRun:
+        """A run by id, folder name or name (the newest). Raises MetricsError where none is."""
+        matching = [r for r in self._find() if key in (r.info.get("id"), r.path.name)]
+        matching = matching or [r for r in self._find() if r.info.get("name") == key]
+        if not matching:
+            raise MetricsError(f"run={key!r} is not in {self.root}", "see `gaia-metrics ls`")
+        return max(matching, key=lambda r: r.summary()["started"])
+
+    def runs(self) -> list[dict]:
+        """Summaries, newest first. A folder whose run.json is broken is listed as such."""
+        out = []
+        for run in self._find():
+            try:
+                out.append(run.summary())
+            except MetricsError as error:
+                out.append(_damaged(run.path, str(error)))
+        return sorted(out, key=lambda r: -r["started"])
+
+    def delete(self, run: str) -> str:
+        """Delete what was recorded of a run, checkpoints excepted; returns the run folder.
+
+        Raises MetricsError where a process is recording it.
+        """
+        path = self.run(run).path
+        folder.delete(path)
+        with self._lock:
+            self._runs.pop(path, None)
+        return str(path)
+
+    def config(self, run: str) -> dict:
+        """The run's config, as it was given."""
+        return self.run(run).info.get("config", {})
+
+    def metrics(self, run: str) -> list[dict]:
+        """Metric names with count, last value, least and greatest finite value."""
+        sql = """SELECT metric, count(*) AS count, arg_max(value, step) AS last,
+                   max(step) AS last_step, min(value) FILTER (isfinite(value)) AS min,
+                   max(value) FILTER (isfinite(value)) AS max
+                 FROM data WHERE kind = 'values' GROUP BY metric ORDER BY metric"""
+        columns = self._query(sql, [run], {})
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def series(
+        self, runs: Sequence[str], metrics: Sequence[str], x: str = "step", points: int = 0
+    ) -> Columns:
+        """Values as columns run, metric, x, value, low, high, step; sorted by run, metric, x.
+
+        Args:
+            runs: ids or names.
+            metrics: metric names.
+            x: "step", "time" (seconds since the run's first value), "tokens" or "flops".
+            points: at most so many buckets per series (average, least, greatest); 0 gives all.
+        """
+        return self._query(
+            _SERIES.format(x=_x_sql(x)), runs, {"metrics": list(metrics), "points": points}
+        )
+
+    def system(self, run: str, points: int = 500) -> Columns:
+        """System values as columns metric, x (seconds since the first sample), value."""
+        sql = """WITH x AS (SELECT metric, value, time - min(time) OVER () AS x
+                   FROM data WHERE kind = 'system'),
+                 b AS (SELECT *, least($points - 1,
+                     floor(x * $points / greatest(max(x) OVER (), 1e-9))) AS bucket
+                   FROM x)
+                 SELECT metric, avg(x) AS x, avg(value) AS value FROM b
+                 GROUP BY metric, bucket ORDER BY metric, x"""
+        return self._query(sql, [run], {"points": points})
+
+    def texts(self, run: str, kind: str = "text") -> list[dict]:
+        """Texts ("text") or alerts ("alert"), oldest first."""
+        return [
+            {"step": r.step, "time": r.time_ns / 1e9, "name": r.data["name"],
+             "text": r.data["text"], "level": r.data.get("level", "info")}
+            for r in self.run(run).records(kind)
+        ]  # fmt: skip
+
+    def _query(self, sql: str, runs: Iterable[str], parameters: dict) -> Columns:
+        tables = []
+        for key in runs:
+            with self._lock:
+                run = self.run(key)
+                table = run.table()
+            name = constant(run.info["id"], len(table))
+            tables.append(table.add_column(0, "run", name))
+        if not tables:
+            raise MetricsError("no runs were given", "see `gaia-metrics ls`")
+        with duckdb.connect() as database:
+            database.register("data", pa.concat_tables(tables).unify_dictionaries())
+            used = {k: v for k, v in parameters.items() if f"${k}" in sql}
+            return database.sql(sql, params=used).to_arrow_table().to_pydict()
+
+
+def _damaged(path: Path, problem: str) -> dict:
+    row = {"run": path.name, "name": path.name, "project": "", "status": "damaged"}
+    row |= {"last_step": -1, "loss": None, "bpb": None, "attempts": 0, "started": 0.0}
+    return row | {"updated": 0.0, "commit": "", "host": "", "path": str(path), "problem": problem}
+
+
+def _x_sql(x: str) -> str:
+    if x in _X_SQL:
+        return f"SELECT *, {_X_SQL[x]} AS x FROM v"
+    counter = names.X_AXES.get(x)
+    if counter is None:
+        raise MetricsError(f"x={x!r}", f"use one of {', '.join(names.X_AXES)}")
+    # The counter's value at the step, or at the last step before it.
+    return f"""SELECT v.*, c.value AS x FROM v ASOF JOIN
+        (SELECT run, step, value FROM data WHERE kind = 'values' AND metric = '{counter}') c
+        ON v.run = c.run AND v.step >= c.step"""
+
+
+def _run_folders(root: Path, depth: int) -> list[Path]:
+    if (root / "run.json").exists():
+        return [root]
+    if depth == 0:
+        return []
+    try:
+        children = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError:
+        return []
+    return [run for child in children for run in _run_folders(child, depth - 1)]

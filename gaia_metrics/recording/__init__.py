@@ -1,0 +1,1 @@
+"""The training process: `init`, `Run`, the worker thread, alerts, system samples."""

@@ -1,0 +1,69 @@
+"""Finish the live runs at a normal exit, at an uncaught exception and at SIGTERM."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import threading
+import weakref
+from typing import Any, Protocol
+
+
+class Finishable(Protocol):
+    """A run as the hooks end it."""
+
+    def finish(self, status: Any = "finished") -> None:
+        """Write everything and close."""
+
+    def abandon(self) -> None:
+        """Take no more records, in a forked child."""
+
+
+_live: weakref.WeakSet[Any] = weakref.WeakSet()
+_hooked = False
+
+
+def watch(run: Finishable) -> None:
+    """Finish `run` however the process ends, except by kill -9."""
+    global _hooked
+    _live.add(run)
+    if _hooked:
+        return
+    _hooked = True
+    previous = sys.excepthook
+
+    def crashed(kind: Any, value: Any, trace: Any) -> None:
+        _finish_all("crashed")
+        previous(kind, value, trace)
+
+    sys.excepthook = crashed
+    atexit.register(_finish_all, "finished")
+    os.register_at_fork(after_in_child=_abandon_all)
+    # A trainer with its own handler (for a last checkpoint) calls finish() itself.
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminated)
+
+
+def forget(run: Finishable) -> None:
+    """Stop watching a run that has finished."""
+    _live.discard(run)
+
+
+def _finish_all(status: str) -> None:
+    for run in list(_live):
+        run.finish(status)
+
+
+def _abandon_all() -> None:
+    for run in list(_live):
+        run.abandon()
+        _live.discard(run)
+
+
+def _terminated(number: int, frame: Any) -> None:
+    _finish_all("stopped")
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

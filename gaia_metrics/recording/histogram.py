@@ -1,0 +1,85 @@
+"""Histograms of weights, gradients and activations, as OTLP exponential histograms.
+
+Buckets are (base^i, base^(i+1)] with base = 2^(2^-scale): no range has to be chosen beforehand.
+Source: the OpenTelemetry metrics data model, "ExponentialHistogram".
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+MAX_BUCKETS = 80
+MAX_SCALE = 4
+
+
+def summarize(values: Any) -> dict:
+    """Reduce values to count, sum, min, max and exponential buckets; `nonfinite` counts the rest.
+
+    Args:
+        values: any nesting of numbers, or an array of any shape (numpy, jax).
+    """
+    if hasattr(values, "__array__"):
+        return _of_array(values)
+    numbers = [float(v) for v in values]
+    finite = [v for v in numbers if math.isfinite(v)]
+    return _finish(
+        finite,
+        len(numbers) - len(finite),
+        Counter(_exponent(v) for v in finite if v > 0),
+        Counter(_exponent(-v) for v in finite if v < 0),
+    )
+
+
+def _exponent(value: float) -> int:
+    return math.ceil(math.log2(value) * 2**MAX_SCALE) - 1
+
+
+def _of_array(values: Any) -> dict:
+    import numpy as np
+
+    flat = np.asarray(values).astype(np.float64).ravel()
+    finite = flat[np.isfinite(flat)]
+
+    def buckets(side: Any) -> Counter:
+        index = np.ceil(np.log2(side) * 2**MAX_SCALE).astype(np.int64) - 1
+        keys, counts = np.unique(index, return_counts=True)
+        return Counter(dict(zip(keys.tolist(), counts.tolist(), strict=True)))
+
+    return _finish(
+        finite, len(flat) - len(finite), buckets(finite[finite > 0]), buckets(-finite[finite < 0])
+    )
+
+
+def _finish(finite: Any, nonfinite: int, positive: Counter, negative: Counter) -> dict:
+    scale = MAX_SCALE
+    while any(c and max(c) - min(c) >= MAX_BUCKETS for c in (positive, negative)):
+        positive, negative, scale = _halve(positive), _halve(negative), scale - 1
+    some = len(finite) > 0
+    return {
+        "count": len(finite),
+        "nonfinite": nonfinite,
+        "sum": float(sum(finite)) if isinstance(finite, list) else float(finite.sum()),
+        "min": float(min(finite)) if some else 0.0,
+        "max": float(max(finite)) if some else 0.0,
+        "scale": scale,
+        "zero_count": len(finite) - sum(positive.values()) - sum(negative.values()),
+        "positive": _dense(positive),
+        "negative": _dense(negative),
+    }
+
+
+def _halve(counts: Counter) -> Counter:
+    """Join neighbouring buckets: one scale coarser."""
+    merged: Counter = Counter()
+    for index, count in counts.items():
+        merged[index >> 1] += count
+    return merged
+
+
+def _dense(counts: Counter) -> tuple[int, list[int]]:
+    if not counts:
+        return 0, []
+    low = min(counts)
+    return low, [counts.get(i, 0) for i in range(low, max(counts) + 1)]

@@ -1,0 +1,333 @@
+"""`init` and `Run`: the calls of a training loop.
+
+Nothing here blocks, raises into training or touches a device array: `log` appends to a queue and
+the worker thread (worker.py) does the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from gaia_metrics.config import redact
+from gaia_metrics.errors import MetricsError
+from gaia_metrics.grafana import dashboard_url
+from gaia_metrics.recording import exit_hooks
+from gaia_metrics.recording.histogram import summarize
+from gaia_metrics.recording.opening import derive, open_folder
+from gaia_metrics.recording.sdk import SdkMetrics
+from gaia_metrics.recording.vitals import Vitals
+from gaia_metrics.recording.watch import Watch, WatchConfig
+from gaia_metrics.recording.worker import HARD_POINTS, SOFT_POINTS, Deferred, Sink, Worker
+from gaia_metrics.sending import facts
+from gaia_metrics.storage import folder
+
+# http.client, ssl, subprocess and importlib.metadata take 0.3 s to import on a slow core: they are
+# imported where an endpoint is set, or in the worker thread.
+if TYPE_CHECKING:
+    from gaia_metrics.sending.exporter import Exporter
+    from gaia_metrics.sending.settings import ExportSettings
+
+Resume = Literal["allow", "must", "never"]
+Status = Literal["finished", "crashed", "stopped"]
+EXIT_TIMEOUT_S = 5.0
+
+
+def init(
+    project: str,
+    name: str,
+    config: Mapping[str, Any] | None = None,
+    run_id: str | None = None,
+    resume: Resume = "allow",
+    dir: str | os.PathLike[str] | None = None,
+    resume_step: int | None = None,
+    process_index: int = 0,
+    system_interval: float = 10.0,
+    watch: WatchConfig | None = None,
+) -> Run:
+    """Start recording a run, or resume one.
+
+    Where OTEL_EXPORTER_OTLP_ENDPOINT is set the run is also sent there; see transport.py.
+
+    Args:
+        project: what the run belongs to, for example "gchat".
+        name: what people call the run.
+        config: anything JSON can hold; kept in run.json, without secrets.
+        run_id: starts with YYYYMM; made up where None, taken from the folder on a resume.
+        resume: "allow" continues what the folder holds, "must" needs it to hold a run, "never"
+            needs it to hold none.
+        dir: the run folder; runs/NAME by default.
+        resume_step: the step that training continues from: whatever the folder holds of later
+            steps is cut, as it will be logged again.
+        process_index: jax.process_index(); process 0 writes metrics.jsonl.
+        system_interval: seconds between system samples; 0 takes none.
+        watch: limits of the alerts.
+
+    Raises:
+        MetricsError: `resume` and the folder contradict each other, or run_id is malformed. A
+            folder that cannot be written is no error: training goes on with a warning.
+    """
+    path = Path(dir) if dir is not None else Path("runs") / name
+    known = folder.read_json(path / "run.json")
+    if resume not in ("allow", "must", "never"):
+        raise MetricsError(f"resume={resume!r}", "use 'allow', 'must' or 'never'")
+    if resume == "must" and not known:
+        raise MetricsError(f"resume='must', but {path} holds no run", "check dir, or allow it")
+    if resume == "never" and known:
+        raise MetricsError(
+            f"resume='never', but {path} holds run {known.get('id')}", "choose another dir"
+        )
+    if run_id is not None:
+        folder.check_run_id(run_id)
+        if known and known.get("id") != run_id:
+            raise MetricsError(
+                f"run_id={run_id!r}, but {path} holds run {known.get('id')}", "choose another dir"
+            )
+    identity = {
+        "id": known.get("id") or run_id or folder.new_run_id(),
+        "project": project,
+        "name": name,
+        "config": redact(config or {}),
+    }
+    limits = watch or WatchConfig()
+    return Run(path, known | identity, resume_step, process_index, system_interval, limits)
+
+
+class Run:
+    """A run being recorded; `init` makes it.
+
+    Attributes:
+        id: the run id, starting with YYYYMM.
+        dir: the run folder.
+        attempt: 1 at the first start, one more at each resume.
+        resume_step: the step this attempt continues from, -1 at a fresh start.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        info: dict,
+        resume_step: int | None,
+        process: int,
+        system_interval: float,
+        watch: WatchConfig,
+    ) -> None:
+        self._process = process
+        self._warned: dict[str, str] = {}
+        self._finished = False
+        self._closed_whole = False
+        settings = self._settings()
+        opened = open_folder(path, info, process, resume_step, settings is not None, self._warn)
+        self.id: str = opened.info["id"]
+        self.dir = opened.dir
+        self.attempt, self.resume_step = opened.attempt.attempt, opened.attempt.resume_step
+        self._info, self._lock = opened.info, opened.lock
+        writable = self.dir if opened.writer is not None else None
+        attempt = asdict(opened.attempt)
+        self._exporter = self._export(settings, attempt)
+        sinks: list[Sink] = [Watch(self._alert_from_watch, watch)]
+        if self._exporter is not None:
+            sinks.append(self._exporter)
+        self._sdk = SdkMetrics({"service.name": "gaia", "gaia.run.id": self.id})
+        self._vitals = Vitals(
+            writable,
+            self._info,
+            attempt,
+            process,
+            self._exporter,
+            system_interval,
+            self._warned,
+            self._sdk,
+        )
+        self._worker = Worker(
+            opened.writer,
+            opened.derived,
+            sinks,
+            self._warn,
+            self._vitals.tick,
+            self._closed,
+            self._look_around,
+        )
+        self._append = self._worker.queue.append
+        exit_hooks.watch(self)
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Record values of a step: Python or numpy numbers or jax arrays of one element.
+
+        Takes about a microsecond. Never blocks, never raises and never waits for a device: an
+        array is read by the worker thread once it is ready. Several calls for one step are merged.
+        """
+        try:
+            item = dict(values)
+            if self._finished:
+                self._warn("finished", "log() after finish() was dropped", "log before finish()")
+                return
+            worker = self._worker
+            worker.points_in += len(item)
+            if worker.points_in - worker.points_out > SOFT_POINTS:
+                self._yield_to_worker(worker, step, item)
+            else:
+                self._append((step, time.monotonic_ns(), item))
+        except Exception as error:
+            self._warn("log", f"log() dropped {type(values).__name__} ({error})", "pass a dict")
+
+    def _yield_to_worker(self, worker: Worker, step: int, item: dict) -> None:
+        """Bound the memory once more than 200,000 points wait, which no training loop reaches."""
+        worker.wake.set()
+        time.sleep(0.0005)
+        if worker.points_in - worker.points_out > HARD_POINTS:
+            worker.points_in -= len(item)
+            worker.dropped += len(item)
+            self._warn(
+                "flood",
+                "values were dropped: the disk does not take them as fast as they are logged",
+                "log less often, or put the run folder on a faster disk",
+            )
+        else:
+            self._append((step, time.monotonic_ns(), item))
+
+    def histogram(self, step: int, name: str, values: Any) -> None:
+        """Record the distribution of an array's values (weights, gradients), read when ready."""
+        self._defer(step, values, lambda v: {"kind": "histogram", "name": str(name)} | summarize(v))
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Record a text, for example the samples of a step."""
+        self._defer(step, None, lambda _: {"kind": "text", "name": str(name), "text": str(text)})
+
+    def alert(self, title: str, text: str = "", level: Literal["info", "warn", "error"] = "warn"):
+        """Raise an alert: it is printed to stderr, kept in the run folder and sent."""
+        record = _alert(title, text, level)
+        self._defer(max(0, self._worker.last_step), None, lambda _: record)
+
+    @property
+    def meter_provider(self) -> Any:
+        """A stock OpenTelemetry MeterProvider whose instruments record into this run.
+
+        Give it to instrumented code, or call `get_meter(...)` on it. Each instrument is read when
+        the system is sampled and at the end, and kept as a system value (a histogram as a
+        histogram); attributes become part of the name: `requests{route=/a}`.
+
+        Raises:
+            MetricsError: the `metrics` extra is not installed.
+        """
+        return self._sdk.meter_provider
+
+    @property
+    def url(self) -> str:
+        """Link to the run's Grafana dashboard; "" where GAIA_GRAFANA_URL is not set."""
+        return dashboard_url(self.id)
+
+    def wait_durable(self, step: int, timeout: float = 60.0) -> bool:
+        """Wait until everything logged so far for steps <= `step` is fsync'ed in the run folder.
+
+        A checkpoint calls it before it commits, so that a resume finds every line. Device arrays
+        are waited for. False after `timeout` seconds, or where the folder cannot be written.
+        """
+        if self._finished:
+            return self._closed_whole
+        return self._worker.barrier(int(step), timeout)
+
+    def finish(self, status: Status = "finished") -> None:
+        """Write everything, send what the receiver takes, and close.
+
+        Takes at most ten seconds, and no longer than two where the receiver is down: what is left
+        stays on disk. Later calls do nothing.
+        """
+        if self._finished:
+            return
+        self._finished = True
+        self._vitals.status = status
+        if not self._worker.stop(EXIT_TIMEOUT_S):
+            self._warn("slow-finish", "finish() gave up after 5 s with values unwritten", "")
+        exporter = self._exporter
+        if exporter is not None:
+            patience = 1.0 if exporter.sender.failing else EXIT_TIMEOUT_S
+            if not exporter.close(patience):
+                self._warn(
+                    "unsent",
+                    f"run {self.id} has metrics that are not sent yet",
+                    f"run `gaia-metrics sync {self.dir}`",
+                )
+        if self._closed_whole:
+            self._vitals.beat(self._worker)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        exit_hooks.forget(self)
+
+    def abandon(self) -> None:
+        """A forked child (a data loader's worker) has no thread: what it logs is dropped."""
+        self._finished = True
+
+    def _settings(self) -> ExportSettings | None:
+        if not any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ):
+            return None
+        from gaia_metrics.sending.settings import ExportSettings
+
+        try:
+            return ExportSettings.from_env(os.environ)
+        except MetricsError as error:
+            self._warn("settings", f"{error.problem}: recording locally only", error.remedy)
+            return None
+
+    def _export(self, settings: ExportSettings | None, attempt: dict) -> Exporter | None:
+        if settings is None:
+            return None
+        from gaia_metrics.sending.exporter import Exporter
+
+        try:
+            resource = facts.resource(self._info, attempt, self._process)
+            spool = self.dir / "metrics" / "spool"
+            return Exporter(spool, self._process, resource, settings, self._warn)
+        except OSError as error:
+            self._warn(
+                "spool-disk",
+                f"the spool cannot be written ({error}): nothing is sent",
+                "make the run folder writable, then `gaia-metrics sync`",
+            )
+            return None
+
+    def _defer(self, step: int, value: Any, make: Callable[[Any], dict]) -> None:
+        if self._finished:
+            self._warn("finished", "a record after finish() was dropped", "record before finish()")
+        else:
+            self._append((step, time.monotonic_ns(), Deferred(value, make)))
+
+    def _alert_from_watch(self, level: str, title: str, text: str) -> None:
+        """Keep an alert of the watch at once: it speaks in the worker's thread, to the end."""
+        self._worker.keep(_alert(title, text, level))
+
+    def _warn(self, key: str, problem: str, remedy: str) -> None:
+        """Say each kind of trouble once, on stderr and in status.json (for `doctor`)."""
+        if key not in self._warned:
+            text = f"{problem}; {remedy}" if remedy else problem
+            self._warned[key] = text
+            print(f"gaia-metrics: {text}", file=sys.stderr, flush=True)
+
+    def _look_around(self) -> None:
+        """Collect the facts that take subprocesses, in the worker thread after its first write."""
+        from gaia_metrics.recording import capture
+
+        more = {"git": capture.git_state(), "versions": capture.versions()}
+        self._vitals.facts_known(more | {"program": capture.program()})
+
+    def _closed(self) -> None:
+        """Note the end in run.json, in the worker thread, once every file is closed."""
+        if self._process == 0 and self._lock is not None:
+            if self._worker.derived_is_stale:
+                with contextlib.suppress(OSError):  # a full disk: the next start derives it
+                    derive(self.dir, self._process, None)
+            self._vitals.facts_known({"status": self._vitals.status, "ended": time.time()})
+        self._closed_whole = not self._worker.dropped
+
+
+def _alert(title: str, text: str, level: str) -> dict:
+    """Print an alert and make its record."""
+    print(f"gaia-metrics: {level}: {title}: {text}", file=sys.stderr, flush=True)
+    return {"kind": "alert", "name": str(title), "text": str(text), "level": level}

@@ -1,0 +1,1 @@
+"""The run folder: segments (the one truth), metrics.jsonl, run.json, the lock."""

@@ -1,0 +1,148 @@
+"""The `gml` command: puts the commands together, runs one, and turns its end into an exit code.
+
+Two things never load typer, because they are typed most: `gml --help`, whose text is kept in
+`help.txt` (a test holds it equal to the real one), and `gml ls --cached`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import resources
+
+from gml.errors import GmlError
+
+EXIT_INTERRUPTED = 130
+
+
+def build():
+    """The typer application with all commands."""
+    import typer
+
+    from gml.cli import admin, cluster, init, look, node, work
+
+    app = typer.Typer(
+        name="gml",
+        help="Rent TPUs and GPUs on demand in two commands, and never forget a machine.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    look.add(app)
+    work.add(app)
+    admin.add(app)
+    node.add(app)
+    init.add(app)
+    cluster.add(app)
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one command and exits with a code that scripts can use (see `gml.errors`)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(run(words))
+
+
+def run(words: list[str]) -> int:
+    """The exit code of a command line.
+
+    Two options stand anywhere before `--`: `--debug` shows tracebacks, `--yes` (`-y`) answers every
+    question of every command with yes.
+    """
+    ends = words.index("--") if "--" in words else len(words)
+    debug, yes = "--debug" in words[:ends], bool({"--yes", "-y"} & set(words[:ends]))
+    words = [w for i, w in enumerate(words) if i > ends or w not in ("--debug", "--yes", "-y")]
+    ends = words.index("--") if "--" in words else len(words)
+    # A shell that asks for completions calls without words; typer then reads them from elsewhere.
+    if words in (["--help"], ["-h"], []) and "_GML_COMPLETE" not in os.environ:
+        sys.stdout.write(resources.files("gml").joinpath("help.txt").read_text(encoding="utf-8"))
+        return 0 if words else 2
+    if words == ["--version"]:
+        from importlib import metadata
+
+        try:
+            print(f"gml {metadata.version('gaia')}")
+        except metadata.PackageNotFoundError:
+            print("gml (not installed: run from its source)")
+        return 0
+    try:
+        if words[:1] == ["ls"]:
+            from gml.cli.listing import fast_path
+
+            if fast_path(words[1:]):
+                return 0
+        from gml.cli import terminal
+
+        terminal.assume_yes(yes)
+        _warn_overdue(words[:ends])
+        result = build()(words, standalone_mode=False, prog_name="gml")
+        return result if isinstance(result, int) else 0
+    except GmlError as error:
+        if debug:
+            raise
+        return _explain(error, "--json" in words[:ends])
+    except KeyboardInterrupt as error:
+        _notes(error)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # `gml logs x | head`: nobody reads any more, which is no failure of ours.
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        code = _library_exit(error)
+        if code is not None and not debug:
+            return code
+        if debug:
+            raise
+        print(f"gml: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        print("gml: add --debug for the traceback, and please report it", file=sys.stderr)
+        return 1
+
+
+def _warn_overdue(words: list[str]) -> None:
+    """Names the machines that should be gone by the last look, whatever the command is about."""
+    if {"ls", "list", "reap", "delete", "--help", "-h"} & set(words):
+        return  # these show or end them anyway
+    import time
+
+    from gml.config import home_folder
+    from gml.durations import format_duration
+    from gml.store import Store
+
+    now = time.time()
+    for node in Store(home_folder()).all():
+        if node.deadline and node.expired(now):
+            late = format_duration(now - node.deadline)
+            print(f"gml: {node.id} is {late} past its end: run `gml reap`", file=sys.stderr)
+
+
+def _explain(error: GmlError, as_json: bool) -> int:
+    if as_json:
+        import json
+
+        value = {"error": error.problem, "remedy": error.remedy, "code": error.code}
+        print(json.dumps(value))
+    print(f"gml: {error}", file=sys.stderr)
+    _notes(error)
+    return error.code
+
+
+def _notes(error: BaseException) -> None:
+    for note in getattr(error, "__notes__", []):
+        print(f"gml: {note}", file=sys.stderr)
+
+
+def _library_exit(error: Exception) -> int | None:
+    """Exit code of the command line library's own exceptions, by their shape."""
+    if type(error).__name__ == "Abort":
+        return EXIT_INTERRUPTED
+    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if callable(show) and isinstance(code, int):
+        show()
+        return code
+    return code if isinstance(code, int) else None
+
+
+if __name__ == "__main__":
+    main()

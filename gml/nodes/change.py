@@ -1,0 +1,107 @@
+"""Moves a node's end, and deletes nodes."""
+
+from __future__ import annotations
+
+from gml.durations import format_duration, format_time
+from gml.errors import Denied, Unavailable, Unsafe
+from gml.fleet import Fleet
+from gml.model import ApiRequest, Node
+from gml.progress import Progress, silent
+from gml.threads import on_hosts
+
+
+def extend(fleet: Fleet, node: Node, deadline: int | None) -> Node:
+    """Moves the deadline in the label, in the record and on the machine itself.
+
+    Raises:
+        Unsafe: the provider's own limit ends earlier; it says until when.
+    """
+    provider = fleet.provider(node.provider)
+    with fleet.store.lock(node.id):
+        _check_limit(fleet, node, deadline)
+        moved = fleet.store.put(provider.set_deadline(node, deadline))
+        if node.provider != "local":
+            _tell_watchdogs(fleet, moved, node.deadline)
+        return moved
+
+
+def _check_limit(fleet: Fleet, node: Node, deadline: int | None) -> None:
+    if node.limit is None:
+        return
+    if deadline is None:
+        raise Unsafe(
+            f"{node.provider} itself deletes {node.id} at {format_time(node.limit)}",
+            "that limit can't be removed; make another node with a longer --timeout",
+        )
+    if deadline > node.limit:
+        raise Unsafe(
+            f"{node.provider} itself deletes {node.id} at {format_time(node.limit)} "
+            f"(in {format_duration(node.limit - fleet.now())})",
+            "that limit can't move; extend up to it, or create with a larger --limit",
+        )
+
+
+def _tell_watchdogs(fleet: Fleet, moved: Node, before: int | None) -> None:
+    value = "none" if moved.deadline is None else str(moved.deadline)
+    script = f"printf %s {value} | sudo -n tee /var/lib/gml/deadline >/dev/null"
+
+    def tell(index: int) -> None:
+        try:
+            fleet.ssh.run(moved, script, index=index)
+        except Unavailable as error:
+            raise Unavailable(
+                f"the labels of {moved.id} have the new end, but its watchdog may still end it "
+                f"at {'no time' if before is None else format_time(before)}: {error.problem}",
+                "run it again once ssh works",
+            ) from None
+
+    on_hosts(len(moved.hosts), tell)
+
+
+def delete(fleet: Fleet, node: Node, progress: Progress = silent) -> None:
+    """Deletes the node and its record.
+
+    Raises:
+        Denied: its labels name another owner. Unavailable, Incomplete: it may still exist.
+    """
+    provider = fleet.provider(node.provider)
+    with fleet.store.lock(node.id):
+        live = provider.find(node)
+        owner = live.owner if live else node.owner
+        if owner != fleet.config.owner:
+            raise Denied(
+                f"{node.id} belongs to {owner}, you are {fleet.config.owner}",
+                "set GML_OWNER if both are you",
+            )
+        if fleet.store.get(node.id):
+            fleet.store.put(node.replace(phase="deleting"))
+        provider.delete(_union(node, live), progress)
+        fleet.store.remove(node, deleted=round(fleet.now()))
+        fleet.ssh.forget(node)
+
+
+def delete_plan(fleet: Fleet, node: Node) -> list[dict]:
+    """Requests of `delete`, for `--dry-run`."""
+    return _describe(fleet, node, fleet.provider(node.provider).delete_requests(node))
+
+
+def extend_plan(fleet: Fleet, node: Node, deadline: int | None) -> list[dict]:
+    """Requests of `extend`, for `--dry-run`; refused where `extend` would be."""
+    _check_limit(fleet, node, deadline)
+    requests = fleet.provider(node.provider).deadline_requests(node, deadline)
+    return _describe(fleet, node, requests)
+
+
+def _describe(fleet: Fleet, node: Node, requests: list[ApiRequest]) -> list[dict]:
+    provider = fleet.provider(node.provider)
+    return [r.describe(provider.base_url(r.service)) for r in requests]
+
+
+def _union(node: Node, live: Node | None) -> Node:
+    if live is None:
+        return node
+    return node.replace(
+        resources=tuple(dict.fromkeys((*node.resources, *live.resources))),
+        zone=node.zone or live.zone,
+        strategy=node.strategy or live.strategy,
+    )

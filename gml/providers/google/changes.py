@@ -1,0 +1,107 @@
+"""Deletes what exists of a node at Google, and moves its deadline."""
+
+from __future__ import annotations
+
+from gml.durations import format_duration
+from gml.errors import Unavailable, UsageError
+from gml.http import ApiError
+from gml.model import ApiRequest, Node
+from gml.progress import Progress, silent
+from gml.providers.google import requests
+from gml.providers.google.failures import translate
+from gml.providers.google.resources import find
+from gml.providers.google.session import Session
+
+
+def delete_requests(node: Node) -> list[ApiRequest]:
+    """DELETEs of the known resources; groups and queued resources take their machines along."""
+    owners = [r for r in node.resources if _owns(r)]
+    machines = [r for r in node.resources if not _owns(r) and not _late(r)]
+    late = [r for r in node.resources if _late(r)]
+    return [requests.delete_request(r) for r in (owners or machines) + late]
+
+
+def delete(session: Session, node: Node, progress: Progress = silent) -> None:
+    """Deletes until nothing of the node answers any more."""
+    pauses = session.pauses()
+    waited, left = 0.0, node
+    while True:
+        for request in delete_requests(left):
+            _delete_one(session, request)
+        remaining = find(session, node)
+        others = [r for r in node.resources if remaining is None and _exists(session, r)]
+        if remaining is None and not others:
+            return
+        left = remaining if remaining else node.replace(resources=tuple(others))
+        progress(f"waiting for Google to remove {node.id} ({left.state or 'leftovers'})")
+        waited += next(pauses)
+        if waited > session.patience_s:
+            raise Unavailable(
+                f"{node.id} still exists after {format_duration(waited)}",
+                f"look with `gml node show {node.id}`; `gml reap` goes on trying",
+            )
+
+
+def _exists(session: Session, resource: str) -> bool:
+    service, path = resource.split(":", 1)
+    return session.api.get(service, path) is not None
+
+
+def _delete_one(session: Session, request: ApiRequest) -> None:
+    try:
+        session.api.send(request)
+    except ApiError as error:
+        # 404: gone. 409, 412: busy creating or deleting, which the next round will see.
+        if error.status not in (404, 409, 412):
+            raise translate(error, session.config) from None
+    except UsageError:
+        # "not in a state to be deleted": the next round asks again, until patience ends.
+        return
+
+
+def deadline_requests(session: Session, node: Node, deadline: int | None) -> list[ApiRequest]:
+    """Label changes on every machine of the node."""
+    value = "none" if deadline is None else str(deadline)
+    requests = []
+    for resource in node.resources:
+        service, path = resource.split(":", 1)
+        if "/nodes/" in path:
+            raw = session.api.get(service, path) or {}
+            body = {
+                "labels": {**(raw.get("labels") or {}), "gml-deadline": value},
+                "metadata": {**(raw.get("metadata") or {}), "gml-deadline": value},
+            }
+            params = {"updateMask": "labels,metadata"}
+            requests.append(ApiRequest(service, "PATCH", path, params, body))
+        elif "/instances/" in path:
+            raw = session.api.get(service, path) or {}
+            body = {
+                "labels": {**(raw.get("labels") or {}), "gml-deadline": value},
+                "labelFingerprint": raw.get("labelFingerprint", ""),
+            }
+            requests.append(ApiRequest(service, "POST", f"{path}/setLabels", {}, body))
+    return requests
+
+
+def set_deadline(session: Session, node: Node, deadline: int | None) -> Node:
+    """Moves the labels of every machine, and of TPU nodes the metadata that is watched."""
+    live = find(session, node)
+    if live is None:
+        raise Unavailable(f"{node.id} is gone", "see `gml ls --refresh`")
+    for request in deadline_requests(session, live, deadline):
+        try:
+            operation = session.api.send(request)
+        except ApiError as error:
+            raise translate(error, session.config) from None
+        session.wait_operation(request, operation)
+    return node.replace(deadline=deadline)
+
+
+def _owns(resource: str) -> bool:
+    kinds = ("/queuedResources/", "/instanceGroupManagers/", "/clusters/")
+    return any(kind in resource for kind in kinds)
+
+
+def _late(resource: str) -> bool:
+    """Tells what may go only after the group that uses it."""
+    return "/instanceTemplates/" in resource or "/resourcePolicies/" in resource

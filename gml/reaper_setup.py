@@ -1,0 +1,215 @@
+"""`gml reaper install`: the timers, manifests and commands that run `gml reap`, as data."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from gml.config import Config
+from gml.setup import render_toml
+
+
+def reaper_command() -> str:
+    """Command line that calls this gml from a timer."""
+    program = shutil.which("gml")
+    return f"{program} reap" if program else f"{sys.executable} -m gml reap"
+
+
+def reaper_environment(config: Config) -> dict[str, str]:
+    """Variables of this shell that a timer needs too: settings, never secrets."""
+    env = {"GML_HOME": str(config.home), "GML_OWNER": config.owner}
+    for name in ("GOOGLE_CLOUD_PROJECT", "GOOGLE_APPLICATION_CREDENTIALS"):
+        if os.environ.get(name):
+            env[name] = os.environ[name]
+    return env
+
+
+def left_behind(config: Config) -> list[str]:
+    """Warnings: secrets that this shell has and the reaper will not have."""
+    warnings = []
+    key_file = Path(config.lambda_.api_key_file).expanduser()
+    if os.environ.get("LAMBDA_API_KEY") and not key_file.exists():
+        warnings.append(
+            "LAMBDA_API_KEY is only in this shell, so the reaper will not look at Lambda: "
+            "run `gml init lambda --apply` first"
+        )
+    if os.environ.get("GOOGLE_OAUTH_ACCESS_TOKEN"):
+        warnings.append(
+            "GOOGLE_OAUTH_ACCESS_TOKEN is only in this shell: the reaper here needs "
+            "`gcloud auth application-default login`"
+        )
+    return warnings
+
+
+def _project(config: Config) -> str:
+    return config.google.project or os.environ.get("GOOGLE_CLOUD_PROJECT", "")
+
+
+def systemd_files(config: Config) -> dict[Path, str]:
+    """A user timer: every five minutes, also after sleep."""
+    folder = Path.home() / ".config" / "systemd" / "user"
+    settings = " ".join(f'"{k}={v}"' for k, v in reaper_environment(config).items())
+    return {
+        folder / "gml-reap.service": (
+            "[Unit]\nDescription=gml reap: deletes machines past their deadline\n\n"
+            "[Service]\nType=oneshot\n"
+            f"Environment={settings}\n"
+            f"ExecStart={reaper_command()}\n"
+        ),
+        folder / "gml-reap.timer": (
+            "[Unit]\nDescription=gml reap every five minutes\n\n"
+            "[Timer]\nOnBootSec=1min\nOnUnitActiveSec=5min\nPersistent=true\n\n"
+            "[Install]\nWantedBy=timers.target\n"
+        ),
+    }
+
+
+SYSTEMD_COMMANDS = [
+    ["systemctl", "--user", "daemon-reload"],
+    ["systemctl", "--user", "enable", "--now", "gml-reap.timer"],
+    # Without lingering the timer would stop when the user logs out.
+    ["loginctl", "enable-linger"],
+]
+
+
+def cron_line(config: Config) -> str:
+    """For `crontab -e`."""
+    settings = " ".join(f"{k}={shlex.quote(v)}" for k, v in reaper_environment(config).items())
+    return f"*/5 * * * * {settings} {reaper_command()}"
+
+
+def cronjob_manifest(config: Config, image: str) -> str:
+    """A Kubernetes CronJob; credentials come from workload identity."""
+    return f"""apiVersion: batch/v1
+kind: CronJob
+metadata: {{name: gml-reap}}
+spec:
+  schedule: "*/5 * * * *"
+  concurrencyPolicy: Forbid
+  jobTemplate:
+    spec:
+      activeDeadlineSeconds: 900
+      template:
+        spec:
+          serviceAccountName: gml-reaper
+          restartPolicy: Never
+          containers:
+          - name: reap
+            image: {image}
+            command: [gml, reap]
+            env:
+            - {{name: GML_OWNER, value: {config.owner}}}
+            - {{name: GOOGLE_CLOUD_PROJECT, value: {_project(config) or "PROJECT"}}}
+"""
+
+
+def github_workflow(config: Config) -> str:
+    """A GitHub Actions schedule. GitHub may delay it by many minutes: a second line of defence."""
+    return f"""name: gml reap
+on:
+  schedule: [{{cron: "*/10 * * * *"}}]
+  workflow_dispatch:
+permissions: {{contents: read, id-token: write}}
+jobs:
+  reap:
+    runs-on: ubuntu-latest
+    timeout-minutes: 15
+    steps:
+    - uses: actions/checkout@v4
+    - uses: google-github-actions/auth@v2
+      with:
+        workload_identity_provider: ${{{{ vars.GML_WIF }}}}
+        service_account: ${{{{ vars.GML_SA }}}}
+    - run: pip install '.[google]'
+    - run: gml reap
+      env:
+        GML_OWNER: {config.owner}
+        GOOGLE_CLOUD_PROJECT: {_project(config) or "PROJECT"}
+        LAMBDA_API_KEY: ${{{{ secrets.LAMBDA_API_KEY }}}}
+"""
+
+
+def gcp_commands(config: Config, region: str) -> list[list[str]]:
+    """A Cloud Run job that reaps, and a Cloud Scheduler entry that runs it every five minutes."""
+    project, bucket = config.project, config.google.bucket
+    account = f"gml-reaper@{project}.iam.gserviceaccount.com"
+    at = ["--project", project]
+    context = str(config.home / "reaper-image")
+    secret, secrets = _lambda_secret(config, account, at)
+    job = f"{config.endpoint('run')}/v2/projects/{project}/locations/{region}/jobs/gml-reaper:run"
+    bindings = [
+        ["gcloud", "projects", "add-iam-policy-binding", project, "--condition", "None",
+         "--member", f"serviceAccount:{account}", "--role", role]
+        for role in ("roles/tpu.admin", "roles/compute.instanceAdmin.v1",
+                     "roles/container.clusterAdmin", "roles/run.invoker")
+    ]  # fmt: skip
+    if bucket:  # where its heartbeat is seen from elsewhere
+        bindings.append(
+            ["gcloud", "storage", "buckets", "add-iam-policy-binding", f"gs://{bucket}",
+             "--member", f"serviceAccount:{account}", "--role", "roles/storage.objectUser"]
+        )  # fmt: skip
+    return [
+        ["gcloud", "iam", "service-accounts", "create", "gml-reaper",
+         "--display-name", "gml reap", *at],
+        *bindings,
+        *secret,
+        ["gcloud", "run", "jobs", "deploy", "gml-reaper", "--source", context, "--region", region,
+         "--service-account", account, *secrets, "--command", "gml",
+         "--args", "reap", "--max-retries", "1", "--task-timeout", "10m", *at],
+        ["gcloud", "scheduler", "jobs", "create", "http", "gml-reaper", "--location", region,
+         "--schedule", "*/5 * * * *", "--uri", job, "--http-method", "POST",
+         "--oauth-service-account-email", account, *at],
+    ]  # fmt: skip
+
+
+def _lambda_secret(
+    config: Config, account: str, at: list[str]
+) -> tuple[list[list[str]], list[str]]:
+    """Lambda's key in Secret Manager, from its 0600 file: never in an argument or the image."""
+    path = Path(config.lambda_.api_key_file).expanduser()
+    if not path.exists():
+        return [], []
+    name = "gml-lambda-key"
+    commands = [
+        ["gcloud", "secrets", "create", name, "--replication-policy", "automatic", *at],
+        ["gcloud", "secrets", "versions", "add", name, "--data-file", str(path), *at],
+        ["gcloud", "secrets", "add-iam-policy-binding", name,
+         "--member", f"serviceAccount:{account}",
+         "--role", "roles/secretmanager.secretAccessor", *at],
+    ]  # fmt: skip
+    return commands, ["--set-secrets", f"LAMBDA_API_KEY={name}:latest"]
+
+
+def write_image_context(config: Config) -> Path:
+    """The build context of the Cloud Run job: our two packages, settings and a Dockerfile."""
+    folder = config.home / "reaper-image"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, mode=0o700)
+    for package in ("gml", "gaia"):
+        source = Path(str(importlib.resources.files(package)))
+        names = "*.py" if package == "gml" else "hardware.*"
+        for path in [*source.rglob(names), *source.glob("__init__.py"), *source.glob("errors.py"),
+                     *source.glob("*.txt")]:  # fmt: skip
+            target = folder / package / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    google = {"project": _project(config), "bucket": config.google.bucket}
+    settings = render_toml({"owner": config.owner, "google": google})
+    (folder / "config.toml").write_text(settings, encoding="utf-8")
+    (folder / "Dockerfile").write_text(
+        "FROM python:3.12-slim\n"
+        "RUN apt-get update && apt-get install -y --no-install-recommends openssh-client && "
+        "rm -rf /var/lib/apt/lists/*\n"
+        "RUN pip install --no-cache-dir typer httpx2 google-auth\n"
+        "COPY gaia /app/gaia\nCOPY gml /app/gml\nCOPY config.toml /app/home/config.toml\n"
+        "RUN printf '#!/bin/sh\\nexec python -m gml \"$@\"\\n' > /usr/local/bin/gml && "
+        "chmod +x /usr/local/bin/gml\n"
+        "ENV PYTHONPATH=/app GML_HOME=/app/home\nWORKDIR /app\n"
+        'ENTRYPOINT ["gml"]\nCMD ["reap"]\n',
+        encoding="utf-8",
+    )
+    return folder

@@ -1,0 +1,1 @@
+"""Work on the machines of a node over ssh: commands, code, data, detached jobs."""

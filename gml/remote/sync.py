@@ -1,0 +1,233 @@
+"""Git-aware sync: what git tracks plus what it does not ignore, deletions too, secrets never."""
+
+from __future__ import annotations
+
+import base64
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import time
+import urllib.parse
+from dataclasses import dataclass
+from pathlib import Path
+
+from gml.errors import Unavailable, UsageError
+from gml.model import Node
+from gml.remote.ssh import Ssh, host_alias
+from gml.store import write_private
+
+# Never sent, tracked or not: a file of this kind on a rented machine is a leak.
+SECRET_NAMES = (
+    ".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_ed25519*", "id_ecdsa*",
+    ".netrc", ".pypirc", ".npmrc", ".git-credentials", "credentials.json", "service-account*.json",
+    "application_default_credentials.json", "lambda_key", ".htpasswd",
+)  # fmt: skip
+ALLOWED = (".env.example", ".env.sample", ".env.template")
+_DEST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}")
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """Result of a sync. `withheld` are files that look like secrets."""
+
+    files: int
+    deleted: int
+    withheld: tuple[str, ...]
+    seconds: float
+    dest: str
+
+
+def check_dest(dest: str) -> str:
+    """A folder below the remote home; raises UsageError for absolute or climbing paths."""
+    if not _DEST.fullmatch(dest) or ".." in dest.split("/"):
+        raise UsageError(f"remote folder {dest[:80]!r} is not usable", "use a name below the home")
+    return dest.rstrip("/")
+
+
+def is_secret(path: str) -> bool:
+    """Tells whether a file name says that it holds a secret."""
+    name = path.rsplit("/", 1)[-1]
+    if name in ALLOWED:
+        return False
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in SECRET_NAMES)
+
+
+def repository_root(folder: Path) -> Path:
+    """Root of the git work tree around `folder`; raises UsageError outside of one."""
+    done = subprocess.run(
+        ["git", "-C", str(folder), "rev-parse", "--show-toplevel"], capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise UsageError(
+            f"{folder} is not in a git repository",
+            "sync sends what git tracks: run `git init`, or stand in the repository",
+        )
+    return Path(done.stdout.strip())
+
+
+def files_to_send(root: Path) -> tuple[list[str], list[str]]:
+    """Existing files that are tracked or untracked-but-not-ignored, and those held back.
+
+    git lists a submodule as one entry, so its own listing is taken inside it.
+    """
+    listing = subprocess.run(
+        ["git", "-C", str(root), "ls-files", "-z", "-c", "-o", "--exclude-standard"],
+        capture_output=True,
+        check=True,
+    )
+    send, withheld = [], []
+    for raw in dict.fromkeys(listing.stdout.split(b"\0")):
+        if not raw:
+            continue
+        path = os.fsdecode(raw)
+        full = root / path
+        if full.is_dir() and not full.is_symlink():
+            if path.endswith("/") or not (full / ".git").exists():
+                continue
+            inner, held = files_to_send(full)
+            send += [f"{path}/{name}" for name in inner]
+            withheld += [f"{path}/{name}" for name in held]
+        elif is_secret(path):
+            withheld.append(path)
+        elif full.is_symlink() or full.is_file():
+            send.append(path)
+    return send, withheld
+
+
+def push(ssh: Ssh, node: Node, root: Path, dest: str, *, index: int = 0) -> SyncReport:
+    """Sends `root` to `~/dest` on one host and deletes there what has gone here.
+
+    Raises:
+        Unavailable: rsync or ssh failed.
+    """
+    begun = time.monotonic()
+    dest = check_dest(dest)
+    files, withheld = files_to_send(root)
+    alias = host_alias(node, index)
+    _rsync(
+        ssh,
+        ["--from0", "--files-from=-", f"{root}/", f"{alias}:{dest}/"],
+        stdin=b"".join(os.fsencode(f) + b"\0" for f in files),
+        dest=dest,
+    )
+    # What we sent last time and no longer have is deleted there. Without a record of last time
+    # (another laptop) the remote manifest is asked; it is written by every sync that changes it.
+    digest = hashlib.sha256("\0".join(files).encode("utf-8", "surrogateescape")).hexdigest()
+    record = ssh.config.home / "sync" / f"{alias}.json"
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    deleted = 0
+    if known.get(dest) != digest:
+        deleted = _apply_manifest(ssh, node, index, dest, files)
+        write_private(record, json.dumps({**known, dest: digest}))
+    return SyncReport(len(files), deleted, tuple(withheld), time.monotonic() - begun, dest)
+
+
+def _apply_manifest(ssh: Ssh, node: Node, index: int, dest: str, files: list[str]) -> int:
+    listing = b"".join(sorted(os.fsencode(f) + b"\0" for f in files))
+    script = f"""set -eu
+cd -- {dest!r}
+umask 077; mkdir -p ~/.gml/sync
+old=~/.gml/sync/{dest.replace("/", "__")}; [ -e "$old" ] || : > "$old"
+base64 -d > "$old.new" <<'EOF'
+{base64.b64encode(listing).decode()}
+EOF
+export LC_ALL=C
+comm -z -23 "$old" "$old.new" > "$old.gone"
+tr -cd '\\0' < "$old.gone" | wc -c
+xargs -0 -r rm -f -- < "$old.gone"
+xargs -0 -r -n1 dirname -z -- < "$old.gone" | sort -zu |
+  while IFS= read -r -d '' d; do
+    [ "$d" = . ] || rmdir -p --ignore-fail-on-non-empty -- "$d" 2>/dev/null || :
+  done
+mv "$old.new" "$old"; rm -f "$old.gone"
+"""
+    done = ssh.run(node, script, index=index, timeout_s=120)
+    return int(done.stdout.split()[0])
+
+
+def pull(ssh: Ssh, node: Node, remote: str, target: Path, *, index: int = 0) -> None:
+    """Fetches `~/remote` (file or folder) into `target`; raises Unavailable."""
+    remote = check_dest(remote)
+    target.mkdir(parents=True, exist_ok=True)
+    # -rlt without -p and without devices or hard links; names stay below target by rsync's own
+    # checks, and links that point out of the tree are left out.
+    _rsync(ssh, ["--safe-links", f"{host_alias(node, index)}:{remote}", f"{target}/"])
+
+
+def push_folder(ssh: Ssh, node: Node, folder: Path, dest: str, *, index: int = 0) -> None:
+    """Sends a data folder as it is (no git rules) to `~/dest`."""
+    dest = check_dest(dest)
+    _rsync(ssh, [f"{folder}/", f"{host_alias(node, index)}:{dest}/"], dest=dest, limit_s=6 * 3600)
+
+
+def send_git_identity(ssh: Ssh, node: Node, index: int, folder: Path, credentials: bool) -> None:
+    """The local git name and address, and with `credentials` the github.com token, over stdin."""
+    lines = []
+    for key in ("user.name", "user.email"):
+        done = subprocess.run(
+            ["git", "-C", str(folder), "config", key], capture_output=True, text=True
+        )
+        value = done.stdout.strip()
+        if value:
+            lines.append(f"git config --global {key} {shlex.quote(value)}")
+    if credentials:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "credential", "fill"],
+            input="protocol=https\nhost=github.com\n\n",
+            capture_output=True,
+            text=True,
+            env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
+        )
+        answer = dict(x.split("=", 1) for x in done.stdout.splitlines() if "=" in x)
+        if done.returncode != 0 or not answer.get("password"):
+            raise UsageError(
+                "git has no stored credential for github.com", "run `gh auth setup-git` first"
+            )
+        user = urllib.parse.quote(answer.get("username", "git"), safe="")
+        secret = urllib.parse.quote(answer["password"], safe="")
+        lines += [
+            "umask 077",
+            f"cat > ~/.git-credentials <<'EOF'\nhttps://{user}:{secret}@github.com\nEOF",
+            "git config --global credential.helper store",
+        ]
+    if lines:
+        # A machine without git can still run jobs.
+        script = "command -v git >/dev/null || exit 0\n" + "\n".join(lines) + "\n"
+        ssh.run(node, script, index=index)
+
+
+def _rsync(
+    ssh: Ssh, tail: list[str], *, stdin: bytes = b"", dest: str = "", limit_s: float = 1800
+) -> None:
+    # Permissions matter for code (scripts are executable) and not for results.
+    flags = "-rltpz" if dest else "-rltz"
+    argv = ["rsync", flags, "-e", f"ssh -F {_plain(ssh.file)}"]
+    if dest:
+        argv.append(f"--rsync-path=mkdir -p {dest} && rsync")
+    try:
+        done = subprocess.run([*argv, *tail], input=stdin, capture_output=True, timeout=limit_s)
+    except FileNotFoundError:
+        raise UsageError("rsync is not installed", "install rsync here") from None
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"rsync did not end within {limit_s:.0f} s", "try again") from None
+    if done.returncode not in (0, 24):
+        text = done.stderr.decode(errors="replace").strip().splitlines()
+        raise Unavailable(
+            f"rsync: {text[0] if text else done.returncode}", "is rsync installed on both sides?"
+        )
+
+
+def _plain(path: Path) -> str:
+    text = str(path)
+    if re.search(r"[^A-Za-z0-9_./-]", text):
+        raise UsageError(
+            f"GML_HOME {text!r} contains characters that rsync cannot pass on", "move it"
+        )
+    return text
