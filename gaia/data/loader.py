@@ -94,13 +94,13 @@ class Loader(Iterator[Batch]):
 
     def metrics(self, step: int) -> dict[str, float]:
         """Figures for the log after `step` steps: tokens by source, and what the cache did."""
-        found = self.rows.metrics()
+        figures = self.rows.metrics()
         if isinstance(self.order, MixtureOrder) and isinstance(self.rows, MixedRows):
             taken = self.order.taken(step * self.batch_size).tolist()
             for (name, rows), count in zip(self.rows.sources.items(), taken, strict=True):
-                found[f"data/tokens/{name}"] = count * rows.tokens_per_row
-                found[f"data/epochs/{name}"] = count / len(rows)
-        return found
+                figures[f"data/tokens/{name}"] = count * rows.tokens_per_row
+                figures[f"data/epochs/{name}"] = count / len(rows)
+        return figures
 
     def __next__(self) -> Batch:
         batch = next(self._iterator)
@@ -174,38 +174,13 @@ def make_loader(
         DataError: missing or damaged data, or fewer rows than one batch.
         ConfigError: seq_len or batch_size below 1, or B not divisible by process_count.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size = {batch_size} is not positive", "use at least 1")
-    if batch_size % process_count:
-        raise ConfigError(
-            f"batch_size = {batch_size} is not divisible by process_count = {process_count}",
-            "use a multiple of the number of processes",
-        )
-    if not 0 <= process_index < process_count:
-        raise ConfigError(
-            f"process_index = {process_index} is outside 0..{process_count - 1}",
-            "number the processes from 0",
-        )
-    if isinstance(data_dir, Mapping):
-        sources = {
-            name: TokenRows(where, split, seq_len, cache=cache, packing=packing)
-            for name, where in data_dir.items()
-        }
-        orders = {
-            # Sources of the same size must not go through their rows in the same order.
-            name: BatchOrder(rows.counts, rows.manifest.window, seed + i)
-            for i, (name, rows) in enumerate(sources.items())
-        }
-        empty = next((name for name, rows in sources.items() if not len(rows)), None)
-        if empty is not None:
-            raise DataError(
-                f"data.mixture {empty} has no row of seq_len = {seq_len}",
-                "use more text or a smaller seq_len",
-            )
-        rows, order = MixedRows(sources), MixtureOrder(orders, weights or {}, seed)
-    else:
-        rows = TokenRows(data_dir, split, seq_len, cache=cache, packing=packing)
-        order = BatchOrder(rows.counts, rows.manifest.window, seed)
+    _check_shares(batch_size, process_index, process_count)
+    options = {"cache": cache, "packing": packing}
+    rows, order = (
+        _mixture(data_dir, weights or {}, split, seq_len, seed, options)
+        if isinstance(data_dir, Mapping)
+        else _one(data_dir, split, seq_len, seed, options)
+    )
     if len(rows) < batch_size:
         tokens = "" if isinstance(rows, MixedRows) else f"{rows.manifest.tokens(split):,} tokens"
         raise DataError(
@@ -218,6 +193,51 @@ def make_loader(
     return Loader(
         rows, order, batch_size, start_step, mine if rows_here is None else rows_here, prefetch
     )
+
+
+def _check_shares(batch_size: int, process_index: int, process_count: int) -> None:
+    if batch_size < 1:
+        raise ConfigError(f"batch_size = {batch_size} is not positive", "use at least 1")
+    if batch_size % process_count:
+        raise ConfigError(
+            f"batch_size = {batch_size} is not divisible by process_count = {process_count}",
+            "use a multiple of the number of processes",
+        )
+    if not 0 <= process_index < process_count:
+        raise ConfigError(
+            f"process_index = {process_index} is outside 0..{process_count - 1}",
+            "number the processes from 0",
+        )
+
+
+def _one(
+    data_dir: str | Path, split: str, seq_len: int, seed: int, options: dict[str, Any]
+) -> tuple[TokenRows, BatchOrder]:
+    rows = TokenRows(data_dir, split, seq_len, **options)
+    return rows, BatchOrder(rows.counts, rows.manifest.window, seed)
+
+
+def _mixture(
+    folders: Mapping[str, str | Path],
+    weights: Mapping[str, float],
+    split: str,
+    seq_len: int,
+    seed: int,
+    options: dict[str, Any],
+) -> tuple[MixedRows, MixtureOrder]:
+    """Rows of all sources; those of the same size must not go through theirs in the same order."""
+    made = {
+        name: _one(where, split, seq_len, seed + i, options)
+        for i, (name, where) in enumerate(folders.items())
+    }
+    sources = {name: rows for name, (rows, _) in made.items()}
+    if empty := next((name for name, rows in sources.items() if not len(rows)), None):
+        raise DataError(
+            f"data.mixture {empty} has no row of seq_len = {seq_len}",
+            "use more text or a smaller seq_len",
+        )
+    orders = {name: order for name, (_, order) in made.items()}
+    return MixedRows(sources), MixtureOrder(orders, weights, seed)
 
 
 def iter_documents(data_dir: str | Path, split: str) -> Iterator[np.ndarray]:

@@ -94,25 +94,21 @@ class Manifest:
     def count(self) -> str:
         """Training tokens and shards in short, as "103.4B tokens across 207 shards"."""
         shards = len(self.train)
-        return f"{_short(self.tokens('train'))} tokens across {shards} shard{'s' * (shards != 1)}"
+        said = f"{_short(self.tokens('train'))} tokens across {shards} shard{'s' * (shards != 1)}"
+        if self.learned is not None:
+            said += f", {self.learned['train'] / max(1, self.tokens('train')):.1%} of them learned"
+        return said
 
     def describe(self) -> str:
         """One sentence on the data for a report."""
         made_of = ", ".join(self.sources[:3]) + (", …" if len(self.sources) > 3 else "")
         return (
             f"{self.count()} ({self.tokens('train'):,}), validation {self.tokens('val'):,} tokens; "
-            f"{self._learned_share()}"
             f"{self.documents['train']:,} and {self.documents['val']:,} documents, "
             f"{self.text_bytes['train'] / 1e6:,.1f} and {self.text_bytes['val'] / 1e6:,.1f} MB of "
             f"text from {made_of or 'an unnamed source'}; {self.tokenizer.kind} tokenizer with "
             f"{self.tokenizer.vocab_size:,} ids ({self.tokenizer.sha256[:12]})"
         )
-
-    def _learned_share(self) -> str:
-        if self.learned is None:
-            return ""
-        share = self.learned["train"] / max(1, self.tokens("train"))
-        return f"{share:.1%} of the training tokens are learned, the others only read; "
 
     def fingerprint(self) -> str:
         """Words and a hash that tell the order and content of training rows.

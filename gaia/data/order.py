@@ -16,7 +16,7 @@ _BLOCK = 1 << 16  # positions of a mixture over which every weight is met exactl
 
 
 class BatchOrder:
-    """Which row stands at which position: a pure function of (seed, epoch, position).
+    """Order of the rows of one data set: a pure function of (seed, epoch, position).
 
     Each epoch permutes the shards, takes them W at a time, and permutes all rows inside such a
     window, so that every row comes exactly once and only W shards are needed at a time.
@@ -71,16 +71,16 @@ class BatchOrder:
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The shards of an epoch in order, and the position after the last row of each window."""
-        found = self._epochs.get(epoch)
-        if found is None:
+        known = self._epochs.get(epoch)
+        if known is None:
             shards = permutation(len(self._counts), self._seed, epoch)
             total = np.cumsum(self._counts[shards])
             ends = np.append(total[self._window - 1 : -1 : self._window], total[-1])
             self._epochs = {**self._epochs, epoch: (shards, ends)}
             if len(self._epochs) > 3:
                 del self._epochs[min(self._epochs)]
-            found = shards, ends
-        return found
+            known = shards, ends
+        return known
 
     def window_shards(self, epoch: int, window: int) -> np.ndarray:
         """Numbers of the shards in one window."""

@@ -35,12 +35,12 @@ from gaia.errors import ConfigError
 Packing = Literal["split", "first_fit", "best_fit", "none"]
 
 VERSION = 1
-"""Of the plans: a run must not go on with rows that are packed otherwise."""
+"""Version of the plans: a run must not go on with rows that are packed otherwise."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which stretch of a stream lies where, pieces in the order of rows and of places in them."""
+    """Places of a stream's pieces in rows, in the order of rows and of places in them."""
 
     seq_len: int
     start_P: np.ndarray
@@ -180,7 +180,7 @@ def _best_fit(counts: np.ndarray, seq_len: int) -> tuple[np.ndarray, int]:
 
 
 def _first_fit(counts: np.ndarray, seq_len: int) -> tuple[np.ndarray, int]:
-    """The same, into the first row with room: all open rows at once for pieces of one length."""
+    """As `_best_fit`, but into the first row with room; all open rows at once for one length."""
     free = ids = np.empty(0, np.int32)  # rows that are not full
     placed: list[np.ndarray] = []
     rows = 0
@@ -241,10 +241,10 @@ def pack_examples(
     inputs = [np.asarray(e.tokens[:-1], np.int32) for e in examples]
     targets = [np.where(e.loss_mask[1:], e.tokens[1:], IGNORE).astype(np.int32) for e in examples]
     lengths = np.array([len(tokens) for tokens in inputs], np.int64)
-    found = plan(np.cumsum(lengths) - lengths, int(lengths.sum()), seq_len, packing)
+    made = plan(np.cumsum(lengths) - lengths, int(lengths.sum()), seq_len, packing)
     none = np.empty(0, np.int32)
-    return found.gather(
-        np.arange(len(found)), np.concatenate([none, *inputs]), np.concatenate([none, *targets])
+    return made.gather(
+        np.arange(len(made)), np.concatenate([none, *inputs]), np.concatenate([none, *targets])
     )
 
 

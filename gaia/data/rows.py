@@ -27,7 +27,7 @@ _LOCAL_READERS, _REMOTE_READERS = 1, 4
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """How shards of a gs:// data set are kept on this machine.
+    """Place and limits of the shards of a gs:// data set on this machine.
 
     Attributes:
         folder: of the cache; None for `$GAIA_HOME/shards`.
@@ -223,7 +223,7 @@ class TokenRows:
             raise self._since_changed(error) from error
 
     def _since_changed(self, error: DataError) -> DataError:
-        """The same error, or that the data set was replaced while it was being read."""
+        """An error that says so where the data set was replaced meanwhile; else `error` itself."""
         try:
             now = load_manifest(self.data_dir)
         except Exception:
@@ -241,7 +241,7 @@ class TokenRows:
         return _assemble(row_ids, self.offsets, self._shards.get, self.seq_len, self.packing)
 
     def metrics(self) -> dict[str, float]:
-        """What the shard cache did since this was last asked; empty for local data."""
+        """Figures of the shard cache since this was last asked; empty for local data."""
         return self.cache.take() if self.cache is not None else {}
 
     def close(self) -> None:
@@ -328,7 +328,7 @@ class MixedRows:
             self._rows[source].prefetch([shard])
 
     def metrics(self) -> dict[str, float]:
-        """What the shard caches did together since this was last asked."""
+        """Sums of the shard caches' figures since this was last asked."""
         total: collections.Counter[str] = collections.Counter()
         for rows in self._rows:
             total.update(rows.metrics())

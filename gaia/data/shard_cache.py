@@ -40,7 +40,7 @@ _OURS = re.compile(r"[0-9a-f]{8}-\d+-.")
 
 @dataclass
 class CacheStats:
-    """What a cache did so far; `take` gives the differences since it was last asked."""
+    """Counts of a cache so far; `take` gives the differences since it was last asked."""
 
     hits: int = 0
     """Shards that were on disk already."""
@@ -253,15 +253,15 @@ class ShardCache:
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """(last use, bytes, path) of shards; leftovers of killed processes count as oldest."""
-        found = []
+        files = []
         for entry in os.scandir(self.folder):
             if entry.name.endswith(_LOCK) or _OURS.match(entry.name) is None:
                 continue  # never touch what somebody else keeps in this folder
             with contextlib.suppress(FileNotFoundError):
                 facts = entry.stat()
                 age = 0.0 if entry.name.endswith(_PART) else facts.st_mtime
-                found.append((age, facts.st_size, Path(entry.path)))
-        return found
+                files.append((age, facts.st_size, Path(entry.path)))
+        return files
 
     def _remove_unused(self, path: Path) -> bool:
         with self._open_lock(Path(str(path).removesuffix(_PART))) as lock:

@@ -66,10 +66,10 @@ def list_names(uri: str | os.PathLike) -> list[str]:
 def size(uri: str | os.PathLike) -> int:
     """Bytes in one file or object."""
     if is_remote(uri):
-        found = gcs.stat(_below(uri))
-        if found is None:
+        facts = gcs.stat(_below(uri))
+        if facts is None:
             raise DataError(f"{os.fspath(uri)} does not exist", "check the path")
-        return found.size
+        return facts.size
     try:
         return Path(uri).stat().st_size
     except FileNotFoundError as error:

@@ -41,7 +41,7 @@ TIMEOUT_S = (10.0, 60.0)  # to connect; between two bytes
 
 @dataclass(frozen=True)
 class Object:
-    """What a listing says of one object."""
+    """One object, as a listing describes it."""
 
     name: str
     """Full name in its bucket."""
@@ -67,11 +67,11 @@ def client() -> Any:
             "install the extra: pip install 'gaia[gcs]'",
         ) from error
     with explained("gs://"):
-        found = storage.Client()
+        made = storage.Client()
         # requests keeps ten connections; more threads than that would open a new one each time.
         for scheme in ("http://", "https://"):
-            found._http.mount(scheme, adapters.HTTPAdapter(pool_maxsize=64))
-        return found
+            made._http.mount(scheme, adapters.HTTPAdapter(pool_maxsize=64))
+        return made
 
 
 def blob(uri: str, generation: int | None = None) -> Any:
@@ -115,7 +115,7 @@ def download(
 
 
 class _Writer:
-    """What the client writes a body to; counts, and ends the download when told to stop."""
+    """Sink for the body of a download; counts, and ends the download when told to stop."""
 
     def __init__(
         self,
@@ -171,8 +171,8 @@ def list_objects(uri: str) -> dict[str, Object]:
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
 
     def once() -> dict[str, Object]:
-        found = client().list_blobs(bucket, prefix=prefix, retry=None, timeout=TIMEOUT_S)
-        return {b.name.removeprefix(prefix): _object(b) for b in found}
+        blobs = client().list_blobs(bucket, prefix=prefix, retry=None, timeout=TIMEOUT_S)
+        return {b.name.removeprefix(prefix): _object(b) for b in blobs}
 
     return attempt(once, uri)
 
@@ -204,7 +204,7 @@ def check_writable(uri: str) -> None:
 
 
 def bucket_location(uri: str) -> str:
-    """Where the bucket lies, such as US-CENTRAL1 or the multi-region US.
+    """Location of a bucket, such as US-CENTRAL1 or the multi-region US.
 
     Raises:
         StorageError: no such bucket, or its metadata may not be read.

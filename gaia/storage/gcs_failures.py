@@ -1,4 +1,4 @@
-"""What goes wrong with Google Cloud Storage: what is tried again, and what people are told.
+"""Failures of Google Cloud Storage: some are tried again, the others explained to people.
 
 The service's client does not retry by itself here: `attempt` does, so that patience, back-off and
 what people are told are the same for every call (`gaia.storage.gcs` makes them).
@@ -50,7 +50,7 @@ class Stopped(GaiaError):
 
 @dataclass(frozen=True)
 class Patience:
-    """How failing requests are repeated.
+    """Rules by which failing requests are repeated.
 
     Attributes:
         seconds: since the last success or the last byte that arrived.
@@ -84,7 +84,7 @@ def status_of(error: BaseException) -> int | None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later: a broken connection, a busy or failing service.
+    """True where the same request may succeed later: a broken connection, a busy service.
 
     `requests`, `urllib3` and google-auth each wrap a lost connection in exceptions of their own.
     """
@@ -158,10 +158,10 @@ def explained(uri: str) -> Iterator[None]:
     except Exception as error:
         if is_transient(error):
             raise Interrupted() from error
-        found = _explain(uri, error)
-        if found is None:
+        explanation = _explain(uri, error)
+        if explanation is None:
             raise
-        raise found from error
+        raise explanation from error
 
 
 def _explain(uri: str, error: Exception) -> GaiaError | None:

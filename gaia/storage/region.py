@@ -1,4 +1,4 @@
-"""Where data and machines lie, and what reading across regions would cost.
+"""Regions of data and machines, and a warning about the cost of reading across them.
 
 The golden rule of a streaming run: bucket and accelerator in one region. Elsewhere each epoch pays
 for the transfer, and waits for it.

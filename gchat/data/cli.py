@@ -45,11 +45,11 @@ class Curate(curation.Options):
         from gchat.data.curation.curate import curate
 
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(curation.Options)}
-        found = curate(curation.Options(**values), scorer)
-        for rule in found["removed"]:
+        result = curate(curation.Options(**values), scorer)
+        for rule in result["removed"]:
             print(f"  {rule['rule']:32} {rule['documents']:>10,} documents")
-        print(f"{self.out}: {report.summary(found)}; see {self.out / report.MARKDOWN}")
-        return found
+        print(f"{self.out}: {report.summary(result)}; see {self.out / report.MARKDOWN}")
+        return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +61,15 @@ class Download:
     out: Path | None = None
     """Folder of the data set; default $GAIA_HOME/data/climbmix-TOKENIZER-SHARDS."""
     tokenizer: str = "gpt2"
-    """gpt2, bpe (trained on these shards), or the path of a tokenizer.json."""
+    """Tokenizer: gpt2, bpe (trained on these shards), or the path of a tokenizer.json."""
     vocab_size: int = 32768
-    """Ids of a trained bpe, special tokens included."""
+    """Vocabulary of a trained bpe, special tokens included."""
     revision: str = "main"
     """Branch, tag or commit of the data set; pinned to its commit."""
     keep_text: bool = True
     """Keep the parquet files under $GAIA_HOME."""
     workers: int = 0
-    """Processes; 0 takes one per core."""
+    """Number of processes; 0 takes one per core."""
     overwrite: bool = False
     """Replace another data set in --out."""
 
@@ -112,6 +112,8 @@ class Count:
                 "text_bytes": manifest.text_bytes,
                 "vocab_size": manifest.tokenizer.vocab_size,
             }
+            if manifest.learned is not None:
+                facts["learned"] = manifest.learned
             print(json.dumps(facts))
         else:
             print(manifest.count())
@@ -125,7 +127,7 @@ class Verify:
     data_dir: tyro.conf.Positional[str]
     """Local folder or gs:// prefix."""
     threads: int = 4
-    """Shards read at a time."""
+    """Number of shards read at a time."""
     json: bool = False
     """Print one JSON object."""
 
@@ -148,7 +150,7 @@ class Lengths:
     data_dir: tyro.conf.Positional[Path]
     """Local folder of the data set."""
     threads: int = 4
-    """Shards read at a time."""
+    """Number of shards read at a time."""
 
     def run(self) -> Manifest:
         """Writes lengths.npz beside the shards."""
@@ -169,7 +171,7 @@ class Upload:
     force: bool = False
     """Replace objects of other content instead of refusing."""
     threads: int = 8
-    """Objects sent at a time."""
+    """Number of objects sent at a time."""
     zone: str | None = None
     """Zone of the machines that will read it, such as us-east5-b; default: this machine's."""
     json: bool = False

@@ -54,26 +54,26 @@ class _Out:
 
 @dataclasses.dataclass(frozen=True)
 class Options(Source, _Out):
-    """What to prepare; every field but `workers`, `keep_text` and `overwrite` decides the bytes."""
+    """Text to prepare, and how; all but `workers`, `keep_text` and `overwrite` decide the bytes."""
 
     tokenizer: str = "bpe"
-    """bpe (trained on this text), gpt2, or the path of a tokenizer.json."""
+    """Tokenizer: bpe (trained on this text), gpt2, or the path of a tokenizer.json."""
     vocab_size: int = 8192
-    """Ids of a trained bpe, special tokens included."""
+    """Vocabulary of a trained bpe, special tokens included."""
     seed: int = 0
-    """Of the document shuffle."""
+    """Seed of the document shuffle."""
     val_fraction: float = 0.05
     """Share of documents kept for validation, chosen by the hash of their text."""
     shard_tokens: int = SHARD_TOKENS
-    """Tokens in one output shard, about."""
+    """Size of one output shard in tokens, about."""
     shard_size: str | None = None
-    """The same in bytes before compression: 500M, 128Mi, 1G."""
+    """Size of one output shard in bytes before compression: 500M, 128Mi, 1G."""
     buckets: int = 1000
-    """Of the two-pass shuffle: memory of the second pass is the corpus divided by this."""
+    """Buckets of the two-pass shuffle; its second pass holds one of them in memory."""
     window: int = WINDOW
     """Shards that the loader shuffles together."""
     workers: int = 0
-    """Processes; 0 takes one per core. The result does not depend on it."""
+    """Number of processes; 0 takes one per core. The result does not depend on it."""
     overwrite: bool = False
     """Replace another data set in --out."""
 

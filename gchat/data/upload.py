@@ -29,7 +29,7 @@ _BESIDE = ("tokenizer.json", "token_bytes.npy", LENGTHS)
 
 @dataclass(frozen=True)
 class Uploaded:
-    """What an upload did."""
+    """Figures of an upload."""
 
     uri: str
     objects: int
@@ -46,7 +46,7 @@ class Uploaded:
     usd_per_month: float
     """For keeping the data set."""
     warning: str | None
-    """Where bucket and machines are not in one region."""
+    """Text of a warning that bucket and machines are not in one region; None where they are."""
 
     def sentence(self) -> str:
         """For people."""
@@ -100,6 +100,35 @@ def upload(
             "choose another prefix, or replace them with --force",
         )
     sizes = {name: (folder / name).stat().st_size for name in files}
+    _send(folder, uri, there, files, todo, sizes, threads, force, progress)
+    operations = len(todo) + 1 + len(there) // _LISTED_AT_ONCE
+    total = sum(sizes.values())
+    return Uploaded(
+        uri=uri,
+        objects=len(files),
+        uploaded=len(todo),
+        uploaded_bytes=sum(sizes[name] for name in todo),
+        present=len(files) - len(todo),
+        total_bytes=total,
+        operations=operations,
+        usd=operations * USD_PER_CLASS_A,
+        usd_per_month=total / 1e9 * USD_PER_GB_MONTH,
+        warning=warning,
+    )
+
+
+def _send(
+    folder: Path,
+    uri: str,
+    there: dict[str, gcs.Object],
+    files: dict[str, str],
+    todo: dict[str, str],
+    sizes: dict[str, int],
+    threads: int,
+    force: bool,
+    progress: bool | None,
+) -> None:
+    """Sends the files of `todo`, manifest.json last; adds it where the old one was withdrawn."""
     with tqdm(
         desc="upload",
         total=sum(sizes[name] for name in todo),
@@ -116,20 +145,6 @@ def upload(
         sender.send_all({name: todo[name] for name in shards}, threads)
         if MANIFEST in todo:
             sender.send(MANIFEST, todo[MANIFEST])
-    operations = len(todo) + 1 + len(there) // _LISTED_AT_ONCE
-    total = sum(sizes.values())
-    return Uploaded(
-        uri=uri,
-        objects=len(files),
-        uploaded=len(todo),
-        uploaded_bytes=sum(sizes[name] for name in todo),
-        present=len(files) - len(todo),
-        total_bytes=total,
-        operations=operations,
-        usd=operations * USD_PER_CLASS_A,
-        usd_per_month=total / 1e9 * USD_PER_GB_MONTH,
-        warning=warning,
-    )
 
 
 def _local_files(folder: Path, manifest: Manifest) -> dict[str, str]:

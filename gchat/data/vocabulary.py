@@ -108,12 +108,14 @@ class Eval:
         first = {row["text"]: row["tokens"] for row in reversed(rows)}
         for row in rows:
             row["against_first"] = round(row["tokens"] / first[row["text"]], 4)
-        found = {"rows": rows, "compared_with": next(iter(compared))}
+        comparison = {"rows": rows, "compared_with": next(iter(compared))}
         if self.out is not None:
             as_json = self.out.suffix == ".json"
-            storage.write_text(self.out, json.dumps(found, indent=1) if as_json else table(found))
-        print(json.dumps(found) if self.json else table(found))
-        return found
+            storage.write_text(
+                self.out, json.dumps(comparison, indent=1) if as_json else table(comparison)
+            )
+        print(json.dumps(comparison) if self.json else table(comparison))
+        return comparison
 
     def _tokenizers(self) -> Iterator[tuple[str, Tokenizer]]:
         for given in self.tokenizer:
@@ -176,14 +178,14 @@ def measure(label: str, made: Tokenizer, name: str, documents: Iterable[str]) ->
     }
 
 
-def table(found: dict[str, Any]) -> str:
+def table(comparison: dict[str, Any]) -> str:
     """A markdown table."""
     lines = [
         f"| text | tokenizer | ids | tokens | bytes/token | tokens/word | against "
-        f"{found['compared_with']} | lossless |",
+        f"{comparison['compared_with']} | lossless |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in found["rows"]:
+    for row in comparison["rows"]:
         lines.append(
             f"| {row['text']} | {row['tokenizer']} | {row['vocab_size']:,} | {row['tokens']:,} | "
             f"{row['bytes_per_token']:.3f} | {row['tokens_per_word']:.3f} | "

@@ -66,7 +66,7 @@ class Encode:
         for document in unit.documents(tally):
             held.add(document, unit.split)
         held.write()
-        found = {
+        record = {
             "runs": held.runs,
             "documents": held.documents,
             "text_bytes": held.text_bytes,
@@ -74,8 +74,8 @@ class Encode:
             "invalid_utf8": tally.invalid_utf8,
             "name": unit.name,
         }
-        storage.write_text(self.marker(index), json.dumps(found))
-        return found
+        storage.write_text(self.marker(index), json.dumps(record))
+        return record
 
 
 class _Held:
@@ -176,9 +176,9 @@ class Shuffle:
             for bucket in range(first, end):
                 for document in self._bucket(bucket, val=group == _VAL):
                     writer.add(document)
-        found = [dataclasses.asdict(shard) for shard in writer.shards]
-        storage.write_text(self.marker(group), json.dumps(found))
-        return found
+        shards = [dataclasses.asdict(shard) for shard in writer.shards]
+        storage.write_text(self.marker(group), json.dumps(shards))
+        return shards
 
     def _bucket(self, bucket: int, val: bool) -> Iterator[np.ndarray]:
         if val and self.promoted is not None:
@@ -202,21 +202,21 @@ def encode(
     job: Encode, corpus: Corpus, workers: int, progress: bool | None
 ) -> list[dict[str, Any]]:
     """Runs the first pass over the units that are not done; returns the record of every unit."""
-    found: dict[int, dict[str, Any]] = {}
+    records: dict[int, dict[str, Any]] = {}
     for index in range(len(corpus.units)):
         if job.marker(index).exists():
-            found[index] = json.loads(storage.read_text(job.marker(index)))
-    todo = [(i, unit) for i, unit in enumerate(corpus.units) if i not in found]
+            records[index] = json.loads(storage.read_text(job.marker(index)))
+    todo = [(i, unit) for i, unit in enumerate(corpus.units) if i not in records]
     sizes = [unit.text_bytes for _, unit in todo]
     total = sum(s for s in sizes if s) if all(sizes) else None
     with progress_bar("tokenize", total, progress) as bar:
 
         def done(task: tuple[int, Unit], result: dict[str, Any]) -> None:
-            found[task[0]] = result
+            records[task[0]] = result
             bar.update(task[1].text_bytes or sum(result["text_bytes"].values()))
 
         pool.run(job, _fetched(todo), min(workers, len(todo)), done)
-    return [found[index] for index in range(len(corpus.units))]
+    return [records[index] for index in range(len(corpus.units))]
 
 
 def _fetched(todo: Sequence[tuple[int, Unit]]) -> Iterator[tuple[int, Unit]]:
@@ -232,20 +232,20 @@ def shuffle(
 ) -> dict[str, list[ShardInfo]]:
     """Runs the second pass and puts the shards in place; "train" and "val" in order."""
     tasks = [*_groups(job, shard_tokens), (_VAL, 0, job.buckets, 0)]
-    found: dict[int, list[dict[str, Any]]] = {}
+    shards_of: dict[int, list[dict[str, Any]]] = {}
     for group, *_ in tasks:
         if job.marker(group).exists():
-            found[group] = json.loads(storage.read_text(job.marker(group)))
-    todo = [task for task in tasks if task[0] not in found]
+            shards_of[group] = json.loads(storage.read_text(job.marker(group)))
+    todo = [task for task in tasks if task[0] not in shards_of]
     with progress_bar("shuffle", len(todo), progress, " shards") as bar:
 
         def done(task: tuple[int, int, int, int], result: list[dict[str, Any]]) -> None:
-            found[task[0]] = result
+            shards_of[task[0]] = result
             bar.update(1)
 
         pool.run(job, todo, min(workers, len(todo)), done)
-    val = found.pop(_VAL)
-    train = [shard for group in sorted(found) for shard in found[group]]
+    val = shards_of.pop(_VAL)
+    train = [shard for group in sorted(shards_of) for shard in shards_of[group]]
     names = [TRAIN_NAME.format(index=index) for index in range(len(train))]
     place.claim(*names, VAL_NAME)
     return {"train": _named(place, train, names), "val": _named(place, val, [VAL_NAME])}

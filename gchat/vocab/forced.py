@@ -34,19 +34,19 @@ def years(given: str) -> tuple[str, ...]:
 
 
 def pieces(years_wanted: Sequence[str], terms: Iterable[str]) -> list[str]:
-    """What must become one token: years as they are, terms alone and after a space.
+    """Pieces that must become one token: years as they are, terms alone and after a space.
 
     Raises:
         ConfigError: an empty or absurd list of terms.
     """
-    found = dict.fromkeys(years_wanted)
+    wanted = dict.fromkeys(years_wanted)
     for term in terms:
         if term != term.strip() or not term or "\n" in term or len(term) > 60:
             raise ConfigError(f"term {term!r} cannot be a token", "give words without outer spaces")
-        found |= dict.fromkeys((term, f" {term}"))
-    if len(found) > _MAX_PIECES:
-        raise ConfigError(f"{len(found)} forced pieces are too many", f"use up to {_MAX_PIECES}")
-    return list(found)
+        wanted |= dict.fromkeys((term, f" {term}"))
+    if len(wanted) > _MAX_PIECES:
+        raise ConfigError(f"{len(wanted)} forced pieces are too many", f"use up to {_MAX_PIECES}")
+    return list(wanted)
 
 
 def pattern(base: str, years_wanted: Sequence[str], terms: Iterable[str]) -> str:
@@ -74,18 +74,18 @@ def _any_of(years_wanted: Sequence[str]) -> str:
 
 def inject(ranks: dict[bytes, int], wanted: Iterable[str]) -> dict[bytes, int]:
     """The ranks with merges at their end that lead to every wanted piece."""
-    found = dict(ranks)
+    grown = dict(ranks)
     for piece in wanted:
-        parts = apply(piece.encode(), found)
+        parts = apply(piece.encode(), grown)
         while len(parts) > 1:
             joined = parts[0] + parts[1]
-            found.setdefault(joined, len(found))
-            parts = apply(piece.encode(), found)
-    return found
+            grown.setdefault(joined, len(grown))
+            parts = apply(piece.encode(), grown)
+    return grown
 
 
 def merges_needed(ranks: dict[bytes, int], wanted: Sequence[str]) -> int:
-    """How many ids `inject` adds."""
+    """Number of ids that `inject` adds."""
     return len(inject(ranks, wanted)) - len(ranks)
 
 

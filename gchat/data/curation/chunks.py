@@ -175,9 +175,9 @@ class SignatureRows:
 
     def __call__(self, documents: np.ndarray) -> np.ndarray:
         """uint32 [n, hashes] of documents in ascending order."""
-        found = np.empty((len(documents), self._hashes), np.uint32)
+        rows = np.empty((len(documents), self._hashes), np.uint32)
         owners = np.searchsorted(self._starts, documents, side="right") - 1
         for owner in np.unique(owners).tolist():
             mine = owners == owner
-            found[mine] = self._parts[owner].signatures(documents[mine] - self._starts[owner])
-        return found
+            rows[mine] = self._parts[owner].signatures(documents[mine] - self._starts[owner])
+        return rows

@@ -69,13 +69,13 @@ def load(paths: Sequence[str]) -> EvalNgrams:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    found = sorted(f for f in path.rglob("*") if f.name.lower().endswith(_ENDINGS))
-    if not found:
+    files = sorted(f for f in path.rglob("*") if f.name.lower().endswith(_ENDINGS))
+    if not files:
         raise DataError(
             f"decontaminate: {str(path)!r} holds no evaluation set",
             f"give files that end in {', '.join(_ENDINGS)}",
         )
-    return found
+    return files
 
 
 def _texts(file: Path) -> Iterator[str]:

@@ -111,17 +111,17 @@ def _run(
         stage("score", stages.Score(options, maker), units)
         max_bpb = _bound(options, filtered)
     finished = stage("finish", stages.Finish(options, maker is not None, max_bpb), units)
-    found = _found(corpus, parameters, filtered, finished, evals, max_bpb)
-    if not found["written"]["documents"]:
+    figures = _figures(corpus, parameters, filtered, finished, evals, max_bpb)
+    if not figures["written"]["documents"]:
         worst = ", ".join(rule for rule, *_ in _removed(filtered, finished).ordered()[:3])
         for marker in (options.out / stages.SCRATCH).glob("filter-*.json"):
             marker.unlink()  # nothing here is worth keeping
         raise DataError(
-            f"curation left none of {found['read']['documents']:,} documents (most: {worst})",
+            f"curation left none of {figures['read']['documents']:,} documents (most: {worst})",
             "loosen these rules, or leave their family out with --rules",
         )
-    report.write(options.out, found, _removed(filtered, finished))
-    return found
+    report.write(options.out, figures, _removed(filtered, finished))
+    return figures
 
 
 def _maker(options: Options, given: Maker | None) -> Maker | None:
@@ -159,12 +159,12 @@ def _bound(options: Options, filtered: list[dict[str, Any]]) -> float:
 
 def _removed(filtered: list[dict[str, Any]], finished: list[dict[str, Any]]) -> Removed:
     removed = Removed()
-    for found in [*filtered, *finished]:
-        removed.merge(found["removed"])
+    for unit in [*filtered, *finished]:
+        removed.merge(unit["removed"])
     return removed
 
 
-def _found(
+def _figures(
     corpus: Corpus,
     parameters: dict[str, Any],
     filtered: list[dict[str, Any]],

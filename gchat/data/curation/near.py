@@ -33,7 +33,7 @@ class Duplicates:
     near: bool = True
     """Remove near-duplicates."""
     threshold: float = 0.6
-    """Least estimated Jaccard similarity of near-duplicates."""
+    """Minimum estimated Jaccard similarity of near-duplicates."""
     ngram: int = 5
     """Words of one shingle."""
     bands: int = 32

@@ -1,4 +1,4 @@
-"""What `gchat data curate` can be told."""
+"""Options of `gchat data curate`."""
 
 import dataclasses
 import fnmatch
@@ -58,7 +58,7 @@ class _Out:
 
 @dataclasses.dataclass(frozen=True)
 class Options(Source, _Out):
-    """What to take out of a corpus; all but workers, engine and overwrite decide the bytes."""
+    """Rules of a curation; all options but workers, engine and overwrite decide the bytes."""
 
     rules: tuple[Family, ...] = FAMILIES
     """Families of rules to apply."""
@@ -95,7 +95,7 @@ class Options(Source, _Out):
 
     def upsampling(self) -> list[tuple[str, float]]:
         """Patterns of file names and how often their documents are repeated."""
-        found = []
+        patterns = []
         for item in self.upsample:
             pattern, _, times = item.rpartition("=")
             try:
@@ -106,11 +106,11 @@ class Options(Source, _Out):
                 raise ConfigError(
                     f"upsample = {item!r} is not PATTERN=TIMES", "write e.g. speeches/*=3"
                 )
-            found.append((pattern, value))
-        return found
+            patterns.append((pattern, value))
+        return patterns
 
     def parameters(self, identity: dict[str, Any]) -> dict[str, Any]:
-        """What decides the result, for the report and against mixing two curations."""
+        """Options that decide the result, for the report and against mixing two curations."""
         skipped = {"out", "workers", "engine", "overwrite", "keep_text", "input"}
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in skipped}
         return fields | {"identity": identity}

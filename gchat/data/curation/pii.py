@@ -22,7 +22,7 @@ _SOCIAL = re.compile(r"(?<![\w-])(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4
 
 def scrub(text: str) -> tuple[str, Counter[str]]:
     """The text with marks such as <EMAIL>, and how many of each kind there were."""
-    found: Counter[str] = Counter()
+    marks: Counter[str] = Counter()
     for kind, pattern, counts in _KINDS:
         if kind == "email" and "@" not in text:
             continue
@@ -30,11 +30,11 @@ def scrub(text: str) -> tuple[str, Counter[str]]:
         def mark(match: re.Match[str], kind: str = kind, counts: _Check = counts) -> str:
             if not counts(match[0]):
                 return match[0]
-            found[f"pii.{kind}"] += 1
+            marks[f"pii.{kind}"] += 1
             return f"<{kind.upper()}>"
 
         text = pattern.sub(mark, text)
-    return text, found
+    return text, marks
 
 
 def _is_card(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""What was removed: counts by rule, and a few samples to look at."""
+"""Removed documents: counts by rule, and a few samples to look at."""
 
 import heapq
 from collections import Counter

@@ -21,21 +21,21 @@ class Repetition:
     """Gopher's repetition rules."""
 
     max_lines: float = 0.3
-    """Largest share of lines that came before."""
+    """Maximum share of lines that came before."""
     max_line_chars: float = 0.2
-    """The same in characters."""
+    """Maximum share of characters in lines that came before."""
     max_paragraphs: float = 0.3
-    """Largest share of paragraphs that came before."""
+    """Maximum share of paragraphs that came before."""
     max_paragraph_chars: float = 0.2
-    """The same in characters."""
+    """Maximum share of characters in paragraphs that came before."""
     max_top: tuple[float, ...] = (0.20, 0.18, 0.16)
-    """Largest share of characters in the most frequent 2-, 3- and 4-gram."""
+    """Maximum share of characters in the most frequent 2-, 3- and 4-gram."""
     max_repeated: tuple[float, ...] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)
-    """Largest share of characters in 5- to 10-grams that came before."""
+    """Maximum share of characters in 5- to 10-grams that came before."""
 
     def reasons(self, batch: Sequence[Words], h: Hashed) -> list[Reason | None]:
         """The first rule that each document of a batch breaks."""
-        found = [self._lines(d) for d in batch]
+        reasons = [self._lines(d) for d in batch]
         limits = [
             *((f"top_{n}_grams", n, limit, top) for n, limit in enumerate(self.max_top, 2)),
             *(
@@ -46,8 +46,8 @@ class Repetition:
         for name, n, limit, measure in limits:
             shares = measure(h, n)
             for i in np.flatnonzero(shares > limit).tolist():
-                found[i] = found[i] or Reason(f"repetition.{name}", float(shares[i]))
-        return found
+                reasons[i] = reasons[i] or Reason(f"repetition.{name}", float(shares[i]))
+        return reasons
 
     def _lines(self, d: Words) -> Reason | None:
         lines, line_chars = repeated_shares(d.lines)

@@ -15,7 +15,7 @@ _BARS = 20
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """What report.json holds.
+    """Content of report.json.
 
     Raises:
         DataError: it is damaged.
@@ -26,16 +26,16 @@ def load(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder / JSON} is damaged ({error})", "use --overwrite") from error
 
 
-def write(folder: Path, found: dict[str, Any], removed: Removed) -> None:
+def write(folder: Path, figures: dict[str, Any], removed: Removed) -> None:
     """Writes all three, report.json last."""
-    _picture(folder / PICTURE, found, removed)
-    storage.write_text(folder / MARKDOWN, markdown(found))
-    storage.write_text(folder / JSON, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    _picture(folder / PICTURE, figures, removed)
+    storage.write_text(folder / MARKDOWN, markdown(figures))
+    storage.write_text(folder / JSON, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
 
 
-def summary(found: dict[str, Any]) -> str:
+def summary(figures: dict[str, Any]) -> str:
     """One line."""
-    read, written = found["read"], found["written"]
+    read, written = figures["read"], figures["written"]
     share = written["different"] / max(1, read["documents"])
     return (
         f"{written['different']:,} of {read['documents']:,} documents stay ({share:.1%}), "
@@ -44,29 +44,29 @@ def summary(found: dict[str, Any]) -> str:
     )
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(figures: dict[str, Any]) -> str:
     """The report for people."""
-    read = found["read"]
+    read = figures["read"]
     lines = [
         "# Curation report",
         "",
-        summary(found) + ".",
+        summary(figures) + ".",
         "",
         f"![removed by rule]({PICTURE})",
         "",
     ]
     lines += ["| removed by | documents | share | MB |", "|---|---|---|---|"]
-    for rule in found["removed"]:
+    for rule in figures["removed"]:
         share = rule["documents"] / max(1, read["documents"])
         lines.append(
             f"| {rule['rule']} | {rule['documents']:,} | {share:.2%} | {rule['bytes'] / 1e6:.2f} |"
         )
-    if found["edits"]:
+    if figures["edits"]:
         lines += ["", "| edited in documents | times |", "|---|---|"]
-        lines += [f"| {name} | {count:,} |" for name, count in found["edits"].items()]
-    lines += ["", *_notes(found)]
+        lines += [f"| {name} | {count:,} |" for name, count in figures["edits"].items()]
+    lines += ["", *_notes(figures)]
     lines += ["## Samples of what was removed", ""]
-    for rule in found["removed"]:
+    for rule in figures["removed"]:
         lines += [f"### {rule['rule']}", ""]
         for sample in rule["samples"]:
             text = " ".join(sample["text"].split()).replace("`", "'")
@@ -75,26 +75,28 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _notes(found: dict[str, Any]) -> list[str]:
-    notes = [f"Read from: {', '.join(found['sources'][:5])}" + " …" * (len(found["sources"]) > 5)]
-    if found["invalid_utf8"]:
-        notes.append(f"{found['invalid_utf8']:,} invalid UTF-8 sequences became U+FFFD.")
-    if found["eval_items"]:
-        items = found["eval_items"]
+def _notes(figures: dict[str, Any]) -> list[str]:
+    notes = [
+        f"Read from: {', '.join(figures['sources'][:5])}" + " …" * (len(figures["sources"]) > 5)
+    ]
+    if figures["invalid_utf8"]:
+        notes.append(f"{figures['invalid_utf8']:,} invalid UTF-8 sequences became U+FFFD.")
+    if figures["eval_items"]:
+        items = figures["eval_items"]
         notes.append(
             f"Evaluation texts compared: {items['used']:,}; {items['short']:,} have fewer than "
             "8 words and cannot be recognised."
         )
-    if found["max_bpb"] is not None:
-        notes.append(f"Documents above {found['max_bpb']:.3f} bits per byte were dropped.")
-    for item in found["parameters"]["upsample"]:
+    if figures["max_bpb"] is not None:
+        notes.append(f"Documents above {figures['max_bpb']:.3f} bits per byte were dropped.")
+    for item in figures["parameters"]["upsample"]:
         pattern, _, times = item.rpartition("=")
-        count = found["upsampled"].get(pattern, 0)
+        count = figures["upsampled"].get(pattern, 0)
         notes.append(f"{pattern}: {count:,} documents written {times} times.")
     return [f"{note}  " for note in notes] + [""]
 
 
-def _picture(path: Path, found: dict[str, Any], removed: Removed) -> None:
+def _picture(path: Path, figures: dict[str, Any], removed: Removed) -> None:
     """Bars of documents by rule."""
     import matplotlib
 
@@ -102,7 +104,7 @@ def _picture(path: Path, found: dict[str, Any], removed: Removed) -> None:
     import matplotlib.pyplot as plt
 
     rules = removed.ordered()[:_BARS]
-    bars = [("kept", found["written"]["different"])] + [(r, count) for r, count, *_ in rules]
+    bars = [("kept", figures["written"]["different"])] + [(r, count) for r, count, *_ in rules]
     figure, axes = plt.subplots(figsize=(8, 1 + 0.3 * len(bars)))
     colors = ["tab:green"] + ["tab:red"] * len(rules)
     drawn = axes.barh([name for name, _ in bars], [count for _, count in bars], color=colors)

@@ -51,23 +51,23 @@ class Gopher:
     """Gopher's quality rules."""
 
     min_words: int = 50
-    """Fewest words of a document."""
+    """Minimum number of words of a document."""
     max_words: int = 100_000
-    """Most words of a document."""
+    """Maximum number of words of a document."""
     min_word_length: float = 3.0
-    """Least mean characters of a word."""
+    """Minimum mean characters of a word."""
     max_word_length: float = 10.0
-    """Largest mean characters of a word."""
+    """Maximum mean characters of a word."""
     max_symbols: float = 0.1
-    """Most # or ellipses per word."""
+    """Maximum number of # or ellipses per word."""
     max_bullet_lines: float = 0.9
-    """Largest share of lines that begin with a bullet."""
+    """Maximum share of lines that begin with a bullet."""
     max_ellipsis_lines: float = 0.3
-    """Largest share of lines that end in an ellipsis."""
+    """Maximum share of lines that end in an ellipsis."""
     min_alphabetic: float = 0.8
-    """Least share of words with a letter in them."""
+    """Minimum share of words with a letter in them."""
     min_stop_words: int = 2
-    """How many of the, be, to, of, and, that, have, with must occur (0 for other languages)."""
+    """Minimum of the, be, to, of, and, that, have, with that occur (0 for other languages)."""
 
     def reason(self, d: Words) -> Reason | None:
         """The first rule broken."""
@@ -104,9 +104,9 @@ class Gopher:
             if letters < self.min_alphabetic * count:
                 return Reason("gopher.min_alphabetic", letters / count)
         if self.min_stop_words:
-            found = len(STOP_WORDS.intersection(map(str.lower, d.words)))
-            if found < self.min_stop_words:
-                return Reason("gopher.min_stop_words", found)
+            present = len(STOP_WORDS.intersection(map(str.lower, d.words)))
+            if present < self.min_stop_words:
+                return Reason("gopher.min_stop_words", present)
         return None
 
 
@@ -123,7 +123,7 @@ class C4:
     curly_brackets: bool = True
     """Drop documents with a {: more likely code than prose."""
     min_sentences: int = 5
-    """Fewest sentences of what is left."""
+    """Minimum number of sentences after lines were dropped."""
 
     def edited(self, text: str) -> tuple[str, Counter[str]]:
         """The text without its bad lines, and how many each rule took."""
@@ -177,15 +177,15 @@ class FineWeb:
     """FineWeb's own rules."""
 
     min_punctuated_lines: float = 0.12
-    """Least share of lines that end in punctuation."""
+    """Minimum share of lines that end in punctuation."""
     max_short_lines: float = 0.67
-    """Largest share of lines of at most 30 characters."""
+    """Maximum share of lines of at most 30 characters."""
     short_line_chars: int = 30
-    """What a short line is."""
+    """Characters up to which a line is short."""
     max_duplicate_chars: float = 0.01
-    """Largest share of characters in lines that came before."""
+    """Maximum share of characters in lines that came before."""
     max_newlines: float = 0.3
-    """Most line ends per word."""
+    """Maximum number of line ends per word."""
 
     def reason(self, d: Words) -> Reason | None:
         """The first rule broken."""

@@ -1,4 +1,4 @@
-"""How unlikely a document is under a small language model, in bits per byte.
+"""Scores of documents under a small language model, in bits per byte.
 
 A scorer is a callable from texts to bits per byte. Here are two that need no trained run: a token
 bigram of our own, counted on a text that is known to be good, and KenLM where it is installed.

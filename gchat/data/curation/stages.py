@@ -48,7 +48,7 @@ def marker(folder: Path, stage: str, index: int) -> Path:
 
 
 def done(folder: Path, stage: str, index: int) -> dict[str, Any] | None:
-    """What a finished task found."""
+    """Result of a finished task; None where it is not finished."""
     path = marker(folder, stage, index)
     return json.loads(storage.read_text(path)) if path.exists() else None
 
@@ -64,8 +64,8 @@ class Filter:
         """Does one unit; returns what the marker holds."""
         index, unit = task
         folder = self.options.out
-        if (found := done(folder, "filter", index)) is not None:
-            return found
+        if (before := done(folder, "filter", index)) is not None:
+            return before
         removed = Removed()
         tally = Tally()
         kept = 0
@@ -78,7 +78,7 @@ class Filter:
                 for row, h in self._survivors(batch, removed, domains):
                     kept += len(row)
                     writer.add(row, h)
-        found = {
+        result = {
             "unit": unit.name,
             "read": dict(read),
             "kept": kept,
@@ -86,13 +86,13 @@ class Filter:
             "invalid_utf8": tally.invalid_utf8,
             "removed": removed.to_json(),
         }
-        storage.write_text(marker(folder, "filter", index), json.dumps(found))
-        return found
+        storage.write_text(marker(folder, "filter", index), json.dumps(result))
+        return result
 
     def _survivors(
         self, batch: list[Row], removed: Removed, domains: frozenset[str]
     ) -> Iterator[tuple[list[Row], Any]]:
-        """What is left of a batch, with the hashes of its words."""
+        """Documents of a batch that stay, with the hashes of their words."""
         left: list[tuple[Row, Words]] = []
         for row in batch:
             words, reason = self._alone(row, removed, domains)
@@ -166,8 +166,8 @@ class Compare:
     def __call__(self, task: int) -> dict[str, Any]:
         """Does one task; returns what the marker holds."""
         folder = self.options.out
-        if (found := done(folder, "compare", task)) is not None:
-            return found
+        if (before := done(folder, "compare", task)) is not None:
+            return before
         names = [
             name
             for index in range(self.units)
@@ -179,13 +179,13 @@ class Compare:
         for part in parts:
             part.write_verdict(verdict[at : at + part.documents])
             at += part.documents
-        found = {
+        result = {
             "exact": int((verdict == near.EXACT).sum()),
             "near": int((verdict == near.NEAR).sum()),
             "documents": len(verdict),
         }
-        storage.write_text(marker(folder, "compare", task), json.dumps(found))
-        return found
+        storage.write_text(marker(folder, "compare", task), json.dumps(result))
+        return result
 
     def _verdict(self, parts: Sequence[chunks.Chunk]) -> np.ndarray:
         options = self.options.duplicates
@@ -211,8 +211,8 @@ class Score:
     def __call__(self, task: int) -> dict[str, Any]:
         """Does one task; returns what the marker holds."""
         folder = self.options.out
-        if (found := done(folder, "score", task)) is not None:
-            return found
+        if (before := done(folder, "score", task)) is not None:
+            return before
         names = (done(folder, "filter", task) or {"chunks": []})["chunks"]
         for name in names:
             part = chunks.Chunk(folder / SCRATCH, name)
@@ -222,9 +222,9 @@ class Score:
             if texts:
                 scores[kept] = _scorer(self.maker)(texts)
             part.write_scores(scores)
-        found = {"chunks": len(names)}
-        storage.write_text(marker(folder, "score", task), json.dumps(found))
-        return found
+        result = {"chunks": len(names)}
+        storage.write_text(marker(folder, "score", task), json.dumps(result))
+        return result
 
 
 _made: dict[Maker, Any] = {}
@@ -248,8 +248,8 @@ class Finish:
     def __call__(self, task: int) -> dict[str, Any]:
         """Does one task; returns what the marker holds."""
         folder = self.options.out
-        if (found := done(folder, "finish", task)) is not None:
-            return found
+        if (before := done(folder, "finish", task)) is not None:
+            return before
         filtered: dict[str, Any] = done(folder, "filter", task) or {"chunks": [], "unit": ""}
         upsampling = self.options.upsampling()
         matched = Counter({pattern: 0 for pattern, _ in upsampling})
@@ -273,13 +273,13 @@ class Finish:
                     written["bytes"] += count * chunks.text_bytes(row.text)
                     for _ in range(count):
                         output.write(row)
-        found = {
+        result = {
             "written": dict(written),
             "matched": dict(matched),
             "removed": removed.to_json(),
         }
-        storage.write_text(marker(folder, "finish", task), json.dumps(found))
-        return found
+        storage.write_text(marker(folder, "finish", task), json.dumps(result))
+        return result
 
     def _judged(self, part: chunks.Chunk) -> Iterator[tuple[Row, Reason | None]]:
         limits = self.options.perplexity

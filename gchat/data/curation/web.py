@@ -51,7 +51,7 @@ class Web:
     languages: tuple[str, ...] = ()
     """Languages to keep, as en de; none keeps all."""
     min_language: float = 0.5
-    """Least share of the recognised words that must belong to the language."""
+    """Minimum share of the recognised words that must belong to the language."""
     blocked_domains: str | None = None
     """File of domains (one per line) whose documents go, subdomains included."""
     adult: bool = True
@@ -111,9 +111,9 @@ def guess(d: Words) -> tuple[str, float]:
     votes: Counter[str] = Counter()
     recognised = 0
     for word in words:
-        if found := _WORDS.get(word.lower().strip(".,;:!?\"'()")):
+        if languages := _WORDS.get(word.lower().strip(".,;:!?\"'()")):
             recognised += 1
-            votes.update(found)
+            votes.update(languages)
     if recognised < 3:
         return "", 0.0
     language, count = min(votes.items(), key=lambda item: (-item[1], item[0]))

@@ -1,1 +1,1 @@
-"""Where text comes from: one file per source, each yielding units of documents."""
+"""Sources of text: one file per source, each yielding units of documents."""

@@ -1,4 +1,4 @@
-"""Which text: the options that every verb reading text shares."""
+"""Options that name a text; every verb that reads text shares them."""
 
 import dataclasses
 from typing import Literal
@@ -10,11 +10,11 @@ from gchat.data.sources.unit import Corpus
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Which text; shared by the verbs that read it."""
+    """Names a text; shared by the verbs that read it."""
 
     source: Literal["text", "docs", "climbmix", "mediawiki"] = "text"
-    """text: your files; docs: docstrings of the installed packages, offline; climbmix: the hub;
-    mediawiki: a dump of Wikipedia or another MediaWiki (.xml, .xml.bz2, .xml.gz)."""
+    """Kind of text: your files (text), docstrings of the installed packages (docs, offline), the
+    hub (climbmix), or a dump of Wikipedia or another MediaWiki (mediawiki: .xml, .bz2, .gz)."""
     input: str | None = None
     """File, folder or glob of .txt, .md, .jsonl (also .gz, .zst) or .parquet (source text), or of
     dumps (source mediawiki)."""

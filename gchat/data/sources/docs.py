@@ -71,37 +71,37 @@ def versions() -> list[str]:
 
 def files() -> list[Path]:
     """The Python files read, packages in alphabetical order, then the standard library."""
-    found = []
+    paths = []
     for _, distribution in sorted(_distributions().items()):
         for file in sorted(distribution.files or [], key=str):
             if file.suffix == ".py" and not _SKIPPED_FOLDERS.intersection(file.parts[:-1]):
-                found.append(Path(str(distribution.locate_file(file))))
+                paths.append(Path(str(distribution.locate_file(file))))
     root = Path(sysconfig.get_paths()["stdlib"])
     for file in sorted(root.rglob("*.py")):
         if not _SKIPPED_FOLDERS.intersection(file.relative_to(root).parts[:-1]):
-            found.append(file)
-    return found
+            paths.append(file)
+    return paths
 
 
 def _distributions() -> dict[str, metadata.Distribution]:
     """The roots and what they require, as far as it is installed."""
-    found: dict[str, metadata.Distribution] = {}
+    distributions: dict[str, metadata.Distribution] = {}
     waiting = list(ROOTS)
     while waiting:
         name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
-        if name in found:
+        if name in distributions:
             continue
         try:
-            found[name] = metadata.distribution(name)
+            distributions[name] = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue
-        for requirement in found[name].requires or []:
+        for requirement in distributions[name].requires or []:
             match = re.match(r"[A-Za-z0-9._-]+", requirement)
             # A requirement of somebody's extra is not ours. Other markers need no reading: what
             # does not apply here is not installed.
             if match and "extra ==" not in requirement:
                 waiting.append(match.group())
-    return found
+    return distributions
 
 
 def _parsed(paths: Sequence[Path], processes: int) -> Iterator[list[str]]:
@@ -119,36 +119,36 @@ def _parsed(paths: Sequence[Path], processes: int) -> Iterator[list[str]]:
 
 
 def _docstrings(paths: Sequence[Path]) -> list[str]:
-    found = []
+    texts = []
     for path in paths:
         try:
             source = path.read_bytes()
         except OSError:
             continue
         if path.parent.name == "pydoc_data" and path.name == "topics.py":
-            found += _topics(source)
+            texts += _topics(source)
         elif _LONG_STRING.search(source):
-            found += _of_source(source)
-    return found
+            texts += _of_source(source)
+    return texts
 
 
 def _of_source(source: bytes) -> list[str]:
     """Docstrings of a module, its classes and functions, in source order."""
     tree = _parse(source)
-    found = []
+    texts = []
     waiting: list[ast.AST] = [tree] if tree else []
     while waiting:
         node = waiting.pop()
         if isinstance(node, _HOLDERS):
             text = ast.get_docstring(node)
             if text and len(text) > MIN_CHARS:
-                found.append(_printable(text))
+                texts.append(_printable(text))
         if isinstance(node, _HOLDERS + _BLOCKS):
             children = [
                 child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)
             ]
             waiting.extend(reversed(children))
-    return found
+    return texts
 
 
 def _topics(source: bytes) -> list[str]:

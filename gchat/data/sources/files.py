@@ -72,15 +72,15 @@ def opened(file: Path) -> Iterator[IO[bytes]]:
 
 
 def line_start(file: Path, offset: int) -> int:
-    """Where the first line begins at or after `offset` (the file's size when none does)."""
+    """Start of the first line at or after `offset` (the file's size when there is none)."""
     if offset == 0:
         return 0
     with open(file, "rb") as stream:
         stream.seek(offset - 1)
         at = offset - 1
         while block := stream.read(_BLOCK):
-            if (found := block.find(b"\n")) >= 0:
-                return at + found + 1
+            if (place := block.find(b"\n")) >= 0:
+                return at + place + 1
             at += len(block)
     return at
 

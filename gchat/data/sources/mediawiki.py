@@ -39,7 +39,7 @@ _EMPTY_BRACKETS = re.compile(r" ?\(\s*[;,]*\s*\)")
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Which articles; without titles and categories, all."""
+    """Articles that are taken: all, or those of some titles and categories."""
 
     titles: frozenset[str] = frozenset()
     categories: frozenset[str] = frozenset()
@@ -70,22 +70,22 @@ def corpus(path: str, *, titles: str | None = None, categories: str | None = Non
     _parser()  # says what is missing before anything is read
     given = Path(path).expanduser()
     names = given.glob("*.xml*") if given.is_dir() else map(Path, glob.glob(str(given)))
-    found = sorted(f for f in names if f.is_file() and f.name.lower().endswith(ENDINGS))
-    if not found:
+    dumps = sorted(f for f in names if f.is_file() and f.name.lower().endswith(ENDINGS))
+    if not dumps:
         raise DataError(
             f"input = {path!r} holds no dump", f"give files that end in {', '.join(ENDINGS)}"
         )
     choice = Choice(_listed("titles", titles), _listed("categories", categories))
-    sizes = [file.stat().st_size for file in found]
+    sizes = [file.stat().st_size for file in dumps]
     units = [
         Unit(file.name, _Articles(file, choice), size, rows=_ArticleRows(file, choice))
-        for file, size in zip(found, sizes, strict=True)
+        for file, size in zip(dumps, sizes, strict=True)
     ]
     return Corpus(
         units=units,
-        sources=tuple(str(file) for file in found),
+        sources=tuple(str(file) for file in dumps),
         identity={
-            "files": identity(found, sizes),
+            "files": identity(dumps, sizes),
             "titles": sorted(choice.titles),
             "categories": sorted(choice.categories),
         },
@@ -128,7 +128,7 @@ class _ArticleRows:
 
 @dataclasses.dataclass(frozen=True)
 class _Articles:
-    """The same without the titles beside them."""
+    """Texts of the chosen articles of one dump, without their titles beside them."""
 
     file: Path
     choice: Choice

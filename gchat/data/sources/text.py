@@ -55,8 +55,8 @@ def corpus(path: str, *, text_column: str = "text", document_chars: int = DOCUME
     """
     if document_chars < 1:
         raise ConfigError(f"document_chars = {document_chars} is not positive", "try 4096")
-    found = _files(path)
-    sizes = [file.stat().st_size for file in found]
+    paths = _files(path)
+    sizes = [file.stat().st_size for file in paths]
     if not sum(sizes):
         raise DataError(f"input = {path!r} holds no text: every file is empty", "check the path")
     return Corpus(
@@ -67,23 +67,23 @@ def corpus(path: str, *, text_column: str = "text", document_chars: int = DOCUME
                 rows=_RowReader(group, text_column, document_chars),
                 text_bytes=sum(part.bytes for part in group),
             )
-            for group in _grouped(path, found, sizes)
+            for group in _grouped(path, paths, sizes)
         ],
-        sources=tuple(str(file) for file in found),
+        sources=tuple(str(file) for file in paths),
         identity={
-            "files": identity(found, sizes),
+            "files": identity(paths, sizes),
             "text_column": text_column,
             "document_chars": document_chars,
         },
     )
 
 
-def identity(found: Sequence[Path], sizes: Sequence[int]) -> str:
+def identity(paths: Sequence[Path], sizes: Sequence[int]) -> str:
     """A hash that changes with the files' names, sizes and (where they are small) content."""
     hashed = sum(sizes) <= _HASHED_BYTES
     facts = [
         [file.name, size, storage.sha256_file(file) if hashed else file.stat().st_mtime_ns]
-        for file, size in zip(found, sizes, strict=True)
+        for file, size in zip(paths, sizes, strict=True)
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -91,29 +91,29 @@ def identity(found: Sequence[Path], sizes: Sequence[int]) -> str:
 def _files(path: str) -> list[Path]:
     given = Path(path).expanduser()
     if given.is_dir():
-        found = [f for f in given.rglob("*") if files.kind(f) in ENDINGS and f.is_file()]
+        paths = [f for f in given.rglob("*") if files.kind(f) in ENDINGS and f.is_file()]
     elif given.is_file():
-        found = [given]
+        paths = [given]
     else:
-        found = [Path(name) for name in glob.glob(str(given), recursive=True)]
-        found = [file for file in found if file.is_file()]
-    if not found:
+        paths = [Path(name) for name in glob.glob(str(given), recursive=True)]
+        paths = [file for file in paths if file.is_file()]
+    if not paths:
         what = f"a folder without {', '.join(ENDINGS)} files" if given.is_dir() else "not there"
         raise DataError(f"input = {path!r} is {what}", "check the path")
-    for file in found:
+    for file in paths:
         if files.kind(file) not in ENDINGS:
             raise ConfigError(
                 f"input = {str(file)!r} has the ending {files.kind(file)!r}",
                 f"use files that end in {', '.join(ENDINGS)}",
             )
-    return sorted(found)
+    return sorted(paths)
 
 
-def _grouped(path: str, found: Sequence[Path], sizes: Sequence[int]) -> Iterator[list[Part]]:
+def _grouped(path: str, paths: Sequence[Path], sizes: Sequence[int]) -> Iterator[list[Part]]:
     folder = Path(path).expanduser()
     group: list[Part] = []
     total = 0
-    for file, size in zip(found, sizes, strict=True):
+    for file, size in zip(paths, sizes, strict=True):
         name = file.relative_to(folder).as_posix() if folder.is_dir() else file.name
         for part in _parts(file, size):
             group.append(dataclasses.replace(part, name=name))
@@ -214,7 +214,7 @@ def _cut(blocks: Iterator[str], least: int) -> Iterator[str]:
 
 
 def _document_end(text: str, start: int, least: int) -> int | None:
-    """Where the document that begins at `start` ends, or None when more text is needed."""
+    """End of the document that begins at `start`, or None when more text is needed."""
     most = start + 4 * least
     blank = _BLANK_LINE.search(text, start + least, most)
     if blank:

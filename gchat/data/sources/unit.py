@@ -1,11 +1,11 @@
-"""What every source hands over: a corpus as a list of units, each a stream of documents."""
+"""A corpus, as every source hands it over: a list of units, each a stream of documents."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 META_FIELDS = ("id", "url", "title", "language", "source", "date", "file")
-"""What is kept of a document besides its text, where the source has it; "file" is its own file."""
+"""Facts kept of a document besides its text, where the source has them; "file" is its file."""
 
 
 class Row(NamedTuple):
@@ -17,7 +17,7 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass
 class Tally:
-    """What reading found besides documents; a source adds to it."""
+    """Counts of the oddities that reading meets; a source adds to it."""
 
     invalid_utf8: int = 0
     """Byte sequences that were not UTF-8 and became U+FFFD."""
@@ -25,7 +25,7 @@ class Tally:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """What an interruption makes us do again: a group of files, or one parquet shard.
+    """Part of a corpus that an interruption repeats: a group of files, or one parquet shard.
 
     Units are sent to worker processes, so what they hold must be picklable.
     """
@@ -38,7 +38,7 @@ class Unit:
     split: str | None = None
     """"train" or "val" where the source has its own validation text; None splits by hash."""
     rows: Callable[[Tally], Iterator[Row]] | None = None
-    """The same documents with their url, title, …, where the source knows them."""
+    """Reads the same documents with their url, title, …, where the source knows them."""
     fetch: Callable[[], object] | None = None
     """Makes it available on this machine; called in the main process before the unit is read."""
 
@@ -55,6 +55,6 @@ class Corpus:
 
     units: Sequence[Unit]
     sources: tuple[str, ...]
-    """What it is made of, for the manifest."""
+    """Files or packages it is made of, for the manifest."""
     identity: dict[str, Any]
-    """What decides its text: the same identity gives the same documents."""
+    """Facts that decide its text: the same identity gives the same documents."""
