@@ -62,7 +62,7 @@ def lower(preset: str, topology: str, *args: str, slices: int = 1):
 
 
 # A program that compiles in seconds: every kind of layer, sizes of whole tiles.
-SMALL = ("--model.depth=3", "--model.dim=512", "--model.hidden=1024", "--model.seq-len=512")
+SMALL = ("--model.depth=3", "--model.dim=512", "--model.hidden=1024", "--model.seq-len=256")
 SMALL += ("--training.batch-size=16", "--training.steps=100")
 
 
@@ -106,7 +106,7 @@ def test_attention_takes_what_the_products_leave(small):
     """No head is copied in fp32. Kept in bf16 are one copy forward, of the kernel's output, and of
     four backward: that output again, its gradient, and gradients of q and v (`splash._LAYOUT`).
     """
-    heads = r"= (\w+)\[2,(?:512,4,128|4,512,128)\]\S* copy\(.*op_name=\"([^\"]*)\""
+    heads = r"= (\w+)\[2,(?:256,4,128|4,256,128)\]\S* copy\(.*op_name=\"([^\"]*)\""
     copied = re.findall(heads, small.text)
     assert {dtype for dtype, _ in copied} <= {"bf16"}
     backward = ["transpose(jvp" in name for _, name in copied]
