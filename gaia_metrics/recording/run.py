@@ -74,6 +74,7 @@ def init(
             folder that cannot be written is no error: training goes on with a warning.
     """
     path = Path(dir) if dir is not None else Path("runs") / name
+    _close_own(path, process_index)
     known = folder.read_json(path / "run.json")
     if resume not in ("allow", "must", "never"):
         raise MetricsError(f"resume={resume!r}", "use 'allow', 'must' or 'never'")
@@ -99,6 +100,13 @@ def init(
     return Run(path, known | identity, resume_step, process_index, system_interval, limits)
 
 
+def _close_own(path: Path, process: int) -> None:
+    """Finish a run that this process records there: a notebook's cell that is run again."""
+    for run in exit_hooks.live():
+        if run.records_to(path, process):
+            run.finish("stopped")
+
+
 class Run:
     """A run being recorded; `init` makes it.
 
@@ -121,6 +129,7 @@ class Run:
         self._process = process
         self._warned: dict[str, str] = {}
         self._finished = False
+        self._dropped_because = ("after finish()", "log before finish()")
         self._closed_whole = False
         settings = self._settings()
         opened = open_folder(path, info, process, resume_step, settings is not None, self._warn)
@@ -166,7 +175,8 @@ class Run:
         try:
             item = dict(values)
             if self._finished:
-                self._warn("finished", "log() after finish() was dropped", "log before finish()")
+                where, remedy = self._dropped_because
+                self._warn("finished", f"log() {where} was dropped", remedy)
                 return
             worker = self._worker
             worker.points_in += len(item)
@@ -261,9 +271,17 @@ class Run:
             self._lock = None
         exit_hooks.forget(self)
 
+    def records_to(self, path: Path, process: int) -> bool:
+        """Return True where this run records to the folder as that process."""
+        return self._process == process and self.dir.resolve() == path.resolve()
+
     def abandon(self) -> None:
-        """A forked child (a data loader's worker) has no thread: what it logs is dropped."""
+        """Leave the run to the parent: a forked child (a data loader's worker) has no thread."""
         self._finished = True
+        self._dropped_because = ("in a forked child", "record in the parent, or init a run there")
+        if self._lock is not None:
+            self._lock.drop_copy()
+            self._lock = None
 
     def _settings(self) -> ExportSettings | None:
         if not any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ):
@@ -295,7 +313,8 @@ class Run:
 
     def _defer(self, step: int, value: Any, make: Callable[[Any], dict]) -> None:
         if self._finished:
-            self._warn("finished", "a record after finish() was dropped", "record before finish()")
+            where, remedy = self._dropped_because
+            self._warn("finished", f"a record {where} was dropped", remedy)
         else:
             self._append((step, time.monotonic_ns(), Deferred(value, make)))
 
