@@ -25,6 +25,7 @@ from gaia_metrics.recording.sdk import SdkMetrics
 from gaia_metrics.recording.vitals import Vitals
 from gaia_metrics.recording.watch import Watch, WatchConfig
 from gaia_metrics.recording.worker import HARD_POINTS, SOFT_POINTS, Deferred, Sink, Worker
+from gaia_metrics.redaction import redact_text
 from gaia_metrics.sending import facts
 from gaia_metrics.storage import folder
 
@@ -42,7 +43,7 @@ EXIT_TIMEOUT_S = 5.0
 def init(
     project: str,
     name: str,
-    config: Mapping[str, Any] | None = None,
+    config: Any = None,
     run_id: str | None = None,
     resume: Resume = "allow",
     dir: str | os.PathLike[str] | None = None,
@@ -58,7 +59,7 @@ def init(
     Args:
         project: what the run belongs to, for example "gchat".
         name: what people call the run.
-        config: anything JSON can hold; kept in run.json, without secrets.
+        config: a table, dataclass or argparse.Namespace; kept in run.json, without secrets.
         run_id: starts with YYYYMM; made up where None, taken from the folder on a resume.
         resume: "allow" continues what the folder holds, "must" needs it to hold a run, "never"
             needs it to hold none.
@@ -94,7 +95,7 @@ def init(
         "id": known.get("id") or run_id or folder.new_run_id(),
         "project": project,
         "name": name,
-        "config": redact(config or {}),
+        "config": redact({} if config is None else config),
     }
     limits = watch or WatchConfig()
     return Run(path, known | identity, resume_step, process_index, system_interval, limits)
@@ -208,7 +209,11 @@ class Run:
 
     def text(self, step: int, name: str, text: str) -> None:
         """Record a text, for example the samples of a step."""
-        self._defer(step, None, lambda _: {"kind": "text", "name": str(name), "text": str(text)})
+        self._defer(
+            step,
+            None,
+            lambda _: {"kind": "text", "name": str(name), "text": redact_text(str(text))},
+        )
 
     def alert(self, title: str, text: str = "", level: Literal["info", "warn", "error"] = "warn"):
         """Raise an alert: it is printed to stderr, kept in the run folder and sent."""
@@ -325,7 +330,7 @@ class Run:
     def _warn(self, key: str, problem: str, remedy: str) -> None:
         """Say each kind of trouble once, on stderr and in status.json (for `doctor`)."""
         if key not in self._warned:
-            text = f"{problem}; {remedy}" if remedy else problem
+            text = redact_text(f"{problem}; {remedy}" if remedy else problem)
             self._warned[key] = text
             print(f"gaia-metrics: {text}", file=sys.stderr, flush=True)
 
@@ -348,5 +353,6 @@ class Run:
 
 def _alert(title: str, text: str, level: str) -> dict:
     """Print an alert and make its record."""
+    title, text = redact_text(str(title)), redact_text(str(text))
     print(f"gaia-metrics: {level}: {title}: {text}", file=sys.stderr, flush=True)
     return {"kind": "alert", "name": str(title), "text": str(text), "level": level}

@@ -82,7 +82,7 @@ def run_info(run_folder: str | os.PathLike[str]) -> dict:
 
 def write_json(path: Path, data: dict) -> None:
     """Replace one of the JSON files atomically. What JSON cannot hold is written as text."""
-    atomic.replace(path, json.dumps(data, indent=1, default=str).encode() + b"\n")
+    atomic.replace(path, json.dumps(data, indent=1, default=str, allow_nan=False).encode() + b"\n")
 
 
 def add_attempt(info: dict, resume_step: int) -> tuple[dict, Attempt]:
