@@ -14,6 +14,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
@@ -126,10 +128,20 @@ class Remote:
         self.environment = environment(url)
 
     def control(self, what: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Sets faults; returns the statistics."""
+        """Sets faults; returns the statistics. Waits for the end of an outage, which may outlast
+        what a test did during it.
+        """
         request = urllib.request.Request(f"{self.url}/_control", json.dumps(what or {}).encode())
-        with urllib.request.urlopen(request) as answer:
-            return json.load(answer)
+        patience = time.monotonic() + 90
+        while True:
+            try:
+                with urllib.request.urlopen(request) as answer:
+                    return json.load(answer)
+            except urllib.error.URLError as error:
+                refused = isinstance(error.reason, ConnectionRefusedError)
+                if not refused or time.monotonic() > patience:
+                    raise
+                time.sleep(0.1)
 
 
 @contextlib.contextmanager
