@@ -2,7 +2,7 @@
 
 A checkpoint counts once its `checksums.json` exists; a thread writes that file as soon as Orbax has
 renamed the finished step into place. A step without it was cut off, a step whose files disagree
-with it was damaged. Both are passed over, aloud, in favour of the step before.
+with it was damaged. Both are skipped, with a printed line, in favour of the step before.
 
 With several processes each writes the parts it holds; the directory must be one that all of them
 see. Process 0 writes the checksums, deletes, and looks for damage; what went wrong on one process
@@ -117,7 +117,7 @@ class Checkpointer:
 
         Returns:
             None, or what went wrong with this save or the one before it (disk full, bucket gone).
-            Earlier checkpoints stay good and training may go on.
+            Earlier checkpoints are intact and training may go on.
         """
         before, failed = self.wait(), None
         if (problem := self._group.broadcast(lambda: self._no_room(state))) is not None:
@@ -193,7 +193,7 @@ class Checkpointer:
         return sorted(int(name) for name in names if name.isdigit())
 
     def latest(self, report: Callable[[str], None] = print) -> int | None:
-        """The newest step whose files all match their checksums; says what it passed over."""
+        """The newest step whose files all match their checksums; prints what it skipped."""
         return self._group.broadcast(lambda: self._newest_sound(report))
 
     def _newest_sound(self, report: Callable[[str], None]) -> int | None:
@@ -205,7 +205,7 @@ class Checkpointer:
         return None
 
     def damage(self, step: int) -> str | None:
-        """What is wrong with a checkpoint's files, or None if every one matches its checksum."""
+        """Says what is wrong with a checkpoint's files; None if every one matches its checksum."""
         folder = self.directory / str(step)
         try:
             expected = json.loads((folder / CHECKSUMS).read_text())
@@ -275,11 +275,11 @@ class Checkpointer:
         stored = self._manager.item_metadata(step)["state"]
         if stored is None:
             raise FileNotFoundError("the metadata of its arrays is missing")
-        found = _shapes(stored.tree)
+        in_checkpoint = _shapes(stored.tree)
         wanted = _shapes(ocp.tree.serialize_tree(abstract_state, keep_empty_nodes=True))
-        for name in sorted(found.keys() | wanted.keys()):
-            if found.get(name) != wanted.get(name):
-                here, there = found.get(name, "missing"), wanted.get(name, "missing")
+        for name in sorted(in_checkpoint.keys() | wanted.keys()):
+            if in_checkpoint.get(name) != wanted.get(name):
+                here, there = in_checkpoint.get(name, "missing"), wanted.get(name, "missing")
                 return f"{name} is {here} in the checkpoint and {there} in the run"
         return None
 

@@ -1,4 +1,4 @@
-"""What keeps a long run safe: stopping on request, bad losses, and steps that never end.
+"""Guards of a long run: stopping on request, bad losses, and steps that never end.
 
 `StopRequest` turns a signal into a question, `LossGuard` judges each step's loss, `Watchdog` ends
 a process that hangs.
@@ -35,7 +35,7 @@ _LEAST_LOSSES = 8  # fewer make no running median
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """What happens to a bad step (a loss that is not finite, or spikes) and to one that hangs."""
+    """Policy for a bad step (a loss that is not finite, or spikes) and for one that hangs."""
 
     policy: Literal["stop", "skip", "rollback"] = "stop"
     """stop: end the run. skip: leave that update out, decided on the device. rollback: reload the
@@ -160,7 +160,7 @@ class LossGuard:
         self._skips = 0
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Returns what a checkpoint keeps."""
         return {
             "losses": [[step, loss] for step, loss in self._losses.items()],
             "skipped_batches": sorted(self.skipped_batches),
@@ -184,7 +184,7 @@ class LossGuard:
         return np.float32(self.config.spike_factor * statistics.median(known))
 
     def judge(self, step: int, loss: float, grad_norm: float) -> str | None:
-        """What is wrong with a finished step, or None; to be called once for each, in order."""
+        """Says what is wrong with a finished step, or None; call it once for each, in order."""
         limit = float(self.limit(step))
         if not math.isfinite(loss):
             return f"train/loss is {loss}"
@@ -257,7 +257,7 @@ class Watchdog:
             self.alive(before[1])
 
     def problem(self) -> str | None:
-        """What hangs, or None."""
+        """Says what hangs; None while nothing does."""
         since, doing, allowed = self._mark
         took = self._clock() - since
         if not self._seconds or took <= allowed:

@@ -6,8 +6,9 @@ gchat speedrun | train | sample | plan | dashboard | eval bpb
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from gaia.config import parse
@@ -42,7 +43,7 @@ class Sample:
     prompt: str
     """Text to continue."""
     max_tokens: int = 128
-    """Most tokens to add."""
+    """Limit of the tokens to add."""
     temperature: float = 0.8
     """0 always takes the most likely token."""
     top_k: int = 0
@@ -137,8 +138,7 @@ class _Writer:
 
 
 def _eval(args: list[str]) -> None:
-    if args[:1] != ["bpb"]:
-        raise GaiaError(f"gchat eval {' '.join(args[:1])} is no evaluation", "use gchat eval bpb")
+    _known("gchat eval", args, ["bpb"])
     options = parse(EvalBpb, args[1:], prog="gchat eval bpb", description=EvalBpb.__doc__)
     from gchat.run.loading import load_run
 
@@ -155,13 +155,7 @@ def _eval(args: list[str]) -> None:
 def _data(args: list[str]) -> None:
     from gchat.data.cli import VERBS, Curate, parse_verb
 
-    verb = args[0] if args else ""
-    if verb not in VERBS:
-        known = "|".join(VERBS)
-        raise GaiaError(
-            f"gchat data {verb or '(nothing)'} is no command", f"use gchat data {known}"
-        )
-    given = parse_verb(verb, args[1:])
+    given = parse_verb(_known("gchat data", args, VERBS), args[1:])
     if isinstance(given, Curate):
         kind, _, folder = (given.perplexity.scorer or "").partition(":")
         given.run(_run_scorer(folder) if kind == "run" else None)
@@ -179,12 +173,7 @@ def _run_scorer(folder: str) -> Callable[[], Any]:
 def _tokenizer(args: list[str]) -> None:
     from gchat.data.vocabulary import VERBS
 
-    verb = args[0] if args else ""
-    if verb not in VERBS:
-        raise GaiaError(
-            f"gchat tokenizer {verb or '(nothing)'} is no command",
-            f"use gchat tokenizer {'|'.join(VERBS)}",
-        )
+    verb = _known("gchat tokenizer", args, VERBS)
     command = VERBS[verb]
     parse(command, args[1:], prog=f"gchat tokenizer {verb}", description=command.__doc__).run()
 
@@ -211,10 +200,22 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _verb(args: list[str]) -> None:
-    verb = VERBS.get(args[0]) if args else None
-    if verb is None:
-        raise GaiaError(f"gchat {' '.join(args[:1])} is no verb", f"use {', '.join(VERBS)}")
-    verb(args[1:])
+    VERBS[_known("gchat", args, VERBS)](args[1:])
+
+
+def _known(program: str, args: list[str], commands: Collection[str]) -> str:
+    """The command that `args` begin with.
+
+    Raises:
+        GaiaError: there is none, or it is unknown; with the nearest one.
+    """
+    if not args:
+        raise GaiaError(f"{program} needs a command", f"use one of {', '.join(commands)}")
+    if args[0] in commands:
+        return args[0]
+    nearest = get_close_matches(args[0], commands, n=1)
+    remedy = f"did you mean {nearest[0]}?" if nearest else f"use one of {', '.join(commands)}"
+    raise GaiaError(f"{program} {args[0]}: unknown command", remedy)
 
 
 if __name__ == "__main__":

@@ -37,12 +37,12 @@ ALIASES = {
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where tokens come from."""
+    """Source of the tokens."""
 
     dir: str | None = None
     """Folder of shards and manifest.json; the speedrun prepares one when this is left out."""
     source: Literal["climbmix", "docs", "text"] = "climbmix"
-    """What the speedrun prepares: climbmix, docs (offline docstrings), or text."""
+    """Corpus that the speedrun prepares: climbmix, docs (offline docstrings), or text."""
     input: str | None = None
     """For source text: a file, folder or glob of .txt, .md, .jsonl or .parquet."""
     shards: int | None = None
@@ -57,16 +57,16 @@ class DataConfig:
     weights: dict[str, float] = field(default_factory=dict)
     """Share of training rows of each source of the mixture: name and number pairs."""
     packing: Packing = "split"
-    """How documents become rows: split (one stream, cut every seq_len tokens), best_fit or
+    """Way of making rows of documents: split (one stream, cut every seq_len tokens), best_fit or
     first_fit (whole documents, each a segment of its own), none (one padded document per row)."""
     window: int | None = None
     """Shards shuffled together (W). Fixed when the data was prepared; derived from its manifest."""
     fingerprint: str | None = None
     """Which shards the order is made of; derived, and compared on resume."""
     cache_dir: str | None = None
-    """Where shards of gs:// data are kept on this machine; derived: $GAIA_HOME/shards."""
+    """Folder for shards of gs:// data on this machine; derived: $GAIA_HOME/shards."""
     cache_gib: float = 32.0
-    """Most that the shard cache holds, GiB; the longest unused shards go first."""
+    """Shard cache limit, GiB; the longest unused shards go first."""
     patience_minutes: float = 10.0
     """Silence of the bucket after which training stops."""
 
@@ -84,7 +84,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long and in what portions to train."""
+    """Length of the training, and the portions it is done in."""
 
     batch_size: int | None = None
     """Rows per optimizer step, over all devices; derived from the token budget (Power Lines)."""
@@ -142,12 +142,12 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What is measured while training."""
+    """Measurements made while training."""
 
     every_steps: int = 250
     """Steps between validations; before the first and after the last step there is always one."""
     tokens: int = 10_485_760
-    """Most tokens of the validation split scored during training and at the end."""
+    """Limit of the validation tokens scored during training and at the end."""
     stride_fraction: float = 0.5
     """Windows over a long document advance by this share of seq_len; every byte scores once."""
     files: dict[str, str] = field(default_factory=dict)
@@ -314,15 +314,10 @@ def derive(
     _check_least(config)
     # 2) Tokens follow from parameters unless steps or tokens are given.
     tokens = training.tokens or round(training.tokens_per_param * params)
-    # 3) The batch follows from the tokens: B ∝ D^0.383 from 2^19 at depth 12 (Power Lines,
-    #    arXiv 2505.13738, with nanochat's measured reference point).
+    # 3) The batch follows from the tokens.
     batch_size = training.batch_size
     if batch_size is None:
-        reference = training.tokens_per_param * matmul_params(
-            GPTConfig(depth=12).derive(s.vocab, s.padded_vocab)
-        )
-        batch_tokens = 2 ** round(math.log2(2**19 * (tokens / reference) ** 0.383))
-        batch_size = max(1, batch_tokens // model.seq_len)
+        batch_size = _batch_size(model, tokens, training.tokens_per_param)
     if batch_size % training.grad_accum:
         raise ConfigError(
             f"training.grad_accum {training.grad_accum} does not divide "
@@ -350,6 +345,18 @@ def derive(
         training=training,
         run=replace(config.run, price_per_hour=price),
     ), said
+
+
+def _batch_size(model: GPTConfig, tokens: int, tokens_per_param: float) -> int:
+    """Rows of a step: B ∝ D^0.383 from 2^19 tokens at depth 12.
+
+    Power Lines (arXiv 2505.13738), with nanochat's measured reference point.
+    """
+    s = model.sizes
+    at_depth_12 = GPTConfig(depth=12).derive(s.vocab, s.padded_vocab)
+    reference = tokens_per_param * matmul_params(at_depth_12)
+    batch_tokens = 2 ** round(math.log2(2**19 * (tokens / reference) ** 0.383))
+    return max(1, batch_tokens // model.seq_len)
 
 
 def _check_training(training: TrainingConfig) -> None:

@@ -202,7 +202,7 @@ def _sets_size(args: list[str]) -> bool:
 
 
 class Plan:
-    """What will be trained: sizes and steps that fit the machine and the hours."""
+    """Plan of a training: sizes and steps that fit the machine and the hours."""
 
     def __init__(
         self,
@@ -323,7 +323,7 @@ class Plan:
         return listed.on_demand * self._machine.devices / chip.devices_per_chip
 
     def data_dir(self) -> Path:
-        """Where the speedrun keeps its data set; the name says what it holds."""
+        """Folder of the speedrun's data set; its name says what it holds."""
         data = self.config.data
         name = [data.source, data.tokenizer]
         if data.tokenizer == "bpe":

@@ -75,8 +75,8 @@ class Store:
     def _read(self, path: Path) -> Node | None:
         try:
             return Node.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
+        except OSError:
+            return None  # absent, or unreadable for now: looking at it must not change it
         except Exception:
             # Anything at all may stand in a damaged file. The labels in the cloud rebuild it.
             with contextlib.suppress(OSError):
@@ -118,23 +118,34 @@ class Store:
         return nodes
 
     @contextlib.contextmanager
-    def lock(self, node_id: str) -> Iterator[None]:
+    def lock(self, node_id: str, *, needs_disk: bool = True) -> Iterator[None]:
         """Holds the node against other gml processes; the kernel drops it if we die.
+
+        Args:
+            node_id: the node.
+            needs_disk: raise OSError where no lock file can be made; else go on without one.
 
         Raises:
             Busy: another process holds it.
         """
         folder = self.home / "locks"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(folder / check_id(node_id), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(folder / check_id(node_id), os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            if needs_disk:
+                raise
+            yield
+            return
         try:
             if not _grab(handle):
                 holder = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
                 raise Busy(
                     f"another gml (process {holder}) is working on {node_id}", "wait for it"
                 ) from None
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, str(os.getpid()).encode(), 0)
+            with contextlib.suppress(OSError):  # the lock holds without our number in it
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, str(os.getpid()).encode(), 0)
             yield
         finally:
             os.close(handle)
@@ -142,7 +153,7 @@ class Store:
     def locked(self, node_id: str) -> bool:
         """Tells whether some process is working on the node at this moment."""
         try:
-            with self.lock(node_id):
+            with self.lock(node_id, needs_disk=False):
                 return False
         except Busy:
             return True

@@ -33,7 +33,7 @@ class Agreement:
         self._asked.add(name)
 
     def due(self, step: int) -> set[str]:
-        """What is to be done now that `step` steps are finished; the next step follows."""
+        """Returns what is to be done now that `step` steps are finished; the next step follows."""
         if self._group.count == 1:
             due, self._asked = self._asked, set()
             return due

@@ -25,6 +25,7 @@ from gaia_metrics.recording.sdk import SdkMetrics
 from gaia_metrics.recording.vitals import Vitals
 from gaia_metrics.recording.watch import Watch, WatchConfig
 from gaia_metrics.recording.worker import HARD_POINTS, SOFT_POINTS, Deferred, Sink, Worker
+from gaia_metrics.redaction import redact_text
 from gaia_metrics.sending import facts
 from gaia_metrics.storage import folder
 
@@ -42,7 +43,7 @@ EXIT_TIMEOUT_S = 5.0
 def init(
     project: str,
     name: str,
-    config: Mapping[str, Any] | None = None,
+    config: Any = None,
     run_id: str | None = None,
     resume: Resume = "allow",
     dir: str | os.PathLike[str] | None = None,
@@ -58,7 +59,7 @@ def init(
     Args:
         project: what the run belongs to, for example "gchat".
         name: what people call the run.
-        config: anything JSON can hold; kept in run.json, without secrets.
+        config: a table, dataclass or argparse.Namespace; kept in run.json, without secrets.
         run_id: starts with YYYYMM; made up where None, taken from the folder on a resume.
         resume: "allow" continues what the folder holds, "must" needs it to hold a run, "never"
             needs it to hold none.
@@ -74,6 +75,7 @@ def init(
             folder that cannot be written is no error: training goes on with a warning.
     """
     path = Path(dir) if dir is not None else Path("runs") / name
+    _close_own(path, process_index)
     known = folder.read_json(path / "run.json")
     if resume not in ("allow", "must", "never"):
         raise MetricsError(f"resume={resume!r}", "use 'allow', 'must' or 'never'")
@@ -93,10 +95,17 @@ def init(
         "id": known.get("id") or run_id or folder.new_run_id(),
         "project": project,
         "name": name,
-        "config": redact(config or {}),
+        "config": redact({} if config is None else config),
     }
     limits = watch or WatchConfig()
     return Run(path, known | identity, resume_step, process_index, system_interval, limits)
+
+
+def _close_own(path: Path, process: int) -> None:
+    """Finish a run that this process records there: a notebook's cell that is run again."""
+    for run in exit_hooks.live():
+        if run.records_to(path, process):
+            run.finish("stopped")
 
 
 class Run:
@@ -121,6 +130,7 @@ class Run:
         self._process = process
         self._warned: dict[str, str] = {}
         self._finished = False
+        self._dropped_because = ("after finish()", "log before finish()")
         self._closed_whole = False
         settings = self._settings()
         opened = open_folder(path, info, process, resume_step, settings is not None, self._warn)
@@ -166,7 +176,8 @@ class Run:
         try:
             item = dict(values)
             if self._finished:
-                self._warn("finished", "log() after finish() was dropped", "log before finish()")
+                where, remedy = self._dropped_because
+                self._warn("finished", f"log() {where} was dropped", remedy)
                 return
             worker = self._worker
             worker.points_in += len(item)
@@ -198,7 +209,11 @@ class Run:
 
     def text(self, step: int, name: str, text: str) -> None:
         """Record a text, for example the samples of a step."""
-        self._defer(step, None, lambda _: {"kind": "text", "name": str(name), "text": str(text)})
+        self._defer(
+            step,
+            None,
+            lambda _: {"kind": "text", "name": str(name), "text": redact_text(str(text))},
+        )
 
     def alert(self, title: str, text: str = "", level: Literal["info", "warn", "error"] = "warn"):
         """Raise an alert: it is printed to stderr, kept in the run folder and sent."""
@@ -261,9 +276,17 @@ class Run:
             self._lock = None
         exit_hooks.forget(self)
 
+    def records_to(self, path: Path, process: int) -> bool:
+        """Return True where this run records to the folder as that process."""
+        return self._process == process and self.dir.resolve() == path.resolve()
+
     def abandon(self) -> None:
-        """A forked child (a data loader's worker) has no thread: what it logs is dropped."""
+        """Leave the run to the parent: a forked child (a data loader's worker) has no thread."""
         self._finished = True
+        self._dropped_because = ("in a forked child", "record in the parent, or init a run there")
+        if self._lock is not None:
+            self._lock.drop_copy()
+            self._lock = None
 
     def _settings(self) -> ExportSettings | None:
         if not any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ):
@@ -295,7 +318,8 @@ class Run:
 
     def _defer(self, step: int, value: Any, make: Callable[[Any], dict]) -> None:
         if self._finished:
-            self._warn("finished", "a record after finish() was dropped", "record before finish()")
+            where, remedy = self._dropped_because
+            self._warn("finished", f"a record {where} was dropped", remedy)
         else:
             self._append((step, time.monotonic_ns(), Deferred(value, make)))
 
@@ -306,7 +330,7 @@ class Run:
     def _warn(self, key: str, problem: str, remedy: str) -> None:
         """Say each kind of trouble once, on stderr and in status.json (for `doctor`)."""
         if key not in self._warned:
-            text = f"{problem}; {remedy}" if remedy else problem
+            text = redact_text(f"{problem}; {remedy}" if remedy else problem)
             self._warned[key] = text
             print(f"gaia-metrics: {text}", file=sys.stderr, flush=True)
 
@@ -329,5 +353,6 @@ class Run:
 
 def _alert(title: str, text: str, level: str) -> dict:
     """Print an alert and make its record."""
+    title, text = redact_text(str(title)), redact_text(str(text))
     print(f"gaia-metrics: {level}: {title}: {text}", file=sys.stderr, flush=True)
     return {"kind": "alert", "name": str(title), "text": str(text), "level": level}

@@ -139,7 +139,8 @@ def prepare(*, progress: bool | None = None, **options: Any) -> Manifest:
     given = dataclasses.replace(given, out=Path(given.out).expanduser())
     folder = given.out
     # An interrupted preparation goes on with the commit it began with, whatever main is now.
-    corpus = given.corpus(None if given.overwrite else _previous(folder).get("revision"))
+    revision = None if given.overwrite else _previous(folder).get("revision")
+    corpus = given.corpus(revision, exclude=folder)
     chosen = _chosen_tokenizer(given)  # before anything is replaced: it may lie in `out`
     parameters = _parameters(given, corpus, chosen)
     if not given.overwrite and (finished := _finished(folder, parameters)) is not None:

@@ -12,7 +12,7 @@ from gaia import storage
 from gaia.errors import ConfigError, DataError
 from gchat import tokenizer as tokenizers
 from gchat.data.prepare import training_text
-from gchat.data.sources import text
+from gchat.data.sources import files, text
 from gchat.data.sources.choose import Source
 from gchat.data.sources.unit import Tally
 from gchat.tokenizer import Tokenizer
@@ -46,7 +46,7 @@ class Train(Source, _Out):
         """Trains, stores and describes it."""
         years = forced.years(self.forced_years) if self.forced_years else ()
         terms = self._terms()
-        texts = training_text(self.corpus(), 0.0)
+        texts = training_text(self.corpus(exclude=self._folder()), 0.0)
         if self.kind == "bpe":
             made = tokenizers.train_bpe(texts, self.vocab_size, years=years, terms=terms)
         elif years or terms:
@@ -62,14 +62,14 @@ class Train(Source, _Out):
         print(f"{tokenizers.stored_at(self.out)}: {made.kind}, {made.vocab_size:,} ids{extra}")
         return made
 
+    def _folder(self) -> Path | None:
+        """The folder of the tokenizer, where it is one of its own."""
+        return None if str(self.out).endswith(".json") else self.out
+
     def _terms(self) -> list[str]:
         terms: list[str] = list(forced.MONTHS) if self.forced_months else []
         if self.forced_terms:
-            try:
-                lines = Path(self.forced_terms).read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"forced_terms: {error}", "give a text file") from error
-            terms += [line.strip() for line in lines if line.strip()]
+            terms += files.listed("forced_terms", Path(self.forced_terms))
         return terms
 
 

@@ -26,7 +26,7 @@ _CHUNK = 16  # tokens decoded per call: few host round trips, yet text appears a
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is chosen."""
+    """Choice of the next token."""
 
     temperature: float = 0.8
     """0 always takes the most likely token."""

@@ -27,7 +27,7 @@ Scorer = Callable[[Batch], jax.Array]
 
 
 class Score(NamedTuple):
-    """What a text cost."""
+    """Score of a text."""
 
     bpb: float
     loss: float

@@ -1,4 +1,4 @@
-"""What a run measures of itself: validation and named texts in bits per byte, and samples."""
+"""Evaluations of a run: validation and named texts in bits per byte, and samples."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -151,9 +151,9 @@ def fetch(args: Sequence[str]) -> None:
 
 
 def _option(args: Sequence[str], *names: str) -> str | None:
-    found = None
+    given = None
     for i, arg in enumerate(args):
         name, equals, value = arg.partition("=")
         if name.replace("_", "-") in names:
-            found = value if equals else next(iter(args[i + 1 : i + 2]), None)
-    return found
+            given = value if equals else next(iter(args[i + 1 : i + 2]), None)
+    return given

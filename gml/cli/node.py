@@ -12,7 +12,7 @@ from gml.cli import options as c
 from gml.cli.listing import NOTES, row
 from gml.cli.look import ls
 from gml.cli.signature import with_options
-from gml.cli.terminal import Spinner, confirm, emit, say, table
+from gml.cli.terminal import Spinner, confirm, emit, nobody_reads, say, table
 from gml.durations import format_duration, format_time, parse_timeout
 from gml.errors import GmlError, Incomplete, UsageError
 from gml.fleet import merge
@@ -20,6 +20,7 @@ from gml.model import Node
 from gml.nodes import change
 from gml.nodes.create import create as nodes_create
 from gml.planning import plan
+from gml.progress import Progress
 from gml.remote.ssh import address_of
 from gml.request import NodeRequest
 
@@ -60,12 +61,29 @@ def create(
         emit({"id": spec.id, "offer": offer, "requests": requests})
         return
     with Spinner() as spinner:
-        node = nodes_create(fleet, request, spinner, spinner.bill)
-    if json:
-        emit(row(node, fleet.now()))
-        return
-    say(describe_created(node, request.timeout_s))
-    print(node.id)
+        node = nodes_create(fleet, request, _while_read(spinner), spinner.bill)
+    try:
+        if json:
+            emit(row(node, fleet.now()))
+            return
+        say(describe_created(node, request.timeout_s))
+        print(node.id, flush=True)
+    except OSError as error:
+        # Nobody has learnt its id, so nobody would end it before its deadline.
+        change.delete(fleet, node)
+        error.add_note(f"the id could not be written: {node.id} was deleted again")
+        raise
+
+
+def _while_read(spinner: Spinner) -> Progress:
+    """The spinner's steps, until nobody reads our output: then the create is given up."""
+
+    def tell(step: str) -> None:
+        if nobody_reads():
+            raise BrokenPipeError("nobody reads the output any more")
+        spinner(step)
+
+    return tell
 
 
 def describe_created(node: Node, timeout_s: int) -> str:

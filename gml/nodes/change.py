@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from gml.durations import format_duration, format_time
 from gml.errors import Denied, Unavailable, Unsafe
 from gml.fleet import Fleet
 from gml.model import ApiRequest, Node
-from gml.progress import Progress, silent
+from gml.progress import Progress, silent, unbreakable
 from gml.threads import on_hosts
 
 
@@ -59,13 +61,13 @@ def _tell_watchdogs(fleet: Fleet, moved: Node, before: int | None) -> None:
 
 
 def delete(fleet: Fleet, node: Node, progress: Progress = silent) -> None:
-    """Deletes the node and its record.
+    """Deletes the node and its record; neither output nor disk is needed for it.
 
     Raises:
         Denied: its labels name another owner. Unavailable, Incomplete: it may still exist.
     """
     provider = fleet.provider(node.provider)
-    with fleet.store.lock(node.id):
+    with fleet.store.lock(node.id, needs_disk=False):
         live = provider.find(node)
         owner = live.owner if live else node.owner
         if owner != fleet.config.owner:
@@ -73,11 +75,14 @@ def delete(fleet: Fleet, node: Node, progress: Progress = silent) -> None:
                 f"{node.id} belongs to {owner}, you are {fleet.config.owner}",
                 "set GML_OWNER if both are you",
             )
-        if fleet.store.get(node.id):
-            fleet.store.put(node.replace(phase="deleting"))
-        provider.delete(_union(node, live), progress)
-        fleet.store.remove(node, deleted=round(fleet.now()))
-        fleet.ssh.forget(node)
+        with contextlib.suppress(OSError):
+            if fleet.store.get(node.id):
+                fleet.store.put(node.replace(phase="deleting"))
+        provider.delete(_union(node, live), unbreakable(progress))
+        # A record that can't be dropped now is dropped by the next `gml reap`.
+        with contextlib.suppress(OSError):
+            fleet.store.remove(node, deleted=round(fleet.now()))
+            fleet.ssh.forget(node)
 
 
 def delete_plan(fleet: Fleet, node: Node) -> list[dict]:

@@ -50,13 +50,21 @@ class Zygote:
         )
 
     def run(
-        self, words: list[str], patches: dict[str, float] | None = None, cwd: Path | None = None
+        self,
+        words: list[str],
+        patches: dict[str, float] | None = None,
+        cwd: Path | None = None,
+        out: Path | None = None,
     ) -> int:
-        """Runs `gml WORDS`; returns its exit code, or -9 when it was killed."""
+        """Runs `gml WORDS`; returns its exit code, or -9 when it was killed.
+
+        `out` is opened as its stdout and stderr instead of two files.
+        """
         assert self.process.stdin and self.process.stdout
         kept = ("GML_", "GOOGLE_", "LAMBDA_", "HOME", "HF_", "PATH")
         env = {k: v for k, v in os.environ.items() if k.startswith(kept)}
         ask = {"words": words, "env": env, "patches": patches or {}, "cwd": str(cwd or "/")}
+        ask["out"] = str(out) if out else ""
         self.process.stdin.write(json.dumps(ask) + "\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())

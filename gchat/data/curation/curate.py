@@ -44,7 +44,7 @@ def curate(options: Options, scorer: Maker | None = None, progress: bool | None 
     """
     options.check()
     options = dataclasses.replace(options, out=Path(options.out).expanduser())
-    corpus = options.corpus()
+    corpus = options.corpus(exclude=options.out)
     parameters = json.loads(json.dumps(options.parameters(corpus.identity)))
     folder = options.out
     if not options.overwrite and (finished := _finished(folder, parameters)) is not None:

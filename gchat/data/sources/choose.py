@@ -1,6 +1,8 @@
 """Options that name a text; every verb that reads text shares them."""
 
 import dataclasses
+import sys
+from pathlib import Path
 from typing import Literal
 
 from gaia.errors import ConfigError
@@ -16,8 +18,8 @@ class Source:
     """Kind of text: your files (text), docstrings of the installed packages (docs, offline), the
     hub (climbmix), or a dump of Wikipedia or another MediaWiki (mediawiki: .xml, .bz2, .gz)."""
     input: str | None = None
-    """File, folder or glob of .txt, .md, .jsonl (also .gz, .zst) or .parquet (source text), or of
-    dumps (source mediawiki)."""
+    """File, folder or glob of .txt, .md, .jsonl (also .gz, .bz2, .xz, .zst) or .parquet (source
+    text), or of dumps (source mediawiki)."""
     text_column: str = "text"
     """Field of .jsonl and .parquet files that holds the text."""
     document_chars: int = text.DOCUMENT_CHARS
@@ -33,8 +35,19 @@ class Source:
     categories: str | None = None
     """Categories of articles, given like titles (source mediawiki)."""
 
-    def corpus(self, revision: str | None = None) -> Corpus:
-        """Lists the text; `revision` overrides the one given."""
+    def corpus(self, revision: str | None = None, exclude: Path | None = None) -> Corpus:
+        """Lists the text, and says on stderr which files of the input are not read.
+
+        Args:
+            revision: overrides the one given.
+            exclude: the folder where results are written, which is no input.
+        """
+        made = self._listed(revision, exclude)
+        if made.left_out:
+            print(f"not read of {self.input}: {made.left_out}", file=sys.stderr, flush=True)
+        return made
+
+    def _listed(self, revision: str | None, exclude: Path | None) -> Corpus:
         if self.source in ("docs", "climbmix") and self.input is not None:
             raise ConfigError(
                 f"input = {self.input!r} does not go with source = {self.source!r}", "drop it"
@@ -52,7 +65,12 @@ class Source:
         if self.input is None:
             raise ConfigError("input is not set", "give --input a file, folder or glob")
         if self.source == "mediawiki":
-            return mediawiki.corpus(self.input, titles=self.titles, categories=self.categories)
+            return mediawiki.corpus(
+                self.input, titles=self.titles, categories=self.categories, exclude=exclude
+            )
         return text.corpus(
-            self.input, text_column=self.text_column, document_chars=self.document_chars
+            self.input,
+            text_column=self.text_column,
+            document_chars=self.document_chars,
+            exclude=exclude,
         )

@@ -1,23 +1,27 @@
 """Bytes of a text file, or of a range of its lines, as decoded blocks and lines.
 
-Plain, `.gz` and `.zst` files are read in blocks of 1 MiB, so that neither a large file nor a long
-line of plain text takes memory. A JSON line has to be held whole; above 64 MiB it is refused.
+Plain, `.gz`, `.bz2`, `.xz` and `.zst` files are read in blocks of 1 MiB, so that neither a large
+file nor a long line of plain text takes memory. A JSON line has to be held whole; above 64 MiB it is
+refused.
 """
 
+import bz2
 import codecs
 import contextlib
 import gzip
 import io
 import itertools
+import lzma
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from gaia.errors import DataError
+from gaia.errors import ConfigError, DataError
 from gchat.data.sources.unit import Tally
 
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 LINE_BYTES = 64 << 20
 _BLOCK = 1 << 20
 _REPLACEMENT = "\ufffd".encode()
@@ -36,18 +40,22 @@ def is_compressed(file: Path) -> bool:
     return file.suffix.lower() in COMPRESSED
 
 
+_OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
+
+
 @contextlib.contextmanager
 def opened(file: Path) -> Iterator[IO[bytes]]:
     """The file's bytes, decompressed.
 
     Raises:
-        DataError: its compressed data is cut off or damaged.
+        DataError: it cannot be read, or its compressed data is cut off or damaged.
     """
     ending = file.suffix.lower()
     try:
-        if ending == ".gz":
-            with gzip.open(file, "rb") as stream:
-                yield stream  # pyright: ignore[reportReturnType]
+        if ending in _OPENERS:
+            with _OPENERS[ending](file, "rb") as stream:
+                yield stream
         elif ending == ".zst":
             import pyarrow as pa
 
@@ -56,19 +64,50 @@ def opened(file: Path) -> Iterator[IO[bytes]]:
         else:
             with open(file, "rb") as stream:
                 yield stream
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        if ending != ".gz":
-            raise
-        raise DataError(
-            f"{file} is truncated or damaged gzip ({error})", "get it again, or remove it"
-        ) from error
+    except _DAMAGE as error:
+        raise _damaged(file, ending, error) from error
     except OSError as error:
-        if ending != ".zst" or error.errno:
-            raise
-        raise DataError(
-            f"{file} is truncated or damaged zstd ({str(error).splitlines()[0]})",
-            "get it again, or remove it",
+        if error.errno:
+            raise DataError(
+                f"{shown(file)} cannot be read ({error.strerror})", "check its permissions"
+            ) from error
+        if "too much memory" in str(error):  # zstd's own limit of 128 MiB
+            raise DataError(
+                f"{shown(file)} needs a zstd window of more than 128 MiB",
+                f"write it again: zstd -d --long=31 {shown(file)}",
+            ) from error
+        raise _damaged(file, ending, error) from error
+
+
+def _damaged(file: Path, ending: str, error: Exception) -> DataError:
+    kind = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}.get(ending, "data")
+    return DataError(
+        f"{shown(file)} is truncated or damaged {kind} ({str(error).splitlines()[0]})",
+        "get it again, or remove it",
+    )
+
+
+def shown(file: Path | str) -> str:
+    """A path as text that UTF-8 can hold, also where its bytes are none."""
+    return os.fsencode(file).decode("utf-8", "replace")
+
+
+def listed(field: str, file: Path) -> list[str]:
+    """The lines of a list that an option names, without blank ones; a BOM is no part of it.
+
+    Raises:
+        ConfigError: it is not there, or not UTF-8.
+    """
+    try:
+        lines = file.read_bytes().decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise ConfigError(f"{field}: {error}", "give a text file") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            f"{field} = {shown(file)!r} line {line} is not UTF-8", "convert the file to UTF-8"
         ) from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def line_start(file: Path, offset: int) -> int:

@@ -8,9 +8,7 @@ sections that list sources go. One document is one article: its title, a blank l
 Needs mwparserfromhell (the extra `wiki`). Format: https://www.mediawiki.org/wiki/Help:Export
 """
 
-import bz2
 import dataclasses
-import glob
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -22,8 +20,9 @@ from gaia.errors import ConfigError, DataError
 from gchat.data.sources import files
 from gchat.data.sources.text import identity
 from gchat.data.sources.unit import Corpus, Row, Tally, Unit
+from gchat.data.sources.walk import walk
 
-ENDINGS = (".xml", ".xml.bz2", ".xml.gz", ".xml.zst")
+ENDINGS = (".xml", ".xml.bz2", ".xml.gz", ".xml.xz", ".xml.zst")
 _DROPPED_SECTIONS = {
     "references", "notes", "citations", "sources", "bibliography", "further reading",
     "external links", "see also", "footnotes", "notes and references", "works cited",
@@ -55,7 +54,13 @@ class Choice:
         )
 
 
-def corpus(path: str, *, titles: str | None = None, categories: str | None = None) -> Corpus:
+def corpus(
+    path: str,
+    *,
+    titles: str | None = None,
+    categories: str | None = None,
+    exclude: Path | None = None,
+) -> Corpus:
     """The articles of the dumps behind `path` (a file, folder or glob).
 
     Args:
@@ -68,13 +73,15 @@ def corpus(path: str, *, titles: str | None = None, categories: str | None = Non
         ConfigError: an empty list of titles or categories, or mwparserfromhell is missing.
     """
     _parser()  # says what is missing before anything is read
-    given = Path(path).expanduser()
-    names = given.glob("*.xml*") if given.is_dir() else map(Path, glob.glob(str(given)))
-    dumps = sorted(f for f in names if f.is_file() and f.name.lower().endswith(ENDINGS))
-    if not dumps:
+    try:
+        walked = walk(path, _ending, ENDINGS, exclude)
+    except (DataError, ConfigError) as error:
+        if exclude is not None and "that is written" in error.problem:
+            raise
         raise DataError(
             f"input = {path!r} holds no dump", f"give files that end in {', '.join(ENDINGS)}"
-        )
+        ) from error
+    dumps = walked.files
     choice = Choice(_listed("titles", titles), _listed("categories", categories))
     sizes = [file.stat().st_size for file in dumps]
     units = [
@@ -83,7 +90,8 @@ def corpus(path: str, *, titles: str | None = None, categories: str | None = Non
     ]
     return Corpus(
         units=units,
-        sources=tuple(str(file) for file in dumps),
+        sources=tuple(files.shown(file) for file in dumps),
+        left_out=walked.sentence(),
         identity={
             "files": identity(dumps, sizes),
             "titles": sorted(choice.titles),
@@ -92,11 +100,17 @@ def corpus(path: str, *, titles: str | None = None, categories: str | None = Non
     )
 
 
+def _ending(file: Path) -> str:
+    """The ending of a dump, with its compression."""
+    name = file.name.lower()
+    return next((ending for ending in ENDINGS if name.endswith(ending)), file.suffix.lower())
+
+
 def _listed(field: str, given: str | None) -> frozenset[str]:
     if given is None:
         return frozenset()
     if Path(given).is_file():
-        names = Path(given).read_text(encoding="utf-8").splitlines()
+        names = files.listed(field, Path(given))
     elif given.endswith((".txt", ".csv")):
         raise ConfigError(f"{field} = {given!r} is not there", "check the path")
     else:
@@ -145,11 +159,7 @@ def pages(file: Path) -> Iterator[tuple[str, str]]:
     """
     try:
         with files.opened(file) as raw:
-            if file.suffix.lower() == ".bz2":
-                with bz2.open(raw) as stream:
-                    yield from _pages(stream)
-            else:
-                yield from _pages(raw)
+            yield from _pages(raw)
     except (ElementTree.ParseError, EOFError, zlib.error) as error:
         raise DataError(f"{file} is cut off or not XML ({error})", "get it again") from error
     except OSError as error:

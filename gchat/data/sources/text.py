@@ -1,6 +1,6 @@
 """Local text: a .txt, .md, .jsonl or .parquet file, a folder of them, or a glob.
 
-The first three may be compressed (`.gz`, `.zst`). What is a document:
+The first three may be compressed (`.gz`, `.bz2`, `.xz`, `.zst`). What is a document:
 - .jsonl and .parquet: the text field of one line or row;
 - .txt and .md: a run of paragraphs. Paragraphs are gathered until they hold `document_chars`
   characters, and the document ends at the next blank line; a paragraph of more than four times
@@ -14,7 +14,6 @@ bytes, or with more than a tenth of such sequences, is binary or in another enco
 """
 
 import dataclasses
-import glob
 import hashlib
 import json
 import re
@@ -26,6 +25,7 @@ from gaia import storage
 from gaia.errors import ConfigError, DataError
 from gchat.data.sources import files
 from gchat.data.sources.unit import META_FIELDS, Corpus, Row, Tally, Unit
+from gchat.data.sources.walk import walk
 
 ENDINGS = (".txt", ".md", ".jsonl", ".parquet")
 DOCUMENT_CHARS = 4096
@@ -46,7 +46,13 @@ class Part:
     """The file's path below the folder that was given."""
 
 
-def corpus(path: str, *, text_column: str = "text", document_chars: int = DOCUMENT_CHARS) -> Corpus:
+def corpus(
+    path: str,
+    *,
+    text_column: str = "text",
+    document_chars: int = DOCUMENT_CHARS,
+    exclude: Path | None = None,
+) -> Corpus:
     """Lists the files behind `path` (a file, folder or glob) in sorted order.
 
     Raises:
@@ -55,7 +61,8 @@ def corpus(path: str, *, text_column: str = "text", document_chars: int = DOCUME
     """
     if document_chars < 1:
         raise ConfigError(f"document_chars = {document_chars} is not positive", "try 4096")
-    paths = _files(path)
+    walked = walk(path, files.kind, ENDINGS, exclude)
+    paths = walked.files
     sizes = [file.stat().st_size for file in paths]
     if not sum(sizes):
         raise DataError(f"input = {path!r} holds no text: every file is empty", "check the path")
@@ -69,7 +76,8 @@ def corpus(path: str, *, text_column: str = "text", document_chars: int = DOCUME
             )
             for group in _grouped(path, paths, sizes)
         ],
-        sources=tuple(str(file) for file in paths),
+        sources=tuple(files.shown(file) for file in paths),
+        left_out=walked.sentence(),
         identity={
             "files": identity(paths, sizes),
             "text_column": text_column,
@@ -82,31 +90,14 @@ def identity(paths: Sequence[Path], sizes: Sequence[int]) -> str:
     """A hash that changes with the files' names, sizes and (where they are small) content."""
     hashed = sum(sizes) <= _HASHED_BYTES
     facts = [
-        [file.name, size, storage.sha256_file(file) if hashed else file.stat().st_mtime_ns]
+        [
+            files.shown(file.name),
+            size,
+            storage.sha256_file(file) if hashed else file.stat().st_mtime_ns,
+        ]
         for file, size in zip(paths, sizes, strict=True)
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def _files(path: str) -> list[Path]:
-    given = Path(path).expanduser()
-    if given.is_dir():
-        paths = [f for f in given.rglob("*") if files.kind(f) in ENDINGS and f.is_file()]
-    elif given.is_file():
-        paths = [given]
-    else:
-        paths = [Path(name) for name in glob.glob(str(given), recursive=True)]
-        paths = [file for file in paths if file.is_file()]
-    if not paths:
-        what = f"a folder without {', '.join(ENDINGS)} files" if given.is_dir() else "not there"
-        raise DataError(f"input = {path!r} is {what}", "check the path")
-    for file in paths:
-        if files.kind(file) not in ENDINGS:
-            raise ConfigError(
-                f"input = {str(file)!r} has the ending {files.kind(file)!r}",
-                f"use files that end in {', '.join(ENDINGS)}",
-            )
-    return sorted(paths)
 
 
 def _grouped(path: str, paths: Sequence[Path], sizes: Sequence[int]) -> Iterator[list[Part]]:
@@ -114,7 +105,7 @@ def _grouped(path: str, paths: Sequence[Path], sizes: Sequence[int]) -> Iterator
     group: list[Part] = []
     total = 0
     for file, size in zip(paths, sizes, strict=True):
-        name = file.relative_to(folder).as_posix() if folder.is_dir() else file.name
+        name = files.shown(file.relative_to(folder) if folder.is_dir() else file.name)
         for part in _parts(file, size):
             group.append(dataclasses.replace(part, name=name))
             total += part.bytes
@@ -153,7 +144,10 @@ def _row_groups(file: Path, size: int) -> Iterator[Part]:
 
 
 def _name(group: Sequence[Part]) -> str:
-    names = [p.file.name + (f"[{p.range[0]}:{p.range[1]}]" if p.range else "") for p in group]
+    names = [
+        files.shown(p.file.name) + (f"[{p.range[0]}:{p.range[1]}]" if p.range else "")
+        for p in group
+    ]
     return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
 
 

@@ -58,3 +58,5 @@ class Corpus:
     """Files or packages it is made of, for the manifest."""
     identity: dict[str, Any]
     """Facts that decide its text: the same identity gives the same documents."""
+    left_out: str = ""
+    """Files of the input that are not read, by reason, for people."""
