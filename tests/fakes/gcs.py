@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
@@ -127,19 +126,21 @@ class Remote:
         self.url = url
         self.environment = environment(url)
 
-    def control(self, what: dict[str, Any] | None = None) -> dict[str, Any]:
+    def control(
+        self, what: dict[str, Any] | None = None, *, patience_s: float = 90
+    ) -> dict[str, Any]:
         """Sets faults; returns the statistics. Waits for the end of an outage, which may outlast
         what a test did during it.
         """
         request = urllib.request.Request(f"{self.url}/_control", json.dumps(what or {}).encode())
-        patience = time.monotonic() + 90
+        until = time.monotonic() + patience_s
         while True:
             try:
                 with urllib.request.urlopen(request) as answer:
                     return json.load(answer)
-            except urllib.error.URLError as error:
-                refused = isinstance(error.reason, ConnectionRefusedError)
-                if not refused or time.monotonic() > patience:
+            except OSError as error:  # URLError is one
+                reason = getattr(error, "reason", error)
+                if not isinstance(reason, ConnectionError) or time.monotonic() > until:
                     raise
                 time.sleep(0.1)
 
