@@ -58,12 +58,6 @@ class GuardConfig:
             raise ConfigError(
                 f"guards.spike_factor is {self.spike_factor}", "use a factor above 1, or 0 for off"
             )
-        smallest = {"spike_window": _LEAST_LOSSES, "max_rollbacks": 0, "max_skips": 0}
-        for name, least in smallest.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"guards.{name} is {getattr(self, name)}", f"use {least} or more")
-        if not self.hang_minutes >= 0:
-            raise ConfigError(f"guards.hang_minutes is {self.hang_minutes}", "use 0 or more")
         if self.spike_factor and in_flight >= LAG:
             raise ConfigError(
                 f"run.in_flight is {in_flight} with guards.spike_factor", f"use at most {LAG - 1}"

@@ -19,6 +19,7 @@ from gaia.optim import OptimConfig
 from gaia.parallel import MeshConfig
 from gchat.model import GPTConfig
 from gchat.model_shape import flops_per_token, matmul_params
+from gchat.ranges import check_ranges
 
 ALIASES = {
     "--depth": "--model.depth",
@@ -179,8 +180,8 @@ class RunConfig:
     """Steps between lines printed where there is no terminal."""
     in_flight: int = 2
     """Steps dispatched before the oldest one's metrics are read."""
-    price_per_hour: float = 0.0
-    """US dollars per hour of this machine (of all its hosts); default GAIA_PRICE_PER_HOUR."""
+    price_per_hour: float | None = None
+    """US dollars per hour of this machine (of all its hosts); derived: GAIA_PRICE_PER_HOUR."""
     profile: str | None = None
     """Steps to trace with jax.profiler into RUN/profile, first and last: 10:13."""
     target_bpb: float | None = None
@@ -248,12 +249,21 @@ def load(args: list[str], *, preset: str | None = None, prog: str = "gchat train
     return load_tree(tree, args, prog=prog)
 
 
+# Of these the first that is set decides; one that is typed decides before all that a file sets.
+_LENGTHS = ("steps", "tokens", "tokens_per_param")
+
+
 def load_tree(tree: Mapping[str, Any], args: Sequence[str], *, prog: str) -> TrainConfig:
     """A preset's fields and `--group.field value …` to a config.
 
     Raises:
         ConfigError: naming the option, its value and the remedy.
     """
+    options = {arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")}
+    options = {ALIASES.get(option, option) for option in options}
+    if options & {f"--training.{name.replace('_', '-')}" for name in _LENGTHS}:
+        training = {k: v for k, v in (tree.get("training") or {}).items() if k not in _LENGTHS}
+        tree = {**tree, "training": training}
     return parse(
         TrainConfig, args, preset=tree, aliases=ALIASES, prog=prog, description=DESCRIPTION
     )
@@ -295,6 +305,7 @@ def derive(
     Raises:
         ConfigError: a value that cannot work, naming field, value and remedy.
     """
+    check_ranges(config)
     said: list[str] = []
     # 1) Sizes follow from depth.
     model = config.model.derive(vocab_size, padded_vocab_size)
@@ -308,12 +319,11 @@ def derive(
         f"{flops_per_token(model) / 1e9:.3f} GFLOP per training token"
     )
     training = config.training
-    _check_training(training)
-    _check_eval(config.eval)
     config.guards.check(config.run.in_flight)
-    _check_least(config)
     # 2) Tokens follow from parameters unless steps or tokens are given.
-    tokens = training.tokens or round(training.tokens_per_param * params)
+    tokens = training.tokens
+    if tokens is None:
+        tokens = max(1, round(training.tokens_per_param * params))
     # 3) The batch follows from the tokens.
     batch_size = training.batch_size
     if batch_size is None:
@@ -326,7 +336,9 @@ def derive(
         )
     batch_tokens = batch_size * model.seq_len
     # 4) Steps follow from both.
-    steps = training.steps or max(1, round(tokens / batch_tokens))
+    steps = training.steps
+    if steps is None:
+        steps = max(1, round(tokens / batch_tokens))
     said.append(
         f"training: {steps:,} steps of {batch_size} rows x {model.seq_len} = {batch_tokens:,} "
         f"tokens, {steps * batch_tokens / 1e6:,.2f}M in all "
@@ -337,7 +349,9 @@ def derive(
     said.append(sentence)
     optim.check(steps)
     training = replace(training, batch_size=batch_size, steps=steps, tokens=steps * batch_tokens)
-    price = config.run.price_per_hour or float(os.environ.get("GAIA_PRICE_PER_HOUR") or 0)
+    price = config.run.price_per_hour
+    if price is None:
+        price = price_of_machine()
     return replace(
         config,
         model=model,
@@ -345,6 +359,24 @@ def derive(
         training=training,
         run=replace(config.run, price_per_hour=price),
     ), said
+
+
+def price_of_machine() -> float:
+    """US dollars per hour in GAIA_PRICE_PER_HOUR, which `gml run` sets; 0 where it is not set.
+
+    Raises:
+        ConfigError: it is not a price.
+    """
+    text = os.environ.get("GAIA_PRICE_PER_HOUR") or "0"
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
+    if not 0 <= price < math.inf:
+        raise ConfigError(
+            f"GAIA_PRICE_PER_HOUR is {text!r}", "use US dollars per hour, e.g. 1.2, or unset it"
+        )
+    return price
 
 
 def _batch_size(model: GPTConfig, tokens: int, tokens_per_param: float) -> int:
@@ -357,35 +389,3 @@ def _batch_size(model: GPTConfig, tokens: int, tokens_per_param: float) -> int:
     reference = tokens_per_param * matmul_params(at_depth_12)
     batch_tokens = 2 ** round(math.log2(2**19 * (tokens / reference) ** 0.383))
     return max(1, batch_tokens // model.seq_len)
-
-
-def _check_training(training: TrainingConfig) -> None:
-    positive = ("batch_size", "grad_accum", "steps", "tokens", "tokens_per_param", "loss_chunk")
-    for name in positive:
-        value = getattr(training, name)
-        if value is not None and value <= 0:
-            raise ConfigError(f"training.{name} is {value}", "use a number above 0")
-
-
-def _check_eval(evals: EvalConfig) -> None:
-    if not 0 < evals.stride_fraction <= 1:
-        raise ConfigError(
-            f"eval.stride_fraction is {evals.stride_fraction}",
-            "use a share in (0, 1]; above 1 bytes would be left out",
-        )
-
-
-_LEAST = {
-    "data": {"cache_gib": 0, "patience_minutes": 0},
-    "eval": {"tokens": 1, "sample_tokens": 1, "every_steps": 0, "sample_every": 0},
-    "checkpoint": {"keep": 1, "keep_every": 0, "every_steps": 0, "every_minutes": 0},
-    "run": {"log_interval": 1, "in_flight": 0, "price_per_hour": 0},
-}
-
-
-def _check_least(config: TrainConfig) -> None:
-    for group, fields in _LEAST.items():
-        for name, least in fields.items():
-            value = getattr(getattr(config, group), name)
-            if not value >= least:
-                raise ConfigError(f"{group}.{name} is {value}", f"use {least} or more")

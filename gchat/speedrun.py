@@ -19,7 +19,7 @@ from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError
 from gaia.hardware import chip_of_device_kind
 from gaia.processes.group import Group, joined, take_options
-from gchat.config import TrainConfig, derive, load
+from gchat.config import TrainConfig, derive, load, price_of_machine
 from gchat.data.prepare import prepare
 from gchat.model import GPTConfig
 from gchat.model_shape import matmul_params
@@ -313,9 +313,11 @@ class Plan:
         print(f"files: {config.run.folder}/ (config.yaml, metrics.jsonl, checkpoints/, report.md)")
 
     def _price(self) -> float:
-        given = self.config.run.price_per_hour or float(os.environ.get("GAIA_PRICE_PER_HOUR", 0))
-        if given:
+        given = self.config.run.price_per_hour
+        if given is not None:
             return given
+        if price := price_of_machine():
+            return price
         chip = chip_of_device_kind(self._machine.device_kind)
         listed = chip.price() if chip else None
         if chip is None or listed is None:

@@ -20,6 +20,7 @@ from gaia import parallel
 from gaia.errors import ConfigError
 from gaia.layers import KVCache
 from gchat.model import GPT
+from gchat.ranges import MAX_SEED
 
 _CHUNK = 16  # tokens decoded per call: few host round trips, yet text appears as it is made
 
@@ -45,6 +46,8 @@ class SamplingConfig:
             raise ConfigError(f"top_k is {self.top_k}", "use 0 (all) or more")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}", "use a share in (0, 1]")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(f"seed is {self.seed}", f"use 0 to {MAX_SEED}")
 
 
 class _Knobs(NamedTuple):

@@ -73,7 +73,7 @@ def _summary(
     waits = [v for _, v in series.get("perf/data_wait_ms", [])]
     times = [v for _, v in series.get("perf/step_ms", [])]
     steps = len(series.get("train/loss", []))
-    price = config.run.price_per_hour
+    price = config.run.price_per_hour or 0.0
     return {
         "preset": config.run.name,
         "run_dir": str(folder.path),
@@ -194,7 +194,7 @@ def _markdown(
         ("MFU (median)", f"{_number(summary['mfu'], 3, '')} of {summary['mfu_peak']}"),
         ("waiting for data", f"{_number(summary['data_wait_share'], 5, '')} of step time"),
         ("FLOPs", f"{flops_per_token(config.model) * summary['tokens']:.3g}"),
-        ("cost", f"${summary['cost_usd']:.2f} at ${config.run.price_per_hour:.2f}/h"),
+        ("cost", f"${summary['cost_usd']:.2f} at ${config.run.price_per_hour or 0:.2f}/h"),
         ("device", summary["device"]),
         ("checkpoint", summary["checkpoint"]),
         *([("dashboard", f"<{summary['dashboard']}>")] if summary["dashboard"] else []),
