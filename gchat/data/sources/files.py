@@ -1,8 +1,8 @@
 """Bytes of a text file, or of a range of its lines, as decoded blocks and lines.
 
 Plain, `.gz`, `.bz2`, `.xz` and `.zst` files are read in blocks of 1 MiB, so that neither a large
-file nor a long line of plain text takes memory. A JSON line has to be held whole; above 64 MiB it is
-refused.
+file nor a long line of plain text takes memory. A JSON line has to be held whole; above 64 MiB it
+is refused.
 """
 
 import bz2
