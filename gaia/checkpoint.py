@@ -94,7 +94,7 @@ class Checkpointer:
         self._failure: tuple[int, str] | None = None
 
     def _check_shared(self) -> None:
-        """A file that process 0 makes must be there for the others."""
+        """Checks that the other processes see a file that process 0 makes."""
         if self._group.count == 1:
             return
         token = self._group.broadcast(lambda: f".seen-by-all-{os.getpid()}")
@@ -141,7 +141,7 @@ class Checkpointer:
         return before
 
     def _no_room(self, state: Any) -> str | None:
-        """Says so where the disk cannot hold the state; None for buckets.
+        """Returns a message where the disk cannot hold the state, else None (always for buckets).
 
         Orbax meets a full disk with a page of errors from each write under way, and the room of
         the half-written step is gone until it is swept up: better not begin.
@@ -165,7 +165,7 @@ class Checkpointer:
         return self._recover(*self._failure) if self._failure is not None else None
 
     def _recover(self, step: int, problem: str) -> str:
-        """After a failed save: drop the half-written step and start with a fresh manager."""
+        """Drops the half-written step of a failed save and starts a fresh manager."""
         try:
             self._manager.close()
         except Exception as again:
@@ -231,7 +231,7 @@ class Checkpointer:
         """The metadata of a step, without its arrays.
 
         Raises:
-            CheckpointError: it is gone, or no metadata.
+            CheckpointError: it is gone, or its metadata cannot be read.
         """
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         with self._readable(step):
@@ -258,7 +258,7 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _readable(self, step: int) -> Iterator[None]:
-        """CheckpointError for what the storage or Orbax raises where a file is not as it was."""
+        """Raises CheckpointError for what storage or Orbax raise where a file has changed."""
         try:
             yield
         except (ValueError, KeyError, FileNotFoundError) as error:

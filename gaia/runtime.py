@@ -81,7 +81,7 @@ def start(*, matmul_precision: str = "default", compile_cache: bool = True) -> M
 
 
 def _keep_heap() -> None:
-    """Has glibc keep the pages of freed buffers instead of returning them to the system.
+    """Makes glibc keep the pages of freed buffers instead of returning them to the system.
 
     XLA on CPU allocates a step's buffers anew each time; by default glibc maps and unmaps each
     large one, and faulting its pages in costs as much as a matrix product that fills it (91

@@ -23,9 +23,9 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   dashboard            the same as a page with sliders
   eval bpb             bits per byte of a text: gchat eval bpb --run runs/cpu --text FILE
   data prepare         text to token shards: gchat data prepare --source text --input F --out DIR
-  data curate          take out what is not worth training on: rules, copies, a report
+  data curate          drop documents not worth training on: rules, duplicates, a report
   data download        ClimbMix shards, tokenized
-  data count           how many tokens a data set holds
+  data count           count the tokens of a data set
   data verify          re-read every shard against the manifest, local or gs://
   data upload          copy a data set to a bucket: gchat data upload DIR gs://bucket/prefix
   tokenizer train      a vocabulary of your own: gchat tokenizer train --input F --out DIR
@@ -98,8 +98,8 @@ def _sample(args: list[str]) -> None:
     from gchat.run.loading import load_run
 
     loaded = load_run(options.run)
-    print_as_made = "" if options.json else options.prompt
-    print(print_as_made, end="", flush=True)
+    shown_first = "" if options.json else options.prompt
+    print(shown_first, end="", flush=True)
     writer = _Writer(loaded.tokenizer.decode, silent=options.json)
     ids = loaded.engine().generate(
         [[loaded.tokenizer.bos_id, *loaded.tokenizer.encode(options.prompt)]],
@@ -164,7 +164,7 @@ def _data(args: list[str]) -> None:
 
 
 def _run_scorer(folder: str) -> Callable[[], Any]:
-    """A trained run as the scorer of the perplexity filter."""
+    """Makes a trained run the scorer of the perplexity filter."""
     from gchat.run.scorer import Run
 
     return Run(folder)
@@ -207,15 +207,16 @@ def _known(program: str, args: list[str], commands: Collection[str]) -> str:
     """The command that `args` begin with.
 
     Raises:
-        GaiaError: there is none, or it is unknown; with the nearest one.
+        GaiaError: the command is missing or unknown; the remedy names the nearest one.
     """
+    choices = f"use one of {', '.join(commands)}"
     if not args:
-        raise GaiaError(f"{program} needs a command", f"use one of {', '.join(commands)}")
+        raise GaiaError(f"no command is given after `{program}`", choices)
     if args[0] in commands:
         return args[0]
     nearest = get_close_matches(args[0], commands, n=1)
-    remedy = f"did you mean {nearest[0]}?" if nearest else f"use one of {', '.join(commands)}"
-    raise GaiaError(f"{program} {args[0]}: unknown command", remedy)
+    remedy = f"did you mean `{program} {nearest[0]}`?" if nearest else choices
+    raise GaiaError(f"unknown command `{program} {args[0]}`", remedy)
 
 
 if __name__ == "__main__":

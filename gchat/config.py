@@ -58,18 +58,18 @@ class DataConfig:
     weights: dict[str, float] = field(default_factory=dict)
     """Share of training rows of each source of the mixture: name and number pairs."""
     packing: Packing = "split"
-    """Way of making rows of documents: split (one stream, cut every seq_len tokens), best_fit or
+    """Packing of documents into rows: split (one stream, cut every seq_len tokens), best_fit or
     first_fit (whole documents, each a segment of its own), none (one padded document per row)."""
     window: int | None = None
     """Shards shuffled together (W). Fixed when the data was prepared; derived from its manifest."""
     fingerprint: str | None = None
-    """Which shards the order is made of; derived, and compared on resume."""
+    """Fingerprint of the shards behind the order; derived, and compared on resume."""
     cache_dir: str | None = None
     """Folder for shards of gs:// data on this machine; derived: $GAIA_HOME/shards."""
     cache_gib: float = 32.0
     """Shard cache limit, GiB; the longest unused shards go first."""
     patience_minutes: float = 10.0
-    """Silence of the bucket after which training stops."""
+    """Minutes without an answer from the bucket after which training stops."""
 
     @property
     def place(self) -> str:
@@ -85,12 +85,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Length of the training, and the portions it is done in."""
+    """Length of the training, batch size and seed."""
 
     batch_size: int | None = None
     """Rows per optimizer step, over all devices; derived from the token budget (Power Lines)."""
     grad_accum: int = 1
-    """Micro-batches a step is split into; the result is the same, the memory is less."""
+    """Micro-batches a step is split into; same result, less memory."""
     steps: int | None = None
     """Optimizer steps. The first of steps, tokens and tokens_per_param that is set decides."""
     tokens: int | None = None
@@ -127,7 +127,7 @@ class Amounts:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When and where the run can be taken up again."""
+    """Times and place of the checkpoints that a run can resume from."""
 
     dir: str | None = None
     """Local path or gs:// address; derived: RUN/checkpoints."""
@@ -195,7 +195,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything a training run is told."""
+    """All settings of a training run."""
 
     model: GPTConfig = field(default_factory=GPTConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -220,10 +220,10 @@ FREE_ON_RESUME = (
     "data.patience_minutes", "model.scan_unroll", "model.remat",
 )  # fmt: skip
 
-DESCRIPTION = """Everything a training run is told. Besides these: --resume goes on with the run in
---run-dir; --coordinator HOST:PORT, --num-processes N and --process-id I start one of several
-processes (default JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or what JAX detects);
---join-seconds and --heartbeat-seconds say how long to wait for the others."""
+DESCRIPTION = """Train a base model on a prepared data set. Besides the options below: --resume
+continues the run in --run-dir; --coordinator HOST:PORT, --num-processes N and --process-id I start
+one of several processes (default JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID,
+or what JAX detects); --join-seconds and --heartbeat-seconds say how long to wait for the others."""
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"

@@ -41,10 +41,10 @@ From text to a trained model and its report, on whatever this machine is.
   --hours H       budget of the whole command (default: until the machine's deadline in
                   GAIA_DEADLINE, else 3 on an accelerator and 0.1 on a CPU)
   --dry-run       print the plan; train nothing, download nothing
-  --resume        go on with the run in --run-dir (default runs/NAME)
+  --resume        continue the run in --run-dir (default runs/NAME)
   --allow-restart with --resume: start over where there is no checkpoint yet
   --offline       use the offline corpus, whatever the machine
-  --allow-cpu     go on although an accelerator is present that JAX cannot use
+  --allow-cpu     train on the CPU although JAX cannot use the accelerator present
   --debug         show a traceback instead of one line
 
   bash gchat/speedrun.sh --dry-run --hours 1
@@ -77,9 +77,9 @@ class Options:
     dry_run: bool = False
     """Print the plan; train nothing, download nothing."""
     resume: bool = False
-    """Go on with the run in --run-dir (default runs/NAME)."""
+    """Continue the run in --run-dir (default runs/NAME)."""
     allow_cpu: bool = False
-    """Go on although an accelerator is present that JAX cannot use."""
+    """Train on the CPU although JAX cannot use the accelerator that is present."""
     offline: bool = False
     """Use the offline corpus, whatever the machine."""
     allow_restart: bool = False
@@ -87,7 +87,9 @@ class Options:
 
 
 def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] | None:
-    """Runs it; `args` are [CONFIG.yaml] and trainer options. Returns the summary (None if dry).
+    """Runs the command and returns the summary, or None for a dry run.
+
+    `args` are [CONFIG.yaml] and trainer options.
 
     With several processes, the plan is process 0's; each host prepares the data unless it is there.
 

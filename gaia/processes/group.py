@@ -30,7 +30,7 @@ _ABORT = "abort"
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    """Which process of how many this is. It belongs to a process, so no run folder keeps it."""
+    """Place of this process among those of the run; not stored in the run folder."""
 
     coordinator: str | None = None
     """HOST:PORT of process 0; default JAX_COORDINATOR_ADDRESS."""
@@ -70,7 +70,7 @@ def take_options(args: Sequence[str]) -> tuple[DistributedConfig, list[str]]:
 
 
 class Served(Protocol):
-    """An object that a group's background thread keeps going; see agreement.py."""
+    """An object that a group's background thread calls regularly; see agreement.py."""
 
     def serve(self, live: dict[str, str]) -> None:
         """Takes one look at what all processes have told."""
@@ -229,7 +229,7 @@ def _exit_within(seconds: float, status: int) -> None:
 
 @contextlib.contextmanager
 def joined(config: DistributedConfig) -> Iterator[Group]:
-    """The processes of this run, together from here on; all end when one of them fails.
+    """Joins the processes of this run; from here on all end when one of them fails.
 
     Processes other than 0 print nothing to stdout inside.
 
@@ -253,7 +253,7 @@ def joined(config: DistributedConfig) -> Iterator[Group]:
 
 
 def _plain(error: BaseException) -> BaseException:
-    """A collective that broke because a peer died, as one line instead of a traceback."""
+    """Reports a collective that broke because a peer died, on one line without a traceback."""
     text = " ".join(str(error).split())
     broken = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "heartbeat")
     if isinstance(error, GaiaError) or not any(word in text for word in broken):

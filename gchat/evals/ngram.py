@@ -126,7 +126,7 @@ def score(
 
 def _text_pairs(contexts: np.ndarray, tokens: np.ndarray, token_bytes_V: np.ndarray) -> Pairs:
     """Only pairs whose second token is text; special tokens are never predicted."""
-    text = (tokens >= 0) & (token_bytes_V[tokens] > 0)  # -1 is no target: padding of packed rows
+    text = (tokens >= 0) & (token_bytes_V[tokens] > 0)  # -1 marks padding of packed rows
     return contexts[text].astype(np.int64), tokens[text].astype(np.int64)
 
 

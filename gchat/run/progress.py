@@ -84,7 +84,7 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self, what: str) -> Iterator[None]:
-        """Work that is no training step: it counts as time of the run, not of a step."""
+        """Counts the work inside as time of the run, not of a training step."""
         if self._terminal:
             self._over(f"{what} …")
         began = time.perf_counter()
