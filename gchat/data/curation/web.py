@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gaia.errors import ConfigError
-from gchat.data.curation import languages
+from gchat.data import languages
 from gchat.data.curation.rules import Reason, Words
 
 _FUNCTION_WORDS = {

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from gaia.errors import ConfigError
-from gchat.data.curation import languages, scripts
+from gchat.data import languages
+from gchat.data.curation import scripts
 from gchat.data.curation.curate import curate
 from gchat.data.curation.options import Options
 from gchat.data.curation.repetition import Repetition

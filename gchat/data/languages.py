@@ -77,6 +77,12 @@ def is_language(given: str) -> bool:
     return code in _codes().values() or (len(code) == 3 and code.isalpha() and code.isascii())
 
 
+def is_language_code(given: str) -> bool:
+    """True for a two-letter code, alone or with a variant: "fr", "zh-yue"."""
+    code = given.strip().lower().split("-")[0]
+    return len(code) == 2 and code in _codes()
+
+
 def belongs(language: str, wanted: frozenset[str]) -> bool:
     """True where an identity is one of those wanted, or a part of Norwegian where that is."""
     return language in wanted or (language in _NORWEGIAN and "no" in wanted)
