@@ -33,13 +33,13 @@ _DROPPED_TAGS = {"ref", "table", "gallery", "math", "timeline", "references", "s
 # siteinfo; a dump's own adds its names. MediaWiki takes the English ones everywhere.
 _FILE_NAMES = (
     "file", "image", "media", "datei", "bild", "fichier", "archivo", "ficheiro", "plik", "bestand",
-    "fil", "файл", "ファイル", "文件", "파일", "ملف", "dosya", "fișier", "soubor", "fájl", "tiedosto",
-    "tập_tin",
+    "fil", "файл", "ファイル", "文件", "파일", "ملف", "dosya", "fișier", "soubor", "fájl",
+    "tiedosto", "tập_tin",
 )  # fmt: skip
 _CATEGORY_NAMES = (
     "category", "kategorie", "catégorie", "categoría", "categoria", "kategoria", "categorie",
-    "kategori", "категория", "カテゴリ", "分类", "분류", "تصنيف", "kategória", "kategorija", "luokka",
-    "thể_loại",
+    "kategori", "категория", "カテゴリ", "分类", "분류", "تصنيف", "kategória", "kategorija",
+    "luokka", "thể_loại",
 )  # fmt: skip
 _FILE_KEYS, _CATEGORY_KEYS = ("-2", "6"), ("14",)
 _BREAK = re.compile(r"<br\s*/?\s*>", re.IGNORECASE)
