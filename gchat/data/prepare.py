@@ -16,6 +16,7 @@ On disk it takes the tokens a second time (2 or 4 bytes each) until it is done.
 import dataclasses
 import io
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from gaia.work_folder import WorkFolder, refuse_difference, unfinished
 from gchat import tokenizer as tokenizers
 from gchat.data import buckets, pool, work
 from gchat.data.sources.choose import Source
-from gchat.data.sources.unit import Corpus, Tally
+from gchat.data.sources.unit import Corpus, oddities
 from gchat.data.work import position, progress_bar
 from gchat.tokenizer import Tokenizer
 
@@ -165,8 +166,13 @@ def _work(
 ) -> Manifest:
     """Both passes and the manifest."""
     workers = given.workers or pool.cores()
-    first = work.Encode(place.scratch, encoder, given.seed, given.val_fraction, given.buckets)
+    first = work.Encode(
+        place.scratch, encoder, given.seed, given.val_fraction, given.buckets, corpus.max_bad
+    )
     units = work.encode(first, corpus, workers, progress)
+    corpus.check_bad(units)
+    for sentence in oddities(units):
+        print(sentence, file=sys.stderr, flush=True)
     promoted = _promote(given, place, units)
     dtype = encoder.info.dtype
     runs = [buckets.Run(place.scratch / name, dtype) for u in units for name in u["runs"]]
@@ -337,7 +343,7 @@ def training_text(
         for unit in corpus.units:
             if unit.split == "val":
                 continue
-            for document in unit.documents(Tally()):
+            for document in unit.documents(corpus.tally()):
                 if unit.split is None and position(document) < val_fraction:
                     continue
                 bar.update(len(document))

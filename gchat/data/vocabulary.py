@@ -64,7 +64,7 @@ class Train(Source, _Out):
 
     def _folder(self) -> Path | None:
         """The folder of the tokenizer, where it is one of its own."""
-        return None if str(self.out).endswith(".json") else self.out
+        return None if str(self.out).endswith(".json") else Path(self.out)
 
     def _terms(self) -> list[str]:
         terms: list[str] = list(forced.MONTHS) if self.forced_months else []

@@ -52,6 +52,7 @@ class Encode:
     seed: int
     val_fraction: float
     buckets: int
+    max_bad: int = 0
     run_tokens: int = _RUN_TOKENS
 
     def marker(self, index: int) -> Path:
@@ -61,7 +62,7 @@ class Encode:
     def __call__(self, task: tuple[int, Unit]) -> dict[str, Any]:
         """Does one unit; returns what the marker holds."""
         index, unit = task
-        tally = Tally()
+        tally = Tally(max_bad=self.max_bad)
         held = _Held(self, index)
         for document in unit.documents(tally):
             held.add(document, unit.split)
@@ -71,7 +72,7 @@ class Encode:
             "documents": held.documents,
             "text_bytes": held.text_bytes,
             "lowest": None if held.lowest is None else list(held.lowest),
-            "invalid_utf8": tally.invalid_utf8,
+            **tally.counts(),
             "name": unit.name,
         }
         storage.write_text(self.marker(index), json.dumps(record))

@@ -1,6 +1,7 @@
 """Byte-pair encoding as a codec: merges by rank inside what a split pattern gives, by tiktoken."""
 
 import base64
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,21 @@ PATTERN = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n])|\s+(?!\S)|\s+"
 )
 GPT2_PATTERN = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$)|\s+(?!\S)|\s"
+
+# Where white space ends, a split pattern goes back a step; for a run of a million characters that
+# overflows the stack of the regex engine. Such texts are cut inside the run, which changes only how
+# the run itself is divided.
+_LONG = 1 << 18
+_RUN = re.compile(rf"\s{{{_LONG // 4}}}")
+
+
+def _cut(text: str) -> list[str]:
+    """The parts of a text with very long runs of white space; none where it has no such run."""
+    ends = [match.end() for match in _RUN.finditer(text)]
+    if not ends or ends == [len(text)]:
+        return []
+    starts = [0, *(end for end in ends if end < len(text))]
+    return [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
 class BytePairs:
@@ -46,10 +62,14 @@ class BytePairs:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text."""
+        if len(text) > _LONG and (parts := _cut(text)):
+            return [number for part in parts for number in self.encode(part)]
         return self._encoding.encode_ordinary(text)
 
     def encode_array(self, text: str) -> np.ndarray:
         """Ids as uint32 [n] (no Python list in between)."""
+        if len(text) > _LONG and (parts := _cut(text)):
+            return np.concatenate([self.encode_array(part) for part in parts])
         return self._encoding.encode_to_numpy(text, disallowed_special=())
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:

@@ -1,5 +1,8 @@
 """Pieces that must be single tokens (years, months, terms), as ordinary merges of a BPE.
 
+Terms are single tokens alone and after a space, years alone: the split pattern never gives a number
+the space before it.
+
 Two things are needed. The split pattern must let a piece through whole: letters pass anyway, but
 `1944` would be cut into `19` and `44` and `Pearl Harbor` at the space, so those get alternatives of
 their own in front. And the merges must lead to the piece: its parts under the merges learned so far

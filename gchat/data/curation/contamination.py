@@ -7,6 +7,7 @@ to 12 words is one n-gram of its own length; shorter ones say nothing and are le
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def _texts(file: Path) -> Iterator[str]:
                     yield from row
             else:
                 yield from stream
-    except (ValueError, OSError, EOFError, csv.Error) as error:
+    except (ValueError, OSError, EOFError, RecursionError, csv.Error, zlib.error) as error:
         raise DataError(f"decontaminate: {file} cannot be read ({error})", "mend it") from error
 
 

@@ -21,7 +21,7 @@ from gchat.data.curation.engines import run_stage
 from gchat.data.curation.options import Options
 from gchat.data.curation.removed import Removed
 from gchat.data.curation.scores import KenLM, Maker, Ngram
-from gchat.data.sources.unit import Corpus
+from gchat.data.sources.unit import Corpus, oddities
 from gchat.data.work import progress_bar
 
 _WHAT = "a curation"
@@ -105,6 +105,7 @@ def _run(
             unit.fetch()
         tasks.append((index, dataclasses.replace(unit, fetch=None)))
     filtered = stage("filter", stages.Filter(options, evals), tasks)
+    corpus.check_bad(filtered)
     stage("compare", stages.Compare(options, len(units)), [0])
     max_bpb = float("inf")
     if maker is not None:
@@ -194,6 +195,7 @@ def _figures(
         "removed": rules,
         "edits": dict(sorted(removed.edits.items())),
         "invalid_utf8": sum(unit["invalid_utf8"] for unit in filtered),
+        "oddities": oddities(filtered),
         "eval_items": None if evals is None else {"used": evals.items, "short": evals.skipped},
         "max_bpb": None if max_bpb == float("inf") else max_bpb,
         "upsampled": dict(sum((Counter(unit["matched"]) for unit in finished), Counter())),

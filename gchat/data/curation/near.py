@@ -2,8 +2,10 @@
 
 Signatures are MinHash (Broder 1997) of word n-grams, made by rensa. Documents that agree in all
 rows of one band are candidates; they are joined where their signatures agree in at least the
-threshold's share of places, which estimates the Jaccard similarity of their n-grams. Of each
-cluster the document that came first stays.
+threshold's share of places, which estimates the Jaccard similarity of their n-grams.
+
+A document goes when it resembles an earlier one that stays. So what resembles the first of its
+cluster only through others in between stays too: a chain of small edits is not one document.
 
 Bands are looked at one after another, so that 40 bytes per document are in memory (100 million
 documents: 4 GB), whatever their text; signatures are read from disk where candidates meet.
@@ -114,7 +116,7 @@ def near_copies(
     considered: np.ndarray,
     threshold: float,
 ) -> np.ndarray:
-    """bool [D]: documents that belong to the cluster of an earlier one.
+    """bool [D]: documents that resemble an earlier one which stays.
 
     Args:
         bands: for each band its hash of every document, uint64 [D].
@@ -140,8 +142,28 @@ def near_copies(
         )
         for start in range(0, pairs.shape[1], _PAIRS):
             _join(clusters, pairs[:, start : start + _PAIRS], signature_rows, threshold)
-    roots = clusters.roots()
-    return roots != np.arange(len(roots))
+    return _followers(clusters.roots(), signature_rows, threshold)
+
+
+def _followers(
+    roots: np.ndarray, signature_rows: Callable[[np.ndarray], np.ndarray], threshold: float
+) -> np.ndarray:
+    """bool [D]: in each cluster, those that resemble the first, then the first of the rest, …"""
+    follows = np.zeros(len(roots), bool)
+    joined = np.flatnonzero(np.bincount(roots, minlength=len(roots))[roots] > 1)
+    joined = joined[np.argsort(roots[joined], kind="stable")]
+    for members in np.split(joined, np.flatnonzero(np.diff(roots[joined])) + 1):
+        while len(members) > 1:
+            leader, others = signature_rows(members[:1])[0], members[1:]
+            similar = np.concatenate(
+                [
+                    (signature_rows(others[at : at + _PAIRS]) == leader).mean(1) >= threshold
+                    for at in range(0, len(others), _PAIRS)
+                ]
+            )
+            follows[others[similar]] = True
+            members = others[~similar]
+    return follows
 
 
 def _join(

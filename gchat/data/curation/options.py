@@ -111,7 +111,7 @@ class Options(Source, _Out):
 
     def parameters(self, identity: dict[str, Any]) -> dict[str, Any]:
         """Options that decide the result, for the report and against mixing two curations."""
-        skipped = {"out", "workers", "engine", "overwrite", "keep_text", "input"}
+        skipped = {"out", "workers", "engine", "overwrite", "keep_text", "input", "max_bad"}
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in skipped}
         return fields | {"identity": identity}
 

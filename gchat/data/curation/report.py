@@ -79,8 +79,7 @@ def _notes(figures: dict[str, Any]) -> list[str]:
     notes = [
         f"Read from: {', '.join(figures['sources'][:5])}" + " …" * (len(figures["sources"]) > 5)
     ]
-    if figures["invalid_utf8"]:
-        notes.append(f"{figures['invalid_utf8']:,} invalid UTF-8 sequences became U+FFFD.")
+    notes += [f"{sentence}." for sentence in figures.get("oddities", [])]
     if figures["eval_items"]:
         items = figures["eval_items"]
         notes.append(

@@ -13,10 +13,10 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
+from gchat.data.curation import scripts
+
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
-_TERMINAL = (".", "!", "?", '"', "'", "”", "’", "。", "！", "？", "…")
 _BULLETS = ("•", "‣", "▪", "●", "○", "- ", "* ", "– ")
-_SENTENCE = re.compile(r"[.!?。！？]+[\"'”’)\]]*(?=\s|$)")
 _CITATION = re.compile(r"\[(?:\d*|edit|citation needed)\]")
 _POLICY = (
     "terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies",
@@ -38,12 +38,15 @@ class Words(NamedTuple):
     words: list[str]
     lines: list[str]
     """Lines that are not blank, stripped."""
+    unspaced: bool = False
+    """Most words are of a script without spaces between them."""
 
     @classmethod
     def of(cls, text: str) -> "Words":
-        """Splits at white space and at line ends."""
+        """Splits at white space (scripts without spaces by length) and at line ends."""
         lines = [line for line in map(str.strip, text.split("\n")) if line]
-        return cls(text, text.split(), lines)
+        words, unspaced = scripts.words(text)
+        return cls(text, words, lines, unspaced)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Gopher:
         if count > self.max_words:
             return Reason("gopher.max_words", count)
         mean = sum(map(len, d.words)) / count
-        if mean < self.min_word_length:
+        if mean < self.min_word_length and not d.unspaced:
             return Reason("gopher.min_word_length", mean)
         if mean > self.max_word_length:
             return Reason("gopher.max_word_length", mean)
@@ -143,12 +146,12 @@ class C4:
 
     def _line(self, line: str) -> str | None:
         lower = line.lower()
-        words = line.split()
+        words = scripts.words(line)[0]
         if len(words) < self.min_line_words:
             return "c4.short_line"
         if len(line) > self.max_word_chars and max(map(len, words)) > self.max_word_chars:
             return "c4.long_word"
-        if self.terminal_punctuation and not line.endswith(_TERMINAL):
+        if self.terminal_punctuation and not scripts.ends_sentence(line):
             return "c4.no_punctuation"
         if "javascript" in lower:
             return "c4.javascript"
@@ -165,8 +168,7 @@ class C4:
         if self.curly_brackets and "{" in d.text:
             return Reason("c4.curly_brackets", d.text.count("{"))
         if self.min_sentences:
-            # A document without final punctuation still says one thing.
-            sentences = max(1, len(_SENTENCE.findall(d.text)))
+            sentences = scripts.count_sentences(d.text)
             if sentences < self.min_sentences:
                 return Reason("c4.min_sentences", sentences)
         return None
@@ -192,7 +194,7 @@ class FineWeb:
         count = len(d.lines)
         if not count:
             return Reason("fineweb.empty", 0)
-        punctuated = sum(line.endswith(_TERMINAL) for line in d.lines) / count
+        punctuated = sum(map(scripts.ends_sentence, d.lines)) / count
         if punctuated < self.min_punctuated_lines:
             return Reason("fineweb.min_punctuated_lines", punctuated)
         short = sum(len(line) <= self.short_line_chars for line in d.lines) / count

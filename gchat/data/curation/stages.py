@@ -67,7 +67,7 @@ class Filter:
         if (before := done(folder, "filter", index)) is not None:
             return before
         removed = Removed()
-        tally = Tally()
+        tally = Tally(max_bad=self.options.max_bad)
         kept = 0
         read = Counter(documents=0, bytes=0)
         domains = self.options.web.domains()
@@ -83,7 +83,7 @@ class Filter:
             "read": dict(read),
             "kept": kept,
             "chunks": writer.names,
-            "invalid_utf8": tally.invalid_utf8,
+            **tally.counts(),
             "removed": removed.to_json(),
         }
         storage.write_text(marker(folder, "filter", index), json.dumps(result))

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gaia.errors import ConfigError
+from gchat.data import languages
 from gchat.data.curation.rules import Reason, Words
 
 _FUNCTION_WORDS = {
@@ -49,7 +50,7 @@ class Web:
     """Rules on address and language."""
 
     languages: tuple[str, ...] = ()
-    """Languages to keep, as en de; none keeps all."""
+    """Languages to keep, as en de (or eng_Latn, German); none keeps all."""
     min_language: float = 0.5
     """Minimum share of the recognised words that must belong to the language."""
     blocked_domains: str | None = None
@@ -58,10 +59,12 @@ class Web:
     """Drop documents whose address names adult content."""
 
     def check(self) -> None:
-        """Refuses languages that the guess does not know, and a missing list of domains."""
-        if unknown := [name for name in self.languages if name not in _LANGUAGES]:
+        """Refuses what is no language, and a missing list of domains."""
+        if unknown := [name for name in self.languages if not languages.is_language(name)]:
             raise ConfigError(
-                f"languages = {unknown} unknown", f"use some of {' '.join(_LANGUAGES)}"
+                f"languages = {unknown} unknown",
+                "use ISO 639 codes, as en or eng; without a field that names the language, these "
+                f"are told apart: {' '.join(_LANGUAGES)}",
             )
         if self.blocked_domains and not Path(self.blocked_domains).is_file():
             raise ConfigError(
@@ -84,11 +87,12 @@ class Web:
             if self.adult and _ADULT.search(url):
                 return Reason("url.adult", 1)
         if self.languages:
-            language, share = meta.get("language", ""), 1.0
+            language, share = languages.identity(meta.get("language", "")), 1.0
             if not language:
                 language, share = guess(d)
-            if language and (language[:2].lower() not in self.languages):
-                return Reason(f"language.{language[:2].lower()}", share)
+            wanted = frozenset(map(languages.identity, self.languages))
+            if language and not languages.belongs(language, wanted):
+                return Reason(f"language.{language}", share)
             if language and share < self.min_language:
                 return Reason("language.mixed", share)
         return None
@@ -111,9 +115,9 @@ def guess(d: Words) -> tuple[str, float]:
     votes: Counter[str] = Counter()
     recognised = 0
     for word in words:
-        if languages := _WORDS.get(word.lower().strip(".,;:!?\"'()")):
+        if votes_of := _WORDS.get(word.lower().strip(".,;:!?\"'()")):
             recognised += 1
-            votes.update(languages)
+            votes.update(votes_of)
     if recognised < 3:
         return "", 0.0
     language, count = min(votes.items(), key=lambda item: (-item[1], item[0]))

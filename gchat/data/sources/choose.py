@@ -24,6 +24,8 @@ class Source:
     """Field of .jsonl and .parquet files that holds the text."""
     document_chars: int = text.DOCUMENT_CHARS
     """.txt and .md files are cut at the first blank line after this many characters."""
+    max_bad: int = 0
+    """Number of documents that may be unreadable before the work stops; they are left out."""
     shards: int = 8
     """Training shards to fetch (source climbmix; -1 for all 6,542)."""
     revision: str = "main"
@@ -42,7 +44,9 @@ class Source:
             revision: overrides the one given.
             exclude: the folder where results are written, which is no input.
         """
-        made = self._listed(revision, exclude)
+        if self.max_bad < 0:
+            raise ConfigError(f"max_bad = {self.max_bad} is negative", "use 0 or more")
+        made = dataclasses.replace(self._listed(revision, exclude), max_bad=self.max_bad)
         if made.left_out:
             print(f"not read of {self.input}: {made.left_out}", file=sys.stderr, flush=True)
         return made

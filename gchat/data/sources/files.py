@@ -156,7 +156,7 @@ def decoded(file: Path, tally: Tally, part: tuple[int, int] | None = None) -> It
     for block in itertools.chain(_blocks(file, part), (b"",)):
         if b"\0" in block:
             raise DataError(
-                f"{file} holds NUL bytes: binary data, or text that is not UTF-8",
+                f"{shown(file)} holds NUL bytes: binary data, or text that is not UTF-8",
                 "remove it from the input, or convert it to UTF-8",
             )
         text = decoder.decode(block, final=not block)
@@ -168,10 +168,13 @@ def decoded(file: Path, tally: Tally, part: tuple[int, int] | None = None) -> It
             yield text
     if invalid * 10 > chars:
         raise DataError(
-            f"{file} is not UTF-8 text ({invalid:,} invalid sequences in {chars:,} characters)",
+            f"{shown(file)} is not UTF-8 text ({invalid:,} invalid sequences in {chars:,} "
+            "characters)",
             "remove it from the input, or convert it to UTF-8",
         )
     tally.invalid_utf8 += invalid
+    if invalid:
+        tally.invalid_file = tally.invalid_file or shown(file)
 
 
 def lines(file: Path, tally: Tally, part: tuple[int, int] | None = None) -> Iterator[str]:
@@ -193,7 +196,8 @@ def lines(file: Path, tally: Tally, part: tuple[int, int] | None = None) -> Iter
         size += len(last)
         if size > LINE_BYTES:
             raise DataError(
-                f"{file} line {number + 1}{_from(part)} is longer than {LINE_BYTES >> 20} MiB",
+                f"{shown(file)} line {number + 1}{_from(part)} is longer than "
+                f"{LINE_BYTES >> 20} MiB",
                 "write one document per line",
             )
     yield "".join(rest)

@@ -17,6 +17,7 @@ from typing import IO, Any
 from xml.etree import ElementTree
 
 from gaia.errors import ConfigError, DataError
+from gchat.data import languages
 from gchat.data.sources import files
 from gchat.data.sources.text import identity
 from gchat.data.sources.unit import Corpus, Row, Tally, Unit
@@ -28,12 +29,75 @@ _DROPPED_SECTIONS = {
     "external links", "see also", "footnotes", "notes and references", "works cited",
 }  # fmt: skip
 _DROPPED_TAGS = {"ref", "table", "gallery", "math", "timeline", "references", "score", "imagemap"}
-_NOT_PROSE = ("file:", "image:", "category:", ":category:", "media:")
-_CATEGORY = re.compile(r"\[\[\s*category\s*:\s*([^\]|]+)", re.IGNORECASE)
+# Names of the namespaces -2 (media), 6 (file) and 14 (category) in large wikis, for dumps without a
+# siteinfo; a dump's own adds its names. MediaWiki takes the English ones everywhere.
+_FILE_NAMES = (
+    "file", "image", "media", "datei", "bild", "fichier", "archivo", "ficheiro", "plik", "bestand",
+    "fil", "файл", "ファイル", "文件", "파일", "ملف", "dosya", "fișier", "soubor", "fájl",
+    "tiedosto", "tập_tin",
+)  # fmt: skip
+_CATEGORY_NAMES = (
+    "category", "kategorie", "catégorie", "categoría", "categoria", "kategoria", "categorie",
+    "kategori", "категория", "カテゴリ", "分类", "분류", "تصنيف", "kategória", "kategorija",
+    "luokka", "thể_loại",
+)  # fmt: skip
+_FILE_KEYS, _CATEGORY_KEYS = ("-2", "6"), ("14",)
+_BREAK = re.compile(r"<br\s*/?\s*>", re.IGNORECASE)
+_BLOCK = re.compile(
+    r"</?(?:p|div|li|ul|ol|dl|dt|dd|blockquote|center|hr|h[1-6]|pre|poem)(?:\s[^<>]*)?/?>",
+    re.IGNORECASE,
+)
+_POWER = re.compile(r"<sup[^<>]*>\s*([+−-]?\d+)\s*</sup>", re.IGNORECASE)
+_LINK = re.compile(r"\[\[\s*(:?)\s*([^\[\]|:]+?)\s*:\s*([^\[\]|]+)")
 _HEADING = re.compile(r"^(=+)\s*(.*?)\s*\1\s*$")
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 _SPACES = re.compile(r"[ \t]{2,}")
-_EMPTY_BRACKETS = re.compile(r" ?\(\s*[;,]*\s*\)")
+# What a dropped template leaves; `print()`, without a space, is the author's.
+_EMPTY_BRACKETS = re.compile(r"(?:^| )\(\s*[;,]*\s*\)", re.MULTILINE)
+
+
+@dataclasses.dataclass
+class Prefixes:
+    """Prefixes of links that are no prose, in lower case, as a dump names its namespaces."""
+
+    files: set[str] = dataclasses.field(default_factory=lambda: set(_FILE_NAMES))
+    categories: set[str] = dataclasses.field(default_factory=lambda: set(_CATEGORY_NAMES))
+
+    def learn(self, siteinfo: ElementTree.Element) -> None:
+        """Adds the names that the dump gives to its namespaces."""
+        for element in siteinfo.iter():
+            if _tag(element) == "namespace" and element.text:
+                name = _prefix(element.text)
+                if element.get("key") in _FILE_KEYS:
+                    self.files.add(name)
+                elif element.get("key") in _CATEGORY_KEYS:
+                    self.categories.add(name)
+
+    def is_prose(self, target: str) -> bool:
+        """False for pictures, categories and articles in other languages."""
+        colon, prefix, _ = ("", "", "") if ":" not in target else _split(target)
+        if prefix in self.files or prefix in self.categories:
+            return False
+        # [[fr:Berlin]] is a link in the margin, [[:fr:Berlin]] one in the text.
+        return bool(colon) or not (prefix and languages.is_language_code(prefix))
+
+    def categories_of(self, wikitext: str) -> list[str]:
+        """Names of the categories that a page puts itself into."""
+        links = _LINK.findall(wikitext)
+        return [name for colon, kind, name in links
+                if not colon and _prefix(kind) in self.categories]  # fmt: skip
+
+
+def _prefix(name: str) -> str:
+    return "_".join(name.split()).lower()
+
+
+def _split(target: str) -> tuple[str, str, str]:
+    """(leading colon, prefix, rest) of a link's target."""
+    text = target.strip()
+    colon = ":" if text.startswith(":") else ""
+    prefix, _, rest = text.removeprefix(":").partition(":")
+    return colon, _prefix(prefix), rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +107,14 @@ class Choice:
     titles: frozenset[str] = frozenset()
     categories: frozenset[str] = frozenset()
 
-    def takes(self, title: str, wikitext: str) -> bool:
+    def takes(self, title: str, wikitext: str, prefixes: Prefixes) -> bool:
         """True where the title or one of the categories was asked for."""
         if not self.titles and not self.categories:
             return True
         if _normal(title) in self.titles:
             return True
         return bool(self.categories) and any(
-            _normal(name) in self.categories for name in _CATEGORY.findall(wikitext)
+            _normal(name) in self.categories for name in prefixes.categories_of(wikitext)
         )
 
 
@@ -135,8 +199,11 @@ class _ArticleRows:
     choice: Choice
 
     def __call__(self, tally: Tally) -> Iterator[Row]:
-        for title, wikitext in pages(self.file):
-            if self.choice.takes(title, wikitext) and (body := plain_text(wikitext)):
+        prefixes = Prefixes()
+        for title, wikitext in pages(self.file, prefixes):
+            if not self.choice.takes(title, wikitext, prefixes):
+                continue
+            if body := plain_text(wikitext, prefixes):
                 yield Row(f"{title}\n\n{body}", {"title": title})
 
 
@@ -151,15 +218,19 @@ class _Articles:
         return (row.text for row in _ArticleRows(self.file, self.choice)(tally))
 
 
-def pages(file: Path) -> Iterator[tuple[str, str]]:
+def pages(file: Path, prefixes: Prefixes | None = None) -> Iterator[tuple[str, str]]:
     """Title and wikitext of each article (namespace 0, no redirect), in the dump's order.
+
+    Args:
+        file: the dump.
+        prefixes: learns the names of namespaces, which stand before the first article.
 
     Raises:
         DataError: not a dump, or cut off.
     """
     try:
         with files.opened(file) as raw:
-            yield from _pages(raw)
+            yield from _pages(raw, prefixes or Prefixes())
     except (ElementTree.ParseError, EOFError, zlib.error) as error:
         raise DataError(f"{file} is cut off or not XML ({error})", "get it again") from error
     except OSError as error:
@@ -168,12 +239,14 @@ def pages(file: Path) -> Iterator[tuple[str, str]]:
         raise DataError(f"{file} is damaged ({error})", "get it again") from error
 
 
-def _pages(stream: IO[bytes]) -> Iterator[tuple[str, str]]:
+def _pages(stream: IO[bytes], prefixes: Prefixes) -> Iterator[tuple[str, str]]:
     events = ElementTree.iterparse(stream, events=("start", "end"))
     _, root = next(events)
     if _tag(root) != "mediawiki":
         raise ElementTree.ParseError(f"its root is <{_tag(root)}>, not <mediawiki>")
     for event, element in events:
+        if event == "end" and _tag(element) == "siteinfo":
+            prefixes.learn(element)
         if event != "end" or _tag(element) != "page":
             continue
         parts = {_tag(child): child for child in element}
@@ -190,10 +263,11 @@ def _tag(element: ElementTree.Element) -> str:
     return element.tag.rsplit("}", 1)[-1]
 
 
-def plain_text(wikitext: str) -> str:
+def plain_text(wikitext: str, prefixes: Prefixes | None = None) -> str:
     """The prose of an article with its headings as lines of their own."""
+    wikitext = _BLOCK.sub("\n", _BREAK.sub("\n", _POWER.sub(r"^\1", wikitext)))
     code = _parser().parse(wikitext, skip_style_tags=True)
-    for node in _dropped(code):
+    for node in _dropped(code, prefixes or Prefixes()):
         # What lay inside something that was dropped before is no longer there.
         try:
             code.remove(node)
@@ -216,14 +290,10 @@ def plain_text(wikitext: str) -> str:
     return _BLANK_LINES.sub("\n\n", text).strip()
 
 
-def _dropped(code: Any) -> Sequence[Any]:
+def _dropped(code: Any, prefixes: Prefixes) -> Sequence[Any]:
     """Templates, tables, references, pictures, categories and comments."""
     tags = [tag for tag in code.filter_tags() if str(tag.tag).strip().lower() in _DROPPED_TAGS]
-    links = [
-        link
-        for link in code.filter_wikilinks()
-        if str(link.title).strip().lower().startswith(_NOT_PROSE)
-    ]
+    links = [link for link in code.filter_wikilinks() if not prefixes.is_prose(str(link.title))]
     return [*tags, *links, *code.filter_templates(recursive=False), *code.filter_comments()]
 
 

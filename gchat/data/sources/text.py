@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ UNIT_BYTES = 256 << 20  # small files are grouped to this much; an interruption 
 PART_BYTES = 256 << 20  # and large ones are cut to this much
 _HASHED_BYTES = 256 << 20  # above this, a file is known by size and time instead of its SHA-256
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
+_BLANK_BEGIN = re.compile(r"\A(?:[^\S\n]*\n)+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +177,7 @@ class _RowReader:
         for part in self.parts:
             kind = files.kind(part.file)
             if kind == ".parquet":
-                rows = _parquet(part, self.text_column, fields)
+                rows = _parquet(part, self.text_column, fields, tally)
             elif kind == ".jsonl":
                 rows = _jsonl(part, self.text_column, fields, tally)
             else:
@@ -196,15 +197,20 @@ def _cut(blocks: Iterator[str], least: int) -> Iterator[str]:
         text += block
         start = 0
         while (end := _document_end(text, start, least)) is not None:
-            if document := text[start:end].strip():
+            if document := _trimmed(text[start:end]):
                 yield document
             start = end
         text = text[start:]
     while text:
         end = _document_end(text, 0, least) or len(text)
-        if document := text[:end].strip():
+        if document := _trimmed(text[:end]):
             yield document
         text = text[end:]
+
+
+def _trimmed(document: str) -> str:
+    """Without the blank lines around it; the first line keeps its indentation."""
+    return _BLANK_BEGIN.sub("", document.rstrip())
 
 
 def _document_end(text: str, start: int, least: int) -> int | None:
@@ -222,31 +228,45 @@ def _document_end(text: str, start: int, least: int) -> int | None:
 
 
 def _jsonl(part: Part, column: str, fields: Sequence[str], tally: Tally) -> Iterator[Row]:
-    """The text field of each line."""
-    where = f"{part.file} {f'after byte {part.range[0]:,} ' if part.range else ''}"
+    """The text field of each line; lines that cannot be read are counted, or end the work."""
+    after = f"after byte {part.range[0]:,} " if part.range else ""
     for number, line in enumerate(files.lines(part.file, tally, part.range), 1):
         if not line.strip():
             continue
+        where = f"{files.shown(part.file)} {after}line {number}"
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(
-                f"{where}line {number} is not JSON ({error})", "mend or remove it"
-            ) from None
-        if not isinstance(row, dict) or column not in row:
-            has = ", ".join(sorted(row)) if isinstance(row, dict) else f"a {type(row).__name__}"
-            raise files.column_error(f"{where}line {number}", f"field {column!r}", has)
-        if not isinstance(row[column], str):
-            raise DataError(
-                f"{where}line {number}: field {column!r} is {type(row[column]).__name__}, not text",
-                "name the one that holds the text with --text-column",
-            )
-        if text := row[column].strip():
-            yield Row(_printable(text), _meta(row, fields))
+            row = _row(line, column, where)
+        except DataError as error:
+            tally.reject(where, error)
+            continue
+        if row[column] is None:
+            tally.nulls += 1
+        elif row[column].strip():
+            yield Row(_printable(row[column].rstrip()), _meta(row, fields))
+
+
+def _row(line: str, column: str, where: str) -> dict[str, Any]:
+    """One line as an object whose `column` is a text or null; DataError for others."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise DataError(
+            f"{where} is not JSON ({why})", "mend or remove it, or allow some with --max-bad"
+        ) from None
+    if not isinstance(row, dict) or column not in row:
+        has = ", ".join(sorted(row)) if isinstance(row, dict) else f"a {type(row).__name__}"
+        raise files.column_error(where, f"field {column!r}", _printable(has))
+    if row[column] is not None and not isinstance(row[column], str):
+        raise DataError(
+            f"{where}: field {column!r} is {type(row[column]).__name__}, not text",
+            "name the one that holds the text with --text-column",
+        )
+    return row
 
 
 def _meta(row: dict[str, Any], fields: Sequence[str]) -> dict[str, str]:
-    return {key: str(row[key]) for key in fields if row.get(key) is not None}
+    return {key: _printable(str(row[key])) for key in fields if row.get(key) is not None}
 
 
 def parquet(file: Path, column: str) -> Iterator[str]:
@@ -255,11 +275,11 @@ def parquet(file: Path, column: str) -> Iterator[str]:
     Raises:
         DataError: not parquet, or no such text column (those there are listed).
     """
-    for row in _parquet(Part(file), column, ()):
+    for row in _parquet(Part(file), column, (), Tally()):
         yield row.text
 
 
-def _parquet(part: Part, column: str, fields: Sequence[str]) -> Iterator[Row]:
+def _parquet(part: Part, column: str, fields: Sequence[str], tally: Tally) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -270,7 +290,9 @@ def _parquet(part: Part, column: str, fields: Sequence[str]) -> Iterator[Row]:
             if column not in schema.names:
                 raise files.column_error(str(file), f"column {column!r}", ", ".join(schema.names))
             kind = schema.field(column).type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            if pa.types.is_dictionary(kind):  # a categorical column of pandas
+                kind = kind.value_type
+            if not any(is_text(kind) for is_text in _text_types()):
                 raise DataError(
                     f"{file}: column {column!r} is {kind}, not text; columns: "
                     f"{', '.join(schema.names)}",
@@ -281,11 +303,22 @@ def _parquet(part: Part, column: str, fields: Sequence[str]) -> Iterator[Row]:
             for batch in table.iter_batches(1024, row_groups=list(groups), columns=names):
                 columns = {name: batch.column(name).to_pylist() for name in names}
                 for i, text in enumerate(columns[column]):
-                    if text and (text := text.strip()):
-                        yield Row(text, _meta({n: columns[n][i] for n in names[1:]}, fields))
+                    if text is None:
+                        tally.nulls += 1
+                    elif text.strip():
+                        meta = _meta({n: columns[n][i] for n in names[1:]}, fields)
+                        yield Row(text.rstrip(), meta)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{file} is not readable as parquet ({line})", "get it again") from error
+        raise DataError(
+            f"{files.shown(file)} is not readable as parquet ({line})", "get it again"
+        ) from error
+
+
+def _text_types() -> tuple[Callable[[Any], bool], ...]:
+    import pyarrow as pa
+
+    return pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view
 
 
 def _printable(text: str) -> str:

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from gaia.errors import DataError
+
 META_FIELDS = ("id", "url", "title", "language", "source", "date", "file")
 """Facts kept of a document besides its text, where the source has them; "file" is its file."""
 
@@ -21,6 +23,28 @@ class Tally:
 
     invalid_utf8: int = 0
     """Byte sequences that were not UTF-8 and became U+FFFD."""
+    invalid_file: str = ""
+    """The first file that holds some."""
+    nulls: int = 0
+    """Documents without a text: null in JSON lines or parquet."""
+    bad: int = 0
+    """Documents that cannot be read."""
+    bad_first: str = ""
+    """File, line and reason of the first of them."""
+    max_bad: int = 0
+    """Number of documents that may be bad before reading stops."""
+
+    def counts(self) -> dict[str, Any]:
+        """Figures for the record of a unit."""
+        names = ("invalid_utf8", "invalid_file", "nulls", "bad", "bad_first")
+        return {name: getattr(self, name) for name in names}
+
+    def reject(self, where: str, error: DataError) -> None:
+        """Counts a document that cannot be read; raises `error` where there are too many."""
+        self.bad += 1
+        self.bad_first = self.bad_first or where
+        if self.bad > self.max_bad:
+            raise error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,5 +82,42 @@ class Corpus:
     """Files or packages it is made of, for the manifest."""
     identity: dict[str, Any]
     """Facts that decide its text: the same identity gives the same documents."""
+    max_bad: int = 0
+    """Number of documents that may be bad, in all units together."""
     left_out: str = ""
     """Files of the input that are not read, by reason, for people."""
+
+    def tally(self) -> Tally:
+        """Counts for reading a unit."""
+        return Tally(max_bad=self.max_bad)
+
+    def check_bad(self, counts: Sequence[dict[str, Any]]) -> None:
+        """Raises DataError where the units had more bad documents together than are allowed.
+
+        Args:
+            counts: `counts()` of the tally of each unit.
+        """
+        bad = sum(unit["bad"] for unit in counts)
+        if bad > self.max_bad:
+            first = next(unit["bad_first"] for unit in counts if unit["bad"])
+            raise DataError(
+                f"{bad:,} documents cannot be read, the first is {first}",
+                "mend them, or allow so many with --max-bad",
+            )
+
+
+def oddities(counts: Sequence[dict[str, Any]]) -> list[str]:
+    """Sentences on what reading met; none where all was well."""
+    invalid, nulls, bad = (
+        sum(u[name] for u in counts) for name in ("invalid_utf8", "nulls", "bad")
+    )
+    said = []
+    if invalid:
+        first = next(unit["invalid_file"] for unit in counts if unit["invalid_file"])
+        said.append(f"{invalid:,} invalid UTF-8 sequences became U+FFFD, the first in {first}")
+    if nulls:
+        said.append(f"{nulls:,} documents without a text (null) were left out")
+    if bad:
+        first = next(unit["bad_first"] for unit in counts if unit["bad"])
+        said.append(f"{bad:,} documents that cannot be read were left out, the first is {first}")
+    return said

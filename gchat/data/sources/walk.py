@@ -1,9 +1,8 @@
-"""The files behind `--input`: each once, whatever links lead to it, and what is left out named.
+"""The files behind `--input`: every file once, whatever links lead to it; others are counted.
 
-Links to folders are followed, once each. Left out, and counted, are hidden files and folders
-(macOS' `._a.jsonl`, `.ipynb_checkpoints`, `.git`), other endings, and what this program makes: of a
-curation only its parts are read, of a data set nothing, of the folder that is being written
-nothing.
+Links to folders are followed, once each. Left out, and counted, are hidden files and folders (the
+`._a.jsonl` of macOS, `.ipynb_checkpoints`, `.git`), other endings, and what this program makes: of
+a curation only its parts are read, of a data set nothing, nor of the folder that is being written.
 """
 
 import collections

@@ -129,8 +129,8 @@ def test_memory_does_not_grow_with_the_dump(tmp_path):
         ("a.xml", PAGES[:300], r"a\.xml is cut off or not XML"),
         ("a.xml", b"<html><body/></html>", "root is <html>, not <mediawiki>"),
         ("a.xml", b"plain words", "cut off or not XML"),
-        ("a.xml.bz2", bz2.compress(PAGES)[:-30], r"a\.xml\.bz2 is cut off"),
-        ("a.xml.bz2", b"no bzip2", r"a\.xml\.bz2 is damaged"),
+        ("a.xml.bz2", bz2.compress(PAGES)[:-30], r"a\.xml\.bz2 is truncated or damaged bzip2"),
+        ("a.xml.bz2", b"no bzip2", r"a\.xml\.bz2 is truncated or damaged bzip2"),
         ("a.xml.gz", gzip.compress(PAGES)[:-30], r"a\.xml\.gz is truncated or damaged"),
         ("a.txt", b"text", "holds no dump; give files that end in .xml"),
     ],
@@ -147,3 +147,40 @@ def test_empty_lists_are_refused(tmp_path):
         read(tmp_path, titles=" ")
     with pytest.raises(ConfigError, match=r"categories = 'no\.txt' is not there"):
         read(tmp_path, categories="no.txt")
+
+
+# ── What wikitext means ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "expected"),
+    [
+        ("First line<br>second<br />third<BR/>end", "First line\nsecond\nthird\nend"),
+        ("<div class='x'>One</div><p>two</p>three<blockquote>four</blockquote>five",
+         "One\n\ntwo\nthree\nfour\nfive"),
+        ("10<sup>3</sup> m, 10<sup>−2</sup>, 19<sup>th</sup>, H<sub>2</sub>O",
+         "10^3 m, 10^−2, 19th, H2O"),
+        ("call print() or f(x) ({{lang|fr|oui}}) now", "call print() or f(x) now"),
+        ("[[Datei:a.jpg|mini|Blick]]a [[Kategorie:Stadt]]b [[fr:Berlin]]c [[:fr:Berlin|dort]]",
+         "a b c dort"),
+        ("[[Ort: Ein Film]] und [[UN:Rat|Rat]]", "Ort: Ein Film und Rat"),
+    ],
+)  # fmt: skip
+def test_markup_becomes_what_a_reader_sees(wikitext, expected):
+    assert mediawiki.plain_text(wikitext) == expected
+
+
+def test_namespaces_have_the_names_of_the_dump(tmp_path):
+    """Of a language that the built-in names do not cover."""
+    names = '<namespace key="6" case="first-letter">Mynd</namespace>'
+    names += '<namespace key="14">Flokkur</namespace>'
+    head = f'<mediawiki xmlns="{NAMESPACE}"><siteinfo><namespaces>{names}</namespaces></siteinfo>'
+    body = page("Reykjavík", "Bær. [[Mynd:a.jpg|thumb|Sjór]] [[Flokkur:Borgir]]")
+    (tmp_path / "is.xml").write_text(f"{head}{body}{page('Annað', 'Texti.')}</mediawiki>")
+    rows = read(tmp_path / "is.xml", categories="Borgir")
+    assert [row.text for row in rows] == ["Reykjavík\n\nBær."]
+
+
+def test_a_dump_with_brackets_in_its_name(tmp_path):
+    (tmp_path / "enwiki [2020].xml").write_bytes(PAGES)
+    assert len(read(tmp_path / "enwiki [2020].xml")) == 3

@@ -256,3 +256,20 @@ def test_the_command_prints_what_each_rule_took(tmp_path, capsys):
     assert "duplicate.exact" in printed and "documents stay" in printed
     with pytest.raises(ConfigError, match=r"perhaps you meant --gopher\.min-word"):
         cli.parse_verb("curate", [*args, "--gopher.min-wordz", "5"])
+
+
+def test_a_chain_of_small_edits_is_not_one_document():
+    """Neighbours are 0.9 alike, the ends not at all: what goes resembles one that stays."""
+    rng = np.random.default_rng(0)
+    tokens = [f"word{n}" for n in rng.integers(0, 10**6, 2400)]
+    texts = [" ".join(tokens[40 * i : 40 * i + 800]) for i in range(41)]
+    options = Duplicates()
+    h = shingles.hashed(texts)
+    signatures = near.signatures(h, options)
+    bands = iter(near.band_hashes(signatures, options))
+    copies = near.near_copies(bands, signatures.__getitem__, np.ones(41, bool), 0.6)
+    kept = np.flatnonzero(~copies)
+    similar = (signatures[:, None] == signatures[None]).mean(2) >= 0.6
+    assert not copies[0] and 5 <= len(kept) <= 14
+    for i in np.flatnonzero(copies):
+        assert similar[i, kept[kept < i]].any()
