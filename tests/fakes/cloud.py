@@ -46,7 +46,8 @@ class Call:
 @dataclass
 class Cloud:
     """All state. Faults: a function of the call that returns None or one of
-    ("status", code), ("drop", "before"|"after"), or runs something itself ("hook", f, when)."""
+    ("status", code), ("answer", code, body), ("drop", "before"|"after"), or runs something itself
+    ("hook", f, when)."""
 
     op_delay: float = 0.02
     list_lag: float = 0.0
@@ -209,6 +210,9 @@ class _Handler(BaseHTTPRequestHandler):
             fault[1]()
             return
         if fault == ("drop", "before"):
+            return
+        if fault and fault[0] == "answer":
+            self._answer(fault[1], fault[2])
             return
         if fault and fault[0] == "status":
             text = {"error": {"code": fault[1], "status": "FAULT", "message": "injected"}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from gml.errors import Denied, GmlError, Incomplete, StockOut
+from gml.errors import Denied, Elsewhere, GmlError, Incomplete, StockOut
 from gml.model import Node
 from gml.places import region_of
 from gml.providers.google import responses
@@ -65,7 +65,7 @@ def get_part(session: Session, service: str, path: str) -> Node | None:
     """A resource as a part of a node; None where it does not exist or is not ours."""
     try:
         raw = session.api.get(service, path)
-    except StockOut:
+    except (Elsewhere, StockOut):
         return None  # a zone that is closed to the project holds nothing of ours
     return None if raw is None else part_of(raw, path, session.ssh_user)
 
