@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gaia import hardware
+from gml.clock import service_clock
 from gml.config import Config
 from gml.errors import GmlError, Incomplete, NotFound
 from gml.model import Node, check_id
@@ -27,9 +27,11 @@ class Listing:
 
 
 class Fleet:
-    """Configuration, records and clouds of one owner. `now` is the wall clock."""
+    """Configuration, records and clouds of one owner. `now` is the services' time."""
 
-    def __init__(self, config: Config, store: Store, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, config: Config, store: Store, now: Callable[[], float] = service_clock.now
+    ) -> None:
         self.config = config
         self.store = store
         self.now = now

@@ -6,6 +6,7 @@ httpx2 is httpx under its new name (same author, same interface; httpx itself ha
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import random
@@ -15,6 +16,7 @@ import urllib.parse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from gml.clock import service_clock
 from gml.errors import Unavailable
 from gml.model import ApiRequest
 
@@ -128,6 +130,7 @@ class Http:
         import httpx2
 
         path = urllib.parse.quote(request.path, safe="/:@-._~%")
+        sent = time.time()
         try:
             answer = _client().request(
                 request.method,
@@ -140,9 +143,19 @@ class Http:
         except (httpx2.RequestError, httpx2.InvalidURL) as error:
             text = str(error) or type(error).__name__
             raise NetworkError(f"{self.base}: {text}") from None
+        service_clock.note(answer.headers.get("Date", ""), sent, time.time())
         if not answer.is_success:
             raise _api_error(answer)
         return _parse(answer.content)
+
+    def ask_time(self) -> None:
+        """Learns the service's time: any answer has it, a refusal too. Never raises."""
+        import httpx2
+
+        sent = time.time()
+        with contextlib.suppress(httpx2.RequestError, httpx2.InvalidURL):
+            answer = _client().get(f"{self.base}/", timeout=5.0)
+            service_clock.note(answer.headers.get("Date", ""), sent, time.time())
 
 
 @functools.cache

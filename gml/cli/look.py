@@ -54,6 +54,7 @@ def ls(
     with Spinner(quiet=True) as progress:
         progress("asking the clouds")
         live = fleet.list_live()
+    now = fleet.now()  # by the services' clocks, now that they have answered
     listing.save(fleet.store, live.nodes, live.problems, now)
     listing.show(live.nodes, live.problems, now, json)
     if live.problems:

@@ -68,8 +68,10 @@ def create(
         UsageError: the name is taken. StockOut, QuotaError, Denied, AuthError, Unavailable:
             from the provider, when no place was left. Unsafe: nothing would end the machine.
     """
-    spec = make_spec(fleet, request)
     provider = fleet.provider(provider_for(fleet, request))
+    make_spec(fleet, request)  # mistakes are told before anybody is asked
+    provider.ask_time()
+    spec = make_spec(fleet, request)
     check_safe(fleet, provider, request)
     provider.sign_in()
     with fleet.store.lock(spec.id), terminate_is_interrupt():

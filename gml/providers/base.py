@@ -44,6 +44,10 @@ class Provider(Protocol):
         """
         ...
 
+    def ask_time(self) -> None:
+        """Learns the service's time, by which a create sets its deadline. Never raises."""
+        ...
+
     def offers(
         self, sku: Sku, *, spot: bool, zone: str = "", live: bool = False, strategy: str = ""
     ) -> list[Offer]:

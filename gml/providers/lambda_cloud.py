@@ -77,6 +77,10 @@ class LambdaProvider:
         """The API key; raises AuthError."""
         self.api_key()
 
+    def ask_time(self) -> None:
+        """Lambda's time, from an answer without a key."""
+        self.http.ask_time()
+
     def base_url(self, service: str) -> str:
         """Base address of a service."""
         return self.config.endpoint("lambda")

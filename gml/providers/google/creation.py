@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
+from gml.clock import service_clock
 from gml.durations import format_duration
 from gml.errors import GmlError, RateLimited, StockOut, Unavailable, Unsafe, UsageError
 from gml.http import ApiError
@@ -135,7 +135,7 @@ def _verify_limit(session: Session, node: Node, spec: CreateSpec, offer: Offer) 
         length = responses.duration((raw.get("runDuration") or {}).get("maxRunDuration"))
         ends = responses.timestamp((raw.get("runDuration") or {}).get("terminationTime"))
         # The clock of a flex-start run begins when it starts, which was not after now.
-        limit = node.limit or ends or (round(time.time()) + length if length else None)
+        limit = node.limit or ends or (round(service_clock.now()) + length if length else None)
     else:
         limit = node.limit
     if limit is None:

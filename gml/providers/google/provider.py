@@ -45,6 +45,10 @@ class GoogleProvider:
         _ = self.config.project
         self.api.sign_in.token()
 
+    def ask_time(self) -> None:
+        """Google's time, from an answer without credentials."""
+        self.api.http("tpu").ask_time()
+
     def base_url(self, service: str) -> str:
         """Base address of a service."""
         return self.config.endpoint(service)
