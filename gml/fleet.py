@@ -74,14 +74,14 @@ class Fleet:
             settled = live is not None and record.phase == "up"
             busy = not settled and self.store.locked(record.id)
             if live:
-                node = merge(record, live)
+                node = merge(record, live).replace(seen=round(self.now()))
             elif record.phase != "intent" and record.provider in complete and not busy:
                 node = record.replace(note="lost")
             else:
                 node = record.replace(note="half-made" if record.phase == "intent" else "")
             listing.nodes.append(node.replace(note="busy") if busy else node)
         for node in seen.values():
-            node = priced(node)
+            node = priced(node).replace(seen=round(self.now()))
             listing.nodes.append(node.replace(note="orphan"))
             if node.id in self.store.damaged():
                 self.store.put(node.replace(phase="up"))

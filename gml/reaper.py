@@ -16,6 +16,7 @@ from gml.errors import GmlError
 from gml.fleet import Fleet
 from gml.heartbeat import beat
 from gml.model import Node
+from gml.nodes.ending import ended_at
 from gml.progress import Progress, silent, unbreakable
 from gml.providers.base import Provider
 
@@ -166,6 +167,6 @@ def _settle_records(
                 report.problems.append(f"{record.id}: {error}")
                 continue
             with contextlib.suppress(OSError):
-                fleet.store.remove(record, deleted=min(round(now), record.deadline or round(now)))
+                fleet.store.remove(record, deleted=ended_at(fleet, record))
                 fleet.ssh.forget(record)
         report.forgotten.append(record)

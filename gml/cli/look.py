@@ -120,7 +120,7 @@ def cost(
     nodes += [n for n in fleet.store.all() if n.phase != "intent"]
     rows = []
     for node in nodes:
-        ended = node.deleted or now
+        ended = node.ended(now)
         begun = max(node.created, begin)
         hours = max(0.0, ended - begun) / 3600
         spent = None if node.price is None else round(node.price * hours, 4)

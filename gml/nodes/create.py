@@ -19,6 +19,7 @@ from gml.fleet import Fleet
 from gml.heartbeat import heartbeat_age
 from gml.model import CreateSpec, Node, Offer
 from gml.nodes.arming import check_armed, send_key
+from gml.nodes.ending import ended_at
 from gml.nodes.signals import terminate_is_interrupt
 from gml.nodes.undo import undo
 from gml.planning import QUEUES, find_offers, make_spec, provider_for, spec_for
@@ -138,7 +139,7 @@ def _prior(
         return spec, record.replace(phase="intent", zone=live.zone, strategy=live.strategy)
     if record.tried or live:
         provider.delete(live or record, progress)
-    fleet.store.remove(record)
+    fleet.store.remove(record, deleted=None if live else ended_at(fleet, record))
     return spec, None
 
 

@@ -82,6 +82,10 @@ class Provider(Protocol):
         """The node as the cloud sees it now, or None when nothing of it exists in its zones."""
         ...
 
+    def ended_at(self, node: Node) -> int | None:
+        """Unix seconds at which a node that is gone was deleted, where the service remembers."""
+        ...
+
     def delete_requests(self, node: Node) -> list[ApiRequest]:
         """The exact calls that `delete` makes for the node's known resources; no network."""
         ...

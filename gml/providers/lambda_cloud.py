@@ -290,6 +290,10 @@ class LambdaProvider:
             return self._await_listed(node.id)
         return next((n for n in self.list_nodes() if n.id == node.id), None)
 
+    def ended_at(self, node: Node) -> int | None:
+        """Nobody remembers."""
+        return None
+
     def delete_requests(self, node: Node) -> list[ApiRequest]:
         """One terminate call."""
         ids = [r.split(":", 1)[1] for r in node.resources if r.startswith("lambda:")]

@@ -218,6 +218,10 @@ class LocalProvider:
                 return seen
         return None
 
+    def ended_at(self, node: Node) -> int | None:
+        """Nobody remembers."""
+        return None
+
     def delete_requests(self, node: Node) -> list[ApiRequest]:
         """The ssh calls of `delete`."""
         return [

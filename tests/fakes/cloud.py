@@ -126,6 +126,21 @@ class Cloud:
             if re.fullmatch(pattern, n) and now - self.born[n] >= self.list_lag
         ]
 
+    def deleted_in_console(self, name: str, ago: float) -> None:
+        """Takes a machine away as somebody else would, so many seconds ago; its operation stays."""
+        ended = time.strftime("%Y-%m-%dT%H:%M:%S.000000000Z", time.gmtime(self.now() - ago))
+        for full in [n for n in self.resources if n.rsplit("/", 1)[-1] == name]:
+            del self.resources[full]
+            parent, number = full.rsplit("/", 2)[0], self.number()
+            # Fields as in the discovery documents: tpu.v2 OperationMetadata, compute.v1 Operation.
+            about: dict[str, Any] = {"verb": "delete", "target": full, "endTime": ended}
+            op = {"name": f"op-{number}", "done": True, "metadata": about}
+            if full.startswith("compute/"):
+                link = f"https://www.googleapis.com/{full}"
+                op = {"name": f"op-{number}", "status": "DONE", "operationType": "delete",
+                      "targetLink": link, "endTime": ended}  # fmt: skip
+            self.ops[f"{parent}/operations/op-{number}"] = op
+
     def billable(self) -> list[str]:
         """Everything that costs money or holds quota."""
         self.settle()

@@ -54,6 +54,9 @@ def _tpu(cloud: Cloud, call: Call) -> tuple[int, Any]:
         # 403, not 404: skypilot-org/skypilot#2269, dstackai/gpuhunt#98.
         text = f"Location {zone} is not found or access is unauthorized."
         raise Refused(403, "PERMISSION_DENIED", text)
+    if kind == "operations" and name is None:
+        listed = [o for n, o in cloud.ops.items() if n.startswith(f"{parent}/operations/")]
+        return 200, {"operations": listed}
     if kind == "operations":
         return operation(cloud, f"{parent}/operations/{name}")
     if kind == "acceleratorTypes":

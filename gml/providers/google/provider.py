@@ -75,6 +75,10 @@ class GoogleProvider:
         """Everything of the node, by name in the places that were tried, else by label."""
         return resources.find(self.session, node)
 
+    def ended_at(self, node: Node) -> int | None:
+        """Time of the operation that deleted it; Google keeps these for some days."""
+        return resources.ended_at(self.session, node)
+
     def delete_requests(self, node: Node) -> list[ApiRequest]:
         """DELETEs of the known resources; groups and queued resources take their machines along."""
         return changes.delete_requests(node)
