@@ -16,6 +16,7 @@ from gml.errors import GmlError
 from gml.fleet import Fleet
 from gml.heartbeat import beat
 from gml.model import Node
+from gml.nodes.ending import ended_at
 from gml.progress import Progress, silent, unbreakable
 from gml.providers.base import Provider
 
@@ -53,7 +54,7 @@ def reap(
         dry_run: judge, delete nothing, leave no heartbeat.
         all_owners: also delete other people's expired nodes (for an administrator's cron job).
     """
-    now, report, tell = fleet.now(), ReapReport(), unbreakable(progress)
+    report, tell = ReapReport(), unbreakable(progress)
     records = {r.id: r for r in fleet.store.all()}
     alive: set[str] = set()
     complete: set[str] = set()
@@ -68,6 +69,7 @@ def reap(
             # Whatever is wrong with one cloud, the others' machines still have to go.
             nodes = getattr(error, "found", [])
             report.problems.append(f"{provider.name}: {_text(error)}")
+        now = fleet.now()  # by the service's clock, now that it has answered
         nodes += _unlisted(fleet, provider, records, {n.id for n in nodes}, report)
         for node in nodes:
             alive.add(node.id)
@@ -87,7 +89,7 @@ def reap(
     _settle_records(fleet, report, alive, complete, dry_run)
     if not dry_run:
         try:
-            beat(fleet.config, fleet.store, now, sorted(complete), everybody=all_owners)
+            beat(fleet.config, fleet.store, fleet.now(), sorted(complete), everybody=all_owners)
         except OSError as error:
             report.problems.append(f"no heartbeat could be left: {error}")
     return report
@@ -165,6 +167,6 @@ def _settle_records(
                 report.problems.append(f"{record.id}: {error}")
                 continue
             with contextlib.suppress(OSError):
-                fleet.store.remove(record, deleted=min(round(now), record.deadline or round(now)))
+                fleet.store.remove(record, deleted=ended_at(fleet, record))
                 fleet.ssh.forget(record)
         report.forgotten.append(record)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from gml.clock import service_clock
 from gml.errors import Busy
 from gml.model import Node, check_id
 
@@ -101,7 +102,7 @@ class Store:
                 self.home / "history.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
             )
             try:
-                ended = node.replace(deleted=deleted or round(time.time()))
+                ended = node.replace(deleted=deleted or round(service_clock.now()))
                 os.write(handle, (ended.to_json() + "\n").encode())
             finally:
                 os.close(handle)

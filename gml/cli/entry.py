@@ -113,6 +113,21 @@ def run(words: list[str]) -> int:
         _tell(f"gml: unexpected {type(error).__name__}: {error}")
         _tell("gml: add --debug for the traceback, and please report it")
         return 1
+    finally:
+        _warn_clock()
+
+
+def _warn_clock() -> None:
+    from gml.clock import WARN_S, service_clock
+    from gml.durations import format_duration
+
+    ahead = service_clock.ahead_s
+    if abs(ahead) > WARN_S:
+        where = "ahead of" if ahead > 0 else "behind"
+        _tell(
+            f"gml: this machine's clock is {format_duration(abs(ahead))} {where} the service's; "
+            "times here are the service's"
+        )
 
 
 def _plain(error: OSError) -> str:
@@ -144,14 +159,14 @@ def _warn_overdue(words: list[str]) -> None:
     """Names the machines that should be gone by the last look, whatever the command is about."""
     if {"ls", "list", "reap", "delete", "--help", "-h"} & set(words):
         return  # these show or end them anyway
-    import time
-
+    from gml.cli.listing import last_known_time
     from gml.config import home_folder
     from gml.durations import format_duration
     from gml.store import Store
 
-    now = time.time()
-    for node in Store(home_folder()).all():
+    store = Store(home_folder())
+    now = last_known_time(store)
+    for node in store.all():
         if node.deadline and node.expired(now):
             late = format_duration(now - node.deadline)
             print(f"gml: {node.id} is {late} past its end: run `gml reap`", file=sys.stderr)

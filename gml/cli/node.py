@@ -119,7 +119,8 @@ def show(node_id: c.NodeId, json: c.Json = False) -> None:
     fleet = c.open_fleet()
     record = fleet.resolve(node_id)
     live = fleet.provider(record.provider).find(record)
-    node = merge(record, live) if live else record.replace(note="lost")
+    seen = {"seen": round(fleet.now())}
+    node = merge(record, live).replace(**seen) if live else record.replace(note="lost")
     value = row(node, fleet.now())
     value["resources"] = list(node.resources)
     value["ssh"] = f"ssh {node.id}"
@@ -236,7 +237,8 @@ def delete(
             entry = {"id": node.id, "deleted": True, "spent_usd": node.cost(fleet.now())}
             try:
                 spinner(f"deleting {node.id}")
-                change.delete(fleet, node, spinner)
+                ended = change.delete(fleet, node, spinner)
+                entry["spent_usd"] = ended.cost(fleet.now())
             except GmlError as error:
                 # The others still have to go.
                 failed.append(error)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from gml.clock import service_clock
 from gml.durations import format_duration
 from gml.errors import UsageError
 
@@ -88,7 +89,7 @@ class Spinner:
 
     def bill(self, node: Node) -> None:
         """Shows the cost of this node from now on, beginning with its cost so far."""
-        spent = node.cost(time.time())
+        spent = node.cost(service_clock.now())
         if spent is not None and node.price:
             self._billed = (time.monotonic(), spent, node.price)
 

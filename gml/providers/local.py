@@ -35,7 +35,7 @@ cat > "$dir/watchdog.json.tmp" <<'EOF_GML'
 {config}
 EOF_GML
 sed "s|@HOME@|$HOME|g" "$dir/watchdog.json.tmp" > "$dir/watchdog.json"
-rm -f "$dir/deadline" "$dir/last_deadline" "$dir/deleted"
+rm -f "$dir/deadline" "$dir/last_deadline" "$dir/deleted" "$dir/lived"
 cat > "$dir/labels.json" <<'EOF_GML'
 {labels}
 EOF_GML
@@ -78,6 +78,9 @@ class LocalProvider:
 
     def sign_in(self) -> None:
         """ssh does that by itself."""
+
+    def ask_time(self) -> None:
+        """These machines are told how long to live, and count by their own clocks."""
 
     def base_url(self, service: str) -> str:
         """ssh has no base address."""
@@ -213,6 +216,10 @@ class LocalProvider:
             seen = self._marker(node, index)
             if seen and seen.id == node.id:
                 return seen
+        return None
+
+    def ended_at(self, node: Node) -> int | None:
+        """Nobody remembers."""
         return None
 
     def delete_requests(self, node: Node) -> list[ApiRequest]:
