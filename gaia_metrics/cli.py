@@ -236,11 +236,15 @@ def ui(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Listen on this port; 0 picks a free one.")
     ] = 6006,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="Allow opening the page by this host name; repeat it for several."),
+    ] = None,
 ) -> None:
     """Serve the dashboard of the runs below a folder."""
     from gaia_metrics.ui.server import serve
 
-    server = serve(_connect(where), host, port)
+    server = serve(_connect(where), host, port, name or ())
     print(f"http://{host}:{server.server_port}/  (Ctrl-C stops it)", flush=True)
     try:
         server.serve_forever()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 Resume = Literal["allow", "must", "never"]
 Status = Literal["finished", "crashed", "stopped"]
 EXIT_TIMEOUT_S = 5.0
+FACTS_WAIT_S = 2.0  # at the end, for git
 
 
 def init(
@@ -51,6 +53,8 @@ def init(
     process_index: int = 0,
     system_interval: float = 10.0,
     watch: WatchConfig | None = None,
+    tags: Sequence[str] = (),
+    notes: str = "",
 ) -> Run:
     """Start recording a run, or resume one.
 
@@ -69,6 +73,8 @@ def init(
         process_index: jax.process_index(); process 0 writes metrics.jsonl.
         system_interval: seconds between system samples; 0 takes none.
         watch: limits of the alerts.
+        tags: words to find the run by.
+        notes: a remark for readers of the run.
 
     Raises:
         MetricsError: `resume` and the folder contradict each other, or run_id is malformed. A
@@ -95,6 +101,8 @@ def init(
         "id": known.get("id") or run_id or folder.new_run_id(),
         "project": project,
         "name": name,
+        "tags": [redact_text(str(tag)) for tag in tags] or known.get("tags", []),
+        "notes": redact_text(str(notes)) or known.get("notes", ""),
         "config": redact({} if config is None else config),
     }
     limits = watch or WatchConfig()
@@ -144,6 +152,10 @@ class Run:
         sinks: list[Sink] = [Watch(self._alert_from_watch, watch)]
         if self._exporter is not None:
             sinks.append(self._exporter)
+        self._facts: list[dict] = []
+        self._facts_thread = threading.Thread(
+            target=self._collect_facts, name="gaia-metrics-facts", daemon=True
+        )
         self._sdk = SdkMetrics({"service.name": "gaia", "gaia.run.id": self.id})
         self._vitals = Vitals(
             writable,
@@ -160,7 +172,7 @@ class Run:
             opened.derived,
             sinks,
             self._warn,
-            self._vitals.tick,
+            self._tick,
             self._closed,
             self._look_around,
         )
@@ -335,11 +347,26 @@ class Run:
             print(f"gaia-metrics: {text}", file=sys.stderr, flush=True)
 
     def _look_around(self) -> None:
-        """Collect the facts that take subprocesses, in the worker thread after its first write."""
+        """Collect the facts that take subprocesses, in a thread of their own.
+
+        A data loader that forks while git is being started keeps a copy of its pipe, and whoever
+        waits for git then waits for that loader: this must not be the thread that writes values.
+        """
+        self._facts_thread.start()
+
+    def _collect_facts(self) -> None:
         from gaia_metrics.recording import capture
 
         more = {"git": capture.git_state(), "versions": capture.versions()}
-        self._vitals.facts_known(more | {"program": capture.program()})
+        self._facts.append(more | {"program": capture.program()})
+
+    def _tick(self, worker: Worker, final: bool) -> None:
+        """Do the periodic duties, in the worker's thread; facts are taken once they are known."""
+        if final and self._facts_thread.is_alive():
+            self._facts_thread.join(FACTS_WAIT_S)
+        while self._facts:
+            self._vitals.facts_known(self._facts.pop())
+        self._vitals.tick(worker, final)
 
     def _closed(self) -> None:
         """Note the end in run.json, in the worker thread, once every file is closed."""
