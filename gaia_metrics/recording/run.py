@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from gaia_metrics.config import redact
 from gaia_metrics.errors import MetricsError
 from gaia_metrics.grafana import dashboard_url
-from gaia_metrics.recording import exit_hooks
+from gaia_metrics.recording import exit_hooks, outlets
 from gaia_metrics.recording.histogram import summarize
 from gaia_metrics.recording.opening import derive, open_folder
 from gaia_metrics.recording.sdk import SdkMetrics
@@ -27,14 +27,7 @@ from gaia_metrics.recording.vitals import Vitals
 from gaia_metrics.recording.watch import Watch, WatchConfig
 from gaia_metrics.recording.worker import HARD_POINTS, SOFT_POINTS, Deferred, Sink, Worker
 from gaia_metrics.redaction import redact_text
-from gaia_metrics.sending import facts
 from gaia_metrics.storage import folder
-
-# http.client, ssl, subprocess and importlib.metadata take 0.3 s to import on a slow core: they are
-# imported where an endpoint is set, or in the worker thread.
-if TYPE_CHECKING:
-    from gaia_metrics.sending.exporter import Exporter
-    from gaia_metrics.sending.settings import ExportSettings
 
 Resume = Literal["allow", "must", "never"]
 Status = Literal["finished", "crashed", "stopped"]
@@ -140,7 +133,7 @@ class Run:
         self._finished = False
         self._dropped_because = ("after finish()", "log before finish()")
         self._closed_whole = False
-        settings = self._settings()
+        settings = outlets.export_settings(self._warn)
         opened = open_folder(path, info, process, resume_step, settings is not None, self._warn)
         self.id: str = opened.info["id"]
         self.dir = opened.dir
@@ -148,10 +141,15 @@ class Run:
         self._info, self._lock = opened.info, opened.lock
         writable = self.dir if opened.writer is not None else None
         attempt = asdict(opened.attempt)
-        self._exporter = self._export(settings, attempt)
+        self._exporter = outlets.exporter(settings, opened, attempt, process, self._warn)
         sinks: list[Sink] = [Watch(self._alert_from_watch, watch)]
         if self._exporter is not None:
             sinks.append(self._exporter)
+        self._notices = None
+        if process == 0:
+            self._notices = outlets.notices(opened, attempt["host"], self._warn)
+        if self._notices is not None:
+            sinks.append(self._notices)
         self._facts: list[dict] = []
         self._facts_thread = threading.Thread(
             target=self._collect_facts, name="gaia-metrics-facts", daemon=True
@@ -281,6 +279,9 @@ class Run:
                     f"run {self.id} has metrics that are not sent yet",
                     f"run `gaia-metrics sync {self.dir}`",
                 )
+        if self._notices is not None:
+            self._notices.ended(status, self._worker.last_step)
+            self._notices.close(EXIT_TIMEOUT_S)
         if self._closed_whole:
             self._vitals.beat(self._worker)
         if self._lock is not None:
@@ -299,34 +300,6 @@ class Run:
         if self._lock is not None:
             self._lock.drop_copy()
             self._lock = None
-
-    def _settings(self) -> ExportSettings | None:
-        if not any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ):
-            return None
-        from gaia_metrics.sending.settings import ExportSettings
-
-        try:
-            return ExportSettings.from_env(os.environ)
-        except MetricsError as error:
-            self._warn("settings", f"{error.problem}: recording locally only", error.remedy)
-            return None
-
-    def _export(self, settings: ExportSettings | None, attempt: dict) -> Exporter | None:
-        if settings is None:
-            return None
-        from gaia_metrics.sending.exporter import Exporter
-
-        try:
-            resource = facts.resource(self._info, attempt, self._process)
-            spool = self.dir / "metrics" / "spool"
-            return Exporter(spool, self._process, resource, settings, self._warn)
-        except OSError as error:
-            self._warn(
-                "spool-disk",
-                f"the spool cannot be written ({error}): nothing is sent",
-                "make the run folder writable, then `gaia-metrics sync`",
-            )
-            return None
 
     def _defer(self, step: int, value: Any, make: Callable[[Any], dict]) -> None:
         if self._finished:
