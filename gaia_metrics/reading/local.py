@@ -113,6 +113,22 @@ class LocalSource:
         columns = self._query(sql, [run], {})
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
+    def metric_names(self, run: str) -> list[str]:
+        """Names of the run's training metrics."""
+        with self._lock:
+            return self.run(run).metric_names()
+
+    def details(self, run: str) -> dict:
+        """Everything that run.json says of a run, and its folder."""
+        known = self.run(run)
+        return known.info | {"path": str(known.path)}
+
+    def histograms(self, run: str) -> list[dict]:
+        """Histogram records, oldest first: step, name, count, sum, min, max and buckets."""
+        with self._lock:
+            records = self.run(run).records("histogram")
+        return [{"step": r.step, "time": r.time_ns / 1e9} | r.data for r in records]
+
     def series(
         self, runs: Sequence[str], metrics: Sequence[str], x: str = "step", points: int = 0
     ) -> Columns:

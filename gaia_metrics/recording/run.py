@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from gaia_metrics.config import redact
 from gaia_metrics.errors import MetricsError
 from gaia_metrics.grafana import dashboard_url
-from gaia_metrics.recording import exit_hooks
+from gaia_metrics.recording import exit_hooks, outlets
 from gaia_metrics.recording.histogram import summarize
 from gaia_metrics.recording.opening import derive, open_folder
 from gaia_metrics.recording.sdk import SdkMetrics
@@ -26,18 +27,12 @@ from gaia_metrics.recording.vitals import Vitals
 from gaia_metrics.recording.watch import Watch, WatchConfig
 from gaia_metrics.recording.worker import HARD_POINTS, SOFT_POINTS, Deferred, Sink, Worker
 from gaia_metrics.redaction import redact_text
-from gaia_metrics.sending import facts
 from gaia_metrics.storage import folder
-
-# http.client, ssl, subprocess and importlib.metadata take 0.3 s to import on a slow core: they are
-# imported where an endpoint is set, or in the worker thread.
-if TYPE_CHECKING:
-    from gaia_metrics.sending.exporter import Exporter
-    from gaia_metrics.sending.settings import ExportSettings
 
 Resume = Literal["allow", "must", "never"]
 Status = Literal["finished", "crashed", "stopped"]
 EXIT_TIMEOUT_S = 5.0
+FACTS_WAIT_S = 2.0  # at the end, for git
 
 
 def init(
@@ -51,6 +46,8 @@ def init(
     process_index: int = 0,
     system_interval: float = 10.0,
     watch: WatchConfig | None = None,
+    tags: Sequence[str] = (),
+    notes: str = "",
 ) -> Run:
     """Start recording a run, or resume one.
 
@@ -69,6 +66,8 @@ def init(
         process_index: jax.process_index(); process 0 writes metrics.jsonl.
         system_interval: seconds between system samples; 0 takes none.
         watch: limits of the alerts.
+        tags: words to find the run by.
+        notes: a remark for readers of the run.
 
     Raises:
         MetricsError: `resume` and the folder contradict each other, or run_id is malformed. A
@@ -95,6 +94,8 @@ def init(
         "id": known.get("id") or run_id or folder.new_run_id(),
         "project": project,
         "name": name,
+        "tags": [redact_text(str(tag)) for tag in tags] or known.get("tags", []),
+        "notes": redact_text(str(notes)) or known.get("notes", ""),
         "config": redact({} if config is None else config),
     }
     limits = watch or WatchConfig()
@@ -132,7 +133,7 @@ class Run:
         self._finished = False
         self._dropped_because = ("after finish()", "log before finish()")
         self._closed_whole = False
-        settings = self._settings()
+        settings = outlets.export_settings(self._warn)
         opened = open_folder(path, info, process, resume_step, settings is not None, self._warn)
         self.id: str = opened.info["id"]
         self.dir = opened.dir
@@ -140,10 +141,19 @@ class Run:
         self._info, self._lock = opened.info, opened.lock
         writable = self.dir if opened.writer is not None else None
         attempt = asdict(opened.attempt)
-        self._exporter = self._export(settings, attempt)
+        self._exporter = outlets.exporter(settings, opened, attempt, process, self._warn)
         sinks: list[Sink] = [Watch(self._alert_from_watch, watch)]
         if self._exporter is not None:
             sinks.append(self._exporter)
+        self._notices = None
+        if process == 0:
+            self._notices = outlets.notices(opened, attempt["host"], self._warn)
+        if self._notices is not None:
+            sinks.append(self._notices)
+        self._facts: list[dict] = []
+        self._facts_thread = threading.Thread(
+            target=self._collect_facts, name="gaia-metrics-facts", daemon=True
+        )
         self._sdk = SdkMetrics({"service.name": "gaia", "gaia.run.id": self.id})
         self._vitals = Vitals(
             writable,
@@ -160,7 +170,7 @@ class Run:
             opened.derived,
             sinks,
             self._warn,
-            self._vitals.tick,
+            self._tick,
             self._closed,
             self._look_around,
         )
@@ -269,6 +279,9 @@ class Run:
                     f"run {self.id} has metrics that are not sent yet",
                     f"run `gaia-metrics sync {self.dir}`",
                 )
+        if self._notices is not None:
+            self._notices.ended(status, self._worker.last_step)
+            self._notices.close(EXIT_TIMEOUT_S)
         if self._closed_whole:
             self._vitals.beat(self._worker)
         if self._lock is not None:
@@ -287,34 +300,6 @@ class Run:
         if self._lock is not None:
             self._lock.drop_copy()
             self._lock = None
-
-    def _settings(self) -> ExportSettings | None:
-        if not any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ):
-            return None
-        from gaia_metrics.sending.settings import ExportSettings
-
-        try:
-            return ExportSettings.from_env(os.environ)
-        except MetricsError as error:
-            self._warn("settings", f"{error.problem}: recording locally only", error.remedy)
-            return None
-
-    def _export(self, settings: ExportSettings | None, attempt: dict) -> Exporter | None:
-        if settings is None:
-            return None
-        from gaia_metrics.sending.exporter import Exporter
-
-        try:
-            resource = facts.resource(self._info, attempt, self._process)
-            spool = self.dir / "metrics" / "spool"
-            return Exporter(spool, self._process, resource, settings, self._warn)
-        except OSError as error:
-            self._warn(
-                "spool-disk",
-                f"the spool cannot be written ({error}): nothing is sent",
-                "make the run folder writable, then `gaia-metrics sync`",
-            )
-            return None
 
     def _defer(self, step: int, value: Any, make: Callable[[Any], dict]) -> None:
         if self._finished:
@@ -335,11 +320,26 @@ class Run:
             print(f"gaia-metrics: {text}", file=sys.stderr, flush=True)
 
     def _look_around(self) -> None:
-        """Collect the facts that take subprocesses, in the worker thread after its first write."""
+        """Collect the facts that take subprocesses, in a thread of their own.
+
+        A data loader that forks while git is being started keeps a copy of its pipe, and whoever
+        waits for git then waits for that loader: this must not be the thread that writes values.
+        """
+        self._facts_thread.start()
+
+    def _collect_facts(self) -> None:
         from gaia_metrics.recording import capture
 
         more = {"git": capture.git_state(), "versions": capture.versions()}
-        self._vitals.facts_known(more | {"program": capture.program()})
+        self._facts.append(more | {"program": capture.program()})
+
+    def _tick(self, worker: Worker, final: bool) -> None:
+        """Do the periodic duties, in the worker's thread; facts are taken once they are known."""
+        if final and self._facts_thread.is_alive():
+            self._facts_thread.join(FACTS_WAIT_S)
+        while self._facts:
+            self._vitals.facts_known(self._facts.pop())
+        self._vitals.tick(worker, final)
 
     def _closed(self) -> None:
         """Note the end in run.json, in the worker thread, once every file is closed."""

@@ -46,7 +46,7 @@ def test_a_forked_worker_that_lives_on_keeps_no_lock(tmp_path):
         again.log(1, {"a": 2.0})
         other = mp.get_context("fork").Process(target=time.sleep, args=(60,))
         other.start()
-        again.wait_durable(1)
+        assert again.wait_durable(1)
         print(child.pid, other.pid, flush=True)
         os.kill(os.getpid(), 9)
         """,
