@@ -35,9 +35,7 @@ class RunRequest:
     node: str = option("", "--node", help="Run on this node, and keep it.")
     attach: str = option("", "--attach", help="Attach to the job that runs on this node.")
     job: str = option("", "--job", help="Name of the job; default: job-DATE-TIME.")
-    folder: Path = option(  # noqa: RUF009  (it makes a dataclass field)
-        Path("."), "--folder", help="Local git work tree to send."
-    )
+    folder: Path = option(Path("."), "--folder", help="Local git work tree to send.")
     dest: str = option("", "--dest", help="Remote folder; default: the local folder's name.")
     data: str = option("", "--data", help="Data set, as gs://… or a folder; becomes $GAIA_DATA.")
     setup: str = option("", "--setup", help="Command to run before the job.")
