@@ -18,9 +18,10 @@ from gaia.errors import ConfigError
 from gchat.data import prepare as preparation
 from gchat.data.curation import options as curation
 from gchat.data.curation.scores import Maker
+from gchat.data.show import Show
 from gchat.data.upload import Uploaded, upload
 
-__all__ = ["VERBS", "Count", "Curate", "Download", "Lengths", "Prepare", "Upload", "Verify"]
+__all__ = ["VERBS", "Count", "Curate", "Download", "Lengths", "Prepare", "Show", "Upload", "Verify"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,11 +208,12 @@ VERBS = {
     "count": Count,
     "verify": Verify,
     "lengths": Lengths,
+    "show": Show,
     "upload": Upload,
 }
 
 
-Verb = Prepare | Curate | Download | Count | Verify | Lengths | Upload
+Verb = Prepare | Curate | Download | Count | Verify | Lengths | Show | Upload
 
 
 def parse_verb(verb: str, args: list[str]) -> Verb:
