@@ -2,7 +2,7 @@
 
 A checkpoint counts once its `checksums.json` exists; a thread writes that file as soon as Orbax has
 renamed the finished step into place. A step without it was cut off, a step whose files disagree
-with it was damaged. Both are passed over, aloud, in favour of the step before.
+with it was damaged. Both are skipped, with a printed line, in favour of the step before.
 
 With several processes each writes the parts it holds; the directory must be one that all of them
 see. Process 0 writes the checksums, deletes, and looks for damage; what went wrong on one process
@@ -94,7 +94,7 @@ class Checkpointer:
         self._failure: tuple[int, str] | None = None
 
     def _check_shared(self) -> None:
-        """A file that process 0 makes must be there for the others."""
+        """Checks that the other processes see a file that process 0 makes."""
         if self._group.count == 1:
             return
         token = self._group.broadcast(lambda: f".seen-by-all-{os.getpid()}")
@@ -117,7 +117,7 @@ class Checkpointer:
 
         Returns:
             None, or what went wrong with this save or the one before it (disk full, bucket gone).
-            Earlier checkpoints stay good and training may go on.
+            Earlier checkpoints are intact and training may go on.
         """
         before, failed = self.wait(), None
         if (problem := self._group.broadcast(lambda: self._no_room(state))) is not None:
@@ -141,7 +141,7 @@ class Checkpointer:
         return before
 
     def _no_room(self, state: Any) -> str | None:
-        """Says so where the disk cannot hold the state; None for buckets.
+        """Returns a message where the disk cannot hold the state, else None (always for buckets).
 
         Orbax meets a full disk with a page of errors from each write under way, and the room of
         the half-written step is gone until it is swept up: better not begin.
@@ -165,7 +165,7 @@ class Checkpointer:
         return self._recover(*self._failure) if self._failure is not None else None
 
     def _recover(self, step: int, problem: str) -> str:
-        """After a failed save: drop the half-written step and start with a fresh manager."""
+        """Drops the half-written step of a failed save and starts a fresh manager."""
         try:
             self._manager.close()
         except Exception as again:
@@ -193,7 +193,7 @@ class Checkpointer:
         return sorted(int(name) for name in names if name.isdigit())
 
     def latest(self, report: Callable[[str], None] = print) -> int | None:
-        """The newest step whose files all match their checksums; says what it passed over."""
+        """The newest step whose files all match their checksums; prints what it skipped."""
         return self._group.broadcast(lambda: self._newest_sound(report))
 
     def _newest_sound(self, report: Callable[[str], None]) -> int | None:
@@ -205,7 +205,7 @@ class Checkpointer:
         return None
 
     def damage(self, step: int) -> str | None:
-        """What is wrong with a checkpoint's files, or None if every one matches its checksum."""
+        """Says what is wrong with a checkpoint's files; None if every one matches its checksum."""
         folder = self.directory / str(step)
         try:
             expected = json.loads((folder / CHECKSUMS).read_text())
@@ -231,7 +231,7 @@ class Checkpointer:
         """The metadata of a step, without its arrays.
 
         Raises:
-            CheckpointError: it is gone, or no metadata.
+            CheckpointError: it is gone, or its metadata cannot be read.
         """
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         with self._readable(step):
@@ -258,7 +258,7 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _readable(self, step: int) -> Iterator[None]:
-        """CheckpointError for what the storage or Orbax raises where a file is not as it was."""
+        """Raises CheckpointError for what storage or Orbax raise where a file has changed."""
         try:
             yield
         except (ValueError, KeyError, FileNotFoundError) as error:
@@ -275,11 +275,11 @@ class Checkpointer:
         stored = self._manager.item_metadata(step)["state"]
         if stored is None:
             raise FileNotFoundError("the metadata of its arrays is missing")
-        found = _shapes(stored.tree)
+        in_checkpoint = _shapes(stored.tree)
         wanted = _shapes(ocp.tree.serialize_tree(abstract_state, keep_empty_nodes=True))
-        for name in sorted(found.keys() | wanted.keys()):
-            if found.get(name) != wanted.get(name):
-                here, there = found.get(name, "missing"), wanted.get(name, "missing")
+        for name in sorted(in_checkpoint.keys() | wanted.keys()):
+            if in_checkpoint.get(name) != wanted.get(name):
+                here, there = in_checkpoint.get(name, "missing"), wanted.get(name, "missing")
                 return f"{name} is {here} in the checkpoint and {there} in the run"
         return None
 

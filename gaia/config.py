@@ -71,7 +71,7 @@ def _expand(args: Sequence[str], aliases: Mapping[str, str]) -> Iterator[str]:
 
 
 def _flags(args: Sequence[str]) -> Iterator[str]:
-    """`--tied True` and `--tied False` as the flags `--tied` and `--no-tied` of a bool."""
+    """Rewrites `--tied True` and `--tied False` as the flags `--tied` and `--no-tied` of a bool."""
     items = iter([*args, ""])
     name = next(items)
     for item in items:
@@ -112,7 +112,7 @@ def _as_args(tree: Mapping[str, Any], mappings: frozenset[str], prefix: str = ""
 
 
 def _one_line(message: str, aliases: Mapping[str, str]) -> tuple[str, str]:
-    """tyro prints a panel; people and scripts want its first sentence on one line."""
+    """Reduces tyro's panel to its first sentence, on one line for people and scripts."""
     blocks = re.split(r"^\s*-{3,}\s*$", message, flags=re.MULTILINE)
     blocks = [" ".join(block.split()) for block in blocks]
     problem = (blocks[1] if len(blocks) > 1 else blocks[0]).rstrip(".")
@@ -152,7 +152,7 @@ def load_preset(path: Path, shipped: Path) -> dict[str, Any]:
     preset sets replaces the base's value field by field, a field's value as a whole.
 
     Raises:
-        ConfigError: as `load_yaml`; or `base` is no name, is this very file, or has a base itself.
+        ConfigError: as `load_yaml`; or `base` is not a name, is this file, or has a base itself.
     """
     tree = load_yaml(path)
     if "base" not in tree:
@@ -199,7 +199,7 @@ def _plain(value: Any) -> Any:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mapping to `{"model.depth": 4, …}`."""
+    """Flattens a nested mapping to `{"model.depth": 4, …}`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:

@@ -14,7 +14,7 @@ class GaiaError(Exception):
     """
 
     exit_status = 2
-    """What a CLI exits with: 2 for bad input, 1 where work was begun and failed."""
+    """Exit status of a CLI: 2 for bad input, 1 where work was begun and failed."""
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         super().__init__(f"{problem}; {remedy}" if remedy else problem)

@@ -76,16 +76,16 @@ class Chip:
         Without `provider`, the two clouds that gml drives come before any other: a reference
         price of a third cloud is used only where those have none.
         """
-        found = [
+        prices = [
             p
             for p in self.prices
             if (region is None or p.region in ("", region))
             and (provider is None or p.provider == provider)
             and (p.spot is not None or not spot)
         ]
-        if provider is None and any(p.provider in ("google", "lambda") for p in found):
-            found = [p for p in found if p.provider in ("google", "lambda")]
-        return min(found, key=lambda p: (p.spot if spot else p.on_demand) or 0.0, default=None)
+        if provider is None and any(p.provider in ("google", "lambda") for p in prices):
+            prices = [p for p in prices if p.provider in ("google", "lambda")]
+        return min(prices, key=lambda p: (p.spot if spot else p.on_demand) or 0.0, default=None)
 
 
 @dataclass(frozen=True)
@@ -196,14 +196,14 @@ def chips() -> dict[str, Chip]:
 @functools.cache
 def skus() -> dict[str, Sku]:
     """All known slices and GPU machines by canonical name, small to large within a chip."""
-    found: dict[str, Sku] = {}
+    skus: dict[str, Sku] = {}
     for key, table in _table()["slices"].items():
         for row in table["rows"]:
-            found[row[0]] = _slice(key, *row)
+            skus[row[0]] = _slice(key, *row)
     gpus = _table()["gpus"]
     for name, key, count, machine, lambda_type in gpus["rows"]:
         zones = tuple(gpus["zones"]) if machine else ()
-        found[name] = Sku(
+        skus[name] = Sku(
             name=name,
             chip=chips()[key],
             topology="",
@@ -217,7 +217,7 @@ def skus() -> dict[str, Sku]:
             zones=zones,
             flex_zones=zones,
         )
-    return found
+    return skus
 
 
 def _slice(key: str, name: str, topology: str, hosts: int, per_host: int, machine: str) -> Sku:

@@ -22,7 +22,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 @dataclass(frozen=True)
 class Machine:
-    """What this process runs on, as JAX sees it."""
+    """The hardware of this process, as JAX sees it."""
 
     platform: str
     """`cpu`, `gpu` or `tpu`."""
@@ -43,7 +43,7 @@ def accelerator_hardware() -> str | None:
 
 
 def start(*, matmul_precision: str = "default", compile_cache: bool = True) -> Machine:
-    """Configures JAX for this machine and returns what was found.
+    """Configures JAX for this machine and returns it.
 
     Args:
         matmul_precision: `default`, `high` or `highest`, as `jax.default_matmul_precision`.
@@ -81,7 +81,7 @@ def start(*, matmul_precision: str = "default", compile_cache: bool = True) -> M
 
 
 def _keep_heap() -> None:
-    """Has glibc keep the pages of freed buffers instead of returning them to the system.
+    """Makes glibc keep the pages of freed buffers instead of returning them to the system.
 
     XLA on CPU allocates a step's buffers anew each time; by default glibc maps and unmaps each
     large one, and faulting its pages in costs as much as a matrix product that fills it (91

@@ -44,7 +44,7 @@ def compiler_options(chip: str | None) -> dict[str, str]:
 
 
 def checking_options(chip: str | None) -> dict[str, str]:
-    """What to change in `compiler_options` for a program that is compiled and never run.
+    """Changes to `compiler_options` for a program that is compiled and never run.
 
     Less memory for fusions makes smaller fusions: half the code to generate. HBM's peak moves with
     it by up to 2% (the plan's programs, gchat/EXPERIMENTS.md), so it is not the one to report.

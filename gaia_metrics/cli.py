@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import math
 import os
@@ -24,6 +25,7 @@ app = typer.Typer(
     help="Read and send runs, which lie in a folder, in a bucket (gs://), on a machine (ssh://) or "
     "in the database (clickhouse://HOST:8123).",
 )
+SHOWN_TEXTS = 5
 Where = Annotated[
     str,
     typer.Option(
@@ -59,18 +61,27 @@ def ls(
 
 @app.command()
 def show(run: Annotated[str, typer.Argument()], where: Where = "runs", as_json: Json = False):
-    """Print one run: its config, metrics and alerts."""
+    """Print one run: its config, metrics, system values, newest texts, and alerts."""
     from gaia_metrics.config import flatten
 
     source = _connect(where)
     metrics, config = source.metrics(run), source.config(run)
-    alerts = source.texts(run, "alert")
+    alerts, texts = source.texts(run, "alert"), source.texts(run)
+    columns = source.system(run)
+    system = dict(zip(columns["metric"], columns["value"], strict=True))  # the last ones
     if as_json:
-        _json({"run": run, "config": config, "metrics": metrics, "alerts": alerts})
+        _json(
+            {"run": run, "config": config, "metrics": metrics, "alerts": alerts}
+            | {"texts": texts, "system": system}
+        )
         return
     for key, value in flatten(config).items():
         print(f"{key} = {value}")
     _print(metrics, ("metric", "count", "last", "last_step", "min", "max"), False)
+    for name, value in system.items():
+        print(f"{name} = {_cell(name, value)}")
+    for text in texts[-SHOWN_TEXTS:]:
+        print(f"{text['name']} at step {text['step']}: {text['text']}")
     for alert in alerts:
         print(f"{alert['level']} at step {alert['step']}: {alert['name']}: {alert['text']}")
 
@@ -107,7 +118,13 @@ def export(
 ) -> None:
     """Write values in long form (run, metric, x, value) as CSV, Parquet or JSON."""
     source = _connect(where)
-    wanted = metric or sorted({m["metric"] for run in runs for m in source.metrics(run)})
+    known = sorted({name for run in runs for name in source.metric_names(run)})
+    for name in metric or ():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 3)
+            remedy = f"perhaps you meant {' or '.join(close)}" if close else "see `show RUN`"
+            raise MetricsError(f"metric={name!r} is in none of the runs", remedy)
+    wanted = metric or known
     columns = source.series(runs, wanted, x, points)
     if as_json:
         _json(columns)
@@ -236,11 +253,15 @@ def ui(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Listen on this port; 0 picks a free one.")
     ] = 6006,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="Allow opening the page by this host name; repeat it for several."),
+    ] = None,
 ) -> None:
     """Serve the dashboard of the runs below a folder."""
     from gaia_metrics.ui.server import serve
 
-    server = serve(_connect(where), host, port)
+    server = serve(_connect(where), host, port, name or ())
     print(f"http://{host}:{server.server_port}/  (Ctrl-C stops it)", flush=True)
     try:
         server.serve_forever()

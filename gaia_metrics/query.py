@@ -34,6 +34,18 @@ class Source(Protocol):
         """Metric names with count, last, min, max."""
         ...
 
+    def metric_names(self, run: str) -> list[str]:
+        """Names of the training metrics."""
+        ...
+
+    def details(self, run: str) -> dict:
+        """Facts of a run: id, name, config, git, versions, attempts."""
+        ...
+
+    def histograms(self, run: str) -> list[dict]:
+        """Histogram records, oldest first."""
+        ...
+
     def series(
         self, runs: Sequence[str], metrics: Sequence[str], x: str = "step", points: int = 0
     ) -> dict[str, Any]:

@@ -6,8 +6,9 @@ gchat speedrun | train | sample | plan | dashboard | eval bpb
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from gaia.config import parse
@@ -22,9 +23,9 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   dashboard            the same as a page with sliders
   eval bpb             bits per byte of a text: gchat eval bpb --run runs/cpu --text FILE
   data prepare         text to token shards: gchat data prepare --source text --input F --out DIR
-  data curate          take out what is not worth training on: rules, copies, a report
+  data curate          drop documents not worth training on: rules, duplicates, a report
   data download        ClimbMix shards, tokenized
-  data count           how many tokens a data set holds
+  data count           count the tokens of a data set
   data verify          re-read every shard against the manifest, local or gs://
   data upload          copy a data set to a bucket: gchat data upload DIR gs://bucket/prefix
   tokenizer train      a vocabulary of your own: gchat tokenizer train --input F --out DIR
@@ -42,7 +43,7 @@ class Sample:
     prompt: str
     """Text to continue."""
     max_tokens: int = 128
-    """Most tokens to add."""
+    """Limit of the tokens to add."""
     temperature: float = 0.8
     """0 always takes the most likely token."""
     top_k: int = 0
@@ -97,8 +98,8 @@ def _sample(args: list[str]) -> None:
     from gchat.run.loading import load_run
 
     loaded = load_run(options.run)
-    print_as_made = "" if options.json else options.prompt
-    print(print_as_made, end="", flush=True)
+    shown_first = "" if options.json else options.prompt
+    print(shown_first, end="", flush=True)
     writer = _Writer(loaded.tokenizer.decode, silent=options.json)
     ids = loaded.engine().generate(
         [[loaded.tokenizer.bos_id, *loaded.tokenizer.encode(options.prompt)]],
@@ -137,8 +138,7 @@ class _Writer:
 
 
 def _eval(args: list[str]) -> None:
-    if args[:1] != ["bpb"]:
-        raise GaiaError(f"gchat eval {' '.join(args[:1])} is no evaluation", "use gchat eval bpb")
+    _known("gchat eval", args, ["bpb"])
     options = parse(EvalBpb, args[1:], prog="gchat eval bpb", description=EvalBpb.__doc__)
     from gchat.run.loading import load_run
 
@@ -155,13 +155,7 @@ def _eval(args: list[str]) -> None:
 def _data(args: list[str]) -> None:
     from gchat.data.cli import VERBS, Curate, parse_verb
 
-    verb = args[0] if args else ""
-    if verb not in VERBS:
-        known = "|".join(VERBS)
-        raise GaiaError(
-            f"gchat data {verb or '(nothing)'} is no command", f"use gchat data {known}"
-        )
-    given = parse_verb(verb, args[1:])
+    given = parse_verb(_known("gchat data", args, VERBS), args[1:])
     if isinstance(given, Curate):
         kind, _, folder = (given.perplexity.scorer or "").partition(":")
         given.run(_run_scorer(folder) if kind == "run" else None)
@@ -170,7 +164,7 @@ def _data(args: list[str]) -> None:
 
 
 def _run_scorer(folder: str) -> Callable[[], Any]:
-    """A trained run as the scorer of the perplexity filter."""
+    """Makes a trained run the scorer of the perplexity filter."""
     from gchat.run.scorer import Run
 
     return Run(folder)
@@ -179,12 +173,7 @@ def _run_scorer(folder: str) -> Callable[[], Any]:
 def _tokenizer(args: list[str]) -> None:
     from gchat.data.vocabulary import VERBS
 
-    verb = args[0] if args else ""
-    if verb not in VERBS:
-        raise GaiaError(
-            f"gchat tokenizer {verb or '(nothing)'} is no command",
-            f"use gchat tokenizer {'|'.join(VERBS)}",
-        )
+    verb = _known("gchat tokenizer", args, VERBS)
     command = VERBS[verb]
     parse(command, args[1:], prog=f"gchat tokenizer {verb}", description=command.__doc__).run()
 
@@ -211,10 +200,23 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _verb(args: list[str]) -> None:
-    verb = VERBS.get(args[0]) if args else None
-    if verb is None:
-        raise GaiaError(f"gchat {' '.join(args[:1])} is no verb", f"use {', '.join(VERBS)}")
-    verb(args[1:])
+    VERBS[_known("gchat", args, VERBS)](args[1:])
+
+
+def _known(program: str, args: list[str], commands: Collection[str]) -> str:
+    """The command that `args` begin with.
+
+    Raises:
+        GaiaError: the command is missing or unknown; the remedy names the nearest one.
+    """
+    choices = f"use one of {', '.join(commands)}"
+    if not args:
+        raise GaiaError(f"no command is given after `{program}`", choices)
+    if args[0] in commands:
+        return args[0]
+    nearest = get_close_matches(args[0], commands, n=1)
+    remedy = f"did you mean `{program} {nearest[0]}`?" if nearest else choices
+    raise GaiaError(f"unknown command `{program} {args[0]}`", remedy)
 
 
 if __name__ == "__main__":

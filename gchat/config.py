@@ -19,6 +19,7 @@ from gaia.optim import OptimConfig
 from gaia.parallel import MeshConfig
 from gchat.model import GPTConfig
 from gchat.model_shape import flops_per_token, matmul_params
+from gchat.ranges import check_ranges
 
 ALIASES = {
     "--depth": "--model.depth",
@@ -37,12 +38,12 @@ ALIASES = {
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where tokens come from."""
+    """Source of the tokens."""
 
     dir: str | None = None
     """Folder of shards and manifest.json; the speedrun prepares one when this is left out."""
     source: Literal["climbmix", "docs", "text"] = "climbmix"
-    """What the speedrun prepares: climbmix, docs (offline docstrings), or text."""
+    """Corpus that the speedrun prepares: climbmix, docs (offline docstrings), or text."""
     input: str | None = None
     """For source text: a file, folder or glob of .txt, .md, .jsonl or .parquet."""
     shards: int | None = None
@@ -57,18 +58,18 @@ class DataConfig:
     weights: dict[str, float] = field(default_factory=dict)
     """Share of training rows of each source of the mixture: name and number pairs."""
     packing: Packing = "split"
-    """How documents become rows: split (one stream, cut every seq_len tokens), best_fit or
+    """Packing of documents into rows: split (one stream, cut every seq_len tokens), best_fit or
     first_fit (whole documents, each a segment of its own), none (one padded document per row)."""
     window: int | None = None
     """Shards shuffled together (W). Fixed when the data was prepared; derived from its manifest."""
     fingerprint: str | None = None
-    """Which shards the order is made of; derived, and compared on resume."""
+    """Fingerprint of the shards behind the order; derived, and compared on resume."""
     cache_dir: str | None = None
-    """Where shards of gs:// data are kept on this machine; derived: $GAIA_HOME/shards."""
+    """Folder for shards of gs:// data on this machine; derived: $GAIA_HOME/shards."""
     cache_gib: float = 32.0
-    """Most that the shard cache holds, GiB; the longest unused shards go first."""
+    """Shard cache limit, GiB; the longest unused shards go first."""
     patience_minutes: float = 10.0
-    """Silence of the bucket after which training stops."""
+    """Minutes without an answer from the bucket after which training stops."""
 
     @property
     def place(self) -> str:
@@ -84,12 +85,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long and in what portions to train."""
+    """Length of the training, batch size and seed."""
 
     batch_size: int | None = None
     """Rows per optimizer step, over all devices; derived from the token budget (Power Lines)."""
     grad_accum: int = 1
-    """Micro-batches a step is split into; the result is the same, the memory is less."""
+    """Micro-batches a step is split into; same result, less memory."""
     steps: int | None = None
     """Optimizer steps. The first of steps, tokens and tokens_per_param that is set decides."""
     tokens: int | None = None
@@ -126,7 +127,7 @@ class Amounts:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When and where the run can be taken up again."""
+    """Times and place of the checkpoints that a run can resume from."""
 
     dir: str | None = None
     """Local path or gs:// address; derived: RUN/checkpoints."""
@@ -142,12 +143,12 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What is measured while training."""
+    """Measurements made while training."""
 
     every_steps: int = 250
     """Steps between validations; before the first and after the last step there is always one."""
     tokens: int = 10_485_760
-    """Most tokens of the validation split scored during training and at the end."""
+    """Limit of the validation tokens scored during training and at the end."""
     stride_fraction: float = 0.5
     """Windows over a long document advance by this share of seq_len; every byte scores once."""
     files: dict[str, str] = field(default_factory=dict)
@@ -179,8 +180,8 @@ class RunConfig:
     """Steps between lines printed where there is no terminal."""
     in_flight: int = 2
     """Steps dispatched before the oldest one's metrics are read."""
-    price_per_hour: float = 0.0
-    """US dollars per hour of this machine (of all its hosts); default GAIA_PRICE_PER_HOUR."""
+    price_per_hour: float | None = None
+    """US dollars per hour of this machine (of all its hosts); derived: GAIA_PRICE_PER_HOUR."""
     profile: str | None = None
     """Steps to trace with jax.profiler into RUN/profile, first and last: 10:13."""
     target_bpb: float | None = None
@@ -194,7 +195,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything a training run is told."""
+    """All settings of a training run."""
 
     model: GPTConfig = field(default_factory=GPTConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -219,10 +220,10 @@ FREE_ON_RESUME = (
     "data.patience_minutes", "model.scan_unroll", "model.remat",
 )  # fmt: skip
 
-DESCRIPTION = """Everything a training run is told. Besides these: --resume goes on with the run in
---run-dir; --coordinator HOST:PORT, --num-processes N and --process-id I start one of several
-processes (default JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or what JAX detects);
---join-seconds and --heartbeat-seconds say how long to wait for the others."""
+DESCRIPTION = """Train a base model on a prepared data set. Besides the options below: --resume
+continues the run in --run-dir; --coordinator HOST:PORT, --num-processes N and --process-id I start
+one of several processes (default JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID,
+or what JAX detects); --join-seconds and --heartbeat-seconds say how long to wait for the others."""
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -248,12 +249,21 @@ def load(args: list[str], *, preset: str | None = None, prog: str = "gchat train
     return load_tree(tree, args, prog=prog)
 
 
+# Of these the first that is set decides; one that is typed decides before all that a file sets.
+_LENGTHS = ("steps", "tokens", "tokens_per_param")
+
+
 def load_tree(tree: Mapping[str, Any], args: Sequence[str], *, prog: str) -> TrainConfig:
     """A preset's fields and `--group.field value …` to a config.
 
     Raises:
         ConfigError: naming the option, its value and the remedy.
     """
+    options = {arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")}
+    options = {ALIASES.get(option, option) for option in options}
+    if options & {f"--training.{name.replace('_', '-')}" for name in _LENGTHS}:
+        training = {k: v for k, v in (tree.get("training") or {}).items() if k not in _LENGTHS}
+        tree = {**tree, "training": training}
     return parse(
         TrainConfig, args, preset=tree, aliases=ALIASES, prog=prog, description=DESCRIPTION
     )
@@ -295,6 +305,7 @@ def derive(
     Raises:
         ConfigError: a value that cannot work, naming field, value and remedy.
     """
+    check_ranges(config)
     said: list[str] = []
     # 1) Sizes follow from depth.
     model = config.model.derive(vocab_size, padded_vocab_size)
@@ -308,21 +319,15 @@ def derive(
         f"{flops_per_token(model) / 1e9:.3f} GFLOP per training token"
     )
     training = config.training
-    _check_training(training)
-    _check_eval(config.eval)
     config.guards.check(config.run.in_flight)
-    _check_least(config)
     # 2) Tokens follow from parameters unless steps or tokens are given.
-    tokens = training.tokens or round(training.tokens_per_param * params)
-    # 3) The batch follows from the tokens: B ∝ D^0.383 from 2^19 at depth 12 (Power Lines,
-    #    arXiv 2505.13738, with nanochat's measured reference point).
+    tokens = training.tokens
+    if tokens is None:
+        tokens = max(1, round(training.tokens_per_param * params))
+    # 3) The batch follows from the tokens.
     batch_size = training.batch_size
     if batch_size is None:
-        reference = training.tokens_per_param * matmul_params(
-            GPTConfig(depth=12).derive(s.vocab, s.padded_vocab)
-        )
-        batch_tokens = 2 ** round(math.log2(2**19 * (tokens / reference) ** 0.383))
-        batch_size = max(1, batch_tokens // model.seq_len)
+        batch_size = _batch_size(model, tokens, training.tokens_per_param)
     if batch_size % training.grad_accum:
         raise ConfigError(
             f"training.grad_accum {training.grad_accum} does not divide "
@@ -331,7 +336,9 @@ def derive(
         )
     batch_tokens = batch_size * model.seq_len
     # 4) Steps follow from both.
-    steps = training.steps or max(1, round(tokens / batch_tokens))
+    steps = training.steps
+    if steps is None:
+        steps = max(1, round(tokens / batch_tokens))
     said.append(
         f"training: {steps:,} steps of {batch_size} rows x {model.seq_len} = {batch_tokens:,} "
         f"tokens, {steps * batch_tokens / 1e6:,.2f}M in all "
@@ -342,7 +349,9 @@ def derive(
     said.append(sentence)
     optim.check(steps)
     training = replace(training, batch_size=batch_size, steps=steps, tokens=steps * batch_tokens)
-    price = config.run.price_per_hour or float(os.environ.get("GAIA_PRICE_PER_HOUR") or 0)
+    price = config.run.price_per_hour
+    if price is None:
+        price = price_of_machine()
     return replace(
         config,
         model=model,
@@ -352,33 +361,31 @@ def derive(
     ), said
 
 
-def _check_training(training: TrainingConfig) -> None:
-    positive = ("batch_size", "grad_accum", "steps", "tokens", "tokens_per_param", "loss_chunk")
-    for name in positive:
-        value = getattr(training, name)
-        if value is not None and value <= 0:
-            raise ConfigError(f"training.{name} is {value}", "use a number above 0")
+def price_of_machine() -> float:
+    """US dollars per hour in GAIA_PRICE_PER_HOUR, which `gml run` sets; 0 where it is not set.
 
-
-def _check_eval(evals: EvalConfig) -> None:
-    if not 0 < evals.stride_fraction <= 1:
+    Raises:
+        ConfigError: it is not a price.
+    """
+    text = os.environ.get("GAIA_PRICE_PER_HOUR") or "0"
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
+    if not 0 <= price < math.inf:
         raise ConfigError(
-            f"eval.stride_fraction is {evals.stride_fraction}",
-            "use a share in (0, 1]; above 1 bytes would be left out",
+            f"GAIA_PRICE_PER_HOUR is {text!r}", "use US dollars per hour, e.g. 1.2, or unset it"
         )
+    return price
 
 
-_LEAST = {
-    "data": {"cache_gib": 0, "patience_minutes": 0},
-    "eval": {"tokens": 1, "sample_tokens": 1, "every_steps": 0, "sample_every": 0},
-    "checkpoint": {"keep": 1, "keep_every": 0, "every_steps": 0, "every_minutes": 0},
-    "run": {"log_interval": 1, "in_flight": 0, "price_per_hour": 0},
-}
+def _batch_size(model: GPTConfig, tokens: int, tokens_per_param: float) -> int:
+    """Rows of a step: B ∝ D^0.383 from 2^19 tokens at depth 12.
 
-
-def _check_least(config: TrainConfig) -> None:
-    for group, fields in _LEAST.items():
-        for name, least in fields.items():
-            value = getattr(getattr(config, group), name)
-            if not value >= least:
-                raise ConfigError(f"{group}.{name} is {value}", f"use {least} or more")
+    Power Lines (arXiv 2505.13738), with nanochat's measured reference point.
+    """
+    s = model.sizes
+    at_depth_12 = GPTConfig(depth=12).derive(s.vocab, s.padded_vocab)
+    reference = tokens_per_param * matmul_params(at_depth_12)
+    batch_tokens = 2 ** round(math.log2(2**19 * (tokens / reference) ** 0.383))
+    return max(1, batch_tokens // model.seq_len)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from gaia.errors import ConfigError
+from gchat.ranges import check_ranges
 
 Remat = Literal["none", "dots", "attention", "full", "offload"]
 
@@ -70,12 +71,7 @@ class GPTConfig:
         Raises:
             ConfigError: naming the field, its value and the remedy.
         """
-        sizes = ("depth", "aspect_ratio", "head_dim", "dim", "heads", "kv_heads", "hidden")
-        sizes += ("vocab_size", "padded_vocab_size", "seq_len", "window", "scan_unroll")
-        for name in sizes:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"model.{name} is {value}", "use at least 1")
+        check_ranges(self, "model.")
         dim = self.dim or -(-self.depth * self.aspect_ratio // self.head_dim) * self.head_dim
         heads = self.heads or max(1, dim // self.head_dim)
         derived = replace(
@@ -119,8 +115,6 @@ class GPTConfig:
                 f"model.window_pattern {self.window_pattern!r} does not tile depth {self.depth}",
                 "use a length that divides the depth",
             )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.dropout is {self.dropout}", "use a share in [0, 1)")
 
     @property
     def sizes(self) -> "Sizes":

@@ -19,7 +19,7 @@ from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError
 from gaia.hardware import chip_of_device_kind
 from gaia.processes.group import Group, joined, take_options
-from gchat.config import TrainConfig, derive, load
+from gchat.config import TrainConfig, derive, load, price_of_machine
 from gchat.data.prepare import prepare
 from gchat.model import GPTConfig
 from gchat.model_shape import matmul_params
@@ -41,10 +41,10 @@ From text to a trained model and its report, on whatever this machine is.
   --hours H       budget of the whole command (default: until the machine's deadline in
                   GAIA_DEADLINE, else 3 on an accelerator and 0.1 on a CPU)
   --dry-run       print the plan; train nothing, download nothing
-  --resume        go on with the run in --run-dir (default runs/NAME)
+  --resume        continue the run in --run-dir (default runs/NAME)
   --allow-restart with --resume: start over where there is no checkpoint yet
   --offline       use the offline corpus, whatever the machine
-  --allow-cpu     go on although an accelerator is present that JAX cannot use
+  --allow-cpu     train on the CPU although JAX cannot use the accelerator present
   --debug         show a traceback instead of one line
 
   bash gchat/speedrun.sh --dry-run --hours 1
@@ -77,9 +77,9 @@ class Options:
     dry_run: bool = False
     """Print the plan; train nothing, download nothing."""
     resume: bool = False
-    """Go on with the run in --run-dir (default runs/NAME)."""
+    """Continue the run in --run-dir (default runs/NAME)."""
     allow_cpu: bool = False
-    """Go on although an accelerator is present that JAX cannot use."""
+    """Train on the CPU although JAX cannot use the accelerator that is present."""
     offline: bool = False
     """Use the offline corpus, whatever the machine."""
     allow_restart: bool = False
@@ -87,7 +87,9 @@ class Options:
 
 
 def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] | None:
-    """Runs it; `args` are [CONFIG.yaml] and trainer options. Returns the summary (None if dry).
+    """Runs the command and returns the summary, or None for a dry run.
+
+    `args` are [CONFIG.yaml] and trainer options.
 
     With several processes, the plan is process 0's; each host prepares the data unless it is there.
 
@@ -202,7 +204,7 @@ def _sets_size(args: list[str]) -> bool:
 
 
 class Plan:
-    """What will be trained: sizes and steps that fit the machine and the hours."""
+    """Plan of a training: sizes and steps that fit the machine and the hours."""
 
     def __init__(
         self,
@@ -313,9 +315,11 @@ class Plan:
         print(f"files: {config.run.folder}/ (config.yaml, metrics.jsonl, checkpoints/, report.md)")
 
     def _price(self) -> float:
-        given = self.config.run.price_per_hour or float(os.environ.get("GAIA_PRICE_PER_HOUR", 0))
-        if given:
+        given = self.config.run.price_per_hour
+        if given is not None:
             return given
+        if price := price_of_machine():
+            return price
         chip = chip_of_device_kind(self._machine.device_kind)
         listed = chip.price() if chip else None
         if chip is None or listed is None:
@@ -323,7 +327,7 @@ class Plan:
         return listed.on_demand * self._machine.devices / chip.devices_per_chip
 
     def data_dir(self) -> Path:
-        """Where the speedrun keeps its data set; the name says what it holds."""
+        """Folder of the speedrun's data set; its name says what it holds."""
         data = self.config.data
         name = [data.source, data.tokenizer]
         if data.tokenizer == "bpe":

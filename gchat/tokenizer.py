@@ -37,7 +37,7 @@ from gchat.vocab.byte_pairs import GPT2_PATTERN, PATTERN, BytePairs
 from gchat.vocab.specials import BOS, BY_VERSION, NEWEST, SPECIALS
 
 FILE = "tokenizer.json"
-PAD_TO = 128  # a vocabulary of 50,257 rows divides over no mesh
+PAD_TO = 128  # a vocabulary of 50,257 rows could not be split over any mesh
 # The file OpenAI published: byte-pair merges in order, from which the whole vocabulary follows.
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
 GPT2_NAMES = ("vocab.bpe", "merges.txt")  # the second is what model hubs call the same file

@@ -45,7 +45,7 @@ def pretrain(
     Args:
         config: what to train; derived here.
         machine: to train on.
-        resume: go on from the newest sound checkpoint in the run's folder.
+        resume: go on from the newest intact checkpoint in the run's folder.
         allow_restart: with `resume`, start over where there is no checkpoint.
         group: the processes of the run, each of which calls this.
 

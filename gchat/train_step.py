@@ -89,7 +89,7 @@ def make_train_step(
 
 
 def _packing_metrics(batch: Batch) -> dict[str, jax.Array]:
-    """How full packed rows are: nothing of rows of one stream."""
+    """Metrics of how full packed rows are; none for rows of one stream."""
     if batch.segments_BT is None or batch.positions_BT is None:
         return {}
     learned = jnp.sum(batch.targets_BT >= 0).astype(jnp.float32)

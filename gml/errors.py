@@ -58,6 +58,12 @@ class StockOut(GmlError):
     code = 6
 
 
+class Elsewhere(GmlError):
+    """Not to be had in this zone, whatever its capacity; another zone may offer it."""
+
+    code = 6
+
+
 class NotFound(GmlError):
     """No such node, job or host."""
 
@@ -68,6 +74,10 @@ class Unavailable(GmlError):
     """The service or the machine does not answer, after retries."""
 
     code = 8
+
+
+class RateLimited(Unavailable):
+    """Too many requests in a short time: whatever was asked about goes on all the same."""
 
 
 class Busy(GmlError):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gaia import hardware
+from gml.clock import service_clock
 from gml.config import Config
 from gml.errors import GmlError, Incomplete, NotFound
 from gml.model import Node, check_id
@@ -27,9 +27,11 @@ class Listing:
 
 
 class Fleet:
-    """Configuration, records and clouds of one owner. `now` is the wall clock."""
+    """Configuration, records and clouds of one owner. `now` is the services' time."""
 
-    def __init__(self, config: Config, store: Store, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, config: Config, store: Store, now: Callable[[], float] = service_clock.now
+    ) -> None:
         self.config = config
         self.store = store
         self.now = now
@@ -72,14 +74,14 @@ class Fleet:
             settled = live is not None and record.phase == "up"
             busy = not settled and self.store.locked(record.id)
             if live:
-                node = merge(record, live)
+                node = merge(record, live).replace(seen=round(self.now()))
             elif record.phase != "intent" and record.provider in complete and not busy:
                 node = record.replace(note="lost")
             else:
                 node = record.replace(note="half-made" if record.phase == "intent" else "")
             listing.nodes.append(node.replace(note="busy") if busy else node)
         for node in seen.values():
-            node = priced(node)
+            node = priced(node).replace(seen=round(self.now()))
             listing.nodes.append(node.replace(note="orphan"))
             if node.id in self.store.damaged():
                 self.store.put(node.replace(phase="up"))

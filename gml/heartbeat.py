@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
 from collections.abc import Sequence
 
+from gml.clock import service_clock
 from gml.config import Config
 from gml.errors import GmlError
 from gml.providers.google.api import GoogleApi
@@ -44,7 +44,7 @@ def _object(owner: str, provider: str) -> str:
 
 def heartbeat_age(config: Config, provider: str, now: float | None = None) -> float | None:
     """Seconds since the last pass over this provider for this owner that we can see, or None."""
-    now = time.time() if now is None else now
+    now = service_clock.now() if now is None else now
     owners = (config.owner, EVERYBODY)
     beats = [Store(config.home).read_json(HEARTBEAT).get(provider)]
     if config.google.bucket:

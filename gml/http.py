@@ -6,14 +6,17 @@ httpx2 is httpx under its new name (same author, same interface; httpx itself ha
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import random
+import re
 import time
 import urllib.parse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from gml.clock import service_clock
 from gml.errors import Unavailable
 from gml.model import ApiRequest
 
@@ -22,6 +25,12 @@ if TYPE_CHECKING:
 
 # Statuses that a later try may heal. 501 and 505 never do.
 TRANSIENT = (408, 429, 500, 502, 503, 504)
+# Limits count by the minute; so many times `backoff_s` are waited for one (3 minutes by default).
+RATE_PATIENCE = 360.0
+_RATE = re.compile(
+    r"RATE_LIMIT_EXCEEDED|[rR]ateLimitExceeded|rate-limited|[Rr]ate [Ll]imit [Ee]xceeded"
+    r"|(?:per|in) (?:\d+ )?(?:second|minute)s?\b"
+)
 
 
 class ApiError(Exception):
@@ -89,21 +98,29 @@ class Http:
             ApiError: the service refused it, for good or `tries` times.
             NetworkError: no answer, `tries` times.
         """
-        attempts = tries or self.tries
-        for attempt in range(attempts):
+        attempts, begun, first = tries or self.tries, time.monotonic(), True
+        attempt = 0  # rate limits do not count as attempts: they are waited for
+        while True:
             last = attempt == attempts - 1
             try:
                 return self._once(request)
             except ApiError as error:
-                error.first = attempt == 0
+                error.first, first = first, False
+                if attempts > 1 and is_rate_limit(error):
+                    waited = time.monotonic() - begun
+                    if waited >= RATE_PATIENCE * self.backoff_s:
+                        raise
+                    self._pause(min(attempt + 3, 5), error.retry_after)
+                    continue
                 if last or error.status not in TRANSIENT or is_quota(error):
                     raise
                 self._pause(attempt, error.retry_after)
             except NetworkError:
+                first = False
                 if last:
                     raise
                 self._pause(attempt, None)
-        raise AssertionError("unreachable")
+            attempt += 1
 
     def _pause(self, attempt: int, retry_after: float | None) -> None:
         wait = self.backoff_s * 2**attempt * random.uniform(0.7, 1.3)
@@ -113,6 +130,7 @@ class Http:
         import httpx2
 
         path = urllib.parse.quote(request.path, safe="/:@-._~%")
+        sent = time.time()
         try:
             answer = _client().request(
                 request.method,
@@ -125,9 +143,19 @@ class Http:
         except (httpx2.RequestError, httpx2.InvalidURL) as error:
             text = str(error) or type(error).__name__
             raise NetworkError(f"{self.base}: {text}") from None
+        service_clock.note(answer.headers.get("Date", ""), sent, time.time())
         if not answer.is_success:
             raise _api_error(answer)
         return _parse(answer.content)
+
+    def ask_time(self) -> None:
+        """Learns the service's time: any answer has it, a refusal too. Never raises."""
+        import httpx2
+
+        sent = time.time()
+        with contextlib.suppress(httpx2.RequestError, httpx2.InvalidURL):
+            answer = _client().get(f"{self.base}/", timeout=5.0)
+            service_clock.note(answer.headers.get("Date", ""), sent, time.time())
 
 
 @functools.cache
@@ -165,9 +193,17 @@ def _api_error(answer: httpx2.Response) -> ApiError:
 def is_quota(error: ApiError) -> bool:
     """Tells a quota from the request rate; only the text of a 429 tells them apart."""
     text = f"{error.message} {error.details or ''}"
-    return error.status in (403, 429) and (
-        "Quota limit" in text or "QUOTA_EXCEEDED" in text or "quotaExceeded" in text
+    return (
+        error.status in (403, 429)
+        and not is_rate_limit(error)
+        and ("Quota limit" in text or "QUOTA_EXCEEDED" in text or "quotaExceeded" in text)
     )
+
+
+def is_rate_limit(error: ApiError) -> bool:
+    """Tells whether only too much was asked in a short time: a later try will be answered."""
+    text = f"{error.reason} {error.message} {error.details or ''}"
+    return error.status in (403, 429) and _RATE.search(text) is not None
 
 
 def is_refusal(error: ApiError) -> bool:

@@ -157,6 +157,7 @@ class Node:
             which counts as expired.
         limit: unix seconds of the provider's own deletion, None where there is none.
         resources: full names of what must be deleted, e.g. `tpu:projects/…/nodes/gml-x`.
+        seen: unix seconds of the last look at which the cloud still had it; 0 for a record alone.
         tried: zones in which a create was begun, so that a crash leaves a place to look.
     """
 
@@ -179,6 +180,7 @@ class Node:
     tried: tuple[str, ...] = ()
     deleted: int | None = None
     note: str = ""
+    seen: int = 0
 
     def expired(self, now: float) -> bool:
         """Past its deadline; a node without a readable deadline is (fail closed)."""
@@ -189,11 +191,25 @@ class Node:
         return self.state in DEAD
 
     def cost(self, now: float) -> float | None:
-        """US dollars so far at the list price; None without a price, or before it was seen."""
+        """US dollars so far at the list price; None without a price, or before it was seen.
+
+        Time after the deadline counts only as far as the node was seen in it.
+        """
         unseen = self.phase == "intent" and not self.state
         if self.price is None or not self.created or unseen:
             return None
-        return self.price * max(0.0, (self.deleted or now) - self.created) / 3600
+        return self.price * max(0.0, self.ended(now) - self.created) / 3600
+
+    def ended(self, now: float) -> float:
+        """Unix seconds until which it costs: its end, or now, or the deadline where that is past.
+
+        Whoever was seen alive after the deadline costs on until then.
+        """
+        if self.deleted:
+            return self.deleted
+        if not self.deadline:
+            return now
+        return min(now, max(self.deadline, self.seen))
 
     def replace(self, **changes: Any) -> Node:
         """A copy with the changes."""

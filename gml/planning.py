@@ -125,7 +125,13 @@ def find_offers(fleet: Fleet, spec: CreateSpec, request: NodeRequest) -> list[Of
         offers = [o for o in offers if o not in dear]
         if dear and not offers:
             prices = sorted({o.price for o in dear if o.price is not None})
-            lowest = f"the cheapest is ${prices[0]:.2f}/h" if prices else "no price is known"
+            if not prices:
+                places = ", ".join(o.zone for o in dear)
+                raise UsageError(
+                    f"the price of {spec.sku_name} in {places} is unknown",
+                    "leave --max-price out, or take another zone",
+                )
+            lowest = f"the cheapest is ${prices[0]:.2f}/h"
             raise UsageError(f"nothing costs at most --max-price {request.max_price:g} $/h", lowest)
     if offers and all(o.capacity == "none" for o in offers):
         raise StockOut(

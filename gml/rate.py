@@ -19,8 +19,14 @@ def turn(path: Path, gaps: Mapping[str, float]) -> Iterator[None]:
         path: a file that remembers the last calls; whoever locks it is the one who calls.
         gaps: the kinds of this call, each with its gap.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:
+        # Without a file the gaps are kept at least by this process: a machine may have to go.
+        time.sleep(max(gaps.values()))
+        yield
+        return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         last = _read(handle)
@@ -48,5 +54,6 @@ def _read(handle: int) -> dict[str, float]:
 
 def _note(handle: int, last: dict[str, float], kinds: Mapping[str, float]) -> None:
     last.update(dict.fromkeys(kinds, time.time()))
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(last).encode(), 0)
+    with contextlib.suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(last).encode(), 0)

@@ -9,13 +9,16 @@ colleague's.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 
 from gml.errors import GmlError
 from gml.fleet import Fleet
 from gml.heartbeat import beat
 from gml.model import Node
-from gml.progress import Progress, silent
+from gml.nodes.ending import ended_at
+from gml.progress import Progress, silent, unbreakable
+from gml.providers.base import Provider
 
 # An intent younger than this may belong to a create whose node no list shows yet.
 SETTLE_S = 600
@@ -51,13 +54,14 @@ def reap(
         dry_run: judge, delete nothing, leave no heartbeat.
         all_owners: also delete other people's expired nodes (for an administrator's cron job).
     """
-    now, report = fleet.now(), ReapReport()
+    report, tell = ReapReport(), unbreakable(progress)
+    records = {r.id: r for r in fleet.store.all()}
     alive: set[str] = set()
     complete: set[str] = set()
     configured = fleet.configured()
     report.problems += fleet.out_of_sight(configured)
     for provider in configured:
-        progress(f"asking {provider.name}")
+        tell(f"asking {provider.name}")
         try:
             nodes = provider.list_nodes()
             complete.add(provider.name)
@@ -65,33 +69,75 @@ def reap(
             # Whatever is wrong with one cloud, the others' machines still have to go.
             nodes = getattr(error, "found", [])
             report.problems.append(f"{provider.name}: {_text(error)}")
+        now = fleet.now()  # by the service's clock, now that it has answered
+        nodes += _unlisted(fleet, provider, records, {n.id for n in nodes}, report)
         for node in nodes:
             alive.add(node.id)
             if node.owner != fleet.config.owner and not all_owners:
                 report.foreign += 1
                 continue
-            reason = why(node, now)
+            reason = why(node, now) or _interrupted(fleet, records.get(node.id))
             if not reason:
                 report.kept.append(node)
                 continue
             node = node.replace(note=reason)
-            if not dry_run:
-                try:
-                    progress(f"deleting {node.id} ({reason})")
-                    provider.delete(node)
-                    record = fleet.store.get(node.id)
-                    if record and not fleet.store.locked(node.id):
-                        fleet.store.remove(record, deleted=round(now))
-                        fleet.ssh.forget(record)
-                except Exception as error:
-                    report.problems.append(f"{node.id}: {_text(error)}")
-                    complete.discard(provider.name)
-                    continue
-            report.deleted.append(node)
+            tell(f"deleting {node.id} ({reason})")
+            if dry_run or _delete(fleet, provider, node, report):
+                report.deleted.append(node)
+            else:
+                complete.discard(provider.name)
     _settle_records(fleet, report, alive, complete, dry_run)
     if not dry_run:
-        beat(fleet.config, fleet.store, now, sorted(complete), everybody=all_owners)
+        try:
+            beat(fleet.config, fleet.store, fleet.now(), sorted(complete), everybody=all_owners)
+        except OSError as error:
+            report.problems.append(f"no heartbeat could be left: {error}")
     return report
+
+
+def _interrupted(fleet: Fleet, record: Node | None) -> str:
+    """Reason to end what a create or delete on this machine left when it was killed, or ''."""
+    if record is None or record.phase not in ("intent", "deleting"):
+        return ""
+    if fleet.store.locked(record.id):
+        return ""  # it is still at work
+    begun = "create" if record.phase == "intent" else "deletion"
+    return f"its {begun} was interrupted"
+
+
+def _unlisted(
+    fleet: Fleet,
+    provider: Provider,
+    records: dict[str, Node],
+    listed: set[str],
+    report: ReapReport,
+) -> list[Node]:
+    """Left by interrupted creates, and not in the list yet, which lags: looked up by name."""
+    nodes = []
+    for record in records.values():
+        ours = record.provider == provider.name and record.id not in listed and record.tried
+        if not ours or not _interrupted(fleet, record):
+            continue
+        try:
+            nodes += [n for n in (provider.find(record),) if n]
+        except Exception as error:
+            report.problems.append(f"{record.id}: {_text(error)}")
+    return nodes
+
+
+def _delete(fleet: Fleet, provider: Provider, node: Node, report: ReapReport) -> bool:
+    """Deletes a node and its record; False, with the problem noted, when it may still exist."""
+    try:
+        provider.delete(node)
+    except Exception as error:
+        report.problems.append(f"{node.id}: {_text(error)}")
+        return False
+    record = fleet.store.get(node.id)
+    if record and not fleet.store.locked(node.id):
+        with contextlib.suppress(OSError):
+            fleet.store.remove(record, deleted=round(fleet.now()))
+            fleet.ssh.forget(record)
+    return True
 
 
 def _text(error: Exception) -> str:
@@ -120,6 +166,7 @@ def _settle_records(
             except GmlError as error:
                 report.problems.append(f"{record.id}: {error}")
                 continue
-            fleet.store.remove(record, deleted=min(round(now), record.deadline or round(now)))
-            fleet.ssh.forget(record)
+            with contextlib.suppress(OSError):
+                fleet.store.remove(record, deleted=ended_at(fleet, record))
+                fleet.ssh.forget(record)
         report.forgotten.append(record)

@@ -16,8 +16,9 @@ from gml.fleet import Fleet
 from gml.model import Node
 from gml.nodes.change import delete
 from gml.nodes.create import create
+from gml.nodes.signals import terminate_is_interrupt, uninterrupted
 from gml.options import option
-from gml.progress import Progress, silent
+from gml.progress import Progress, silent, unbreakable
 from gml.remote import jobs, sync
 from gml.remote.environment import job_environment
 from gml.remote.fanout import jax_environment, others_watched
@@ -34,9 +35,7 @@ class RunRequest:
     node: str = option("", "--node", help="Run on this node, and keep it.")
     attach: str = option("", "--attach", help="Attach to the job that runs on this node.")
     job: str = option("", "--job", help="Name of the job; default: job-DATE-TIME.")
-    folder: Path = option(  # noqa: RUF009  (it makes a dataclass field)
-        Path("."), "--folder", help="Local git work tree to send."
-    )
+    folder: Path = option(Path("."), "--folder", help="Local git work tree to send.")
     dest: str = option("", "--dest", help="Remote folder; default: the local folder's name.")
     data: str = option("", "--data", help="Data set, as gs://… or a folder; becomes $GAIA_DATA.")
     setup: str = option("", "--setup", help="Command to run before the job.")
@@ -96,10 +95,12 @@ class Runner:
         self.fleet = fleet
         self.request = request
         self.console = console
-        self.progress = console.progress
+        self.progress = unbreakable(console.progress)
         self.ssh = fleet.ssh
         self.outcome: dict[str, Any] = {}
         self.started = False
+        self.ours = False
+        self.node: Node
 
     def run(self, node: Node | None, node_request: NodeRequest | None) -> int:
         """Runs the job to its end and returns its exit code.
@@ -108,50 +109,57 @@ class Runner:
             node: an existing node to use, or None.
             node_request: how to make one, and to make it again after a preemption.
         """
-        ours = node is None
-        if node is None:
-            assert node_request is not None
-            node = create(self.fleet, node_request, self.progress, self.console.on_up)
-        elif self._has_job(node):
-            raise self._taken(node, self.request.job)  # before its code is changed under it
-        try:
-            for attempt in range(self.request.max_recoveries + 1):
-                command = self.request.command
-                if attempt and self.request.resume_flag:
-                    command = f"{command} {self.request.resume_flag}"
-                try:
-                    self.prepare(node)
-                    self.start(node, command, attempt)
-                    if self.request.detach:
-                        self._say_detached(node)
-                        self.outcome = {
-                            "node": node.id,
-                            "job": self.request.job,
-                            "state": "running",
-                        }
-                        return 0
-                    return self.finish(
-                        node, self.job_name(attempt), keep=self.request.keep or not ours
-                    )
-                except Preempted as error:
-                    if not self.request.recover or node_request is None:
-                        raise
-                    if attempt == self.request.max_recoveries:
-                        raise
-                    node = self._again(node, node_request, error)
-        except KeyboardInterrupt:
-            if ours and not self.request.keep and not self.started:
-                self.console.say(f"\ngml: no job runs yet: deleting {node.id}")
-                delete(self.fleet, node, self.progress)
-            else:
-                self._say_interrupted(node)
-            raise
-        except GmlError:
-            # A node that we made and could not use is not left to its deadline.
-            if ours and not self.request.keep and not self._has_job(node):
-                delete(self.fleet, node, self.progress)
-            raise
-        raise AssertionError("unreachable")
+        self.ours = node is None
+        # A closed terminal or a SIGTERM unwinds like Ctrl-C, so that a node without a job goes.
+        with terminate_is_interrupt():
+            if node is None:
+                assert node_request is not None
+                node = create(self.fleet, node_request, self.progress, self.console.on_up)
+            elif self._has_job(node):
+                raise self._taken(node, self.request.job)  # before its code is changed under it
+            self.node = node
+            try:
+                return self._attempts(node_request)
+            except BaseException as error:
+                self._clean_up(error)
+                raise
+
+    def _attempts(self, node_request: NodeRequest | None) -> int:
+        """Runs the job, and with `recover` again on another node after each preemption."""
+        attempt, request = 0, self.request
+        while True:
+            command = request.command
+            if attempt and request.resume_flag:
+                command = f"{command} {request.resume_flag}"
+            try:
+                self.prepare(self.node)
+                self.start(self.node, command, attempt)
+                if request.detach:
+                    self._say_detached(self.node)
+                    self.outcome = {"node": self.node.id, "job": request.job, "state": "running"}
+                    return 0
+                keep = request.keep or not self.ours
+                return self.finish(self.node, self.job_name(attempt), keep=keep)
+            except Preempted as error:
+                last = attempt == request.max_recoveries
+                if not request.recover or node_request is None or last:
+                    raise
+                self.node = self._again(self.node, node_request, error)
+                attempt += 1
+
+    def _clean_up(self, error: BaseException) -> None:
+        """Deletes a node that we made and could not use: it is not left to its deadline."""
+        if self.ours and not self.request.keep:
+            unused = not self.started
+            if isinstance(error, GmlError):
+                unused = not self._has_job(self.node)
+            if unused:
+                with uninterrupted():
+                    self.console.say(f"\ngml: no job runs yet: deleting {self.node.id}")
+                    delete(self.fleet, self.node, self.progress)
+                return
+        if isinstance(error, KeyboardInterrupt):
+            self._say_interrupted(self.node)
 
     def job_name(self, attempt: int) -> str:
         """The job's name, with the number of the recovery."""

@@ -57,6 +57,7 @@ def watchdog_config(
         "metadata": metadata or "http://metadata.google.internal",
         "use_metadata": use_metadata,
         "deadline": spec.deadline,
+        "run_s": spec.run_s,
         "grace_s": min(spec.grace_s, spec.timeout_s // 2),
         "idle_s": spec.idle_s,
         "tick_s": 5,

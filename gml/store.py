@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from gml.clock import service_clock
 from gml.errors import Busy
 from gml.model import Node, check_id
 
@@ -75,8 +76,8 @@ class Store:
     def _read(self, path: Path) -> Node | None:
         try:
             return Node.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
+        except OSError:
+            return None  # absent, or unreadable for now: looking at it must not change it
         except Exception:
             # Anything at all may stand in a damaged file. The labels in the cloud rebuild it.
             with contextlib.suppress(OSError):
@@ -101,7 +102,7 @@ class Store:
                 self.home / "history.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
             )
             try:
-                ended = node.replace(deleted=deleted or round(time.time()))
+                ended = node.replace(deleted=deleted or round(service_clock.now()))
                 os.write(handle, (ended.to_json() + "\n").encode())
             finally:
                 os.close(handle)
@@ -118,23 +119,34 @@ class Store:
         return nodes
 
     @contextlib.contextmanager
-    def lock(self, node_id: str) -> Iterator[None]:
+    def lock(self, node_id: str, *, needs_disk: bool = True) -> Iterator[None]:
         """Holds the node against other gml processes; the kernel drops it if we die.
+
+        Args:
+            node_id: the node.
+            needs_disk: raise OSError where no lock file can be made; else go on without one.
 
         Raises:
             Busy: another process holds it.
         """
         folder = self.home / "locks"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(folder / check_id(node_id), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(folder / check_id(node_id), os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            if needs_disk:
+                raise
+            yield
+            return
         try:
             if not _grab(handle):
                 holder = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
                 raise Busy(
                     f"another gml (process {holder}) is working on {node_id}", "wait for it"
                 ) from None
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, str(os.getpid()).encode(), 0)
+            with contextlib.suppress(OSError):  # the lock holds without our number in it
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, str(os.getpid()).encode(), 0)
             yield
         finally:
             os.close(handle)
@@ -142,7 +154,7 @@ class Store:
     def locked(self, node_id: str) -> bool:
         """Tells whether some process is working on the node at this moment."""
         try:
-            with self.lock(node_id):
+            with self.lock(node_id, needs_disk=False):
                 return False
         except Busy:
             return True

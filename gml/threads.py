@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -17,9 +18,15 @@ def in_parallel(calls: Sequence[Callable[[], None]]) -> None:
     What a call raises is lost: it has to keep its result, or its error, itself.
     """
     threads = [threading.Thread(target=call, daemon=True) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
+    started = []
+    for thread, call in zip(threads, calls, strict=True):
+        try:
+            thread.start()
+            started.append(thread)
+        except RuntimeError:
+            with contextlib.suppress(Exception):
+                call()  # no thread to be had: one after the other, then
+    for thread in started:
         thread.join()
 
 

@@ -61,3 +61,16 @@ def _entries(lock: Path) -> list[str]:
 def _pinned(lock: Path) -> list[tuple[str, str]]:
     found = (re.match(r"([\w.-]+)(?:\[.*?\])?==([^\s;]+)", line) for line in _entries(lock))
     return [(m[1], m[2]) for m in found if m]
+
+
+PAGES = [page for page in ROOT.rglob("*.md") if not {".venv", "runs", ".git"} & set(page.parts)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_file_that_a_page_names_exists(page):
+    text = page.read_text(encoding="utf-8")
+    links = {target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)}
+    links = {link for link in links if link and "://" not in link}
+    assert not [link for link in links if not (page.parent / link).exists()]
+    named = set(re.findall(r"`((?:tests|gaia|gchat|gml|gaia_metrics|docs)/[\w/.-]+\.\w+)`", text))
+    assert not [name for name in named if not (ROOT / name).exists()]

@@ -6,7 +6,7 @@ from gaia.processes.group import Group
 
 
 class Agreement:
-    """Has all processes do a thing after the same step, whoever asked for it, without any waiting.
+    """Makes all processes do a thing after the same step, whoever asked for it, without waiting.
 
     A process that was asked publishes the step it is at and goes no further than its end until
     process 0 has published the largest of all; everyone goes on to that one. The publishing is
@@ -33,7 +33,7 @@ class Agreement:
         self._asked.add(name)
 
     def due(self, step: int) -> set[str]:
-        """What is to be done now that `step` steps are finished; the next step follows."""
+        """Returns what is to be done now that `step` steps are finished; the next step follows."""
         if self._group.count == 1:
             due, self._asked = self._asked, set()
             return due
@@ -51,7 +51,7 @@ class Agreement:
             return due
 
     def _tag(self, name: str) -> str:
-        """`NAME/ROUND`: what can be asked for again needs new keys each time."""
+        """`NAME/ROUND`: a request that can be repeated needs new keys each time."""
         return f"{name}/{self._rounds.get(name, 0)}"
 
     def serve(self, live: dict[str, str]) -> None:

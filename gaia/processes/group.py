@@ -30,7 +30,7 @@ _ABORT = "abort"
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    """Which process of how many this is. It belongs to a process, so no run folder keeps it."""
+    """Place of this process among those of the run; not stored in the run folder."""
 
     coordinator: str | None = None
     """HOST:PORT of process 0; default JAX_COORDINATOR_ADDRESS."""
@@ -39,7 +39,7 @@ class DistributedConfig:
     process_id: int | None = None
     """Number of this process, from 0; default JAX_PROCESS_ID."""
     join_seconds: int = 300
-    """How long to wait for every process at the start."""
+    """Seconds to wait for every process at the start."""
     heartbeat_seconds: int = 100
     """A process that is silent for so long is taken for dead and the others end."""
 
@@ -70,7 +70,7 @@ def take_options(args: Sequence[str]) -> tuple[DistributedConfig, list[str]]:
 
 
 class Served(Protocol):
-    """What a group's background thread keeps going; see agreement.py."""
+    """An object that a group's background thread calls regularly; see agreement.py."""
 
     def serve(self, live: dict[str, str]) -> None:
         """Takes one look at what all processes have told."""
@@ -97,11 +97,11 @@ class Group:
 
     @property
     def first(self) -> bool:
-        """Whether this is process 0: the one that prints, writes the run folder and reports."""
+        """True on process 0: the one that prints, writes the run folder and reports."""
         return self.index == 0
 
     def broadcast(self, make: Callable[[], Any]) -> Any:
-        """What `make()` returns on process 0 (anything JSON can hold), on every process."""
+        """Returns on every process what `make()` returns on process 0 (anything JSON can hold)."""
         if self.count == 1:
             return make()
         self._calls += 1
@@ -177,13 +177,13 @@ class Group:
         """Background thread: looks for a failure of another process, and serves the agreement."""
         while not self._closed:
             try:
-                found = dict(self._client.key_value_dir_get(_LIVE))
+                told = dict(self._client.key_value_dir_get(_LIVE))
             except Exception:
                 if not self._closed:
                     time.sleep(2.0)  # JAX notices too; whoever comes first ends the process
                     self._end("process 0, the coordinator, is gone", 1)
                 return
-            live = {key.removeprefix(_LIVE): value for key, value in found.items()}
+            live = {key.removeprefix(_LIVE): value for key, value in told.items()}
             if _ABORT in live and not self._closed:
                 notice = json.loads(live[_ABORT])
                 with contextlib.suppress(Exception):
@@ -229,7 +229,7 @@ def _exit_within(seconds: float, status: int) -> None:
 
 @contextlib.contextmanager
 def joined(config: DistributedConfig) -> Iterator[Group]:
-    """The processes of this run, together from here on; all end when one of them fails.
+    """Joins the processes of this run; from here on all end when one of them fails.
 
     Processes other than 0 print nothing to stdout inside.
 
@@ -253,7 +253,7 @@ def joined(config: DistributedConfig) -> Iterator[Group]:
 
 
 def _plain(error: BaseException) -> BaseException:
-    """A collective that broke because a peer died, as one line instead of a traceback."""
+    """Reports a collective that broke because a peer died, on one line without a traceback."""
     text = " ".join(str(error).split())
     broken = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "heartbeat")
     if isinstance(error, GaiaError) or not any(word in text for word in broken):
@@ -296,7 +296,7 @@ def join(config: DistributedConfig) -> Group:
 
 
 def _resolve(config: DistributedConfig) -> tuple[DistributedConfig, Sequence[int] | None]:
-    """What was left out, from the environment or the cluster; and this process's devices."""
+    """Fills in what was left out, from environment or cluster; and this process's devices."""
     if config.num_processes == 1:
         return config, None
     known = replace(
@@ -325,8 +325,8 @@ def _resolve(config: DistributedConfig) -> tuple[DistributedConfig, Sequence[int
             f"the other processes could not be detected ({' '.join(str(error).split())[:200]})",
             "give --coordinator, --num-processes and --process-id, or --num-processes 1",
         ) from error
-    found = replace(known, coordinator=address, num_processes=count, process_id=index)
-    return found, devices
+    complete = replace(known, coordinator=address, num_processes=count, process_id=index)
+    return complete, devices
 
 
 def _number(given: int | None, variable: str) -> int | None:
@@ -339,7 +339,7 @@ def _number(given: int | None, variable: str) -> int | None:
 
 
 def _in_cluster() -> bool:
-    """Whether JAX's detection is worth asking: it may query a metadata server, or Kubernetes."""
+    """Tells whether to ask JAX's detection, which may query a metadata server, or Kubernetes."""
     env = os.environ
     on_tpu = env.get("JAX_PLATFORMS", "tpu").startswith("tpu") and (
         os.path.exists("/dev/accel0") or "TPU_WORKER_HOSTNAMES" in env or "TPU_NAME" in env

@@ -1,4 +1,4 @@
-"""How processes find one another before JAX does: a roll call on the coordinator's port.
+"""A roll call on the coordinator's port, by which processes find one another before JAX does.
 
 JAX aborts a process, with a C++ stack trace, when a peer never joins, and does not say which one.
 So process 0 first calls the roll over plain TCP: it knows who is missing when time is up, tells
@@ -102,7 +102,7 @@ def _admit(peer: socket.socket, count: int, present: dict[int, socket.socket]) -
 
 
 def _alive(peer: socket.socket) -> bool:
-    """Whether the other side still holds the connection (it sends nothing while it waits)."""
+    """Tells whether the other side still holds the connection (it sends nothing while it waits)."""
     peer.settimeout(0.0)
     try:
         return peer.recv(1, socket.MSG_PEEK) != b""

@@ -79,6 +79,24 @@ class ClickHouseSource:
             self._query(sql.METRICS.replace("@values", values.replace("@only", "")), **parameters)
         )
 
+    def metric_names(self, run: str) -> list[str]:
+        """Names of the run's training metrics."""
+        return [row["metric"] for row in self.metrics(run)]
+
+    def details(self, run: str) -> dict:
+        """Everything that the database knows of a run."""
+        run_id = self._ids([run])[0]
+        row = next(row for row in self.runs() if row["run"] == run_id)
+        return row | {"id": run_id, "config": self.config(run_id), "git": {"commit": row["commit"]}}
+
+    def histograms(self, run: str) -> list[dict]:
+        """Histogram records, oldest first: step, name, count, sum, min, max and buckets."""
+        rows = _records(self._query(sql.HISTOGRAMS, run=self._ids([run])[0]))
+        for row in rows:
+            for side in ("positive", "negative"):
+                row[side] = [row.pop(f"{side}_offset"), json.loads(row.pop(f"{side}_counts"))]
+        return rows
+
     def series(
         self, runs: Sequence[str], metrics: Sequence[str], x: str = "step", points: int = 0
     ) -> Columns:

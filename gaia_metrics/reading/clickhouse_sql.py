@@ -79,6 +79,12 @@ b AS (
 SELECT metric, avg(b.x) AS x, avg(b.value) AS value FROM b
 GROUP BY metric, bucket ORDER BY metric, x
 """
+HISTOGRAMS = """
+SELECT step, metric AS name, toUnixTimestamp64Milli(ts) / 1000 AS time, count, sum, min, max, scale,
+  zero_count, positive_offset, negative_offset, toJSONString(positive) AS positive_counts,
+  toJSONString(negative) AS negative_counts
+FROM gaia.run_histograms WHERE run_id = {run:String} ORDER BY step, time
+"""
 TEXTS = """
 SELECT step, toUnixTimestamp64Milli(ts) / 1000 AS time, name, body AS text, level
 FROM gaia.run_texts WHERE run_id = {run:String} AND kind = {kind:String} ORDER BY time, step

@@ -51,21 +51,33 @@ class LocalSource:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._runs: dict[Path, LocalRun] = {}
+        self._places: dict[str, Path] = {}  # of the keys that were asked for
         self._lock = threading.RLock()
 
     def _find(self) -> list[LocalRun]:
         with self._lock:
-            for path in _run_folders(self.root, 4):
-                self._runs.setdefault(path, LocalRun(path))
-            return [run for run in self._runs.values() if (run.path / "run.json").exists()]
+            paths = _run_folders(self.root, 4)
+            self._runs = {path: self._runs.get(path) or LocalRun(path) for path in paths}
+            return list(self._runs.values())
 
     def run(self, key: str) -> LocalRun:
         """A run by id, folder name or name (the newest). Raises MetricsError where none is."""
-        matching = [r for r in self._find() if key in (r.info.get("id"), r.path.name)]
-        matching = matching or [r for r in self._find() if r.info.get("name") == key]
+        with self._lock:
+            known = self._runs.get(self._places.get(key, self.root))
+            if known is None or key not in _keys(known):
+                known = self._look_up(key)
+                self._places[key] = known.path
+            return known
+
+    def _look_up(self, key: str) -> LocalRun:
+        runs = self._find()
+        matching = [run for run in runs if key in _keys(run)[:2]]
+        matching = matching or [run for run in runs if key in _keys(run)]
         if not matching:
             raise MetricsError(f"run={key!r} is not in {self.root}", "see `gaia-metrics ls`")
-        return max(matching, key=lambda r: r.summary()["started"])
+        if len(matching) == 1:
+            return matching[0]
+        return max(matching, key=lambda run: run.summary()["started"])
 
     def runs(self) -> list[dict]:
         """Summaries, newest first. A folder whose run.json is broken is listed as such."""
@@ -100,6 +112,22 @@ class LocalSource:
                  FROM data WHERE kind = 'values' GROUP BY metric ORDER BY metric"""
         columns = self._query(sql, [run], {})
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def metric_names(self, run: str) -> list[str]:
+        """Names of the run's training metrics."""
+        with self._lock:
+            return self.run(run).metric_names()
+
+    def details(self, run: str) -> dict:
+        """Everything that run.json says of a run, and its folder."""
+        known = self.run(run)
+        return known.info | {"path": str(known.path)}
+
+    def histograms(self, run: str) -> list[dict]:
+        """Histogram records, oldest first: step, name, count, sum, min, max and buckets."""
+        with self._lock:
+            records = self.run(run).records("histogram")
+        return [{"step": r.step, "time": r.time_ns / 1e9} | r.data for r in records]
 
     def series(
         self, runs: Sequence[str], metrics: Sequence[str], x: str = "step", points: int = 0
@@ -149,6 +177,17 @@ class LocalSource:
             database.register("data", pa.concat_tables(tables).unify_dictionaries())
             used = {k: v for k, v in parameters.items() if f"${k}" in sql}
             return database.sql(sql, params=used).to_arrow_table().to_pydict()
+
+
+def _keys(run: LocalRun) -> list[str]:
+    """Return a run's id, folder name and name; only the folder name where run.json is damaged."""
+    try:
+        info = run.info
+    except MetricsError:
+        return [run.path.name]
+    if not info:  # deleted meanwhile
+        return []
+    return [info.get("id", ""), run.path.name, info.get("name", "")]
 
 
 def _damaged(path: Path, problem: str) -> dict:

@@ -38,54 +38,54 @@ class LocalRun:
         self.path = path
         self._decoded: dict[Path, tuple[tuple, Any]] = {}
         self._table: tuple[Any, pa.Table] | None = None
+        self._info: tuple[Any, dict] = (None, {})
+        self._summary: tuple[Any, dict] = (None, {})
 
     @property
     def info(self) -> dict:
-        """The content of run.json."""
-        return folder.read_json(self.path / "run.json")
+        """The content of run.json. Raises FormatError where it is damaged."""
+        state = _state(self.path / "run.json")
+        if state is None or state != self._info[0]:
+            self._info = (state, folder.read_json(self.path / "run.json"))
+        return self._info[1]
 
     def summary(self) -> dict:
         """Summarize the run for the list of runs, from small files only."""
+        spooled = self.path / "metrics" / "spool"
+        small = ("run.json", "status.json", "metrics.jsonl")
+        state = [_state(self.path / name) for name in small] + [_state(spooled)]
+        if state != self._summary[0]:
+            self._summary = (state, self._summarize())
+        row = dict(self._summary[1])
+        if row["status"] == "running" and time.time() - row["updated"] > LOST_AFTER_S:
+            row["status"] = "lost"
+        return row
+
+    def _summarize(self) -> dict:
         info, beat = self.info, {}
         with contextlib.suppress(MetricsError):
             beat = folder.read_json(self.path / "status.json")
         attempts = info.get("attempts", [])
-        status = beat.get("status") or info.get("status", "unknown")
-        updated = beat.get("time") or info.get("ended", 0.0)
-        if status == "running" and time.time() - updated > LOST_AFTER_S:
-            status = "lost"
-        last, latest = self.last_line(), loads(json.dumps(beat.get("latest", {})))
+        last, latest = last_line(self.path), loads(json.dumps(beat.get("latest", {})))
         return {
             "run": info.get("id", self.path.name),
             "name": info.get("name", self.path.name),
             "project": info.get("project", ""),
-            "status": status,
+            "status": beat.get("status") or info.get("status", "unknown"),
             "last_step": last.get("step", -1),
             "loss": last.get(names.LOSS, latest.get(names.LOSS)),
             "bpb": last.get(names.BPB, latest.get(names.BPB)),
             "attempts": len(attempts),
             "started": attempts[0]["started"] if attempts else 0.0,
-            "updated": updated,
+            "updated": beat.get("time") or info.get("ended", 0.0),
             "commit": info.get("git", {}).get("commit", ""),
             "host": attempts[-1]["host"] if attempts else "",
             "path": str(self.path),
+            "tags": info.get("tags", []),
+            "notes": info.get("notes", ""),
             "unsent_bytes": _unsent(self.path),
             "refused": len(spool.refused(self.path / "metrics" / "spool")),
         }
-
-    def last_line(self) -> dict:
-        """The newest values in the last lines of metrics.jsonl, with the last step."""
-        merged: dict = {}
-        try:
-            with open(self.path / "metrics.jsonl", "rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - 16384))
-                lines = file.read().split(b"\n")[1 if file.tell() > 16384 else 0 : -1]
-        except OSError:
-            return {}
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                merged |= loads(line)
-        return merged
 
     def _segments(self) -> list[tuple[Path, tuple]]:
         states = []
@@ -93,6 +93,16 @@ class LocalRun:
             stat = path.stat()
             states.append((path, (stat.st_size, stat.st_mtime_ns, stat.st_ino)))
         return states
+
+    def metric_names(self) -> list[str]:
+        """Names of the training metrics, without building the table of their values."""
+        known = set()
+        for path, key in self._segments():
+            process = segments.process(path)
+            for kind, metric in self._read(path, key)[0]:
+                if kind == "values":
+                    known.add(metric if process == 0 else f"{metric} #{process}")
+        return sorted(known)
 
     def records(self, kind: str) -> list[segments.Record]:
         """Texts, histograms or alerts, oldest first."""
@@ -145,6 +155,43 @@ class LocalRun:
             ]
             parts.append(pa.Table.from_arrays(columns, schema=SCHEMA))
         return pa.concat_tables(parts).unify_dictionaries() if parts else SCHEMA.empty_table()
+
+
+def _state(path: Path) -> tuple | None:
+    """Return what changes with a file's content; None where it is missing."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def last_line(path: Path) -> dict:
+    """Read the last step, loss and bits per byte from the end of a run's metrics.jsonl.
+
+    Only the lines that hold the newest of them are parsed: a list of 3,000 runs is read at once.
+    """
+    try:
+        with open(path / "metrics.jsonl", "rb") as file:
+            size, want = os.fstat(file.fileno()).st_size, 16384
+            while True:  # until a whole line is in it: a line of 5,000 metrics has 200 kB
+                file.seek(max(0, size - want))
+                text = file.read(want)
+                start = text.find(b"\n") + 1 if size > want else 0
+                text = text[start : text.rfind(b"\n") + 1]
+                if text or want >= size:
+                    break
+                want *= 8
+    except OSError:
+        return {}
+    newest: dict = {}
+    for name in (names.BPB, names.LOSS, "step"):  # the step's line last: it is the newest
+        at = text.rfind(f'"{name}": '.encode())
+        if at < 0:
+            continue
+        with contextlib.suppress(ValueError):
+            newest |= loads(text[text.rfind(b"\n", 0, at) + 1 : text.find(b"\n", at)])
+    return newest
 
 
 def _unsent(path: Path) -> int:

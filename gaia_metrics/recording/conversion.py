@@ -75,7 +75,8 @@ class Conversion:
         return numbers
 
     def _new_names(self, values: dict[str, float]) -> dict[str, float]:
-        clean = {n if type(n) is str else str(n): v for n, v in values.items()}
+        # A lone surrogate could be printed and sent by nobody.
+        clean = {str(n).encode("utf-8", "replace").decode(): v for n, v in values.items()}
         for reserved in ("step", "time"):
             if clean.pop(reserved, None) is not None:
                 self._warn(

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import weakref
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 
@@ -23,12 +24,19 @@ class Finishable(Protocol):
 
 _live: weakref.WeakSet[Any] = weakref.WeakSet()
 _hooked = False
+_hooked_children: set[int] = set()  # ids of the processes whose multiprocessing exit is hooked
+
+
+def live() -> Iterable[Any]:
+    """Return the runs that this process records."""
+    return list(_live)
 
 
 def watch(run: Finishable) -> None:
     """Finish `run` however the process ends, except by kill -9."""
     global _hooked
     _live.add(run)
+    _watch_multiprocessing()
     if _hooked:
         return
     _hooked = True
@@ -45,6 +53,21 @@ def watch(run: Finishable) -> None:
     in_main = threading.current_thread() is threading.main_thread()
     if in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminated)
+
+
+def _watch_multiprocessing() -> None:
+    """Hook the exit of a child of multiprocessing: it runs neither atexit nor excepthook."""
+    util: Any = sys.modules.get("multiprocessing.util")
+    if util is None or os.getpid() in _hooked_children:
+        return
+    _hooked_children.add(os.getpid())
+    util.Finalize(None, _child_ends, exitpriority=100)
+
+
+def _child_ends() -> None:
+    kind, value, _ = sys.exc_info()  # Process._bootstrap calls this in its `finally`
+    ended_well = kind is None or (kind is SystemExit and getattr(value, "code", 0) in (None, 0))
+    _finish_all("finished" if ended_well else "crashed")
 
 
 def forget(run: Finishable) -> None:

@@ -112,7 +112,9 @@ def _claim(opened: Opened, process: int, warn: Warn) -> Path:
     )
     opened.lock.release()
     opened.dir = aside
-    opened.info = {k: opened.info[k] for k in ("project", "name", "config")} | {"id": None}
+    opened.info = {k: opened.info[k] for k in ("project", "name", "config", "tags", "notes")} | {
+        "id": None
+    }
     return _claim(opened, process, warn)
 
 

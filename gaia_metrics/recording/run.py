@@ -9,40 +9,36 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from gaia_metrics.config import redact
 from gaia_metrics.errors import MetricsError
 from gaia_metrics.grafana import dashboard_url
-from gaia_metrics.recording import exit_hooks
+from gaia_metrics.recording import exit_hooks, outlets
 from gaia_metrics.recording.histogram import summarize
 from gaia_metrics.recording.opening import derive, open_folder
 from gaia_metrics.recording.sdk import SdkMetrics
 from gaia_metrics.recording.vitals import Vitals
 from gaia_metrics.recording.watch import Watch, WatchConfig
 from gaia_metrics.recording.worker import HARD_POINTS, SOFT_POINTS, Deferred, Sink, Worker
-from gaia_metrics.sending import facts
+from gaia_metrics.redaction import redact_text
 from gaia_metrics.storage import folder
-
-# http.client, ssl, subprocess and importlib.metadata take 0.3 s to import on a slow core: they are
-# imported where an endpoint is set, or in the worker thread.
-if TYPE_CHECKING:
-    from gaia_metrics.sending.exporter import Exporter
-    from gaia_metrics.sending.settings import ExportSettings
 
 Resume = Literal["allow", "must", "never"]
 Status = Literal["finished", "crashed", "stopped"]
 EXIT_TIMEOUT_S = 5.0
+FACTS_WAIT_S = 2.0  # at the end, for git
 
 
 def init(
     project: str,
     name: str,
-    config: Mapping[str, Any] | None = None,
+    config: Any = None,
     run_id: str | None = None,
     resume: Resume = "allow",
     dir: str | os.PathLike[str] | None = None,
@@ -50,6 +46,8 @@ def init(
     process_index: int = 0,
     system_interval: float = 10.0,
     watch: WatchConfig | None = None,
+    tags: Sequence[str] = (),
+    notes: str = "",
 ) -> Run:
     """Start recording a run, or resume one.
 
@@ -58,7 +56,7 @@ def init(
     Args:
         project: what the run belongs to, for example "gchat".
         name: what people call the run.
-        config: anything JSON can hold; kept in run.json, without secrets.
+        config: a table, dataclass or argparse.Namespace; kept in run.json, without secrets.
         run_id: starts with YYYYMM; made up where None, taken from the folder on a resume.
         resume: "allow" continues what the folder holds, "must" needs it to hold a run, "never"
             needs it to hold none.
@@ -68,12 +66,15 @@ def init(
         process_index: jax.process_index(); process 0 writes metrics.jsonl.
         system_interval: seconds between system samples; 0 takes none.
         watch: limits of the alerts.
+        tags: words to find the run by.
+        notes: a remark for readers of the run.
 
     Raises:
         MetricsError: `resume` and the folder contradict each other, or run_id is malformed. A
             folder that cannot be written is no error: training goes on with a warning.
     """
     path = Path(dir) if dir is not None else Path("runs") / name
+    _close_own(path, process_index)
     known = folder.read_json(path / "run.json")
     if resume not in ("allow", "must", "never"):
         raise MetricsError(f"resume={resume!r}", "use 'allow', 'must' or 'never'")
@@ -93,10 +94,19 @@ def init(
         "id": known.get("id") or run_id or folder.new_run_id(),
         "project": project,
         "name": name,
-        "config": redact(config or {}),
+        "tags": [redact_text(str(tag)) for tag in tags] or known.get("tags", []),
+        "notes": redact_text(str(notes)) or known.get("notes", ""),
+        "config": redact({} if config is None else config),
     }
     limits = watch or WatchConfig()
     return Run(path, known | identity, resume_step, process_index, system_interval, limits)
+
+
+def _close_own(path: Path, process: int) -> None:
+    """Finish a run that this process records there: a notebook's cell that is run again."""
+    for run in exit_hooks.live():
+        if run.records_to(path, process):
+            run.finish("stopped")
 
 
 class Run:
@@ -121,8 +131,9 @@ class Run:
         self._process = process
         self._warned: dict[str, str] = {}
         self._finished = False
+        self._dropped_because = ("after finish()", "log before finish()")
         self._closed_whole = False
-        settings = self._settings()
+        settings = outlets.export_settings(self._warn)
         opened = open_folder(path, info, process, resume_step, settings is not None, self._warn)
         self.id: str = opened.info["id"]
         self.dir = opened.dir
@@ -130,10 +141,19 @@ class Run:
         self._info, self._lock = opened.info, opened.lock
         writable = self.dir if opened.writer is not None else None
         attempt = asdict(opened.attempt)
-        self._exporter = self._export(settings, attempt)
+        self._exporter = outlets.exporter(settings, opened, attempt, process, self._warn)
         sinks: list[Sink] = [Watch(self._alert_from_watch, watch)]
         if self._exporter is not None:
             sinks.append(self._exporter)
+        self._notices = None
+        if process == 0:
+            self._notices = outlets.notices(opened, attempt["host"], self._warn)
+        if self._notices is not None:
+            sinks.append(self._notices)
+        self._facts: list[dict] = []
+        self._facts_thread = threading.Thread(
+            target=self._collect_facts, name="gaia-metrics-facts", daemon=True
+        )
         self._sdk = SdkMetrics({"service.name": "gaia", "gaia.run.id": self.id})
         self._vitals = Vitals(
             writable,
@@ -150,7 +170,7 @@ class Run:
             opened.derived,
             sinks,
             self._warn,
-            self._vitals.tick,
+            self._tick,
             self._closed,
             self._look_around,
         )
@@ -166,7 +186,8 @@ class Run:
         try:
             item = dict(values)
             if self._finished:
-                self._warn("finished", "log() after finish() was dropped", "log before finish()")
+                where, remedy = self._dropped_because
+                self._warn("finished", f"log() {where} was dropped", remedy)
                 return
             worker = self._worker
             worker.points_in += len(item)
@@ -198,7 +219,11 @@ class Run:
 
     def text(self, step: int, name: str, text: str) -> None:
         """Record a text, for example the samples of a step."""
-        self._defer(step, None, lambda _: {"kind": "text", "name": str(name), "text": str(text)})
+        self._defer(
+            step,
+            None,
+            lambda _: {"kind": "text", "name": str(name), "text": redact_text(str(text))},
+        )
 
     def alert(self, title: str, text: str = "", level: Literal["info", "warn", "error"] = "warn"):
         """Raise an alert: it is printed to stderr, kept in the run folder and sent."""
@@ -254,6 +279,9 @@ class Run:
                     f"run {self.id} has metrics that are not sent yet",
                     f"run `gaia-metrics sync {self.dir}`",
                 )
+        if self._notices is not None:
+            self._notices.ended(status, self._worker.last_step)
+            self._notices.close(EXIT_TIMEOUT_S)
         if self._closed_whole:
             self._vitals.beat(self._worker)
         if self._lock is not None:
@@ -261,41 +289,22 @@ class Run:
             self._lock = None
         exit_hooks.forget(self)
 
+    def records_to(self, path: Path, process: int) -> bool:
+        """Return True where this run records to the folder as that process."""
+        return self._process == process and self.dir.resolve() == path.resolve()
+
     def abandon(self) -> None:
-        """A forked child (a data loader's worker) has no thread: what it logs is dropped."""
+        """Leave the run to the parent: a forked child (a data loader's worker) has no thread."""
         self._finished = True
-
-    def _settings(self) -> ExportSettings | None:
-        if not any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ):
-            return None
-        from gaia_metrics.sending.settings import ExportSettings
-
-        try:
-            return ExportSettings.from_env(os.environ)
-        except MetricsError as error:
-            self._warn("settings", f"{error.problem}: recording locally only", error.remedy)
-            return None
-
-    def _export(self, settings: ExportSettings | None, attempt: dict) -> Exporter | None:
-        if settings is None:
-            return None
-        from gaia_metrics.sending.exporter import Exporter
-
-        try:
-            resource = facts.resource(self._info, attempt, self._process)
-            spool = self.dir / "metrics" / "spool"
-            return Exporter(spool, self._process, resource, settings, self._warn)
-        except OSError as error:
-            self._warn(
-                "spool-disk",
-                f"the spool cannot be written ({error}): nothing is sent",
-                "make the run folder writable, then `gaia-metrics sync`",
-            )
-            return None
+        self._dropped_because = ("in a forked child", "record in the parent, or init a run there")
+        if self._lock is not None:
+            self._lock.drop_copy()
+            self._lock = None
 
     def _defer(self, step: int, value: Any, make: Callable[[Any], dict]) -> None:
         if self._finished:
-            self._warn("finished", "a record after finish() was dropped", "record before finish()")
+            where, remedy = self._dropped_because
+            self._warn("finished", f"a record {where} was dropped", remedy)
         else:
             self._append((step, time.monotonic_ns(), Deferred(value, make)))
 
@@ -306,16 +315,31 @@ class Run:
     def _warn(self, key: str, problem: str, remedy: str) -> None:
         """Say each kind of trouble once, on stderr and in status.json (for `doctor`)."""
         if key not in self._warned:
-            text = f"{problem}; {remedy}" if remedy else problem
+            text = redact_text(f"{problem}; {remedy}" if remedy else problem)
             self._warned[key] = text
             print(f"gaia-metrics: {text}", file=sys.stderr, flush=True)
 
     def _look_around(self) -> None:
-        """Collect the facts that take subprocesses, in the worker thread after its first write."""
+        """Collect the facts that take subprocesses, in a thread of their own.
+
+        A data loader that forks while git is being started keeps a copy of its pipe, and whoever
+        waits for git then waits for that loader: this must not be the thread that writes values.
+        """
+        self._facts_thread.start()
+
+    def _collect_facts(self) -> None:
         from gaia_metrics.recording import capture
 
         more = {"git": capture.git_state(), "versions": capture.versions()}
-        self._vitals.facts_known(more | {"program": capture.program()})
+        self._facts.append(more | {"program": capture.program()})
+
+    def _tick(self, worker: Worker, final: bool) -> None:
+        """Do the periodic duties, in the worker's thread; facts are taken once they are known."""
+        if final and self._facts_thread.is_alive():
+            self._facts_thread.join(FACTS_WAIT_S)
+        while self._facts:
+            self._vitals.facts_known(self._facts.pop())
+        self._vitals.tick(worker, final)
 
     def _closed(self) -> None:
         """Note the end in run.json, in the worker thread, once every file is closed."""
@@ -329,5 +353,6 @@ class Run:
 
 def _alert(title: str, text: str, level: str) -> dict:
     """Print an alert and make its record."""
+    title, text = redact_text(str(title)), redact_text(str(text))
     print(f"gaia-metrics: {level}: {title}: {text}", file=sys.stderr, flush=True)
     return {"kind": "alert", "name": str(title), "text": str(text), "level": level}

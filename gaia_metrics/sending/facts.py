@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gaia_metrics.config import flatten
+from gaia_metrics.config import flatten, redact
 from gaia_metrics.sending.wire import Scalar
 
 
@@ -41,5 +41,5 @@ def info(
         "vcs.ref.head.name": git.get("branch", ""),
         "gaia.git.dirty": git.get("dirty", ""),
     }
-    values |= {f"config.{k}": v for k, v in flatten(run.get("config", {})).items()}
+    values |= {f"config.{k}": v for k, v in flatten(redact(run.get("config", {}))).items()}
     return values | {f"version.{k}": v for k, v in run.get("versions", {}).items()}

@@ -62,11 +62,14 @@ def check_run_id(run_id: str) -> str:
 def read_json(path: Path) -> dict:
     """Read one of the JSON files; {} where it is missing. Raises FormatError where it is broken."""
     try:
-        return json.loads(path.read_text())
+        data = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
         raise FormatError(f"{path} is not JSON ({error})", "move it away to start anew") from error
+    if not isinstance(data, dict) or not isinstance(data.get("id", ""), str):
+        raise FormatError(f"{path} holds no record of a run", "move it away to start anew")
+    return data
 
 
 def run_info(run_folder: str | os.PathLike[str]) -> dict:
@@ -79,7 +82,7 @@ def run_info(run_folder: str | os.PathLike[str]) -> dict:
 
 def write_json(path: Path, data: dict) -> None:
     """Replace one of the JSON files atomically. What JSON cannot hold is written as text."""
-    atomic.replace(path, json.dumps(data, indent=1, default=str).encode() + b"\n")
+    atomic.replace(path, json.dumps(data, indent=1, default=str, allow_nan=False).encode() + b"\n")
 
 
 def add_attempt(info: dict, resume_step: int) -> tuple[dict, Attempt]:
@@ -116,7 +119,13 @@ class FolderLock:
             self.held = False
 
     def release(self) -> None:
-        """Give the folder back."""
+        """Give the folder back, also where a forked child holds a copy of the handle."""
+        if self.held:
+            fcntl.flock(self._handle, fcntl.LOCK_UN)
+        os.close(self._handle)
+
+    def drop_copy(self) -> None:
+        """Close a forked child's copy: the lock must end with the parent, however that ends."""
         os.close(self._handle)
 
 

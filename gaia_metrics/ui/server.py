@@ -1,7 +1,7 @@
 """Serves the page and its data. Read-only, for this machine: it answers only to its own address.
 
 Binding to 127.0.0.1 does not keep web pages out (a foreign page can resolve its own name to
-127.0.0.1), so a Host header that is no address and not localhost is refused.
+127.0.0.1), so a Host header that is no address, not localhost and not allowed is refused.
 """
 
 from __future__ import annotations
@@ -9,40 +9,47 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
-import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from gaia_metrics.errors import MetricsError
-from gaia_metrics.query import Source, comparison
+from gaia_metrics.query import Source
+from gaia_metrics.ui.calls import Query, calls, finite
 
 HERE = Path(__file__).parent
-FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/app.js": ("app.js", "text/javascript; charset=utf-8"),
-    "/style.css": ("style.css", "text/css; charset=utf-8"),
-    "/uPlot.js": ("vendor/uPlot.iife.min.js", "text/javascript; charset=utf-8"),
-    "/uPlot.css": ("vendor/uPlot.min.css", "text/css; charset=utf-8"),
+KINDS = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
 }
-Query = dict[str, list[str]]
+# Page addresses and their files: what lies in this folder, and nothing else.
+FILES = {f"/{path.name}": path for path in HERE.iterdir() if path.suffix in KINDS}
+FILES |= {
+    "/": HERE / "index.html",
+    "/uPlot.js": HERE / "vendor/uPlot.iife.min.js",
+    "/uPlot.css": HERE / "vendor/uPlot.min.css",
+}
 
 
-def serve(source: Source, host: str = "127.0.0.1", port: int = 0) -> ThreadingHTTPServer:
-    """A bound server; the caller runs `serve_forever`. Raises MetricsError on a port in use."""
-    calls: dict[str, Callable[[Query], Any]] = {
-        "/api/runs": lambda q: source.runs(),
-        "/api/metrics": lambda q: _metric_names(source, q["run"]),
-        "/api/series": lambda q: _series(source, q),
-        "/api/system": lambda q: _by_metric(source.system(q["run"][0])),
-        "/api/texts": lambda q: source.texts(q["run"][0], q.get("kind", ["text"])[0]),
-        "/api/compare": lambda q: comparison(source, q["run"]),
-    }
+def serve(
+    source: Source, host: str = "127.0.0.1", port: int = 0, names: Collection[str] = ()
+) -> ThreadingHTTPServer:
+    """Bind a server; the caller runs `serve_forever`.
+
+    Args:
+        source: the runs.
+        host, port: the address to listen on; port 0 picks a free one.
+        names: host names that the page may be opened by, beside addresses and localhost.
+
+    Raises:
+        MetricsError: the port cannot be used.
+    """
     try:
-        server = ThreadingHTTPServer((host, port), _handler(calls))
+        server = ThreadingHTTPServer((host, port), _handler(calls(source), frozenset(names)))
     except (OSError, OverflowError) as error:
         raise MetricsError(f"port {port} cannot be used ({error})", "choose another --port") \
             from error  # fmt: skip
@@ -50,57 +57,10 @@ def serve(source: Source, host: str = "127.0.0.1", port: int = 0) -> ThreadingHT
     return server
 
 
-def _metric_names(source: Source, runs: list[str]) -> list[str]:
-    return sorted({m["metric"] for run in runs for m in source.metrics(run)})
-
-
-def _series(source: Source, query: Query) -> dict:
-    """{metric: {run: {x, y, low, high}}}: arrays, so that uPlot takes them as they are."""
-    columns = source.series(
-        query["run"],
-        query["metric"],
-        query.get("x", ["step"])[0],
-        int(query.get("points", ["1000"])[0]),
-    )
-    out: dict[str, dict[str, dict[str, list]]] = {}
-    keys = ("run", "metric", "x", "value", "low", "high")
-    for run, metric, x, value, low, high in zip(*(columns[k] for k in keys), strict=True):
-        line = out.setdefault(metric, {}).setdefault(run, {"x": [], "y": [], "low": [], "high": []})
-        line["x"].append(_shown(x))
-        line["y"].append(_shown(value))
-        line["low"].append(_shown(low))
-        line["high"].append(_shown(high))
-    return out
-
-
-def _by_metric(columns: dict) -> dict:
-    out: dict[str, dict[str, list]] = {}
-    for metric, x, value in zip(columns["metric"], columns["x"], columns["value"], strict=True):
-        line = out.setdefault(metric, {"x": [], "y": []})
-        line["x"].append(x)
-        line["y"].append(_shown(value))
-    return out
-
-
-def _shown(value: float | None) -> float | None:
-    """Round to seven digits, more than a screen shows; None (a gap) for what is no number."""
-    if value is None or not math.isfinite(value):
-        return None
-    return float(f"{value:.7g}")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def own_address(host: str | None) -> bool:
-    """Return True where a Host header names this server by address or as localhost."""
+def own_address(host: str | None, names: Collection[str] = ()) -> bool:
+    """Return True where a Host header names this server by address, as localhost or by `names`."""
     name = urlsplit(f"//{host or ''}").hostname or ""
-    if name == "localhost":
+    if name == "localhost" or name in names:
         return True
     try:
         ipaddress.ip_address(name)
@@ -109,18 +69,20 @@ def own_address(host: str | None) -> bool:
     return True
 
 
-def _handler(calls: dict[str, Callable[[Query], Any]]) -> type[BaseHTTPRequestHandler]:
+def _handler(
+    calls: dict[str, Callable[[Query], Any]], names: Collection[str]
+) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
             """Answer a file or a call."""
             url = urlsplit(self.path)
-            if not own_address(self.headers.get("host")):
-                self.answer(403, "text/plain", b"open this page by its address")
+            if not own_address(self.headers.get("host"), names):
+                self.answer(403, "text/plain", b"open this page by its address, or see --name")
             elif url.path in FILES:
-                name, kind = FILES[url.path]
-                self.answer(200, kind, (HERE / name).read_bytes())
+                path = FILES[url.path]
+                self.answer(200, KINDS[path.suffix], path.read_bytes())
             elif url.path in calls:
                 self.call(calls[url.path], parse_qs(url.query))
             else:
@@ -139,25 +101,30 @@ def _handler(calls: dict[str, Callable[[Query], Any]]) -> type[BaseHTTPRequestHa
             try:
                 body = json.dumps(data, allow_nan=False, default=str)
             except ValueError:
-                body = json.dumps(_finite(data), default=str)
+                body = json.dumps(finite(data), default=str)
             self.answer(status, "application/json", body.encode())
 
         def answer(self, status: int, kind: str, body: bytes) -> None:
             """Send, compressed where it pays. A page that is gone by now is no trouble."""
+            tag = f'"{zlib.crc32(body):08x}-{len(body):x}"'
+            if status == 200 and self.headers.get("if-none-match") == tag:
+                status, body = 304, b""
             with contextlib.suppress(ConnectionError):
-                self.send(status, kind, body)
+                self.send(status, kind, body, tag)
 
-        def send(self, status: int, kind: str, body: bytes) -> None:
+        def send(self, status: int, kind: str, body: bytes, tag: str) -> None:
             """Write headers and body."""
             self.send_response(status)
             self.send_header("content-type", kind)
-            self.send_header("cache-control", "no-store")
+            self.send_header("cache-control", "no-cache")
+            self.send_header("etag", tag)
             self.send_header("x-content-type-options", "nosniff")
             self.send_header("content-security-policy", "default-src 'self'; img-src 'self' data:")
             if len(body) > 4096 and "deflate" in self.headers.get("accept-encoding", ""):
                 body = zlib.compress(body, 1)
                 self.send_header("content-encoding", "deflate")
-            self.send_header("content-length", str(len(body)))
+            if status != 304:
+                self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 

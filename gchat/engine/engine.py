@@ -20,13 +20,14 @@ from gaia import parallel
 from gaia.errors import ConfigError
 from gaia.layers import KVCache
 from gchat.model import GPT
+from gchat.ranges import MAX_SEED
 
 _CHUNK = 16  # tokens decoded per call: few host round trips, yet text appears as it is made
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is chosen."""
+    """Choice of the next token."""
 
     temperature: float = 0.8
     """0 always takes the most likely token."""
@@ -45,6 +46,8 @@ class SamplingConfig:
             raise ConfigError(f"top_k is {self.top_k}", "use 0 (all) or more")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}", "use a share in (0, 1]")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(f"seed is {self.seed}", f"use 0 to {MAX_SEED}")
 
 
 class _Knobs(NamedTuple):

@@ -27,7 +27,7 @@ Scorer = Callable[[Batch], jax.Array]
 
 
 class Score(NamedTuple):
-    """What a text cost."""
+    """Score of a text."""
 
     bpb: float
     loss: float
@@ -53,7 +53,7 @@ def pack(
     """Windows of all documents, longest first, into as few rows as best-fit finds.
 
     Raises:
-        ConfigError: a stride that would score a byte never, or stand still.
+        ConfigError: a stride that would leave bytes unscored, or never advance.
     """
     if not 1 <= stride <= seq_len:
         raise ConfigError(f"stride is {stride} for windows of {seq_len} tokens", "use 1 .. seq_len")

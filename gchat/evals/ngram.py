@@ -32,7 +32,7 @@ Pairs = tuple[np.ndarray, np.ndarray]  # context and next token, [n] int64 each
 
 @dataclasses.dataclass(frozen=True)
 class Baselines:
-    """What `ngram_baselines` found."""
+    """Bits per byte of the n-gram baselines."""
 
     unigram_bpb: float
     bigram_bpb: float
@@ -126,7 +126,7 @@ def score(
 
 def _text_pairs(contexts: np.ndarray, tokens: np.ndarray, token_bytes_V: np.ndarray) -> Pairs:
     """Only pairs whose second token is text; special tokens are never predicted."""
-    text = (tokens >= 0) & (token_bytes_V[tokens] > 0)  # -1 is no target: padding of packed rows
+    text = (tokens >= 0) & (token_bytes_V[tokens] > 0)  # -1 marks padding of packed rows
     return contexts[text].astype(np.int64), tokens[text].astype(np.int64)
 
 
@@ -144,14 +144,14 @@ def _unigram(tokens: np.ndarray, possible: np.ndarray, vocab: int, delta: float)
 
 @dataclasses.dataclass(frozen=True)
 class _Counted:
-    """What the training pairs come to; V is the padded vocabulary."""
+    """Counts of the training pairs; V is the padded vocabulary."""
 
     codes: np.ndarray
     """context * V + next of each pair seen, sorted [pairs] int64."""
     counts: np.ndarray
-    """How often each was seen [pairs] int64."""
+    """Times that each was seen, [pairs] int64."""
     total_V: np.ndarray
-    """How often each token was a context."""
+    """Times that each token was a context."""
     unigram_V: np.ndarray
     """p(w) from how often a token was seen."""
     continuation_V: np.ndarray
@@ -214,5 +214,5 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
     if not min(n1, n2, n3):  # too little text for the formula
         return np.array([0.0, 0.75, 0.75, 0.75])
     y = n1 / (n1 + 2 * n2)
-    found = [1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
-    return np.array([0.0, *np.clip(found, [0.05] * 3, [0.95, 1.95, 2.95])])
+    discounts = [1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
+    return np.array([0.0, *np.clip(discounts, [0.05] * 3, [0.95, 1.95, 2.95])])

@@ -1,4 +1,4 @@
-"""What a run measures of itself: validation and named texts in bits per byte, and samples."""
+"""Evaluations of a run: validation and named texts in bits per byte, and samples."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +53,7 @@ class Evaluator:
         self._batches = {"val": self._pack(documents)}
         for name, path in config.eval.files.items():
             self._batches[name] = self._pack([encode_file(path, tokenizer)])
-        # Encoded now, so that a prompt that does not fit is not found out by the last step.
+        # Encoded now, so that a prompt that does not fit fails before training, not at its end.
         self._prompts = [[tokenizer.bos_id, *tokenizer.encode(p)] for p in config.eval.prompts]
         for text, ids in zip(config.eval.prompts, self._prompts, strict=True):
             if len(ids) >= self._seq_len:

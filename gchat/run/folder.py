@@ -112,7 +112,9 @@ def check_free(config: TrainConfig) -> None:
 def check_resumable(path: Path) -> None:
     """Raises ConfigError where no run lies."""
     if not (path / CONFIG).exists():
-        raise ConfigError(f"run.dir {str(path)!r} holds no run to resume", "leave out --resume")
+        raise ConfigError(
+            f"run.dir {str(path)!r} holds no run to resume", "leave out --resume to begin"
+        )
 
 
 def read_config(folder: Path, args: Sequence[str] = (), prog: str = "gchat train") -> TrainConfig:

@@ -1,4 +1,4 @@
-"""A trained run, read back: its configuration, tokenizer and newest sound parameters."""
+"""A trained run, read back: its configuration, tokenizer and newest intact parameters."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from gchat.train_step import make_scorer
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """What `load_run` found."""
+    """A trained run in memory."""
 
     config: TrainConfig
     tokenizer: Tokenizer

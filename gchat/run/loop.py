@@ -63,7 +63,7 @@ class Batches(Protocol):
 
 
 Alive = Callable[[int, int], None]
-"""Called with (batches done, of how many): a long evaluation is no hang."""
+"""Called with (batches done, total), so that a long evaluation does not look like a hang."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Loop:
             self._say_if_unsaved(self.session.checkpoints.close())
 
     def train(self) -> None:
-        """THE loop: steps until the last one, a stop, or a bad one (BadStep)."""
+        """Runs steps until the last one, a stop, or a bad one (BadStep)."""
         every, sample_every = self.config.eval.every_steps, self.config.eval.sample_every
         if self.step == 0:
             self.evaluate()
@@ -238,7 +238,7 @@ class Loop:
             raise TrainingFailed(
                 f"{said}{spent}",
                 "lower the learning rate, or --resume with --guards.policy skip or rollback; the "
-                "last checkpoint is sound",
+                "last checkpoint is intact",
             )
         print(f"{said}: {action}", flush=True)
         if action == "rollback":

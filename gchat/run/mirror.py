@@ -123,7 +123,7 @@ def check_free(uri: str | None) -> None:
     if uri is None:
         return
     if not storage.is_remote(uri):
-        raise ConfigError(f"run.mirror = {uri!r} is no bucket", "use gs://bucket/prefix")
+        raise ConfigError(f"run.mirror = {uri!r} is not a gs:// address", "use gs://bucket/prefix")
     if storage.exists(storage.join(uri, "config.yaml")):
         raise ConfigError(
             f"run.mirror {uri!r} already holds a run",
@@ -143,7 +143,7 @@ def fetch(args: Sequence[str]) -> None:
         return
     names = [n for n in gcs.list_objects(mirror) if not n.startswith(_CHECKPOINTS)]
     if "config.yaml" not in names:
-        raise ConfigError(f"run.mirror {mirror!r} holds no run", "leave out --resume")
+        raise ConfigError(f"run.mirror {mirror!r} holds no run", "leave out --resume to begin")
     # config.yaml last: without it the folder holds no run, so a fetch cut short begins again.
     for name in sorted(names, key=lambda n: n == "config.yaml"):
         storage.write_bytes(Path(folder) / name, gcs.read(storage.join(mirror, name)))
@@ -151,9 +151,9 @@ def fetch(args: Sequence[str]) -> None:
 
 
 def _option(args: Sequence[str], *names: str) -> str | None:
-    found = None
+    given = None
     for i, arg in enumerate(args):
         name, equals, value = arg.partition("=")
         if name.replace("_", "-") in names:
-            found = value if equals else next(iter(args[i + 1 : i + 2]), None)
-    return found
+            given = value if equals else next(iter(args[i + 1 : i + 2]), None)
+    return given

@@ -1,4 +1,4 @@
-"""Where a run stands: throughput and time left, on one terminal line or a line now and then."""
+"""Progress of a run: throughput and time left, on one terminal line or a line now and then."""
 
 import contextlib
 import math
@@ -39,7 +39,7 @@ class Progress:
         self._terminal = sys.stdout.isatty()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that a resumed run reports the whole of its time."""
+        """Returns what a checkpoint keeps, so that a resumed run reports the whole of its time."""
         self._count_time()
         return {"seconds": self.seconds, "seconds_to_target": self.seconds_to_target}
 
@@ -84,7 +84,7 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self, what: str) -> Iterator[None]:
-        """Work that is no training step: it counts as time of the run, not of a step."""
+        """Counts the work inside as time of the run, not of a training step."""
         if self._terminal:
             self._over(f"{what} …")
         began = time.perf_counter()

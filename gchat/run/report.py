@@ -1,4 +1,4 @@
-"""What a run leaves for people and scripts: report.md with its picture, and summary.json.
+"""Results for people and scripts: report.md with its picture, and summary.json.
 
 Everything in it is read back from metrics.jsonl, so a resumed run reports the whole curve.
 """
@@ -21,6 +21,7 @@ from gaia.data.manifest import Manifest
 from gchat.evals.ngram import Baselines
 from gchat.model_shape import flops_per_token, matmul_params
 from gchat.run.folder import write_atomically
+from gchat.run.names import SUMMARY
 from gchat.run.progress import clock
 from gchat.run.session import Session
 
@@ -46,20 +47,36 @@ def write_report(
         finished: whether the last step was reached.
         checkpoint: path of the last checkpoint.
     """
+    folder = session.folder
+    series = read_series(folder.path / "metrics.jsonl")
+    summary = _summary(session, series, params, baselines) | {
+        "finished": finished,
+        "checkpoint": checkpoint,
+    }
+    summary = {key: summary[key] for key in SUMMARY}
+    plot(series, summary, folder.path / "curves.png")
+    text = _markdown(session, manifest, series, summary)
+    write_atomically(folder.path / "report.md", text)
+    write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def _summary(
+    session: Session, series: Series, params: int, baselines: Baselines | None
+) -> dict[str, Any]:
+    """The values of summary.json that follow from the log."""
     folder, config, machine = session.folder, session.config, session.machine
     progress = session.progress
-    series = read_series(folder.path / "metrics.jsonl")
     dashboard = gaia_metrics.dashboard_url(gaia_metrics.run_info(folder.path).get("id", ""))
     rates = [v for _, v in series.get("perf/tokens_per_s", [])]
     mfus = [v for _, v in series.get("perf/mfu", [])]
     waits = [v for _, v in series.get("perf/data_wait_ms", [])]
     times = [v for _, v in series.get("perf/step_ms", [])]
     steps = len(series.get("train/loss", []))
-    price = config.run.price_per_hour
-    summary = {
+    price = config.run.price_per_hour or 0.0
+    return {
         "preset": config.run.name,
         "run_dir": str(folder.path),
-        "finished": finished,
         "device": f"{machine.devices} x {machine.device_kind}",
         "params": params,
         "matmul_params": matmul_params(config.model),
@@ -81,14 +98,8 @@ def write_report(
         "seconds_to_target_bpb": progress.seconds_to_target,
         "cost_usd": round(price * progress.seconds / 3600, 4),
         "commit": git_commit(),
-        "checkpoint": checkpoint,
         "dashboard": dashboard or None,
     }
-    plot(series, summary, folder.path / "curves.png")
-    text = _markdown(session, manifest, series, summary)
-    write_atomically(folder.path / "report.md", text)
-    write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1) + "\n")
-    return summary
 
 
 def read_series(path: Path) -> Series:
@@ -183,7 +194,7 @@ def _markdown(
         ("MFU (median)", f"{_number(summary['mfu'], 3, '')} of {summary['mfu_peak']}"),
         ("waiting for data", f"{_number(summary['data_wait_share'], 5, '')} of step time"),
         ("FLOPs", f"{flops_per_token(config.model) * summary['tokens']:.3g}"),
-        ("cost", f"${summary['cost_usd']:.2f} at ${config.run.price_per_hour:.2f}/h"),
+        ("cost", f"${summary['cost_usd']:.2f} at ${config.run.price_per_hour or 0:.2f}/h"),
         ("device", summary["device"]),
         ("checkpoint", summary["checkpoint"]),
         *([("dashboard", f"<{summary['dashboard']}>")] if summary["dashboard"] else []),

@@ -29,7 +29,7 @@ class Session:
         config: derived.
         machine: to train on.
         tokenizer: of the run; a checkpoint of another one is refused.
-        resume: go on from the newest sound checkpoint.
+        resume: go on from the newest intact checkpoint.
         allow_restart: with `resume`, start over where there is no checkpoint.
         group: the processes of the run.
         command: command line that trains, to which people add `--resume`.
@@ -72,7 +72,7 @@ class Session:
         )
 
     def restore(self, state: Any) -> Restored | None:
-        """Reads the newest sound checkpoint into arrays like those of `state`; None to start over.
+        """Reads the newest intact checkpoint into arrays like those of `state`; None to start over.
 
         Raises:
             CheckpointError: it belongs to another configuration, or there is none.
@@ -170,7 +170,7 @@ class Session:
             )
 
     def roll_back(self, state: Any) -> Restored | None:
-        """Reads the newest sound checkpoint and forgets all that came after it.
+        """Reads the newest intact checkpoint and forgets all that came after it.
 
         The metrics go on under the same run, cut to that step. None: there is no checkpoint.
         """
@@ -193,7 +193,7 @@ class Session:
 
 
 class Outcome(NamedTuple):
-    """How an attempt ended."""
+    """The end of an attempt."""
 
     step: int
     saved: bool

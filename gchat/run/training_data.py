@@ -1,4 +1,4 @@
-"""What a run trains on: its manifests, tokenizer and batches, from one data set or a mixture."""
+"""Data of a run: its manifests, tokenizer and batches, from one data set or a mixture."""
 
 import hashlib
 from collections.abc import Mapping
@@ -101,10 +101,10 @@ class TrainingData:
         )
 
     def warnings(self) -> list[str]:
-        """What a person should know before paying for this run."""
+        """Warnings that a person should read before paying for this run."""
         places = self.config.mixture.values() or [self.config.place]
         zone = region.this_zone() if any(storage.is_remote(p) for p in places) else None
-        found = []
+        warnings = []
         for place in places:
             if zone and storage.is_remote(place):
                 try:
@@ -112,8 +112,8 @@ class TrainingData:
                 except gcs.StorageError as error:
                     warning = f"cannot tell where the bucket lies: {error}"
                 if warning:
-                    found.append(warning)
-        return found
+                    warnings.append(warning)
+        return warnings
 
 
 def _window(given: int | None, manifests: Mapping[str, Manifest]) -> int:
@@ -130,15 +130,15 @@ def _window(given: int | None, manifests: Mapping[str, Manifest]) -> int:
 
 def _fingerprint(config: DataConfig, manifests: Mapping[str, Manifest]) -> str:
     """The data's fingerprint; an error where the run began with another, or packed otherwise."""
-    found = "; ".join(
+    fingerprint = "; ".join(
         f"{name}: {manifest.fingerprint()}".removeprefix(": ")
         for name, manifest in manifests.items()
     )
     if config.packing != "split":
         # Rows follow from the shards and the packer; plans are not stored.
-        found += f"{_PACKED}{config.packing}, version {packing.VERSION}"
+        fingerprint += f"{_PACKED}{config.packing}, version {packing.VERSION}"
     (before, _, then), (shards, _, now) = (
-        (text or "").partition(_PACKED) for text in (config.fingerprint, found)
+        (text or "").partition(_PACKED) for text in (config.fingerprint, fingerprint)
     )
     if before == shards and then != now:
         raise ConfigError(
@@ -148,7 +148,7 @@ def _fingerprint(config: DataConfig, manifests: Mapping[str, Manifest]) -> str:
     if config.fingerprint is not None and before != shards:
         raise DataError(
             f"{', '.join(config.mixture.values()) or config.dir} is not what the run began with: "
-            f"it had {config.fingerprint} and now has {found}",
+            f"it had {config.fingerprint} and now has {fingerprint}",
             "put the old data back, or start a new run",
         )
-    return found
+    return fingerprint

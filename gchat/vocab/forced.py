@@ -87,11 +87,6 @@ def inject(ranks: dict[bytes, int], wanted: Iterable[str]) -> dict[bytes, int]:
     return grown
 
 
-def merges_needed(ranks: dict[bytes, int], wanted: Sequence[str]) -> int:
-    """Number of ids that `inject` adds."""
-    return len(inject(ranks, wanted)) - len(ranks)
-
-
 def apply(piece: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     """Byte-pair encoding of one piece: the lowest rank first, from the left."""
     parts = [piece[i : i + 1] for i in range(len(piece))]

@@ -6,13 +6,15 @@ Two things never load typer, because they are typed most: `gml --help`, whose te
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from importlib import resources
 
-from gml.errors import GmlError
+from gml.errors import GmlError, UsageError
 
 EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141  # as the shell shows a command that SIGPIPE ended
 
 
 def build():
@@ -85,33 +87,86 @@ def run(words: list[str]) -> int:
     except KeyboardInterrupt as error:
         _notes(error)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # `gml logs x | head`: nobody reads any more, which is no failure of ours.
-        sys.stderr.close()
-        return 0
+    except BrokenPipeError as error:
+        _notes(error)
+        return _nobody_reads(error)
+    except SystemExit as error:
+        # The command line library ends like this where it meets a broken pipe itself.
+        cause = error.__context__
+        if not isinstance(cause, BrokenPipeError):
+            raise
+        _notes(cause)
+        return _nobody_reads(cause)
+    except OSError as error:
+        if debug:
+            raise
+        failure = UsageError(_plain(error), "is the disk full or read-only? see `gml doctor`")
+        for note in getattr(error, "__notes__", []):
+            failure.add_note(note)
+        return _explain(failure, "--json" in words[:ends])
     except Exception as error:
         code = _library_exit(error)
         if code is not None and not debug:
             return code
         if debug:
             raise
-        print(f"gml: unexpected {type(error).__name__}: {error}", file=sys.stderr)
-        print("gml: add --debug for the traceback, and please report it", file=sys.stderr)
+        _tell(f"gml: unexpected {type(error).__name__}: {error}")
+        _tell("gml: add --debug for the traceback, and please report it")
         return 1
+    finally:
+        _warn_clock()
+
+
+def _warn_clock() -> None:
+    from gml.clock import WARN_S, service_clock
+    from gml.durations import format_duration
+
+    ahead = service_clock.ahead_s
+    if abs(ahead) > WARN_S:
+        where = "ahead of" if ahead > 0 else "behind"
+        _tell(
+            f"gml: this machine's clock is {format_duration(abs(ahead))} {where} the service's; "
+            "times here are the service's"
+        )
+
+
+def _plain(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror or error}{where}"
+
+
+def _nobody_reads(error: BrokenPipeError) -> int:
+    """Exit code once the reader of our output is gone.
+
+    `gml logs x | head` is no failure of ours; a command that had to undo something has one.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            (sys.stdout, sys.stderr)[number - 1].flush()
+            continue
+        os.dup2(nowhere, number)  # so that the interpreter's last flush finds a reader
+    return EXIT_PIPE if getattr(error, "__notes__", None) else 0
+
+
+def _tell(text: str) -> None:
+    """A line on stderr, if anybody reads it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _warn_overdue(words: list[str]) -> None:
     """Names the machines that should be gone by the last look, whatever the command is about."""
     if {"ls", "list", "reap", "delete", "--help", "-h"} & set(words):
         return  # these show or end them anyway
-    import time
-
+    from gml.cli.listing import last_known_time
     from gml.config import home_folder
     from gml.durations import format_duration
     from gml.store import Store
 
-    now = time.time()
-    for node in Store(home_folder()).all():
+    store = Store(home_folder())
+    now = last_known_time(store)
+    for node in store.all():
         if node.deadline and node.expired(now):
             late = format_duration(now - node.deadline)
             print(f"gml: {node.id} is {late} past its end: run `gml reap`", file=sys.stderr)
@@ -122,15 +177,16 @@ def _explain(error: GmlError, as_json: bool) -> int:
         import json
 
         value = {"error": error.problem, "remedy": error.remedy, "code": error.code}
-        print(json.dumps(value))
-    print(f"gml: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(json.dumps(value), flush=True)
+    _tell(f"gml: {error}")
     _notes(error)
     return error.code
 
 
 def _notes(error: BaseException) -> None:
     for note in getattr(error, "__notes__", []):
-        print(f"gml: {note}", file=sys.stderr)
+        _tell(f"gml: {note}")
 
 
 def _library_exit(error: Exception) -> int | None:

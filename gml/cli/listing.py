@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from gml.cli.terminal import emit, table
+from gml.clock import service_clock
 from gml.config import home_folder
 from gml.durations import format_duration
 from gml.model import Node
@@ -84,7 +85,8 @@ def _cells(r: dict[str, Any]) -> list[Any]:
 
 def save(store: Store, nodes: list[Node], problems: list[str], now: float) -> None:
     """Keeps a live look for `gml ls --cached`."""
-    value = {"at": now, "nodes": [dataclasses.asdict(n) for n in nodes], "problems": problems}
+    value: dict[str, Any] = {"at": now, "clock_ahead_s": service_clock.ahead_s}
+    value |= {"nodes": [dataclasses.asdict(n) for n in nodes], "problems": problems}
     store.write_json(CACHE, value)
 
 
@@ -96,10 +98,17 @@ def fast_path(arguments: list[str]) -> bool:
     return True
 
 
+def last_known_time(store: Store) -> float:
+    """Unix seconds, without what our clock was ahead of the services' at the last look."""
+    ahead = store.read_json(CACHE).get("clock_ahead_s", 0.0)
+    return time.time() - (ahead if isinstance(ahead, (int, float)) else 0.0)
+
+
 def show_cached(as_json: bool) -> None:
     """The last look, or the local records where there was none."""
-    store, now = Store(home_folder()), time.time()
+    store = Store(home_folder())
     cached = store.read_json(CACHE)
+    now = last_known_time(store)
     try:
         nodes = [Node.from_dict(n) for n in cached["nodes"]]
         age, problems = now - float(cached["at"]), [str(p) for p in cached["problems"]]

@@ -54,6 +54,7 @@ def ls(
     with Spinner(quiet=True) as progress:
         progress("asking the clouds")
         live = fleet.list_live()
+    now = fleet.now()  # by the services' clocks, now that they have answered
     listing.save(fleet.store, live.nodes, live.problems, now)
     listing.show(live.nodes, live.problems, now, json)
     if live.problems:
@@ -119,7 +120,7 @@ def cost(
     nodes += [n for n in fleet.store.all() if n.phase != "intent"]
     rows = []
     for node in nodes:
-        ended = node.deleted or now
+        ended = node.ended(now)
         begun = max(node.created, begin)
         hours = max(0.0, ended - begun) / 3600
         spent = None if node.price is None else round(node.price * hours, 4)

@@ -12,7 +12,7 @@ from gml.cli import options as c
 from gml.cli.listing import NOTES, row
 from gml.cli.look import ls
 from gml.cli.signature import with_options
-from gml.cli.terminal import Spinner, confirm, emit, say, table
+from gml.cli.terminal import Spinner, confirm, emit, nobody_reads, say, table
 from gml.durations import format_duration, format_time, parse_timeout
 from gml.errors import GmlError, Incomplete, UsageError
 from gml.fleet import merge
@@ -20,6 +20,7 @@ from gml.model import Node
 from gml.nodes import change
 from gml.nodes.create import create as nodes_create
 from gml.planning import plan
+from gml.progress import Progress
 from gml.remote.ssh import address_of
 from gml.request import NodeRequest
 
@@ -60,12 +61,29 @@ def create(
         emit({"id": spec.id, "offer": offer, "requests": requests})
         return
     with Spinner() as spinner:
-        node = nodes_create(fleet, request, spinner, spinner.bill)
-    if json:
-        emit(row(node, fleet.now()))
-        return
-    say(describe_created(node, request.timeout_s))
-    print(node.id)
+        node = nodes_create(fleet, request, _while_read(spinner), spinner.bill)
+    try:
+        if json:
+            emit(row(node, fleet.now()))
+            return
+        say(describe_created(node, request.timeout_s))
+        print(node.id, flush=True)
+    except OSError as error:
+        # Nobody has learnt its id, so nobody would end it before its deadline.
+        change.delete(fleet, node)
+        error.add_note(f"the id could not be written: {node.id} was deleted again")
+        raise
+
+
+def _while_read(spinner: Spinner) -> Progress:
+    """The spinner's steps, until nobody reads our output: then the create is given up."""
+
+    def tell(step: str) -> None:
+        if nobody_reads():
+            raise BrokenPipeError("nobody reads the output any more")
+        spinner(step)
+
+    return tell
 
 
 def describe_created(node: Node, timeout_s: int) -> str:
@@ -101,7 +119,8 @@ def show(node_id: c.NodeId, json: c.Json = False) -> None:
     fleet = c.open_fleet()
     record = fleet.resolve(node_id)
     live = fleet.provider(record.provider).find(record)
-    node = merge(record, live) if live else record.replace(note="lost")
+    seen = {"seen": round(fleet.now())}
+    node = merge(record, live).replace(**seen) if live else record.replace(note="lost")
     value = row(node, fleet.now())
     value["resources"] = list(node.resources)
     value["ssh"] = f"ssh {node.id}"
@@ -218,7 +237,8 @@ def delete(
             entry = {"id": node.id, "deleted": True, "spent_usd": node.cost(fleet.now())}
             try:
                 spinner(f"deleting {node.id}")
-                change.delete(fleet, node, spinner)
+                ended = change.delete(fleet, node, spinner)
+                entry["spent_usd"] = ended.cost(fleet.now())
             except GmlError as error:
                 # The others still have to go.
                 failed.append(error)

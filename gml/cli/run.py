@@ -7,13 +7,13 @@ import os
 import re
 import sys
 import time
-from typing import Annotated
+from typing import Annotated, BinaryIO, cast
 
 import typer
 
 from gml.cli import options as c
 from gml.cli.signature import with_options
-from gml.cli.terminal import Spinner, confirm, emit, say, streaming
+from gml.cli.terminal import Lasting, Spinner, confirm, emit, say, streaming
 from gml.errors import NotFound, UsageError
 from gml.fleet import Fleet
 from gml.model import Node
@@ -134,7 +134,7 @@ def _conclude(runner: Runner, json: bool) -> None:
 def _console(spinner: Spinner, json: bool) -> Console:
     """The terminal as a run sees it; with --json stdout belongs to the one document."""
     log = (sys.stderr if json else sys.stdout).buffer
-    return Console(spinner, say, log, streaming, spinner.bill)
+    return Console(spinner, say, cast(BinaryIO, Lasting(log)), streaming, spinner.bill)
 
 
 def _target(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
+import select
 import shutil
 import sys
 import threading
@@ -12,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from gml.clock import service_clock
 from gml.durations import format_duration
 from gml.errors import UsageError
 
@@ -58,8 +61,7 @@ class Spinner:
         if self._thread:
             self._thread.join()
             _shown = None
-            sys.stderr.write(_CLEAR)
-            sys.stderr.flush()
+            _write(_CLEAR)
 
     def __call__(self, step: str) -> None:
         """Shows the current step."""
@@ -67,20 +69,19 @@ class Spinner:
             return
         self.text = step
         if (not self._tty or self._still) and not self.quiet:
-            print(f"gml: {step}", file=sys.stderr, flush=True)
+            _write(f"gml: {step}\n")
 
     def write(self, text: str) -> None:
         """A line above the spinner."""
         with self._lock:
-            print(f"{_CLEAR}{text}", file=sys.stderr, flush=True)
+            _write(f"{_CLEAR}{text}\n")
 
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
         """Draws nothing meanwhile."""
         with self._lock:
             self._still = True
-            sys.stderr.write(_CLEAR)
-            sys.stderr.flush()
+            _write(_CLEAR)
         try:
             yield
         finally:
@@ -88,7 +89,7 @@ class Spinner:
 
     def bill(self, node: Node) -> None:
         """Shows the cost of this node from now on, beginning with its cost so far."""
-        spent = node.cost(time.time())
+        spent = node.cost(service_clock.now())
         if spent is not None and node.price:
             self._billed = (time.monotonic(), spent, node.price)
 
@@ -106,8 +107,7 @@ class Spinner:
         while not self._stop.wait(0.1):
             with self._lock:
                 if not self._still:
-                    sys.stderr.write(f"{_CLEAR}{self._line(frame)}")
-                    sys.stderr.flush()
+                    _write(f"{_CLEAR}{self._line(frame)}")
             frame += 1
 
 
@@ -116,7 +116,51 @@ def say(text: str) -> None:
     if _shown:
         _shown.write(text)
     else:
-        print(text, file=sys.stderr, flush=True)
+        _write(f"{text}\n")
+
+
+def _write(text: str) -> None:
+    """To stderr, which may be gone or full: what is only shown must not stop what is done."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+class Lasting(io.RawIOBase):
+    """A binary output that takes everything, also once its reader is gone or its disk is full.
+
+    For the log of a job that has to be brought to its end: results fetched, the node deleted.
+    """
+
+    def __init__(self, out: BinaryIO) -> None:
+        self.out: BinaryIO | None = out
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def isatty(self) -> bool:
+        """Tells whether the output is a terminal."""
+        return self.out is not None and self.out.isatty()
+
+    def write(self, data: Any) -> int:
+        """Writes what still can be written."""
+        try:
+            if self.out is not None:
+                self.out.write(data)
+                self.out.flush()
+        except (OSError, ValueError):
+            self.out = None
+        return len(data)
+
+
+def nobody_reads() -> bool:
+    """Tells whether the reader of stdout (a pipe, a terminal) has gone away."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    return False
 
 
 def streaming(sink: BinaryIO | None) -> contextlib.AbstractContextManager[None]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from gml.durations import format_duration, format_time
 from gml.errors import Denied, Unavailable, Unsafe
 from gml.fleet import Fleet
 from gml.model import ApiRequest, Node
-from gml.progress import Progress, silent
+from gml.nodes.ending import ended_at
+from gml.progress import Progress, silent, unbreakable
 from gml.threads import on_hosts
 
 
@@ -58,14 +61,17 @@ def _tell_watchdogs(fleet: Fleet, moved: Node, before: int | None) -> None:
     on_hosts(len(moved.hosts), tell)
 
 
-def delete(fleet: Fleet, node: Node, progress: Progress = silent) -> None:
-    """Deletes the node and its record.
+def delete(fleet: Fleet, node: Node, progress: Progress = silent) -> Node:
+    """Deletes the node and its record; neither output nor disk is needed for it.
+
+    Returns:
+        The node with the time at which it ended.
 
     Raises:
         Denied: its labels name another owner. Unavailable, Incomplete: it may still exist.
     """
     provider = fleet.provider(node.provider)
-    with fleet.store.lock(node.id):
+    with fleet.store.lock(node.id, needs_disk=False):
         live = provider.find(node)
         owner = live.owner if live else node.owner
         if owner != fleet.config.owner:
@@ -73,11 +79,17 @@ def delete(fleet: Fleet, node: Node, progress: Progress = silent) -> None:
                 f"{node.id} belongs to {owner}, you are {fleet.config.owner}",
                 "set GML_OWNER if both are you",
             )
-        if fleet.store.get(node.id):
-            fleet.store.put(node.replace(phase="deleting"))
-        provider.delete(_union(node, live), progress)
-        fleet.store.remove(node, deleted=round(fleet.now()))
-        fleet.ssh.forget(node)
+        end = 0 if live else ended_at(fleet, node)
+        with contextlib.suppress(OSError):
+            if fleet.store.get(node.id):
+                fleet.store.put(node.replace(phase="deleting"))
+        provider.delete(_union(node, live), unbreakable(progress))
+        # A record that can't be dropped now is dropped by the next `gml reap`.
+        ended = node.replace(deleted=end or round(fleet.now()))
+        with contextlib.suppress(OSError):
+            fleet.store.remove(node, deleted=ended.deleted)
+            fleet.ssh.forget(node)
+        return ended
 
 
 def delete_plan(fleet: Fleet, node: Node) -> list[dict]:

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gml.durations import format_duration
-from gml.errors import Denied, GmlError, StockOut, Unsafe, UsageError
+from gml.errors import Denied, GmlError, QuotaError, StockOut, Unsafe, UsageError
 from gml.fleet import Fleet
 from gml.heartbeat import heartbeat_age
 from gml.model import CreateSpec, Node, Offer
 from gml.nodes.arming import check_armed, send_key
+from gml.nodes.ending import ended_at
 from gml.nodes.signals import terminate_is_interrupt
 from gml.nodes.undo import undo
 from gml.planning import QUEUES, find_offers, make_spec, provider_for, spec_for
@@ -41,6 +42,8 @@ class Creation:
     spec: CreateSpec
     intent: Node
     progress: Progress
+    # Zone and strategy of what a killed create left, which is taken over.
+    there: tuple[str, str] | None = None
 
     def note(self, **changes: object) -> Node:
         """Changes the intent record, in memory only after the disk has it."""
@@ -66,14 +69,17 @@ def create(
         UsageError: the name is taken. StockOut, QuotaError, Denied, AuthError, Unavailable:
             from the provider, when no place was left. Unsafe: nothing would end the machine.
     """
-    spec = make_spec(fleet, request)
     provider = fleet.provider(provider_for(fleet, request))
+    make_spec(fleet, request)  # mistakes are told before anybody is asked
+    provider.ask_time()
+    spec = make_spec(fleet, request)
     check_safe(fleet, provider, request)
     provider.sign_in()
     with fleet.store.lock(spec.id), terminate_is_interrupt():
         spec, prior = _prior(fleet, spec, provider, progress)
         intent = prior or _intent(spec, provider, request)
-        creation = Creation(fleet, request, provider, spec, intent, progress)
+        there = (prior.zone, prior.strategy) if prior else None
+        creation = Creation(fleet, request, provider, spec, intent, progress, there)
         creation.note()
         try:
             node = _try_places(creation)
@@ -133,7 +139,7 @@ def _prior(
         return spec, record.replace(phase="intent", zone=live.zone, strategy=live.strategy)
     if record.tried or live:
         provider.delete(live or record, progress)
-    fleet.store.remove(record)
+    fleet.store.remove(record, deleted=None if live else ended_at(fleet, record))
     return spec, None
 
 
@@ -167,11 +173,10 @@ def _try_places(creation: Creation) -> Node:
 
 def _ordered_offers(creation: Creation) -> list[Offer]:
     offers = find_offers(creation.fleet, creation.spec, creation.request)
-    if not creation.intent.zone:
+    if creation.there is None:
         return offers
     # Taken over from a killed create: where it is, not where it would be cheapest.
-    there = (creation.intent.zone, creation.intent.strategy)
-    return sorted(offers, key=lambda o: (o.zone, o.strategy) != there)
+    return sorted(offers, key=lambda o: (o.zone, o.strategy) != creation.there)
 
 
 def _try_place(creation: Creation, offer: Offer, waited_s: int) -> Node:
@@ -229,17 +234,16 @@ def _asking(spec: CreateSpec, offer: Offer) -> str:
 
 
 def _summary(spec: CreateSpec, problems: list[GmlError]) -> GmlError:
-    """One error for all zones: quota only when nowhere capacity alone was the reason."""
+    """One error for all zones; capacity is the reason where it was the reason anywhere."""
     kinds = [p for p in problems if isinstance(p, StockOut)] or problems
     first = kinds[0]
     if len(problems) == 1:
         return first
-    texts = []
-    for lack, places in (
-        ("capacity", [p.zone for p in problems if isinstance(p, StockOut)]),
-        ("quota", [p.zone for p in problems if not isinstance(p, StockOut)]),
-    ):
-        if places:
-            texts.append(f"no {lack} in {', '.join(places)}")
+    lacks = {StockOut: "no capacity in", QuotaError: "no quota in"}
+    texts: dict[str, list[str]] = {lack: [] for lack in lacks.values()}
+    for error in problems:
+        lack = lacks.get(type(error), "not offered to this project in")
+        texts.setdefault(lack, []).append(error.zone)
+    listed = "; ".join(f"{lack} {', '.join(zones)}" for lack, zones in texts.items() if zones)
     problem = f"none of {len(problems)} places has {spec.sku_name} now"
-    return type(first)(f"{problem}: {'; '.join(texts)}", first.remedy)
+    return type(first)(f"{problem}: {listed}", first.remedy)

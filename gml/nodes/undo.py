@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from gml.fleet import Fleet
 from gml.model import Node
 from gml.nodes.signals import uninterrupted
-from gml.progress import Progress
+from gml.progress import Progress, unbreakable
 from gml.providers.base import Provider
 
 
 def undo(
     fleet: Fleet, intent: Node, provider: Provider, error: BaseException, progress: Progress
 ) -> None:
-    """Deletes whatever a failed create has made; a second Ctrl-C does not stop this.
+    """Deletes whatever a failed create has made.
+
+    A second Ctrl-C does not stop this, nor does an output, a disk or a terminal that is gone.
 
     Args:
         fleet: whose record of the node is dropped.
@@ -21,14 +25,17 @@ def undo(
         error: why the create failed; gets notes on what became of the node.
         progress: told of each step.
     """
+    tell = unbreakable(progress)
     with uninterrupted():
         try:
             if intent.tried:
-                progress("removing what the create had begun")
-                provider.delete(intent, progress)
-            fleet.store.remove(intent)
-            fleet.ssh.forget(intent)
-            if isinstance(error, KeyboardInterrupt):
+                tell("removing what the create had begun")
+                provider.delete(intent, tell)
+            # A record that can't be dropped now is dropped by the next `gml reap`.
+            with contextlib.suppress(OSError):
+                fleet.store.remove(intent)
+                fleet.ssh.forget(intent)
+            if not isinstance(error, Exception) or isinstance(error, OSError):
                 error.add_note(f"stopped; nothing of {intent.id} is left")
         except Exception as second:
             text = getattr(second, "problem", str(second))

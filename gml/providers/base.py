@@ -44,6 +44,10 @@ class Provider(Protocol):
         """
         ...
 
+    def ask_time(self) -> None:
+        """Learns the service's time, by which a create sets its deadline. Never raises."""
+        ...
+
     def offers(
         self, sku: Sku, *, spot: bool, zone: str = "", live: bool = False, strategy: str = ""
     ) -> list[Offer]:
@@ -76,6 +80,10 @@ class Provider(Protocol):
 
     def find(self, node: Node) -> Node | None:
         """The node as the cloud sees it now, or None when nothing of it exists in its zones."""
+        ...
+
+    def ended_at(self, node: Node) -> int | None:
+        """Unix seconds at which a node that is gone was deleted, where the service remembers."""
         ...
 
     def delete_requests(self, node: Node) -> list[ApiRequest]:

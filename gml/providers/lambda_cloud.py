@@ -77,6 +77,10 @@ class LambdaProvider:
         """The API key; raises AuthError."""
         self.api_key()
 
+    def ask_time(self) -> None:
+        """Lambda's time, from an answer without a key."""
+        self.http.ask_time()
+
     def base_url(self, service: str) -> str:
         """Base address of a service."""
         return self.config.endpoint("lambda")
@@ -285,6 +289,10 @@ class LambdaProvider:
         if node.phase == "intent" and node.tried:
             return self._await_listed(node.id)
         return next((n for n in self.list_nodes() if n.id == node.id), None)
+
+    def ended_at(self, node: Node) -> int | None:
+        """Nobody remembers."""
+        return None
 
     def delete_requests(self, node: Node) -> list[ApiRequest]:
         """One terminate call."""

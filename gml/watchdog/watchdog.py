@@ -6,8 +6,9 @@ It fails closed: a deadline that can't be read counts as past. Order of deadline
 `gml-deadline`, else the configuration. "none" means that the user removed it.
 
 Usage: python3 watchdog.py CONFIG.json
-CONFIG: {"state_dir", "jobs_dirs", "metadata", "use_metadata", "deadline", "grace_s", "idle_s",
-         "tick_s", "ssh_port", "poweroff": [argv], "delete": [{"method", "url", "body", "auth"}]}
+CONFIG: {"state_dir", "jobs_dirs", "metadata", "use_metadata", "deadline", "run_s", "grace_s",
+         "idle_s", "tick_s", "ssh_port", "poweroff": [argv],
+         "delete": [{"method", "url", "body", "auth"}]}
 `auth` is "metadata" (service account token) or "file:PATH" (a 0600 key file, Bearer). On machines
 that are not ours to delete, entries {"kill_jobs": true} and {"remove": PATH} stand instead.
 """
@@ -36,7 +37,8 @@ class Watchdog:
         self.idle_since = None
         self.seen = None
         self.expires_mono = None
-        self.metadata_misses = 0
+        self.started = mono()
+        self.lived_before = None
 
     # ---- what the world says
 
@@ -85,13 +87,28 @@ class Watchdog:
         that jumps back. None means that there is no deadline.
         """
         deadline = self.deadline()
+        lived = self.lived()
         if deadline is None:
             self.seen = self.expires_mono = None
             return None
         if deadline != self.seen:
             self.seen = deadline
             self.expires_mono = self.mono() + (deadline - self.wall())
-        return min(deadline - self.wall(), self.expires_mono - self.mono())
+        left = min(deadline - self.wall(), self.expires_mono - self.mono())
+        if self.config.get("run_s") and str(deadline) == str(self.config.get("deadline")):
+            # Whoever set the deadline may have had a wrong clock: our own time counts as well,
+            # until somebody moves the deadline.
+            left = min(left, self.config["run_s"] - lived)
+        return left
+
+    def lived(self):
+        """Seconds that this machine has been up so far, by its own monotonic clock."""
+        if self.lived_before is None:
+            text = (read(self.path("lived")) or "").strip()
+            self.lived_before = int(text) if text.isdigit() else 0
+        seconds = self.lived_before + self.mono() - self.started
+        write(self.path("lived"), str(int(seconds)))
+        return seconds
 
     def notice(self):
         """A preemption or maintenance notice of the provider, or ''."""

@@ -22,9 +22,10 @@ import harness
 
 sys.path.insert(0, str(harness.ROOT))
 
-DRAWN = """() => state.runs.length === %d && document.querySelectorAll('#runs li').length === %d
-  && !state.loading && [...state.charts.values()].some((c) => c.figure.inView)
-  && [...state.charts.values()].every((c) => !c.figure.inView || c.plot)"""
+DRAWN = """() => window.gaia && gaia.state.runs.length === %d
+  && document.querySelectorAll('#runs li').length === Math.min(300, %d)
+  && !gaia.state.loading && [...gaia.charts.values()].some((c) => c.figure.inView)
+  && [...gaia.charts.values()].every((c) => !c.figure.inView || c.plot)"""
 
 
 def record(root: Path, runs: int, steps: int) -> None:
@@ -91,9 +92,8 @@ def main(args: argparse.Namespace) -> dict:
                 begin = time.perf_counter()
                 page.locator("#runs input").nth(9).check()
                 page.wait_for_function(
-                    "() => !state.loading && Object.keys(state.data).length"
-                    " && Object.values(state.data)[0] && Object.keys(Object.values(state.data)[0])"
-                    ".length === 10"
+                    "() => !gaia.state.loading && gaia.cache.get('train/loss')?.size === 10"
+                    " && gaia.charts.get('train/loss').plot.series.length > 10"
                 )
                 overlay = time.perf_counter() - begin
                 if args.shot:

@@ -46,7 +46,8 @@ class Call:
 @dataclass
 class Cloud:
     """All state. Faults: a function of the call that returns None or one of
-    ("status", code), ("drop", "before"|"after"), or runs something itself ("hook", f, when)."""
+    ("status", code), ("answer", code, body), ("drop", "before"|"after"), or runs something itself
+    ("hook", f, when)."""
 
     op_delay: float = 0.02
     list_lag: float = 0.0
@@ -124,6 +125,21 @@ class Cloud:
             for n, r in list(self.resources.items())
             if re.fullmatch(pattern, n) and now - self.born[n] >= self.list_lag
         ]
+
+    def deleted_in_console(self, name: str, ago: float) -> None:
+        """Takes a machine away as somebody else would, so many seconds ago; its operation stays."""
+        ended = time.strftime("%Y-%m-%dT%H:%M:%S.000000000Z", time.gmtime(self.now() - ago))
+        for full in [n for n in self.resources if n.rsplit("/", 1)[-1] == name]:
+            del self.resources[full]
+            parent, number = full.rsplit("/", 2)[0], self.number()
+            # Fields as in the discovery documents: tpu.v2 OperationMetadata, compute.v1 Operation.
+            about: dict[str, Any] = {"verb": "delete", "target": full, "endTime": ended}
+            op = {"name": f"op-{number}", "done": True, "metadata": about}
+            if full.startswith("compute/"):
+                link = f"https://www.googleapis.com/{full}"
+                op = {"name": f"op-{number}", "status": "DONE", "operationType": "delete",
+                      "targetLink": link, "endTime": ended}  # fmt: skip
+            self.ops[f"{parent}/operations/op-{number}"] = op
 
     def billable(self) -> list[str]:
         """Everything that costs money or holds quota."""
@@ -210,6 +226,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == ("drop", "before"):
             return
+        if fault and fault[0] == "answer":
+            self._answer(fault[1], fault[2])
+            return
         if fault and fault[0] == "status":
             text = {"error": {"code": fault[1], "status": "FAULT", "message": "injected"}}
             self._answer(fault[1], text)
@@ -240,6 +259,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             raise Refused(401, "UNAUTHENTICATED", "invalid authentication credentials")
         return google.route(self.cloud, call, raw)
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        # The Date header goes by the service's clock, which a test may move.
+        return super().date_time_string(self.cloud.now() if timestamp is None else timestamp)
 
     def _answer(self, status: int, value: Any) -> None:
         data = value.encode() if isinstance(value, str) else json.dumps(value).encode()

@@ -24,6 +24,10 @@ def route(cloud: Cloud, call: Call) -> tuple[int, Any]:
         raise Refused(404, "notFound", call.path)
     project, place, kind, name, verb = match.groups()
     root = f"compute/v1/projects/{project}/{place}"
+    if kind == "operations" and name is None:
+        pattern = call.query["filter"].removeprefix("targetLink eq ")
+        listed = [o for n, o in cloud.ops.items() if n.startswith(f"{root}/operations/")]
+        return 200, {"items": [o for o in listed if re.fullmatch(pattern, o.get("targetLink", ""))]}
     if kind == "operations":
         return operation(cloud, f"{root}/operations/{name}")
     if kind == "machineTypes":

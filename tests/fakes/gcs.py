@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
@@ -125,11 +126,23 @@ class Remote:
         self.url = url
         self.environment = environment(url)
 
-    def control(self, what: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Sets faults; returns the statistics."""
+    def control(
+        self, what: dict[str, Any] | None = None, *, patience_s: float = 90
+    ) -> dict[str, Any]:
+        """Sets faults; returns the statistics. Waits for the end of an outage, which may outlast
+        what a test did during it.
+        """
         request = urllib.request.Request(f"{self.url}/_control", json.dumps(what or {}).encode())
-        with urllib.request.urlopen(request) as answer:
-            return json.load(answer)
+        until = time.monotonic() + patience_s
+        while True:
+            try:
+                with urllib.request.urlopen(request) as answer:
+                    return json.load(answer)
+            except OSError as error:  # URLError is one
+                reason = getattr(error, "reason", error)
+                if not isinstance(reason, ConnectionError) or time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gml.config import load
 from gml.fleet import Fleet
@@ -50,20 +51,35 @@ class Zygote:
         )
 
     def run(
-        self, words: list[str], patches: dict[str, float] | None = None, cwd: Path | None = None
+        self,
+        words: list[str],
+        patches: dict[str, float] | None = None,
+        cwd: Path | None = None,
+        out: Path | None = None,
+        skew: float = 0.0,
     ) -> int:
-        """Runs `gml WORDS`; returns its exit code, or -9 when it was killed."""
+        """Runs `gml WORDS`; returns its exit code, or -9 when it was killed.
+
+        `out` is opened as its stdout and stderr instead of two files; its clock is `skew` seconds
+        ahead.
+        """
         assert self.process.stdin and self.process.stdout
         kept = ("GML_", "GOOGLE_", "LAMBDA_", "HOME", "HF_", "PATH")
         env = {k: v for k, v in os.environ.items() if k.startswith(kept)}
-        ask = {"words": words, "env": env, "patches": patches or {}, "cwd": str(cwd or "/")}
+        ask: dict[str, Any] = {
+            "words": words,
+            "env": env,
+            "patches": patches or {},
+            "cwd": str(cwd or "/"),
+        }
+        ask |= {"out": str(out) if out else "", "skew": skew}
         self.process.stdin.write(json.dumps(ask) + "\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
-    def call(self, *words: str, cwd: Path | None = None) -> Done:
+    def call(self, *words: str, cwd: Path | None = None, skew: float = 0.0) -> Done:
         """Runs `gml WORDS` and returns its code and what it printed."""
-        code = self.run(list(words), cwd=cwd)
+        code = self.run(list(words), cwd=cwd, skew=skew)
         home = Path(os.environ["GML_HOME"])
         return Done(code, (home / "child.out").read_text(), (home / "child.err").read_text())
 

@@ -51,7 +51,12 @@ def _tpu(cloud: Cloud, call: Call) -> tuple[int, Any]:
     version, parent, zone, kind, name, _ = match.groups()
     check(cloud, f"tpu.{version}", call, call.body)
     if zone in cloud.closed_zones:
-        raise Refused(404, "NOT_FOUND", f"Location {zone} is not found or access is unauthorized.")
+        # 403, not 404: skypilot-org/skypilot#2269, dstackai/gpuhunt#98.
+        text = f"Location {zone} is not found or access is unauthorized."
+        raise Refused(403, "PERMISSION_DENIED", text)
+    if kind == "operations" and name is None:
+        listed = [o for n, o in cloud.ops.items() if n.startswith(f"{parent}/operations/")]
+        return 200, {"operations": listed}
     if kind == "operations":
         return operation(cloud, f"{parent}/operations/{name}")
     if kind == "acceleratorTypes":

@@ -95,13 +95,9 @@ def test_a_bad_update_is_left_out_on_the_device(loss, norm, limit, kept):
     assert got["count"] == 5  # the step has taken its batch
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("spike_factor", 0.5), ("spike_window", 2), ("max_rollbacks", -1), ("hang_minutes", -1.0)],
-)
-def test_limits_that_cannot_work(field, value):
-    with pytest.raises(ConfigError, match=f"guards.{field} is {value}"):
-        GuardConfig(**{field: value}).check(in_flight=2)
+def test_limits_that_cannot_work():
+    with pytest.raises(ConfigError, match=r"guards\.spike_factor is 0\.5"):
+        GuardConfig(spike_factor=0.5).check(in_flight=2)
     with pytest.raises(ConfigError, match=r"run.in_flight is 8 with guards.spike_factor"):
         GuardConfig(spike_factor=2.0).check(in_flight=8)
 

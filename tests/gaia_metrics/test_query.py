@@ -290,3 +290,25 @@ def test_help_is_fast_and_heavy_imports_are_late():
     code = "import sys, gaia_metrics.cli; print(sorted({'numpy', 'duckdb'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_show_prints_texts_and_system_values(tmp_path, capsys):
+    run = gaia_metrics.init("p", "shown", dir=tmp_path / "shown", system_interval=0)
+    run.meter_provider.get_meter("m").create_gauge("queue.length").set(3)
+    run.log(1, {"train/loss": 2.0})
+    run.text(1, "samples", "hello there")
+    run.finish()
+    with pytest.raises(SystemExit):
+        cli.main(["show", "shown", "--dir", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "samples at step 1: hello there" in said and "queue.length = 3" in said
+
+
+def test_a_misspelt_metric_is_a_mistake(source, capsys):
+    where = source.root if hasattr(source, "root") else source._url
+    where = str(where).replace("http://", "clickhouse://")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", "d12", "--metric", "train/los", "--dir", where])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and "perhaps you meant train/loss" in error
+    assert len(error.splitlines()) == 1

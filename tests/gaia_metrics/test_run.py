@@ -33,11 +33,14 @@ def make(tmp_path):
         run.finish()
 
 
-def child(code, *args):
+def child(code, *args, **options):
     """A Python process that runs `code` with `gaia_metrics` imported."""
     source = "import gaia_metrics, os, sys, time\n" + textwrap.dedent(code)
     return subprocess.Popen(
-        [sys.executable, "-c", source, *map(str, args)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", source, *map(str, args)],
+        stdout=subprocess.PIPE,
+        text=True,
+        **options,
     )
 
 
@@ -208,17 +211,24 @@ def test_resume_modes(make, tmp_path):
 
 
 def test_two_processes_with_one_folder(make, tmp_path, capfd):
-    first = make()
-    second = make()
-    assert "another process" in capfd.readouterr().err
-    assert second.dir != first.dir
-    # A run of its own: as an attempt of the first it would void the first one's values.
-    assert second.id != first.id and (second.attempt, second.resume_step) == (1, -1)
-    assert json.loads((second.dir / "run.json").read_text())["id"] == second.id
-    second.log(0, {"a": 2.0})
-    first.log(0, {"a": 1.0})
-    second.finish()
-    first.finish()
+    code = """
+        run = gaia_metrics.init("p", "n", dir=sys.argv[1], system_interval=0)
+        run.log(0, {"a": 1.0})
+        print(run.id, flush=True)
+        sys.stdin.readline()
+        run.finish()
+    """
+    with child(code, tmp_path / "run", stdin=subprocess.PIPE) as first:
+        first_id = first.stdout.readline().strip()
+        second = make()
+        assert "another process" in capfd.readouterr().err
+        assert second.dir != tmp_path / "run"
+        # A run of its own: as an attempt of the first it would void the first one's values.
+        assert second.id != first_id and (second.attempt, second.resume_step) == (1, -1)
+        assert json.loads((second.dir / "run.json").read_text())["id"] == second.id
+        second.log(0, {"a": 2.0})
+        second.finish()
+        first.communicate("go on\n")
     assert lines(tmp_path / "run")[0]["a"] == 1.0
     assert lines(second.dir)[0]["a"] == 2.0
 

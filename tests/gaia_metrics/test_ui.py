@@ -114,12 +114,12 @@ def test_overlay_filter_axes_export(site, page):
     page.select_option("#x", "tokens")
     page.fill("#smooth", "0.9")
     page.check("#logy")
-    page.wait_for_function("() => state.data['train/loss'] && !state.loading")
-    assert page.evaluate("[...state.charts.values()][0].plot.scales.x.max") > 100
-    smooth = page.evaluate("smoothed([0, 10], 0.5)")
+    page.wait_for_function("() => gaia.cache.get('train/loss')?.size === 3 && !gaia.state.loading")
+    assert page.evaluate("[...gaia.charts.values()][0].plot.scales.x.max") > 100
+    smooth = page.evaluate("gaia.smoothed([0, 10], 0.5)")
     assert smooth == [0, pytest.approx(20 / 3)]
     with page.expect_download() as png:
-        page.locator("figure button").first.click()
+        page.locator("figure button[title='Save this chart']").first.click()
     with open(png.value.path(), "rb") as file:
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
     with page.expect_download() as table:
@@ -147,9 +147,154 @@ def test_a_live_run_moves(site, page):
     url, live = site
     page.goto(url)
     page.wait_for_selector("figure .uplot")
-    points = f"(state.data['train/loss']?.[{json.dumps(live.id)}]?.x.length || 0)"
-    assert page.evaluate(points) == 20
+    line = f"gaia.cache.get('train/loss')?.get({json.dumps(live.id)})?.line"
+    points = f"({line}?.x.length || 0)"
+    page.wait_for_function(f"() => {points} === 20")
     for step in range(20, 60):
         live.log(step, {"train/loss": 1.0, "train/tokens": 10.0 * step})
     page.wait_for_function(f"() => {points} === 60")
     page.wait_for_function("() => document.querySelector('#runs').innerText.includes('step 59')")
+
+
+@pytest.fixture(scope="module")
+def slow_site(tmp_path_factory):
+    """Ten runs behind a server that takes 150 ms for a series."""
+    root = tmp_path_factory.mktemp("ten")
+    for i in range(10):
+        run = gaia_metrics.init(
+            "gchat", f"d{i}", {"model": {"depth": 4 + i % 2}}, dir=root / f"r{i}",
+            system_interval=0, tags=["odd"] if i % 2 else [], notes="<b>a remark</b>",
+        )  # fmt: skip
+        for step in range(30):
+            run.log(step, {"train/loss": 5.0 / (step + 1) + i, "eval/acc": step / 30, "plain": 1.0})
+            run.histogram(step, "w", [step / 10, 1.0, -2.0])
+        run.text(3, "samples", f"text of {i}")
+        run.alert("seen", f"by {i}", "info")
+        run.finish()
+    source = connect(root)
+    series = source.series
+
+    def slowly(*arguments):
+        time.sleep(0.15)
+        return series(*arguments)
+
+    source.series = slowly
+    server = serve(source, names=["metrics.example"])
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("gap_ms", [0, 80, 200])
+def test_a_chart_never_lacks_a_selected_run(slow_site, page, gap_ms):
+    """Ticks while a load is under way: its answer is to an older selection."""
+    page.goto(slow_site)
+    page.wait_for_selector("figure .uplot")
+    page.click("#none")
+    for i in range(10):
+        page.locator("#runs input").nth(i).check()
+        page.wait_for_timeout(gap_ms)
+    lines = "gaia.charts.get('train/loss')?.plot?.series.filter((s) => s.label && !s.hidden).length"
+    page.wait_for_function(f"() => {lines} === 11 && !gaia.state.loading")  # and the x axis
+    page.uncheck("#runs input >> nth=4")
+    page.wait_for_function(f"() => {lines} === 10")
+
+
+def test_the_address_holds_the_view(slow_site, page, browser):
+    page.goto(slow_site)
+    page.wait_for_selector("figure .uplot")
+    page.click("#none")
+    page.check("#runs input >> nth=2")
+    page.check("#runs input >> nth=5")
+    page.fill("#filter", "depth=5")
+    page.wait_for_function("() => document.querySelectorAll('#runs li').length === 5")
+    page.fill("#metrics", "train")
+    page.fill("#smooth", "0.5")
+    page.check("#logy")
+    page.wait_for_selector("figure .u-over")
+    box = page.locator("figure .u-over").first.bounding_box()
+    page.mouse.move(box["x"] + 40, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 140, box["y"] + 40)
+    page.mouse.up()
+    page.wait_for_function("() => gaia.state.zoom")
+    zoom = page.evaluate("gaia.state.zoom")
+    selected = page.evaluate("[...gaia.state.selected.keys()]")
+    other = browser.new_page()
+    other.goto(page.url)
+    other.wait_for_selector("figure .uplot")
+    assert other.evaluate("[...gaia.state.selected.keys()]") == selected and len(selected) == 2
+    assert other.evaluate("gaia.state.zoom") == pytest.approx(zoom, rel=1e-5)
+    assert other.input_value("#filter") == "depth=5" and other.input_value("#smooth") == "0.5"
+    assert other.is_checked("#logy") and other.locator("figure").count() == 1
+    other.close()
+
+
+def test_zoom_and_focus_survive_a_refresh(site, page):
+    url, live = site
+    page.goto(url)
+    page.wait_for_selector("figure .uplot")
+    page.evaluate("gaia.state.zoom = [5, 10]; dispatchEvent(new Event('resize'))")
+    page.focus("#runs input >> nth=1")
+    line = f"gaia.cache.get('train/loss')?.get({json.dumps(live.id)})?.line"
+    before = page.evaluate(f"{line}?.x.length || 0")
+    for step in range(100, 140):
+        live.log(step, {"train/loss": 1.0})
+    page.wait_for_function(f"() => ({line}?.x.length || 0) > {before}")
+    scale = "(({min, max}) => [min, max])(gaia.charts.get('train/loss').plot.scales.x)"
+    assert page.evaluate(scale) == [5, 10]
+    assert page.evaluate("document.activeElement.type") == "checkbox"
+
+
+def test_groups_run_page_and_full_screen(slow_site, page):
+    page.goto(slow_site)
+    page.wait_for_selector("figure .uplot")
+    sections = page.locator("#charts summary").all_inner_texts()
+    assert sections == ["train (1)", "eval (1)", "other (1)"]
+    page.select_option("#group", "tags")
+    assert page.locator("#runs .group").all_inner_texts()[0].startswith("no tag (5)")
+    page.focus("#group")
+    page.wait_for_selector("#group option[value='config.model.depth']", state="attached")
+    page.select_option("#group", "config.model.depth")
+    page.wait_for_function("() => document.querySelectorAll('#runs .group').length === 2")
+    page.click("#runs .group button >> nth=0")
+    page.click("figure button >> nth=0")
+    assert page.locator("figure.large").bounding_box()["width"] == 1300
+    page.keyboard.press("Escape")
+    assert page.locator("figure.large").count() == 0
+    page.click("#runs .open >> nth=0")
+    page.wait_for_selector("#run canvas")
+    shown = page.locator("#run").inner_text()
+    for part in ("model.depth", "<b>a remark</b>", "Last values", "seen", "python"):
+        assert part in shown
+    drawn = "(c) => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v)"
+    assert page.eval_on_selector("#run canvas", drawn)
+
+
+def test_host_names_by_option(slow_site):
+    assert json.loads(get(f"{slow_site}/api/runs", Host="metrics.example:6006"))
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(f"{slow_site}/api/runs", Host="other.example")
+    caught.value.close()
+    assert caught.value.code == 403
+
+
+def test_an_unchanged_answer_is_not_sent_again(slow_site):
+    with urllib.request.urlopen(f"{slow_site}/api/runs") as response:
+        tag = response.headers["etag"]
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(f"{slow_site}/api/runs", **{"If-None-Match": tag})
+    caught.value.close()
+    assert caught.value.code == 304
+
+
+@pytest.mark.parametrize("width", [1300, 390])
+def test_nothing_sticks_out(slow_site, browser, width, tmp_path):
+    page = browser.new_page(viewport={"width": width, "height": 840})
+    page.goto(slow_site)
+    for tab in ("charts", "compare", "run", "samples", "system"):
+        page.click(f"[data-tab={tab}]")
+        page.wait_for_timeout(400)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+    page.close()

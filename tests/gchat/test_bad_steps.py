@@ -105,7 +105,7 @@ def test_rollback_leaves_the_batch_out_bit_for_bit(data_dir, tmp_path, order, ca
     faults[BAD + 4] = "crash"  # after the rollback, before the next checkpoint
     with pytest.raises(Crash):
         train(data_dir, crashed, *POLICY, "rollback")
-    faults.clear()  # even the bad batch is sound now: the record alone keeps it out
+    faults.clear()  # even the bad batch is good now: the record alone keeps it out
     assert main(["train", "--resume", "--run-dir", str(crashed)]) == 0
     assert len(bad_steps(crashed)) == 1
 

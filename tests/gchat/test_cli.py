@@ -2,11 +2,13 @@
 
 import json
 import math
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 from gchat.__main__ import main
+from gchat.run import names
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -84,6 +86,15 @@ def test_metrics_have_one_line_per_step_with_each_evaluation(trained):
             assert line[f"eval/{name}_bpb"] > 0
 
 
+def test_every_metric_and_summary_key_is_in_the_list(trained):
+    """gchat/run/names.py: what a name means is said in one place."""
+    _, run = trained
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    logged = {name for line in lines for name in json.loads(line)} - {"step", "time", "samples"}
+    assert not {n for n in logged if not any(fnmatch(n, known) for known in names.METRICS)}
+    assert set(json.loads((run / "summary.json").read_text())) == set(names.SUMMARY)
+
+
 def test_sample_is_the_same_text_for_the_same_seed(trained, capsys):
     _, run = trained
     texts = []
@@ -125,9 +136,11 @@ def test_data_count_and_verify(trained, capsys):
     ("args", "named"),
     [
         ([], "usage: gchat"),
-        (["fly"], "gchat fly is no verb"),
-        (["data", "fly"], "gchat data fly is no command"),
-        (["eval", "fly"], "gchat eval fly is no evaluation"),
+        (["fly"], "unknown command `gchat fly`; use one of speedrun, train"),
+        (["trian"], "unknown command `gchat trian`; did you mean `gchat train`?"),
+        (["data", "fly"], "unknown command `gchat data fly`"),
+        (["data"], "no command is given after `gchat data`"),
+        (["eval", "fly"], "unknown command `gchat eval fly`"),
         (["sample", "--run", "/nowhere", "--prompt", "x"], "/nowhere"),
         (["sample", "--run", "{run}", "--prompt", "x", "--top-p", "0"], "top_p is 0"),
         (["sample", "--run", "{run}", "--prompt", "x", "--max-tokens", "0"], "max_new_tokens is 0"),

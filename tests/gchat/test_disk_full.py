@@ -29,7 +29,7 @@ def test_disk_full_while_saving(data_dir, tmp_path, capsys, monkeypatch):
         all_lines = said.err.splitlines()
         lines = [line for line in all_lines if not line.startswith("gaia-metrics: warn")]
         assert len(lines) == 1 and "--resume" in lines[0]
-        # All steps were trained and logged; the first checkpoint is sound; nothing half-written.
+        # All steps were trained and logged; the first checkpoint is intact; nothing half-written.
         assert list(runs.losses(folder)) == list(range(1, 61))
         assert [p.name for p in saved.iterdir()] == ["20"]
         before = runs.losses(folder)

@@ -194,6 +194,7 @@ def test_padding_and_cut_tokens_are_never_sampled(seed, scale, temperature, top_
         ([[1]], {"sampling": SamplingConfig(temperature=float("nan"))}, "temperature is nan"),
         ([[1]], {"sampling": SamplingConfig(top_k=-1)}, "top_k is -1"),
         ([[1]], {"sampling": SamplingConfig(top_p=0.0)}, "top_p is 0.0"),
+        ([[1]], {"sampling": SamplingConfig(seed=2**32)}, "seed is 4294967296"),
         ([[tiny.PADDED]], {}, "id 128"),
         ([[-1]], {}, "id -1"),
     ],

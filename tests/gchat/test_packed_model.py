@@ -163,8 +163,8 @@ def test_a_step_over_packed_rows_is_the_mean_over_the_documents_tokens():
     alone = [gradients(rows_of([d], T, at_least=4)) for d in documents]
     loss = np.average([float(m.loss) for m, _ in alone], weights=learned)
     assert float(metrics.loss) == pytest.approx(loss, rel=1e-6)
-    assert float(metrics.fill) == sum(learned) / (4 * T)
-    assert int(metrics.examples) == len(documents)
+    assert float(metrics.more["data/fill"]) == sum(learned) / (4 * T)
+    assert int(metrics.more["data/examples"]) == len(documents)
     total = sum(learned)
     expected = jax.tree.map(
         lambda *g: sum(w / total * x for w, x in zip(learned, g, strict=True)),
@@ -178,7 +178,7 @@ def test_accumulation_divides_by_the_tokens_of_the_whole_step():
     rows = rows_of([tiny.tokens(n, seed=n) for n in (31, 30, 20, 9, 3)], T, at_least=4)
     (whole, grads), (split, accumulated) = gradients(rows), gradients(rows, 4)
     assert float(split.loss) == pytest.approx(float(whole.loss), rel=1e-6)
-    assert (split.fill, split.examples) == (whole.fill, whole.examples)
+    assert split.more == whole.more
     for a, b in zip(jax.tree.leaves(accumulated), jax.tree.leaves(grads), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
 

@@ -213,7 +213,7 @@ def test_what_cannot_be_reached_is_said_before_anything_is_written(
     refused(capsys, arguments(local_data, run_dir, *nowhere), "gs://not-there does not exist")
     nowhere = ["--checkpoint.dir", "gs://not-there/x"]
     refused(capsys, arguments(local_data, run_dir, *nowhere), "gs://not-there does not exist")
-    refused(capsys, arguments(local_data, run_dir, "--run.mirror", "/disk"), "is no bucket")
+    refused(capsys, arguments(local_data, run_dir, "--run.mirror", "/disk"), "is not a gs://")
     gcs.control({"faults": {"denied": ["storage.objects.get"]}})
     refused(capsys, arguments(bucket_data, run_dir), "roles/storage.objectViewer")
     gcs.control({"faults": {"denied": ["storage.objects.create"]}})

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gml.clock import service_clock
 from tests.fakes import sshd
 from tests.fakes.cloud import LAMBDA_KEY, Cloud, Server
 from tests.fakes.gml_kit import CONFIG, PUBLIC, Zygote, git, make_fleet
@@ -47,6 +48,7 @@ def _server():
 def server(_server, home, monkeypatch):
     """The fake cloud's server, with the environment pointing at it."""
     _server.reset(Cloud())
+    service_clock.forget()
     for key, value in _server.environment().items():
         monkeypatch.setenv(key, value)
     return _server

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -350,3 +351,35 @@ def test_exec_all_trains_with_four_jax_processes(hosts, fleet, gml):
     assert len(losses) == 4 and all(x["processes"] == 4 for x in losses)
     assert len({x["last"] for x in losses}) == 1
     assert losses[0]["last"] < losses[0]["first"] / 10
+
+
+@pytest.mark.parametrize(
+    "lost", ["reader", "terminal", pytest.param("reader and Ctrl-C", marks=pytest.mark.slow)]
+)
+def test_a_run_that_nobody_watches_any_more_is_brought_to_its_end(hosts, repo, gml, home, lost):
+    """`gml run … 2>&1 | tee log`: without its reader the job goes on, and the node is deleted."""
+    (repo / "slow.sh").write_text("echo begun; sleep 1; mkdir -p runs; echo r > runs/r; echo end\n")
+    git(repo, "add", "slow.sh")
+    words = ["run", "-p", "local", "--zone", "box", "--timeout", "1h", "--name", "w", "--"]
+    before = "begun" if lost == "reader" else "sending code"
+    if before == "sending code":
+        (repo / "big.bin").write_bytes(os.urandom(8_000_000))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gml", *words, "bash slow.sh"],
+        cwd=repo, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if before in line.decode():
+            break
+    process.stdout.close()
+    if lost != "reader":
+        process.send_signal(signal.SIGHUP if lost == "terminal" else signal.SIGINT)
+    code = process.wait(timeout=120)
+    assert json.loads(gml("ls", "--json").stdout)["nodes"] == []
+    assert not (hosts[0].home / ".gml" / "node").exists()
+    if lost == "reader":
+        assert code == 0 and (repo / "runs" / "r").read_text() == "r\n"
+    else:
+        assert code == 130

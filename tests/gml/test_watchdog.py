@@ -255,6 +255,31 @@ def test_a_jumping_wall_clock_never_prolongs(tmp_path, jump):
     assert dog.remaining() < 0
 
 
+def test_a_deadline_set_by_a_wrong_clock_is_bounded_by_the_machines_own_time(tmp_path):
+    module, wall, mono = load_module(), [1_000_000.0], [50.0]
+    config = {
+        "state_dir": str(tmp_path), "delete": [], "use_metadata": False,
+        "deadline": 1_000_000 + 6 * 3600, "run_s": 3600,
+    }  # fmt: skip
+
+    def start():
+        return module.Watchdog(config, wall=lambda: wall[0], mono=lambda: mono[0])
+
+    dog = start()
+    assert dog.remaining() == 3600
+    wall[0] += 3000
+    mono[0] += 3000
+    assert dog.remaining() == 600
+    # A reboot: another monotonic clock, and a wall clock that is not set yet.
+    wall[0], mono[0] = 0.0, 5.0
+    dog = start()
+    assert dog.remaining() == 600
+    # Moved by `gml node extend`, the deadline alone counts.
+    wall[0] = 1_003_000.0
+    (tmp_path / "deadline").write_text(str(1_000_000 + 7 * 3600))
+    assert start().remaining() == 7 * 3600 - 3000
+
+
 def test_it_runs_on_old_pythons_and_needs_nothing():
     import ast
 

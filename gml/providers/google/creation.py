@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
+from gml.clock import service_clock
 from gml.durations import format_duration
-from gml.errors import GmlError, StockOut, Unavailable, Unsafe, UsageError
+from gml.errors import GmlError, RateLimited, StockOut, Unavailable, Unsafe, UsageError
 from gml.http import ApiError
 from gml.model import ApiRequest, CreateSpec, Node, Offer
 from gml.progress import Progress, silent
@@ -77,7 +77,13 @@ def _wait_queued(session: Session, spec: CreateSpec, offer: Offer, progress: Pro
     path = f"{version}/{session.location(offer.zone)}/queuedResources/{cloud_name(spec.id)}"
     waited = 0.0
     for pause in session.pauses(15.0):
-        raw = session.api.get("tpu", path)
+        waited += pause
+        try:
+            raw = session.api.get("tpu", path)
+        except RateLimited:
+            if waited > spec.wait_s:
+                raise
+            continue  # asked again: its place in the queue stays
         if raw is None:
             raise StockOut(f"the queued resource in {offer.zone} is gone", "try again")
         state = raw.get("state") or {}
@@ -91,7 +97,6 @@ def _wait_queued(session: Session, spec: CreateSpec, offer: Offer, progress: Pro
             if "uota" in text:
                 raise quota_error(text, session.config)
             raise StockOut(f"queue in {offer.zone}: {text[:250]}", "try another zone")
-        waited += pause
         if waited > spec.wait_s:
             raise StockOut(
                 f"no capacity in {offer.zone} within {format_duration(spec.wait_s)}",
@@ -103,14 +108,19 @@ def _wait_ready(session: Session, spec: CreateSpec, offer: Offer, progress: Prog
     assert spec.sku is not None
     waited = 0.0
     for pause in session.pauses():
-        node = look(session, spec.id, f"{offer.strategy}:{offer.zone}")
+        waited += pause
+        try:
+            node = look(session, spec.id, f"{offer.strategy}:{offer.zone}")
+        except RateLimited:
+            if waited > session.patience_s:
+                raise
+            continue  # asked again: it comes up all the same
         if node is None:
             raise StockOut(f"{spec.id} did not come up in {offer.zone}", "try another zone")
         if node.dead():
             raise StockOut(f"{spec.id} is {node.state} in {offer.zone}", "try another zone")
         if node.state == "ready" and len(node.hosts) >= spec.sku.hosts:
             return node
-        waited += pause
         progress(f"waiting for {spec.id} in {offer.zone} ({node.state})")
         if waited > session.patience_s:
             raise Unavailable(f"{spec.id} was not ready after {format_duration(waited)}")
@@ -125,7 +135,7 @@ def _verify_limit(session: Session, node: Node, spec: CreateSpec, offer: Offer) 
         length = responses.duration((raw.get("runDuration") or {}).get("maxRunDuration"))
         ends = responses.timestamp((raw.get("runDuration") or {}).get("terminationTime"))
         # The clock of a flex-start run begins when it starts, which was not after now.
-        limit = node.limit or ends or (round(time.time()) + length if length else None)
+        limit = node.limit or ends or (round(service_clock.now()) + length if length else None)
     else:
         limit = node.limit
     if limit is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gaia.hardware import Sku
-from gml.errors import Denied, StockOut, UsageError
+from gml.errors import Denied, Elsewhere, StockOut, UsageError
 from gml.model import Offer
 from gml.places import region_of
 from gml.providers.google.session import Session
@@ -71,13 +71,13 @@ def _offered(session: Session, sku: Sku, zone: str, strategy: str) -> str:
         path = f"compute/v1/projects/{session.config.project}/zones/{zone}/machineTypes"
         try:
             machine_type = session.api.get("compute", f"{path}/{sku.gce_machine_type}")
-        except (Denied, UsageError):
+        except (Denied, Elsewhere, UsageError):
             machine_type = None
         return "offered" if machine_type else "not offered"
     path = f"v2/projects/{session.config.project}/locations/{zone}/acceleratorTypes"
     try:
         pages = session.api.pages("tpu", path)
-    except (StockOut, Denied):
+    except (Elsewhere, StockOut, Denied):
         return "not offered"
     types = {t.get("type") for page in pages for t in page.get("acceleratorTypes", [])}
     return "offered" if sku.tpu_type in types else "not offered"

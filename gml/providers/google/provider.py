@@ -45,6 +45,10 @@ class GoogleProvider:
         _ = self.config.project
         self.api.sign_in.token()
 
+    def ask_time(self) -> None:
+        """Google's time, from an answer without credentials."""
+        self.api.http("tpu").ask_time()
+
     def base_url(self, service: str) -> str:
         """Base address of a service."""
         return self.config.endpoint(service)
@@ -70,6 +74,10 @@ class GoogleProvider:
     def find(self, node: Node) -> Node | None:
         """Everything of the node, by name in the places that were tried, else by label."""
         return resources.find(self.session, node)
+
+    def ended_at(self, node: Node) -> int | None:
+        """Time of the operation that deleted it; Google keeps these for some days."""
+        return resources.ended_at(self.session, node)
 
     def delete_requests(self, node: Node) -> list[ApiRequest]:
         """DELETEs of the known resources; groups and queued resources take their machines along."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from gml.errors import Denied, GmlError, Incomplete, StockOut
+from gml.errors import Denied, Elsewhere, GmlError, Incomplete, StockOut
 from gml.model import Node
 from gml.places import region_of
 from gml.providers.google import responses
@@ -37,6 +37,26 @@ def look(session: Session, node_id: str, tried: str) -> Node | None:
     return merged[0] if merged else None
 
 
+def ended_at(session: Session, node: Node) -> int | None:
+    """Unix seconds at which the first part of a node was deleted, by Google's operations."""
+    project, times = session.config.project, []
+    places = node.tried or ((f"{node.strategy}:{node.zone}",) if node.zone else ())
+    for strategy, _, zone in (p.partition(":") for p in places):
+        if strategy == "gce":
+            root = f"compute/v1/projects/{project}/zones/{zone}"
+            query = {"filter": f"targetLink eq .*/{cloud_name(node.id)}.*"}
+            pages = session.api.pages("compute", f"{root}/operations", query)
+            operations = [o for page in pages for o in page.get("items", [])]
+        elif strategy in ("node", "queued", "flex"):
+            pages = session.api.pages("tpu", f"v2/{session.location(zone)}/operations")
+            operations = [o for page in pages for o in page.get("operations", [])]
+        else:
+            continue
+        times += [responses.deletion(o, cloud_name(node.id)) for o in operations]
+    known = [t for t in times if t is not None and t >= node.created]
+    return min(known) if known else None
+
+
 def _hosts_of(session: Session, node_id: str) -> int:
     from gaia import hardware
 
@@ -65,7 +85,7 @@ def get_part(session: Session, service: str, path: str) -> Node | None:
     """A resource as a part of a node; None where it does not exist or is not ours."""
     try:
         raw = session.api.get(service, path)
-    except StockOut:
+    except (Elsewhere, StockOut):
         return None  # a zone that is closed to the project holds nothing of ours
     return None if raw is None else part_of(raw, path, session.ssh_user)
 

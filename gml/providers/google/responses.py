@@ -39,6 +39,20 @@ def duration(text: str | None) -> int | None:
     return int(match[1]) if match else None
 
 
+def deletion(operation: dict[str, Any], name: str) -> int | None:
+    """Unix seconds at which an operation deleted a machine or request of this name; else None.
+
+    A TPU operation tells it in its metadata (`verb`, `target`, `endTime`), one of Compute Engine in
+    its own fields (`operationType`, `targetLink`, `endTime`). Machines of a group are NAME-0000, ….
+    """
+    about = operation.get("metadata") or operation
+    target = str(about.get("target") or about.get("targetLink") or "").rsplit("/", 1)[-1]
+    verb = str(about.get("verb") or about.get("operationType") or "").lower()
+    deleted = "delete" in verb or "preempted" in verb
+    ours = re.fullmatch(rf"{re.escape(name)}(?:-\d+)?", target) is not None
+    return timestamp(about.get("endTime")) if deleted and ours else None
+
+
 def tpu_node(raw: dict[str, Any], user: str) -> Node | None:
     """A v2 or v2alpha1 node."""
     name = raw.get("name", "")

@@ -7,7 +7,7 @@ from typing import Any
 
 from gml.config import Config
 from gml.durations import format_duration
-from gml.errors import Unavailable
+from gml.errors import RateLimited, Unavailable
 from gml.model import ApiRequest
 from gml.providers.google.api import GoogleApi, wait_pauses
 from gml.providers.google.failures import raise_operation_error
@@ -45,7 +45,10 @@ class Session:
             waited += next(pauses)
             if waited > self.patience_s:
                 raise Unavailable(f"Google's operation took over {format_duration(waited)}")
-            answer = self.api.get(request.service, path)
+            try:
+                answer = self.api.get(request.service, path)
+            except RateLimited:
+                continue  # asked again: it comes up all the same
             if answer is None:
                 return  # forgotten by Google; the resource itself will tell
             operation = answer

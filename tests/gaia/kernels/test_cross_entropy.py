@@ -62,6 +62,34 @@ def test_matches_float64(chunk, ignore_index):
     np.testing.assert_allclose(per_token, nll, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize("chunk", [16, 1000])
+def test_weights_scale_each_tokens_loss_and_gradient(chunk):
+    x, head, targets = make()
+    weights = np.random.default_rng(1).random(len(x))
+    weights[::5] = 0.0
+    nll, _, _ = numpy_cross_entropy(x, head, targets, 101)
+    # The gradient is linear in the weights: one token at a time, in float64.
+    dx, dhead = np.zeros_like(x), np.zeros_like(head)
+    for i, weight in enumerate(weights):
+        one = slice(i, i + 1)
+        _, dx_i, dhead_i = numpy_cross_entropy(x[one], head, targets[one], 101)
+        dx[one], dhead = weight * dx_i, dhead + weight * dhead_i
+    (w,) = f32(weights)
+
+    @jax.jit
+    def run(x, head):
+        def loss(x, head):
+            return cross_entropy(x, head, targets, w, vocab_size=101, chunk=chunk)[0]
+
+        return *jax.value_and_grad(loss, (0, 1))(x, head), loss(x, head)
+
+    total, (got_dx, got_dhead), forward_only = run(*f32(x, head))
+    np.testing.assert_allclose(total, (weights * nll).sum(), rtol=1e-6)
+    np.testing.assert_allclose(forward_only, total, rtol=1e-6)
+    np.testing.assert_allclose(got_dx, dx, atol=2e-5, rtol=2e-5)
+    np.testing.assert_allclose(got_dhead, dhead, atol=2e-5, rtol=2e-5)
+
+
 def test_cotangent_and_accumulation_inside_scan():
     """The mean over all unmasked tokens, whether in one batch or accumulated over four."""
     x, head, targets = make(N=96, ignored=0.0)

@@ -217,7 +217,7 @@ def test_it_goes_away_and_comes_back():
         fake.go_away(0.5)
         assert gone.wait(30)
         with pytest.raises((urllib.error.URLError, OSError)):
-            remote.control()
+            remote.control(patience_s=0)
         for _ in range(600):
             try:
                 remote.control()

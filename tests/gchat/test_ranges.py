@@ -1,0 +1,108 @@
+"""Every number that a run can be told has a range, and a typed value wins or is refused."""
+
+import dataclasses
+import math
+from typing import get_args, get_type_hints
+
+import pytest
+
+import runs
+from gaia.config import flatten, to_dict
+from gaia.errors import ConfigError
+from gchat.__main__ import main
+from gchat.config import TrainConfig, derive, load
+from gchat.ranges import RANGES, check_ranges
+
+
+def numeric_fields(cls=TrainConfig, prefix=""):
+    """Dotted names of the fields whose type is a number, or a dictionary of numbers."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield from numeric_fields(kind, f"{prefix}{field.name}.")
+        elif {int, float} & {kind, *get_args(kind)}:
+            yield f"{prefix}{field.name}"
+
+
+def test_every_number_has_a_range():
+    assert set(numeric_fields()) == set(RANGES)
+
+
+def changed(name, value):
+    """The default configuration with one field set."""
+    group, _, field = name.partition(".")
+    config = TrainConfig()
+    value = {"web": value} if name == "data.weights" else value
+    return dataclasses.replace(
+        config, **{group: dataclasses.replace(getattr(config, group), **{field: value})}
+    )
+
+
+@pytest.mark.parametrize("name", sorted(RANGES))
+def test_numbers_outside_of_it_are_refused_by_name(name):
+    for value in (math.nan, math.inf, -math.inf, RANGES[name].low - 1):
+        with pytest.raises(ConfigError, match=rf"{name}.* is {value}; use "):
+            check_ranges(changed(name, value))
+    if RANGES[name].open_low:
+        with pytest.raises(ConfigError):
+            check_ranges(changed(name, RANGES[name].low))
+    check_ranges(TrainConfig())
+
+
+def lengths(*args, preset="cpu"):
+    config, _ = derive(load(list(args), preset=preset), vocab_size=4096, padded_vocab_size=4096)
+    return config
+
+
+def test_a_typed_length_wins_over_the_presets():
+    assert load([], preset="cpu").training.tokens is not None  # or this test shows nothing
+    ratio = lengths("--training.tokens-per-param", "20")
+    assert ratio.training.tokens_per_param == 20
+    from gchat.model_shape import matmul_params
+
+    assert ratio.training.amounts.tokens == pytest.approx(20 * matmul_params(ratio.model), rel=0.01)
+    assert lengths("--training.tokens", "1000000").training.amounts.tokens == pytest.approx(
+        1_000_000, rel=0.01
+    )
+    assert lengths("--max-steps", "7", "--warmup", "1").training.amounts.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        (("--training.tokens", "999999"), "training.steps was 12 and is 7,812"),
+        (("--max-steps", "13"), "training.steps was 12 and is 13"),
+        (("--lr", "0.5"), "optim.lr was 0.003 and is 0.5"),
+    ],
+)
+def test_a_typed_value_that_changes_a_resumed_run_is_refused(
+    data_dir, tmp_path, capsys, option, named
+):
+    args = runs.arguments(data_dir, tmp_path / "run", "--eval.every-steps", "0", steps=12)
+    if not (tmp_path / "run").exists():
+        assert main(["train", *args]) == 0
+    capsys.readouterr()
+    assert main(["train", "--resume", "--run-dir", str(tmp_path / "run"), *option]) == 2
+    assert named in capsys.readouterr().err.replace("7812", "7,812")
+
+
+def test_a_price_that_is_none_is_one_line(monkeypatch, capsys, data_dir, tmp_path):
+    monkeypatch.setenv("GAIA_PRICE_PER_HOUR", "abc")
+    assert main(["train", *runs.arguments(data_dir, tmp_path / "run")]) == 2
+    assert "GAIA_PRICE_PER_HOUR is 'abc'; use US dollars per hour" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_typed_price_of_nothing_is_a_price(monkeypatch):
+    monkeypatch.setenv("GAIA_PRICE_PER_HOUR", "21.6")
+    assert lengths("--run.price-per-hour", "0").run.price_per_hour == 0
+    assert lengths().run.price_per_hour == 21.6
+    assert "run.price_per_hour" in flatten(to_dict(lengths()))
+
+
+@pytest.mark.parametrize("seed", ["-1", "99999999999999999999"])
+def test_a_seed_that_no_key_holds_is_one_line(seed, capsys, data_dir, tmp_path):
+    args = runs.arguments(data_dir, tmp_path / "run", "--training.seed", seed)
+    assert main(["train", *args]) == 2
+    assert f"training.seed is {seed}; use a number in [0, " in capsys.readouterr().err
