@@ -24,9 +24,10 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   eval bpb             bits per byte of a text: gchat eval bpb --run runs/cpu --text FILE
   data prepare         text to token shards: gchat data prepare --source text --input F --out DIR
   data curate          drop documents not worth training on: rules, duplicates, a report
-  data download        ClimbMix shards, tokenized
+  data download        a data set of the hub, tokenized: climbmix, fineweb, hf://ORG/NAME
   data count           count the tokens of a data set
   data verify          re-read every shard against the manifest, local or gs://
+  data show            rows of a batch: segments, and what of them is learned
   data upload          copy a data set to a bucket: gchat data upload DIR gs://bucket/prefix
   tokenizer train      a vocabulary of your own: gchat tokenizer train --input F --out DIR
   tokenizer eval       compare tokenizers on several kinds of text

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
 
+from gaia.extras import install
 from gaia.storage.gcs_failures import (
     PATIENCE_S,
     ChangedObject,
@@ -64,7 +65,7 @@ def client() -> Any:
     except ImportError as error:
         raise StorageError(
             f"gs:// needs the package {error.name!r}, which is not installed",
-            "install the extra: pip install 'gaia[gcs]'",
+            install("gcs"),
         ) from error
     with explained("gs://"):
         made = storage.Client()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,12 +14,14 @@ from gaia.config import parse
 from gaia.data.lengths import LENGTHS, write_lengths
 from gaia.data.manifest import Manifest, load_manifest
 from gaia.data.shards import verify
+from gaia.errors import ConfigError
 from gchat.data import prepare as preparation
 from gchat.data.curation import options as curation
 from gchat.data.curation.scores import Maker
+from gchat.data.show import Show
 from gchat.data.upload import Uploaded, upload
 
-__all__ = ["VERBS", "Count", "Curate", "Download", "Lengths", "Prepare", "Upload", "Verify"]
+__all__ = ["VERBS", "Count", "Curate", "Download", "Lengths", "Prepare", "Show", "Upload", "Verify"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +57,16 @@ class Curate(curation.Options):
 
 @dataclasses.dataclass(frozen=True)
 class Download:
-    """Download ClimbMix shards and tokenize them into records."""
+    """Download a data set of the hub and tokenize it into records."""
 
+    data: tyro.conf.Positional[str] = "climbmix"
+    """climbmix, fineweb, fineweb-edu, or hf://ORG/NAME[/FOLDER] (its .parquet and .jsonl files)."""
+    column: str = "text"
+    """Field that holds the text."""
     shards: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 8
-    """Training shards (-1 for all 6,542); the validation shard always comes along."""
+    """Number of files (-1 for all); ClimbMix's validation shard always comes along."""
     out: Path | None = None
-    """Folder of the data set; default $GAIA_HOME/data/climbmix-TOKENIZER-SHARDS."""
+    """Folder of the data set; default $GAIA_HOME/data/DATA-TOKENIZER-SHARDS."""
     tokenizer: str = "gpt2"
     """Tokenizer: gpt2, bpe (trained on these shards), or the path of a tokenizer.json."""
     vocab_size: int = 32768
@@ -67,7 +74,7 @@ class Download:
     revision: str = "main"
     """Branch, tag or commit of the data set; pinned to its commit."""
     keep_text: bool = True
-    """Keep the parquet files under $GAIA_HOME."""
+    """Keep the downloaded files under $GAIA_HOME."""
     workers: int = 0
     """Number of processes; 0 takes one per core."""
     overwrite: bool = False
@@ -76,9 +83,15 @@ class Download:
     def run(self) -> Manifest:
         """Downloads, tokenizes, and prints what came out."""
         name = Path(self.tokenizer).stem + (f"{self.vocab_size}" if self.tokenizer == "bpe" else "")
-        out = self.out or storage.home() / "data" / f"climbmix-{name}-{self.shards}"
+        label = re.sub(r"[^\w.-]+", "-", self.data.removeprefix("hf://"))
+        out = self.out or storage.home() / "data" / f"{label}-{name}-{self.shards}"
+        is_climbmix = self.data == "climbmix"
+        if is_climbmix and self.column != "text":
+            raise ConfigError(f"column = {self.column!r}: ClimbMix has only text", "drop it")
         manifest = preparation.prepare(
-            source="climbmix",
+            source="climbmix" if is_climbmix else "hub",
+            input=None if is_climbmix else self.data,
+            text_column=self.column,
             out=out,
             tokenizer=self.tokenizer,
             vocab_size=self.vocab_size,
@@ -195,11 +208,12 @@ VERBS = {
     "count": Count,
     "verify": Verify,
     "lengths": Lengths,
+    "show": Show,
     "upload": Upload,
 }
 
 
-Verb = Prepare | Curate | Download | Count | Verify | Lengths | Upload
+Verb = Prepare | Curate | Download | Count | Verify | Lengths | Show | Upload
 
 
 def parse_verb(verb: str, args: list[str]) -> Verb:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gaia.errors import ConfigError
+from gaia.extras import install
 
 _SPACE = "\u2581"
 _LONGEST = 1 << 16  # characters of a training sentence; longer ones would be skipped
@@ -26,7 +27,7 @@ def _library() -> Any:
         import sentencepiece
     except ImportError:
         raise ConfigError(
-            "tokenizer kind sentencepiece needs sentencepiece", "pip install 'gaia[tokenizers]'"
+            "tokenizer kind sentencepiece needs sentencepiece", install("tokenizers")
         ) from None
     return sentencepiece
 

@@ -57,7 +57,12 @@ class Handler(BaseHTTPRequestHandler):
         self.query = dict(parse_qsl(parts.query, keep_blank_values=True))
         self.content = self._read_body()
         if parts.path == "/_control":
-            self._json(self.server.fake.control(json.loads(self.content or b"{}")))
+            what = json.loads(self.content or b"{}")
+            outage_s = what.pop("outage_s", None)
+            self._json(self.server.fake.control(what))
+            if outage_s:  # once the answer is out: it would be cut off too
+                self.wfile.flush()
+                self.server.fake.go_away(outage_s)
             return
         self.decoded = unquote(parts.path)
         if (code := self.server.trouble.request(self.command, self.decoded)) is not None:

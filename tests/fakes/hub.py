@@ -1,8 +1,10 @@
 """A Hugging Face hub for tests: the three answers that the client needs, with faults on demand."""
 
 import hashlib
+import json
 import re
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,9 +49,46 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             self._answer(with_body=True)
 
+        def _answer_api(self, path: str) -> None:
+            """What the API says of a repository and its files: HfApi.dataset_info, list_repo_tree.
+
+            https://huggingface.co/docs/hub/api; the fields that huggingface_hub 2.4 parses.
+            """
+            tree = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?", path)
+            info = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/revision/([^/]+)", path)
+            match = tree or info
+            if match is None or match[2] not in ("main", COMMIT):
+                return self._json(404, {"error": "Invalid rev id"}, "RevisionNotFound")
+            if tree is None:
+                return self._json(200, {"id": match[1], "sha": COMMIT})
+            inside = f"{tree[3]}/" if tree[3] else ""
+            entries = [
+                {
+                    "type": "file", "path": name, "size": len(data), "oid": "0" * 40,
+                    "lfs": {"oid": hashlib.sha256(data).hexdigest(), "size": len(data),
+                            "pointerSize": 130},
+                }
+                for name, data in hub.files.items() if name.startswith(inside)
+            ]  # fmt: skip
+            if not entries:
+                return self._json(404, {"error": f"{tree[3]} does not exist"}, "EntryNotFound")
+            return self._json(200, entries)
+
+        def _json(self, status: int, value: object, code: str | None = None) -> None:
+            body = json.dumps(value).encode()
+            self.send_response(status)
+            if code:
+                self.send_header("X-Error-Code", code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
         def _answer(self, with_body: bool) -> None:
             asked = self.headers.get("Range")
             hub.log.append((self.command, self.path, asked))
+            if self.path.startswith("/api/datasets/"):
+                return self._answer_api(urllib.parse.unquote(self.path.split("?")[0]))
             match = re.fullmatch(r"/datasets/.+?/resolve/([^/]+)/(.+)", self.path)
             name = match.group(2) if match else ""
             if match is None or match.group(1) not in ("main", COMMIT) or name not in hub.files:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gaia.errors import ConfigError, GaiaError
+from gaia.extras import install
 from gchat.data import pool
 from gchat.data.curation.stages import SCRATCH, done
 
@@ -103,9 +104,7 @@ def _executor(
     try:
         from datatrove.utils.logging import logger  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ConfigError(
-            f"engine = {engine!r} needs datatrove", "pip install 'gaia[curate-ray]'"
-        ) from None
+        raise ConfigError(f"engine = {engine!r} needs datatrove", install("curate-ray")) from None
     logger.remove()  # each task has a log file; the terminal shows ours
     logs = folder / SCRATCH / "logs" / name
     steps: list[Any] = [_Steps(job, tasks)]
@@ -133,9 +132,7 @@ def _ray(steps: list[Any], shared: dict[str, Any], workers: int) -> None:
             RayPipelineExecutor,
         )
     except ImportError:
-        raise ConfigError(
-            "engine = 'datatrove-ray' needs ray", "pip install 'gaia[curate-ray]'"
-        ) from None
+        raise ConfigError("engine = 'datatrove-ray' needs ray", install("curate-ray")) from None
     if not ray.is_initialized():
         ray.init(ignore_reinit_error=True, log_to_driver=False)
     # datatrove hands a task on when its actor dies, but not when the process inside the actor

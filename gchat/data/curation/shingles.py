@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gaia.errors import ConfigError
+from gaia.extras import install
 
 # Three times as fast as a regular expression that finds words.
 _PUNCTUATION = str.maketrans(
@@ -53,7 +54,7 @@ def minhash() -> Any:
     try:
         from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]
     except ImportError:
-        raise ConfigError("curation needs rensa", "pip install 'gaia[curate]'") from None
+        raise ConfigError("curation needs rensa", install("curate")) from None
     return RMinHash
 
 

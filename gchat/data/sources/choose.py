@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from gaia.errors import ConfigError
-from gchat.data.sources import climbmix, docs, mediawiki, text
+from gchat.data.sources import climbmix, docs, hub, mediawiki, text
 from gchat.data.sources.unit import Corpus
 
 
@@ -14,12 +14,13 @@ from gchat.data.sources.unit import Corpus
 class Source:
     """Names a text; shared by the verbs that read it."""
 
-    source: Literal["text", "docs", "climbmix", "mediawiki"] = "text"
-    """Kind of text: your files (text), docstrings of the installed packages (docs, offline), the
-    hub (climbmix), or a dump of Wikipedia or another MediaWiki (mediawiki: .xml, .bz2, .gz)."""
+    source: Literal["text", "docs", "climbmix", "hub", "mediawiki"] = "text"
+    """Kind of text: your files (text), docstrings of the installed packages (docs, offline),
+    ClimbMix, another data set of the Hugging Face hub (hub), or a dump of Wikipedia or another
+    MediaWiki (mediawiki: .xml, .bz2, .gz)."""
     input: str | None = None
     """File, folder or glob of .txt, .md, .jsonl (also .gz, .bz2, .xz, .zst) or .parquet (source
-    text), or of dumps (source mediawiki)."""
+    text), or of dumps (source mediawiki); hf://ORG/NAME[/FOLDER] or fineweb (source hub)."""
     text_column: str = "text"
     """Field of .jsonl and .parquet files that holds the text."""
     document_chars: int = text.DOCUMENT_CHARS
@@ -27,11 +28,11 @@ class Source:
     max_bad: int = 0
     """Number of documents that may be unreadable before the work stops; they are left out."""
     shards: int = 8
-    """Training shards to fetch (source climbmix; -1 for all 6,542)."""
+    """Number of files to fetch (sources climbmix and hub; -1 for all)."""
     revision: str = "main"
-    """Branch, tag or commit (source climbmix); pinned to its commit."""
+    """Branch, tag or commit (sources climbmix and hub); pinned to its commit."""
     keep_text: bool = True
-    """Keep downloaded parquet files under $GAIA_HOME."""
+    """Keep downloaded files under $GAIA_HOME."""
     titles: str | None = None
     """Titles of articles, separated by |, or a file with one per line (source mediawiki)."""
     categories: str | None = None
@@ -62,12 +63,21 @@ class Source:
             return climbmix.corpus(
                 self.shards, revision=revision or self.revision, keep=self.keep_text
             )
-        if self.source not in ("text", "mediawiki"):
+        if self.source not in ("text", "hub", "mediawiki"):
             raise ConfigError(
-                f"source = {self.source!r} is unknown", "use docs, text, climbmix or mediawiki"
+                f"source = {self.source!r} is unknown",
+                "use docs, text, climbmix, hub or mediawiki",
             )
         if self.input is None:
             raise ConfigError("input is not set", "give --input a file, folder or glob")
+        if self.source == "hub":
+            return hub.corpus(
+                self.input,
+                column=self.text_column,
+                shards=self.shards,
+                revision=revision or self.revision,
+                keep=self.keep_text,
+            )
         if self.source == "mediawiki":
             return mediawiki.corpus(
                 self.input, titles=self.titles, categories=self.categories, exclude=exclude

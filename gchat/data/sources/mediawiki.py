@@ -17,6 +17,7 @@ from typing import IO, Any
 from xml.etree import ElementTree
 
 from gaia.errors import ConfigError, DataError
+from gaia.extras import install
 from gchat.data import languages
 from gchat.data.sources import files
 from gchat.data.sources.text import identity
@@ -301,7 +302,5 @@ def _parser() -> Any:
     try:
         import mwparserfromhell
     except ImportError:
-        raise ConfigError(
-            "source = 'mediawiki' needs mwparserfromhell", "pip install 'gaia[wiki]'"
-        ) from None
+        raise ConfigError("source = 'mediawiki' needs mwparserfromhell", install("wiki")) from None
     return mwparserfromhell

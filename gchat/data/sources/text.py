@@ -269,6 +269,15 @@ def _meta(row: dict[str, Any], fields: Sequence[str]) -> dict[str, str]:
     return {key: _printable(str(row[key])) for key in fields if row.get(key) is not None}
 
 
+def rows(file: Path, column: str, tally: Tally) -> Iterator[Row]:
+    """The documents of one .jsonl or .parquet file with what it says about them."""
+    part = Part(file, name=file.name)
+    fields = tuple(field for field in META_FIELDS if field != "file")
+    if files.kind(file) == ".parquet":
+        return _parquet(part, column, fields, tally)
+    return _jsonl(part, column, fields, tally)
+
+
 def parquet(file: Path, column: str) -> Iterator[str]:
     """The text column of a parquet file, row by row; nulls and empty texts are left out.
 

@@ -37,7 +37,7 @@ def test_a_bucket_needs_the_extra_and_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "google.cloud.storage", None)  # as if it were not installed
     gcs.client.cache_clear()
     with pytest.raises(
-        storage.StorageError, match=r"google\.cloud\.storage.*pip install 'gaia\[gcs\]'"
+        storage.StorageError, match=r"google\.cloud\.storage.*pip install -e '\.\[gcs\]'"
     ):
         storage.read_bytes("gs://bucket/name")
     with pytest.raises(storage.StorageError, match="cannot open 's3://bucket/name'"):

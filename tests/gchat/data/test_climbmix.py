@@ -12,6 +12,7 @@ from gaia.data.shards import verify
 from gaia.errors import ConfigError, DataError, run_cli
 from gchat.data import download
 from gchat.data.sources import climbmix
+from gchat.data.sources import hub as sources_hub
 from gchat.data.sources.unit import Tally
 
 VAL = "shard_06542.parquet"
@@ -32,7 +33,7 @@ def hub(monkeypatch, tmp_path):
     with fake.serve(files) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("GAIA_HOME", str(tmp_path / "home"))
-        monkeypatch.setattr(climbmix, "WAIT_S", 0.0)
+        monkeypatch.setattr(sources_hub, "WAIT_S", 0.0)
         yield server
 
 
@@ -82,7 +83,7 @@ def test_a_cut_connection_is_continued(hub, tmp_path, monkeypatch):
     name = climbmix.shard_name(0)
     hub.files[name] = np.random.default_rng(0).bytes(30_000_000)
     hub.cuts = {name: 1}
-    path = climbmix.fetch(name, fake.COMMIT, tmp_path)
+    path = sources_hub.fetch(climbmix.REPOSITORY, name, fake.COMMIT, tmp_path)
     assert path.read_bytes() == hub.files[name]
     ranges = [asked for method, _, asked in hub.log if method == "GET"]
     assert ranges[0] is None and int(ranges[1].split("=")[1].rstrip("-")) >= 10_000_000
@@ -104,7 +105,7 @@ def test_what_cannot_work_is_refused(hub, tmp_path, capsys):
     with pytest.raises(ConfigError, match="shards = 0 is out of range"):
         climbmix.corpus(0)
     with pytest.raises(DataError, match=r"has no shard_00007\.parquet"):
-        climbmix.fetch(climbmix.shard_name(7), fake.COMMIT, tmp_path)
+        sources_hub.fetch(climbmix.REPOSITORY, climbmix.shard_name(7), fake.COMMIT, tmp_path)
 
 
 def test_no_network_is_one_line(tmp_path, monkeypatch, capsys):

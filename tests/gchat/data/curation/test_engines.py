@@ -15,7 +15,9 @@ def test_a_missing_engine_is_one_line(tmp_path):
     if engines_installed():
         pytest.skip("datatrove is installed here")
     write_corpus(tmp_path / "in", documents=3)
-    with pytest.raises(ConfigError, match=r"needs datatrove; pip install 'gaia\[curate-ray\]'"):
+    with pytest.raises(
+        ConfigError, match=r"needs datatrove; run `pip install -e '\.\[curate-ray\]'` in the clone"
+    ):
         run(tmp_path, engine="datatrove-local")
 
 
