@@ -208,7 +208,7 @@ def _rsync(
 ) -> None:
     # Permissions matter for code (scripts are executable) and not for results.
     flags = "-rltpz" if dest else "-rltz"
-    argv = ["rsync", flags, "-e", f"ssh -F {_plain(ssh.file)}"]
+    argv = ["rsync", flags, "-e", f"ssh -F '{ssh.file}'"]
     if dest:
         argv.append(f"--rsync-path=mkdir -p {dest} && rsync")
     try:
@@ -222,12 +222,3 @@ def _rsync(
         raise Unavailable(
             f"rsync: {text[0] if text else done.returncode}", "is rsync installed on both sides?"
         )
-
-
-def _plain(path: Path) -> str:
-    text = str(path)
-    if re.search(r"[^A-Za-z0-9_./-]", text):
-        raise UsageError(
-            f"GML_HOME {text!r} contains characters that rsync cannot pass on", "move it"
-        )
-    return text
