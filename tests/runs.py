@@ -104,6 +104,10 @@ class Process:
         return self._process.wait()
 
     @property
+    def pid(self):
+        return self._process.pid
+
+    @property
     def text(self):
         return "\n".join(self.lines)
 

@@ -33,7 +33,8 @@ from gaia.storage.gcs_failures import (
 
 __all__ = [
     "PATIENCE_S", "TIMEOUT_S", "ChangedObject", "MissingObject", "Object", "Patience", "Stopped",
-    "StorageError", "attempt", "blob", "bucket_location", "check_writable", "client", "download",
+    "StorageError", "attempt", "blob", "bucket_location", "check_writable", "client", "delete",
+    "download",
     "list_names", "list_objects", "read", "split", "stat", "write",
 ]  # fmt: skip
 
@@ -143,11 +144,41 @@ def read(uri: str) -> bytes:
     return attempt(lambda: blob(uri).download_as_bytes(retry=None, timeout=TIMEOUT_S), uri)
 
 
-def write(uri: str, data: bytes, patience: Patience | None = None) -> None:
-    """Replaces an object; readers see the old one or the new one."""
+def write(
+    uri: str, data: bytes, patience: Patience | None = None, *, generation: int | None = None
+) -> int:
+    """Replaces an object; readers see the old one or the new one. Returns its generation.
+
+    Args:
+        uri: of the object.
+        data: its new content.
+        patience: with failures that may heal.
+        generation: replace only this one; 0: only where there is none.
+
+    Raises:
+        ChangedObject: another generation is there.
+    """
+
+    def once() -> int:
+        handle = blob(uri)
+        handle.upload_from_string(
+            data, checksum="crc32c", if_generation_match=generation, retry=None, timeout=TIMEOUT_S
+        )
+        return int(handle.generation)
+
+    return attempt(once, uri, patience)
+
+
+def delete(uri: str, generation: int | None = None, patience: Patience | None = None) -> None:
+    """Deletes an object, or only a given generation of it.
+
+    Raises:
+        MissingObject: it is gone.
+        ChangedObject: another generation is there.
+    """
 
     def once() -> None:
-        blob(uri).upload_from_string(data, checksum="crc32c", retry=None, timeout=TIMEOUT_S)
+        blob(uri).delete(if_generation_match=generation, retry=None, timeout=TIMEOUT_S)
 
     attempt(once, uri, patience)
 
@@ -201,7 +232,7 @@ def check_writable(uri: str) -> None:
     """
     where = f"{uri.rstrip('/')}/.gaia-write-test-{secrets.token_hex(4)}"
     write(where, b"")
-    attempt(lambda: blob(where).delete(retry=None, timeout=TIMEOUT_S), where)
+    delete(where)
 
 
 def bucket_location(uri: str) -> str:

@@ -113,7 +113,17 @@ class Loop:
         self.saves = SaveSchedule(self.config.checkpoint)
         self.in_flight: deque[InFlight] = deque()
 
+        try:
+            self._begin()
+        except BaseException:
+            session.close()
+            raise
+
+    def _begin(self) -> None:
+        stage, session = self.stage, self.session
         # ── Where to begin ────────────────────────────────────────────────────────────────────
+        if session.resume:
+            session.lock()
         self.state = stage.init()
         self.step = self._restore() if session.resume else 0
         self.saving = session.loaded
@@ -299,9 +309,12 @@ class Loop:
         self.session.metrics.finish("crashed")
 
     def close(self) -> None:
-        """Ends the background threads of data and mirror, however training ended."""
-        self.batches.close()
-        self.session.mirror.close()
+        """Ends the threads of data and mirror and lets the run go, however training ended."""
+        try:
+            self.batches.close()
+            self.session.mirror.close()
+        finally:
+            self.session.close()
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,7 @@ copied back and resumed, or read by gaia-metrics.
 import contextlib
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,11 +35,19 @@ class Mirror:
         folder: the run folder.
         process: process 0 copies the folder; the others only their own metric segments.
         every_s: seconds between copies of the metrics.
+        is_ours: False when another process has taken the prefix over; then nothing is copied.
     """
 
     def __init__(
-        self, uri: str | None, folder: Path, *, process: int = 0, every_s: float = EVERY_S
+        self,
+        uri: str | None,
+        folder: Path,
+        *,
+        process: int = 0,
+        every_s: float = EVERY_S,
+        is_ours: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._is_ours = is_ours
         self.uri, self._folder, self._process, self._every_s = uri, folder, process, every_s
         self._copied: dict[str, tuple[int, int]] = {}
         self._stop = threading.Event()
@@ -93,6 +101,8 @@ class Mirror:
 
     def _copy(self, names: Sequence[str], patience_s: float) -> None:
         with self._lock:
+            if not self._is_ours():
+                return
             try:
                 for name in names:
                     self._copy_one(name, patience_s)
@@ -141,7 +151,7 @@ def fetch(args: Sequence[str]) -> None:
     mirror, folder = _option(args, "--run.mirror"), _option(args, "--run.dir", "--run-dir")
     if mirror is None or folder is None or (Path(folder) / "config.yaml").exists():
         return
-    names = [n for n in gcs.list_objects(mirror) if not n.startswith(_CHECKPOINTS)]
+    names = [n for n in gcs.list_objects(mirror) if not n.startswith((_CHECKPOINTS, "."))]
     if "config.yaml" not in names:
         raise ConfigError(f"run.mirror {mirror!r} holds no run", "leave out --resume to begin")
     # config.yaml last: without it the folder holds no run, so a fetch cut short begins again.

@@ -15,6 +15,7 @@ from gaia.runtime import Machine, peak_flops
 from gchat.config import FREE_ON_RESUME, TrainConfig
 from gchat.run import folder as run_folder
 from gchat.run.folder import RunFolder
+from gchat.run.lock import RunLock
 from gchat.run.mirror import Mirror
 from gchat.run.progress import Progress
 from gchat.tokenizer import Tokenizer
@@ -64,6 +65,20 @@ class Session:
         where = shlex.quote(str(self.folder.path))
         self.resume_command = f"{command} --resume --run-dir {where}"
         self._run_id: str | None = None
+        self._lock = RunLock(config)
+
+    def lock(self) -> None:
+        """Takes the run for this process and its group, or refuses; `close` lets it go.
+
+        Raises:
+            FolderInUse: another process is writing it.
+        """
+        if self.group.first:
+            self._lock.take()
+
+    def close(self) -> None:
+        """Lets the run go, for whoever resumes it next."""
+        self._lock.release()
 
     def _checkpointer(self) -> Checkpointer:
         c = self.config.checkpoint
@@ -97,6 +112,9 @@ class Session:
 
     def begin(self, step: int) -> None:
         """Opens everything for writing; the run goes on from `step`."""
+        if not self.resume and self.group.first:
+            self.lock()
+            run_folder.check_free(self.config)  # again: nobody else can begin one there now
         self.group.all_gather("ready")
         self.checkpoints = self._checkpointer()
         self.folder.write_config(self.config, self.tokenizer)
@@ -105,7 +123,9 @@ class Session:
         self._open_metrics(step)
         self.group.at_abort(lambda: self.metrics.finish("crashed"))
         path = self.folder.path
-        self.mirror = Mirror(self.config.run.mirror, path, process=self.group.index)
+        self.mirror = Mirror(
+            self.config.run.mirror, path, process=self.group.index, is_ours=lambda: self._lock.held
+        )
 
     def _open_metrics(self, step: int) -> None:
         """Opens process 0's metrics of the run; the others record their machines under its id."""
@@ -127,7 +147,11 @@ class Session:
 
         Returns:
             None, or the checkpoint that could not be written and why.
+
+        Raises:
+            FolderInUse: another process has taken this one for dead, and goes on with the run.
         """
+        self._lock.check()
         if not self.group.broadcast(lambda: self.metrics.wait_durable(step)):
             return f"step {step}: its metrics could not be written"
         self.mirror.copy()
