@@ -84,7 +84,10 @@ def _as_args(tree: Mapping[str, Any], known: Mapping[str, Kind], prefix: str = "
             yield from (str(x) for pair in value.items() for x in pair)
         elif isinstance(value, list | tuple):
             yield f"--{name}"
-            yield from (marked(_text(name, x)) if kind == "texts" else str(x) for x in value)
+            yield from (
+                marked(_text(name, x)) if kind in ("texts", "texts or none") else str(x)
+                for x in value
+            )
         elif kind in ("text", "text or none") and value is not None:
             yield f"--{name}={_text(name, value)}"
         elif not isinstance(value, Mapping):

@@ -12,7 +12,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from gaia.errors import ConfigError
 
-Kind = Literal["flag", "text", "text or none", "texts", "names", "texts by name", "other"]
+Kind = Literal[
+    "flag", "text", "text or none", "texts", "texts or none", "names", "texts by name", "other"
+]  # fmt: skip
 """Kind of a field: bool, str, str | None, tuple of str, a dict of numbers or of str, the rest."""
 
 T = TypeVar("T")
@@ -39,6 +41,10 @@ def _kind(hint: Any) -> Kind:
         return "text"
     if origin in (Union, types.UnionType) and set(parts) == {str, types.NoneType}:
         return "text or none"
+    if origin in (Union, types.UnionType):
+        parts = tuple(part for part in parts if part is not types.NoneType)
+        one = _kind(parts[0]) if len(parts) == 1 else "other"
+        return "texts or none" if one == "texts" else "other" if one == "text" else one
     if origin is tuple and parts[:1] == (str,):
         return "texts"
     if origin is dict:
@@ -86,7 +92,9 @@ def _mark(args: list[str], known: Mapping[str, Kind], aliases: Collection[str]) 
             _check_is_text(option, args[0], bool(equals), known, aliases)
             text = args.pop(0)
             yield text if kind == "text or none" and text == "None" else _MARK + text
-        elif kind in ("texts", "names", "texts by name"):
+        elif kind == "texts or none" and args[:1] == ["None"] and not equals:
+            yield args.pop(0)
+        elif kind in ("texts", "texts or none", "names", "texts by name"):
             first, count = bool(equals), 0
             while args and (first or not args[0].startswith("--")):
                 text, first = args.pop(0), False

@@ -157,13 +157,8 @@ class EvalConfig:
     """Steps between samples; the last step always samples. 0: only the last."""
     sample_tokens: int = 48
     """Tokens per sample."""
-    prompts: tuple[str, ...] = (
-        "The capital of France is",
-        "Once upon a time",
-        "The opposite of hot is",
-        "If 5*x + 3 = 13, then x is",
-    )
-    """Prompts of the samples, at temperature 0."""
+    prompts: tuple[str, ...] | None = None
+    """Prompts of the samples, at temperature 0; derived: how validation documents begin."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from gaia.processes.group import Group, joined, take_options
 from gaia.runtime import Machine, start
 from gchat.config import CONFIG, TrainConfig, load
 from gchat.evals.ngram import Baselines, ngram_baselines
-from gchat.evals.periodic import EVAL_ROWS, Evaluator
+from gchat.evals.periodic import EVAL_ROWS, Evaluator, validation_documents
 from gchat.run import mirror
 from gchat.run.folder import check_resumable, read_config
 from gchat.run.loop import Loop, Stage, TrainingFailed
@@ -70,7 +70,7 @@ def pretrain(
         group=group,
         command=COMMAND,
     )
-    for sentence in sentences + data.warnings():
+    for sentence in sentences + data.epochs_described(config) + data.warnings():
         print(sentence)
     with Loop(pretraining(config, data), session) as loop:
         outcome = loop.fit()
@@ -106,6 +106,7 @@ def _report(session: Session, data: TrainingData, outcome: Outcome, params: int)
     return write_report(
         session,
         data.manifest,
+        epochs=data.epochs(session.config),
         params=params,
         baselines=_baselines(session.config) if outcome.finished else None,
         finished=outcome.finished,
@@ -114,7 +115,10 @@ def _report(session: Session, data: TrainingData, outcome: Outcome, params: int)
 
 
 def _baselines(config: TrainConfig) -> Baselines | None:
-    """n-gram models of the tokens that the run saw; None for a mixture."""
+    """n-gram models of the tokens that the run saw, on the text it was validated on.
+
+    None for a mixture.
+    """
     if config.data.mixture:
         return None
     return ngram_baselines(
@@ -123,6 +127,7 @@ def _baselines(config: TrainConfig) -> Baselines | None:
         seq_len=config.model.seq_len,
         batch_size=config.training.amounts.batch_size,
         seed=config.training.seed,
+        documents=validation_documents(config),
         packing=config.data.packing,
     )
 

@@ -126,11 +126,14 @@ def evaluate(
 
 
 def take_tokens(documents: Iterable[np.ndarray], limit: int) -> list[np.ndarray]:
-    """Whole documents from the front until `limit` tokens are reached; always at least one."""
-    taken, total = [], 0
+    """Documents from the front, `limit` tokens in all; the last one is cut where it is longer.
+
+    A document of which less than two tokens are left has nothing to score and is left out.
+    """
+    taken, left = [], limit
     for document in documents:
-        if taken and total + len(document) > limit:
+        if left < 2:
             break
-        taken.append(document)
-        total += len(document)
+        taken.append(document[:left])
+        left -= len(document)
     return taken

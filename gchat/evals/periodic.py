@@ -16,6 +16,8 @@ from gchat.evals import bpb
 from gchat.tokenizer import Tokenizer
 
 EVAL_ROWS = 8  # rows that a device scores at once
+VALIDATION = "val"  # name of the validation text in the log
+OPENINGS, OPENING_TOKENS = 4, 8  # validation documents whose first tokens are prompts
 
 
 class Evaluator:
@@ -49,19 +51,34 @@ class Evaluator:
         )
         self._seq_len, self._rows = config.model.seq_len, rows
         self._token_bytes = tokenizer.token_bytes()
-        documents = bpb.take_tokens(iter_documents(config.data.place, "val"), config.eval.tokens)
-        self._batches = {"val": self._pack(documents)}
+        documents = validation_documents(config)
+        self._batches = {VALIDATION: self._pack(documents)}
+        if VALIDATION in config.eval.files:
+            raise ConfigError(
+                f"eval.files names a text {VALIDATION!r}, as the validation text is called",
+                "give it another name",
+            )
         for name, path in config.eval.files.items():
             self._batches[name] = self._pack([encode_file(path, tokenizer)])
         # Encoded now, so that a prompt that does not fit fails before training, not at its end.
-        self._prompts = [[tokenizer.bos_id, *tokenizer.encode(p)] for p in config.eval.prompts]
-        for text, ids in zip(config.eval.prompts, self._prompts, strict=True):
+        self._prompts = self._encoded_prompts(documents)
+
+    def _encoded_prompts(self, documents: list[np.ndarray]) -> list[tuple[str, list[int]]]:
+        """Prompts as text and as ids, BOS first."""
+        bos, encode, decode = self._tokenizer.bos_id, self._tokenizer.encode, self._tokenizer.decode
+        if self._eval.prompts is None:
+            count = min(OPENING_TOKENS, self._seq_len - 1)
+            openings = [document[1 : 1 + count].tolist() for document in documents[:OPENINGS]]
+            return [(decode(ids), [bos, *ids]) for ids in openings if ids]
+        prompts = [(text, [bos, *encode(text)]) for text in self._eval.prompts]
+        for text, ids in prompts:
             if len(ids) >= self._seq_len:
                 raise ConfigError(
                     f"eval.prompts: {text[:30]!r}… has {len(ids)} tokens, model.seq_len is "
                     f"{self._seq_len}",
                     "shorten it",
                 )
+        return prompts
 
     def _pack(self, documents: list[np.ndarray]) -> list[Batch]:
         stride = max(1, round(self._seq_len * self._eval.stride_fraction))
@@ -87,17 +104,22 @@ class Evaluator:
         return values
 
     def sample(self, params: Any) -> str:
-        """Greedy continuations of the fixed prompts, one per line."""
+        """Greedy continuations of the prompts, one per line."""
         engine = make_engine(self._graph, params, self._tokenizer, self._seq_len)
         if not self._prompts:
             return ""
         answers = engine.generate(
-            self._prompts,
+            [ids for _, ids in self._prompts],
             max_new_tokens=self._eval.sample_tokens,
             sampling=SamplingConfig(temperature=0.0),
         )
-        pairs = zip(self._eval.prompts, answers, strict=True)
-        return "\n".join(f"{p} →{self._tokenizer.decode(a)!r}" for p, a in pairs)
+        pairs = zip(self._prompts, answers, strict=True)
+        return "\n".join(f"{text} →{self._tokenizer.decode(ids)!r}" for (text, _), ids in pairs)
+
+
+def validation_documents(config: TrainConfig) -> list[np.ndarray]:
+    """The validation text that a run is measured on, and its n-gram baselines with it."""
+    return bpb.take_tokens(iter_documents(config.data.place, "val"), config.eval.tokens)
 
 
 def make_engine(graph: Any, params: Any, tokenizer: Tokenizer, seq_len: int) -> Engine:

@@ -38,6 +38,7 @@ SUMMARY = {
     "matmul_params": "Parameters that multiply activations",
     "steps": "Steps in the log",
     "tokens": "Tokens of those steps",
+    "epochs": "Times that the whole run sees its training tokens",
     "seconds": "Seconds of the run over all attempts",
     "tokens_per_s": "Median tokens per second",
     "mfu": "Median share of the peak",

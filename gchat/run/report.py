@@ -33,6 +33,7 @@ def write_report(
     manifest: Manifest,
     *,
     params: int,
+    epochs: float | None,
     baselines: Baselines | None,
     finished: bool,
     checkpoint: str,
@@ -43,6 +44,7 @@ def write_report(
         session: of the run.
         manifest: of its data.
         params: all parameters, embeddings included.
+        epochs: times that the whole run sees its training tokens; None for a mixture.
         baselines: n-gram bits per byte of the same tokens, or None when stopped early.
         finished: whether the last step was reached.
         checkpoint: path of the last checkpoint.
@@ -50,6 +52,7 @@ def write_report(
     folder = session.folder
     series = read_series(folder.path / "metrics.jsonl")
     summary = _summary(session, series, params, baselines) | {
+        "epochs": epochs and round(epochs, 4),
         "finished": finished,
         "checkpoint": checkpoint,
     }
@@ -187,6 +190,7 @@ def _markdown(
         ("unigram model of the same tokens", _number(summary["unigram_bpb"], 4, " bits per byte")),
         ("training loss, last step", _number(summary["train_loss"], 4, " nats per token")),
         ("steps, tokens", f"{summary['steps']:,}, {summary['tokens']:,}"),
+        ("epochs", _number(summary["epochs"], 2, " of the training tokens, in the whole run")),
         *([("packing", _packing(summary))] if summary["fill"] is not None else []),
         ("parameters", f"{summary['params']:,} ({summary['matmul_params']:,} in matrix products)"),
         ("time", clock(summary["seconds"])),

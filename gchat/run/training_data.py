@@ -18,6 +18,7 @@ from gaia.storage import gcs, region
 from gchat.config import DataConfig, TrainConfig, derive
 from gchat.tokenizer import Tokenizer
 
+MANY_EPOCHS = 4
 _PACKED = "; packed by "
 
 
@@ -99,6 +100,29 @@ class TrainingData:
                 data.cache_dir, int(data.cache_gib * 2**30), 60 * data.patience_minutes
             ),
         )
+
+    def epochs(self, config: TrainConfig) -> float | None:
+        """Times that the run sees its training tokens; None for a mixture, which logs its own."""
+        if config.data.mixture:
+            return None
+        return config.training.amounts.tokens / self.manifest.tokens("train")
+
+    def epochs_described(self, config: TrainConfig) -> list[str]:
+        """The same in a sentence, and a warning where text repeats too often."""
+        epochs = self.epochs(config)
+        if epochs is None:
+            return []
+        tokens = self.manifest.tokens("train")
+        sentence = f"epochs: {epochs:.2f} of {tokens / 1e6:,.2f}M training tokens"
+        if epochs > 1:
+            sentence += "; the training loss steps down where an epoch begins, validation does not"
+        if epochs <= MANY_EPOCHS:
+            return [sentence]
+        return [
+            sentence,
+            f"warning: above {MANY_EPOCHS} epochs repeated text teaches little more "
+            "(arXiv 2305.16264): prepare more text, or train less",
+        ]
 
     def warnings(self) -> list[str]:
         """Warnings that a person should read before paying for this run."""

@@ -131,12 +131,6 @@ def test_a_stride_that_would_skip_bytes_is_refused(stride):
         bpb.pack([document(50, seed=0)], seq_len=8, stride=stride, batch_size=1)
 
 
-def test_take_tokens_keeps_whole_documents_and_at_least_one():
-    documents = [document(n, seed=n) for n in (30, 20, 10)]
-    assert [len(d) for d in bpb.take_tokens(documents, 55)] == [30, 20]
-    assert [len(d) for d in bpb.take_tokens(documents, 5)] == [30]
-
-
 def test_a_text_that_is_not_utf_8_is_refused(tmp_path):
     """Ten letters with an umlaut in Latin-1 are 10 bytes there, and 12 as U+FFFD."""
     path = tmp_path / "latin1.txt"
