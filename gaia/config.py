@@ -12,12 +12,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import tyro
 import yaml
 
 from gaia.errors import ConfigError
+from gaia.option_text import Kind, kinds, mark, marked, unmark, without_marks
 
 T = TypeVar("T")
 
@@ -44,71 +45,61 @@ def parse(
     Raises:
         ConfigError: naming the option, its value and the nearest valid option.
     """
-    given = _as_args(preset or {}, frozenset(_mapping_fields(cls)))
-    known = list(_flags([*given, *_expand(args, aliases or {})]))
+    known, short = kinds(cls), aliases or {}
+    given = mark(list(_as_args(preset or {}, known)), known, ())
+    words = given + mark(_long(args, short), known, short)
+    help_wanted = bool({"-h", "--help"} & set(words))
     printed = io.StringIO()
     try:
-        if {"-h", "--help"} & set(args):
+        if help_wanted:
             # A preset's own values become the defaults that the help shows.
-            return tyro.cli(cls, args=known, prog=prog, description=description)
+            return tyro.cli(cls, args=words, prog=prog, description=description)
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            return tyro.cli(cls, args=known, prog=prog, description=description)
+            return unmark(tyro.cli(cls, args=words, prog=prog, description=description))
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise ConfigError(*_one_line(printed.getvalue(), aliases or {})) from None
+        raise ConfigError(*_one_line(without_marks(printed.getvalue()), short)) from None
 
 
-def _expand(args: Sequence[str], aliases: Mapping[str, str]) -> Iterator[str]:
-    for arg in args:
-        if not arg.startswith("--"):  # a value may hold a "=" of its own
-            yield arg
-            continue
-        name, equals, value = arg.partition("=")
-        yield aliases.get(name.replace("_", "-"), name)
-        if equals:
-            yield value
+def _long(args: Sequence[str], aliases: Mapping[str, str]) -> list[str]:
+    """Options by their full names; the words between them as they are."""
+    words = []
+    for word in args:
+        name, equals, value = word.partition("=")
+        full = aliases.get(name.replace("_", "-"), name) if word.startswith("--") else name
+        words.append(f"{full}{equals}{value}")
+    return words
 
 
-def _flags(args: Sequence[str]) -> Iterator[str]:
-    """Rewrites `--tied True` and `--tied False` as the flags `--tied` and `--no-tied` of a bool."""
-    items = iter([*args, ""])
-    name = next(items)
-    for item in items:
-        if name.startswith("--") and item.lower() in ("true", "false"):
-            group, dot, field = name[2:].rpartition(".")
-            yield f"--{group}{dot}{'no-' if item.lower() == 'false' else ''}{field}"
-            name = next(items, "")
-            continue
-        yield name
-        name = item
-
-
-def _mapping_fields(cls: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted names of the fields that are dictionaries, such as eval.files."""
-    hints = get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        kind = hints[field.name]
-        if get_origin(kind) is dict:
-            yield f"{prefix}{field.name}"
-        elif dataclasses.is_dataclass(kind):
-            yield from _mapping_fields(kind, f"{prefix}{field.name}.")
-
-
-def _as_args(tree: Mapping[str, Any], mappings: frozenset[str], prefix: str = "") -> Iterator[str]:
+def _as_args(tree: Mapping[str, Any], known: Mapping[str, Kind], prefix: str = "") -> Iterator[str]:
+    """A preset's leaves as a person would type them, each text joined to its option."""
     for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            if f"{prefix}{key}" in mappings:  # `--eval.files name path …`
-                yield f"--{prefix}{key}"
-                yield from (str(x) for pair in value.items() for x in pair)
-            else:
-                yield from _as_args(value, mappings, f"{prefix}{key}.")
+        name = f"{prefix}{key}"
+        kind = known.get(name.replace("_", "-"))
+        if isinstance(value, Mapping) and value and kind not in ("names", "texts by name"):
+            yield from _as_args(value, known, f"{name}.")
+        elif isinstance(value, Mapping) and value:  # `--eval.files name path …`
+            yield f"--{name}"
+            yield from (str(x) for pair in value.items() for x in pair)
         elif isinstance(value, list | tuple):
-            yield f"--{prefix}{key}"
-            yield from (str(x) for x in value)
+            yield f"--{name}"
+            yield from (marked(_text(name, x)) if kind == "texts" else str(x) for x in value)
+        elif kind in ("text", "text or none") and value is not None:
+            yield f"--{name}={_text(name, value)}"
         elif not isinstance(value, Mapping):
-            yield f"--{prefix}{key}"
+            yield f"--{name}"
             yield str(value)
+
+
+def _text(name: str, value: Any) -> str:
+    """A preset's value of a text field."""
+    if isinstance(value, bool):
+        raise ConfigError(
+            f"{name} is {str(value).lower()}, a truth value to YAML",
+            "put it in quotes",
+        )
+    return str(value)
 
 
 def _one_line(message: str, aliases: Mapping[str, str]) -> tuple[str, str]:
@@ -132,7 +123,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML, or is not a mapping.
     """
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"config {str(path)!r} does not exist", "check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

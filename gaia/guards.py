@@ -65,7 +65,7 @@ class GuardConfig:
 
 
 class StopRequest:
-    """Records the first SIGTERM or Ctrl-C as a request that the loop reads between steps.
+    """Records the first SIGTERM, SIGHUP or Ctrl-C as a request that the loop reads between steps.
 
     A second Ctrl-C interrupts at once. Use as a context manager; the previous handlers return
     on exit.
@@ -80,7 +80,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         self._previous = {
-            s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)
+            s: signal.signal(s, self._handle)
+            for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         }
         return self
 
@@ -95,7 +96,10 @@ class StopRequest:
         self.signal = name
         self._ask()
         # Not print(): the handler may interrupt a print of the main thread.
-        sys.stderr.write(f"\n{name}: finishing this step, then saving (Ctrl-C again to abort)\n")
+        with contextlib.suppress(OSError):  # SIGHUP says that the terminal is gone
+            sys.stderr.write(
+                f"\n{name}: finishing this step, then saving (Ctrl-C again to abort)\n"
+            )
 
 
 def keep_if_finite(

@@ -310,14 +310,7 @@ def derive(
     # 1) Sizes follow from depth.
     model = config.model.derive(vocab_size, padded_vocab_size)
     s, params = model.sizes, matmul_params(model)
-    said.append(
-        f"model: depth {model.depth} -> dim {s.dim}, {s.heads} heads x {model.head_dim}, "
-        f"{s.kv_heads} kv heads, hidden {s.hidden}, vocab {s.vocab:,} (padded {s.padded_vocab:,})"
-    )
-    said.append(
-        f"size: {params / 1e6:,.1f}M matmul parameters, "
-        f"{flops_per_token(model) / 1e9:.3f} GFLOP per training token"
-    )
+    said += _described(model)
     training = config.training
     config.guards.check(config.run.in_flight)
     # 2) Tokens follow from parameters unless steps or tokens are given.
@@ -359,6 +352,17 @@ def derive(
         training=training,
         run=replace(config.run, price_per_hour=price),
     ), said
+
+
+def _described(model: GPTConfig) -> list[str]:
+    """A derived model in two sentences."""
+    s = model.sizes
+    return [
+        f"model: depth {model.depth} -> dim {s.dim}, {s.heads} heads x {model.head_dim}, "
+        f"{s.kv_heads} kv heads, hidden {s.hidden}, vocab {s.vocab:,} (padded {s.padded_vocab:,})",
+        f"size: {matmul_params(model) / 1e6:,.1f}M matmul parameters, "
+        f"{flops_per_token(model) / 1e9:.3f} GFLOP per training token",
+    ]
 
 
 def price_of_machine() -> float:

@@ -18,6 +18,7 @@ from gaia.config import parse
 from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError
 from gaia.hardware import chip_of_device_kind
+from gaia.output import may_go_away
 from gaia.processes.group import Group, joined, take_options
 from gchat.config import TrainConfig, derive, load, price_of_machine
 from gchat.data.prepare import prepare
@@ -163,7 +164,7 @@ def main(args: list[str]) -> None:
             rest.append(item)
     processes, rest = take_options(rest)
     options = parse(Options, own, prog="gchat/speedrun.sh")
-    with joined(processes) as group:
+    with may_go_away(), joined(processes) as group:
         summary = speedrun(options, rest, group)
     if summary and summary["finished"] and group.first:
         run = Path(summary["run_dir"])

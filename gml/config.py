@@ -17,6 +17,9 @@ from typing import Any
 from gml.errors import UsageError
 from gml.model import Host, check_owner
 
+DEFAULT_KEY = "~/.ssh/id_ed25519"
+# Whose connections follow ~/.ssh/config: those to own machines, all, or none.
+SSH_CONFIG = ("own", "all", "none")
 ENDPOINTS = {
     "tpu": "https://tpu.googleapis.com",
     "compute": "https://compute.googleapis.com",
@@ -71,7 +74,8 @@ class Config:
     owner: str
     default_timeout: str = ""
     idle: str = "30m"
-    ssh_key: str = "~/.ssh/id_ed25519"
+    ssh_key: str = DEFAULT_KEY
+    ssh_config: str = "own"
     backoff_s: float = 0.5
     google: Google = field(default_factory=Google)
     lambda_: Lambda = field(default_factory=Lambda)
@@ -142,7 +146,7 @@ def load(home: Path | None = None) -> Config:
         ("metrics", "metrics", Metrics),
     ):
         tables[field_name] = _fill(kind, raw.pop(key, {}), f"{path}: {key}.")
-    scalars = ("default_timeout", "idle", "ssh_key", "backoff_s")
+    scalars = ("default_timeout", "idle", "ssh_key", "ssh_config", "backoff_s")
     unknown = [k for k in raw if k not in scalars]
     if unknown:
         known = "owner, google, lambda, metrics, local, " + ", ".join(scalars)
@@ -150,6 +154,10 @@ def load(home: Path | None = None) -> Config:
     for key, value in raw.items():
         if not isinstance(value, (int, float) if key == "backoff_s" else str):
             raise UsageError(f"{path}: {key} = {value!r} has the wrong type")
+    if raw.get("ssh_config", "own") not in SSH_CONFIG:
+        raise UsageError(
+            f"{path}: ssh_config = {raw['ssh_config']!r} is unknown", "own, all or none"
+        )
     return Config(home=home, owner=check_owner(str(owner)), local_hosts=hosts, **raw, **tables)
 
 

@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 from gml.durations import format_duration
+from gml.errors import UsageError
 from gml.fleet import Fleet
 from gml.heartbeat import heartbeat_age
 from gml.progress import Progress
 from gml.providers.base import Check, check
+from gml.remote.keys import check_key
 from gml.remote.ssh import include_line
 
 
@@ -32,10 +34,10 @@ def local_checks(fleet: Fleet) -> list[Check]:
     for tool, package in (("ssh", "openssh-client"), ("rsync", "rsync"), ("git", "git")):
         program = shutil.which(tool)
         checks.append(check(tool, bool(program), program or "not found", f"install {package}"))
-    key = Path(config.ssh_key).expanduser()
-    have = key.exists() and key.with_suffix(".pub").exists()
-    made = f"ssh-keygen -t ed25519 -f {key}"
-    checks.append(check("ssh key", have, str(key) if have else f"{key} is missing", made))
+    try:
+        checks.append(check("ssh key", True, str(check_key(config).identity)))
+    except UsageError as error:
+        checks.append(check("ssh key", False, error.problem, error.remedy.removeprefix("run: ")))
     path = Path.home() / ".ssh" / "config"
     included = path.exists() and include_line(config) in path.read_text("utf-8").splitlines()
     detail = "present" if included else "absent: `ssh <node>` needs -F; gml itself does not"

@@ -9,7 +9,7 @@ from gml.durations import parse_duration
 from gml.errors import GmlError, StockOut, UsageError
 from gml.fleet import Fleet
 from gml.model import CreateSpec, Offer, check_id, new_id, parse_sku
-from gml.remote.ssh import public_key
+from gml.remote.keys import public_key
 from gml.request import NodeRequest
 
 # The watchdog counts from its first tick, long before anybody can have logged in.

@@ -170,6 +170,8 @@ class Runner:
         request, count = self.request, len(node.hosts)
         where = node.id if count == 1 else f"{count} hosts"
         if request.sync:
+            for line in sync.announcement(self.ssh, node, request.folder, request.dest):
+                self.console.say(f"gml: {line}")
             self.progress(f"sending code to {where}")
             reports = on_hosts(
                 count, lambda i: sync.push(self.ssh, node, request.folder, request.dest, index=i)

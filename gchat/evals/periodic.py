@@ -107,15 +107,20 @@ def make_engine(graph: Any, params: Any, tokenizer: Tokenizer, seq_len: int) -> 
 
 
 def encode_file(path: str, tokenizer: Tokenizer) -> np.ndarray:
-    """A text file as one document: BOS and its tokens, int32. Invalid UTF-8 becomes U+FFFD.
+    """A text file as one document: BOS and its tokens, int32.
 
     Raises:
-        DataError: the file is missing or empty.
+        DataError: the file is missing, empty or not UTF-8.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8", errors="replace")
+        text = Path(path).read_bytes().decode("utf-8")
     except OSError as error:
         raise DataError(f"cannot read {path!r} ({error.strerror})", "check the path") from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path!r} is not UTF-8 at byte {error.start}",
+            "convert it (iconv -f latin1 -t utf-8), or its bytes would be counted wrong",
+        ) from None
     if not text:
         raise DataError(f"{path!r} is empty", "give a text with content")
     return np.array([tokenizer.bos_id, *tokenizer.encode(text)], np.int32)

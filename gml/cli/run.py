@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import sys
 import time
 from typing import Annotated, BinaryIO, cast
@@ -70,6 +69,8 @@ def run_command(
         environment=_environment(request),
         data=request.data.rstrip("/") if request.data != "/" else request.data,
     )
+    if request.git_credentials:
+        sync.git_credential(request.folder)  # before a machine is made
     node, node_request = _target(fleet, request, wanted)
     node_request, price = _announce(fleet, request, node, node_request, quiet=dry_run)
     if dry_run:
@@ -89,7 +90,7 @@ def run_command(
 def _placed(request: RunRequest) -> RunRequest:
     """The request with the work tree's root and the remote folder."""
     root = sync.repository_root(request.folder) if request.sync else request.folder.resolve()
-    dest = request.dest or re.sub(r"[^A-Za-z0-9_.-]", "-", root.name) or "work"
+    dest = request.dest or sync.default_dest(root)
     return dataclasses.replace(request, folder=root, dest=sync.check_dest(dest))
 
 

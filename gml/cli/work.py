@@ -65,6 +65,10 @@ def connect(
     forward_agent: Annotated[
         bool, typer.Option("--forward-agent", help="Forward the ssh agent (ssh -A).")
     ] = False,
+    forward: Annotated[
+        list[str] | None,
+        typer.Option("--forward", "-L", help="Port to forward: 8888 or HERE:THERE, repeatable."),
+    ] = None,
     install: Annotated[bool, typer.Option(help="Write one Include line to ~/.ssh/config.")] = True,
     dry_run: c.DryRun = False,
     json: Annotated[
@@ -79,7 +83,8 @@ def connect(
     node = _node(fleet, node_id)
     if ide not in ("cursor", "code", "none"):
         raise UsageError(f"--ide {ide!r} is not known", "cursor, code or none")
-    argv = fleet.ssh.argv(node, host, *(["-A"] if forward_agent else []))
+    options = _forwards(forward or []) + (["-A"] if forward_agent else [])
+    argv = fleet.ssh.argv(node, host, *options)
     if ide != "none":
         target = f"ssh-remote+{host_alias(node, host)}"
         argv = [ide, "--remote", target, *([folder] if folder else [])]
@@ -92,6 +97,18 @@ def connect(
         raise UsageError(f"{argv[0]} is not installed here", f"or connect it to the host {node.id}")
     sys.stdout.flush()
     os.execvp(argv[0], argv)
+
+
+def _forwards(ports: list[str]) -> list[str]:
+    """ssh options for `8888` (the same port there) or `16006:6006`; raises UsageError."""
+    options = []
+    for text in ports:
+        here, _, there = text.partition(":")
+        for number in (here, there or here):
+            if not number.isdigit() or not 0 < int(number) < 65536:
+                raise UsageError(f"--forward {text!r} is not a port", "say 8888 or 16006:6006")
+        options += ["-L", f"{here}:localhost:{there or here}"]
+    return ["-o", "ExitOnForwardFailure=yes", *options] if options else []
 
 
 def exec_(
@@ -145,10 +162,11 @@ def sync(
     fleet = c.open_fleet()
     node = _node(fleet, node_id)
     root = syncing.repository_root(folder)
-    dest = syncing.check_dest(dest or root.name)
+    dest = syncing.check_dest(dest or syncing.default_dest(root))
     if dry_run:
         files, withheld = syncing.files_to_send(root)
-        emit({"dest": dest, "files": files, "withheld": withheld})
+        links = syncing.links_out(root, files)
+        emit({"dest": dest, "files": files, "withheld": withheld, "links_out": links})
         return
     if pull:
         with Spinner() as spinner:
@@ -161,6 +179,8 @@ def sync(
         else:
             say(f"gml: {', '.join(got)} of {node.id} is in {root}")
         return
+    for line in syncing.announcement(fleet.ssh, node, root, dest):
+        say(f"gml: {line}")
     with Spinner() as spinner:
         spinner(f"sending code to {node.id}")
         reports = on_hosts(

@@ -25,6 +25,7 @@ from gml.nodes.undo import undo
 from gml.planning import QUEUES, find_offers, make_spec, provider_for, spec_for
 from gml.progress import Progress, silent
 from gml.providers.base import Provider
+from gml.remote.keys import check_key
 from gml.remote.ssh import address_of
 from gml.request import NodeRequest
 
@@ -74,6 +75,8 @@ def create(
     provider.ask_time()
     spec = make_spec(fleet, request)
     check_safe(fleet, provider, request)
+    if request.wait_ssh and provider.name != "local":
+        check_key(fleet.config)  # before anything is paid for
     provider.sign_in()
     with fleet.store.lock(spec.id), terminate_is_interrupt():
         spec, prior = _prior(fleet, spec, provider, progress)
@@ -81,6 +84,8 @@ def create(
         there = (prior.zone, prior.strategy) if prior else None
         creation = Creation(fleet, request, provider, spec, intent, progress, there)
         creation.note()
+        if prior is None:
+            fleet.ssh.forget_keys(intent)
         try:
             node = _try_places(creation)
             return _finish(creation, node, on_up)

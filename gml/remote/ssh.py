@@ -1,13 +1,15 @@
 """System ssh with one generated config file, pinned host keys and shared connections.
 
-System ssh rather than a library: the user's agent, ProxyJump and hardware keys keep working, and
-`ssh <node>`, VS Code and Cursor see the same hosts through one `Include ~/.gml/ssh_config`.
+System ssh rather than a library: the user's agent and hardware keys keep working, own machines (or
+all, with `ssh_config = "all"`) follow ~/.ssh/config, and `ssh NODE`, VS Code and Cursor see the
+same hosts through one `Include ~/.gml/ssh_config`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -18,21 +20,16 @@ from pathlib import Path
 from gml.config import Config
 from gml.errors import NotFound, Unavailable, UsageError
 from gml.model import Host, Node
+from gml.remote.keys import find_key
+from gml.remote.ssh_config import (
+    control_folder,
+    host_block,
+    make_control_folder,
+    user_options,
+    without_keys,
+)
 from gml.store import Store, write_private
 from gml.threads import on_hosts
-
-_OPTIONS = """\
-  ServerAliveInterval 15
-  ServerAliveCountMax 4
-  ConnectTimeout 15
-  ControlMaster auto
-  ControlPath {control}/%C
-  ControlPersist 120
-  UserKnownHostsFile {known}
-  StrictHostKeyChecking accept-new
-  IdentityFile {key}
-  LogLevel ERROR
-"""
 
 
 def host_alias(node: Node, index: int) -> str:
@@ -47,21 +44,6 @@ def key_alias(node: Node, index: int) -> str:
     return f"gml-{host_alias(node, index)}"
 
 
-def key_path(config: Config) -> Path:
-    """The user's private key; raises UsageError with the command that makes one."""
-    path = Path(config.ssh_key).expanduser()
-    if not path.exists() or not path.with_suffix(".pub").exists():
-        raise UsageError(
-            f"ssh_key {config.ssh_key} does not exist", f"run: ssh-keygen -t ed25519 -f {path}"
-        )
-    return path
-
-
-def public_key(config: Config) -> str:
-    """First line of the public key."""
-    return key_path(config).with_suffix(".pub").read_text(encoding="utf-8").splitlines()[0].strip()
-
-
 class Ssh:
     """Commands on the hosts of nodes, through `HOME/ssh_config`."""
 
@@ -70,28 +52,28 @@ class Ssh:
         self.store = store
         self.file = config.home / "ssh_config"
         self.known = config.home / "known_hosts"
+        self.control = control_folder(config.home)
         if shutil.which("ssh") is None:
             raise UsageError("ssh is not installed", "install openssh-client")
 
     def write_config(self) -> None:
         """Writes every known node's hosts into `HOME/ssh_config` (0600)."""
-        control = self.config.home / "cm"
-        control.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self.known.exists():
             write_private(self.known, "")
+        key = self._identity()
         blocks = ["# written by gml; changes are lost"]
         for node in [*self.store.all(), *self.probes()]:
             for index, host in enumerate(node.hosts):
                 alias = host_alias(node, index)
-                names = alias if index or len(node.hosts) == 1 else f"{alias} {node.id}-0"
-                user = f"  User {host.user}\n" if host.user else ""
                 blocks.append(
-                    f"Host {names}\n  HostName {host.address}\n  Port {host.port}\n{user}"
-                    f"  HostKeyAlias {key_alias(node, index)}\n"
-                    + _OPTIONS.format(
-                        control=control,
+                    host_block(
+                        alias if index or len(node.hosts) == 1 else f"{alias} {node.id}-0",
+                        host,
+                        key_alias(node, index),
+                        control=self.control,
                         known=self.known,
-                        key=Path(self.config.ssh_key).expanduser(),
+                        identity=key,
+                        user_options=self._user_options(node, host),
                     )
                 )
         text = "\n".join(blocks) + "\n"
@@ -99,6 +81,34 @@ class Ssh:
             if self.file.read_text(encoding="utf-8") == text:
                 return
         write_private(self.file, text)
+
+    def _identity(self) -> Path | None:
+        if not make_control_folder(self.control):
+            raise UsageError(f"{self.control} belongs to somebody else", "remove it")
+        try:
+            key = find_key(self.config)
+        except UsageError:
+            return None  # own machines may have one in ~/.ssh/config
+        if key.identity == self.config.home / "agent_key.pub":
+            write_private(key.identity, f"{key.public}\n")
+        return key.identity
+
+    def _user_options(self, node: Node, host: Host) -> dict[str, list[str]]:
+        wanted = self.config.ssh_config
+        if wanted == "all" or (wanted == "own" and node.provider == "local"):
+            return user_options(host.address)
+        return {}
+
+    def forget_keys(self, node: Node) -> None:
+        """Drops the pinned keys of a name that another machine gets now."""
+        if self.known.exists() and node.provider != "local":
+            stem = f"gml-{node.id}"
+            lines = self.known.read_text(encoding="utf-8").splitlines(keepends=True)
+            names = {x.split(" ", 1)[0].strip("[]") for x in lines}
+            old = {n for n in names if n == stem or re.fullmatch(rf"{re.escape(stem)}-\d+", n)}
+            if old:
+                self._control(node.id, "exit")
+                write_private(self.known, "".join(without_keys(lines, old)))
 
     def probes(self) -> list[Node]:
         """The configured local machines under names of their own, to look at them at any time."""
@@ -116,8 +126,7 @@ class Ssh:
                 return self.write_config()
             names = {key_alias(node, i) for i in range(max(1, len(node.hosts)))}
             lines = self.known.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [x for x in lines if x.split(" ", 1)[0].strip("[]") not in names]
-            write_private(self.known, "".join(kept))
+            write_private(self.known, "".join(without_keys(lines, names)))
         self.write_config()
 
     def pin(self, node: Node, index: int, keys: Sequence[str]) -> None:
@@ -201,7 +210,8 @@ def _hosts(node: Node) -> str:
 
 def include_line(config: Config) -> str:
     """The one line that `~/.ssh/config` needs."""
-    return f"Include {config.home / 'ssh_config'}"
+    path = str(config.home / "ssh_config")
+    return f'Include "{path}"' if " " in path else f"Include {path}"
 
 
 def install_include(config: Config, ssh_config: Path | None = None) -> bool:
@@ -210,7 +220,8 @@ def install_include(config: Config, ssh_config: Path | None = None) -> bool:
     Returns:
         Whether the file was changed.
     """
-    path = ssh_config or Path.home() / ".ssh" / "config"
+    # Where the file is a link (dotfiles in a repository), what it points to is changed.
+    path = (ssh_config or Path.home() / ".ssh" / "config").resolve()
     line = include_line(config)
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     if line in text.splitlines():

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from gml.errors import Unavailable, UsageError
 from gml.model import Node
+from gml.remote.data import UPLINK
 from gml.remote.ssh import Ssh, host_alias
 from gml.store import write_private
 
@@ -26,6 +27,8 @@ SECRET_NAMES = (
     ".netrc", ".pypirc", ".npmrc", ".git-credentials", "credentials.json", "service-account*.json",
     "application_default_credentials.json", "lambda_key", ".htpasswd",
 )  # fmt: skip
+# More than this is announced before it is sent.
+LARGE_BYTES = 100_000_000
 ALLOWED = (".env.example", ".env.sample", ".env.template")
 _DEST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}")
 
@@ -72,7 +75,7 @@ def repository_root(folder: Path) -> Path:
 def files_to_send(root: Path) -> tuple[list[str], list[str]]:
     """Existing files that are tracked or untracked-but-not-ignored, and those held back.
 
-    git lists a submodule as one entry, so its own listing is taken inside it.
+    git lists a submodule or a clone within the tree as one entry; its own listing is taken inside.
     """
     listing = subprocess.run(
         ["git", "-C", str(root), "ls-files", "-z", "-c", "-o", "--exclude-standard"],
@@ -86,7 +89,8 @@ def files_to_send(root: Path) -> tuple[list[str], list[str]]:
         path = os.fsdecode(raw)
         full = root / path
         if full.is_dir() and not full.is_symlink():
-            if path.endswith("/") or not (full / ".git").exists():
+            path = path.rstrip("/")
+            if not (full / ".git").exists():
                 continue
             inner, held = files_to_send(full)
             send += [f"{path}/{name}" for name in inner]
@@ -96,6 +100,49 @@ def files_to_send(root: Path) -> tuple[list[str], list[str]]:
         elif full.is_symlink() or full.is_file():
             send.append(path)
     return send, withheld
+
+
+def links_out(root: Path, files: list[str]) -> list[str]:
+    """Links among the files that point out of the tree: there they lead nowhere."""
+    top = root.resolve()
+    links = [f for f in files if (root / f).is_symlink()]
+    return [f for f in links if not (root / f).resolve().is_relative_to(top)]
+
+
+def announcement(ssh: Ssh, node: Node, root: Path, dest: str) -> list[str]:
+    """Lines to say before a push: links that lead out of the tree, and anything above 100 MB.
+
+    The size is told when it has grown by so much since the last push from here.
+    """
+    files, _ = files_to_send(root)
+    lines = [
+        f"{link} -> {os.readlink(root / link)} points out of the tree and leads nowhere there"
+        for link in links_out(root, files)[:5]
+    ]
+    sizes = {f: (root / f).lstat().st_size for f in files}
+    total = sum(sizes.values())
+    if total - _sent_bytes(ssh, node, dest) > LARGE_BYTES:
+        largest = max(sizes, key=lambda f: sizes[f])
+        minutes = max(1, round(total / UPLINK / 60))
+        lines.append(
+            f"sending {total / 1e9:.2f} GB, about {minutes} min at 100 Mbit/s (the largest is "
+            f"{largest}, {sizes[largest] / 1e9:.2f} GB); what is in .gitignore stays here"
+        )
+    return lines
+
+
+def _record(ssh: Ssh, node: Node, index: int) -> tuple[Path, dict]:
+    path = ssh.config.home / "sync" / f"{host_alias(node, index)}.json"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        value = {}
+    return path, value if isinstance(value, dict) else {}
+
+
+def _sent_bytes(ssh: Ssh, node: Node, dest: str) -> int:
+    sizes = _record(ssh, node, 0)[1].get("bytes")
+    return int(sizes.get(dest, 0)) if isinstance(sizes, dict) else 0
 
 
 def push(ssh: Ssh, node: Node, root: Path, dest: str, *, index: int = 0) -> SyncReport:
@@ -117,15 +164,14 @@ def push(ssh: Ssh, node: Node, root: Path, dest: str, *, index: int = 0) -> Sync
     # What we sent last time and no longer have is deleted there. Without a record of last time
     # (another laptop) the remote manifest is asked; it is written by every sync that changes it.
     digest = hashlib.sha256("\0".join(files).encode("utf-8", "surrogateescape")).hexdigest()
-    record = ssh.config.home / "sync" / f"{alias}.json"
-    try:
-        known = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
+    record, known = _record(ssh, node, index)
+    total = sum((root / f).lstat().st_size for f in files)
     deleted = 0
     if known.get(dest) != digest:
         deleted = _apply_manifest(ssh, node, index, dest, files)
-        write_private(record, json.dumps({**known, dest: digest}))
+    if known.get(dest) != digest or known.get("bytes", {}).get(dest) != total:
+        sizes = {**known.get("bytes", {}), dest: total}
+        write_private(record, json.dumps({**known, dest: digest, "bytes": sizes}))
     return SyncReport(len(files), deleted, tuple(withheld), time.monotonic() - begun, dest)
 
 
@@ -167,6 +213,28 @@ def push_folder(ssh: Ssh, node: Node, folder: Path, dest: str, *, index: int = 0
     _rsync(ssh, [f"{folder}/", f"{host_alias(node, index)}:{dest}/"], dest=dest, limit_s=6 * 3600)
 
 
+def git_credential(folder: Path) -> dict[str, str]:
+    """The stored github.com login (`username`, `password`); raises UsageError without one."""
+    done = subprocess.run(
+        ["git", "-C", str(folder), "credential", "fill"],
+        input="protocol=https\nhost=github.com\n\n",
+        capture_output=True,
+        text=True,
+        env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
+    )
+    answer = dict(x.split("=", 1) for x in done.stdout.splitlines() if "=" in x)
+    if done.returncode != 0 or not answer.get("password"):
+        raise UsageError(
+            "git has no stored credential for github.com", "run `gh auth setup-git` first"
+        )
+    return answer
+
+
+def default_dest(root: Path) -> str:
+    """Remote folder of a work tree: its name, with a dash for what a shell could take amiss."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", root.name) or "work"
+
+
 def send_git_identity(ssh: Ssh, node: Node, index: int, folder: Path, credentials: bool) -> None:
     """The local git name and address, and with `credentials` the github.com token, over stdin."""
     lines = []
@@ -178,18 +246,7 @@ def send_git_identity(ssh: Ssh, node: Node, index: int, folder: Path, credential
         if value:
             lines.append(f"git config --global {key} {shlex.quote(value)}")
     if credentials:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "credential", "fill"],
-            input="protocol=https\nhost=github.com\n\n",
-            capture_output=True,
-            text=True,
-            env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
-        )
-        answer = dict(x.split("=", 1) for x in done.stdout.splitlines() if "=" in x)
-        if done.returncode != 0 or not answer.get("password"):
-            raise UsageError(
-                "git has no stored credential for github.com", "run `gh auth setup-git` first"
-            )
+        answer = git_credential(folder)
         user = urllib.parse.quote(answer.get("username", "git"), safe="")
         secret = urllib.parse.quote(answer["password"], safe="")
         lines += [
@@ -208,7 +265,7 @@ def _rsync(
 ) -> None:
     # Permissions matter for code (scripts are executable) and not for results.
     flags = "-rltpz" if dest else "-rltz"
-    argv = ["rsync", flags, "-e", f"ssh -F {_plain(ssh.file)}"]
+    argv = ["rsync", flags, "-e", f"ssh -F '{ssh.file}'"]
     if dest:
         argv.append(f"--rsync-path=mkdir -p {dest} && rsync")
     try:
@@ -222,12 +279,3 @@ def _rsync(
         raise Unavailable(
             f"rsync: {text[0] if text else done.returncode}", "is rsync installed on both sides?"
         )
-
-
-def _plain(path: Path) -> str:
-    text = str(path)
-    if re.search(r"[^A-Za-z0-9_./-]", text):
-        raise UsageError(
-            f"GML_HOME {text!r} contains characters that rsync cannot pass on", "move it"
-        )
-    return text

@@ -64,7 +64,7 @@ class Zygote:
         ahead.
         """
         assert self.process.stdin and self.process.stdout
-        kept = ("GML_", "GOOGLE_", "LAMBDA_", "HOME", "HF_", "PATH")
+        kept = ("GML_", "GOOGLE_", "LAMBDA_", "HOME", "HF_", "PATH", "SSH_")
         env = {k: v for k, v in os.environ.items() if k.startswith(kept)}
         ask: dict[str, Any] = {
             "words": words,

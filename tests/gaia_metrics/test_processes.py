@@ -64,7 +64,9 @@ def test_a_forked_worker_that_lives_on_keeps_no_lock(tmp_path):
             os.kill(pid, 9)
 
 
-@pytest.mark.parametrize("how", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    "how", ["fork", *(pytest.param(h, marks=pytest.mark.slow) for h in ("spawn", "forkserver"))]
+)
 def test_a_child_that_ends_normally_loses_nothing(tmp_path, how):
     script = tmp_path / "script.py"
     script.write_text(

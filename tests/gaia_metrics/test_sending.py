@@ -107,7 +107,9 @@ def test_a_surprise_in_the_sender_ends_nothing(tmp_path, monkeypatch):
         run.finish()
 
 
-@pytest.mark.parametrize("status", [301, 308, 400, 404, 405, 407])
+@pytest.mark.parametrize(
+    "status", [404, *(pytest.param(s, marks=pytest.mark.slow) for s in (301, 308, 400, 405, 407))]
+)
 def test_what_is_no_otlp_receiver_holds_all_back(tmp_path, monkeypatch, capfd, status):
     """A proxy's or TLS port's answer: nothing is set aside, all arrives once it is mended."""
     monkeypatch.setattr(sender, "BACKOFF_S", (0.05, 0.1))

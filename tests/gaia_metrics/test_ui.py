@@ -186,7 +186,10 @@ def slow_site(tmp_path_factory):
     server.server_close()
 
 
-@pytest.mark.parametrize("gap_ms", [0, 80, 200])
+@pytest.mark.parametrize(
+    "gap_ms",
+    [pytest.param(0, marks=pytest.mark.slow), 80, pytest.param(200, marks=pytest.mark.slow)],
+)
 def test_a_chart_never_lacks_a_selected_run(slow_site, page, gap_ms):
     """Ticks while a load is under way: its answer is to an older selection."""
     page.goto(slow_site)
@@ -289,7 +292,7 @@ def test_an_unchanged_answer_is_not_sent_again(slow_site):
     assert caught.value.code == 304
 
 
-@pytest.mark.parametrize("width", [1300, 390])
+@pytest.mark.parametrize("width", [pytest.param(1300, marks=pytest.mark.slow), 390])
 def test_nothing_sticks_out(slow_site, browser, width, tmp_path):
     page = browser.new_page(viewport={"width": width, "height": 840})
     page.goto(slow_site)

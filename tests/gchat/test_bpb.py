@@ -13,6 +13,8 @@ import tiny
 from gaia import parallel
 from gaia.errors import ConfigError, DataError
 from gchat.evals import bpb
+from gchat.evals.periodic import encode_file
+from gchat.tokenizer import train_bpe
 from gchat.train_step import make_scorer
 
 BYTES = np.concatenate([np.random.default_rng(0).integers(1, 9, tiny.VOCAB - 4), np.zeros(32, int)])
@@ -133,3 +135,11 @@ def test_take_tokens_keeps_whole_documents_and_at_least_one():
     documents = [document(n, seed=n) for n in (30, 20, 10)]
     assert [len(d) for d in bpb.take_tokens(documents, 55)] == [30, 20]
     assert [len(d) for d in bpb.take_tokens(documents, 5)] == [30]
+
+
+def test_a_text_that_is_not_utf_8_is_refused(tmp_path):
+    """Ten letters with an umlaut in Latin-1 are 10 bytes there, and 12 as U+FFFD."""
+    path = tmp_path / "latin1.txt"
+    path.write_bytes("für Bücher".encode("latin-1"))
+    with pytest.raises(DataError, match="is not UTF-8 at byte 1; convert it"):
+        encode_file(str(path), train_bpe(["ab"], 300))

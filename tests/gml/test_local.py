@@ -383,3 +383,55 @@ def test_a_run_that_nobody_watches_any_more_is_brought_to_its_end(hosts, repo, g
         assert code == 0 and (repo / "runs" / "r").read_text() == "r\n"
     else:
         assert code == 130
+
+
+def test_nested_repositories_are_sent_and_links_out_of_the_tree_are_said(hosts, repo, gml, home):
+    assert gml(*CREATE, "--name", "n").returncode == 0
+    lib = repo / "lib"
+    lib.mkdir()
+    git(lib, "init", "-q")
+    (lib / "inner.py").write_text("x\n")
+    (repo / "data").symlink_to("/elsewhere/data")
+    (repo / "inside").symlink_to("main.py")
+    spaced = repo.with_name("my project")
+    repo.rename(spaced)
+    done = gml("sync", "n", "--folder", str(spaced))
+    assert done.returncode == 0, done.stderr
+    there = hosts[0].home / "my-project"
+    assert (there / "lib" / "inner.py").read_text() == "x\n" and (there / "inside").exists()
+    assert "data -> /elsewhere/data points out of the tree" in done.stderr
+    assert "inside ->" not in done.stderr
+    plan = json.loads(gml("sync", "n", "--folder", str(spaced), "--dry-run").stdout)
+    assert "lib/inner.py" in plan["files"] and plan["links_out"] == ["data"]
+    gml("node", "delete", "n")
+
+
+def test_what_is_large_is_announced_once_before_it_is_sent(hosts, repo, gml, monkeypatch):
+    assert gml(*CREATE, "--name", "l").returncode == 0
+    with (repo / "checkpoint.bin").open("wb") as file:
+        file.truncate(150_000_000)  # sparse: 150 MB of zeros
+    done = gml("sync", "l", "--folder", str(repo))
+    said = [x for x in done.stderr.splitlines() if "0.15 GB" in x]
+    assert len(said) == 1 and "checkpoint.bin" in said[0] and ".gitignore" in said[0]
+    assert done.stderr.index("0.15 GB") < done.stderr.index("files to l")
+    assert "0.15 GB" not in gml("sync", "l", "--folder", str(repo)).stderr
+    gml("node", "delete", "l")
+
+
+def test_missing_git_credentials_are_told_before_a_machine_is_made(hosts, repo, gml, monkeypatch):
+    words = ("run", "-p", "local", "--zone", "box", "--timeout", "1h", "--git-credentials")
+    done = gml(*words, "--", "true", cwd=repo)
+    assert (done.returncode, "no stored credential" in done.stderr) == (2, True), done.stderr
+    assert not (hosts[0].home / ".gml").exists()
+
+
+def test_connect_forwards_ports(hosts, gml):
+    assert gml(*CREATE, "--name", "f").returncode == 0
+    words = ("connect", "f", "--dry-run", "--forward", "8888", "--forward", "16006:6006")
+    argv = json.loads(gml(*words).stdout)["argv"]
+    pairs = [argv[i + 1] for i, word in enumerate(argv) if word == "-L"]
+    assert pairs == ["8888:localhost:8888", "16006:localhost:6006"]
+    assert "ExitOnForwardFailure=yes" in argv
+    bad = gml("connect", "f", "--forward", "99999")
+    assert (bad.returncode, "--forward '99999' is not a port" in bad.stderr) == (2, True)
+    gml("node", "delete", "f")

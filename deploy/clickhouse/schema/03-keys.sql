@@ -56,7 +56,7 @@ CREATE TABLE IF NOT EXISTS gaia.latest
     run_id LowCardinality(String),
     metric LowCardinality(String),
     attempt UInt32,
-    last AggregateFunction(argMax, Float64, Tuple(UInt64, UInt64)),
+    last AggregateFunction(argMax, Float64, UInt128),  -- step and version; a tuple is slower
     last_step SimpleAggregateFunction(max, UInt64),
     vmin SimpleAggregateFunction(min, Float64),
     vmax SimpleAggregateFunction(max, Float64),
@@ -72,7 +72,7 @@ SELECT
     run_id,
     metric,
     toUInt32(bitShiftRight(version, 50)) AS attempt,
-    argMaxState(value, (step, version)) AS last,
+    argMaxState(value, bitOr(bitShiftLeft(toUInt128(step), 64), toUInt128(version))) AS last,
     max(step) AS last_step,
     -- A group without a finite value must not lower the minimum to 0.
     min(if(isFinite(value), value, inf)) AS vmin,

@@ -39,7 +39,7 @@ class Words(NamedTuple):
     lines: list[str]
     """Lines that are not blank, stripped."""
     unspaced: bool = False
-    """Most words are of a script without spaces between them."""
+    """The words are mostly of a script without spaces between them."""
 
     @classmethod
     def of(cls, text: str) -> "Words":

@@ -1,0 +1,106 @@
+"""Text stays text, whatever it looks like: typed, joined with =, or in a preset."""
+
+import dataclasses
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gaia.config import load_yaml, parse
+from gaia.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """A group."""
+
+    prompts: tuple[str, ...] = ("a",)
+    """Texts."""
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Texts by name."""
+    name: str | None = None
+    """A text, or none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """A command."""
+
+    prompt: str = ""
+    """A text."""
+    loud: bool = False
+    """A flag."""
+    n: int = 1
+    """A number."""
+    eval: Inner = dataclasses.field(default_factory=Inner)
+    """A group."""
+
+
+TEXT = st.text(
+    st.characters(exclude_categories=("Cs",), exclude_characters="\x00\x02"), max_size=12
+)
+LOOKS_LIKE_AN_OPTION = st.sampled_from(
+    [
+        "True",
+        "false",
+        "on",
+        "None",
+        "-h",
+        "--help",
+        "--x",
+        "--no-loud",
+        "-1",
+        "--",
+        "---",
+        "a=b",
+        "",
+    ]
+)
+ANY = LOOKS_LIKE_AN_OPTION | TEXT
+
+
+@given(ANY)
+def test_a_typed_text_is_that_text(text):
+    assert parse(Options, [f"--prompt={text}"]).prompt == text
+    assert parse(Options, ["--loud", "--prompt", text, "--n", "2"]) == Options(text, True, 2)
+
+
+@given(st.lists(ANY, min_size=1, max_size=3), ANY, ANY.filter(lambda t: t != "None"))
+def test_a_text_in_a_preset_is_that_text(prompts, prompt, name):
+    tree = yaml.safe_load(
+        yaml.safe_dump({"prompt": prompt, "eval": {"prompts": prompts, "name": name}})
+    )
+    parsed = parse(Options, [], preset=tree)
+    assert parsed.prompt == prompt
+    assert parsed.eval.prompts == tuple(prompts) and parsed.eval.name == name
+
+
+def test_an_option_in_place_of_a_text_is_said():
+    with pytest.raises(ConfigError, match="--prompt has no value; write --prompt=--loud"):
+        parse(Options, ["--prompt", "--loud"])
+    with pytest.raises(ConfigError, match="Unrecognized options: --lou"):
+        parse(Options, ["--eval.prompts", "x", "--lou"])
+
+
+@pytest.mark.parametrize("value", ["True", "true", "False"])
+def test_flags_take_a_truth_value_too(value):
+    assert parse(Options, ["--loud", value]).loud == (value != "False")
+    assert parse(Options, [f"--loud={value}", "--n", "3"]).n == 3
+
+
+def test_texts_by_name():
+    parsed = parse(Options, ["--eval.files", "a", "True", "b", "-h", "--n", "2"])
+    assert parsed.eval.files == {"a": "True", "b": "-h"} and parsed.n == 2
+
+
+def test_yamls_truth_values_are_no_texts(tmp_path):
+    (tmp_path / "a.yaml").write_text("prompt: on\n")
+    with pytest.raises(ConfigError, match="prompt is true, a truth value to YAML; put it in quo"):
+        parse(Options, [], preset=load_yaml(tmp_path / "a.yaml"))
+
+
+def test_a_preset_is_utf_8_in_any_locale(tmp_path, monkeypatch):
+    (tmp_path / "a.yaml").write_bytes("prompt: 日本\n".encode())
+    monkeypatch.setattr("locale.getpreferredencoding", lambda *_: "ascii")
+    assert parse(Options, [], preset=load_yaml(tmp_path / "a.yaml")).prompt == "日本"
