@@ -223,7 +223,5 @@ def parse_verb(verb: str, args: list[str]) -> Verb:
 
 
 def _report(manifest: Manifest, out: Path) -> Manifest:
-    if manifest.invalid_utf8:
-        print(f"{manifest.invalid_utf8:,} invalid UTF-8 sequences were replaced by U+FFFD")
     print(f"{out}: {manifest.describe()}")
     return manifest

@@ -320,7 +320,7 @@ def test_invalid_utf8_is_counted_in_the_manifest(tmp_path, capsys):
         ],
     )
     assert command.run().invalid_utf8 == 40
-    assert "40 invalid UTF-8 sequences were replaced" in capsys.readouterr().out
+    assert "40 invalid UTF-8 sequences became U+FFFD" in capsys.readouterr().err
 
 
 def test_copies_stay_on_one_side(tmp_path):
