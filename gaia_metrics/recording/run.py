@@ -233,7 +233,7 @@ class Run:
     def alert(self, title: str, text: str = "", level: Literal["info", "warn", "error"] = "warn"):
         """Raise an alert: it is printed to stderr, kept in the run folder and sent."""
         record = _alert(title, text, level)
-        self._defer(max(0, self._worker.last_step), None, lambda _: record)
+        self._defer(None, None, lambda _: record)
 
     @property
     def meter_provider(self) -> Any:
@@ -306,7 +306,7 @@ class Run:
             self._lock.drop_copy()
             self._lock = None
 
-    def _defer(self, step: int, value: Any, make: Callable[[Any], dict]) -> None:
+    def _defer(self, step: int | None, value: Any, make: Callable[[Any], dict]) -> None:
         if self._finished:
             where, remedy = self._dropped_because
             self._warn("finished", f"a record {where} was dropped", remedy)
