@@ -76,6 +76,21 @@ def init(
     path = Path(dir) if dir is not None else Path("runs") / name
     _close_own(path, process_index)
     known = folder.read_json(path / "run.json")
+    _check_resume(path, known, resume, run_id)
+    identity = {
+        "id": known.get("id") or run_id or folder.new_run_id(),
+        "project": project,
+        "name": name,
+        "tags": [redact_text(str(tag)) for tag in tags] or known.get("tags", []),
+        "notes": redact_text(str(notes)) or known.get("notes", ""),
+        "config": redact({} if config is None else config),
+    }
+    limits = watch or WatchConfig()
+    return Run(path, known | identity, resume_step, process_index, system_interval, limits)
+
+
+def _check_resume(path: Path, known: dict, resume: str, run_id: str | None) -> None:
+    """Raise MetricsError where the arguments and what the folder holds contradict each other."""
     if resume not in ("allow", "must", "never"):
         raise MetricsError(f"resume={resume!r}", "use 'allow', 'must' or 'never'")
     if resume == "must" and not known:
@@ -90,16 +105,6 @@ def init(
             raise MetricsError(
                 f"run_id={run_id!r}, but {path} holds run {known.get('id')}", "choose another dir"
             )
-    identity = {
-        "id": known.get("id") or run_id or folder.new_run_id(),
-        "project": project,
-        "name": name,
-        "tags": [redact_text(str(tag)) for tag in tags] or known.get("tags", []),
-        "notes": redact_text(str(notes)) or known.get("notes", ""),
-        "config": redact({} if config is None else config),
-    }
-    limits = watch or WatchConfig()
-    return Run(path, known | identity, resume_step, process_index, system_interval, limits)
 
 
 def _close_own(path: Path, process: int) -> None:
@@ -228,7 +233,7 @@ class Run:
     def alert(self, title: str, text: str = "", level: Literal["info", "warn", "error"] = "warn"):
         """Raise an alert: it is printed to stderr, kept in the run folder and sent."""
         record = _alert(title, text, level)
-        self._defer(max(0, self._worker.last_step), None, lambda _: record)
+        self._defer(None, None, lambda _: record)
 
     @property
     def meter_provider(self) -> Any:
@@ -301,7 +306,7 @@ class Run:
             self._lock.drop_copy()
             self._lock = None
 
-    def _defer(self, step: int, value: Any, make: Callable[[Any], dict]) -> None:
+    def _defer(self, step: int | None, value: Any, make: Callable[[Any], dict]) -> None:
         if self._finished:
             where, remedy = self._dropped_because
             self._warn("finished", f"a record {where} was dropped", remedy)

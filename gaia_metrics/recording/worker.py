@@ -266,7 +266,8 @@ class Worker:
 
     def _take_deferred(self, step: Any, mono_ns: int, item: Deferred) -> None:
         try:
-            self.keep(item.make(item.value), operator.index(step), self.unix_ns(mono_ns))
+            at = None if step is None else operator.index(step)  # None: the last step before it
+            self.keep(item.make(item.value), at, self.unix_ns(mono_ns))
         except Exception as error:
             self._warn(f"record:{type(error).__name__}", f"a record was dropped: {error}"[:300], "")
 

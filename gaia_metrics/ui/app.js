@@ -17,6 +17,7 @@ async function drawTab() {
   drawing = (async () => {
     while (again) {
       again = false;
+      document.body.dataset.tab = state.tab;
       for (const id of TABS) $(id).hidden = id !== state.tab;
       for (const button of document.querySelectorAll("[role=tab]"))
         button.setAttribute("aria-selected", String(button.dataset.tab === state.tab));

@@ -69,6 +69,22 @@ def own_address(host: str | None, names: Collection[str] = ()) -> bool:
     return True
 
 
+def _result(function: Callable[[Query], Any], query: Query) -> tuple[int, bytes]:
+    """Return the status and JSON of a call; its errors are answers too."""
+    try:
+        status, data = 200, function(query)
+    except MetricsError as error:
+        status, data = 400, {"error": str(error)}
+    except (KeyError, ValueError, IndexError) as error:
+        status, data = 400, {"error": f"bad request: {error!r}"}
+    except Exception as error:  # a damaged file: say it on the page, serve the rest
+        status, data = 500, {"error": f"{type(error).__name__}: {error}"[:300]}
+    try:
+        return status, json.dumps(data, allow_nan=False, default=str).encode()
+    except ValueError:
+        return status, json.dumps(finite(data), default=str).encode()
+
+
 def _handler(
     calls: dict[str, Callable[[Query], Any]], names: Collection[str]
 ) -> type[BaseHTTPRequestHandler]:
@@ -90,19 +106,8 @@ def _handler(
 
         def call(self, function: Callable[[Query], Any], query: Query) -> None:
             """Answer JSON; a user's mistake is 400 with its one line."""
-            try:
-                status, data = 200, function(query)
-            except MetricsError as error:
-                status, data = 400, {"error": str(error)}
-            except (KeyError, ValueError, IndexError) as error:
-                status, data = 400, {"error": f"bad request: {error!r}"}
-            except Exception as error:  # a damaged file: say it on the page, serve the rest
-                status, data = 500, {"error": f"{type(error).__name__}: {error}"[:300]}
-            try:
-                body = json.dumps(data, allow_nan=False, default=str)
-            except ValueError:
-                body = json.dumps(finite(data), default=str)
-            self.answer(status, "application/json", body.encode())
+            status, body = _result(function, query)
+            self.answer(status, "application/json", body)
 
         def answer(self, status: int, kind: str, body: bytes) -> None:
             """Send, compressed where it pays. A page that is gone by now is no trouble."""

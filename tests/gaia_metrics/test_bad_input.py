@@ -201,3 +201,12 @@ def test_an_alert_of_the_last_value_is_kept(tmp_path):
     records = segments.read_all(tmp_path / "nan/metrics")
     alerts = [r.data for r in records if r.kind == "alert"]
     assert [(a["name"], a["step"], a["level"]) for a in alerts] == [("not a number", 3, "error")]
+
+
+def test_an_alert_stands_at_the_last_step_logged_before_it(tmp_path):
+    run = gaia_metrics.init("p", "n", dir=tmp_path / "n", system_interval=0)
+    run.log(41, {"a": 1.0})
+    run.alert("oom", "device 3", "error")  # at once: the thread has not seen step 41 yet
+    run.finish()
+    (alert,) = (r for r in segments.read_all(tmp_path / "n/metrics") if r.kind == "alert")
+    assert alert.step == 41
