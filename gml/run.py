@@ -66,6 +66,7 @@ class RunRequest:
         False, "--git-credentials", help="Copy the stored github.com login to the node."
     )
     sync: bool = option(True, "--sync/--no-sync", help="Send the work tree.")
+    git: bool = option(True, "--git/--no-git", help="Send the git history with the work tree.")
     command: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     max_recoveries: int = 20
@@ -170,12 +171,19 @@ class Runner:
         request, count = self.request, len(node.hosts)
         where = node.id if count == 1 else f"{count} hosts"
         if request.sync:
-            for line in sync.announcement(self.ssh, node, request.folder, request.dest):
+            root, dest = request.folder, request.dest
+            listing = sync.listing_of(root)
+            for line in sync.announcement(self.ssh, node, root, dest, listing):
                 self.console.say(f"gml: {line}")
             self.progress(f"sending code to {where}")
             reports = on_hosts(
-                count, lambda i: sync.push(self.ssh, node, request.folder, request.dest, index=i)
+                count,
+                lambda i: sync.push(
+                    self.ssh, node, root, dest, index=i, history=request.git, listing=listing
+                ),
             )
+            if reports[0].note:
+                self.console.say(f"gml: {reports[0].note}")
             if reports[0].withheld:
                 self.console.say(f"gml: held back as secrets: {', '.join(reports[0].withheld[:5])}")
         on_hosts(

@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,8 @@ Folder = Annotated[Path, typer.Option("--folder", help="Local git work tree to s
 Dest = Annotated[
     str, typer.Option("--dest", help="Remote folder; default: the local folder's name.")
 ]
+
+Git = Annotated[bool, typer.Option("--git/--no-git", help="Send the git history along.")]
 
 
 def add(app: typer.Typer) -> None:
@@ -69,6 +72,10 @@ def connect(
         list[str] | None,
         typer.Option("--forward", "-L", help="Port to forward: 8888 or HERE:THERE, repeatable."),
     ] = None,
+    sync: Annotated[
+        bool, typer.Option("--sync/--no-sync", help="Send the work tree around here first.")
+    ] = True,
+    git: Git = True,
     install: Annotated[bool, typer.Option(help="Write one Include line to ~/.ssh/config.")] = True,
     dry_run: c.DryRun = False,
     json: Annotated[
@@ -91,12 +98,24 @@ def connect(
     if dry_run or json:
         emit({"id": node.id, "host": host_alias(node, host), "argv": argv})
         return
+    if sync:
+        _sync_here(fleet, node, host, git)
     if install and install_include(fleet.config):
         say(f"gml: `ssh {node.id}` now works too (one Include line in ~/.ssh/config)")
     if shutil.which(argv[0]) is None:
         raise UsageError(f"{argv[0]} is not installed here", f"or connect it to the host {node.id}")
     sys.stdout.flush()
     os.execvp(argv[0], argv)
+
+
+def _sync_here(fleet: Fleet, node: Node, host: int, git: bool) -> None:
+    """Sends the work tree around the current folder, with the git identity; none, no sync."""
+    try:
+        root = syncing.repository_root(Path("."))
+    except UsageError:
+        return
+    _send(fleet, node, root, syncing.default_dest(root), [host], git)
+    syncing.send_git_identity(fleet.ssh, node, host, root, credentials=False)
 
 
 def _forwards(ports: list[str]) -> list[str]:
@@ -152,6 +171,7 @@ def sync(
         list[str] | None,
         typer.Option("--pull", help="Path below the remote folder to fetch instead, repeatable."),
     ] = None,
+    git: Git = True,
     dry_run: c.DryRun = False,
     json: c.Json = False,
 ) -> None:
@@ -179,23 +199,37 @@ def sync(
         else:
             say(f"gml: {', '.join(got)} of {node.id} is in {root}")
         return
-    for line in syncing.announcement(fleet.ssh, node, root, dest):
+    reports = _send(fleet, node, root, dest, range(len(node.hosts)), git)
+    if json:
+        emit([dataclasses.asdict(r) for r in reports])
+
+
+def _send(
+    fleet: Fleet, node: Node, root: Path, dest: str, hosts: Sequence[int], git: bool
+) -> list[syncing.SyncReport]:
+    """Sends the work tree to these hosts, and says what was sent."""
+    listing = syncing.listing_of(root)
+    for line in syncing.announcement(fleet.ssh, node, root, dest, listing):
         say(f"gml: {line}")
     with Spinner() as spinner:
         spinner(f"sending code to {node.id}")
         reports = on_hosts(
-            len(node.hosts), lambda i: syncing.push(fleet.ssh, node, root, dest, index=i)
+            len(hosts),
+            lambda i: syncing.push(
+                fleet.ssh, node, root, dest, index=hosts[i], history=git, listing=listing
+            ),
         )
-    if json:
-        emit([dataclasses.asdict(r) for r in reports])
-        return
     first = reports[0]
+    seconds = max(r.seconds for r in reports)
     say(
         f"gml: {first.files} files to {node.id}:~/{first.dest}, {first.deleted} deleted, "
-        f"{max(r.seconds for r in reports):.1f} s"
+        f"{seconds:.1f} s"
     )
+    if first.note:
+        say(f"gml: {first.note}")
     if first.withheld:
         say(f"gml: held back as secrets: {', '.join(first.withheld[:8])}")
+    return reports
 
 
 def logs(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import fnmatch
 import hashlib
 import json
 import os
 import re
 import shlex
 import subprocess
+import threading
 import time
 import urllib.parse
 from dataclasses import dataclass
@@ -18,30 +18,26 @@ from pathlib import Path
 from gml.errors import Unavailable, UsageError
 from gml.model import Node
 from gml.remote.data import UPLINK
+from gml.remote.history import Head, head_of, push_history
+from gml.remote.secrets import is_secret
 from gml.remote.ssh import Ssh, host_alias
 from gml.store import write_private
 
-# Never sent, tracked or not: a file of this kind on a rented machine is a leak.
-SECRET_NAMES = (
-    ".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_ed25519*", "id_ecdsa*",
-    ".netrc", ".pypirc", ".npmrc", ".git-credentials", "credentials.json", "service-account*.json",
-    "application_default_credentials.json", "lambda_key", ".htpasswd",
-)  # fmt: skip
 # More than this is announced before it is sent.
 LARGE_BYTES = 100_000_000
-ALLOWED = (".env.example", ".env.sample", ".env.template")
 _DEST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}")
 
 
 @dataclass(frozen=True)
 class SyncReport:
-    """Result of a sync. `withheld` are files that look like secrets."""
+    """Result of a sync. `withheld` are files that look like secrets; `note` is to be said."""
 
     files: int
     deleted: int
     withheld: tuple[str, ...]
     seconds: float
     dest: str
+    note: str = ""
 
 
 def check_dest(dest: str) -> str:
@@ -49,14 +45,6 @@ def check_dest(dest: str) -> str:
     if not _DEST.fullmatch(dest) or ".." in dest.split("/"):
         raise UsageError(f"remote folder {dest[:80]!r} is not usable", "use a name below the home")
     return dest.rstrip("/")
-
-
-def is_secret(path: str) -> bool:
-    """Tells whether a file name says that it holds a secret."""
-    name = path.rsplit("/", 1)[-1]
-    if name in ALLOWED:
-        return False
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in SECRET_NAMES)
 
 
 def repository_root(folder: Path) -> Path:
@@ -109,17 +97,30 @@ def links_out(root: Path, files: list[str]) -> list[str]:
     return [f for f in links if not (root / f).resolve().is_relative_to(top)]
 
 
-def announcement(ssh: Ssh, node: Node, root: Path, dest: str) -> list[str]:
+@dataclass(frozen=True)
+class Listing:
+    """Files to send, with their sizes in bytes, and those held back."""
+
+    sizes: dict[str, int]
+    withheld: tuple[str, ...]
+
+
+def listing_of(root: Path) -> Listing:
+    """Lists a work tree once, for the announcement and for every host."""
+    files, withheld = files_to_send(root)
+    return Listing({f: (root / f).lstat().st_size for f in files}, tuple(withheld))
+
+
+def announcement(ssh: Ssh, node: Node, root: Path, dest: str, listing: Listing) -> list[str]:
     """Lines to say before a push: links that lead out of the tree, and anything above 100 MB.
 
     The size is told when it has grown by so much since the last push from here.
     """
-    files, _ = files_to_send(root)
+    sizes = listing.sizes
     lines = [
         f"{link} -> {os.readlink(root / link)} points out of the tree and leads nowhere there"
-        for link in links_out(root, files)[:5]
+        for link in links_out(root, list(sizes))[:5]
     ]
-    sizes = {f: (root / f).lstat().st_size for f in files}
     total = sum(sizes.values())
     if total - _sent_bytes(ssh, node, dest) > LARGE_BYTES:
         largest = max(sizes, key=lambda f: sizes[f])
@@ -145,16 +146,34 @@ def _sent_bytes(ssh: Ssh, node: Node, dest: str) -> int:
     return int(sizes.get(dest, 0)) if isinstance(sizes, dict) else 0
 
 
-def push(ssh: Ssh, node: Node, root: Path, dest: str, *, index: int = 0) -> SyncReport:
+def push(
+    ssh: Ssh,
+    node: Node,
+    root: Path,
+    dest: str,
+    *,
+    index: int = 0,
+    history: bool = True,
+    listing: Listing | None = None,
+) -> SyncReport:
     """Sends `root` to `~/dest` on one host and deletes there what has gone here.
+
+    With `history` the git history goes along, where the commit here is another than last time.
 
     Raises:
         Unavailable: rsync or ssh failed.
     """
     begun = time.monotonic()
     dest = check_dest(dest)
-    files, withheld = files_to_send(root)
+    listing = listing or listing_of(root)
+    files = list(listing.sizes)
     alias = host_alias(node, index)
+    record, known = _record(ssh, node, index)
+    head = head_of(root) if history else None
+    heads = dict(known.get("heads", {}))
+    if head is not None and heads.get(dest) == head.key:
+        head = None  # all of it is there
+    sending = _History(ssh, node, root, dest, head, index)
     _rsync(
         ssh,
         ["--from0", "--files-from=-", f"{root}/", f"{alias}:{dest}/"],
@@ -164,15 +183,49 @@ def push(ssh: Ssh, node: Node, root: Path, dest: str, *, index: int = 0) -> Sync
     # What we sent last time and no longer have is deleted there. Without a record of last time
     # (another laptop) the remote manifest is asked; it is written by every sync that changes it.
     digest = hashlib.sha256("\0".join(files).encode("utf-8", "surrogateescape")).hexdigest()
-    record, known = _record(ssh, node, index)
-    total = sum((root / f).lstat().st_size for f in files)
+    total = sum(listing.sizes.values())
     deleted = 0
     if known.get(dest) != digest:
         deleted = _apply_manifest(ssh, node, index, dest, files)
-    if known.get(dest) != digest or known.get("bytes", {}).get(dest) != total:
-        sizes = {**known.get("bytes", {}), dest: total}
-        write_private(record, json.dumps({**known, dest: digest, "bytes": sizes}))
-    return SyncReport(len(files), deleted, tuple(withheld), time.monotonic() - begun, dest)
+    sizes = {**known.get("bytes", {}), dest: total}
+    note = sending.finish()
+    if head is not None:
+        heads[dest] = head.key
+    changed = {**known, dest: digest, "bytes": sizes, "heads": heads}
+    if changed != known:
+        write_private(record, json.dumps(changed))
+    return SyncReport(len(files), deleted, listing.withheld, time.monotonic() - begun, dest, note)
+
+
+class _History(threading.Thread):
+    """Sends the git history beside the files; nothing where `head` is None."""
+
+    def __init__(
+        self, ssh: Ssh, node: Node, root: Path, dest: str, head: Head | None, index: int
+    ) -> None:
+        super().__init__(daemon=True)
+        self.arguments = (ssh, node, root, dest)
+        self.head, self.index = head, index
+        self.note = ""
+        self.error: Exception | None = None
+        if head is not None:
+            self.start()
+
+    def run(self) -> None:
+        """Keeps what `finish` returns or raises."""
+        assert self.head is not None
+        try:
+            self.note = push_history(*self.arguments, self.head, self.index)
+        except Exception as error:
+            self.error = error
+
+    def finish(self) -> str:
+        """Waits for it; a line to say, or what it raised."""
+        if self.head is not None:
+            self.join()
+        if self.error is not None:
+            raise self.error
+        return self.note
 
 
 def _apply_manifest(ssh: Ssh, node: Node, index: int, dest: str, files: list[str]) -> int:

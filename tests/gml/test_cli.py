@@ -18,7 +18,8 @@ from gml.cli import listing, terminal
 from gml.durations import format_duration, parse_duration
 from gml.errors import UsageError
 from gml.model import Node, check_id
-from gml.remote.sync import check_dest, is_secret
+from gml.remote.secrets import is_secret
+from gml.remote.sync import check_dest
 from gml.store import Store
 from tests.fakes.gml_kit import make_fleet
 

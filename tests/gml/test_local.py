@@ -435,3 +435,79 @@ def test_connect_forwards_ports(hosts, gml):
     bad = gml("connect", "f", "--forward", "99999")
     assert (bad.returncode, "--forward '99999' is not a port" in bad.stderr) == (2, True)
     gml("node", "delete", "f")
+
+
+def there(server, dest: str, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(server.home / dest), *words], capture_output=True, text=True,
+        env={**os.environ, "GIT_CONFIG_GLOBAL": str(server.home / ".gitconfig")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_connect_brings_code_with_its_git_history_and_identity(hosts, repo, gml, home):
+    assert gml(*CREATE, "--name", "g").returncode == 0
+    git(repo, "commit", "-qm", "first")
+    git(repo, "checkout", "-qb", "idea/one")
+    git(repo, "remote", "add", "origin", "https://ada:s3cret-token@example.org/x.git")
+    (repo / "main.py").write_text("print('changed')\n")
+    (repo / "new.py").write_text("new\n")
+    done = gml("connect", "g", cwd=repo)
+    assert done.returncode == 0, done.stderr
+    server = hosts[0]
+    here = subprocess.run(
+        ["git", "-C", str(repo), "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    assert there(server, "repo", "rev-parse", "HEAD") == here
+    assert there(server, "repo", "branch", "--show-current") == "idea/one"
+    assert there(server, "repo", "status", "--porcelain").split() == [
+        "M",
+        "main.py",
+        "??",
+        "new.py",
+    ]
+    assert there(server, "repo", "config", "user.email") == "ada@example.org"
+    assert there(server, "repo", "remote", "get-url", "origin") == "https://example.org/x.git"
+    assert "s3cret-token" not in (server.home / "repo" / ".git" / "config").read_text()
+    # A later commit follows; a second connect without one sends no history again.
+    git(repo, "commit", "-qam", "second")
+    assert gml("sync", "g", "--folder", str(repo)).returncode == 0
+    assert there(server, "repo", "log", "--format=%s").split() == ["second", "first"]
+    assert there(server, "repo", "status", "--porcelain").split() == ["??", "new.py"]
+    assert gml("connect", "g", "--no-sync", cwd=repo).returncode == 0
+    gml("node", "delete", "g")
+
+
+def test_a_large_history_is_sent_as_its_last_commit(hosts, repo, fleet, monkeypatch):
+    from gml.remote import history, sync
+
+    node = make_local(fleet, "box", "h")
+    git(repo, "commit", "-qm", "first")
+    git(repo, "commit", "-qm", "second", "--allow-empty")
+    monkeypatch.setattr(history, "SHALLOW_ABOVE", -1)
+    report = sync.push(fleet.ssh, node, repo, "w")
+    assert "last commit alone" in report.note
+    assert there(hosts[0], "w", "log", "--format=%s") == "second"
+    assert there(hosts[0], "w", "status", "--porcelain") == ""
+    delete(fleet, node)
+
+
+@pytest.mark.parametrize("still_there", [True, False])
+def test_a_history_with_a_secret_in_it_stays_here(hosts, repo, fleet, still_there):
+    from gml.remote import sync
+
+    node = make_local(fleet, "box", "hs")
+    (repo / "keys").mkdir()
+    (repo / "keys" / "deploy.pem").write_text("s3cret\n")
+    (repo / ".env.example").write_text("TOKEN=\n")
+    git(repo, "add", "-f", ".")
+    git(repo, "commit", "-qm", "oops")
+    if not still_there:
+        git(repo, "rm", "-q", "keys/deploy.pem")
+        git(repo, "commit", "-qm", "removed")
+    report = sync.push(fleet.ssh, node, repo, "w")
+    assert "looks like a secret" in report.note
+    assert not (hosts[0].home / "w" / ".git").exists()
+    assert (hosts[0].home / "w" / "main.py").exists()
+    delete(fleet, node)
