@@ -8,7 +8,6 @@ header's resolution, and count for nothing.
 from __future__ import annotations
 
 import time
-from email.utils import parsedate_to_datetime
 
 # Less than this is latency, and that the header has no fractions of a second.
 NOISE_S = 5.0
@@ -30,6 +29,8 @@ class ServiceClock:
             sent: our time in unix seconds when the request went out.
             received: and when the answer was there.
         """
+        from email.utils import parsedate_to_datetime  # 10 ms that cached lists do without
+
         try:
             service = parsedate_to_datetime(date).timestamp() + 0.5
         except (TypeError, ValueError):

@@ -7,6 +7,7 @@ Two things never load typer, because they are typed most: `gml --help`, whose te
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 from importlib import resources
@@ -69,6 +70,13 @@ def run(words: list[str]) -> int:
             print("gml (not installed: run from its source)")
         return 0
     try:
+        return _run(words, yes, debug, "--json" in words[:ends])
+    finally:
+        _warn_clock()
+
+
+def _run(words: list[str], yes: bool, debug: bool, as_json: bool) -> int:
+    try:
         if words[:1] == ["ls"]:
             from gml.cli.listing import fast_path
 
@@ -77,13 +85,13 @@ def run(words: list[str]) -> int:
         from gml.cli import terminal
 
         terminal.assume_yes(yes)
-        _warn_overdue(words[:ends])
+        _warn_overdue(list(itertools.takewhile(lambda word: word != "--", words)))
         result = build()(words, standalone_mode=False, prog_name="gml")
         return result if isinstance(result, int) else 0
     except GmlError as error:
         if debug:
             raise
-        return _explain(error, "--json" in words[:ends])
+        return _explain(error, as_json)
     except KeyboardInterrupt as error:
         _notes(error)
         return EXIT_INTERRUPTED
@@ -103,7 +111,7 @@ def run(words: list[str]) -> int:
         failure = UsageError(_plain(error), "is the disk full or read-only? see `gml doctor`")
         for note in getattr(error, "__notes__", []):
             failure.add_note(note)
-        return _explain(failure, "--json" in words[:ends])
+        return _explain(failure, as_json)
     except Exception as error:
         code = _library_exit(error)
         if code is not None and not debug:
@@ -113,8 +121,6 @@ def run(words: list[str]) -> int:
         _tell(f"gml: unexpected {type(error).__name__}: {error}")
         _tell("gml: add --debug for the traceback, and please report it")
         return 1
-    finally:
-        _warn_clock()
 
 
 def _warn_clock() -> None:

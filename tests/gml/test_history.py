@@ -1,0 +1,148 @@
+"""Code on the machine as it is here: nested repositories, sizes, git history, identity, ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from gml.nodes.change import delete
+from gml.nodes.create import create
+from gml.request import NodeRequest
+from tests.fakes.gml_kit import git
+
+CREATE = ("node", "create", "-p", "local", "--zone", "box", "--timeout", "1h")
+
+
+def make_local(fleet, zone: str, name: str):
+    return create(fleet, NodeRequest("local", 3600, provider="local", zone=zone, name=name))
+
+
+def test_nested_repositories_are_sent_and_links_out_of_the_tree_are_said(hosts, repo, gml, home):
+    assert gml(*CREATE, "--name", "n").returncode == 0
+    lib = repo / "lib"
+    lib.mkdir()
+    git(lib, "init", "-q")
+    (lib / "inner.py").write_text("x\n")
+    (repo / "data").symlink_to("/elsewhere/data")
+    (repo / "inside").symlink_to("main.py")
+    spaced = repo.with_name("my project")
+    repo.rename(spaced)
+    done = gml("sync", "n", "--folder", str(spaced))
+    assert done.returncode == 0, done.stderr
+    there = hosts[0].home / "my-project"
+    assert (there / "lib" / "inner.py").read_text() == "x\n" and (there / "inside").exists()
+    assert "data -> /elsewhere/data points out of the tree" in done.stderr
+    assert "inside ->" not in done.stderr
+    plan = json.loads(gml("sync", "n", "--folder", str(spaced), "--dry-run").stdout)
+    assert "lib/inner.py" in plan["files"] and plan["links_out"] == ["data"]
+    gml("node", "delete", "n")
+
+
+def test_what_is_large_is_announced_once_before_it_is_sent(hosts, repo, gml, monkeypatch):
+    assert gml(*CREATE, "--name", "l").returncode == 0
+    with (repo / "checkpoint.bin").open("wb") as file:
+        file.truncate(150_000_000)  # sparse: 150 MB of zeros
+    done = gml("sync", "l", "--folder", str(repo))
+    said = [x for x in done.stderr.splitlines() if "0.15 GB" in x]
+    assert len(said) == 1 and "checkpoint.bin" in said[0] and ".gitignore" in said[0]
+    assert done.stderr.index("0.15 GB") < done.stderr.index("files to l")
+    assert "0.15 GB" not in gml("sync", "l", "--folder", str(repo)).stderr
+    gml("node", "delete", "l")
+
+
+def test_missing_git_credentials_are_told_before_a_machine_is_made(hosts, repo, gml, monkeypatch):
+    words = ("run", "-p", "local", "--zone", "box", "--timeout", "1h", "--git-credentials")
+    done = gml(*words, "--", "true", cwd=repo)
+    assert (done.returncode, "no stored credential" in done.stderr) == (2, True), done.stderr
+    assert not (hosts[0].home / ".gml").exists()
+
+
+def test_connect_forwards_ports(hosts, gml):
+    assert gml(*CREATE, "--name", "f").returncode == 0
+    words = ("connect", "f", "--dry-run", "--forward", "8888", "--forward", "16006:6006")
+    argv = json.loads(gml(*words).stdout)["argv"]
+    pairs = [argv[i + 1] for i, word in enumerate(argv) if word == "-L"]
+    assert pairs == ["8888:localhost:8888", "16006:localhost:6006"]
+    assert "ExitOnForwardFailure=yes" in argv
+    bad = gml("connect", "f", "--forward", "99999")
+    assert (bad.returncode, "--forward '99999' is not a port" in bad.stderr) == (2, True)
+    gml("node", "delete", "f")
+
+
+def there(server, dest: str, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(server.home / dest), *words], capture_output=True, text=True,
+        env={**os.environ, "GIT_CONFIG_GLOBAL": str(server.home / ".gitconfig")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_connect_brings_code_with_its_git_history_and_identity(hosts, repo, gml, home):
+    assert gml(*CREATE, "--name", "g").returncode == 0
+    git(repo, "commit", "-qm", "first")
+    git(repo, "checkout", "-qb", "idea/one")
+    git(repo, "remote", "add", "origin", "https://ada:s3cret-token@example.org/x.git")
+    (repo / "main.py").write_text("print('changed')\n")
+    (repo / "new.py").write_text("new\n")
+    done = gml("connect", "g", cwd=repo)
+    assert done.returncode == 0, done.stderr
+    server = hosts[0]
+    here = subprocess.run(
+        ["git", "-C", str(repo), "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    assert there(server, "repo", "rev-parse", "HEAD") == here
+    assert there(server, "repo", "branch", "--show-current") == "idea/one"
+    assert there(server, "repo", "status", "--porcelain").split() == [
+        "M",
+        "main.py",
+        "??",
+        "new.py",
+    ]
+    assert there(server, "repo", "config", "user.email") == "ada@example.org"
+    assert there(server, "repo", "remote", "get-url", "origin") == "https://example.org/x.git"
+    assert "s3cret-token" not in (server.home / "repo" / ".git" / "config").read_text()
+    # A later commit follows; a second connect without one sends no history again.
+    git(repo, "commit", "-qam", "second")
+    assert gml("sync", "g", "--folder", str(repo)).returncode == 0
+    assert there(server, "repo", "log", "--format=%s").split() == ["second", "first"]
+    assert there(server, "repo", "status", "--porcelain").split() == ["??", "new.py"]
+    assert gml("connect", "g", "--no-sync", cwd=repo).returncode == 0
+    gml("node", "delete", "g")
+
+
+def test_a_large_history_is_sent_as_its_last_commit(hosts, repo, fleet, monkeypatch):
+    from gml.remote import history, sync
+
+    node = make_local(fleet, "box", "h")
+    git(repo, "commit", "-qm", "first")
+    git(repo, "commit", "-qm", "second", "--allow-empty")
+    monkeypatch.setattr(history, "SHALLOW_ABOVE", -1)
+    report = sync.push(fleet.ssh, node, repo, "w")
+    assert "last commit alone" in report.note
+    assert there(hosts[0], "w", "log", "--format=%s") == "second"
+    assert there(hosts[0], "w", "status", "--porcelain") == ""
+    delete(fleet, node)
+
+
+@pytest.mark.parametrize("still_there", [True, False])
+def test_a_history_with_a_secret_in_it_stays_here(hosts, repo, fleet, still_there):
+    from gml.remote import sync
+
+    node = make_local(fleet, "box", "hs")
+    (repo / "keys").mkdir()
+    (repo / "keys" / "deploy.pem").write_text("s3cret\n")
+    (repo / ".env.example").write_text("TOKEN=\n")
+    git(repo, "add", "-f", ".")
+    git(repo, "commit", "-qm", "oops")
+    if not still_there:
+        git(repo, "rm", "-q", "keys/deploy.pem")
+        git(repo, "commit", "-qm", "removed")
+    report = sync.push(fleet.ssh, node, repo, "w")
+    assert "looks like a secret" in report.note
+    assert not (hosts[0].home / "w" / ".git").exists()
+    assert (hosts[0].home / "w" / "main.py").exists()
+    delete(fleet, node)
