@@ -93,10 +93,10 @@ class Unsafe(GmlError):
 
 
 class Incomplete(GmlError):
-    """Could not look everywhere, or could not delete everything. `found` is what was seen."""
+    """Could not look everywhere, or could not delete everything. `seen` holds what was there."""
 
     code = 11
 
-    def __init__(self, problem: str, remedy: str = "", found: Sequence[Any] = ()) -> None:
+    def __init__(self, problem: str, remedy: str = "", seen: Sequence[Any] = ()) -> None:
         super().__init__(problem, remedy)
-        self.found = list(found)
+        self.seen = list(seen)

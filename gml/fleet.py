@@ -155,7 +155,7 @@ def _look_at(providers: list[Provider]) -> list[tuple[Provider, list[Node], str]
         try:
             results[provider.name] = (provider.list_nodes(), "")
         except Incomplete as error:
-            results[provider.name] = (error.found, error.problem)
+            results[provider.name] = (error.seen, error.problem)
         except GmlError as error:
             results[provider.name] = ([], str(error))
 

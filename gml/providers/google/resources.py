@@ -134,7 +134,7 @@ def list_nodes(session: Session) -> list[Node]:
     in_parallel([lambda c=c: look(*c) for c in calls])
     nodes = merge(parts)
     if problems:
-        raise Incomplete("; ".join(dict.fromkeys(problems)), found=nodes)
+        raise Incomplete("; ".join(dict.fromkeys(problems)), seen=nodes)
     return nodes
 
 
