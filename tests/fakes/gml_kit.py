@@ -13,6 +13,7 @@ from typing import Any
 from gml.config import load
 from gml.fleet import Fleet
 from gml.store import Store
+from tests.fakes.zygote import KEPT
 
 # A public key for nodes that nobody logs into.
 PUBLIC = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJjnFtFnRc0ClAhzWZg1b8wJ3cRtlXb3v5ZpXq0p8d5M test"
@@ -64,8 +65,7 @@ class Zygote:
         ahead.
         """
         assert self.process.stdin and self.process.stdout
-        kept = ("GML_", "GOOGLE_", "LAMBDA_", "HOME", "HF_", "PATH", "SSH_")
-        env = {k: v for k, v in os.environ.items() if k.startswith(kept)}
+        env = {k: v for k, v in os.environ.items() if k.startswith(KEPT)}
         ask: dict[str, Any] = {
             "words": words,
             "env": env,

@@ -12,6 +12,9 @@ import sys
 import time
 from collections.abc import Callable
 
+KEPT = ("GML_", "GOOGLE_", "LAMBDA_", "HOME", "HF_", "PATH", "SSH_")
+"""Beginnings of the names of variables that a command gets from the test, and from nowhere else."""
+
 
 def private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
@@ -40,6 +43,9 @@ def main() -> None:
         ask = json.loads(line)
         pid = os.fork()
         if pid == 0:
+            # Also what was set when this process began and is not any more.
+            for name in [n for n in os.environ if n.startswith(KEPT)]:
+                del os.environ[name]
             os.environ.update(ask["env"])
             quiet = os.open(os.devnull, os.O_RDWR)
             os.dup2(quiet, 0)

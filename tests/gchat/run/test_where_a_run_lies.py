@@ -1,7 +1,6 @@
 """A run lies where its files lie: moved, copied, read by others while it is written."""
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 
@@ -132,11 +131,9 @@ def test_a_reader_beside_a_save_under_way_sees_the_one_before(tmp_path):
     assert writer.wait() is None
     large = {"w": jnp.asarray(np.random.default_rng(0).standard_normal(4_000_000, np.float32))}
     assert writer.save(2, large, {"k": 2}) is None
-    under_way = [name for name in os.listdir(tmp_path) if "tmp" in name]
     reader = Checkpointer(str(tmp_path), read_only=True)
     newest = reader.latest(report=lambda _: None)
     assert reader.read_meta(newest or 0)["k"] == newest
     reader.close()
     assert writer.close() is None and writer.last_saved == 2
     assert writer.damage(2) is None
-    assert under_way or newest == 2  # the save was caught in the middle, or was over already
