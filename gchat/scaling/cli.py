@@ -81,6 +81,9 @@ def plan_main(args: list[str]) -> None:
         _show(chosen, None, said, options)
         return
     plan = make_plan(config, fleet)
+    if not plan.fits and not _sets_memory(rest):
+        plan, sentences = _made_to_fit(plan)
+        said += sentences
     if options.verify:
         compiled = compile_step(plan.config, fleet, memory_only=options.memory_only)
         plan = replace(plan, compiled=compiled)
@@ -97,6 +100,28 @@ def dashboard_main(args: list[str]) -> None:
             f"the dashboard needs {error.name}", "pip install 'gaia[train,dashboard]'"
         ) from None
     serve(options.host, options.port)
+
+
+def _sets_memory(args: list[str]) -> bool:
+    """Tells whether a command line says itself how a step is cut to fit."""
+    names = {arg.partition("=")[0].replace("_", "-") for arg in args}
+    return bool(names & {"--model.remat", "--training.grad-accum"})
+
+
+def _made_to_fit(plan: Plan) -> tuple[Plan, list[str]]:
+    """The same rows and mesh in micro-batches, and with recomputation, that are estimated to fit.
+
+    As the speedrun does it. Unchanged where nothing fits.
+    """
+    fitting = best(plan.config, plan.fleet, fixed_mesh=True)
+    if fitting is None:
+        return plan, []
+    chosen = fitting.config
+    return fitting, [
+        f"memory: grad_accum {chosen.training.grad_accum} and remat {chosen.model.remat} were "
+        f"chosen, for grad_accum {plan.config.training.grad_accum} and remat "
+        f"{plan.config.model.remat} do not fit"
+    ]
 
 
 def _split(args: list[str]) -> tuple[PlanOptions, list[str]]:

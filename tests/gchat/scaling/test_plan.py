@@ -259,3 +259,13 @@ def test_exhaustion_in_a_run_is_one_line_with_what_fits():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Attempting to reserve 3G.\nmore")
     with pytest.raises(jax.errors.JaxRuntimeError), exhaustion_explained(config, machine):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_the_first_example_of_the_page_fits(capsys):
+    """`gchat plan --sku v6e-8`: the preset's batch is cut as the speedrun would cut it."""
+    assert main(["plan", "--sku", "v6e-8"]) == 0
+    said = capsys.readouterr().out
+    assert "  fits: " in said and "does not fit: " not in said
+    assert "memory: grad_accum 16 and remat none were chosen" in said
+    assert main(["plan", "--sku", "v6e-8", "--training.grad-accum", "1"]) == 0
+    assert "does not fit: " in capsys.readouterr().out  # what is typed is planned as typed
