@@ -60,7 +60,7 @@ class Linear(nnx.Module):
 
     @property
     def split(self) -> Split:
-        """As in `project`, by how the kernel lies on the mesh."""
+        """Split of the product, as `project` takes it, by how the kernel lies on the mesh."""
         axes = placement_of(self.kernel).axes
         return "neither" if "tensor" not in axes else "in" if axes[0] == "tensor" else "out"
 

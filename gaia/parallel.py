@@ -145,7 +145,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def rows_here(rows: int, mesh: Mesh) -> np.ndarray:
-    """Which rows of a batch of `rows` this process's devices hold, ascending, int64."""
+    """Rows of a batch of `rows` that this process's devices hold, ascending, int64."""
     by_rows = NamedSharding(mesh, P(batch_sharding(mesh).spec[0]))
     slices = by_rows.addressable_devices_indices_map((rows,)).values()
     return np.unique(np.concatenate([np.arange(rows)[index] for index in slices if index]))

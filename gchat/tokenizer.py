@@ -107,7 +107,7 @@ class Tokenizer:
         return self.codec.encode(text)
 
     def encode_array(self, text: str) -> np.ndarray:
-        """As `encode`, as a uint32 array [n]."""
+        """Encodes as `encode` does, into a uint32 array [n]."""
         return self.codec.encode_array(text)
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[np.ndarray]:

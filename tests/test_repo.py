@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole: its locks and its wheel."""
+"""Promises of the repository as a whole: its locks, its wheel, its pages."""
 
 import itertools
 import re

@@ -180,7 +180,7 @@ def _best_fit(counts: np.ndarray, seq_len: int) -> tuple[np.ndarray, int]:
 
 
 def _first_fit(counts: np.ndarray, seq_len: int) -> tuple[np.ndarray, int]:
-    """As `_best_fit`, but into the first row with room; all open rows at once for one length."""
+    """Does the same into the first row with room; all open rows at once for one length."""
     free = ids = np.empty(0, np.int32)  # rows that are not full
     placed: list[np.ndarray] = []
     rows = 0

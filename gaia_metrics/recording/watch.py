@@ -17,7 +17,7 @@ from gaia_metrics import names
 
 @dataclass(frozen=True)
 class WatchConfig:
-    """When to raise an alert.
+    """Conditions that raise an alert.
 
     Attributes:
         spike_sigma: the loss is this many standard deviations above its recent mean...

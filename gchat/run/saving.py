@@ -1,4 +1,4 @@
-"""When a checkpoint is due: by steps, or by the clock of one process."""
+"""Schedule of checkpoints: by steps, or by the clock of one process."""
 
 import time
 

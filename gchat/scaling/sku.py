@@ -21,7 +21,7 @@ class Fleet:
     """Equal slices (TPU) or machines (GPU) that one job runs on."""
 
     name: str
-    """As a person writes it; parses back to the same fleet."""
+    """The name as a person writes it; parses back to the same fleet."""
     chip: Chip
     slices: int
     """Slices joined by the data-centre network; for GPUs, machines."""

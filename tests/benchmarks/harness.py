@@ -1,4 +1,4 @@
-"""What every benchmark shares: arguments, machine facts, medians, and the last JSON line.
+"""Parts that benchmarks share: arguments, machine facts, medians, and the last JSON line.
 
     def main(args):
         return {"tokens_per_s": ...}

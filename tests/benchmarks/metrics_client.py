@@ -114,7 +114,7 @@ def log_cost(folder: Path, endpoint: str, calls: int) -> dict:
 
 
 def noop(step: int, values: dict) -> None:
-    """What `log` is compared with."""
+    """The work that `log` is compared with."""
 
 
 def thread_cpu(name: str) -> float:
@@ -129,7 +129,7 @@ def thread_cpu(name: str) -> float:
 
 
 def slowdown(folder: Path, endpoint: str, steps: int) -> dict:
-    """What recording takes from a training loop, by CPU time and by a paired comparison."""
+    """Measures what recording takes from a training loop: CPU time, and a paired comparison."""
     import numpy as np
 
     run = start(folder, endpoint, system_interval=10.0)

@@ -1,4 +1,4 @@
-"""What each packing makes of a data set: how full its rows are, how fast they come, what they cost.
+"""Measures each packing of a data set: how full its rows are, how fast they come, their cost.
 
     python tests/benchmarks/packing.py [--data DIR] [--seq-len 512] [--quick]
 

@@ -29,7 +29,7 @@ class Shape:
 
 
 def cpu_shape(vocab: int) -> Shape:
-    """What a CPU trains in about a second a step."""
+    """A shape that a CPU trains in about a second a step."""
     return Shape(
         "d4", depth=4, heads=4, head_dim=64, seq_len=512, vocab=vocab, rows=8, qk_norm=False
     )

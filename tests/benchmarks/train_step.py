@@ -165,7 +165,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def breakdown_ms(ours: dict[str, Callable], step_s: list[float], times: int) -> dict[str, float]:
-    """Where a step's time goes: loss and optimizer timed alone, the backward pass is the rest."""
+    """Divides a step's time: loss and optimizer timed alone, the backward pass is the rest."""
     ours["loss"](), ours["update"]()  # compile
     parts = {name: [seconds(ours[name]) for _ in range(times)] for name in ("loss", "update")}
     loss_ms, update_ms = (1e3 * statistics.median(parts[name]) for name in ("loss", "update"))

@@ -157,7 +157,7 @@ def compare(args: argparse.Namespace, vocab: int, dtype: str, rounds: int) -> di
 
 
 def reason_to_skip(args: argparse.Namespace) -> str | None:
-    """Why nanochat cannot be timed here, or None."""
+    """Says why nanochat cannot be timed here; None where it can."""
     if args.nanochat is None or not (args.nanochat / "nanochat" / "gpt.py").is_file():
         return f"--nanochat is {args.nanochat}: no nanochat/gpt.py there"
     check = "import torch, nanochat.gpt; print(torch.__version__)"

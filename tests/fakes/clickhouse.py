@@ -34,7 +34,7 @@ class Database:
         apply_schema(self.session.query)
 
     def insert(self, rows: dict[str, list[dict]]) -> None:
-        """What the collector's exporter does with a batch."""
+        """Does with a batch what the collector's exporter does."""
         for table, items in rows.items():
             lines = [json.dumps(as_json(item)) for item in items]
             if lines:

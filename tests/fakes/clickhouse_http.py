@@ -150,7 +150,7 @@ class Engine:
 
 
 def hello() -> bytes:
-    """What clickhouse-go asks first, as a Native block of its own protocol version.
+    """Answers what clickhouse-go asks first, as a Native block of its own protocol version.
 
     Later blocks have the version that this answers as `revision()`; 0 is what the engine writes.
     """
@@ -231,7 +231,7 @@ def handler(engine: Engine):
 
 
 def inserts(port: int) -> int:
-    """How many inserts this engine has done since it started."""
+    """Inserts that this engine has done since it started."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/inserts") as response:
         return int(response.read())
 

@@ -1,4 +1,4 @@
-"""What may go wrong in the fake Google Cloud Storage, and what it counts."""
+"""Faults of the fake Google Cloud Storage, and what it counts."""
 
 import random
 import re
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True)
 class Faults:
-    """What is wrong at the moment; the default is a healthy, infinitely fast service.
+    """Faults of the moment; the default is a healthy, infinitely fast service.
 
     Attributes:
         latency_s: before the first byte of each answer.
@@ -36,7 +36,7 @@ class Faults:
 
 @dataclass
 class Stats:
-    """What the server did so far.
+    """Counts of what the server did so far.
 
     Attributes:
         requests: all of them, failed ones included, without those of the control plane.
@@ -94,14 +94,14 @@ class Trouble:
             return self.faults.codes[self._code % len(self.faults.codes)]
 
     def breaks(self, path: str) -> bool:
-        """Whether the body about to be sent breaks off."""
+        """Tells whether the body about to be sent breaks off."""
         with self._lock:
             hit = self._hits(self.faults.reset_share, path)
             self.stats.reset += hit
             return hit
 
     def flips(self, path: str) -> bool:
-        """Whether the body about to be sent has a wrong byte."""
+        """Tells whether the body about to be sent has a wrong byte."""
         with self._lock:
             hit = self._hits(self.faults.flip_share, path)
             self.stats.flipped += hit

@@ -1,4 +1,4 @@
-"""What a fake Google Cloud Storage holds: buckets, objects, generations, and their conditions.
+"""Content of a fake Google Cloud Storage: buckets, objects, generations, and their conditions.
 
 Written from the JSON API reference (Objects, Buckets): generations and metagenerations, the four
 `if…Match` conditions, listing with prefix, delimiter, offsets and pages, compose and rewrite.

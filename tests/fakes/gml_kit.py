@@ -1,4 +1,4 @@
-"""What gml's tests share beside their fixtures."""
+"""Parts that gml's tests share beside their fixtures."""
 
 from __future__ import annotations
 

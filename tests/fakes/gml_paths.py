@@ -58,7 +58,7 @@ def machines(cloud: Cloud) -> list[str]:
 
 
 def reap_after_deadline(cloud: Cloud, hours: float = 3) -> None:
-    """What any machine without local state does once the deadline has passed."""
+    """Does what any machine without local state does once the deadline has passed."""
     cloud.faults = lambda call: None
     cloud.drain()
     time.sleep(cloud.list_lag)

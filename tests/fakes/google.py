@@ -221,7 +221,7 @@ def _op(cloud: Cloud, parent: str, finish: Any, target: str = "") -> dict[str, A
 
 
 def enforce(cloud: Cloud) -> None:
-    """What Google does at a time limit."""
+    """Does what Google does at a time limit."""
     for name, raw in list(cloud.resources.items()):
         if raw.get("_dies") and cloud.now() >= raw["_dies"]:
             if "/instances/" in name:

@@ -1,4 +1,4 @@
-"""What the fakes of Google's APIs share."""
+"""Parts that the fakes of Google's APIs share."""
 
 from __future__ import annotations
 

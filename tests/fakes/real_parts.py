@@ -179,7 +179,7 @@ def caddy(folder: Path, collector: Collector):
 
 
 def read(port: int, user: str, queries: list[str], timeout_s: int) -> list[dict]:
-    """What clickhouse-go reads, with the deadline that Grafana's data source sets."""
+    """Reads through clickhouse-go, with the deadline that Grafana's data source sets."""
     done = subprocess.run(
         [str(reader_binary()), f"127.0.0.1:{port}", user, str(timeout_s)],
         input="".join(" ".join(sql.split()) + "\n" for sql in queries),

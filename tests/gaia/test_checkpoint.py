@@ -122,7 +122,7 @@ def test_another_state_is_refused(checkpoints, other, said):
 
 @pytest.mark.parametrize("gone", ["state/_METADATA", "state", "meta"])
 def test_a_checkpoint_that_vanishes_is_one_error(checkpoints, gone):
-    """As when another process prunes it between the look for damage and the read."""
+    """Another process prunes it between the look for damage and the read."""
     victim = Path(str(checkpoints.directory / "2")) / gone
     shutil.rmtree(victim) if victim.is_dir() else victim.unlink()
     with pytest.raises(CheckpointError, match=r"checkpoint 2 in .* cannot be read"):

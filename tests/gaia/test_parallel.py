@@ -10,7 +10,7 @@ from gaia.parallel import AXES, MeshConfig, make_mesh
 
 
 class Device:
-    """What `make_mesh` reads of a device; no program runs on it."""
+    """The facts that `make_mesh` reads of a device; no program runs on it."""
 
     platform = "cpu"
 

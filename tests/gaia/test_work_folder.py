@@ -220,4 +220,4 @@ def test_the_heart_beats_while_it_is_held(tmp_path, monkeypatch):
 def test_a_damaged_lock_file_of_a_dead_process_is_no_obstacle(tmp_path):
     (tmp_path / "lock").write_text("{torn")
     with WriterLock(tmp_path / "lock", "x"):
-        pass
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()

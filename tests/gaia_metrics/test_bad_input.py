@@ -1,4 +1,4 @@
-"""What may go wrong around a run: training continues, the user hears of it once."""
+"""Mishaps around a run: training continues, the user hears of it once."""
 
 import json
 import math

@@ -45,7 +45,7 @@ def tpu(monkeypatch):
 
 
 class Device:
-    """As a jax.Device looks."""
+    """A stand-in that looks as a jax.Device does."""
 
     id = 3
 

@@ -67,7 +67,7 @@ SMALL += ("--training.batch-size=16", "--training.steps=100")
 
 
 def collectives(text: str) -> Counter:
-    """How often each (operation, dtype, shape) occurs in the program's text."""
+    """Counts each (operation, dtype, shape) in the program's text."""
     pattern = r"= \(?(\w+)\[([\d,]*)\][^=\n]*? (all-gather|reduce-scatter|all-to-all)(?:-start)?\("
     return Counter((op, dtype, shape) for dtype, shape, op in re.findall(pattern, text))
 

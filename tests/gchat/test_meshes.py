@@ -37,7 +37,7 @@ BOUNDS = {
 
 
 def differences(*names: str) -> dict[str, dict]:
-    """What `eight_devices.py` prints, by mesh."""
+    """The output of `eight_devices.py`, by mesh."""
     command = [sys.executable, str(SCRIPT), *(json.dumps(MESHES[n]) for n in names)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -210,7 +210,7 @@ def test_a_killed_process_ends_the_others(data_dir, tmp_path, user_environment, 
 
 
 def mistaken(team, run_dir):
-    """What two processes said that cannot work: on one line, with nothing written."""
+    """Errors of two processes that cannot work: one line, with nothing written."""
     statuses = team.end()
     assert statuses[0] == 2 and statuses[1] != 0, team.text(0) + team.text(1)
     texts = [team.text(0), team.text(1)]

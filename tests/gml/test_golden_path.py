@@ -29,7 +29,7 @@ TINY = (
 
 
 def copy_of_this_repository(folder: Path) -> Path:
-    """What git would send of it, as a repository of its own: results come home into it."""
+    """The files that git would send, as a repository of its own: results come home into it."""
     folder.mkdir()
     listed, _ = files_to_send(ROOT)
     subprocess.run(

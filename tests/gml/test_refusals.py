@@ -1,4 +1,4 @@
-"""What a refused command says and leaves: one clear line, its exit code, and nothing else."""
+"""Refused commands leave one clear line, their exit code, and nothing else."""
 
 from __future__ import annotations
 

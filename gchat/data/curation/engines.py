@@ -1,4 +1,4 @@
-"""Who runs the tasks of a stage: processes of this machine, or datatrove's executors.
+"""Engines that run the tasks of a stage: processes of this machine, or datatrove's executors.
 
 Every engine only has to call each task at least once: tasks leave their result atomically and
 return at once when it is there. After the engine has ended, what is missing is run again, so that a

@@ -78,7 +78,7 @@ class Options(Source, _Out):
     workers: int = 0
     """Processes; 0 takes one per core. The result does not depend on it."""
     engine: Literal["local", "datatrove-local", "datatrove-slurm", "datatrove-ray"] = "local"
-    """Who runs the tasks; the datatrove engines need the extra curate-ray and a shared --out."""
+    """Engine of the tasks; those of datatrove need the extra curate-ray and a shared --out."""
     overwrite: bool = False
     """Replace what another curation left in --out."""
 

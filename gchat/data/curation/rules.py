@@ -25,7 +25,7 @@ _POLICY = (
 
 
 class Reason(NamedTuple):
-    """Why a document is left out."""
+    """Reason to leave a document out."""
 
     rule: str
     value: float

@@ -75,7 +75,7 @@ def test_each_source_is_gone_through_epoch_by_epoch():
 
 
 def test_the_order_is_the_same_for_ever():
-    """As that of one data set, the order of a mixture must survive upgrades."""
+    """The order of a mixture must survive upgrades, as that of one data set must."""
     mix = order({"a": 5, "b": 3}, {"a": 0.6, "b": 0.4}, seed=7)
     assert mix.row_ids(65_530, 12).tolist() == [4, 2, 0, 5, 4, 6, 3, 2, 1, 5, 6, 2]
 

@@ -197,7 +197,7 @@ def data(tmp_path_factory):
 
 
 def test_rows_asked_for_after_close_are_refused_and_not_waited_for(data):
-    """What Grain's thread does when its loader is closed under it: prefetch, then gather."""
+    """Grain's thread when its loader is closed under it: prefetch, then gather."""
     rows = TokenRows(data, "train", 16)
     rows.gather(np.array([0]))
     rows.close()

@@ -171,7 +171,7 @@ def test_markup_becomes_what_a_reader_sees(wikitext, expected):
 
 
 def test_namespaces_have_the_names_of_the_dump(tmp_path):
-    """Of a language that the built-in names do not cover."""
+    """A dump of a language that the built-in names do not cover."""
     names = '<namespace key="6" case="first-letter">Mynd</namespace>'
     names += '<namespace key="14">Flokkur</namespace>'
     head = f'<mediawiki xmlns="{NAMESPACE}"><siteinfo><namespaces>{names}</namespaces></siteinfo>'

@@ -1,4 +1,4 @@
-"""What lies in `--out` of `prepare` and `curate`: the user's files stay, one process writes."""
+"""The folder `--out` of `prepare` and `curate`: the user's files stay, one process writes."""
 
 import json
 import threading

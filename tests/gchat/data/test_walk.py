@@ -1,4 +1,4 @@
-"""Which files an input names: each real file once, and what is left out is said."""
+"""The files that an input names: each real file once, and what is left out is said."""
 
 import bz2
 import gzip
