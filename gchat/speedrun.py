@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from gaia import runtime, storage
-from gaia.config import parse
+from gaia.config import asks_for_help, parse
 from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError
 from gaia.hardware import chip_of_device_kind
 from gaia.output import may_go_away
 from gaia.processes.group import Group, joined, take_options
 from gchat.config import (
+    ALIASES,
     TrainConfig,
     derive,
     load,
@@ -172,7 +173,7 @@ def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] 
 
 def main(args: list[str]) -> None:
     """Splits the speedrun's own options from the trainer's, runs, and says what to do next."""
-    if {"-h", "--help"} & set(args):
+    if asks_for_help(TrainConfig, args, ALIASES):
         print(USAGE)
     own: list[str] = []
     rest: list[str] = []

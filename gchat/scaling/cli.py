@@ -4,9 +4,9 @@ import json
 import sys
 from dataclasses import asdict, dataclass, replace
 
-from gaia.config import parse
+from gaia.config import asks_for_help, parse
 from gaia.errors import ConfigError
-from gchat.config import load
+from gchat.config import ALIASES, TrainConfig, load
 from gchat.scaling.plan import Plan, derived, describe, make_plan
 from gchat.scaling.search import best, search
 from gchat.scaling.sku import parse_fleet
@@ -66,7 +66,7 @@ def plan_main(args: list[str]) -> None:
     Raises:
         GaiaError: one line naming what cannot work and the remedy.
     """
-    if {"-h", "--help"} & set(args):
+    if asks_for_help(TrainConfig, args, ALIASES):
         print(USAGE)
         return
     options, rest = _split(args)

@@ -74,6 +74,15 @@ def test_the_cpu_preset_by_path_leaves_the_depth_to_the_plan(machine, tmp_path, 
     assert "model: depth 4 " in printed and f"the depth is that of {own}" in printed
 
 
+def test_a_text_that_looks_like_help_is_a_text(machine, capsys):
+    machine(CPU, 4.6e11)
+    assert main(["speedrun", "--dry-run", "--eval.prompts", "-h", "--depth", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("no accelerator here") and "usage:" not in printed
+    assert main(["plan", "--sku", "v6e-8", "--run.name", "-h"]) == 0
+    assert "usage:" not in capsys.readouterr().out
+
+
 def test_a_length_that_was_asked_for_stays(machine, monkeypatch):
     """Preparing the data takes time, but does not shorten what was accepted before."""
     machine(CPU, 4.6e11)
