@@ -6,6 +6,7 @@ a process that hangs.
 
 import contextlib
 import faulthandler
+import gc
 import math
 import os
 import signal
@@ -89,9 +90,12 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.signal is not None and number == signal.SIGINT:
+            if _is_collecting(frame):  # what is raised there is printed and lost: once more, soon
+                threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+                return
             raise KeyboardInterrupt
         self.signal = name
         self._ask()
@@ -100,6 +104,16 @@ class StopRequest:
             sys.stderr.write(
                 f"\n{name}: finishing this step, then saving (Ctrl-C again to abort)\n"
             )
+
+
+def _is_collecting(frame: FrameType | None) -> bool:
+    """Tells whether a frame runs within a callback of the garbage collector, as JAX installs."""
+    callbacks = [getattr(callback, "__code__", None) for callback in gc.callbacks]
+    while frame is not None:
+        if frame.f_code in callbacks:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def keep_if_finite(

@@ -19,6 +19,7 @@ from gaia.config import asks_for_help, parse
 from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError
 from gaia.hardware import chip_of_device_kind
+from gaia.interrupt import raise_on_interrupt
 from gaia.output import may_go_away
 from gaia.processes.group import Group, joined, take_options
 from gchat.config import (
@@ -161,6 +162,7 @@ def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] 
     plan.show(hours, why, peak_source)
     if options.dry_run:
         return None
+    raise_on_interrupt()
     if group.first:
         check_free(plan.config)
         plan.prepare_data()
@@ -189,6 +191,8 @@ def main(args: list[str]) -> None:
     processes, rest = take_options(rest)
     options = parse(Options, own, prog="gchat/speedrun.sh")
     with may_go_away(), joined(processes) as group:
+        if group.count > 1:
+            raise_on_interrupt()  # the others are told
         summary = speedrun(options, rest, group)
     if summary and summary["finished"] and group.first:
         run = Path(summary["run_dir"])

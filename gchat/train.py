@@ -15,6 +15,7 @@ import jax
 from gaia import parallel
 from gaia.config import parse, to_dict
 from gaia.errors import ConfigError, run_cli
+from gaia.interrupt import raise_on_interrupt
 from gaia.output import may_go_away
 from gaia.processes.group import Group, joined, take_options
 from gaia.runtime import Machine, start
@@ -193,6 +194,8 @@ def run(args: list[str], *, prog: str = COMMAND) -> dict[str, Any]:
     if restart and not resume:
         raise ConfigError("--allow-restart is given without --resume", "add --resume")
     with may_go_away(), joined(processes) as group:
+        if group.count > 1:
+            raise_on_interrupt()  # the others are told
         own = given_config(args, resume=resume, prog=prog) if group.first else None
         config = config_for_all(own, group)
         machine = start(matmul_precision=config.model.matmul_precision)

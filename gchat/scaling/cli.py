@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 from gaia.config import asks_for_help, parse
 from gaia.errors import ConfigError
+from gaia.extras import install
 from gchat.config import ALIASES, TrainConfig, load
 from gchat.scaling.plan import Plan, derived, describe, make_plan
 from gchat.scaling.search import best, search
@@ -97,7 +98,7 @@ def dashboard_main(args: list[str]) -> None:
         from gchat.scaling.dashboard import serve
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"the dashboard needs {error.name}", "pip install 'gaia[train,dashboard]'"
+            f"the dashboard needs {error.name}", install("train", "dashboard")
         ) from None
     serve(options.host, options.port)
 
