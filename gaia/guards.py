@@ -78,6 +78,7 @@ class StopRequest:
     def __init__(self, ask: Callable[[], object]) -> None:
         self._ask = ask
         self.signal: str | None = None
+        self._again: threading.Timer | None = None
 
     def __enter__(self) -> "StopRequest":
         self._previous = {
@@ -87,14 +88,18 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._again is not None:
+            self._again.cancel()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.signal is not None and number == signal.SIGINT:
-            if _is_collecting(frame):  # what is raised there is printed and lost: once more, soon
-                threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+            # What is raised in a callback of the garbage collector is printed and lost.
+            self._again = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+            self._again.start()
+            if _is_collecting(frame):
                 return
             raise KeyboardInterrupt
         self.signal = name
