@@ -109,7 +109,7 @@ def schedule(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
     def share(step):
         step = jnp.asarray(step, jnp.float32)
         rising = jnp.minimum(1.0, (step + 1) / max(1, warmup))
-        left = jnp.clip((steps - step) / decay_steps, 0.0, 1.0)
+        left = jnp.clip((steps - 1 - step) / decay_steps, 0.0, 1.0)  # 0 at the last step
         if config.schedule == "constant":
             return rising
         if config.schedule == "cosine":

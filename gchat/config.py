@@ -216,9 +216,11 @@ FREE_ON_RESUME = (
 )  # fmt: skip
 
 DESCRIPTION = """Train a base model on a prepared data set. Besides the options below: --resume
-continues the run in --run-dir; --coordinator HOST:PORT, --num-processes N and --process-id I start
-one of several processes (default JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID,
-or what JAX detects); --join-seconds and --heartbeat-seconds say how long to wait for the others."""
+continues the run in --run-dir, with --extend --max-steps N for longer than it was to train;
+--allow-restart lets --resume begin again where there is no checkpoint; --coordinator HOST:PORT,
+--num-processes N and --process-id I start one of several processes (default
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or what JAX detects); --join-seconds
+and --heartbeat-seconds say how long to wait for the others."""
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"

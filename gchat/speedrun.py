@@ -184,6 +184,11 @@ def main(args: list[str]) -> None:
         name, _, value = item.partition("=")
         if item in ("--dry-run", "--resume", "--allow-cpu", "--offline", "--allow-restart"):
             own.append(item)
+        elif item == "--extend":
+            raise ConfigError(
+                "--extend is an option of `gchat train`",
+                "use gchat train --resume --extend --run-dir RUN --max-steps N",
+            )
         elif name == "--hours":
             own += ["--hours", _number(value or next(items, ""))]
         else:
