@@ -63,7 +63,13 @@ def _pinned(lock: Path) -> list[tuple[str, str]]:
     return [(m[1], m[2]) for m in found if m]
 
 
-PAGES = [page for page in ROOT.rglob("*.md") if not {".venv", "runs", ".git"} & set(page.parts)]
+_LISTED = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+PAGES = sorted(
+    ROOT / name
+    for name in subprocess.run(
+        _LISTED, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
