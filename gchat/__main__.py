@@ -87,6 +87,7 @@ def _train(args: list[str]) -> None:
 def _plan(args: list[str]) -> None:
     from gchat.scaling.cli import plan_main
 
+    raise_on_interrupt()  # --verify has a process and a folder of its own
     plan_main(args)
 
 
