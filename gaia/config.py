@@ -21,6 +21,7 @@ from gaia.errors import ConfigError
 from gaia.option_text import Kind, kinds, mark, marked, unmark, without_marks
 
 T = TypeVar("T")
+_HELP = frozenset({"-h", "--help"})
 
 
 def parse(
@@ -48,7 +49,7 @@ def parse(
     known, short = kinds(cls), aliases or {}
     given = mark(list(_as_args(preset or {}, known)), known, ())
     words = given + mark(_long(args, short), known, short)
-    help_wanted = bool({"-h", "--help"} & set(words))
+    help_wanted = not _HELP.isdisjoint(words)
     printed = io.StringIO()
     try:
         if help_wanted:
@@ -60,6 +61,12 @@ def parse(
         if stop.code in (0, None):
             raise
         raise ConfigError(*_one_line(without_marks(printed.getvalue()), short)) from None
+
+
+def asks_for_help(cls: Any, args: Sequence[str], aliases: Mapping[str, str] | None = None) -> bool:
+    """Tells a `-h` or `--help` from a text that looks like it; arguments as those of `parse`."""
+    known, short = kinds(cls), aliases or {}
+    return not _HELP.isdisjoint(mark(_long(args, short), known, short))
 
 
 def _long(args: Sequence[str], aliases: Mapping[str, str]) -> list[str]:

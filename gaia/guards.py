@@ -6,6 +6,7 @@ a process that hangs.
 
 import contextlib
 import faulthandler
+import gc
 import math
 import os
 import signal
@@ -77,6 +78,7 @@ class StopRequest:
     def __init__(self, ask: Callable[[], object]) -> None:
         self._ask = ask
         self.signal: str | None = None
+        self._again: threading.Timer | None = None
 
     def __enter__(self) -> "StopRequest":
         self._previous = {
@@ -86,12 +88,19 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._again is not None:
+            self._again.cancel()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.signal is not None and number == signal.SIGINT:
+            # What is raised in a callback of the garbage collector is printed and lost.
+            self._again = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+            self._again.start()
+            if _is_collecting(frame):
+                return
             raise KeyboardInterrupt
         self.signal = name
         self._ask()
@@ -100,6 +109,16 @@ class StopRequest:
             sys.stderr.write(
                 f"\n{name}: finishing this step, then saving (Ctrl-C again to abort)\n"
             )
+
+
+def _is_collecting(frame: FrameType | None) -> bool:
+    """Tells whether a frame runs within a callback of the garbage collector, as JAX installs."""
+    callbacks = [getattr(callback, "__code__", None) for callback in gc.callbacks]
+    while frame is not None:
+        if frame.f_code in callbacks:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def keep_if_finite(

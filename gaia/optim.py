@@ -64,8 +64,9 @@ class OptimConfig:
 
     def scaled(self, batch_tokens: int, dim: int) -> tuple["OptimConfig", str]:
         """Learning rates for this batch and width, and a sentence that says what was done."""
-        by_batch = (batch_tokens / (self.batch_reference or batch_tokens)) ** 0.5
-        by_width = ((self.width_reference or dim) / dim) ** 0.5
+        batch, width = self.batch_reference, self.width_reference
+        by_batch = 1.0 if batch is None else (batch_tokens / batch) ** 0.5
+        by_width = 1.0 if width is None else (width / dim) ** 0.5
         adam = by_batch * by_width
         result = replace(
             self,
@@ -108,7 +109,7 @@ def schedule(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
     def share(step):
         step = jnp.asarray(step, jnp.float32)
         rising = jnp.minimum(1.0, (step + 1) / max(1, warmup))
-        left = jnp.clip((steps - step) / decay_steps, 0.0, 1.0)
+        left = jnp.clip((steps - 1 - step) / decay_steps, 0.0, 1.0)  # 0 at the last step
         if config.schedule == "constant":
             return rising
         if config.schedule == "cosine":

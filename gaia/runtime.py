@@ -11,6 +11,8 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 from gaia.errors import ConfigError
 from gaia.hardware import chip_of_device_kind
@@ -42,6 +44,16 @@ def accelerator_hardware() -> str | None:
     return None
 
 
+def only_cpu() -> bool:
+    """Tells whether no device file or variable speaks of an accelerator."""
+    devices = ("accel*", "vfio/[0-9]*", "nvidia*", "dxg", "kfd")
+    variables = ("TPU_ACCELERATOR_TYPE", "TPU_NAME", "JAX_FORCE_TPU_INIT")
+    return not any(
+        [name in os.environ for name in variables]
+        + [any(Path("/dev").glob(pattern)) for pattern in devices]
+    )
+
+
 def start(*, matmul_precision: str = "default", compile_cache: bool = True) -> Machine:
     """Configures JAX for this machine and returns it.
 
@@ -58,6 +70,10 @@ def start(*, matmul_precision: str = "default", compile_cache: bool = True) -> M
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
+    chosen = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    if not chosen and find_spec("libtpu") and only_cpu():
+        # libtpu (of the extra `aot`) writes five lines to stderr where it meets no TPU.
+        jax.config.update("jax_platforms", "cpu")
     if matmul_precision not in ("default", "high", "highest"):
         raise ConfigError(
             f"model.matmul_precision is {matmul_precision!r}", "use default, high or highest"

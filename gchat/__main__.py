@@ -9,10 +9,13 @@ import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import Any
 
-from gaia.config import parse
+# All else is imported by the verbs: without the extra `train`, and on Ctrl-C, this must answer.
 from gaia.errors import GaiaError, run_cli
+from gaia.extras import install
+from gaia.interrupt import end_on_interrupt, raise_on_interrupt
 
 USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
 
@@ -84,20 +87,26 @@ def _train(args: list[str]) -> None:
 def _plan(args: list[str]) -> None:
     from gchat.scaling.cli import plan_main
 
+    raise_on_interrupt()  # --verify has a process and a folder of its own
     plan_main(args)
 
 
 def _dashboard(args: list[str]) -> None:
     from gchat.scaling.cli import dashboard_main
 
+    raise_on_interrupt()
     dashboard_main(args)
 
 
 def _sample(args: list[str]) -> None:
+    from gaia.config import parse
+
     options = parse(Sample, args, prog="gchat sample", description=Sample.__doc__)
     from gchat.engine.engine import SamplingConfig
     from gchat.run.loading import load_run
 
+    sampling = SamplingConfig(options.temperature, options.top_k, options.top_p, options.seed)
+    sampling.check()  # before anything is printed
     loaded = load_run(options.run)
     shown_first = "" if options.json else options.prompt
     print(shown_first, end="", flush=True)
@@ -105,7 +114,7 @@ def _sample(args: list[str]) -> None:
     ids = loaded.engine().generate(
         [[loaded.tokenizer.bos_id, *loaded.tokenizer.encode(options.prompt)]],
         max_new_tokens=options.max_tokens,
-        sampling=SamplingConfig(options.temperature, options.top_k, options.top_p, options.seed),
+        sampling=sampling,
         on_tokens=writer,
     )[0]
     writer.end()
@@ -139,6 +148,8 @@ class _Writer:
 
 
 def _eval(args: list[str]) -> None:
+    from gaia.config import parse
+
     _known("gchat eval", args, ["bpb"])
     options = parse(EvalBpb, args[1:], prog="gchat eval bpb", description=EvalBpb.__doc__)
     from gchat.run.loading import load_run
@@ -156,6 +167,7 @@ def _eval(args: list[str]) -> None:
 def _data(args: list[str]) -> None:
     from gchat.data.cli import VERBS, Curate, parse_verb
 
+    raise_on_interrupt()
     given = parse_verb(_known("gchat data", args, VERBS), args[1:])
     if isinstance(given, Curate):
         kind, _, folder = (given.perplexity.scorer or "").partition(":")
@@ -172,8 +184,10 @@ def _run_scorer(folder: str) -> Callable[[], Any]:
 
 
 def _tokenizer(args: list[str]) -> None:
+    from gaia.config import parse
     from gchat.data.vocabulary import VERBS
 
+    raise_on_interrupt()
     verb = _known("gchat tokenizer", args, VERBS)
     command = VERBS[verb]
     parse(command, args[1:], prog=f"gchat tokenizer {verb}", description=command.__doc__).run()
@@ -192,7 +206,13 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs one verb; returns the exit status."""
+    """Runs one verb; returns the exit status.
+
+    Args:
+        args: the verb and its options; those of this process when left out.
+    """
+    if args is None:
+        end_on_interrupt("gchat")
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -201,7 +221,13 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _verb(args: list[str]) -> None:
-    VERBS[_known("gchat", args, VERBS)](args[1:])
+    verb = VERBS[_known("gchat", args, VERBS)]
+    try:
+        verb(args[1:])
+    except ModuleNotFoundError as error:
+        if all(find_spec(name) for name in ("jax", "tyro", "yaml")):
+            raise
+        raise GaiaError(f"{error.name} is not installed", install("train")) from None
 
 
 def _known(program: str, args: list[str], commands: Collection[str]) -> str:

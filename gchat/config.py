@@ -216,9 +216,11 @@ FREE_ON_RESUME = (
 )  # fmt: skip
 
 DESCRIPTION = """Train a base model on a prepared data set. Besides the options below: --resume
-continues the run in --run-dir; --coordinator HOST:PORT, --num-processes N and --process-id I start
-one of several processes (default JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID,
-or what JAX detects); --join-seconds and --heartbeat-seconds say how long to wait for the others."""
+continues the run in --run-dir, with --extend --max-steps N for longer than it was to train;
+--allow-restart lets --resume begin again where there is no checkpoint; --coordinator HOST:PORT,
+--num-processes N and --process-id I start one of several processes (default
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or what JAX detects); --join-seconds
+and --heartbeat-seconds say how long to wait for the others."""
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -245,7 +247,14 @@ def load(args: list[str], *, preset: str | None = None, prog: str = "gchat train
 
 
 # Of these the first that is set decides; one that is typed decides before all that a file sets.
-_LENGTHS = ("steps", "tokens", "tokens_per_param")
+LENGTHS = ("steps", "tokens", "tokens_per_param")
+
+
+def sets_length(args: Sequence[str]) -> bool:
+    """Tells whether a command line says how long to train."""
+    options = {arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")}
+    options = {ALIASES.get(option, option) for option in options}
+    return bool(options & {f"--training.{name.replace('_', '-')}" for name in LENGTHS})
 
 
 def load_tree(tree: Mapping[str, Any], args: Sequence[str], *, prog: str) -> TrainConfig:
@@ -254,10 +263,8 @@ def load_tree(tree: Mapping[str, Any], args: Sequence[str], *, prog: str) -> Tra
     Raises:
         ConfigError: naming the option, its value and the remedy.
     """
-    options = {arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")}
-    options = {ALIASES.get(option, option) for option in options}
-    if options & {f"--training.{name.replace('_', '-')}" for name in _LENGTHS}:
-        training = {k: v for k, v in (tree.get("training") or {}).items() if k not in _LENGTHS}
+    if sets_length(args):
+        training = {k: v for k, v in (tree.get("training") or {}).items() if k not in LENGTHS}
         tree = {**tree, "training": training}
     return parse(
         TrainConfig, args, preset=tree, aliases=ALIASES, prog=prog, description=DESCRIPTION

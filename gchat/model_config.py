@@ -72,17 +72,18 @@ class GPTConfig:
             ConfigError: naming the field, its value and the remedy.
         """
         check_ranges(self, "model.")
-        dim = self.dim or -(-self.depth * self.aspect_ratio // self.head_dim) * self.head_dim
-        heads = self.heads or max(1, dim // self.head_dim)
+        width = -(-self.depth * self.aspect_ratio // self.head_dim) * self.head_dim
+        dim = _given(self.dim, width)
+        heads = _given(self.heads, max(1, dim // self.head_dim))
         derived = replace(
             self,
             dim=dim,
             heads=heads,
-            kv_heads=self.kv_heads or heads,
-            hidden=self.hidden or -(-8 * dim // 3 // 128) * 128,
-            vocab_size=self.vocab_size or vocab_size,
-            padded_vocab_size=self.padded_vocab_size or padded_vocab_size,
-            window=self.window or -(-self.seq_len // 4 // 128) * 128,
+            kv_heads=_given(self.kv_heads, heads),
+            hidden=_given(self.hidden, -(-8 * dim // 3 // 128) * 128),
+            vocab_size=_given(self.vocab_size, vocab_size),
+            padded_vocab_size=_given(self.padded_vocab_size, padded_vocab_size),
+            window=_given(self.window, -(-self.seq_len // 4 // 128) * 128),
         )
         derived._check(vocab_size)
         return derived
@@ -137,3 +138,8 @@ class Sizes:
     vocab: int
     padded_vocab: int
     window: int
+
+
+def _given(value: int | None, derived: int) -> int:
+    """The value of a field, or the derived one where it was left out."""
+    return derived if value is None else value

@@ -7,6 +7,7 @@ On a plain CPU machine: the `cpu` preset and the offline corpus, and one line th
 a silent fallback on a machine that costs money.
 """
 
+import math
 import os
 import time
 from dataclasses import dataclass, replace
@@ -14,13 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from gaia import runtime, storage
-from gaia.config import parse
+from gaia.config import asks_for_help, parse
 from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError
 from gaia.hardware import chip_of_device_kind
+from gaia.interrupt import raise_on_interrupt
 from gaia.output import may_go_away
 from gaia.processes.group import Group, joined, take_options
-from gchat.config import TrainConfig, derive, load, price_of_machine
+from gchat.config import (
+    ALIASES,
+    TrainConfig,
+    derive,
+    load,
+    preset_path,
+    price_of_machine,
+    sets_length,
+)
 from gchat.data.prepare import prepare
 from gchat.model import GPTConfig
 from gchat.model_shape import matmul_params
@@ -86,6 +96,20 @@ class Options:
     allow_restart: bool = False
     """With --resume: start over where there is no checkpoint yet."""
 
+    def check(self) -> None:
+        """Raises ConfigError for hours that are none, and for options without an effect."""
+        if self.hours is not None and not 0 < self.hours < math.inf:
+            raise ConfigError(f"--hours is {self.hours}", "use a number above 0")
+        if self.allow_restart and not self.resume:
+            raise ConfigError("--allow-restart is given without --resume", "add --resume")
+        plans = {"--hours": self.hours, "--dry-run": self.dry_run, "--offline": self.offline}
+        given = [name for name, value in plans.items() if value not in (None, False)]
+        if self.resume and given:
+            raise ConfigError(
+                f"{' and '.join(given)} with --resume: a resumed run has its plan and data already",
+                f"leave out {' and '.join(given)}",
+            )
+
 
 def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] | None:
     """Runs the command and returns the summary, or None for a dry run.
@@ -106,9 +130,9 @@ def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] 
             f"this machine has {hardware}, but JAX sees only the CPU",
             "delete .venv and run again to reinstall, check the driver, or go on with --allow-cpu",
         )
-    if options.hours is not None and options.hours <= 0:
-        raise ConfigError(f"--hours is {options.hours}", "use a number above 0")
-    config = load(args, preset="cpu" if on_cpu else "speedrun", prog="gchat/speedrun.sh")
+    options.check()
+    preset = "cpu" if on_cpu else "speedrun"
+    config = load(args, preset=preset, prog="gchat/speedrun.sh")
     if on_cpu and not (args and not args[0].startswith("-")):
         print("no accelerator here: training the `cpu` preset on the offline corpus")
     runtime.start(matmul_precision=config.model.matmul_precision)  # known only now
@@ -131,12 +155,14 @@ def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] 
     hours, why = _budget(options, on_cpu)
     peak, peak_source = runtime.peak_flops(machine, config.model.compute_dtype)
     strict = why != CPU_DEFAULT
-    plan = Plan(config, machine, peak, began + 3600 * hours, strict=strict)
-    plan.choose_size(fixed_depth=_sets_size(args))
+    deadline, asked = began + 3600 * hours, sets_length(args)
+    plan = Plan(config, machine, peak, deadline, strict=strict, length_asked=asked)
+    plan.choose_size(fixed_depth=_sets_size(args, preset))
     plan.config = config_for_all(plan.config, group)
     plan.show(hours, why, peak_source)
     if options.dry_run:
         return None
+    raise_on_interrupt()
     if group.first:
         check_free(plan.config)
         plan.prepare_data()
@@ -149,7 +175,7 @@ def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] 
 
 def main(args: list[str]) -> None:
     """Splits the speedrun's own options from the trainer's, runs, and says what to do next."""
-    if {"-h", "--help"} & set(args):
+    if asks_for_help(TrainConfig, args, ALIASES):
         print(USAGE)
     own: list[str] = []
     rest: list[str] = []
@@ -158,6 +184,11 @@ def main(args: list[str]) -> None:
         name, _, value = item.partition("=")
         if item in ("--dry-run", "--resume", "--allow-cpu", "--offline", "--allow-restart"):
             own.append(item)
+        elif item == "--extend":
+            raise ConfigError(
+                "--extend is an option of `gchat train`",
+                "use gchat train --resume --extend --run-dir RUN --max-steps N",
+            )
         elif name == "--hours":
             own += ["--hours", _number(value or next(items, ""))]
         else:
@@ -165,6 +196,8 @@ def main(args: list[str]) -> None:
     processes, rest = take_options(rest)
     options = parse(Options, own, prog="gchat/speedrun.sh")
     with may_go_away(), joined(processes) as group:
+        if group.count > 1:
+            raise_on_interrupt()  # the others are told
         summary = speedrun(options, rest, group)
     if summary and summary["finished"] and group.first:
         run = Path(summary["run_dir"])
@@ -198,10 +231,16 @@ def _budget(options: Options, on_cpu: bool) -> tuple[float, str]:
     return (CPU_HOURS, CPU_DEFAULT) if on_cpu else (ACCELERATOR_HOURS, "default")
 
 
-def _sets_size(args: list[str]) -> bool:
-    named = bool(args) and not args[0].startswith("-")
+def _sets_size(args: list[str], preset: str) -> bool:
+    """Tells whether the user chose the depth; says so where a file of theirs did."""
     sizes = ("--depth", "--model.depth", "--model.dim", "--model.aspect-ratio")
-    return named or any(a.split("=")[0].replace("_", "-") in sizes for a in args)
+    if any(a.split("=")[0].replace("_", "-") in sizes for a in args):
+        return True
+    named = preset_path(args[0]) if args and not args[0].startswith("-") else None
+    if named is None or named.resolve() == preset_path(preset).resolve():
+        return False
+    print(f"the depth is that of {named}: only {preset}.yaml leaves it to the hours")
+    return True
 
 
 class Plan:
@@ -215,13 +254,15 @@ class Plan:
         deadline: float,
         *,
         strict: bool,
+        length_asked: bool = False,
     ) -> None:
         if config.data.dir is None and (config.data.source == "text") != bool(config.data.input):
             raise ConfigError(
                 f"data.source is {config.data.source} and data.input is {config.data.input!r}",
                 "give both --data.source text and --data.input PATH, or neither",
             )
-        self._given, self._strict = config, strict
+        self._given, self._strict, self._length_asked = config, strict, length_asked
+        self._accepted = False
         self.config, self._machine, self._peak, self._deadline = config, machine, peak, deadline
 
     def _vocab(self) -> tuple[int, int]:
@@ -276,17 +317,35 @@ class Plan:
         return tokens >= CPU_TOKENS_PER_PARAM * matmul_params(derived.model)
 
     def fit_steps(self) -> None:
-        """Shortens the schedule to the time that is left, where steps are not set outright."""
-        if self._given.training.steps is not None:
+        """Shortens the schedule to the time that is left.
+
+        A length that was typed stays: first it must fit, and then the time that preparing the data
+        took changes it no more.
+
+        Raises:
+            ConfigError: what was asked for does not fit into the hours.
+        """
+        given = self._given.training
+        if given.steps is not None or self._accepted:
             return
         derived, _, cost = self._estimate(self.config)
         limit = int(self._seconds_left() * cost.tokens / cost.seconds)
-        wanted = self._given.training.tokens or cost.tokens
+        wanted = cost.tokens if given.tokens is None else given.tokens
         rows = derived.training.amounts.batch_size * derived.model.seq_len
         if limit < LEAST_STEPS * rows and self._strict:
             raise ConfigError(
                 f"only {max(0, limit // rows)} steps fit into the hours", "raise --hours"
             )
+        if self._length_asked and wanted > limit + rows:
+            hours = wanted / cost.tokens * cost.seconds / 3600
+            raise ConfigError(
+                f"the {wanted:,} training tokens asked for take about {hours:.2f} h, "
+                f"{max(0.0, self._seconds_left()) / 3600:.2f} h are left for them",
+                f"raise --hours, or ask for at most {max(0, limit // rows * rows):,}",
+            )
+        if self._length_asked:
+            self._accepted = True
+            return
         # A very slow machine takes its time, unless the user limited it.
         tokens = max(LEAST_STEPS * rows, min(wanted, limit) // rows * rows)
         training = replace(self.config.training, tokens=tokens)
@@ -341,8 +400,10 @@ class Plan:
 
     def _shards(self) -> int:
         """ClimbMix shards that hold the tokens of the run once (250M characters, 4.8 per token)."""
-        config, _, cost = self._estimate(self.config)
-        return config.data.shards or max(1, -(-int(cost.tokens * 4.8) // 250_000_000))
+        if self.config.data.shards is not None:
+            return self.config.data.shards
+        _, _, cost = self._estimate(self.config)
+        return max(1, -(-int(cost.tokens * 4.8) // 250_000_000))
 
     def prepare_data(self) -> None:
         """Makes the data set unless one was given (or lies there from an earlier run)."""

@@ -1,7 +1,7 @@
 """Pretraining: data, model and evaluation of a base model, handed to the loop.
 
     python -m gchat.train [CONFIG.yaml] [--group.field value …] [--resume]
-        [--coordinator HOST:PORT --num-processes N --process-id I]
+        [--allow-restart | --extend] [--coordinator HOST:PORT --num-processes N --process-id I]
 
 The loop is in `run/loop.py`, the update in `train_step.py`.
 """
@@ -15,6 +15,7 @@ import jax
 from gaia import parallel
 from gaia.config import parse, to_dict
 from gaia.errors import ConfigError, run_cli
+from gaia.interrupt import raise_on_interrupt
 from gaia.output import may_go_away
 from gaia.processes.group import Group, joined, take_options
 from gaia.runtime import Machine, start
@@ -39,6 +40,7 @@ def pretrain(
     *,
     resume: bool = False,
     allow_restart: bool = False,
+    extend: bool = False,
     group: Group | None = None,
 ) -> dict[str, Any]:
     """Trains a base model to the end or to a stop.
@@ -48,6 +50,7 @@ def pretrain(
         machine: to train on.
         resume: go on from the newest intact checkpoint in the run's folder.
         allow_restart: with `resume`, start over where there is no checkpoint.
+        extend: with `resume`, train more steps than the run was to have.
         group: the processes of the run, each of which calls this.
 
     Returns:
@@ -67,6 +70,7 @@ def pretrain(
         data.tokenizer,
         resume=resume,
         allow_restart=allow_restart,
+        extend=extend,
         group=group,
         command=COMMAND,
     )
@@ -186,17 +190,22 @@ def config_for_all(config: TrainConfig | None, group: Group) -> TrainConfig:
 
 
 def run(args: list[str], *, prog: str = COMMAND) -> dict[str, Any]:
-    """Parses [CONFIG.yaml] --group.field value … [--resume [--allow-restart]] and trains."""
+    """Parses [CONFIG.yaml] --group.field value … [--resume [--allow-restart|--extend]], trains."""
     processes, args = take_options(args)
-    flags, args = take_flags(args, "--resume", "--allow-restart")
-    resume, restart = flags["--resume"], flags["--allow-restart"]
-    if restart and not resume:
-        raise ConfigError("--allow-restart is given without --resume", "add --resume")
+    flags, args = take_flags(args, "--resume", "--allow-restart", "--extend")
+    resume, restart, extend = flags["--resume"], flags["--allow-restart"], flags["--extend"]
+    if (restart or extend) and not resume:
+        flag = "--allow-restart" if restart else "--extend"
+        raise ConfigError(f"{flag} is given without --resume", "add --resume")
     with may_go_away(), joined(processes) as group:
+        if group.count > 1:
+            raise_on_interrupt()  # the others are told
         own = given_config(args, resume=resume, prog=prog) if group.first else None
         config = config_for_all(own, group)
         machine = start(matmul_precision=config.model.matmul_precision)
-        return pretrain(config, machine, resume=resume, allow_restart=restart, group=group)
+        return pretrain(
+            config, machine, resume=resume, allow_restart=restart, extend=extend, group=group
+        )
 
 
 if __name__ == "__main__":

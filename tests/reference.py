@@ -102,13 +102,14 @@ def polar(g):
 def cosine_share(step, steps, warmup, floor):
     """Linear warm-up, then half a cosine down to `floor` (Loshchilov & Hutter 2017)."""
     rising = min(1.0, (step + 1) / max(1, warmup))
-    done = min(1.0, max(0.0, (step - warmup) / max(1, steps - warmup)))
+    done = min(1.0, max(0.0, (step + 1 - warmup) / max(1, steps - warmup)))  # 1 at steps - 1
     return rising * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def wsd_share(step, steps, warmup, floor, decay_fraction):
     """Warm-up, stable, linear decay over the last `decay_fraction` of the steps."""
     rising = min(1.0, (step + 1) / max(1, warmup))
-    begin = steps - round(decay_fraction * steps)
-    falling = 1.0 if step < begin else (steps - step) / (steps - begin)
+    last = steps - 1
+    begin = last - round(decay_fraction * steps)
+    falling = 1.0 if step < begin else max(0, last - step) / (last - begin)
     return rising * (floor + (1 - floor) * falling)

@@ -30,6 +30,8 @@ _HEADER = struct.Struct("<4sIIIQQ")
 _MAGIC = b"GRUN"
 _VERSION = 1
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+SEEDS = 2**63
+"""Number of seeds that give orders of their own: 0 to this, less one."""
 
 
 def keys(seed: int, unit: int, count: int, first: int = 0) -> np.ndarray:

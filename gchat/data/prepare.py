@@ -98,6 +98,10 @@ class Options(Source, _Out):
             size(self.shard_size)
         if not 1 <= self.buckets <= 100_000:
             raise ConfigError(f"buckets = {self.buckets} is out of range", "use e.g. 1000")
+        if not 0 <= self.seed < buckets.SEEDS:
+            raise ConfigError(
+                f"seed = {self.seed} is out of range", f"use 0 to {buckets.SEEDS - 1}"
+            )
         if self.workers < 0:
             raise ConfigError(f"workers = {self.workers} is negative", "0 takes one per core")
 

@@ -14,12 +14,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gaia.config import load_yaml, to_yaml
 from gaia.errors import ConfigError
 from gaia.guards import BadStep
 from gaia.storage import gcs, is_remote, list_names
-from gchat.config import CHECKPOINTS, CONFIG, TrainConfig, load_tree, without_places
+from gchat.config import (
+    CHECKPOINTS,
+    CONFIG,
+    LENGTHS,
+    TrainConfig,
+    load_tree,
+    without_places,
+)
 from gchat.run import mirror
 from gchat.tokenizer import Tokenizer
 
@@ -107,6 +115,12 @@ def check_free(config: TrainConfig) -> None:
     mirror.check_free(config.run.mirror)
     if is_remote(checkpoints):
         gcs.check_writable(checkpoints)
+
+
+def lengths(folder: Path) -> dict[str, Any]:
+    """Steps, tokens and tokens per parameter of the run in a folder, as `{"training.steps": …}`."""
+    training = read_config(folder).training
+    return {f"training.{name}": getattr(training, name) for name in LENGTHS}
 
 
 def check_resumable(path: Path) -> None:

@@ -22,6 +22,7 @@ from gaia import parallel
 from gaia.data.batch import Batch
 from gaia.errors import GaiaError
 from gaia.guards import BadStep, LossGuard, StopRequest, Watchdog
+from gaia.interrupt import raise_on_interrupt
 from gaia.processes.agreement import Agreement
 from gaia.profile import StepTrace
 from gchat.run.saving import SaveSchedule
@@ -121,6 +122,7 @@ class Loop:
 
     def _begin(self) -> None:
         stage, session = self.stage, self.session
+        raise_on_interrupt()
         # ── Where to begin ────────────────────────────────────────────────────────────────────
         if session.resume:
             session.lock()

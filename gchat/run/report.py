@@ -18,6 +18,7 @@ import numpy as np
 import gaia_metrics
 from gaia.config import to_yaml
 from gaia.data.manifest import Manifest
+from gchat.config import TrainConfig
 from gchat.evals.ngram import Baselines
 from gchat.model_shape import flops_per_token, matmul_params
 from gchat.run.folder import write_atomically
@@ -76,7 +77,7 @@ def _summary(
     waits = [v for _, v in series.get("perf/data_wait_ms", [])]
     times = [v for _, v in series.get("perf/step_ms", [])]
     steps = len(series.get("train/loss", []))
-    price = config.run.price_per_hour or 0.0
+    price = _price(config)
     return {
         "preset": config.run.name,
         "run_dir": str(folder.path),
@@ -198,7 +199,7 @@ def _markdown(
         ("MFU (median)", f"{_number(summary['mfu'], 3, '')} of {summary['mfu_peak']}"),
         ("waiting for data", f"{_number(summary['data_wait_share'], 5, '')} of step time"),
         ("FLOPs", f"{flops_per_token(config.model) * summary['tokens']:.3g}"),
-        ("cost", f"${summary['cost_usd']:.2f} at ${config.run.price_per_hour or 0:.2f}/h"),
+        ("cost", f"${summary['cost_usd']:.2f} at ${_price(config):.2f}/h"),
         ("device", summary["device"]),
         ("checkpoint", summary["checkpoint"]),
         *([("dashboard", f"<{summary['dashboard']}>")] if summary["dashboard"] else []),
@@ -269,3 +270,9 @@ def git_commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return done.stdout.strip()
+
+
+def _price(config: TrainConfig) -> float:
+    """US dollars per hour; 0 where nobody said them."""
+    price = config.run.price_per_hour
+    return 0.0 if price is None else price

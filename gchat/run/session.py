@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import gaia_metrics
 from gaia.checkpoint import Checkpointer, Restored
 from gaia.config import differences, flatten, to_dict
-from gaia.errors import CheckpointError
+from gaia.errors import CheckpointError, ConfigError
+from gaia.optim import schedule
 from gaia.processes.group import Group
 from gaia.runtime import Machine, peak_flops
 from gchat.config import FREE_ON_RESUME, TrainConfig
@@ -32,6 +33,7 @@ class Session:
         tokenizer: of the run; a checkpoint of another one is refused.
         resume: go on from the newest intact checkpoint.
         allow_restart: with `resume`, start over where there is no checkpoint.
+        extend: with `resume`, train more steps than the run was to have.
         group: the processes of the run.
         command: command line that trains, to which people add `--resume`.
 
@@ -47,11 +49,12 @@ class Session:
         *,
         resume: bool = False,
         allow_restart: bool = False,
+        extend: bool = False,
         group: Group | None = None,
         command: str = "gchat train",
     ) -> None:
         self.config, self.machine, self.tokenizer = config, machine, tokenizer
-        self.resume, self._allow_restart = resume, allow_restart
+        self.resume, self._allow_restart, self._extend = resume, allow_restart, extend
         self.group = group or Group()
         if self.group.first:
             if resume:
@@ -102,12 +105,18 @@ class Session:
                 )
             print("no checkpoint to resume from: starting at step 0")
             return None
-        self._check_same_run(checkpoints.read_meta(step))
+        meta = checkpoints.read_meta(step)
+        lengths = self.group.broadcast(lambda: run_folder.lengths(self.config.run.folder))
+        if self._extend:
+            self._check_longer(lengths)
+        self._check_same_run(meta, lengths)
         restored = checkpoints.restore(step, state)
         checkpoints.close()
         self.progress.restore(restored.meta["progress"])
         self._run_id, self.loaded = restored.meta["metrics_run_id"], step
         print(f"resumed from step {step} of {self.config.training.amounts.steps}")
+        if (before := meta["config"]["training"]["steps"]) != self.config.training.steps:
+            print(self._extension(before, step))
         return restored
 
     def begin(self, step: int) -> None:
@@ -167,8 +176,31 @@ class Session:
             "config": json.loads(json.dumps(to_dict(self.config))),
         }
 
-    def _check_same_run(self, meta: Mapping[str, Any]) -> None:
+    def _check_longer(self, lengths: Mapping[str, Any]) -> None:
+        """Refuses an extension that adds no step."""
+        before, steps = lengths["training.steps"], self.config.training.amounts.steps
+        if steps <= before:
+            raise ConfigError(
+                f"--extend to {steps} steps: the run has {before} already",
+                f"add --max-steps above {before}, or leave out --extend to go on with them",
+            )
+
+    def _extension(self, before: int, step: int) -> str:
+        """One sentence on how an extension changes the learning rate."""
+        optim, steps = self.config.optim, self.config.training.amounts.steps
+        was, now = (float(schedule(optim, n)(step)) for n in (before, steps))
+        return (
+            f"extended from {before} to {steps} steps: the {optim.schedule} schedule is now that "
+            f"of {steps} steps; the next step's learning rate is {now:.3f} of the peak, where the "
+            f"old schedule had come down to {was:.3f}"
+        )
+
+    def _check_same_run(self, meta: Mapping[str, Any], lengths: Mapping[str, Any]) -> None:
         """Refuses a checkpoint of another configuration or tokenizer.
+
+        Args:
+            meta: of the checkpoint.
+            lengths: of the run, which may have been extended after the checkpoint.
 
         Raises:
             CheckpointError: naming every field that differs, with both values.
@@ -176,6 +208,7 @@ class Session:
         old, now, defaults = (
             flatten(c) for c in (meta["config"], to_dict(self.config), to_dict(TrainConfig()))
         )
+        old |= {name: now[name] if self._extend else value for name, value in lengths.items()}
         # A field that came after the checkpoint had what is its default now.
         old |= {name: defaults[name] for name in now.keys() & defaults.keys() - old.keys()}
         changed = {
@@ -190,7 +223,8 @@ class Session:
             listed = ", ".join(f"{k} was {a} and is {b}" for k, (a, b) in changed.items())
             raise CheckpointError(
                 f"the checkpoint belongs to another run: {listed}",
-                "put these back, or start a new run with another --run.name",
+                "put these back, or start a new run with another --run.name"
+                + ("; --extend trains it longer" if "training.steps" in changed else ""),
             )
 
     def roll_back(self, state: Any) -> Restored | None:

@@ -5,7 +5,7 @@
     python -m gchat.scaling.calibrate --only d24      rows whose name begins so
     python -m gchat.scaling.calibrate --fit           only fit
 
-Each row is written as soon as it is there. Needs libtpu (`pip install 'gaia[aot]'`) and no TPU.
+Each row is written as soon as it is there. Needs libtpu (`pip install -e '.[aot]'`) and no TPU.
 """
 
 import json

@@ -4,9 +4,10 @@ import json
 import sys
 from dataclasses import asdict, dataclass, replace
 
-from gaia.config import parse
+from gaia.config import asks_for_help, parse
 from gaia.errors import ConfigError
-from gchat.config import load
+from gaia.extras import install
+from gchat.config import ALIASES, TrainConfig, load
 from gchat.scaling.plan import Plan, derived, describe, make_plan
 from gchat.scaling.search import best, search
 from gchat.scaling.sku import parse_fleet
@@ -66,7 +67,7 @@ def plan_main(args: list[str]) -> None:
     Raises:
         GaiaError: one line naming what cannot work and the remedy.
     """
-    if {"-h", "--help"} & set(args):
+    if asks_for_help(TrainConfig, args, ALIASES):
         print(USAGE)
         return
     options, rest = _split(args)
@@ -97,7 +98,7 @@ def dashboard_main(args: list[str]) -> None:
         from gchat.scaling.dashboard import serve
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"the dashboard needs {error.name}", "pip install 'gaia[train,dashboard]'"
+            f"the dashboard needs {error.name}", install("train", "dashboard")
         ) from None
     serve(options.host, options.port)
 

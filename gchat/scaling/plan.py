@@ -134,9 +134,9 @@ class Plan:
 
 def vocabulary(config: TrainConfig) -> tuple[int, int]:
     """Ids in use and padded, of the tokenizer that a configuration asks for."""
-    if config.model.vocab_size:
-        size = config.model.vocab_size
-        return size, config.model.padded_vocab_size or -(-size // 128) * 128
+    size, padded = config.model.vocab_size, config.model.padded_vocab_size
+    if size is not None:
+        return size, -(-size // 128) * 128 if padded is None else padded
     size = config.data.vocab_size
     return GPT2_VOCAB if config.data.tokenizer == "gpt2" else (size, -(-size // 128) * 128)
 

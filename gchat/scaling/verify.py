@@ -23,6 +23,7 @@ from typing import Any
 
 from gaia.config import parse, to_dict
 from gaia.errors import ConfigError, GaiaError
+from gaia.extras import install
 from gaia.runtime import start
 from gaia.xla_flags import checking_options
 from gchat.config import TrainConfig
@@ -73,7 +74,7 @@ def check_can_verify(fleet: Fleet) -> None:
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
             "--verify needs the TPU compiler, which is not installed",
-            "install it with pip install 'gaia[aot]' (no TPU is needed)",
+            f"{install('aot')} (no TPU is needed)",
         )
 
 

@@ -1,21 +1,54 @@
 """Bad losses are judged alike by every attempt; what hangs is told from what is slow."""
 
+import gc
 import signal
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gaia.errors import ConfigError
-from gaia.guards import HUNG, LAG, GuardConfig, LossGuard, Watchdog, keep_if_finite
+from gaia.guards import (
+    HUNG,
+    LAG,
+    GuardConfig,
+    LossGuard,
+    StopRequest,
+    Watchdog,
+    keep_if_finite,
+)
 
 SPIKES = GuardConfig(policy="skip", spike_factor=2.0, spike_window=8)
 
 
 def judged(guard, losses, first=1):
     return [guard.judge(step, loss, 1.0) for step, loss in enumerate(losses, start=first)]
+
+
+def test_a_second_ctrl_c_is_not_lost_in_a_callback_of_the_collector():
+    """JAX registers one; Python prints what is raised in it, and goes on."""
+    armed = []
+
+    def callback(phase, info):
+        if armed:
+            armed.clear()
+            signal.raise_signal(signal.SIGINT)
+            for _ in range(3):  # signals are handled where a loop jumps back
+                pass
+
+    gc.collect()
+    gc.callbacks.append(callback)
+    try:
+        with pytest.raises(KeyboardInterrupt), StopRequest(lambda: None):
+            signal.raise_signal(signal.SIGINT)
+            armed.append(True)
+            gc.collect()
+            time.sleep(10)
+    finally:
+        gc.callbacks.remove(callback)
 
 
 def test_a_spike_is_above_the_factor_times_the_running_median():

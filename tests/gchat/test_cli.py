@@ -105,6 +105,12 @@ def test_sample_is_the_same_text_for_the_same_seed(trained, capsys):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_a_bad_seed_is_said_before_the_prompt_is_printed(trained, capsys):
+    assert main(["sample", "--run", str(trained[1]), "--prompt", "a", "--seed", str(2**32)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "seed is 4294967296; use 0 to 4294967295" in printed.err
+
+
 def test_sample_prints_prompt_and_continuation(trained, capsys):
     _, run = trained
     command = ["sample", "--run", str(run), "--prompt", "The", "--max-tokens", "5"]

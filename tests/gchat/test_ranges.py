@@ -1,7 +1,9 @@
 """Every number that a run can be told has a range, and a typed value wins or is refused."""
 
+import ast
 import dataclasses
 import math
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
@@ -12,6 +14,8 @@ from gaia.errors import ConfigError
 from gchat.__main__ import main
 from gchat.config import TrainConfig, derive, load
 from gchat.ranges import RANGES, check_ranges
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def numeric_fields(cls=TrainConfig, prefix=""):
@@ -27,6 +31,30 @@ def numeric_fields(cls=TrainConfig, prefix=""):
 
 def test_every_number_has_a_range():
     assert set(numeric_fields()) == set(RANGES)
+
+
+def test_no_number_is_replaced_because_it_is_zero():
+    """`x or y` on an optional number takes 0 for "not given"."""
+    numbers = {name.rpartition(".")[2] for name in RANGES if name != "data.weights"} | {"hours"}
+    wrong = []
+    for path in sorted(p for package in ("gaia", "gchat") for p in (ROOT / package).rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        asked = {
+            id(part)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If | ast.IfExp | ast.While | ast.Assert)
+            for part in ast.walk(node.test)
+        }
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.BoolOp)
+                and isinstance(node.op, ast.Or)
+                and id(node) not in asked
+            ):
+                first = node.values[0]
+                if isinstance(first, ast.Attribute) and first.attr in numbers:
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}")
+    assert wrong == []
 
 
 def changed(name, value):

@@ -8,6 +8,7 @@ from gaia import runtime
 from gaia.errors import ConfigError, GaiaError
 from gchat import speedrun
 from gchat.__main__ import main
+from gchat.config import preset_path
 
 V6E = runtime.Machine("tpu", "TPU v6 lite", 8, 0, 1)
 CPU = runtime.Machine("cpu", "cpu", 1, 0, 1)
@@ -59,6 +60,40 @@ def test_a_faster_cpu_trains_a_deeper_model(machine):
     machine(CPU, 2e10)
     plan.choose_size(fixed_depth=True)
     assert plan.config.model.depth == 4  # what the user or the file says stays
+
+
+def test_the_cpu_preset_by_path_leaves_the_depth_to_the_plan(machine, tmp_path, capsys):
+    machine(CPU, 2e10)
+    shipped = str(preset_path("cpu"))
+    assert main(["speedrun", shipped, "--dry-run"]) == 0
+    assert "model: depth 2 " in capsys.readouterr().out
+    own = tmp_path / "own.yaml"
+    own.write_text("base: cpu\n")
+    assert main(["speedrun", str(own), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "model: depth 4 " in printed and f"the depth is that of {own}" in printed
+
+
+def test_a_text_that_looks_like_help_is_a_text(machine, capsys):
+    machine(CPU, 4.6e11)
+    assert main(["speedrun", "--dry-run", "--eval.prompts", "-h", "--depth", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("no accelerator here") and "usage:" not in printed
+    assert main(["plan", "--sku", "v6e-8", "--run.name", "-h"]) == 0
+    assert "usage:" not in capsys.readouterr().out
+
+
+def test_a_length_that_was_asked_for_stays(machine, monkeypatch):
+    """Preparing the data takes time, but does not shorten what was accepted before."""
+    machine(CPU, 4.6e11)
+    config = speedrun.load(["--training.tokens", "2000000"], preset="cpu")
+    plan = speedrun.Plan(
+        config, CPU, 4.6e11, time.monotonic() + 360, strict=False, length_asked=True
+    )
+    plan.choose_size(fixed_depth=False)
+    monkeypatch.setattr(plan, "_deadline", time.monotonic() + 60)
+    plan.fit_steps()
+    assert plan.config.training.tokens == 2_000_000
 
 
 def test_an_accelerator_gets_the_largest_depth_that_ends_in_time(machine, capsys):
@@ -132,6 +167,11 @@ def _refuse(*_args, **_kwargs):
         (["--hours", "0.001"], "raise --hours"),
         (["--depht", "3"], "perhaps you meant --depth"),
         (["missing.yaml"], "missing.yaml"),
+        (["--training.tokens", "100000000"], "the 100,000,000 training tokens asked for take"),
+        (["--training.tokens-per-param", "20"], "raise --hours, or ask for at most"),
+        (["--resume"], "--dry-run with --resume"),
+        (["--allow-restart"], "--allow-restart is given without --resume"),
+        (["--hours", "nan"], "--hours is nan"),
     ],
 )
 def test_bad_options_are_one_line(machine, capsys, args, named):

@@ -281,6 +281,8 @@ def test_bad_input_does_not_destroy_what_is_there(corpus, tmp_path):
         ({"source": "web"}, "source = 'web' is unknown"),
         ({"source": "docs"}, "does not go with source = 'docs'"),
         ({"input": None}, "input is not set"),
+        ({"seed": -1}, "seed = -1 is out of range"),
+        ({"seed": 2**63}, "seed = 9223372036854775808 is out of range"),
         ({"out": "gs://bucket/data"}, "not a local folder"),
     ],
 )
