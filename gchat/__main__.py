@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from gaia.config import parse
-from gaia.errors import GaiaError, run_cli
+from gaia.errors import ConfigError, GaiaError, run_cli
+from gaia.extras import install
 
 USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
 
@@ -94,10 +94,14 @@ def _dashboard(args: list[str]) -> None:
 
 
 def _sample(args: list[str]) -> None:
+    from gaia.config import parse
+
     options = parse(Sample, args, prog="gchat sample", description=Sample.__doc__)
     from gchat.engine.engine import SamplingConfig
     from gchat.run.loading import load_run
 
+    sampling = SamplingConfig(options.temperature, options.top_k, options.top_p, options.seed)
+    sampling.check()
     loaded = load_run(options.run)
     shown_first = "" if options.json else options.prompt
     print(shown_first, end="", flush=True)
@@ -105,7 +109,7 @@ def _sample(args: list[str]) -> None:
     ids = loaded.engine().generate(
         [[loaded.tokenizer.bos_id, *loaded.tokenizer.encode(options.prompt)]],
         max_new_tokens=options.max_tokens,
-        sampling=SamplingConfig(options.temperature, options.top_k, options.top_p, options.seed),
+        sampling=sampling,
         on_tokens=writer,
     )[0]
     writer.end()
@@ -140,6 +144,8 @@ class _Writer:
 
 def _eval(args: list[str]) -> None:
     _known("gchat eval", args, ["bpb"])
+    from gaia.config import parse
+
     options = parse(EvalBpb, args[1:], prog="gchat eval bpb", description=EvalBpb.__doc__)
     from gchat.run.loading import load_run
 
@@ -175,6 +181,8 @@ def _tokenizer(args: list[str]) -> None:
     from gchat.data.vocabulary import VERBS
 
     verb = _known("gchat tokenizer", args, VERBS)
+    from gaia.config import parse
+
     command = VERBS[verb]
     parse(command, args[1:], prog=f"gchat tokenizer {verb}", description=command.__doc__).run()
 
@@ -201,7 +209,16 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _verb(args: list[str]) -> None:
-    VERBS[_known("gchat", args, VERBS)](args[1:])
+    verb = _known("gchat", args, VERBS)
+    try:
+        VERBS[verb](args[1:])
+    except ModuleNotFoundError as error:
+        if (error.name or "gaia").partition(".")[0] in ("gaia", "gchat", "gaia_metrics"):
+            raise  # a fault of this repository, no package that an extra brings
+        raise ConfigError(
+            f"gchat {verb} needs the package {error.name!r}, which is not installed",
+            install("train"),
+        ) from error
 
 
 def _known(program: str, args: list[str], commands: Collection[str]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gaia.config import load_preset, parse
+from gaia.config import load_preset, load_yaml, parse
 from gaia.data.packing import Packing
 from gaia.errors import ConfigError
 from gaia.guards import GuardConfig
@@ -20,6 +20,7 @@ from gaia.parallel import MeshConfig
 from gchat.model import GPTConfig
 from gchat.model_shape import flops_per_token, matmul_params
 from gchat.ranges import check_ranges
+from gchat.run_length import with_own_length, with_typed_length
 
 ALIASES = {
     "--depth": "--model.depth",
@@ -236,16 +237,12 @@ def load(args: list[str], *, preset: str | None = None, prog: str = "gchat train
     tree: dict[str, Any] = {}
     if args and not args[0].startswith("-"):
         path, args = preset_path(args[0]), args[1:]
-        tree = load_preset(path, CONFIG_DIR)
+        tree = with_own_length(load_preset(path, CONFIG_DIR), load_yaml(path))
         if path.name == CONFIG:  # of a run: a new one shall not write into its folders
             tree = without_places(tree, of_new_run=True)
     elif preset:
         tree = load_preset(preset_path(preset), CONFIG_DIR)
     return load_tree(tree, args, prog=prog)
-
-
-# Of these the first that is set decides; one that is typed decides before all that a file sets.
-_LENGTHS = ("steps", "tokens", "tokens_per_param")
 
 
 def load_tree(tree: Mapping[str, Any], args: Sequence[str], *, prog: str) -> TrainConfig:
@@ -256,9 +253,7 @@ def load_tree(tree: Mapping[str, Any], args: Sequence[str], *, prog: str) -> Tra
     """
     options = {arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")}
     options = {ALIASES.get(option, option) for option in options}
-    if options & {f"--training.{name.replace('_', '-')}" for name in _LENGTHS}:
-        training = {k: v for k, v in (tree.get("training") or {}).items() if k not in _LENGTHS}
-        tree = {**tree, "training": training}
+    tree = with_typed_length(tree, options)
     return parse(
         TrainConfig, args, preset=tree, aliases=ALIASES, prog=prog, description=DESCRIPTION
     )

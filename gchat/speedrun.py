@@ -14,13 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from gaia import runtime, storage
-from gaia.config import parse
+from gaia.config import load_preset, parse
 from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError
 from gaia.hardware import chip_of_device_kind
 from gaia.output import may_go_away
 from gaia.processes.group import Group, joined, take_options
-from gchat.config import TrainConfig, derive, load, price_of_machine
+from gchat.config import (
+    CONFIG_DIR,
+    TrainConfig,
+    derive,
+    load,
+    preset_path,
+    price_of_machine,
+)
 from gchat.data.prepare import prepare
 from gchat.model import GPTConfig
 from gchat.model_shape import matmul_params
@@ -133,6 +140,8 @@ def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] 
     strict = why != CPU_DEFAULT
     plan = Plan(config, machine, peak, began + 3600 * hours, strict=strict)
     plan.choose_size(fixed_depth=_sets_size(args))
+    if named := _preset_with_size(args):
+        print(f"size: {named} sets it; without that file the plan chooses a depth for the hours")
     plan.config = config_for_all(plan.config, group)
     plan.show(hours, why, peak_source)
     if options.dry_run:
@@ -199,9 +208,17 @@ def _budget(options: Options, on_cpu: bool) -> tuple[float, str]:
 
 
 def _sets_size(args: list[str]) -> bool:
-    named = bool(args) and not args[0].startswith("-")
     sizes = ("--depth", "--model.depth", "--model.dim", "--model.aspect-ratio")
-    return named or any(a.split("=")[0].replace("_", "-") in sizes for a in args)
+    typed = any(a.split("=")[0].replace("_", "-") in sizes for a in args)
+    return typed or _preset_with_size(args) is not None
+
+
+def _preset_with_size(args: list[str]) -> str | None:
+    """The preset that is named on the command line, where it sets the model's size."""
+    if not args or args[0].startswith("-"):
+        return None
+    model = load_preset(preset_path(args[0]), CONFIG_DIR).get("model") or {}
+    return args[0] if {"depth", "dim", "aspect_ratio"} & set(model) else None
 
 
 class Plan:
