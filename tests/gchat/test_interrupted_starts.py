@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-import runs
 from gaia.guards import StopRequest
 
 
@@ -62,14 +61,3 @@ def test_ctrl_c_while_starting_twice_is_no_traceback():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr == "gchat: interrupted\n"
     assert done.returncode == -signal.SIGINT
-
-
-@pytest.mark.slow
-def test_a_hang_up_saves(data_dir, tmp_path, user_environment):
-    process = runs.Process.train(
-        runs.arguments(data_dir, tmp_path / "run", steps=4000), user_environment
-    )
-    assert process.step_reached(5), process.text
-    process.signal(signal.SIGHUP)
-    assert process.end() == 0, process.text
-    assert "stopped after step" in process.text and "--resume" in process.text
