@@ -88,7 +88,9 @@ def _as_args(tree: Mapping[str, Any], known: Mapping[str, Kind], prefix: str = "
             yield from _as_args(value, known, f"{name}.")
         elif isinstance(value, Mapping) and value:  # `--eval.files name path …`
             yield f"--{name}"
-            yield from (str(x) for pair in value.items() for x in pair)
+            for key_of_value, one in value.items():
+                yield marked(str(key_of_value))
+                yield marked(_text(name, one)) if kind == "texts by name" else str(one)
         elif isinstance(value, list | tuple):
             yield f"--{name}"
             yield from (

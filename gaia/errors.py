@@ -1,6 +1,7 @@
 """The one base error of gaia: every message names the field, its value and the remedy."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -54,6 +55,8 @@ def run_cli(program: str, command: Callable[[list[str]], object], args: list[str
     except BrokenPipeError:  # the reader (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
+        # The process is ending: one more Ctrl-C ends it at once, instead of with a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
     return 0

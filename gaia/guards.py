@@ -65,6 +65,9 @@ class GuardConfig:
             )
 
 
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 class StopRequest:
     """Records the first SIGTERM, SIGHUP or Ctrl-C as a request that the loop reads between steps.
 
@@ -81,10 +84,9 @@ class StopRequest:
         self._again: threading.Timer | None = None
 
     def __enter__(self) -> "StopRequest":
-        self._previous = {
-            s: signal.signal(s, self._handle)
-            for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        }
+        # nohup has SIGHUP ignored, and a shell's background job SIGINT: that stays so.
+        heard = [s for s in _STOPPING if signal.getsignal(s) is not signal.SIG_IGN]
+        self._previous = {s: signal.signal(s, self._handle) for s in heard}
         return self
 
     def __exit__(self, *_: object) -> None:

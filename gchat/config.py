@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gaia.config import load_preset, parse
+from gaia.config import load_preset, load_yaml, parse
 from gaia.data.packing import Packing
 from gaia.errors import ConfigError
 from gaia.guards import GuardConfig
@@ -20,6 +20,7 @@ from gaia.parallel import MeshConfig
 from gchat.model import GPTConfig
 from gchat.model_shape import flops_per_token, matmul_params
 from gchat.ranges import check_ranges
+from gchat.run_length import with_own_length, with_typed_length
 
 ALIASES = {
     "--depth": "--model.depth",
@@ -238,7 +239,7 @@ def load(args: list[str], *, preset: str | None = None, prog: str = "gchat train
     tree: dict[str, Any] = {}
     if args and not args[0].startswith("-"):
         path, args = preset_path(args[0]), args[1:]
-        tree = load_preset(path, CONFIG_DIR)
+        tree = with_own_length(load_preset(path, CONFIG_DIR), load_yaml(path))
         if path.name == CONFIG:  # of a run: a new one shall not write into its folders
             tree = without_places(tree, of_new_run=True)
     elif preset:
@@ -246,15 +247,10 @@ def load(args: list[str], *, preset: str | None = None, prog: str = "gchat train
     return load_tree(tree, args, prog=prog)
 
 
-# Of these the first that is set decides; one that is typed decides before all that a file sets.
-LENGTHS = ("steps", "tokens", "tokens_per_param")
-
-
-def sets_length(args: Sequence[str]) -> bool:
-    """Tells whether a command line says how long to train."""
+def typed_options(args: Sequence[str]) -> set[str]:
+    """Options of a command line by their full names."""
     options = {arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")}
-    options = {ALIASES.get(option, option) for option in options}
-    return bool(options & {f"--training.{name.replace('_', '-')}" for name in LENGTHS})
+    return {ALIASES.get(option, option) for option in options}
 
 
 def load_tree(tree: Mapping[str, Any], args: Sequence[str], *, prog: str) -> TrainConfig:
@@ -263,9 +259,7 @@ def load_tree(tree: Mapping[str, Any], args: Sequence[str], *, prog: str) -> Tra
     Raises:
         ConfigError: naming the option, its value and the remedy.
     """
-    if sets_length(args):
-        training = {k: v for k, v in (tree.get("training") or {}).items() if k not in LENGTHS}
-        tree = {**tree, "training": training}
+    tree = with_typed_length(tree, typed_options(args))
     return parse(
         TrainConfig, args, preset=tree, aliases=ALIASES, prog=prog, description=DESCRIPTION
     )

@@ -23,12 +23,12 @@ from gaia.storage import gcs, is_remote, list_names
 from gchat.config import (
     CHECKPOINTS,
     CONFIG,
-    LENGTHS,
     TrainConfig,
     load_tree,
     without_places,
 )
 from gchat.run import mirror
+from gchat.run_length import LENGTHS
 from gchat.tokenizer import Tokenizer
 
 BAD_STEPS = "bad_steps.jsonl"

@@ -122,9 +122,21 @@ def test_who_counts_as_dead(gcs, capsys, changes, free):
         assert "taking over the run in b: process" in capsys.readouterr().err
 
 
-def test_of_many_at_once_one_gets_the_bucket(gcs):
+def test_of_many_at_once_one_gets_the_bucket(gcs, monkeypatch):
+    """All of them have looked before any of them writes."""
     locks, entered = [BucketLock(gcs.uri, "b") for _ in range(6)], []
     leave(gcs.uri, host="elsewhere", time=0)
+    read, all_looked = bucket_lock._read, threading.Barrier(len(locks), timeout=60)
+    waits = threading.local()
+
+    def look(uri):
+        holder = read(uri)
+        if not hasattr(waits, "over"):  # each thread's first look only
+            waits.over = True
+            all_looked.wait()
+        return holder
+
+    monkeypatch.setattr(bucket_lock, "_read", look)
 
     def enter(lock):
         with contextlib.suppress(FolderInUse):
@@ -142,7 +154,8 @@ def test_of_many_at_once_one_gets_the_bucket(gcs):
 def test_a_process_taken_for_dead_stops_writing(gcs):
     with BucketLock(gcs.uri, "the run in b", every_s=0.05) as lock:
         leave(gcs.uri, host="elsewhere")
-        while lock.is_held:
+        give_up = time.monotonic() + 60  # only a broken lock gets there
+        while lock.is_held and time.monotonic() < give_up:
             time.sleep(0.01)
         with pytest.raises(FolderInUse, match=r"taken over by process .* on elsewhere"):
             lock.check()
