@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from gaia.checkpoint import Checkpointer
+from gaia.checkpoint import Checkpointer, Restored
 from gaia.errors import CheckpointError
 from gaia.parallel import make_mesh
 from gaia.runtime import start
@@ -64,10 +64,22 @@ def load_run(path: str, mesh: Mesh | None = None) -> LoadedRun:
     start(matmul_precision=config.model.matmul_precision)
     state = init_state(config, mesh or make_mesh())
     checkpoints = Checkpointer(config.checkpoints, read_only=True)
-    step = checkpoints.latest()
-    if step is None:
-        raise CheckpointError(f"{path!r} holds no usable checkpoint", "train it further first")
-    restored = checkpoints.restore(step, state)
-    checkpoints.close()
+    try:
+        restored = _newest(checkpoints, state, path)
+    finally:
+        checkpoints.close()
     tokenizer = Tokenizer.load(str(folder / "tokenizer.json"))
-    return LoadedRun(config, tokenizer, graphdef(config), restored.state.params, step)
+    return LoadedRun(config, tokenizer, graphdef(config), restored.state.params, restored.step)
+
+
+def _newest(checkpoints: Checkpointer, state: Any, path: str) -> Restored:
+    """The newest intact checkpoint; the next one where its trainer prunes it meanwhile."""
+    while True:
+        step = checkpoints.latest()
+        if step is None:
+            raise CheckpointError(f"{path!r} holds no usable checkpoint", "train it further first")
+        try:
+            return checkpoints.restore(step, state)
+        except CheckpointError:
+            if checkpoints.latest(report=lambda _: None) == step:
+                raise  # it is all there, and not of this run

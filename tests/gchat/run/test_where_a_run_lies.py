@@ -137,3 +137,17 @@ def test_a_reader_beside_a_save_under_way_sees_the_one_before(tmp_path):
     reader.close()
     assert writer.close() is None and writer.last_saved == 2
     assert writer.damage(2) is None
+
+
+def test_a_checkpoint_pruned_while_it_is_read_gives_way_to_the_next(stopped, whole, monkeypatch):
+    """A trainer beside it saves step 24 and drops step 20, which the reader had chosen."""
+    restore = Checkpointer.restore
+
+    def overtaken(self, step, state):
+        if step == 20 and (stopped / "checkpoints/20").exists():
+            shutil.copytree(whole / "checkpoints/24", stopped / "checkpoints/24")
+            shutil.rmtree(stopped / "checkpoints/20")
+        return restore(self, step, state)
+
+    monkeypatch.setattr(Checkpointer, "restore", overtaken)
+    assert load_run(str(stopped)).step == 24
