@@ -119,9 +119,12 @@ def _one_line(message: str, aliases: Mapping[str, str]) -> tuple[str, str]:
     blocks = re.split(r"^\s*-{3,}\s*$", message, flags=re.MULTILINE)
     blocks = [" ".join(block.split()) for block in blocks]
     problem = (blocks[1] if len(blocks) > 1 else blocks[0]).rstrip(".")
+    if unread := re.match(r"Unrecognized options: (.*)", problem):
+        words = [word for word in unread[1].split(", ") if word.startswith("-")]
+        problem = f"unknown option {', '.join(words) or unread[1]}"
     named = re.search(r"--[\w.-]*\w", " ".join(blocks[2:3])) if "meant" in message else None
     nearest = [named.group()] if named else []
-    if unknown := re.match(r"Unrecognized options: (--[\w.-]+)", problem):
+    if unknown := re.match(r"unknown option (--[\w.-]+)", problem):
         nearest = get_close_matches(unknown[1], aliases, n=1, cutoff=0.7) or nearest
     if nearest:
         return problem, f"perhaps you meant {nearest[0]} (--help lists all)"

@@ -113,7 +113,7 @@ def _run(words: list[str], yes: bool, debug: bool, as_json: bool) -> int:
             failure.add_note(note)
         return _explain(failure, as_json)
     except Exception as error:
-        code = _library_exit(error)
+        code = _library_exit(error, as_json)
         if code is not None and not debug:
             return code
         if debug:
@@ -195,14 +195,18 @@ def _notes(error: BaseException) -> None:
         _tell(f"gml: {note}")
 
 
-def _library_exit(error: Exception) -> int | None:
-    """Exit code of the command line library's own exceptions, by their shape."""
+def _library_exit(error: Exception, as_json: bool) -> int | None:
+    """Exit code of the command line library's own exceptions, by their shape.
+
+    Its usage errors become one line, or JSON, as all others are.
+    """
     if type(error).__name__ == "Abort":
         return EXIT_INTERRUPTED
-    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
-    if callable(show) and isinstance(code, int):
-        show()
-        return code
+    message, code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
+    if callable(message) and isinstance(code, int):
+        command = getattr(getattr(error, "ctx", None), "command_path", "gml")
+        problem = " ".join(str(message()).split()).rstrip(".")
+        return _explain(UsageError(problem, f"see `{command} --help`"), as_json)
     return code if isinstance(code, int) else None
 
 

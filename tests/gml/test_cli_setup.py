@@ -67,3 +67,11 @@ def test_the_reapers_image_context_can_reap(home, tmp_path):
         [sys.executable, "-m", "gml", "reap"], capture_output=True, text=True, env=env, cwd=folder
     )
     assert (done.returncode, "no provider is configured" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_typo_is_one_line_and_json_where_that_was_asked_for(gml):
+    done = gml("node", "craete", "--json")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("gml: No such command 'craete'. Did you mean 'create'?; see `gml")
+    assert json.loads(done.stdout)["code"] == 2
+    assert "gml: No such option: --jsn" in gml("ls", "--jsn").stderr

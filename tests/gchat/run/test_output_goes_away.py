@@ -11,8 +11,8 @@ import runs
 STEPS = 40
 
 
-def command(data_dir, folder):
-    args = runs.arguments(data_dir, folder, "--eval.every-steps", "0", steps=STEPS)
+def command(data_dir, folder, steps=STEPS):
+    args = runs.arguments(data_dir, folder, "--eval.every-steps", "0", steps=steps)
     return [sys.executable, "-m", "gchat.train", *map(str, args)]
 
 
@@ -35,8 +35,9 @@ def test_a_reader_that_has_seen_enough_does_not_end_the_run(data_dir, tmp_path, 
 def test_a_closed_terminal_saves_and_stops(data_dir, tmp_path, user_environment):
     folder = tmp_path / "run"
     ours, theirs = pty.openpty()
+    steps = 100_000  # it must not come to its end before the signal does
     process = subprocess.Popen(
-        command(data_dir, folder),
+        command(data_dir, folder, steps),
         env=user_environment,
         stdin=theirs,
         stdout=theirs,
@@ -51,5 +52,5 @@ def test_a_closed_terminal_saves_and_stops(data_dir, tmp_path, user_environment)
     process.send_signal(signal.SIGHUP)
     assert process.wait() == 0
     saved = int(runs.newest(folder).name)
-    assert 3 <= saved < STEPS
+    assert 3 <= saved < steps
     assert list(runs.losses(folder)) == list(range(1, saved + 1))
