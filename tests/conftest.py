@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,7 @@ def pytest_configure(config):
 
     JAX reads these variables when it is imported, here and in the processes that tests start.
     """
+    hear_signals()
     if hasattr(config, "workerinput"):  # an xdist worker inherits what its controller has set
         return
     config.gaia_home = tempfile.mkdtemp(prefix="gaia-tests-")
@@ -30,6 +32,18 @@ def pytest_configure(config):
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     os.environ.setdefault("XLA_FLAGS", fast_compilation())
+
+
+def hear_signals():
+    """Undoes what `nohup` and background jobs pass on: SIGHUP and SIGINT ignored, in children too.
+
+    Tests send these signals to the processes they start, and a shell that started pytest with one
+    of them ignored would have those processes ignore it as well.
+    """
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def fast_compilation():

@@ -11,11 +11,15 @@ from typing import Any
 
 @contextlib.contextmanager
 def _signals(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
-    """Another handler for these signals inside of it; only the main thread can have one."""
+    """Another handler for these signals inside of it; only the main thread can have one.
+
+    A signal that is ignored already stays so: `nohup` and a shell's background jobs mean it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {s: signal.signal(s, handler) for s in numbers}
+    heard = [s for s in numbers if signal.getsignal(s) is not signal.SIG_IGN]
+    previous = {s: signal.signal(s, handler) for s in heard}
     try:
         yield
     finally:

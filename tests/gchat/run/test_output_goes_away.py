@@ -50,7 +50,10 @@ def test_a_closed_terminal_saves_and_stops(data_dir, tmp_path, user_environment)
         seen += os.read(ours, 4096)
     os.close(ours)  # from here on every write fails
     process.send_signal(signal.SIGHUP)
-    assert process.wait() == 0
+    try:
+        assert process.wait(timeout=120) == 0
+    finally:
+        process.kill()
     saved = int(runs.newest(folder).name)
     assert 3 <= saved < steps
     assert list(runs.losses(folder)) == list(range(1, saved + 1))
