@@ -1,0 +1,49 @@
+"""What the READMEs and docs pages show is taken by the programs as it is written."""
+
+import pytest
+
+import documented
+from documented import Command
+
+
+def test_pages_are_read():
+    every = documented.commands()
+    assert {"README.md", "gchat/README.md", "gml/README.md", "docs/plan.md"} <= {
+        c.page for c in every
+    }
+    assert sum(c.exact for c in every) > 40
+
+
+@pytest.mark.parametrize("page", sorted({c.page for c in documented.commands()}))
+def test_every_command_of_a_page_is_understood(page, monkeypatch, tmp_path):
+    monkeypatch.setenv("GML_HOME", str(tmp_path))
+    wrong = []
+    for command in documented.commands():
+        if command.page == page:
+            try:
+                documented.parse(command)
+            except AssertionError as error:
+                wrong.append(str(error))
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "gchat train cpu --trainin.steps 5",
+        "gchat plan --sku v6e-8 --serach",
+        "gchat dat prepare --input x",
+        "gml node creat -t v6e-1",
+        "gml node create --no-such-option",
+        "gaia-metrics lss",
+        "python -m gchat.data.download --no-such",
+        "python tests/benchmarks/no_such.py",
+        "bash gchat/speedrun.sh --no-such-option",
+        "deploy/up.sh --no-such-option",
+        "export GAIA_NO_SUCH_VARIABLE=1",
+        "nonsense --x",
+    ],
+)
+def test_a_wrong_command_would_be_seen(text):
+    with pytest.raises(AssertionError):
+        documented.parse(Command("page", 1, text, exact=True))
