@@ -1,0 +1,196 @@
+"""Grammars that an answer must follow: a JSON schema, a regular expression, or a choice of texts.
+
+`llguidance` (extra `grammar`) keeps a parser per answer and says which ids may come next; the
+engine adds that mask to the logits. Bytes count, not characters: a character may take several
+tokens. Where the answer may end the stop ids are allowed; where nothing may follow it is finished
+at once, without one.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, Literal
+
+import numpy as np
+
+from gaia.errors import ConfigError, GaiaError
+from gaia.extras import install
+from gchat.tokenizer import Tokenizer
+
+Kind = Literal["json", "regex", "choice"]
+# One layout: a small model that may choose its white space can go on with it for ever.
+_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """One grammar without a vocabulary; made by `json_schema`, `regex` or `choice`."""
+
+    kind: Kind
+    text: str
+
+
+def json_schema(schema: dict[str, Any] | bool | str) -> Grammar:
+    """JSON that fits a schema (draft 2020-12, what llguidance knows of it).
+
+    Raises:
+        ConfigError: the text is not JSON, or not a schema.
+    """
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except ValueError as error:
+            raise ConfigError(f"the schema is not JSON ({error})", "mend it") from None
+    if not isinstance(schema, dict | bool):
+        raise ConfigError(f"the schema is a {type(schema).__name__}", "give a JSON object")
+    if schema is False:
+        raise ConfigError("no text fulfils the schema `false`", "give a JSON object")
+    return Grammar("json", json.dumps({} if schema is True else schema))
+
+
+def regex(pattern: str) -> Grammar:
+    """A whole answer that matches a regular expression (Rust's syntax, no look-around)."""
+    return Grammar("regex", pattern)
+
+
+def choice(texts: Sequence[str]) -> Grammar:
+    """One of these texts, whole.
+
+    Raises:
+        ConfigError: there is none, or one is empty.
+    """
+    if not texts or not all(texts):
+        raise ConfigError(f"the choices are {list(texts)}", "give at least one text, none empty")
+    return Grammar("choice", json.dumps(list(texts)))
+
+
+class Matcher:
+    """The state of one answer under a grammar. Not thread-safe.
+
+    Attributes:
+        finished: the answer has ended: by a stop id, or because nothing may follow.
+
+    Raises:
+        ConfigError: the grammar cannot be compiled, or no text fulfils it.
+    """
+
+    def __init__(self, grammar: Grammar, vocabulary: "Vocabulary") -> None:
+        self._matcher = vocabulary.matcher(grammar)
+        self._words = vocabulary.words
+        self.finished = False
+
+    def mask(self) -> np.ndarray:
+        """Ids that may come next, as bits: uint32 [ceil(padded vocabulary / 32)], low bit first."""
+        bits_W = np.zeros(self._words, np.uint32)
+        if self.finished:  # nothing may follow
+            return bits_W
+        packed = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
+        bits_W[: len(packed)] = packed
+        _raise_if_broken(self._matcher)
+        return bits_W
+
+    def accept(self, token: int) -> None:
+        """Takes the id that was chosen.
+
+        Raises:
+            GrammarError: the mask did not allow it.
+        """
+        if not self._matcher.consume_token(token):
+            _raise_if_broken(self._matcher)
+            raise GrammarError(f"id {token} does not follow the grammar", "choose within the mask")
+        self.finished = self._matcher.is_stopped()
+
+    @property
+    def complete(self) -> bool:
+        """Tells whether the answer may end here."""
+        return self.finished or self._matcher.is_accepting()
+
+
+class GrammarError(GaiaError):
+    """An answer left its grammar, or the parser met a limit of its own."""
+
+
+class Vocabulary:
+    """A tokenizer as grammars see it; build it once, matchers are cheap.
+
+    Args:
+        tokenizer: its ids.
+        stop_ids: ids that end an answer, at least one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> None:
+        if not stop_ids:
+            raise ConfigError("a grammar has no id to end with", "give at least one stop id")
+        self._tokenizer = tokenizer
+        self._stop_ids = [int(i) for i in stop_ids]
+        self.words = -(-tokenizer.padded_vocab_size // 32)
+
+    @cached_property
+    def _known(self) -> Any:
+        library = _library()
+        return library.LLTokenizer(
+            library.TokenizerWrapper(_Bytes(self._tokenizer, self._stop_ids[0])),
+            n_vocab=self._tokenizer.vocab_size,
+            eos_token=self._stop_ids,
+        )
+
+    def matcher(self, grammar: Grammar) -> Any:
+        """llguidance's matcher; its compiled start is kept for the next request of the same."""
+        return self._started(grammar).deep_copy()
+
+    @lru_cache(maxsize=64)  # noqa: B019 - a vocabulary lives as long as its engine
+    def _started(self, grammar: Grammar) -> Any:
+        matcher_class = _library().LLMatcher
+        if grammar.kind == "json":
+            source = matcher_class.grammar_from_json_schema(grammar.text, overrides=_LAYOUT)
+        elif grammar.kind == "regex":
+            source = matcher_class.grammar_from_regex(grammar.text)
+        else:
+            literals = " | ".join(json.dumps(text) for text in json.loads(grammar.text))
+            source = matcher_class.grammar_from_lark(f"start: {literals}")
+        matcher = matcher_class(self._known, source, log_level=0)
+        if matcher.is_error():
+            raise ConfigError(
+                f"the {grammar.kind} grammar cannot be used ({_reason(matcher)})",
+                "mend it: some text must fulfil it",
+            )
+        packed = np.frombuffer(matcher.compute_bitmask(), np.uint32)
+        if not packed.any():
+            raise ConfigError(f"no text fulfils the {grammar.kind} grammar", "mend it")
+        return matcher
+
+
+class _Bytes:
+    """The four things that llguidance asks of a tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, eos: int) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id, self.bos_token_id = eos, tokenizer.bos_id
+        self.special_token_ids = sorted(tokenizer.specials.values())
+        # No answer may hold a special token: its name stands after a byte that no text has.
+        names = {i: b"\xff" + name.encode() for name, i in tokenizer.specials.items()}
+        self.tokens = [
+            names[i] if i in names else tokenizer.decode_bytes([i])
+            for i in range(tokenizer.vocab_size)
+        ]
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
+
+
+def _reason(matcher: Any) -> str:
+    return " ".join(matcher.get_error().split())[:300]
+
+
+def _raise_if_broken(matcher: Any) -> None:
+    if matcher.is_error():
+        raise GrammarError(f"the grammar's parser stopped ({_reason(matcher)})", "simplify it")
+
+
+def _library() -> Any:
+    try:
+        import llguidance
+    except ModuleNotFoundError:
+        raise GaiaError("grammars need llguidance", install("grammar")) from None
+    return llguidance
