@@ -1,4 +1,4 @@
-"""What the READMEs and docs pages show is taken by the programs as it is written."""
+"""Every command that the READMEs and docs pages show is taken by its program as it is written."""
 
 import pytest
 
