@@ -1,6 +1,6 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | sample | plan | dashboard | eval bpb
+gchat speedrun | train | sample | plan | dashboard | eval bpb | sweep | compare
       | data prepare|curate|download|count|verify|upload | tokenizer train|eval
 """
 
@@ -34,6 +34,8 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   data upload          copy a data set to a bucket: gchat data upload DIR gs://bucket/prefix
   tokenizer train      a vocabulary of your own: gchat tokenizer train --input F --out DIR
   tokenizer eval       compare tokenizers on several kinds of text
+  compare              branches, trained alike: gchat compare main my-idea --minutes 10
+  sweep                variants x sizes x seeds of a YAML file: gchat sweep FILE.yaml
 
 --debug anywhere shows a traceback instead of one line."""
 
@@ -193,6 +195,20 @@ def _tokenizer(args: list[str]) -> None:
     parse(command, args[1:], prog=f"gchat tokenizer {verb}", description=command.__doc__).run()
 
 
+def _sweep(args: list[str]) -> None:
+    from gchat.research.cli import sweep_main
+
+    raise_on_interrupt()
+    sweep_main(args)
+
+
+def _compare(args: list[str]) -> None:
+    from gchat.research.cli import compare_main
+
+    raise_on_interrupt()
+    compare_main(args)
+
+
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "speedrun": _speedrun,
     "train": _train,
@@ -202,6 +218,8 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "eval": _eval,
     "data": _data,
     "tokenizer": _tokenizer,
+    "sweep": _sweep,
+    "compare": _compare,
 }
 
 

@@ -1,0 +1,307 @@
+"""One training of a sweep: its identity, its process, and what became of it.
+
+A cell is a code tree, the options of `gchat train`, a seed and a data set. Its identity is a hash
+of these, so that a sweep run again trains only what is missing, and another commit, option or
+manifest is another cell.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from gaia.data.manifest import MANIFEST, load_manifest
+from gaia.errors import DataError, GaiaError
+from gaia.storage.files import join, read_bytes
+from gchat.run.report import Series, read_series
+
+POLL_S = 0.5
+REDONE = ("failed", "interrupted")
+"""Statuses of cells that a sweep trains again."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """A source tree, as it is on disk.
+
+    Attributes:
+        path: of the tree.
+        commit: full hash of its HEAD.
+        changes: hash of what differs from that commit; empty for a clean tree.
+    """
+
+    path: str
+    commit: str
+    changes: str = ""
+
+    @property
+    def said(self) -> str:
+        """The commit for people; a `+` and four letters stand for uncommitted changes."""
+        return self.commit[:10] + (f"+{self.changes[:4]}" if self.changes else "")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training. `arguments` are those of `gchat train`, without seed, data and folder."""
+
+    variant: str
+    size: str
+    seed: int
+    arguments: tuple[str, ...]
+    code: Code
+    data_dir: str
+    data_hash: str
+
+    @property
+    def id(self) -> str:
+        """Identity: 12 hexadecimal digits."""
+        parts = (
+            self.code.commit, self.code.changes, list(self.arguments), self.seed, self.data_hash,
+        )  # fmt: skip
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        """Name for people and folders."""
+        words = (self.variant, self.size, f"s{self.seed}", self.id[:6])
+        return "-".join(word for word in words if word)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A line of `results.jsonl`."""
+
+    id: str
+    variant: str
+    size: str
+    seed: int
+    status: str
+    """done, diverged, stopped (early), failed, or interrupted."""
+    bpb: float | None
+    """Bits per byte of the validation text at the end."""
+    tokens: int
+    flops: float
+    seconds: float
+    """Training, evaluation and saving; without the start of the process."""
+    curve: list[list[float]] = field(default_factory=list)
+    """Evaluations: [tokens, FLOPs, seconds, bits per byte]."""
+    error: str = ""
+    commit: str = ""
+    arguments: list[str] = field(default_factory=list)
+    data: str = ""
+    run_dir: str = ""
+    machine: dict[str, Any] = field(default_factory=dict)
+    time: float = 0.0
+    """Unix time of the end, in s."""
+
+
+def code_at(path: str | Path) -> Code:
+    """The state of a git work tree.
+
+    Raises:
+        DataError: the folder is not one.
+    """
+    try:
+        commit = _git(path, "rev-parse", "HEAD").decode().strip()
+        differing = _git(path, "diff", "HEAD", "--binary")
+        listed = _git(path, "ls-files", "--others", "--exclude-standard", "-z").split(b"\0")
+    except (OSError, subprocess.CalledProcessError):
+        raise DataError(f"{str(path)!r} is no git work tree", "run this in a clone") from None
+    digest = hashlib.sha256(differing)
+    untracked = [name for name in sorted(listed) if name.endswith((b".py", b".yaml", b".toml"))]
+    for name in untracked:
+        digest.update(name + b"\0" + (Path(path) / os.fsdecode(name)).read_bytes())
+    changed = bool(differing or untracked)
+    return Code(str(Path(path).resolve()), commit, digest.hexdigest() if changed else "")
+
+
+def data_hash(folder: str) -> str:
+    """Hash of a data set's manifest: shards, tokenizer and validation text.
+
+    Raises:
+        DataError: the folder holds no data set.
+    """
+    load_manifest(folder)  # what is no data set is named there
+    return hashlib.sha256(read_bytes(join(folder, MANIFEST))).hexdigest()
+
+
+@cache
+def fingerprint() -> dict[str, Any]:
+    """The machine and the versions that a result depends on."""
+    from importlib.metadata import version
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+    }
+
+
+def run_cell(
+    cell: Cell,
+    folder: Path,
+    *,
+    watch: Callable[[Result], bool] = lambda so_far: False,
+    timeout_s: float = float("inf"),
+) -> Result:
+    """Trains a cell in a process of its own, or goes on where it was killed.
+
+    Args:
+        cell: what to train.
+        folder: the run's folder.
+        watch: called with what is known every half second; True stops the training early.
+        timeout_s: the training is stopped after so many seconds, its start included.
+
+    Returns:
+        The result; a training that fails or diverges is one, too.
+    """
+    command = [sys.executable, "-m", "gchat.train", *cell.arguments]
+    command += ["--data-dir", cell.data_dir, "--training.seed", str(cell.seed)]
+    command += ["--run-dir", str(folder), "--run.name", cell.variant]
+    if any(folder.glob("checkpoints/[0-9]*")):
+        command.append("--resume")
+    elif folder.exists():
+        shutil.rmtree(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    log = folder.parent / f"{folder.name}.log"
+    environment = os.environ | {"PYTHONPATH": cell.code.path, "PYTHONUNBUFFERED": "1"}
+    stopped, began = "", time.monotonic()
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, cwd=cell.code.path, env=environment, stdout=out, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            while process.poll() is None:
+                time.sleep(POLL_S)
+                late = time.monotonic() - began > timeout_s
+                if not stopped and (late or watch(_so_far(cell, folder))):
+                    stopped = "stopped"
+                    process.send_signal(signal.SIGTERM)
+        except BaseException:
+            _end(process)
+            raise
+    return _judge(cell, folder, log, process.returncode, stopped)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Asks the training to save and stop; ends it where it does not."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(60)
+    except BaseException:
+        process.kill()
+        process.wait()
+
+
+def _judge(cell: Cell, folder: Path, log: Path, code: int, stopped: str) -> Result:
+    so_far = asdict(_so_far(cell, folder))
+    last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
+    summary = _json(folder / "summary.json")
+    if code == 0 and summary.get("finished"):
+        status, error = "done", ""
+    elif (folder / "bad_steps.jsonl").exists() and code != 0:
+        status, error = "diverged", *last
+    elif stopped:
+        status, error = stopped, ""
+    elif code == 0 or code in (130, -signal.SIGINT):
+        status, error = "interrupted", *last
+    else:
+        status, error = "failed", last[0] if last else f"exit status {code}"
+    return Result(
+        **so_far | {
+            "status": status,
+            "error": error[:500],
+            "bpb": so_far["bpb"] if status in ("done", "stopped") else None,
+            "machine": fingerprint(),
+            "time": time.time(),
+        }
+    )  # fmt: skip
+
+
+def _so_far(cell: Cell, folder: Path) -> Result:
+    """What the run folder says now."""
+    try:
+        series: Series = read_series(folder / "metrics.jsonl")
+    except (OSError, ValueError):  # not there yet, or a line that is just being written
+        series = {}
+    by_step = {name: dict(points) for name, points in series.items()}
+    tokens, flops, seconds = (
+        by_step.get(f"train/{name}", {}) for name in ("tokens", "flops", "seconds")
+    )
+    curve = [
+        [tokens.get(step, 0.0), flops.get(step, 0.0), seconds.get(step, 0.0), value]
+        for step, value in series.get("eval/val_bpb", [])
+    ]
+    return Result(
+        id=cell.id,
+        variant=cell.variant,
+        size=cell.size,
+        seed=cell.seed,
+        status="running",
+        bpb=curve[-1][3] if curve else None,
+        tokens=int(max(tokens.values(), default=0)),
+        flops=max(flops.values(), default=0.0),
+        seconds=round(max(seconds.values(), default=0.0), 3),
+        curve=curve,
+        commit=cell.code.said,
+        arguments=list(cell.arguments),
+        data=cell.data_hash[:12],
+        run_dir=str(folder),
+    )
+
+
+def read_results(path: Path) -> dict[str, Result]:
+    """Results by identity, the newest of each; a line torn by a kill is left out."""
+    results: dict[str, Result] = {}
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                result = Result(**json.loads(line))
+            except (ValueError, TypeError):
+                continue
+            results[result.id] = result
+    return results
+
+
+def append_result(path: Path, result: Result) -> None:
+    """Adds a line, on disk when this returns.
+
+    Raises:
+        GaiaError: the disk is full, or the folder cannot be written.
+    """
+    line = json.dumps(asdict(result)).encode() + b"\n"
+    try:
+        with path.open("ab+") as file:
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                line = b"\n" + line  # the last one was torn
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise GaiaError(f"{path} cannot be written ({error.strerror})", "make room") from None
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _git(path: str | Path, *words: str) -> bytes:
+    done = subprocess.run(["git", "-C", str(path), *words], capture_output=True, check=True)
+    return done.stdout

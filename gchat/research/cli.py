@@ -1,0 +1,165 @@
+"""The verbs of research: `gchat sweep`, `gchat compare`."""
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from gaia import runtime
+from gaia.config import parse
+from gaia.errors import ConfigError
+from gchat.config import load
+from gchat.research import compare as comparing
+from gchat.research import picture, worktrees
+from gchat.research import sweep as sweeping
+from gchat.research.statistics import LEVEL
+
+MINUTES = 10.0
+TRAINING_SHARE = 0.6
+"""Share of a comparison's time that trains; the rest starts, compiles and evaluates."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Train variants x sizes x seeds, each once; run again, only what is missing."""
+
+    file: Annotated[str, tyro.conf.Positional]
+    """YAML file of the sweep (see docs/research.md)."""
+    out: str | None = None
+    """Folder of results and runs; default: runs/sweeps/NAME of the file."""
+    dry_run: bool = False
+    """Print the cells; train nothing."""
+    json: bool = False
+    """Print the results as one JSON list."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train branches with the same data, options and seeds, and say how they differ."""
+
+    branches: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Branches, commits or merges (a+b); `.` is the working tree. The first one is the baseline."""
+    preset: str = "cpu"
+    """Preset of every training."""
+    minutes: float | None = None
+    """Budget of the whole comparison, which decides depth and tokens; default: 10."""
+    tokens: int | None = None
+    """Training tokens of each run, instead of --minutes."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Seeds that every branch trains with."""
+    level: float = LEVEL
+    """Confidence level of the intervals."""
+    axes: tuple[comparing.Axis, ...] = ("tokens", "flops", "time")
+    """Quantities to hold equal, one table each."""
+    set: tuple[str, ...] = ()
+    """More options of every training, as FIELD=VALUE."""
+    data: str | None = None
+    """Prepared data set; default: the preset's corpus, prepared once."""
+    out: str | None = None
+    """Folder of worktrees, runs and results; default: runs/compare/BRANCHES."""
+    allow_different: bool = False
+    """Compare although data, tokenizer or evaluation differ; the report says so."""
+    dry_run: bool = False
+    """Print the plan; train nothing."""
+    json: bool = False
+    """Print the comparison as one JSON object."""
+
+    def check(self) -> None:
+        """Raises ConfigError for values that cannot work, and for two lengths at once."""
+        if self.minutes is not None and self.tokens is not None:
+            raise ConfigError("--minutes and --tokens are given", "give one of them")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise ConfigError(f"--minutes is {self.minutes}", "use a number above 0")
+        if self.tokens is not None and self.tokens < 1:
+            raise ConfigError(f"--tokens is {self.tokens}", "use a number above 0")
+        if not 0 < self.level < 1:
+            raise ConfigError(f"--level is {self.level}", "use a share between 0 and 1")
+        if bad := [word for word in self.set if "=" not in word]:
+            raise ConfigError(f"--set {bad[0]!r} is no FIELD=VALUE", "write --set model.depth=2")
+
+
+def sweep_main(args: list[str]) -> None:
+    """`gchat sweep`."""
+    options = parse(Sweep, args, prog="gchat sweep", description=Sweep.__doc__)
+    path = Path(options.file)
+    sweep, data = sweeping.read_sweep(path)
+    folder = Path(options.out or f"runs/sweeps/{path.stem}")
+    data_dir = sweeping.data_of(sweep.arguments, data)
+    wanted = sweep.cells(sweeping.cells.code_at(worktrees.repository()), data_dir)
+    if options.dry_run:
+        for cell in wanted:
+            print(f"{cell.name}: {' '.join(cell.arguments)} --training.seed {cell.seed}")
+        return
+    results = sweeping.run_cells(wanted, folder, early_stop=sweep.early_stop)
+    groups = {f"{r.variant} {r.size}".strip(): [] for r in results}
+    for result in results:
+        groups[f"{result.variant} {result.size}".strip()].append(result)
+    picture.curves(groups, folder / "curves.png", path.stem)
+    if options.json:
+        print(sweeping.as_json(results))
+    else:
+        sweeping.table(results)
+        print(f"{folder}/{sweeping.RESULTS}, {folder}/curves.png")
+
+
+def compare_main(args: list[str]) -> None:
+    """`gchat compare`."""
+    options = parse(Compare, args, prog="gchat compare", description=Compare.__doc__)
+    options.check()
+    arguments = [options.preset, *(f"--{word}" for word in options.set)]
+    load(arguments, prog="gchat compare")  # a misspelt field is named before anything is done
+    named = "-vs-".join(name.replace("/", "_") for name in options.branches)
+    folder = Path(options.out or f"runs/compare/{named}").resolve()
+    arguments += _length(options, arguments)
+    print(f"each of {len(options.branches) * len(options.seeds)} runs: {' '.join(arguments)}")
+    if options.dry_run:
+        return
+    data_dir = str(Path(sweeping.data_of(arguments, options.data)).resolve())
+    result = comparing.compare(
+        options.branches,
+        arguments,
+        data_dir=data_dir,
+        seeds=options.seeds,
+        folder=folder,
+        level=options.level,
+        axes=options.axes,
+        allow_different=options.allow_different,
+    )
+    lines, facts = comparing.shown(result), comparing.as_dict(result)
+    groups = {row.tree.name: row.results for row in result.rows if row.axis == "tokens"}
+    picture.curves(groups, folder / "curves.png", named)
+    picture.page(folder / "report.html", named, lines, folder / "curves.png", facts)
+    (folder / "comparison.json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(json.dumps(facts) if options.json else "\n".join(lines))
+    if not options.json:
+        print(f"picture: {folder / 'curves.png'}, page: {folder / 'report.html'}")
+
+
+def _length(options: Compare, arguments: list[str]) -> list[str]:
+    """Options that make each run as long as the budget allows, on this machine."""
+    if options.tokens is not None:
+        return [f"--training.tokens={options.tokens}"]
+    from gchat.scaling.estimate import overhead_seconds
+    from gchat.speedrun_plan import LEAST_STEPS, Plan
+
+    config = load(arguments, prog="gchat compare")
+    machine = runtime.start(matmul_precision=config.model.matmul_precision)
+    peak, _ = runtime.peak_flops(machine, config.model.compute_dtype)
+    minutes, runs = options.minutes or MINUTES, len(options.branches) * len(options.seeds)
+    seconds = TRAINING_SHARE * 60 * minutes / runs
+    deadline = time.monotonic() + seconds + overhead_seconds(machine, peak)
+    unsized = replace(config, training=replace(config.training, tokens=10**12, steps=None))
+    plan = Plan(unsized, machine, peak, deadline, strict=False)
+    typed = any(word.startswith(("model.depth=", "model.dim=")) for word in options.set)
+    plan.choose_size(fixed_depth=typed)
+    model, tokens = plan.config.model, plan.config.training.tokens
+    rows = config.training.batch_size or 1
+    if tokens is None or tokens <= LEAST_STEPS * rows * model.seq_len:
+        raise ConfigError(
+            f"--minutes {minutes:g} leave {seconds:.0f} s of training for each of {runs} runs",
+            "raise it, or name --tokens",
+        )
+    return [f"--model.depth={model.depth}", f"--training.tokens={tokens}"]

@@ -1,0 +1,282 @@
+"""`gchat compare main my-idea [a+b]`: the same training from each branch, and how they differ.
+
+Every branch trains with the same options, data and seeds, in a worktree of its own. The first one
+is the baseline. Compared are final bits per byte at equal tokens; at equal FLOPs and equal time a
+branch that costs more or less per token trains again with so many tokens that its whole schedule
+spends the same.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from gaia.config import flatten
+from gaia.errors import ConfigError, GaiaError
+from gchat.config import CONFIG, load
+from gchat.research import worktrees
+from gchat.research.cells import Result
+from gchat.research.statistics import Difference, paired, power
+from gchat.research.sweep import Sweep, run_cells
+from gchat.research.worktrees import Tree, TreeError
+
+Axis = Literal["tokens", "flops", "time"]
+SAME = ("data.", "eval.tokens", "eval.stride_fraction", "eval.files", "model.seq_len")
+"""Fields of the resolved configuration that must agree, or the figures mean different things."""
+PLACES = ("data.cache_dir",)
+CLOSE = {"flops": 0.01, "time": 0.05}
+"""Difference of cost per token below which an axis needs no training of its own."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One branch on one axis."""
+
+    tree: Tree
+    axis: Axis
+    results: list[Result]
+    against: Difference | None
+    """Difference to the first branch; None for itself, or where fewer than two seeds ended."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All branches on all axes."""
+
+    rows: list[Row]
+    seeds: tuple[int, ...]
+    level: float
+    notes: list[str]
+
+    @property
+    def found(self) -> float:
+        """Probability that a difference of two seed deviations would be seen with these seeds."""
+        return power(2.0, len(self.seeds), self.level) if len(self.seeds) > 1 else 0.0
+
+
+def compare(
+    names: Sequence[str],
+    arguments: Sequence[str],
+    *,
+    data_dir: str,
+    seeds: Sequence[int],
+    folder: Path,
+    level: float,
+    axes: Sequence[Axis] = ("tokens", "flops", "time"),
+    allow_different: bool = False,
+) -> Comparison:
+    """Trains each branch and compares.
+
+    Args:
+        names: branches, commits, merges `a+b`, or `.`; the first one judges.
+        arguments: options of `gchat train` for all of them, with the length in tokens.
+        data_dir: a prepared data set.
+        seeds: at least two.
+        folder: worktrees, run folders and results go there.
+        level: of the intervals.
+        axes: what is held equal.
+        allow_different: compare although data or evaluation differ, and say so.
+
+    Raises:
+        ConfigError: fewer than two branches or seeds; or data or evaluation differ.
+        TreeError: the first branch cannot be laid out.
+    """
+    if len(seeds) < 2 or len(set(seeds)) != len(seeds):
+        raise ConfigError(f"seeds are {list(seeds)}", "give two different ones or more")
+    if len(names) < 2 or len(set(names)) != len(names):
+        raise ConfigError(f"branches are {list(names)}", "name two different ones or more")
+    root, notes = worktrees.repository(), []
+    trees: list[Tree] = []
+    for name in names:
+        try:
+            first = trees[0] if trees else None
+            trees.append(worktrees.make_tree(root, name, folder / "code", first))
+        except TreeError as error:
+            if not trees:
+                raise
+            notes.append(f"{name} is left out: {error}")
+    notes += [note for tree in trees for note in tree.notes]
+    trained = _train(trees, arguments, data_dir, seeds, folder)
+    different = _differences(trained)
+    if different and not allow_different:
+        raise ConfigError(
+            f"the branches do not measure the same: {'; '.join(different)}",
+            "make them agree, or add --allow-different",
+        )
+    notes += [f"NOT THE SAME MEASURE: {line}" for line in different]
+    rows = [_row(tree, "tokens", trained[tree.name], trained[names[0]], level) for tree in trees]
+    for axis in (axis for axis in axes if axis != "tokens"):
+        rows += _again(trees, trained, axis, arguments, data_dir, seeds, folder, level)
+    return Comparison(rows, tuple(seeds), level, notes)
+
+
+def _train(
+    trees: Sequence[Tree],
+    arguments: Sequence[str],
+    data_dir: str,
+    seeds: Sequence[int],
+    folder: Path,
+    own: Mapping[str, tuple[str, ...]] | None = None,
+) -> dict[str, list[Result]]:
+    """Results of every tree, seed by seed."""
+    options = {tree.name: (own or {}).get(tree.name, ()) for tree in trees}
+    sweep = Sweep(tuple(arguments), options, {"": ()}, tuple(seeds))
+    cells = sweep.cells({tree.name: tree.code for tree in trees}, data_dir)
+    grouped: dict[str, list[Result]] = {tree.name: [] for tree in trees}
+    # Two names of one commit share their cells, so results are told apart by their order.
+    for cell, result in zip(cells, run_cells(cells, folder), strict=True):
+        grouped[cell.variant].append(result)
+    return grouped
+
+
+def _row(
+    tree: Tree, axis: Axis, results: list[Result], base: list[Result], level: float, note: str = ""
+) -> Row:
+    ended = [
+        (one.bpb, other.bpb)
+        for one, other in zip(base, results, strict=True)
+        if one.bpb is not None and other.bpb is not None and one.status == other.status == "done"
+    ]
+    against = None
+    if results is not base and len(ended) > 1:
+        against = paired([one for one, _ in ended], [other for _, other in ended], level)
+    return Row(tree, axis, results, against, note)
+
+
+def _again(
+    trees: Sequence[Tree],
+    trained: Mapping[str, list[Result]],
+    axis: Axis,
+    arguments: Sequence[str],
+    data_dir: str,
+    seeds: Sequence[int],
+    folder: Path,
+    level: float,
+) -> list[Row]:
+    """The rows of an axis on which the branches' tokens differ."""
+    base = trained[trees[0].name]
+    tokens = _tokens(arguments)
+    per_token = {tree.name: _cost(trained[tree.name], axis) for tree in trees}
+    rows = [Row(trees[0], axis, base, None)]
+    for tree in trees[1:]:
+        cost, reference = per_token[tree.name], per_token[trees[0].name]
+        if not cost or not reference:
+            continue
+        if abs(cost / reference - 1) <= CLOSE[axis]:
+            note = f"costs the same per token ({cost / reference:.3f})"
+            rows.append(_row(tree, axis, trained[tree.name], base, level, note))
+            continue
+        longer = (f"--training.tokens={round(tokens * reference / cost)}",)
+        results = _train([tree], arguments, data_dir, seeds, folder, {tree.name: longer})
+        note = f"{cost / reference:.2f} of the cost per token, so {longer[0]}"
+        rows.append(_row(tree, axis, results[tree.name], base, level, note))
+    return rows
+
+
+def _tokens(arguments: Sequence[str]) -> int:
+    tokens = load(list(arguments), prog="gchat compare").training.tokens
+    if tokens is None:
+        raise ConfigError("training.tokens is not set", "give --training.tokens N")
+    return tokens
+
+
+def _cost(results: Sequence[Result], axis: Axis) -> float:
+    """Median cost of a token: FLOPs, or seconds of training."""
+    costs = [
+        (r.flops if axis == "flops" else r.seconds) / r.tokens
+        for r in results
+        if r.status == "done" and r.tokens
+    ]
+    return statistics.median(costs) if costs else 0.0
+
+
+def _differences(trained: Mapping[str, list[Result]]) -> list[str]:
+    """Sentences about what makes the figures of two branches mean different things."""
+    facts: dict[str, dict[str, Any]] = {}
+    for name, results in trained.items():
+        done = next((r for r in results if r.status == "done"), None)
+        if done is None:
+            continue
+        try:
+            tree = yaml.safe_load((Path(done.run_dir) / CONFIG).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise GaiaError(f"{done.run_dir} lost its {CONFIG} ({error})", "train again") from None
+        facts[name] = {
+            field: value
+            for field, value in flatten(tree).items()
+            if field.startswith(SAME) and field not in PLACES
+        }
+    (first, ours), *others = list(facts.items()) or [("", {})]
+    return [
+        f"{field} is {ours.get(field)} in {first} and {theirs.get(field)} in {name}"
+        for name, theirs in others
+        for field in sorted(ours.keys() | theirs.keys())
+        if ours.get(field) != theirs.get(field)
+    ]
+
+
+def shown(comparison: Comparison) -> list[str]:
+    """The table, line by line, for people."""
+    width = max(len(row.tree.name) for row in comparison.rows)
+    lines = []
+    for axis in dict.fromkeys(row.axis for row in comparison.rows):
+        lines.append(f"at equal {axis}:")
+        for row in (row for row in comparison.rows if row.axis == axis):
+            lines.append(f"  {row.tree.name:{width}} {_line(row)}")
+    lines += comparison.notes
+    lines.append(
+        f"{len(comparison.seeds)} seeds: a difference of two seed deviations would be found with "
+        f"probability {comparison.found:.2f}"
+    )
+    return lines
+
+
+def _line(row: Row) -> str:
+    values = [r.bpb for r in row.results if r.status == "done" and r.bpb is not None]
+    parts = [f"{statistics.fmean(values):.4f} bits per byte" if values else "no result"]
+    if len(values) > 1:
+        parts.append(f"seed deviation {statistics.stdev(values):.4f}")
+    if row.against:
+        verdict = (
+            "" if not row.against.differs else "; better" if row.against.mean < 0 else "; worse"
+        )
+        parts.append(f"{row.against}{verdict}")
+    files, added, removed = row.tree.size
+    if files:
+        parts.append(f"{files} files, +{added} -{removed}")
+    parts += [row.note] * bool(row.note)
+    parts += [f"seed {r.seed} {r.status}: {r.error}" for r in row.results if r.status != "done"]
+    return ", ".join(parts)
+
+
+def as_dict(comparison: Comparison) -> dict[str, Any]:
+    """The comparison as plain types."""
+    return {
+        "level": comparison.level,
+        "seeds": list(comparison.seeds),
+        "power_at_two_deviations": round(comparison.found, 4),
+        "notes": comparison.notes,
+        "rows": [
+            {
+                "branch": row.tree.name,
+                "commit": row.tree.code.said,
+                "axis": row.axis,
+                "bpb": [r.bpb for r in row.results],
+                "status": [r.status for r in row.results],
+                "difference": row.against and {
+                    "mean": row.against.mean,
+                    "low": row.against.low,
+                    "high": row.against.high,
+                    "degrees_of_freedom": row.against.degrees,
+                    "differs": row.against.differs,
+                },
+                "diff": dict(zip(("files", "added", "removed"), row.tree.size, strict=True)),
+                "note": row.note,
+            }
+            for row in comparison.rows
+        ],
+    }  # fmt: skip

@@ -1,0 +1,302 @@
+"""`gchat sweep FILE.yaml`: variants x sizes x seeds, each cell trained once.
+
+    preset: cpu
+    data: data/notes            # a prepared data set; default: the preset's corpus, prepared once
+    set: {training.tokens: 500000}
+    variants:
+      main: {}
+      wide: {model.aspect_ratio: 96}
+    sizes:
+      d2: {model.depth: 2}
+      d4: {model.depth: 4}
+    seeds: [1, 2, 3]
+    early_stop: {at: 0.5, behind: 0.1}
+
+Run again, it trains what is missing or failed. A variant that diverges is kept and marked; one
+that does not start is reported, and the rest goes on.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from gaia.config import load_yaml
+from gaia.errors import ConfigError, DataError
+from gaia.writer_lock import WriterLock
+from gchat.config import load
+from gchat.research import cells
+from gchat.research.cells import Cell, Code, Result
+from gchat.run.progress import clock
+
+RESULTS = "results.jsonl"
+_FIELDS = ("preset", "data", "set", "variants", "sizes", "seeds", "early_stop")
+_STOP_FIELDS = ("at", "behind")
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """Ends a cell that is far behind the first variant of its size and seed.
+
+    Attributes:
+        at: share of the first variant's tokens from which cells are judged.
+        behind: bits per byte by which a cell may be worse there.
+    """
+
+    at: float
+    behind: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.at < 1:
+            raise ConfigError(f"early_stop.at is {self.at}", "use a share between 0 and 1")
+        if not self.behind > 0:
+            raise ConfigError(f"early_stop.behind is {self.behind}", "use bits per byte above 0")
+
+    def ends(self, so_far: Result, reference: Result | None) -> bool:
+        """Tells whether a training is to be stopped."""
+        if reference is None or not so_far.curve:
+            return False
+        tokens, value = so_far.curve[-1][0], so_far.curve[-1][3]
+        if tokens < self.at * reference.tokens:
+            return False
+        then = [point for point in reference.curve if point[0] <= tokens]
+        return bool(then) and value > then[-1][3] + self.behind
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep trains: the options of each variant and size, over a common base."""
+
+    arguments: tuple[str, ...]
+    variants: Mapping[str, tuple[str, ...]]
+    sizes: Mapping[str, tuple[str, ...]]
+    seeds: tuple[int, ...]
+    early_stop: EarlyStop | None = None
+
+    def cells(self, codes: Mapping[str, Code] | Code, data_dir: str) -> list[Cell]:
+        """The cells, seed by seed, so that every variant has its first result early.
+
+        Args:
+            codes: source tree of each variant, or of all.
+            data_dir: a prepared data set.
+        """
+        digest = cells.data_hash(data_dir)
+        return [
+            Cell(
+                variant,
+                size,
+                seed,
+                (*self.arguments, *of_size, *own),
+                codes if isinstance(codes, Code) else codes[variant],
+                data_dir,
+                digest,
+            )
+            for seed in self.seeds
+            for size, of_size in self.sizes.items()
+            for variant, own in self.variants.items()
+        ]
+
+    def check(self) -> None:
+        """Raises ConfigError where the options of a variant cannot work together."""
+        for variant, own in self.variants.items():
+            for size, of_size in self.sizes.items():
+                try:
+                    load([*self.arguments, *of_size, *own], prog="gchat sweep")
+                except ConfigError as error:
+                    where = f"variant {variant}" + (f", size {size}" if size else "")
+                    raise ConfigError(f"{where}: {error.problem}", error.remedy) from None
+
+
+def read_sweep(path: Path) -> tuple[Sweep, str | None]:
+    """The sweep of a file, and the data set that it names.
+
+    Raises:
+        ConfigError: naming the field that is unknown or cannot work.
+    """
+    tree = load_yaml(path)
+    _known(f"{path}", tree, _FIELDS)
+    preset = tree.get("preset", "cpu")
+    named = path.parent / str(preset)
+    base = str(named.resolve()) if named.is_file() else str(preset)
+    stop = tree.get("early_stop")
+    if stop is not None:
+        _known(f"{path}: early_stop", stop, _STOP_FIELDS)
+        if missing := [name for name in _STOP_FIELDS if name not in stop]:
+            raise ConfigError(f"{path}: early_stop lacks {', '.join(missing)}", "give both fields")
+    variants = _groups(path, "variants", tree.get("variants"))
+    if not variants:
+        raise ConfigError(f"{path} names no variants", "write `variants: {main: {}, …}`")
+    seeds = tree.get("seeds", [1, 2, 3])
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
+        raise ConfigError(f"{path}: seeds is {seeds!r}", "write a list of whole numbers")
+    if len(set(seeds)) != len(seeds):
+        raise ConfigError(f"{path}: seeds is {seeds!r}", "name each seed once")
+    sweep = Sweep(
+        (base, *options(tree.get("set") or {})),
+        variants,
+        _groups(path, "sizes", tree.get("sizes")) or {"": ()},
+        tuple(seeds),
+        EarlyStop(float(stop["at"]), float(stop["behind"])) if stop else None,
+    )
+    sweep.check()
+    data = tree.get("data")
+    return sweep, None if data is None else str(data)
+
+
+def options(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """`{model.depth: 2}` as `--model.depth=2`; lists become several words."""
+    words: list[str] = []
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            words += options({f"{name}.{key}": one for key, one in value.items()})
+        elif isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        else:
+            words.append(f"--{name}={value}")
+    return tuple(words)
+
+
+def _groups(path: Path, name: str, tree: Any) -> dict[str, tuple[str, ...]]:
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict) or not all(isinstance(v or {}, dict) for v in tree.values()):
+        raise ConfigError(f"{path}: {name} is {tree!r}", f"write `{name}: {{NAME: {{field: x}}}}`")
+    return {str(key): options(value or {}) for key, value in tree.items()}
+
+
+def _known(where: str, tree: Any, names: Sequence[str]) -> None:
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where} is {tree!r}", f"write the fields {', '.join(names)}")
+    if unknown := [name for name in tree if name not in names]:
+        nearest = get_close_matches(str(unknown[0]), names, n=1)
+        remedy = f"perhaps you meant {nearest[0]}" if nearest else f"use {', '.join(names)}"
+        raise ConfigError(f"{where} has the unknown field {unknown[0]!r}", remedy)
+
+
+def run_cells(
+    wanted: Iterable[Cell],
+    folder: Path,
+    *,
+    early_stop: EarlyStop | None = None,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> list[Result]:
+    """Trains the cells that have no result yet; returns those of all, in their order.
+
+    The folder holds `results.jsonl`, one line per finished cell, and a run folder per cell.
+
+    Raises:
+        FolderInUse: another process trains there.
+    """
+    wanted = list(wanted)
+    path = folder / RESULTS
+    with WriterLock(folder / ".gaia.lock", f"a sweep in {folder}"):
+        results = cells.read_results(path)
+        open_cells = [
+            cell for cell in wanted
+            if cell.id not in results or results[cell.id].status in cells.REDONE
+        ]  # fmt: skip
+        if len(open_cells) < len(wanted):
+            say(f"{len(wanted) - len(open_cells)} of {len(wanted)} cells are there already")
+        seconds: list[float] = []
+        for number, cell in enumerate(open_cells, 1):
+            ahead = _eta(seconds, len(open_cells) - number + 1)
+            say(f"cell {number}/{len(open_cells)} {cell.name}{ahead}")
+            began = time.monotonic()
+            first = _reference(results.values(), cell, wanted)
+            stop = early_stop if first is not None and first.id != cell.id else None
+            watch = _Watch(stop, first, say, sys.stderr.isatty())
+            result = cells.run_cell(cell, folder / "cells" / cell.name, watch=watch)
+            seconds.append(time.monotonic() - began)
+            results[cell.id] = result
+            cells.append_result(path, result)
+            say(f"  {_outcome(result)} in {clock(seconds[-1])}")
+    return [results[cell.id] for cell in wanted]
+
+
+class _Watch:
+    """Shows a training's progress, and stops one that is too far behind."""
+
+    def __init__(
+        self, stop: EarlyStop | None, first: Result | None, say: Callable[[str], None], live: bool
+    ) -> None:
+        self._stop, self._first, self._say, self._live = stop, first, say, live
+        self._shown = time.monotonic()
+
+    def __call__(self, so_far: Result) -> bool:
+        """Tells whether to stop."""
+        if self._live and so_far.curve and time.monotonic() - self._shown > 10:
+            self._shown = time.monotonic()
+            bpb = so_far.curve[-1][3]
+            self._say(f"  {so_far.tokens:,} tokens in {clock(so_far.seconds)}, bpb {bpb:.4f}")
+        return self._stop is not None and self._stop.ends(so_far, self._first)
+
+
+def _reference(results: Iterable[Result], cell: Cell, wanted: Sequence[Cell]) -> Result | None:
+    """The finished first variant of the same size and seed."""
+    first = next((c for c in wanted if (c.size, c.seed) == (cell.size, cell.seed)), None)
+    return next((r for r in results if first and r.id == first.id and r.status == "done"), None)
+
+
+def _eta(seconds: Sequence[float], left: int) -> str:
+    return f" (about {clock(left * sum(seconds) / len(seconds))} to go)" if seconds else ""
+
+
+def _outcome(result: Result) -> str:
+    if result.status == "done":
+        return f"{result.bpb:.4f} bits per byte, {result.tokens:,} tokens"
+    said = f" ({result.error})" if result.error else ""
+    at = f" at {result.bpb:.4f}" if result.bpb is not None else ""
+    return f"{result.status}{at}{said}"
+
+
+def table(results: Sequence[Result], say: Callable[[str], None] = print) -> None:
+    """Prints mean, spread and seeds of each variant and size, and names what did not finish."""
+    rows: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        rows.setdefault((result.size, result.variant), []).append(result)
+    width = max(len(variant) for _, variant in rows)
+    say(f"{'size':8} {'variant':{width}} {'bpb':>8} {'sd':>8} seeds")
+    for (size, variant), group in rows.items():
+        values = [r.bpb for r in group if r.status == "done" and r.bpb is not None]
+        mean = sum(values) / len(values) if values else float("nan")
+        spread = (
+            (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+            if len(values) > 1
+            else float("nan")
+        )
+        other = [f"seed {r.seed} {r.status}" for r in group if r.status != "done"]
+        rest = f"  ({', '.join(other)})" if other else ""
+        say(f"{size:8} {variant:{width}} {mean:8.4f} {spread:8.4f} {len(values)}{rest}")
+
+
+def as_json(results: Sequence[Result]) -> str:
+    """All results on one line."""
+    from dataclasses import asdict
+
+    return json.dumps([asdict(result) for result in results])
+
+
+def data_of(preset_arguments: Sequence[str], named: str | None) -> str:
+    """A data set that was named, or the preset's own corpus, prepared once.
+
+    Raises:
+        DataError: the named folder holds none.
+    """
+    if named is not None:
+        cells.data_hash(named)
+        return named
+    from gaia import runtime
+    from gchat.speedrun_plan import Plan
+
+    config = load(list(preset_arguments), prog="gchat sweep")
+    machine = runtime.start()
+    plan = Plan(config, machine, 1.0, time.monotonic() + 1e9, strict=False)
+    plan.prepare_data()
+    place = plan.config.data.dir
+    if place is None:
+        raise DataError("the preset names no data set", "give `data:` or --data")
+    return place

@@ -1,0 +1,168 @@
+"""Source trees of branches side by side: one git worktree each, evaluated by the same code.
+
+What judges a run (`JUDGES`) is taken from the first branch in every tree, so that a branch cannot
+grade itself; where a branch changes it, that is said.
+"""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from gaia.errors import DataError, GaiaError
+from gchat.research.cells import Code, code_at
+
+JUDGES = ("gchat/evals", "gchat/run/scorer.py", "gchat/run/names.py")
+"""Paths of the code that measures a run."""
+WORKING_TREE = "."
+_HERE = ("*.py", "*.yaml", "*.toml")
+
+
+class TreeError(GaiaError):
+    """A branch cannot be made into a source tree; the others go on."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One variant's code.
+
+    Attributes:
+        name: as given: a branch, a commit, `a+b` for their merge, `.` for the working tree.
+        code: its state on disk.
+        size: files, lines added, lines removed, against the first tree.
+        notes: sentences that the report must hold.
+    """
+
+    name: str
+    code: Code
+    size: tuple[int, int, int] = (0, 0, 0)
+    notes: tuple[str, ...] = ()
+
+
+def repository() -> Path:
+    """The top folder of the clone around the working directory.
+
+    Raises:
+        DataError: there is none.
+    """
+    done = subprocess.run(
+        ["git", "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise DataError("this folder is in no git clone", "run this inside the clone")
+    return Path(done.stdout.strip())
+
+
+def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
+    """Lays out one variant below `folder`.
+
+    Args:
+        root: the clone.
+        name: branch, commit, `a+b` or `.`.
+        folder: where worktrees go.
+        first: the tree that judges and is compared with; None makes that one.
+
+    Raises:
+        TreeError: the name is unknown, the branches do not merge, or the disk is full.
+    """
+    parts = name.split("+") if name != WORKING_TREE else ["HEAD"]
+    commits = [_commit(root, part) for part in parts]
+    place = folder / f"{name.replace('/', '_') if name != WORKING_TREE else 'working-tree'}"
+    remove_tree(root, place)
+    folder.mkdir(parents=True, exist_ok=True)
+    _run(root, "worktree", "add", "--detach", "--force", str(place), commits[0])
+    for part, commit in zip(parts[1:], commits[1:], strict=True):
+        _run(place, *_AUTHOR, "merge", "--no-edit", "-m", f"{name}: {part}", commit)
+    notes = list(_copy_changes(root, place) if name == WORKING_TREE else _left_out(root, parts))
+    if first is None:
+        return Tree(name, code_at(place), notes=tuple(notes))
+    base = first.code.commit
+    changed = _run(place, "diff", "--name-only", base, "--", *JUDGES).split()
+    if changed:
+        present = [path for path in JUDGES if (Path(first.code.path) / path).exists()]
+        _run(place, "checkout", base, "--", *present)
+        notes.append(f"{', '.join(changed)} of {name} counts for nothing: {first.name}'s judges")
+    size = _size(_run(place, "diff", "--numstat", base, "--", "*.py", "*.yaml"))
+    return Tree(name, code_at(place), size, tuple(notes))
+
+
+def remove_tree(root: Path, place: Path) -> None:
+    """Takes a worktree away, if it is there."""
+    if place.exists():
+        subprocess.run(
+            ["git", "-C", str(root), "worktree", "remove", "--force", str(place)],
+            capture_output=True,
+            check=False,
+        )
+        shutil.rmtree(place, ignore_errors=True)
+    subprocess.run(["git", "-C", str(root), "worktree", "prune"], capture_output=True, check=False)
+
+
+_AUTHOR = ("-c", "user.name=gchat compare", "-c", "user.email=compare@localhost")
+
+
+def _commit(root: Path, name: str) -> str:
+    try:
+        return _run(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
+    except TreeError:
+        branches = _run(root, "branch", "--format", "%(refname:short)").split()
+        raise TreeError(f"{name!r} is no branch or commit", f"use {', '.join(branches)}") from None
+
+
+def _copy_changes(root: Path, place: Path) -> list[str]:
+    """Brings the working tree's uncommitted changes along; says what was brought."""
+    patch = subprocess.run(
+        ["git", "-C", str(root), "diff", "HEAD", "--binary"], capture_output=True, check=True
+    ).stdout
+    if patch:
+        done = subprocess.run(
+            ["git", "-C", str(place), "apply", "--index", "-"],
+            input=patch,
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            raise TreeError("the working tree's changes do not apply", done.stderr.decode().strip())
+    new = _run(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *_HERE).split("\0")
+    for file in filter(None, new):
+        (place / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / file, place / file)
+    state = code_at(place)
+    return [f". is {state.said}: HEAD with uncommitted changes"] if state.changes else []
+
+
+def _left_out(root: Path, parts: list[str]) -> list[str]:
+    """Says so where a branch that is named has uncommitted changes in this clone."""
+    here = subprocess.run(
+        ["git", "-C", str(root), "symbolic-ref", "--short", "--quiet", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    if here in parts and code_at(root).changes:
+        return [f"uncommitted changes of {here} are left out; name `.` to take them"]
+    return []
+
+
+def _size(numstat: str) -> tuple[int, int, int]:
+    rows = [line.split("\t") for line in numstat.splitlines()]
+    added, removed = (
+        sum(int(row[column]) for row in rows if row[column] != "-") for column in (0, 1)
+    )
+    return len(rows), added, removed
+
+
+def _run(folder: Path, *words: str) -> str:
+    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0"}
+    done = subprocess.run(
+        ["git", "-C", str(folder), *words],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())[:300]
+        raise TreeError(f"git {words[0]} failed ({said})", "mend the branch, or make room")
+    return done.stdout

@@ -1,0 +1,130 @@
+"""Sweeps: what they read, what they train, and that nothing is trained twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gaia.errors import ConfigError
+from gchat.research import cells, sweep
+from gchat.research.cells import Code, Result
+
+ROOT = Path(__file__).parents[3]
+
+
+def written(tmp_path, text):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("variants: {main: {}}\nvariant: 1", "perhaps you meant variants"),
+        ("variants: {wide: {model.dimm: 64}}", "variant wide: unknown option --model.dimm"),
+        ("set: {trainin.tokens: 5}\nvariants: {main: {}}", "training.tokens"),
+        ("variants: {}", "names no variants"),
+        ("variants: [main]", "variants is"),
+        ("variants: {main: {}}\nseeds: [1, 1]", "each seed once"),
+        ("variants: {main: {}}\nseeds: 3", "a list of whole numbers"),
+        ("variants: {main: {}}\nearly_stop: {at: 0.5}", "lacks behind"),
+        ("variants: {main: {}}\nearly_stop: {at: 2, behind: 1}", "early_stop.at is 2"),
+        ("variants: {main: {}}\npreset: cpuu", "cpuu"),
+        ("variants: {main: {model.depth: two}}", "variant main"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line(tmp_path, text, named):
+    with pytest.raises(ConfigError) as refused:
+        sweep.read_sweep(written(tmp_path, text))
+    assert named in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_cells_are_told_apart_by_what_decides_them():
+    code = Code("/x", "c" * 40)
+    base = cells.Cell("a", "", 1, ("cpu",), code, "data", "d")
+    others = [
+        cells.Cell("a", "", 2, ("cpu",), code, "data", "d"),
+        cells.Cell("a", "", 1, ("cpu", "--depth=2"), code, "data", "d"),
+        cells.Cell("a", "", 1, ("cpu",), Code("/x", "c" * 40, "dirty"), "data", "d"),
+        cells.Cell("a", "", 1, ("cpu",), code, "data", "e"),
+    ]
+    assert len({base.id, *(cell.id for cell in others)}) == 5
+    moved = cells.Cell("b", "d2", 1, ("cpu",), Code("/y", "c" * 40), "elsewhere", "d")
+    assert moved.id == base.id
+
+
+def result(**given):
+    values = {"id": "i", "variant": "v", "size": "", "seed": 1, "status": "done", "bpb": 2.0}
+    return Result(**values | {"tokens": 100, "flops": 1.0, "seconds": 1.0} | given)
+
+
+def test_results_survive_a_torn_line(tmp_path):
+    path = tmp_path / "results.jsonl"
+    cells.append_result(path, result())
+    with path.open("a") as file:
+        file.write('{"id": "torn", "vari')
+    cells.append_result(path, result(id="j"))
+    assert set(cells.read_results(path)) == {"i", "j"}
+
+
+def test_only_what_is_far_behind_is_stopped():
+    stop = sweep.EarlyStop(at=0.5, behind=0.1)
+    reference = result(curve=[[0, 0, 0, 4.0], [50, 0, 0, 3.0], [100, 0, 0, 2.0]])
+    assert not stop.ends(result(curve=[[49, 0, 0, 9.0]]), reference)
+    assert not stop.ends(result(curve=[[50, 0, 0, 3.05]]), reference)
+    assert stop.ends(result(curve=[[50, 0, 0, 3.2]]), reference)
+    assert not stop.ends(result(curve=[[50, 0, 0, 3.2]]), None)
+
+
+SWEEP = """
+preset: cpu
+data: {data}
+set:
+  model: {{dim: 32, head_dim: 16, hidden: 64, depth: 1, seq_len: 32}}
+  optim: {{name: adamw, lr: 0.003, warmup_steps: 2}}
+  training: {{batch_size: 4, steps: 6}}
+  eval: {{every_steps: 3, tokens: 400, sample_tokens: 1}}
+seeds: [1]
+variants:
+  main: {{}}
+  broken: {{optim.lr: 1.0e+30, guards.policy: stop}}
+"""
+
+
+def test_a_killed_sweep_goes_on_and_repeats_nothing(data_dir, tmp_path, user_environment):
+    """One variant diverges: it is kept and marked, and the rest goes on."""
+    file = written(tmp_path, SWEEP.format(data=data_dir))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "gchat", "sweep", str(file), "--out", str(out)]
+    environment = user_environment | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    while not (out / "results.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = (out / "results.jsonl").read_text()
+    done = subprocess.run(
+        [*command, "--json"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    after = (out / "results.jsonl").read_text()
+    assert after.startswith(before)
+    assert len(after.splitlines()) == 2
+    rows = json.loads(done.stdout)
+    assert [(r["variant"], r["seed"], r["status"]) for r in rows] == [
+        ("main", 1, "done"),
+        ("broken", 1, "diverged"),
+    ]
+    assert all(len(r["curve"]) == 3 and r["tokens"] == 6 * 4 * 32 for r in rows if r["bpb"])
+    assert (out / "curves.png").stat().st_size > 10_000
+    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "2 of 2 cells are there already" in again.stderr
+    assert (out / "results.jsonl").read_text() == after
