@@ -1,6 +1,7 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | sample | plan | dashboard | eval bpb | sweep | compare
+gchat speedrun | train | sample | plan | dashboard | eval bpb | sweep | compare | ladder
+      | research run
       | data prepare|curate|download|count|verify|upload | tokenizer train|eval
 """
 
@@ -35,6 +36,8 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   tokenizer train      a vocabulary of your own: gchat tokenizer train --input F --out DIR
   tokenizer eval       compare tokenizers on several kinds of text
   compare              branches, trained alike: gchat compare main my-idea --minutes 10
+  ladder               sizes, the law of their losses, the next size: gchat ladder --depths 2 3 4 5
+  research run         one experiment of an agent's loop: gchat research run --minutes 5 --json
   sweep                variants x sizes x seeds of a YAML file: gchat sweep FILE.yaml
 
 --debug anywhere shows a traceback instead of one line."""
@@ -209,6 +212,21 @@ def _compare(args: list[str]) -> None:
     compare_main(args)
 
 
+def _ladder(args: list[str]) -> None:
+    from gchat.research.cli import ladder_main
+
+    raise_on_interrupt()
+    ladder_main(args)
+
+
+def _research(args: list[str]) -> None:
+    from gchat.research.cli import research_main
+
+    raise_on_interrupt()
+    _known("gchat research", args, ["run"])
+    research_main(args[1:])
+
+
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "speedrun": _speedrun,
     "train": _train,
@@ -220,6 +238,8 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "tokenizer": _tokenizer,
     "sweep": _sweep,
     "compare": _compare,
+    "ladder": _ladder,
+    "research": _research,
 }
 
 

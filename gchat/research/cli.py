@@ -1,4 +1,4 @@
-"""The verbs of research: `gchat sweep`, `gchat compare`."""
+"""The verbs of research: `gchat sweep`, `compare`, `ladder`, `research run`."""
 
 import json
 import time
@@ -10,10 +10,12 @@ import tyro
 
 from gaia import runtime
 from gaia.config import parse
-from gaia.errors import ConfigError
-from gchat.config import load
+from gaia.data.manifest import load_manifest
+from gaia.errors import ConfigError, GaiaError
+from gchat.config import derive, load
+from gchat.model_shape import matmul_params
+from gchat.research import cells, experiment, ladder, picture, worktrees
 from gchat.research import compare as comparing
-from gchat.research import picture, worktrees
 from gchat.research import sweep as sweeping
 from gchat.research.statistics import LEVEL
 
@@ -81,6 +83,120 @@ class Compare:
             raise ConfigError(f"--set {bad[0]!r} is no FIELD=VALUE", "write --set model.depth=2")
 
 
+@dataclass(frozen=True)
+class Ladder:
+    """Train a preset at growing depths, fit the law of their losses, and predict the next one."""
+
+    preset: str = "cpu"
+    """Preset of every rung."""
+    depths: tuple[int, ...] = (2, 3, 4, 5)
+    """Depths of the rungs."""
+    predict: int | None = None
+    """Depth to predict; default: one above the last rung."""
+    hold_out: bool = False
+    """Leave the last rung out of the law, and compare it with the prediction."""
+    tokens_per_param: float = 1.0
+    """Training tokens per matmul parameter, the same for every rung."""
+    seeds: tuple[int, ...] = (1, 2)
+    """Seeds of every rung."""
+    set: tuple[str, ...] = ()
+    """More options of every training, as FIELD=VALUE."""
+    data: str | None = None
+    """Prepared data set; default: the preset's corpus, prepared once."""
+    out: str = "runs/ladder"
+    """Folder of runs and results."""
+    dry_run: bool = False
+    """Print the rungs; train nothing."""
+    json: bool = False
+    """Print the ladder as one JSON object."""
+
+
+@dataclass(frozen=True)
+class Research:
+    """Train the working tree for a fixed time, judged by main: one line in results.tsv."""
+
+    minutes: float = 5.0
+    """Minutes of training steps."""
+    description: str = ""
+    """Idea, in one line."""
+    preset: str = "cpu"
+    """Preset of every experiment."""
+    judge: str = "main"
+    """Branch whose evaluation code measures."""
+    margin: float = 0.002
+    """Bits per byte by which the best so far must be beaten to be kept."""
+    seed: int = 1337
+    """Seed of every experiment."""
+    set: tuple[str, ...] = ()
+    """More options of every training, as FIELD=VALUE."""
+    data: str | None = None
+    """Prepared data set; default: the preset's corpus, prepared once."""
+    out: str = "runs/research"
+    """Folder of results.tsv, diffs and runs."""
+    json: bool = False
+    """Print the line as JSON."""
+
+
+def ladder_main(args: list[str]) -> None:
+    """`gchat ladder`."""
+    options = parse(Ladder, args, prog="gchat ladder", description=Ladder.__doc__)
+    more = [f"--{word}" for word in options.set]
+    plan = ladder.ladder_sweep(
+        options.preset, options.depths, options.tokens_per_param, options.seeds, more
+    )
+    plan.check()
+    if options.dry_run:
+        for size, words in plan.sizes.items():
+            print(f"{size}: {' '.join((*plan.arguments, *words))}")
+        return
+    data_dir = sweeping.data_of(plan.arguments, options.data)
+    folder = Path(options.out)
+    wanted = plan.cells(cells.code_at(worktrees.repository()), data_dir)
+    results = sweeping.run_cells(wanted, folder)
+    info = load_manifest(data_dir).tokenizer
+    vocab = (info.vocab_size, info.padded_vocab_size)
+    made = ladder.rungs(results, vocab)
+    if len(made) < (4 if options.hold_out else 3):
+        raise GaiaError(
+            f"only {len(made)} rungs have all their seeds", f"see {folder}/results.jsonl"
+        )
+    known, last = (made[:-1], made[-1]) if options.hold_out else (made, None)
+    depth = options.predict or (last.depth if last else made[-1].depth + 1)
+    size = (options.preset, *more, f"--model.depth={depth}", "--training.tokens=1")
+    derived, _ = derive(load(list(size)), vocab_size=vocab[0], padded_vocab_size=vocab[1])
+    measured = next((r.mean for r in made if r.depth == depth and r not in known), None)
+    said = ladder.predict(known, matmul_params(derived.model), measured=measured)
+    ladder.picture(known, said, folder / "ladder.png")
+    facts = ladder.as_dict(known, said)
+    (folder / "ladder.json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(json.dumps(facts) if options.json else "\n".join(ladder.shown(known, said)))
+    if not options.json:
+        print(f"picture: {folder / 'ladder.png'}")
+
+
+def research_main(args: list[str]) -> None:
+    """`gchat research run`."""
+    options = parse(Research, args, prog="gchat research run", description=Research.__doc__)
+    arguments = [options.preset, *(f"--{word}" for word in options.set)]
+    load(arguments, prog="gchat research run")
+    done = experiment.run(
+        minutes=options.minutes,
+        arguments=arguments,
+        data_dir=str(Path(sweeping.data_of(arguments, options.data)).resolve()),
+        seed=options.seed,
+        folder=Path(options.out).resolve(),
+        judge=options.judge,
+        margin=options.margin,
+        description=options.description,
+    )
+    if options.json:
+        print(experiment.as_json(done))
+    else:
+        value = f"{done.bpb:.4f} bits per byte" if done.bpb is not None else done.error
+        best = f", best before {done.best:.4f}" if done.best is not None else ""
+        print(f"{done.status}: {value}{best}; rules for agents: {experiment.PROGRAM}")
+
+
 def sweep_main(args: list[str]) -> None:
     """`gchat sweep`."""
     options = parse(Sweep, args, prog="gchat sweep", description=Sweep.__doc__)
@@ -88,7 +204,7 @@ def sweep_main(args: list[str]) -> None:
     sweep, data = sweeping.read_sweep(path)
     folder = Path(options.out or f"runs/sweeps/{path.stem}")
     data_dir = sweeping.data_of(sweep.arguments, data)
-    wanted = sweep.cells(sweeping.cells.code_at(worktrees.repository()), data_dir)
+    wanted = sweep.cells(cells.code_at(worktrees.repository()), data_dir)
     if options.dry_run:
         for cell in wanted:
             print(f"{cell.name}: {' '.join(cell.arguments)} --training.seed {cell.seed}")

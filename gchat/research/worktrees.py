@@ -73,7 +73,7 @@ def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
     folder.mkdir(parents=True, exist_ok=True)
     _run(root, "worktree", "add", "--detach", "--force", str(place), commits[0])
     for part, commit in zip(parts[1:], commits[1:], strict=True):
-        _run(place, *_AUTHOR, "merge", "--no-edit", "-m", f"{name}: {part}", commit)
+        _run(place, "merge", "--no-edit", "-m", f"{name}: {part}", commit)
     notes = list(_copy_changes(root, place) if name == WORKING_TREE else _left_out(root, parts))
     if first is None:
         return Tree(name, code_at(place), notes=tuple(notes))
@@ -99,7 +99,12 @@ def remove_tree(root: Path, place: Path) -> None:
     subprocess.run(["git", "-C", str(root), "worktree", "prune"], capture_output=True, check=False)
 
 
-_AUTHOR = ("-c", "user.name=gchat compare", "-c", "user.email=compare@localhost")
+_AUTHOR = {
+    f"GIT_{role}_{what}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "gchat compare"), ("EMAIL", "compare@localhost"))
+}
+"""Author of the merges, which stay in their worktrees."""
 
 
 def _commit(root: Path, name: str) -> str:
@@ -154,7 +159,7 @@ def _size(numstat: str) -> tuple[int, int, int]:
 
 
 def _run(folder: Path, *words: str) -> str:
-    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0"}
+    environment = os.environ | _AUTHOR | {"GIT_TERMINAL_PROMPT": "0"}
     done = subprocess.run(
         ["git", "-C", str(folder), *words],
         capture_output=True,

@@ -1,0 +1,198 @@
+"""`gchat ladder`: small models of growing depth, the law of their losses, and the next rung.
+
+Every rung trains the preset at one depth for the same multiple of its parameters. The losses of
+the rungs give L = E + A / N^alpha (tokens grow with N, so one axis); the last rung can be held out
+to see how well the others predict it. Losses of other models, with their own tokens, are fitted
+by `gchat.research.loss_fit` directly.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gaia.errors import ConfigError
+from gchat.config import derive, load
+from gchat.model_shape import matmul_params
+from gchat.research.cells import Result
+from gchat.research.loss_fit import LossFit, fit, interval
+from gchat.research.sweep import Sweep
+
+LEVEL = 0.95
+_DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One size: its matmul parameters and the losses of its seeds, bits per byte."""
+
+    depth: int
+    params: int
+    bpb: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(self.bpb)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A law of some rungs and what it says of another."""
+
+    law: LossFit
+    params: int
+    bpb: float
+    low: float
+    high: float
+    straight: float
+    """Straight line through the last two rungs in log-log, for comparison."""
+    measured: float | None = None
+
+
+def ladder_sweep(
+    preset: str, depths: Sequence[int], tokens_per_param: float, seeds: Sequence[int],
+    more: Sequence[str] = (),
+) -> Sweep:  # fmt: skip
+    """The sweep of a ladder: one size per depth.
+
+    Raises:
+        ConfigError: fewer than four depths, or a depth twice.
+    """
+    if len(depths) < 4 or len(set(depths)) != len(depths):
+        raise ConfigError(
+            f"depths are {list(depths)}", "give four different ones or more: three fit any law"
+        )
+    length = ("--training.tokens-per-param", str(tokens_per_param))
+    sizes = {f"d{depth}": (f"--model.depth={depth}", *length) for depth in sorted(depths)}
+    return Sweep((preset, *more), {"ladder": ()}, sizes, tuple(seeds))
+
+
+def rungs(results: Sequence[Result], vocab: tuple[int, int]) -> list[Rung]:
+    """The rungs whose seeds all ended, by depth.
+
+    Args:
+        results: of `ladder_sweep`'s cells.
+        vocab: ids of the tokenizer, and rows of the embedding table.
+    """
+    by_size: dict[str, list[Result]] = {}
+    for result in results:
+        by_size.setdefault(result.size, []).append(result)
+    made = []
+    for size, group in by_size.items():
+        values = tuple(r.bpb for r in group if r.status == "done" and r.bpb is not None)
+        if len(values) < len(group):
+            continue
+        config = load(list(group[0].arguments), prog="gchat ladder")
+        derived, _ = derive(config, vocab_size=vocab[0], padded_vocab_size=vocab[1])
+        made.append(Rung(int(size[1:]), matmul_params(derived.model), values))
+    return sorted(made, key=lambda rung: rung.depth)
+
+
+def predict(
+    known: Sequence[Rung], params: int, *, measured: float | None = None, seed: int = 0
+) -> Prediction:
+    """What the law of `known` rungs says of a model of `params` matmul parameters.
+
+    The interval holds the bootstrap's spread of the law (rungs' seeds are drawn again) and the
+    seed noise of the predicted run itself.
+
+    Raises:
+        ConfigError: fewer than three rungs.
+    """
+    n = np.array([rung.params for rung in known], float)
+    means = np.array([rung.mean for rung in known])
+    law = fit(n, None, means)
+    generator = np.random.default_rng(seed)
+    noise = float(
+        np.sqrt(np.mean([np.var(rung.bpb, ddof=1) for rung in known if len(rung.bpb) > 1] or [0]))
+    )
+    errors = noise / np.sqrt([len(rung.bpb) for rung in known])
+    drawn_SP = means + errors * generator.standard_normal((_DRAWS, len(known)))
+    said_S = _quick(n, drawn_SP, params) + noise * generator.standard_normal(_DRAWS)
+    low, high = interval(said_S, LEVEL)
+    slope = np.log(means[-1] / means[-2]) / np.log(n[-1] / n[-2])
+    straight = float(means[-1] * (params / n[-1]) ** slope)
+    return Prediction(law, params, float(law.predict(params)), low, high, straight, measured)
+
+
+def _quick(n: np.ndarray, losses_SP: np.ndarray, params: int) -> np.ndarray:
+    """Predictions [S] of many fits at once: least squares in E and A on a grid of exponents."""
+    best_S = np.full(len(losses_SP), np.inf)
+    said_S = np.zeros(len(losses_SP))
+    for alpha in np.linspace(0.02, 1.2, 237):
+        x_P = n**-alpha
+        centred_P = x_P - x_P.mean()
+        a_S = np.maximum(losses_SP @ centred_P / (centred_P @ centred_P), 0)
+        e_S = np.maximum(losses_SP.mean(1) - a_S * x_P.mean(), 0)
+        residual_S = ((losses_SP - e_S[:, None] - a_S[:, None] * x_P) ** 2).sum(1)
+        better_S = residual_S < best_S
+        best_S = np.where(better_S, residual_S, best_S)
+        said_S = np.where(better_S, e_S + a_S * params**-alpha, said_S)
+    return said_S
+
+
+def shown(known: Sequence[Rung], prediction: Prediction) -> list[str]:
+    """Lines for people."""
+    lines = [f"{'depth':>5} {'matmul parameters':>18} {'bpb':>8} {'sd':>8} seeds"]
+    for rung in known:
+        deviation = statistics.stdev(rung.bpb) if len(rung.bpb) > 1 else float("nan")
+        lines.append(
+            f"{rung.depth:5} {rung.params:18,} {rung.mean:8.4f} {deviation:8.4f} {len(rung.bpb)}"
+        )
+    law = prediction.law
+    lines.append(f"law: {law.e:.4f} + {law.a:.4g} / N^{law.alpha:.4f}")
+    line = (
+        f"at {prediction.params:,}: {prediction.bpb:.4f} "
+        f"[{prediction.low:.4f}, {prediction.high:.4f}] ({100 * LEVEL:g}%), "
+        f"straight line {prediction.straight:.4f}"
+    )
+    if prediction.measured is not None:
+        line += f"; measured {prediction.measured:.4f}"
+    return [*lines, line]
+
+
+def picture(known: Sequence[Rung], prediction: Prediction, path: Path) -> None:
+    """The rungs, the law and its prediction, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for rung in known:
+        axes.plot([rung.params] * len(rung.bpb), rung.bpb, "o", color="tab:blue", alpha=0.6)
+    x = np.geomspace(known[0].params, max(prediction.params, known[-1].params), 100)
+    axes.plot(x, prediction.law.predict(x), color="tab:blue", label="law of the rungs")
+    half = [[prediction.bpb - prediction.low], [prediction.high - prediction.bpb]]
+    axes.errorbar(
+        [prediction.params], [prediction.bpb], yerr=half, fmt="s", color="tab:orange",
+        label="prediction", capsize=4,
+    )  # fmt: skip
+    if prediction.measured is not None:
+        axes.plot([prediction.params], [prediction.measured], "x", color="black", label="measured")
+    axes.set_xscale("log")
+    axes.set_xlabel("matmul parameters")
+    axes.set_ylabel("validation, bits per byte")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def as_dict(known: Sequence[Rung], prediction: Prediction) -> dict[str, Any]:
+    """The ladder as plain types."""
+    return {
+        "rungs": [{"depth": r.depth, "params": r.params, "bpb": list(r.bpb)} for r in known],
+        "law": {"E": prediction.law.e, "A": prediction.law.a, "alpha": prediction.law.alpha},
+        "prediction": {
+            "params": prediction.params,
+            "bpb": prediction.bpb,
+            "low": prediction.low,
+            "high": prediction.high,
+            "straight": prediction.straight,
+            "measured": prediction.measured,
+        },
+    }

@@ -1,0 +1,82 @@
+"""`gchat compare` on real branches of this repository, trained for a few steps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.slow
+TINY = [
+    "model.dim=32", "model.head_dim=16", "model.hidden=64", "model.depth=1", "model.seq_len=32",
+    "optim.name=adamw", "optim.lr=0.003", "optim.warmup_steps=2", "training.batch_size=4",
+    "eval.every_steps=4", "eval.tokens=400", "eval.sample_tokens=1",
+]  # fmt: skip
+
+
+def git(folder, *words):
+    author = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
+    subprocess.run(["git", "-C", str(folder), *author, *words], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone with a branch that changes the activation, one that does not start, and a cheat."""
+    root = tmp_path_factory.mktemp("compare") / "clone"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(root)], check=True)
+    git(root, "checkout", "-q", "-B", "main")
+    for branch, file, old, new in (
+        ("wider", "gaia/layers.py", "jax.nn.silu", "jax.nn.gelu"),
+        ("broken", "gchat/model.py", "import jax\n", "import jax\nimport no_such_module\n"),
+        ("other-measure", "gchat/config.py", "class EvalConfig:", "class EvalConfig:  # changed"),
+    ):
+        git(root, "checkout", "-q", "-B", branch, "main")
+        text = (root / file).read_text()
+        assert old in text
+        (root / file).write_text(text.replace(old, new, 1))
+        git(root, "commit", "-qam", branch)
+    git(root, "checkout", "-q", "main")
+    return root
+
+
+@pytest.fixture
+def compare(clone, data_dir, user_environment):
+    def run(*words):
+        command = [sys.executable, "-m", "gchat", "compare", *words, "--data", str(data_dir)]
+        command += ["--set", *TINY, "--tokens", "1024", "--seeds", "1", "2"]
+        environment = user_environment | {"PYTHONPATH": os.fspath(clone)}
+        return subprocess.run(
+            command, cwd=clone, env=environment, capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+def test_a_branch_is_compared_and_a_broken_one_is_reported(clone, compare):
+    done = compare("main", "wider", "broken", "no-such-branch", "--json", "--axes", "tokens")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout.splitlines()[-1])
+    rows = {row["branch"]: row for row in facts["rows"]}
+    assert rows["main"]["status"] == rows["wider"]["status"] == ["done", "done"]
+    assert rows["wider"]["difference"]["degrees_of_freedom"] == 1
+    assert rows["wider"]["diff"] == {"files": 1, "added": 1, "removed": 1}
+    assert rows["main"]["bpb"] != rows["wider"]["bpb"]
+    assert rows["broken"]["status"] == ["failed", "failed"]
+    assert any("no-such-branch is left out" in note for note in facts["notes"])
+    out = clone / "runs" / "compare" / "main-vs-wider-vs-broken-vs-no-such-branch"
+    assert (out / "curves.png").exists()
+    assert "data:image/png" in (out / "report.html").read_text()
+    again = compare("main", "wider", "broken", "no-such-branch", "--axes", "tokens")
+    assert "4 of 6 cells are there already" in again.stderr
+    assert "±" in again.stdout
+
+
+def test_a_commit_compared_with_itself_is_equal(compare):
+    done = compare("main", "main~0", "--json")
+    facts = json.loads(done.stdout.splitlines()[-1])
+    for row in facts["rows"][1:]:
+        if row["branch"] == "main~0":
+            assert row["difference"]["mean"] == 0

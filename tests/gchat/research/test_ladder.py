@@ -1,0 +1,48 @@
+"""Ladders: the law of rungs whose law is known, the held-out rung, and what is refused."""
+
+import numpy as np
+import pytest
+
+from gaia.errors import ConfigError
+from gchat.research.ladder import Rung, ladder_sweep, picture, predict, shown
+
+E, A, ALPHA, NOISE = 1.1, 60.0, 0.28, 0.003
+
+
+def made(seed, depths=(2, 3, 4, 6, 8), seeds=3):
+    generator = np.random.default_rng(seed)
+    sizes = {depth: int(40_000 * depth**3) for depth in depths}
+    return [
+        Rung(d, n, tuple(E + A * n**-ALPHA + NOISE * generator.standard_normal(seeds)))
+        for d, n in sizes.items()
+    ]
+
+
+def test_the_interval_covers_the_held_out_rung_and_the_law_beats_a_straight_line():
+    covered, ours, straight = 0, [], []
+    for seed in range(20):
+        *known, last = made(seed)
+        truth = E + A * last.params**-ALPHA
+        said = predict(known, last.params, measured=last.mean, seed=seed)
+        covered += said.low <= last.bpb[0] <= said.high
+        ours.append(abs(said.bpb - truth))
+        straight.append(abs(said.straight - truth))
+    assert covered >= 17  # of 20 at 95%: fewer happen once in a thousand
+    assert np.median(ours) < np.median(straight)
+    assert np.median(ours) < 2 * NOISE
+
+
+def test_what_is_shown(tmp_path):
+    *known, last = made(0)
+    said = predict(known, last.params, measured=last.mean)
+    lines = shown(known, said)
+    assert len(lines) == 1 + len(known) + 2
+    assert "measured" in lines[-1]
+    picture(known, said, tmp_path / "ladder.png")
+    assert (tmp_path / "ladder.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("depths", [(2, 3, 4), (2, 2, 3, 4)])
+def test_too_few_rungs_are_refused(depths):
+    with pytest.raises(ConfigError, match="depths are"):
+        ladder_sweep("cpu", depths, 1.0, (1,))

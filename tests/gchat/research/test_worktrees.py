@@ -1,0 +1,106 @@
+"""Source trees of branches: merges, judges, changes that are taken or left out."""
+
+import subprocess
+
+import pytest
+
+from gchat.research import worktrees
+from gchat.research.worktrees import TreeError, make_tree
+
+
+def git(folder, *words):
+    author = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
+    return subprocess.run(
+        ["git", "-C", str(folder), *author, *words], check=True, capture_output=True, text=True
+    ).stdout
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A clone with main and three branches: an idea, another file, and a cheating judge."""
+    root = tmp_path / "clone"
+    for name, text in (
+        ("gchat/model.py", "a = 1\n\n\n\n\nb = 2\n"),
+        ("gchat/evals/bpb.py", "honest = True\n"),
+        ("gchat/run/scorer.py", "s = 1\n"),
+        ("gchat/run/names.py", "n = 1\n"),
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    git(root, "init", "-q", "-b", "main")
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "main")
+    for branch, name, text in (
+        ("idea", "gchat/model.py", "a = 3\n\n\n\n\nb = 2\n"),
+        ("other", "gchat/model.py", "a = 1\n\n\n\n\nb = 4\n"),
+        ("clash", "gchat/model.py", "a = 9\n\n\n\n\nb = 2\n"),
+        ("cheat", "gchat/evals/bpb.py", "honest = False\n"),
+    ):
+        git(root, "checkout", "-q", "-b", branch, "main")
+        (root / name).write_text(text)
+        git(root, "commit", "-qam", branch)
+    git(root, "checkout", "-q", "main")
+    return root
+
+
+@pytest.fixture
+def first(clone, tmp_path):
+    return make_tree(clone, "main", tmp_path / "code", None)
+
+
+def test_a_branch_and_a_merge(clone, first, tmp_path):
+    idea = make_tree(clone, "idea", tmp_path / "code", first)
+    assert (tmp_path / "code" / "idea" / "gchat" / "model.py").read_text().startswith("a = 3")
+    assert (idea.size, idea.notes) == ((1, 1, 1), ())
+    both = make_tree(clone, "idea+other", tmp_path / "code", first)
+    text = (tmp_path / "code" / "idea+other" / "gchat" / "model.py").read_text()
+    assert text == "a = 3\n\n\n\n\nb = 4\n"
+    assert both.size == (1, 2, 2)
+    assert git(clone, "status", "--porcelain") == ""
+
+
+def test_a_branch_does_not_grade_itself(clone, first, tmp_path):
+    tree = make_tree(clone, "cheat", tmp_path / "code", first)
+    judge = tmp_path / "code" / "cheat" / "gchat" / "evals" / "bpb.py"
+    assert judge.read_text() == "honest = True\n"
+    assert tree.notes == ("gchat/evals/bpb.py of cheat counts for nothing: main's judges",)
+    assert tree.size == (0, 0, 0)
+
+
+def test_uncommitted_changes_are_taken_by_a_dot_and_said_otherwise(clone, tmp_path):
+    (clone / "gchat" / "model.py").write_text("a = 5\n")
+    (clone / "gchat" / "new.py").write_text("new = 1\n")
+    named = make_tree(clone, "main", tmp_path / "code", None)
+    assert named.notes == ("uncommitted changes of main are left out; name `.` to take them",)
+    assert (tmp_path / "code" / "main" / "gchat" / "model.py").read_text().startswith("a = 1")
+    here = make_tree(clone, ".", tmp_path / "code", named)
+    place = tmp_path / "code" / "working-tree" / "gchat"
+    assert (place / "model.py").read_text() == "a = 5\n"
+    assert (place / "new.py").exists()
+    assert here.code.changes
+    assert "uncommitted changes" in here.notes[0]
+    (clone / "gchat" / "new.py").write_text("new = 2\n")
+    assert make_tree(clone, ".", tmp_path / "code", named).code.changes != here.code.changes
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("mian", "no branch or commit"), ("idea+clash", "git merge failed")]
+)
+def test_what_cannot_be_laid_out_is_one_line(clone, first, tmp_path, name, said):
+    with pytest.raises(TreeError, match=said) as refused:
+        make_tree(clone, name, tmp_path / "code", first)
+    assert "\n" not in str(refused.value)
+
+
+def test_trees_are_made_again_and_taken_away(clone, first, tmp_path):
+    for _ in range(2):
+        make_tree(clone, "idea", tmp_path / "code", first)
+    worktrees.remove_tree(clone, tmp_path / "code" / "idea")
+    assert not (tmp_path / "code" / "idea").exists()
+    assert "idea" not in git(clone, "worktree", "list")
+
+
+def test_outside_of_a_clone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Exception, match="in no git clone"):
+        worktrees.repository()
