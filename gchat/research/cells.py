@@ -233,7 +233,7 @@ def _judge(cell: Cell, folder: Path, log: Path, code: int, stopped: str) -> Resu
 
 
 def _so_far(cell: Cell, folder: Path) -> Result:
-    """What the run folder says now."""
+    """Reads the state of a training from its folder."""
     try:
         series: Series = read_series(folder / "metrics.jsonl")
     except (OSError, ValueError):  # not there yet, or a line that is just being written

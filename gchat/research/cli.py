@@ -71,6 +71,13 @@ class Compare:
 
     def check(self) -> None:
         """Raises ConfigError for values that cannot work, and for two lengths at once."""
+        if len(self.branches) < 2 or len(set(self.branches)) != len(self.branches):
+            raise ConfigError(
+                f"the branches are {' '.join(self.branches) or 'missing'}",
+                "name two different ones or more, the baseline first",
+            )
+        if len(set(self.seeds)) < 2 or len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError(f"--seeds are {list(self.seeds)}", "give two different ones or more")
         if self.minutes is not None and self.tokens is not None:
             raise ConfigError("--minutes and --tokens are given", "give one of them")
         if self.minutes is not None and not 0 < self.minutes < float("inf"):

@@ -82,13 +82,9 @@ def compare(
         allow_different: compare although data or evaluation differ, and say so.
 
     Raises:
-        ConfigError: fewer than two branches or seeds; or data or evaluation differ.
+        ConfigError: data or evaluation differ between the branches.
         TreeError: the first branch cannot be laid out.
     """
-    if len(seeds) < 2 or len(set(seeds)) != len(seeds):
-        raise ConfigError(f"seeds are {list(seeds)}", "give two different ones or more")
-    if len(names) < 2 or len(set(names)) != len(names):
-        raise ConfigError(f"branches are {list(names)}", "name two different ones or more")
     root, notes = worktrees.repository(), []
     trees: list[Tree] = []
     for name in names:
@@ -109,7 +105,8 @@ def compare(
         )
     notes += [f"NOT THE SAME MEASURE: {line}" for line in different]
     rows = [_row(tree, "tokens", trained[tree.name], trained[names[0]], level) for tree in trees]
-    for axis in (axis for axis in axes if axis != "tokens"):
+    others: list[Axis] = [axis for axis in axes if axis != "tokens"]
+    for axis in others:
         rows += _again(trees, trained, axis, arguments, data_dir, seeds, folder, level)
     return Comparison(rows, tuple(seeds), level, notes)
 

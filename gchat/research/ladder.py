@@ -95,7 +95,7 @@ def rungs(results: Sequence[Result], vocab: tuple[int, int]) -> list[Rung]:
 def predict(
     known: Sequence[Rung], params: int, *, measured: float | None = None, seed: int = 0
 ) -> Prediction:
-    """What the law of `known` rungs says of a model of `params` matmul parameters.
+    """Predicts the loss of a model of `params` matmul parameters by the law of `known` rungs.
 
     The interval holds the bootstrap's spread of the law (rungs' seeds are drawn again) and the
     seed noise of the predicted run itself.

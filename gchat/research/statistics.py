@@ -1,4 +1,4 @@
-"""How much two variants differ, and how sure that is: a paired t-interval over seeds.
+"""Differences of two variants and how sure they are: a paired t-interval over seeds.
 
 Both variants train with the same seeds, so the same initial keys and the same order of batches;
 what a seed does to both leaves the difference. With k seeds the interval has k - 1 degrees of

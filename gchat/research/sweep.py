@@ -69,7 +69,7 @@ class EarlyStop:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep trains: the options of each variant and size, over a common base."""
+    """The options of each variant and size, over a common base."""
 
     arguments: tuple[str, ...]
     variants: Mapping[str, tuple[str, ...]]
