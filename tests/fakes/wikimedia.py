@@ -20,7 +20,7 @@ def page(number: int, title: str, text: str, namespace: int = 0, target: str | N
     redirect = "" if target is None else f'<redirect title="{html.escape(target)}" />'
     return (
         f"  <page>\n    <title>{html.escape(title)}</title>\n    <ns>{namespace}</ns>\n"
-        f"    <id>{number}</id>\n    {redirect}<revision><id>{number + 1000}</id><model>wikitext</model>"
+        f"    <id>{number}</id>\n    {redirect}<revision><id>{number + 1000}</id>"
         f"<text bytes='{len(text.encode())}' xml:space='preserve'>{html.escape(text)}</text>"
         "</revision>\n  </page>\n"
     )

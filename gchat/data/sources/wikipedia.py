@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import html
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -158,7 +159,7 @@ def _places(dump: Dump, index: Path, titles: Iterable[str]) -> dict[str, _Place]
                 at[title] = page, offset
             bar.update(1)
     ordered = sorted(starts)
-    end = dict(zip(ordered, ordered[1:], strict=False))
+    end = dict(itertools.pairwise(ordered))
     return {title: _Place(page, (start, end[start])) for title, (page, start) in at.items()}
 
 
@@ -236,9 +237,8 @@ def _fetch_streams(dump: Dump, edges: Sequence[tuple[int, int]]) -> None:
         for group in _groups(todo, _REQUEST_BYTES, joined=True):
             for _ in range(2):  # once more where the bytes are damaged
                 body = server.range(dump.articles, group[0][0], group[-1][1])
-                parts = [
-                    (edge, body[edge[0] - group[0][0] :][: edge[1] - edge[0]]) for edge in group
-                ]
+                begins = group[0][0]
+                parts = [(edge, body[edge[0] - begins : edge[1] - begins]) for edge in group]
                 damaged = [edge for edge, part in parts if not _is_sound(part)]
                 if not damaged:
                     break

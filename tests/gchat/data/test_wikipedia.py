@@ -93,13 +93,15 @@ def test_only_the_streams_of_the_titles_are_fetched(dumps, tmp_path, capsys):
         for d in iter_documents(folder, s)
     }
     assert written == {
-        "D-Day\n\nD-Day was a landing.", "AT&T\n\nA company of telephones.", "Paris\n\nAnother city.",
-    }  # fmt: skip
+        "D-Day\n\nD-Day was a landing.",
+        "AT&T\n\nA company of telephones.",
+        "Paris\n\nAnother city.",
+    }
     asked = [span for path, span in dumps.log if path.endswith(ARTICLES)]
     size = len(dumps.files[f"/enwiki/{DATE}/{ARTICLES}"])
     spans = [[int(x) for x in span.removeprefix("bytes=").split("-")] for span in asked]
     assert sum(end - start + 1 for start, end in spans) < size / 3
-    dumps.log.clear()  # again: it is all there, and the server is not asked, though "latest" was meant
+    dumps.log.clear()  # again: it is all there, so "latest" is the one of before
     dumps.add("enwiki", "20261201", PAGES)
     assert run(tmp_path, "--titles", str(titles), "--json") == 0
     assert dumps.log == []
@@ -120,7 +122,7 @@ def test_latest_is_the_newest_dump_that_is_finished(dumps):
     dumps.add("enwiki", "20261120", PAGES, done=False)
     dumps.add("enwiki", "20261110", PAGES, recombined=True)
     assert wikimedia.find("en", "latest").date == "20261110"
-    with pytest.raises(DataError, match="20261120 has no .* is in-progress"):
+    with pytest.raises(DataError, match=r"20261120 has no .* is in-progress"):
         wikimedia.find("en", "20261120")
 
 
