@@ -119,6 +119,11 @@ class LaneRows:
             known = self._counts.get(unit)
         return len(self._decoded.get(unit)) if known is None else known
 
+    def is_counted(self, unit: int) -> bool:
+        """True where the rows of a unit are known."""
+        with self._lock:
+            return unit in self._counts
+
     def is_empty(self) -> bool:
         """True where all units were counted and none has a row."""
         with self._lock:
@@ -207,7 +212,8 @@ class LaneOrder:
         with self._lock:
             lanes = sorted(set(lane.tolist()))
             if not self._ends:  # all at once, or each would be waited for alone
-                self._rows.ahead([self.unit(number) for number in lanes])
+                firsts = [self.unit(number) for number in lanes]
+                self._rows.ahead([unit for unit in firsts if not self._rows.is_counted(unit)])
             for number in lanes:
                 here = lane == number
                 ids[here] = self._of_lane(number, index[here])

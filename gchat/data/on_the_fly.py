@@ -23,7 +23,7 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -252,23 +252,29 @@ def _remote(place: str, column: str) -> tuple[Corpus, list[list[Any]]]:
     marks = [[name, o.size, o.crc32c or o.generation] for name, o in chosen.items()]
     key = hashlib.sha256(json.dumps([place, marks]).encode()).hexdigest()[:12]
     folder = storage.home() / "text" / "objects" / key
-    limit = _unit_bytes(sum(o.size for o in chosen.values()))
+    limit = _unit_bytes(sum(thing.size for thing in chosen.values()))
+    fetches = {
+        folder / name: _Fetch(f"{place.rstrip('/')}/{name}", folder / name, thing.size)
+        for name, thing in chosen.items()
+    }
     units = []
-    for name, thing in chosen.items():
-        fetch = _Fetch(f"{place.rstrip('/')}/{name}", folder / name, thing.size)
-        whole = (
-            files.kind(Path(name)) == ".parquet"
-        )  # its row groups are known only when it is here
-        cut = (
-            [text.Part(folder / name, None, thing.size)]
-            if whole
-            else text.parts(folder / name, thing.size, limit)
-        )
-        for part in cut:
-            unit = text.unit_of([dataclasses.replace(part, name=name)], column, text.DOCUMENT_CHARS)
-            reader = functools.partial(_fetched, fetch, unit.documents)
-            units.append(dataclasses.replace(unit, documents=reader, rows=None))
+    for group in text.grouped(_object_parts(folder, chosen, limit), limit):
+        unit = text.unit_of(group, column, text.DOCUMENT_CHARS)
+        needed = [fetches[file] for file in dict.fromkeys(part.file for part in group)]
+        reader = functools.partial(_fetched, needed, unit.documents)
+        units.append(dataclasses.replace(unit, documents=reader, rows=None))
     return Corpus(units=units, sources=tuple(chosen), identity={}), marks
+
+
+def _object_parts(
+    folder: Path, objects: Mapping[str, gcs.Object], part_bytes: int
+) -> Iterator[text.Part]:
+    for name, thing in objects.items():
+        if files.kind(Path(name)) == ".parquet":  # its row groups are known only when it is here
+            yield text.Part(folder / name, None, thing.size, name)
+        else:
+            for part in text.parts(folder / name, thing.size, part_bytes):
+                yield dataclasses.replace(part, name=name)
 
 
 class _Fetch:
@@ -291,8 +297,9 @@ class _Fetch:
                     )
 
 
-def _fetched(fetch: _Fetch, documents: Any, tally: Tally) -> Iterator[str]:
-    fetch()
+def _fetched(needed: Sequence[_Fetch], documents: Any, tally: Tally) -> Iterator[str]:
+    for fetch in needed:
+        fetch()
     return documents(tally)
 
 

@@ -211,5 +211,5 @@ def column_error(where: str, column: str, has: Any) -> DataError:
     """The error of a missing text column, which lists those there are."""
     return DataError(
         f"{where} has no {column}; it has: {has}",
-        "name the one that holds the text with --text-column",
+        "name the one that holds the text with --text-column (in training --data.text-column)",
     )

@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,9 @@ def corpus(
     return Corpus(
         units=[
             unit_of(group, text_column, document_chars)
-            for group in _grouped(
-                path, paths, sizes, part_bytes or UNIT_BYTES, part_bytes or PART_BYTES
+            for group in grouped(
+                _named_parts(path, paths, sizes, part_bytes or PART_BYTES),
+                part_bytes or UNIT_BYTES,
             )
         ],
         sources=tuple(files.shown(file) for file in paths),
@@ -121,20 +122,26 @@ def identity(paths: Sequence[Path], sizes: Sequence[int]) -> str:
     return hashlib.sha256(json.dumps(facts(paths, sizes)).encode()).hexdigest()
 
 
-def _grouped(
-    path: str, paths: Sequence[Path], sizes: Sequence[int], unit_bytes: int, part_bytes: int
-) -> Iterator[list[Part]]:
+def _named_parts(
+    path: str, paths: Sequence[Path], sizes: Sequence[int], part_bytes: int
+) -> Iterator[Part]:
     folder = Path(path).expanduser()
-    group: list[Part] = []
-    total = 0
     for file, size in zip(paths, sizes, strict=True):
         name = files.shown(file.relative_to(folder) if folder.is_dir() else file.name)
         for part in parts(file, size, part_bytes):
-            group.append(dataclasses.replace(part, name=name))
-            total += part.bytes
-            if total >= unit_bytes:
-                yield group
-                group, total = [], 0
+            yield dataclasses.replace(part, name=name)
+
+
+def grouped(parts: Iterable[Part], unit_bytes: int) -> Iterator[list[Part]]:
+    """Parts in groups of `unit_bytes`, about, in their order."""
+    group: list[Part] = []
+    total = 0
+    for part in parts:
+        group.append(part)
+        total += part.bytes
+        if total >= unit_bytes:
+            yield group
+            group, total = [], 0
     if group:
         yield group
 
@@ -251,7 +258,7 @@ def _document_end(text: str, start: int, least: int) -> int | None:
 
 def _jsonl(part: Part, column: str, fields: Sequence[str], tally: Tally) -> Iterator[Row]:
     """The text field of each line; lines that cannot be read are counted, or end the work."""
-    after = f"after byte {part.range[0]:,} " if part.range else ""
+    after = f"after byte {part.range[0]:,} " if part.range and part.range[0] else ""
     for number, line in enumerate(files.lines(part.file, tally, part.range), 1):
         if not line.strip():
             continue
