@@ -75,7 +75,8 @@ class LaneRows:
         threads: int = 1,
         counts: Path | None = None,
     ) -> None:
-        self.name, self.seq_len, self.packing = name, seq_len, packing
+        self.name, self.seq_len = name, seq_len
+        self.packing: Packing = packing
         self.unit_names = names
         self.order: LaneOrder | None = None
         self._read, self._bos_id = read, bos_id

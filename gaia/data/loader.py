@@ -95,8 +95,9 @@ class Loader(Iterator[Batch]):
             self._place = place
             # Not type-checked: rows and order are both of one data set, or both of a mixture.
             order: Any = self.order
+            rows: Any = self.rows
             for ahead in (0, 1):
-                self.rows.prefetch(order.shards(place, ahead))
+                rows.prefetch(order.shards(place, ahead))
         return self.rows.gather(self.row_ids(step)[self._slice])
 
     def metrics(self, step: int) -> dict[str, float]:

@@ -64,7 +64,7 @@ def opened(file: Path) -> Iterator[IO[bytes]]:
             with _OPENERS[ending](file, "rb") as stream:
                 yield stream
         elif ending == ".zst":
-            limit = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
+            limit: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
             with zstd.open(file, "rb", options=limit) as stream:
                 yield stream
         else:

@@ -133,7 +133,7 @@ def _dump(server: "Server", wiki: str, date: str) -> Dump:
         names = (
             f"{wiki}-{date}-pages-articles-multistream{end}.bz2" for end in (".xml", "-index.txt")
         )
-        found = []
+        described = []
         for name in names:
             if name not in files:
                 said = ", ".join(f"{n} is {jobs[n]['status']}" for n in _JOBS if n in jobs)
@@ -142,14 +142,14 @@ def _dump(server: "Server", wiki: str, date: str) -> Dump:
                     "take an older --date",
                 )
             fact = files[name]
-            found.append(File(f"/{wiki}/{date}/{name}", int(fact["size"]), str(fact["sha1"])))
+            described.append(File(f"/{wiki}/{date}/{name}", int(fact["size"]), str(fact["sha1"])))
     except Missing as error:
         raise Missing(
             f"{server.host} has no dump {wiki} {date}", f"see {server.host}/{wiki}/ for its dates"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{server.host}{where} is damaged ({error})", "try again later") from error
-    return Dump(wiki, date, *found)
+    return Dump(wiki, date, *described)
 
 
 class Server:
@@ -211,7 +211,8 @@ class Server:
             DataError: the server does not answer, or keeps sending other bytes than are published.
         """
         if target.exists():
-            return moved(file.size)
+            moved(file.size)
+            return
         part = target.with_name(f".{target.name}.part")
         storage.make_folder(target.parent)
         for _ in range(2):  # a file with damaged bytes is worth a second attempt from its beginning

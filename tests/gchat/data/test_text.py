@@ -148,7 +148,7 @@ def test_compressed_files_are_read_and_cut_ones_refused(tmp_path, ending):
 
 @pytest.mark.parametrize("window_log", [20, 28, 31])
 def test_zstd_windows_up_to_two_gib_are_read(tmp_path, window_log):
-    """As `zstd --long=31` writes them (Pushshift's dumps); pyarrow stops at 128 MiB."""
+    """`zstd --long=31` writes them (Pushshift's dumps); pyarrow stops at 128 MiB."""
     sink = io.BytesIO()
     with files.zstd.open(sink, "wb") as stream:
         stream.write(b'{"text": "found it"}\n')
