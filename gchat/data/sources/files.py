@@ -17,7 +17,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from gaia.errors import ConfigError, DataError
 from gchat.data.sources.unit import Tally
@@ -66,7 +66,7 @@ def opened(file: Path) -> Iterator[IO[bytes]]:
         elif ending == ".zst":
             limit: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
             with zstd.open(file, "rb", options=limit) as stream:
-                yield stream
+                yield cast(IO[bytes], stream)
         else:
             with open(file, "rb") as stream:
                 yield stream
