@@ -22,6 +22,7 @@ import math
 import re
 import secrets
 import shutil
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ from gaia.storage import gcs
 from gchat import tokenizer as tokenizers
 from gchat.data import pool
 from gchat.data.prepare import training_text
+from gchat.data.progress import progress_bar
 from gchat.data.sources import files, text
 from gchat.data.sources.unit import Corpus, Tally, Unit
 from gchat.data.work import position
@@ -229,6 +231,8 @@ def _local(place: str, column: str) -> tuple[Corpus, list[list[Any]]]:
     paths = listed.paths
     sizes = [path.stat().st_size for path in paths]
     corpus = text.corpus(place, text_column=column, part_bytes=_unit_bytes(sum(sizes)))
+    if corpus.left_out:
+        print(f"not read of {place}: {corpus.left_out}", file=sys.stderr, flush=True)
     return corpus, text.facts(paths, sizes)
 
 
@@ -327,24 +331,27 @@ def _write_opening(
     sample: list[np.ndarray] = []
     lowest: tuple[float, str] | None = None
     val_tokens = sampled = sample_chars = chars = read_bytes = trained = 0
-    for unit in corpus.units:
-        for document in unit.documents(Tally()):
-            at = position(document)
-            if at < VAL_FRACTION:
-                if val_tokens < VAL_TOKENS:
-                    val.append(_encoded(made, document))
-                    val_tokens += len(val[-1])
-                continue
-            lowest = min(lowest or (at, document), (at, document))
-            chars += len(document)
-            trained += 1
-            if sampled < _SAMPLE_TOKENS:
-                sample.append(_encoded(made, document))
-                sampled += len(sample[-1])
-                sample_chars += len(document)
-        read_bytes += unit.text_bytes or 0
-        if val_tokens >= VAL_TOKENS:
-            break
+    total = sum(unit.text_bytes or 0 for unit in corpus.units)
+    with progress_bar("validation text", total) as bar:
+        for unit in corpus.units:
+            for document in unit.documents(Tally()):
+                at = position(document)
+                if at < VAL_FRACTION:
+                    if val_tokens < VAL_TOKENS:
+                        val.append(_encoded(made, document))
+                        val_tokens += len(val[-1])
+                    continue
+                lowest = min(lowest or (at, document), (at, document))
+                chars += len(document)
+                trained += 1
+                if sampled < _SAMPLE_TOKENS:
+                    sample.append(_encoded(made, document))
+                    sampled += len(sample[-1])
+                    sample_chars += len(document)
+            read_bytes += unit.text_bytes or 0
+            bar.update(unit.text_bytes or 0)
+            if val_tokens >= VAL_TOKENS:
+                break
     val_below = VAL_FRACTION
     if not val and lowest is not None:
         val_below = math.nextafter(lowest[0], 1)
@@ -354,7 +361,6 @@ def _write_opening(
             f"data.text = {place!r} gave {trained} training and {len(val)} validation documents",
             "use more text",
         )
-    total = sum(unit.text_bytes or 0 for unit in corpus.units)
     tokens = sampled * chars / max(1, sample_chars) * total / max(1, read_bytes)
     making = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:

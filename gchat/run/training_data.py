@@ -43,6 +43,11 @@ class TrainingData:
         if config.text is not None:
             self._open_text(config, config.text)
             return
+        if config.text_column != "text":
+            raise ConfigError(
+                f"data.text_column = {config.text_column!r} is of data.text, which is not given",
+                "give --data.text, or drop it",
+            )
         where = config.dir or next(iter(config.mixture.values()), None)
         if where is None:
             raise ConfigError("data.dir is not set", "give --data-dir, or run gchat/speedrun.sh")

@@ -24,6 +24,7 @@ import httpx2
 
 from gaia import storage
 from gaia.errors import ConfigError, DataError
+from gchat.data.progress import progress_bar
 
 HOST = "https://dumps.wikimedia.org"
 TRIES = 6
@@ -249,9 +250,10 @@ class Server:
 
         self._tried(file.path, attempt, lambda: part.stat().st_size if part.exists() else 0)
         digest = hashlib.sha1()
-        with open(part, "rb") as stream:
+        with open(part, "rb") as stream, progress_bar("verify", file.size) as bar:
             while block := stream.read(_BLOCK):
                 digest.update(block)
+                bar.update(len(block))
         return digest.hexdigest()
 
     def _tried(

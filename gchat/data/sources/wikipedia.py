@@ -135,7 +135,12 @@ def _lines(index: Path) -> Iterator[tuple[int, str, str]]:
 
 def _edges(index: Path, size: int) -> list[tuple[int, int]]:
     """Ranges of all streams that hold pages; the last one ends with the file."""
-    starts = sorted({offset for offset, *_ in _lines(index)})
+    known: set[int] = set()
+    with progress_bar("index", None, unit=" pages") as bar:
+        for offset, _, _ in _lines(index):
+            known.add(offset)
+            bar.update(1)
+    starts = sorted(known)
     return list(zip(starts, [*starts[1:], size], strict=True))
 
 

@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import wikimedia as fake
@@ -200,6 +202,21 @@ def test_a_mirror_with_another_file_is_refused(dumps):
 def test_categories_need_a_whole_dump(dumps):
     with pytest.raises(ConfigError, match="categories do not go"):
         wikipedia.check_options({"categories": "Cities", "keep_text": True})
+
+
+def test_the_commands_of_the_documentation_run_as_they_are_written(dumps, tmp_path, monkeypatch):
+    page = Path(__file__).parents[3] / "docs" / "data.md"
+    lines = [line for line in page.read_text().splitlines() if line.startswith("gchat data downl")]
+    commands = [shlex.split(line)[3:] for line in lines if " wikipedia " in line]
+    assert len(commands) == 2
+    monkeypatch.chdir(tmp_path)
+    extra = [(500, "Normandy landings", prose("landings"))]
+    dumps.add("enwiki", DATE, [*PAGES, *extra])
+    dumps.add("simplewiki", DATE, PAGES)
+    for command in commands:
+        assert run_cli("gchat", download.main, command) == 0
+    counted = [sum(load_manifest(f"data/{name}").documents.values()) for name in ("dday", "simple")]
+    assert counted == [2, 34]
 
 
 def test_a_killed_download_goes_on_where_it_was(dumps, tmp_path):
