@@ -109,6 +109,15 @@ def test_only_the_streams_of_the_titles_are_fetched(dumps, tmp_path, capsys):
     assert dumps.log == []
 
 
+def test_a_redirect_alone_gives_its_target(dumps, capsys):
+    dumps.add("enwiki", DATE, [*PAGES, (402, "Paname", "#REDIRECT [[Paris#City]]", 0, "Paris")])
+    assert texts(wikipedia.corpus("en", titles="Paname|Invasion of Normandy")) == [
+        "D-Day\n\nD-Day was a landing.",
+        "Paris\n\nAnother city.",
+    ]
+    assert "2 articles in 2 streams, 2 of them through redirects" in capsys.readouterr().err
+
+
 def test_a_whole_dump_is_what_the_mediawiki_source_reads_of_it(dumps, tmp_path, monkeypatch):
     monkeypatch.setattr(wikipedia, "SPAN_BYTES", 3000)
     corpus = wikipedia.corpus("en")
