@@ -102,7 +102,7 @@ class TextSet:
         """Words and a hash that tell the order and content of training rows."""
         files = self.facts["files"]
         return (
-            f"text of {len(files)} files with {sum(f[1] for f in files):,} bytes "
+            f"text of {_count(files)} with {sum(f[1] for f in files):,} bytes "
             f"({self.folder.name}) of tokenizer {self.tokenizer.sha256[:12]}"
         )
 
@@ -111,7 +111,7 @@ class TextSet:
         facts = self.facts["files"]
         return (
             f"about {self.tokens / 1e6:,.2f}M training tokens, tokenized as they were needed from "
-            f"{len(facts)} files with {sum(f[1] for f in facts) / 1e6:,.1f} MB of {self.place}; "
+            f"{_count(facts)} with {sum(f[1] for f in facts) / 1e6:,.1f} MB of {self.place}; "
             f"validation {self.manifest.tokens('val'):,} tokens (documents whose hash falls below "
             f"{self.val_below:.4g}); {self.tokenizer.kind} tokenizer with "
             f"{self.tokenizer.vocab_size:,} ids ({self.tokenizer.sha256[:12]})"
@@ -201,6 +201,10 @@ def changed_files(before: str, now: TextSet) -> list[str]:
         for name in was | has
         if was.get(name) != has.get(name)
     )
+
+
+def _count(files: Sequence[Any]) -> str:
+    return f"{len(files)} file{'s' * (len(files) != 1)}"
 
 
 def _stored(tokenizer: str) -> Tokenizer | None:
