@@ -29,7 +29,7 @@ from gaia import storage
 from gaia.errors import ConfigError, DataError
 from gaia.writer_lock import WriterLock
 from gchat.data.progress import progress_bar
-from gchat.data.sources import mediawiki, wikimedia
+from gchat.data.sources import mediawiki, multistream, wikimedia
 from gchat.data.sources.unit import Corpus, Row, Tally, Unit
 from gchat.data.sources.wikimedia import Dump
 
@@ -239,12 +239,12 @@ def _fetch_streams(dump: Dump, edges: Sequence[tuple[int, int]]) -> None:
         return
     size = sum(end - start for start, end in todo)
     with wikimedia.Server() as server, progress_bar("streams", size) as bar:
-        for group in _groups(todo, _REQUEST_BYTES, joined=True):
+        for group in multistream.groups(todo, _REQUEST_BYTES, joined=True):
             for _ in range(2):  # once more where the bytes are damaged
                 body = server.range(dump.articles, group[0][0], group[-1][1])
                 begins = group[0][0]
                 parts = [(edge, body[edge[0] - begins : edge[1] - begins]) for edge in group]
-                damaged = [edge for edge, part in parts if not _is_sound(part)]
+                damaged = [edge for edge, part in parts if not multistream.is_sound(part)]
                 if not damaged:
                     break
             else:
@@ -257,71 +257,18 @@ def _fetch_streams(dump: Dump, edges: Sequence[tuple[int, int]]) -> None:
                 bar.update(len(part))
 
 
-def _groups(
-    edges: Sequence[tuple[int, int]], most: int, *, joined: bool
-) -> Iterator[list[tuple[int, int]]]:
-    """Ranges in groups of up to `most` bytes; `joined` ones lie side by side."""
-    group: list[tuple[int, int]] = []
-    for edge in edges:
-        size = sum(end - start for start, end in group)
-        apart = joined and group and group[-1][1] != edge[0]
-        if group and (apart or size + edge[1] - edge[0] > most):
-            yield group
-            group = []
-        group.append(edge)
-    if group:
-        yield group
-
-
-def _is_sound(part: bytes) -> bool:
-    """True where bz2 finds its own checksums right (each block has a CRC, and the stream)."""
-    try:
-        for _ in _decompressed([part]):
-            pass
-    except (OSError, EOFError):
-        return False
-    return True
-
-
-def _decompressed(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """Content of bz2 streams, one behind the other, in blocks."""
-    decompressor = bz2.BZ2Decompressor()
-    begun = False
-    for part in parts:
-        while part:
-            if block := decompressor.decompress(part):
-                yield block
-            begun = not decompressor.eof
-            part = b""
-            if decompressor.eof:
-                part, decompressor = decompressor.unused_data, bz2.BZ2Decompressor()
-    if begun:
-        raise EOFError("a bz2 stream is cut off")
-
-
-class _Xml:
-    """Blocks of bytes as the file that an XML parser reads."""
-
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks = blocks
-
-    def read(self, size: int = -1, /) -> bytes:
-        """The next block, whatever its size."""
-        return next(self._blocks, b"")
-
-
-def _xml(dump: Dump, edges: Sequence[tuple[int, int]]) -> _Xml:
+def _xml(dump: Dump, edges: Sequence[tuple[int, int]]) -> multistream.Blocks:
     """A dump of only these streams: its beginning, they, its end."""
 
     def blocks() -> Iterator[bytes]:
         tail = b""
-        for block in _decompressed(_raw(dump, edges)):
+        for block in multistream.decompressed(_raw(dump, edges)):
             yield block
             tail = (tail + block)[-2 * len(_END) :]
         if _END not in tail:  # the last stream of the file holds it
             yield _END
 
-    return _Xml(blocks())
+    return multistream.Blocks(blocks())
 
 
 def _raw(dump: Dump, edges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
@@ -343,7 +290,7 @@ def _raw(dump: Dump, edges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
 def _units(dump: Dump, edges: Sequence[tuple[int, int]], choice: Chosen | None) -> list[Unit]:
     titles = frozenset(choice.titles) if choice else frozenset()
     units = []
-    for group in _groups(edges, SPAN_BYTES, joined=choice is None):
+    for group in multistream.groups(edges, SPAN_BYTES, joined=choice is None):
         spans = tuple(group) if choice else ((group[0][0], group[-1][1]),)
         rows = _Rows(dump, spans, mediawiki.Choice(titles))
         units.append(
