@@ -49,8 +49,14 @@ class DataConfig:
     """For source text: a file, folder or glob of .txt, .md, .jsonl or .parquet."""
     shards: int | None = None
     """For source climbmix: training shards to fetch; derived from the tokens of the run."""
-    tokenizer: Literal["gpt2", "bpe"] = "gpt2"
-    """gpt2, or bpe to train one on the corpus."""
+    text: str | None = None
+    """Text to train on without preparing it: a file, folder or glob of .txt, .md, .jsonl or
+    .parquet, or a gs:// address. It is tokenized as it is needed, by data.tokenizer."""
+    text_column: str = "text"
+    """Field of the .jsonl and .parquet files of data.text that holds the text."""
+    tokenizer: str = "gpt2"
+    """Tokenizer of data.text and of what the speedrun prepares: gpt2, bpe to train one on the
+    corpus, or the path of a tokenizer.json."""
     vocab_size: int = 32768
     """Vocabulary of a trained tokenizer, specials included."""
     mixture: dict[str, str] = field(default_factory=dict)
@@ -213,7 +219,7 @@ class TrainConfig:
 # A resumed run may change these; every other field must be as it was.
 FREE_ON_RESUME = (
     "run.", "eval.", "checkpoint.", "guards.", "mesh.", "data.dir", "data.mixture", "data.cache_",
-    "data.patience_minutes", "model.scan_unroll", "model.remat",
+    "data.text", "data.patience_minutes", "model.scan_unroll", "model.remat",
 )  # fmt: skip
 
 DESCRIPTION = """Train a base model on a prepared data set. Besides the options below: --resume

@@ -48,6 +48,11 @@ class Plan:
                 f"data.source is {config.data.source} and data.input is {config.data.input!r}",
                 "give both --data.source text and --data.input PATH, or neither",
             )
+        if config.data.text is not None:
+            raise ConfigError(
+                f"data.text = {config.data.text!r} does not go with the speedrun, which prepares",
+                "give --data.source text --data.input PATH, or use `gchat train --data.text`",
+            )
         self._given, self._strict, self._length_asked = config, strict, length_asked
         self._accepted = False
         self.config, self._machine, self._peak, self._deadline = config, machine, peak, deadline
@@ -176,7 +181,7 @@ class Plan:
     def data_dir(self) -> Path:
         """Folder of the speedrun's data set; its name says what it holds."""
         data = self.config.data
-        name = [data.source, data.tokenizer]
+        name = [data.source, Path(data.tokenizer).stem]
         if data.tokenizer == "bpe":
             name.append(str(data.vocab_size))
         if data.source == "climbmix":

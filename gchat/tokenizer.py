@@ -203,7 +203,8 @@ class Tokenizer:
                 )
             if raw["kind"] == SENTENCEPIECE:
                 model = base64.b64decode(raw["model"], validate=True)
-                codec: Codec = sentencepieces.Codec(model)
+                extra = raw.get("forced", ()), raw.get("pattern", "")
+                codec: Codec = sentencepieces.Codec(model, *extra)
             else:
                 ranks = [base64.b64decode(piece, validate=True) for piece in raw["ranks"]]
                 codec = BytePairs(raw["pattern"], ranks)
@@ -336,14 +337,26 @@ def _with_forced(learned: dict[bytes, int], wanted: Sequence[str], size: int) ->
     raise ConfigError(f"vocab_size leaves no room for {len(wanted)} forced pieces", "use more")
 
 
-def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_sentencepiece(
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    years: Sequence[str] = (),
+    terms: Sequence[str] = (),
+) -> Tokenizer:
     """Trains SentencePiece's BPE; `vocab_size` counts the sixteen specials.
+
+    Args:
+        years: years that become single tokens (`forced.years`).
+        terms: words and phrases that become single tokens, alone and after a space.
 
     Raises:
         ConfigError: vocab_size below 256 bytes + 16 specials, or more than the text has pieces.
     """
-    least = 256 + len(SPECIALS) + 64  # bytes, specials, and letters
+    wanted = forced.pieces(years, terms)
+    least = 256 + len(SPECIALS) + 64 + len(wanted)  # bytes, specials, and letters
     if vocab_size < least:
         raise ConfigError(f"vocab_size = {vocab_size} is too small", f"use at least {least}")
-    codec = sentencepieces.Codec(sentencepieces.train(texts, vocab_size - len(SPECIALS)))
+    model = sentencepieces.train(texts, vocab_size - len(SPECIALS) - len(wanted))
+    codec = sentencepieces.Codec(model, wanted, forced.matcher(years, terms))
     return Tokenizer(SENTENCEPIECE, codec, _numbered(SPECIALS, codec.size))

@@ -20,7 +20,7 @@ from gaia.output import may_go_away
 from gaia.processes.group import Group, joined, take_options
 from gaia.runtime import Machine, start
 from gchat.config import CONFIG, TrainConfig, load
-from gchat.evals.ngram import Baselines, ngram_baselines
+from gchat.evals.ngram import MAX_TOKENS, Baselines, ngram_baselines, score
 from gchat.evals.periodic import EVAL_ROWS, Evaluator, validation_documents
 from gchat.run import mirror
 from gchat.run.folder import check_resumable, read_config
@@ -109,22 +109,25 @@ def pretraining(config: TrainConfig, data: TrainingData) -> Stage:
 def _report(session: Session, data: TrainingData, outcome: Outcome, params: int) -> dict[str, Any]:
     return write_report(
         session,
-        data.manifest,
+        data.describe(),
         epochs=data.epochs(session.config),
         params=params,
-        baselines=_baselines(session.config) if outcome.finished else None,
+        baselines=_baselines(session.config, data) if outcome.finished else None,
         finished=outcome.finished,
         checkpoint=outcome.checkpoint,
     )
 
 
-def _baselines(config: TrainConfig) -> Baselines | None:
+def _baselines(config: TrainConfig, data: TrainingData) -> Baselines | None:
     """n-gram models of the tokens that the run saw, on the text it was validated on.
 
     None for a mixture.
     """
     if config.data.mixture:
         return None
+    if data.text is not None:
+        seen = data.seen(config, MAX_TOKENS)
+        return score(*seen, validation_documents(config), data.tokenizer.token_bytes())
     return ngram_baselines(
         config.data.place,
         config.training.amounts.tokens,

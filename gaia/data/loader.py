@@ -17,6 +17,7 @@ import grain
 import numpy as np
 
 from gaia.data.batch import Batch
+from gaia.data.lanes import LaneOrder, LaneRows
 from gaia.data.manifest import load_manifest
 from gaia.data.order import BatchOrder, MixtureOrder
 from gaia.data.packing import Example, Packing
@@ -32,14 +33,14 @@ class Loader(Iterator[Batch]):
 
     Attributes:
         step: the step of the batch that `next` returns; the only state there is.
-        rows: the TokenRows or MixedRows read from.
-        order: the BatchOrder or MixtureOrder followed.
+        rows: the TokenRows, MixedRows or LaneRows read from.
+        order: the BatchOrder, MixtureOrder or LaneOrder followed.
     """
 
     def __init__(
         self,
-        rows: TokenRows | MixedRows,
-        order: BatchOrder | MixtureOrder,
+        rows: TokenRows | MixedRows | LaneRows,
+        order: BatchOrder | MixtureOrder | LaneOrder,
         batch_size: int,
         start_step: int,
         rows_here: np.ndarray | slice,
@@ -72,6 +73,8 @@ class Loader(Iterator[Batch]):
     def describe(self) -> str:
         """One sentence on how rows are made, how full they are, and which documents are cut."""
         rows, packing = self.rows, self.rows.packing
+        if isinstance(rows, LaneRows):
+            return rows.describe()
         if packing == "split":
             return f"packing: split, {len(rows):,} rows of {rows.seq_len}, one stream cut anywhere"
         return (
@@ -83,13 +86,18 @@ class Loader(Iterator[Batch]):
 
     def batch(self, step: int) -> Batch:
         """This process's part of the batch at any step, by random access."""
+        if isinstance(self.order, LaneOrder):
+            # Only of the lanes of this process is known, or ever asked, how many rows come.
+            mine = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self._slice]
+            return self.rows.gather(self.order.at(mine))
         place = self.order.place(step * self.batch_size)
         if place != self._place:
             self._place = place
             # Not type-checked: rows and order are both of one data set, or both of a mixture.
             order: Any = self.order
+            rows: Any = self.rows
             for ahead in (0, 1):
-                self.rows.prefetch(order.shards(place, ahead))
+                rows.prefetch(order.shards(place, ahead))
         return self.rows.gather(self.row_ids(step)[self._slice])
 
     def metrics(self, step: int) -> dict[str, float]:
@@ -134,7 +142,7 @@ class _Batches:
         return self._loader.batch(int(index))
 
     def __repr__(self) -> str:
-        return f"TokenBatches({len(self._loader.rows)} rows)"
+        return f"TokenBatches({self._loader.describe()})"
 
 
 def make_loader(
@@ -193,6 +201,21 @@ def make_loader(
     return Loader(
         rows, order, batch_size, start_step, mine if rows_here is None else rows_here, prefetch
     )
+
+
+def make_lane_loader(
+    rows: LaneRows,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    rows_here: np.ndarray | None = None,
+    prefetch: int = 8,
+) -> Loader:
+    """`make_loader` for text that is tokenized as it is needed; the arguments mean the same."""
+    _check_shares(batch_size, 0, 1)
+    here = slice(None) if rows_here is None else rows_here
+    return Loader(rows, LaneOrder(rows, batch_size, seed), batch_size, start_step, here, prefetch)
 
 
 def _check_shares(batch_size: int, process_index: int, process_count: int) -> None:

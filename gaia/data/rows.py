@@ -40,8 +40,8 @@ class CacheOptions:
     patience_s: float = gcs.PATIENCE_S
 
 
-class _Decoded:
-    """One shard in memory, as rows.
+class Decoded:
+    """Documents of one shard, or another stretch of text, in memory as rows.
 
     A target is learned where the mask holds for the token that is predicted. Behind a document
     comes BOS, whatever document is next, so it is learned where the document's own BOS is.
@@ -61,6 +61,9 @@ class _Decoded:
         self.plan: packers.Plan | None = None
         self._tokens = tokens_N
         self._learned = None if mask_N is None else _learned(mask_N, starts)
+        if not len(tokens_N) or (packing == "split" and len(tokens_N) <= seq_len):
+            self.rows_RU = np.empty((0, seq_len + 1), tokens_N.dtype)
+            return
         if packing == "split":
             # Each row overlaps the next by one token.
             view = np.lib.stride_tricks.sliding_window_view
@@ -188,13 +191,13 @@ class TokenRows:
         """Begins to read shards in the background; errors surface when their rows are needed."""
         self._shards.ahead(shards)
 
-    def _decoded(self, number: int) -> _Decoded:
+    def _decoded(self, number: int) -> Decoded:
         """One shard as rows; DataError where they are not those that the order counts on."""
         shard = self.shards[number]
         where, remedy = storage.join(self.data_dir, shard.name), "prepare the data again"
         bos_id = self.manifest.tokenizer.bos_id
         try:
-            rows = _Decoded(self._stream(shard), self.seq_len, self.packing, bos_id)
+            rows = Decoded(self._stream(shard), self.seq_len, self.packing, bos_id)
         except ValueError as error:
             raise DataError(f"shard {where}: {error}", remedy) from error
         if len(rows) != self.counts[number]:
@@ -238,7 +241,8 @@ class TokenRows:
 
     def gather(self, row_ids: np.ndarray) -> Batch:
         """Rows [B] by their ids as a batch [B, T]; `split` rows have no positions and segments."""
-        return _assemble(row_ids, self.offsets, self._shards.get, self.seq_len, self.packing)
+        places = _places(row_ids, self.offsets)
+        return assemble(*places, self._shards.get, self.seq_len, self.packing)
 
     def metrics(self) -> dict[str, float]:
         """Figures of the shard cache since this was last asked; empty for local data."""
@@ -249,22 +253,27 @@ class TokenRows:
         self._shards.close()
 
 
-def _assemble(
-    row_ids: np.ndarray,
-    offsets: np.ndarray,
-    part: Callable[[int], "_Decoded | TokenRows"],
+def _places(row_ids: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Part and row in it [B] of row ids, of which part i holds those from offsets[i] on."""
+    part_B = np.searchsorted(offsets, row_ids, side="right") - 1
+    return part_B, row_ids - offsets[part_B]
+
+
+def assemble(
+    part_B: np.ndarray,
+    row_B: np.ndarray,
+    part: Callable[[int], "Decoded | TokenRows"],
     seq_len: int,
     packing: Packing,
 ) -> Batch:
-    """One batch from several parts, of which part i holds the row ids from offsets[i] on."""
-    inputs, targets = (np.empty((len(row_ids), seq_len), np.int32) for _ in range(2))
+    """One batch from several parts: row `row_B` of part `part_B` in each place."""
+    inputs, targets = (np.empty((len(row_B), seq_len), np.int32) for _ in range(2))
     whole = Batch(inputs, targets)
     if packing != "split":
         whole = Batch(inputs, targets, np.empty_like(inputs), np.empty_like(inputs))
-    part_B = np.searchsorted(offsets, row_ids, side="right") - 1
     for number in sorted(set(part_B.tolist())):
         here = part_B == number
-        rows = part(number).gather(row_ids[here] - offsets[number])
+        rows = part(number).gather(row_B[here])
         for array, values in zip(whole, rows, strict=True):
             if array is not None:
                 array[here] = values
@@ -308,8 +317,8 @@ class MixedRows:
 
     def gather(self, row_ids: np.ndarray) -> Batch:
         """Rows [B] by their ids as a batch [B, T], as TokenRows gives them."""
-        part = self._rows.__getitem__
-        return _assemble(row_ids, self.offsets, part, self.seq_len, self.packing)
+        places = _places(row_ids, self.offsets)
+        return assemble(*places, self._rows.__getitem__, self.seq_len, self.packing)
 
     @property
     def cut_documents(self) -> int:

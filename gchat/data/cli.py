@@ -1,23 +1,21 @@
 """The verbs of `gchat data`: frozen dataclasses whose fields are the options."""
 
 import dataclasses
+import inspect
 import json
-import re
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
-from gaia import storage
 from gaia.config import parse
 from gaia.data.lengths import LENGTHS, write_lengths
 from gaia.data.manifest import Manifest, load_manifest
 from gaia.data.shards import verify
-from gaia.errors import ConfigError
 from gchat.data import prepare as preparation
 from gchat.data.curation import options as curation
 from gchat.data.curation.scores import Maker
+from gchat.data.download import Download
 from gchat.data.show import Show
 from gchat.data.upload import Uploaded, upload
 
@@ -53,55 +51,6 @@ class Curate(curation.Options):
             print(f"  {rule['rule']:32} {rule['documents']:>10,} documents")
         print(f"{self.out}: {report.summary(result)}; see {self.out / report.MARKDOWN}")
         return result
-
-
-@dataclasses.dataclass(frozen=True)
-class Download:
-    """Download a data set of the hub and tokenize it into records."""
-
-    data: tyro.conf.Positional[str] = "climbmix"
-    """climbmix, fineweb, fineweb-edu, or hf://ORG/NAME[/FOLDER] (its .parquet and .jsonl files)."""
-    column: str = "text"
-    """Field that holds the text."""
-    shards: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 8
-    """Number of files (-1 for all); ClimbMix's validation shard always comes along."""
-    out: Path | None = None
-    """Folder of the data set; default $GAIA_HOME/data/DATA-TOKENIZER-SHARDS."""
-    tokenizer: str = "gpt2"
-    """Tokenizer: gpt2, bpe (trained on these shards), or the path of a tokenizer.json."""
-    vocab_size: int = 32768
-    """Vocabulary of a trained bpe, special tokens included."""
-    revision: str = "main"
-    """Branch, tag or commit of the data set; pinned to its commit."""
-    keep_text: bool = True
-    """Keep the downloaded files under $GAIA_HOME."""
-    workers: int = 0
-    """Number of processes; 0 takes one per core."""
-    overwrite: bool = False
-    """Replace another data set in --out."""
-
-    def run(self) -> Manifest:
-        """Downloads, tokenizes, and prints what came out."""
-        name = Path(self.tokenizer).stem + (f"{self.vocab_size}" if self.tokenizer == "bpe" else "")
-        label = re.sub(r"[^\w.-]+", "-", self.data.removeprefix("hf://"))
-        out = self.out or storage.home() / "data" / f"{label}-{name}-{self.shards}"
-        is_climbmix = self.data == "climbmix"
-        if is_climbmix and self.column != "text":
-            raise ConfigError(f"column = {self.column!r}: ClimbMix has only text", "drop it")
-        manifest = preparation.prepare(
-            source="climbmix" if is_climbmix else "hub",
-            input=None if is_climbmix else self.data,
-            text_column=self.column,
-            out=out,
-            tokenizer=self.tokenizer,
-            vocab_size=self.vocab_size,
-            shards=self.shards,
-            revision=self.revision,
-            keep_text=self.keep_text,
-            workers=self.workers,
-            overwrite=self.overwrite,
-        )
-        return _report(manifest, out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +168,7 @@ Verb = Prepare | Curate | Download | Count | Verify | Lengths | Show | Upload
 def parse_verb(verb: str, args: list[str]) -> Verb:
     """The command of one verb with its options."""
     command = VERBS[verb]
-    return parse(command, args, prog=f"gchat data {verb}", description=command.__doc__)
+    return parse(command, args, prog=f"gchat data {verb}", description=inspect.getdoc(command))
 
 
 def _report(manifest: Manifest, out: Path) -> Manifest:

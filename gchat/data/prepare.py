@@ -31,9 +31,10 @@ from gaia.errors import ConfigError, DataError
 from gaia.work_folder import WorkFolder, refuse_difference, unfinished
 from gchat import tokenizer as tokenizers
 from gchat.data import buckets, pool, work
+from gchat.data.progress import progress_bar
 from gchat.data.sources.choose import Source
 from gchat.data.sources.unit import Corpus, oddities
-from gchat.data.work import position, progress_bar
+from gchat.data.work import position
 from gchat.tokenizer import Tokenizer
 
 TOKEN_BYTES = "token_bytes.npy"

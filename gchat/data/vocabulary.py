@@ -36,26 +36,19 @@ class Train(Source, _Out):
     vocab_size: int = 8192
     """Ids, special tokens included."""
     forced_years: str | None = None
-    """Range of years that become single tokens, as 1900-1949 (kind bpe)."""
+    """Range of years that become single tokens, as 1900-1949."""
     forced_months: bool = False
-    """The names of the months become single tokens (kind bpe)."""
+    """The names of the months become single tokens."""
     forced_terms: str | None = None
-    """File with one term per line; each becomes a single token (kind bpe)."""
+    """File with one term per line; each becomes a single token."""
 
     def run(self) -> Tokenizer:
         """Trains, stores and describes it."""
         years = forced.years(self.forced_years) if self.forced_years else ()
         terms = self._terms()
         texts = training_text(self.corpus(exclude=self._folder()), 0.0)
-        if self.kind == "bpe":
-            made = tokenizers.train_bpe(texts, self.vocab_size, years=years, terms=terms)
-        elif years or terms:
-            raise ConfigError(
-                "forced pieces do not go with kind = 'sentencepiece'",
-                "its own symbols match inside longer words; use --kind bpe",
-            )
-        else:
-            made = tokenizers.train_sentencepiece(texts, self.vocab_size)
+        train = tokenizers.train_bpe if self.kind == "bpe" else tokenizers.train_sentencepiece
+        made = train(texts, self.vocab_size, years=years, terms=terms)
         made.save(self.out)
         count = len(forced.pieces(years, terms))
         extra = f", {count} forced pieces" if count else ""

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from gaia import storage
 from gaia.data.manifest import SPLITS, ShardInfo
 from gaia.data.shards import TRAIN_NAME, VAL_NAME, ShardWriter
 from gaia.work_folder import WorkFolder
 from gchat.data import buckets, pool
+from gchat.data.progress import progress_bar
 from gchat.data.sources.unit import Corpus, Tally, Unit
 from gchat.tokenizer import Tokenizer
 
@@ -33,13 +33,6 @@ def position(document: str) -> float:
     """The document's text as a number in [0, 1) that is the same everywhere."""
     digest = hashlib.blake2b(document.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64
-
-
-def progress_bar(label: str, total: int | None, progress: bool | None, unit: str = "B") -> tqdm:
-    """A bar in bytes of text (or another unit) with rate and time left."""
-    # tqdm's None hides the bar where stderr is no terminal: logs stay readable.
-    hidden = None if progress is None else not progress
-    return tqdm(desc=label, total=total, unit=unit, unit_scale=True, disable=hidden)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -156,10 +156,19 @@ def _portable(config: TrainConfig) -> TrainConfig:
         run=replace(config.run, dir=None),
         checkpoint=replace(checkpoint, dir=own),
         data=replace(
-            data, dir=data.dir and _absolute(data.dir), mixture=_all_absolute(data.mixture)
+            data,
+            # Of a text the folder follows from the text.
+            dir=None if data.dir is None or data.text else _absolute(data.dir),
+            text=data.text and _absolute(data.text),
+            tokenizer=_tokenizer(data.tokenizer),
+            mixture=_all_absolute(data.mixture),
         ),
         eval=replace(config.eval, files=_all_absolute(config.eval.files)),
     )
+
+
+def _tokenizer(name: str) -> str:
+    return name if name in ("gpt2", "bpe") else _absolute(name)
 
 
 def _absolute(place: str) -> str:

@@ -17,7 +17,6 @@ import numpy as np
 
 import gaia_metrics
 from gaia.config import to_yaml
-from gaia.data.manifest import Manifest
 from gchat.config import TrainConfig
 from gchat.evals.ngram import Baselines
 from gchat.model_shape import flops_per_token, matmul_params
@@ -31,7 +30,7 @@ Series = dict[str, list[tuple[int, float]]]
 
 def write_report(
     session: Session,
-    manifest: Manifest,
+    data: str,
     *,
     params: int,
     epochs: float | None,
@@ -43,7 +42,7 @@ def write_report(
 
     Args:
         session: of the run.
-        manifest: of its data.
+        data: a sentence on what it was trained on.
         params: all parameters, embeddings included.
         epochs: times that the whole run sees its training tokens; None for a mixture.
         baselines: n-gram bits per byte of the same tokens, or None when stopped early.
@@ -59,7 +58,7 @@ def write_report(
     }
     summary = {key: summary[key] for key in SUMMARY}
     plot(series, summary, folder.path / "curves.png")
-    text = _markdown(session, manifest, series, summary)
+    text = _markdown(session, data, series, summary)
     write_atomically(folder.path / "report.md", text)
     write_atomically(folder.path / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
@@ -180,7 +179,7 @@ def _smooth(values: list[float]) -> np.ndarray:
 
 def _markdown(
     session: Session,
-    manifest: Manifest,
+    data: str,
     series: Series,
     summary: Mapping[str, Any],
 ) -> str:
@@ -229,7 +228,7 @@ def _markdown(
             "\n## Samples\n\n```",
             samples.read_text(encoding="utf-8").strip() if samples.exists() else "(none)",
             "```\n\n## Data\n",
-            f"{manifest.describe()}\n",
+            f"{data}\n",
             "## Environment\n\n| | |\n|---|---|",
             *(f"| {name} | {value} |" for name, value in environment().items()),
             "\n## Configuration\n\n```yaml",

@@ -12,6 +12,7 @@ from gchat.scaling.roofline import UNKNOWN_DCN, StepTime, step_time
 from gchat.scaling.sku import Fleet
 from gchat.scaling.structure import calibrated
 from gchat.scaling.verify import Compiled
+from gchat.tokenizer import Tokenizer
 
 GPT2_VOCAB = (50_273, 50_304)
 """GPT-2's ids in use with the chat specials, and padded."""
@@ -137,6 +138,9 @@ def vocabulary(config: TrainConfig) -> tuple[int, int]:
     size, padded = config.model.vocab_size, config.model.padded_vocab_size
     if size is not None:
         return size, -(-size // 128) * 128 if padded is None else padded
+    if config.data.tokenizer not in ("gpt2", "bpe"):
+        stored = Tokenizer.load(config.data.tokenizer)
+        return stored.vocab_size, stored.padded_vocab_size
     size = config.data.vocab_size
     return GPT2_VOCAB if config.data.tokenizer == "gpt2" else (size, -(-size // 128) * 128)
 

@@ -12,6 +12,8 @@ pattern agree.
 """
 
 import re
+import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from gaia.errors import ConfigError
@@ -64,6 +66,32 @@ def pattern(base: str, years_wanted: Sequence[str], terms: Iterable[str]) -> str
         escaped = "|".join(re.escape(term).replace(r"\ ", " ") for term in cut)
         parts.append(rf"(?: |(?<![\p{{L}}\p{{N}}]))(?:{escaped})(?![\p{{L}}\p{{N}}])")
     return "|".join([*parts, base])
+
+
+def matcher(years_wanted: Sequence[str], terms: Iterable[str]) -> str:
+    """All forced pieces as a pattern of Python's `re`, for a codec that does not split by one.
+
+    It finds them where `pattern` lets them through: years not inside a longer number, terms not
+    inside a longer word, with the space before them.
+    """
+    parts = []
+    if years_wanted:
+        number = _numbers()
+        parts.append(rf"(?<!{number})(?:{_any_of(years_wanted)})(?!{number})")
+    longest = sorted(set(terms), key=lambda t: (-len(t), t))
+    if longest:
+        escaped = "|".join(re.escape(term) for term in longest)
+        parts.append(rf"(?: |(?<![^\W_]))(?:{escaped})(?![^\W_])")
+    return "|".join(parts)
+
+
+def _numbers() -> str:
+    r"""The characters of \p{N}, which `re` does not know, as a class."""
+    points = [i for i in range(sys.maxunicode + 1) if unicodedata.category(chr(i))[0] == "N"]
+    starts = [p for p, before in zip(points, [-2, *points], strict=False) if p != before + 1]
+    ends = [p for p, after in zip(points, [*points[1:], -2], strict=True) if after != p + 1]
+    spans = zip(starts, ends, strict=True)
+    return "[" + "".join(f"{chr(a)}-{chr(b)}" if a < b else chr(a) for a, b in spans) + "]"
 
 
 def _any_of(years_wanted: Sequence[str]) -> str:

@@ -80,3 +80,24 @@ def test_shards_that_change_under_a_running_job(data_dir, foreign, tmp_path, cap
         f"now has {numbers[1]} shards",
     )
     assert 5 <= max(runs.losses(tmp_path / "run")) < runs.STEPS
+
+
+def test_data_prepared_again_with_one_more_document_is_refused_on_resume(tmp_path, capsys):
+    text, data, run = tmp_path / "a.jsonl", tmp_path / "data", tmp_path / "run"
+    lines = [json.dumps({"text": f"{runs.TEXT} number {i}"}) + "\n" for i in range(40)]
+
+    def prepare_data(count):
+        text.write_text("".join(lines[:count]))
+        options = ["--tokenizer", "bpe", "--vocab-size", "300", "--overwrite"]
+        args = ["--input", str(text), "--out", str(data), *options]
+        assert main(["data", "prepare", *args, "--workers", "1"]) == 0
+        return json.loads((data / "manifest.json").read_text())["train"]
+
+    before = prepare_data(39)
+    assert main(["train", *runs.arguments(data, run, "--warmup", 1, steps=3)]) == 0
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    resume = ["--resume", "--run-dir", run, "--extend", "--max-steps", 5]
+    after = prepare_data(40)
+    assert before[0]["crc32c"] != after[0]["crc32c"]
+    refused(capsys, resume, f"{data} is not what the run began with", "put the old data back")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files

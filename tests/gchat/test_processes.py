@@ -7,6 +7,7 @@ it was given; losses agree to 1e-5, as sums over rows are added in another order
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,26 +26,39 @@ NOTING = """
 import hashlib, json, sys
 import gchat.train, gchat.run.training_data
 from gaia.errors import run_cli
-notes, make_loader = open(sys.argv[1], "a"), gchat.run.training_data.make_loader
-def noting(*args, **kwargs):
-    loader = make_loader(*args, **kwargs)
-    batch, rows = loader.batch, kwargs["rows_here"].tolist()
-    def noted(step):
-        made = batch(step)
-        hashes = [hashlib.sha256(row.tobytes()).hexdigest()[:12] for row in made.inputs_BT]
-        print(json.dumps([step, rows, hashes]), file=notes, flush=True)
-        return made
-    loader.batch = noted
-    return loader
-gchat.run.training_data.make_loader = noting
+notes = open(sys.argv[1], "a")
+def noting(make):
+    def noting_loader(*args, **kwargs):
+        loader = make(*args, **kwargs)
+        if "rows_here" not in kwargs:  # the rows of the n-gram baselines
+            return loader
+        batch, rows = loader.batch, kwargs["rows_here"].tolist()
+        def noted(step):
+            made = batch(step)
+            hashes = [hashlib.sha256(row.tobytes()).hexdigest()[:12] for row in made.inputs_BT]
+            print(json.dumps([step, rows, hashes]), file=notes, flush=True)
+            return made
+        loader.batch = noted
+        return loader
+    return noting_loader
+for name in ("make_loader", "make_lane_loader"):
+    data = gchat.run.training_data
+    setattr(data, name, noting(getattr(data, name)))
 sys.exit(run_cli("gchat", gchat.train.run, sys.argv[2:]))
 """
 
 
 def arguments(data_dir, run_dir, *more):
+    """Arguments of the run; a folder without a manifest is trained on as text."""
+    if not (data_dir / "manifest.json").exists():
+        tokenizer = data_dir / "tokenizer.json"
+        more = ("--data.text", data_dir / "*.jsonl", "--data.tokenizer", tokenizer, *more)
     args = runs.arguments(data_dir, run_dir, *more, steps=STEPS)
     for name, value in {"--model.dropout": "0.0", "--checkpoint.every-steps": "0"}.items():
         args[args.index(name) + 1] = value
+    if "--data.text" in args:
+        at = args.index("--data-dir")
+        del args[at : at + 2]
     return args
 
 
@@ -191,6 +205,25 @@ def test_two_processes_stop_and_one_goes_on(alone, data_dir, tmp_path, user_envi
 @pytest.mark.parametrize("counts", [[4, 1], [4, 2, 4], [2, 4], [1, 2, 2], [4, 4]])
 def test_any_number_of_processes_goes_on(alone, data_dir, tmp_path, user_environment, counts):
     check_same(alone, chain(counts, data_dir, tmp_path, user_environment))
+
+
+@pytest.mark.slow
+def test_text_is_tokenized_by_any_number_of_processes(data_dir, tmp_path, user_environment):
+    """Each tokenizes what its own rows lie in; the batches are those of one process."""
+    corpus, rng = tmp_path / "corpus", np.random.default_rng(2)
+    corpus.mkdir()
+    words = runs.TEXT.split()
+    texts = [" ".join(rng.choice(words, size=rng.integers(20, 90))) for _ in range(2000)]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    assert len(lines) > 8 * 65536  # units of 64 KiB, so that there are four lanes
+    (corpus / "a.jsonl").write_text(lines)
+    shutil.copy(data_dir / "tokenizer.json", corpus)
+    folders = [tmp_path / name for name in ("one", "several")]
+    for folder in folders:
+        folder.mkdir()
+    team = Team(1, arguments(corpus, folders[0] / "run"), user_environment, folders[0])
+    assert team.end() == [0], team.text(0)
+    check_same(folders[0], chain([2, 4, 1], corpus, folders[1], user_environment))
 
 
 @pytest.mark.slow

@@ -35,6 +35,15 @@ def made():
     return tokenizers.train_bpe(TEXTS, 600, years=YEARS, terms=TERMS)
 
 
+@pytest.fixture(scope="module", params=["bpe", "sentencepiece"])
+def either(request, made):
+    """A tokenizer with forced pieces of each kind."""
+    if request.param == "bpe":
+        return made
+    pytest.importorskip("sentencepiece", reason="needs the extra tokenizers")
+    return tokenizers.train_sentencepiece(TEXTS, 600, years=YEARS, terms=TERMS)
+
+
 @pytest.fixture(scope="module")
 def pieces():
     pytest.importorskip("sentencepiece", reason="needs the extra tokenizers")
@@ -45,7 +54,8 @@ def shown(made, text):
     return [made.decode([i]) for i in made.encode(text)]
 
 
-def test_every_forced_piece_is_one_token(made):
+def test_every_forced_piece_is_one_token(either):
+    made = either
     assert made.vocab_size <= 600
     for piece in forced.pieces(YEARS, TERMS):
         assert shown(made, piece) == [piece]
@@ -55,18 +65,40 @@ def test_every_forced_piece_is_one_token(made):
         assert piece in found, found
 
 
-def test_longer_words_and_numbers_do_not_hold_them(made):
-    for text in ("19440", "21944", "x1944y1945", "1,944", "Mayor", "T-345", "Pearl Harbors"):
+def test_longer_words_and_numbers_do_not_hold_them(either):
+    made = either
+    for text in (
+        "19440",
+        "1944²",
+        "١1944",
+        "21944",
+        "x1944y1945",
+        "1,944",
+        "Mayor",
+        "T-345",
+        "Pearl Harbors",
+    ):
         found = shown(made, text)
-        assert "".join(found) == text
+        assert made.decode(made.encode(text)) == text
         years_found = {piece for piece in found if piece in YEARS}
         assert years_found == ({"1944", "1945"} if text == "x1944y1945" else set())
     assert "1950" not in shown(made, "In 1950")
 
 
+def test_forced_pieces_are_kept_and_sent_to_workers(either, tmp_path):
+    either.save(tmp_path)
+    text = "In June 1944, the Wehrmacht; 19440 ▁ Pearl Harbor"
+    for again in (Tokenizer.load(tmp_path), pickle.loads(pickle.dumps(either))):
+        assert again.sha256 == either.sha256
+        assert again.encode(text) == either.encode(text)
+        assert again.encode_array(text).tolist() == either.encode(text)
+    assert sum(either.token_bytes()[i] for i in either.encode(text)) == len(text.encode())
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(PROSE, st.text(max_size=60)))
-def test_forced_text_comes_back(made, text):
+def test_forced_text_comes_back(either, text):
+    made = either
     text = text.encode("utf-8", "replace").decode()
     assert made.decode(made.encode(text)) == text
 
@@ -163,6 +195,10 @@ def test_sentencepiece_training_is_deterministic(pieces):
     assert tokenizers.train_sentencepiece(iter(TEXTS), 500).sha256 == pieces.sha256
 
 
+def test_without_forced_pieces_sentencepiece_is_stored_as_before(pieces):
+    assert set(pieces.codec.definition()) == {"model"}
+
+
 def test_sentencepiece_refuses_what_it_cannot_make(pieces, tmp_path):
     with pytest.raises(ConfigError, match=r"vocab_size = 100 is too small"):
         tokenizers.train_sentencepiece(TEXTS, 100)
@@ -207,10 +243,6 @@ def test_the_commands(tmp_path, capsys):
         (vocabulary.Train(out="x", input="in.txt", forced_years="19-20"), "is no range"),
         (vocabulary.Train(out="x", input="in.txt", forced_terms="no.txt"), "forced_terms"),
         (vocabulary.Train(out="x", input="no.txt"), "not there"),
-        (
-            vocabulary.Train(out="x", input="in.txt", kind="sentencepiece", forced_months=True),
-            "do not go with kind",
-        ),
     ],
 )
 def test_wrong_commands_are_refused(tmp_path, monkeypatch, command, message):

@@ -21,8 +21,8 @@ from gchat.data.curation.engines import run_stage
 from gchat.data.curation.options import Options
 from gchat.data.curation.removed import Removed
 from gchat.data.curation.scores import KenLM, Maker, Ngram
+from gchat.data.progress import progress_bar
 from gchat.data.sources.unit import Corpus, oddities
-from gchat.data.work import progress_bar
 
 _WHAT = "a curation"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from gaia.errors import ConfigError
-from gchat.data.sources import climbmix, docs, hub, mediawiki, text
+from gchat.data.sources import climbmix, docs, hub, mediawiki, text, wikipedia
 from gchat.data.sources.unit import Corpus
 
 
@@ -14,13 +14,14 @@ from gchat.data.sources.unit import Corpus
 class Source:
     """Names a text; shared by the verbs that read it."""
 
-    source: Literal["text", "docs", "climbmix", "hub", "mediawiki"] = "text"
+    source: Literal["text", "docs", "climbmix", "hub", "mediawiki", "wikipedia"] = "text"
     """Kind of text: your files (text), docstrings of the installed packages (docs, offline),
-    ClimbMix, another data set of the Hugging Face hub (hub), or a dump of Wikipedia or another
-    MediaWiki (mediawiki: .xml, .bz2, .gz)."""
+    ClimbMix, another data set of the Hugging Face hub (hub), a dump of Wikipedia or another
+    MediaWiki (mediawiki: .xml, .bz2, .gz), or Wikipedia by language (wikipedia, downloaded)."""
     input: str | None = None
     """File, folder or glob of .txt, .md, .jsonl (also .gz, .bz2, .xz, .zst) or .parquet (source
-    text), or of dumps (source mediawiki); hf://ORG/NAME[/FOLDER] or fineweb (source hub)."""
+    text), or of dumps (source mediawiki); hf://ORG/NAME[/FOLDER] or fineweb (source hub);
+    a language such as en (source wikipedia)."""
     text_column: str = "text"
     """Field of .jsonl and .parquet files that holds the text."""
     document_chars: int = text.DOCUMENT_CHARS
@@ -30,11 +31,13 @@ class Source:
     shards: int = 8
     """Number of files to fetch (sources climbmix and hub; -1 for all)."""
     revision: str = "main"
-    """Branch, tag or commit (sources climbmix and hub); pinned to its commit."""
+    """Branch, tag or commit (sources climbmix and hub), pinned to its commit; date of the dump as
+    YYYYMMDD (source wikipedia), main for the latest."""
     keep_text: bool = True
     """Keep downloaded files under $GAIA_HOME."""
     titles: str | None = None
-    """Titles of articles, separated by |, or a file with one per line (source mediawiki)."""
+    """Titles of articles, separated by |, or a file with one per line (sources mediawiki
+    and wikipedia)."""
     categories: str | None = None
     """Categories of articles, given like titles (source mediawiki)."""
 
@@ -63,10 +66,10 @@ class Source:
             return climbmix.corpus(
                 self.shards, revision=revision or self.revision, keep=self.keep_text
             )
-        if self.source not in ("text", "hub", "mediawiki"):
+        if self.source not in ("text", "hub", "mediawiki", "wikipedia"):
             raise ConfigError(
                 f"source = {self.source!r} is unknown",
-                "use docs, text, climbmix, hub or mediawiki",
+                "use docs, text, climbmix, hub, mediawiki or wikipedia",
             )
         if self.input is None:
             raise ConfigError("input is not set", "give --input a file, folder or glob")
@@ -78,6 +81,11 @@ class Source:
                 revision=revision or self.revision,
                 keep=self.keep_text,
             )
+        if self.source == "wikipedia":
+            wikipedia.check_options(dataclasses.asdict(self))
+            date = revision or self.revision
+            date = "latest" if date == "main" else date
+            return wikipedia.corpus(self.input, date=date, titles=self.titles)
         if self.source == "mediawiki":
             return mediawiki.corpus(
                 self.input, titles=self.titles, categories=self.categories, exclude=exclude

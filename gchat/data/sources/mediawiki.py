@@ -13,7 +13,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple, Protocol
 from xml.etree import ElementTree
 
 from gaia.errors import ConfigError, DataError
@@ -112,10 +112,10 @@ class Choice:
         """True where the title or one of the categories was asked for."""
         if not self.titles and not self.categories:
             return True
-        if _normal(title) in self.titles:
+        if normal(title) in self.titles:
             return True
         return bool(self.categories) and any(
-            _normal(name) in self.categories for name in prefixes.categories_of(wikitext)
+            normal(name) in self.categories for name in prefixes.categories_of(wikitext)
         )
 
 
@@ -137,7 +137,7 @@ def corpus(
         DataError: no dump there.
         ConfigError: an empty list of titles or categories, or mwparserfromhell is missing.
     """
-    _parser()  # says what is missing before anything is read
+    parser()  # says what is missing before anything is read
     try:
         walked = walk(path, _ending, ENDINGS, exclude)
     except (DataError, ConfigError) as error:
@@ -147,7 +147,7 @@ def corpus(
             f"input = {path!r} holds no dump", f"give files that end in {', '.join(ENDINGS)}"
         ) from error
     dumps = walked.files
-    choice = Choice(_listed("titles", titles), _listed("categories", categories))
+    choice = Choice(listed("titles", titles), listed("categories", categories))
     sizes = [file.stat().st_size for file in dumps]
     units = [
         Unit(file.name, _Articles(file, choice), size, rows=_ArticleRows(file, choice))
@@ -171,7 +171,12 @@ def _ending(file: Path) -> str:
     return next((ending for ending in ENDINGS if name.endswith(ending)), file.suffix.lower())
 
 
-def _listed(field: str, given: str | None) -> frozenset[str]:
+def listed(field: str, given: str | None) -> frozenset[str]:
+    """Names that an option gives, separated by | or in a file, as MediaWiki spells them.
+
+    Raises:
+        ConfigError: it names nothing, or a file that is not there.
+    """
     if given is None:
         return frozenset()
     if Path(given).is_file():
@@ -180,13 +185,13 @@ def _listed(field: str, given: str | None) -> frozenset[str]:
         raise ConfigError(f"{field} = {given!r} is not there", "check the path")
     else:
         names = given.split("|")
-    chosen = frozenset(_normal(name) for name in names if name.strip())
+    chosen = frozenset(normal(name) for name in names if name.strip())
     if not chosen:
         raise ConfigError(f"{field} = {given!r} names nothing", "give names, one per line")
     return chosen
 
 
-def _normal(title: str) -> str:
+def normal(title: str) -> str:
     """MediaWiki's own rule: underscores are spaces, the first letter counts as upper case."""
     title = " ".join(title.replace("_", " ").split())
     return title[:1].upper() + title[1:]
@@ -201,11 +206,14 @@ class _ArticleRows:
 
     def __call__(self, tally: Tally) -> Iterator[Row]:
         prefixes = Prefixes()
-        for title, wikitext in pages(self.file, prefixes):
-            if not self.choice.takes(title, wikitext, prefixes):
-                continue
-            if body := plain_text(wikitext, prefixes):
-                yield Row(f"{title}\n\n{body}", {"title": title})
+        return rows(pages(self.file, prefixes), self.choice, prefixes)
+
+
+def rows(pages: Iterator[tuple[str, str]], choice: Choice, prefixes: Prefixes) -> Iterator[Row]:
+    """The chosen ones of some articles (title and wikitext) as documents."""
+    for title, wikitext in pages:
+        if choice.takes(title, wikitext, prefixes) and (body := plain_text(wikitext, prefixes)):
+            yield Row(f"{title}\n\n{body}", {"title": title})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +239,7 @@ def pages(file: Path, prefixes: Prefixes | None = None) -> Iterator[tuple[str, s
     """
     try:
         with files.opened(file) as raw:
-            yield from _pages(raw, prefixes or Prefixes())
+            yield from articles(entries(raw, prefixes or Prefixes()))
     except (ElementTree.ParseError, EOFError, zlib.error) as error:
         raise DataError(f"{file} is cut off or not XML ({error})", "get it again") from error
     except OSError as error:
@@ -240,7 +248,42 @@ def pages(file: Path, prefixes: Prefixes | None = None) -> Iterator[tuple[str, s
         raise DataError(f"{file} is damaged ({error})", "get it again") from error
 
 
-def _pages(stream: IO[bytes], prefixes: Prefixes) -> Iterator[tuple[str, str]]:
+class Entry(NamedTuple):
+    """A page of a dump, of any namespace."""
+
+    title: str
+    id: str
+    namespace: str
+    target: str | None
+    """Title that a redirect leads to; None for other pages."""
+    wikitext: str
+
+
+class Readable(Protocol):
+    """Bytes of XML, as the parser asks for them."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Some bytes; none at the end."""
+        ...
+
+
+def articles(pages: Iterator[Entry]) -> Iterator[tuple[str, str]]:
+    """Title and wikitext of the pages that are articles: of namespace 0, and no redirects."""
+    for page in pages:
+        if page.title and page.namespace == "0" and page.target is None and page.wikitext:
+            yield page.title, page.wikitext
+
+
+def entries(stream: Readable, prefixes: Prefixes) -> Iterator[Entry]:
+    """All pages of a dump, in its order.
+
+    Args:
+        stream: the XML.
+        prefixes: learns the names of namespaces.
+
+    Raises:
+        ParseError: of ElementTree: not the XML of a dump.
+    """
     events = ElementTree.iterparse(stream, events=("start", "end"))
     _, root = next(events)
     if _tag(root) != "mediawiki":
@@ -251,12 +294,18 @@ def _pages(stream: IO[bytes], prefixes: Prefixes) -> Iterator[tuple[str, str]]:
         if event != "end" or _tag(element) != "page":
             continue
         parts = {_tag(child): child for child in element}
-        title = (parts["title"].text or "") if "title" in parts else ""
-        namespace = (parts["ns"].text or "0") if "ns" in parts else "0"
-        revision = parts.get("revision")
-        texts = [] if revision is None else [c.text or "" for c in revision if _tag(c) == "text"]
-        if title and namespace == "0" and "redirect" not in parts and texts:
-            yield title, texts[0]
+        texts = [child.text or "" for child in parts.get("revision", ()) if _tag(child) == "text"]
+
+        def text(name: str, absent: str, parts: dict[str, Any] = parts) -> str:
+            return (parts[name].text or absent) if name in parts else absent
+
+        yield Entry(
+            title=text("title", ""),
+            id=text("id", ""),
+            namespace=text("ns", "0"),
+            target=parts["redirect"].get("title", "") if "redirect" in parts else None,
+            wikitext=texts[0] if texts else "",
+        )
         root.clear()  # or every page read so far would stay in memory
 
 
@@ -267,7 +316,7 @@ def _tag(element: ElementTree.Element) -> str:
 def plain_text(wikitext: str, prefixes: Prefixes | None = None) -> str:
     """The prose of an article with its headings as lines of their own."""
     wikitext = _BLOCK.sub("\n", _BREAK.sub("\n", _POWER.sub(r"^\1", wikitext)))
-    code = _parser().parse(wikitext, skip_style_tags=True)
+    code = parser().parse(wikitext, skip_style_tags=True)
     for node in _dropped(code, prefixes or Prefixes()):
         # What lay inside something that was dropped before is no longer there.
         try:
@@ -285,7 +334,7 @@ def plain_text(wikitext: str, prefixes: Prefixes | None = None) -> str:
             line = f"\n{heading[2]}\n"
         if not skipping:
             lines.append(line)
-    text = str(_parser().parse("\n".join(lines)).strip_code(normalize=True, collapse=True))
+    text = str(parser().parse("\n".join(lines)).strip_code(normalize=True, collapse=True))
     text = _EMPTY_BRACKETS.sub("", _SPACES.sub(" ", text.replace("\xa0", " ")))
     text = "\n".join(line.strip() for line in text.split("\n"))
     return _BLANK_LINES.sub("\n\n", text).strip()
@@ -298,7 +347,8 @@ def _dropped(code: Any, prefixes: Prefixes) -> Sequence[Any]:
     return [*tags, *links, *code.filter_templates(recursive=False), *code.filter_comments()]
 
 
-def _parser() -> Any:
+def parser() -> Any:
+    """The module mwparserfromhell; ConfigError where it is not installed."""
     try:
         import mwparserfromhell
     except ImportError:

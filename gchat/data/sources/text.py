@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,16 @@ def corpus(
     text_column: str = "text",
     document_chars: int = DOCUMENT_CHARS,
     exclude: Path | None = None,
+    part_bytes: int | None = None,
 ) -> Corpus:
     """Lists the files behind `path` (a file, folder or glob) in sorted order.
+
+    Args:
+        text_column: field of .jsonl and .parquet files.
+        document_chars: size of the documents that .txt and .md files are cut to.
+        exclude: folder that is not read, because results are written there.
+        part_bytes: size of a unit: small files are grouped to it, large ones cut;
+            default 256 MiB.
 
     Raises:
         DataError: nothing there, or only empty files.
@@ -69,15 +77,14 @@ def corpus(
         raise DataError(f"input = {path!r} holds no text: every file is empty", "check the path")
     return Corpus(
         units=[
-            Unit(
-                name=_name(group),
-                documents=_Reader(group, text_column, document_chars),
-                rows=_RowReader(group, text_column, document_chars),
-                text_bytes=sum(part.bytes for part in group),
+            unit_of(group, text_column, document_chars)
+            for group in grouped(
+                _named_parts(path, paths, sizes, part_bytes or PART_BYTES),
+                part_bytes or UNIT_BYTES,
             )
-            for group in _grouped(path, paths, sizes)
         ],
         sources=tuple(files.shown(file) for file in paths),
+        paths=tuple(paths),
         left_out=walked.sentence(),
         identity={
             "files": identity(paths, sizes),
@@ -87,10 +94,20 @@ def corpus(
     )
 
 
-def identity(paths: Sequence[Path], sizes: Sequence[int]) -> str:
-    """A hash that changes with the files' names, sizes and (where they are small) content."""
+def unit_of(group: Sequence[Part], text_column: str, document_chars: int) -> Unit:
+    """Parts of files as one unit."""
+    return Unit(
+        name=_name(group),
+        documents=_Reader(group, text_column, document_chars),
+        rows=_RowReader(group, text_column, document_chars),
+        text_bytes=sum(part.bytes for part in group),
+    )
+
+
+def facts(paths: Sequence[Path], sizes: Sequence[int]) -> list[list[Any]]:
+    """Name, size and mark of each file; the mark is its SHA-256, or its time where that is long."""
     hashed = sum(sizes) <= _HASHED_BYTES
-    facts = [
+    return [
         [
             files.shown(file.name),
             size,
@@ -98,38 +115,50 @@ def identity(paths: Sequence[Path], sizes: Sequence[int]) -> str:
         ]
         for file, size in zip(paths, sizes, strict=True)
     ]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _grouped(path: str, paths: Sequence[Path], sizes: Sequence[int]) -> Iterator[list[Part]]:
+def identity(paths: Sequence[Path], sizes: Sequence[int]) -> str:
+    """A hash that changes with the files' names, sizes and (where they are small) content."""
+    return hashlib.sha256(json.dumps(facts(paths, sizes)).encode()).hexdigest()
+
+
+def _named_parts(
+    path: str, paths: Sequence[Path], sizes: Sequence[int], part_bytes: int
+) -> Iterator[Part]:
     folder = Path(path).expanduser()
-    group: list[Part] = []
-    total = 0
     for file, size in zip(paths, sizes, strict=True):
         name = files.shown(file.relative_to(folder) if folder.is_dir() else file.name)
-        for part in _parts(file, size):
-            group.append(dataclasses.replace(part, name=name))
-            total += part.bytes
-            if total >= UNIT_BYTES:
-                yield group
-                group, total = [], 0
+        for part in parts(file, size, part_bytes):
+            yield dataclasses.replace(part, name=name)
+
+
+def grouped(parts: Iterable[Part], unit_bytes: int) -> Iterator[list[Part]]:
+    """Parts in groups of `unit_bytes`, about, in their order."""
+    group: list[Part] = []
+    total = 0
+    for part in parts:
+        group.append(part)
+        total += part.bytes
+        if total >= unit_bytes:
+            yield group
+            group, total = [], 0
     if group:
         yield group
 
 
-def _parts(file: Path, size: int) -> Iterator[Part]:
-    """Ranges of a file of about PART_BYTES; the whole file where it cannot be divided."""
-    if size <= PART_BYTES or files.is_compressed(file):
+def parts(file: Path, size: int, part_bytes: int) -> Iterator[Part]:
+    """Ranges of a file of about `part_bytes`; the whole file where it cannot be divided."""
+    if size <= part_bytes or files.is_compressed(file):
         yield Part(file, None, size)
     elif files.kind(file) == ".parquet":
-        yield from _row_groups(file, size)
+        yield from _row_groups(file, size, part_bytes)
     else:
-        for start in range(0, size, PART_BYTES):
-            end = min(start + PART_BYTES, size)
+        for start in range(0, size, part_bytes):
+            end = min(start + part_bytes, size)
             yield Part(file, (start, end), end - start)
 
 
-def _row_groups(file: Path, size: int) -> Iterator[Part]:
+def _row_groups(file: Path, size: int, part_bytes: int) -> Iterator[Part]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -138,7 +167,7 @@ def _row_groups(file: Path, size: int) -> Iterator[Part]:
             count = table.metadata.num_row_groups
     except (pa.ArrowException, OSError):
         count = 1  # reading it says what is wrong
-    at_once = max(1, count * PART_BYTES // size)
+    at_once = max(1, count * part_bytes // size)
     for start in range(0, count, at_once):
         end = min(start + at_once, count)
         yield Part(file, (start, end), size * (end - start) // count)
@@ -229,7 +258,7 @@ def _document_end(text: str, start: int, least: int) -> int | None:
 
 def _jsonl(part: Part, column: str, fields: Sequence[str], tally: Tally) -> Iterator[Row]:
     """The text field of each line; lines that cannot be read are counted, or end the work."""
-    after = f"after byte {part.range[0]:,} " if part.range else ""
+    after = f"after byte {part.range[0]:,} " if part.range and part.range[0] else ""
     for number, line in enumerate(files.lines(part.file, tally, part.range), 1):
         if not line.strip():
             continue

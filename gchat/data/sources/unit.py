@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from gaia.errors import DataError
@@ -84,6 +85,8 @@ class Corpus:
     """Facts that decide its text: the same identity gives the same documents."""
     max_bad: int = 0
     """Number of documents that may be bad, in all units together."""
+    paths: tuple[Path, ...] = ()
+    """The files, where it is made of some."""
     left_out: str = ""
     """Files of the input that are not read, by reason, for people."""
 

@@ -141,7 +141,7 @@ def test_lists_with_a_bom_or_in_latin_1(tmp_path):
     assert listed("forced_terms", tmp_path / "bom.txt") == ["Pearl Harbor", "München"]
     (tmp_path / "latin1.txt").write_bytes("one\nMünchen\n".encode("latin-1"))
     with pytest.raises(ConfigError, match=r"titles = '.*latin1\.txt' line 2 is not UTF-8"):
-        mediawiki._listed("titles", str(tmp_path / "latin1.txt"))
+        mediawiki.listed("titles", str(tmp_path / "latin1.txt"))
     with pytest.raises(ConfigError, match=r"forced_terms: .*No such file"):
         listed("forced_terms", tmp_path / "no.txt")
 

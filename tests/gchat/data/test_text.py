@@ -1,6 +1,7 @@
 """Local text: what a document is, and what is refused with which words."""
 
 import gzip
+import io
 import json
 
 import pyarrow as pa
@@ -143,6 +144,26 @@ def test_compressed_files_are_read_and_cut_ones_refused(tmp_path, ending):
     cut.write_bytes(b"no such thing")
     with pytest.raises(DataError, match=rf"cut\.jsonl\.{ending} is truncated or damaged"):
         read(cut)
+
+
+@pytest.mark.parametrize("window_log", [20, 28, 31])
+def test_zstd_windows_up_to_two_gib_are_read(tmp_path, window_log):
+    """`zstd --long=31` writes them (Pushshift's dumps); pyarrow stops at 128 MiB."""
+    sink = io.BytesIO()
+    with files.zstd.open(sink, "wb") as stream:
+        stream.write(b'{"text": "found it"}\n')
+        stream.flush()  # the end is not known yet, so the header holds a window instead of a size
+        stream.write(b'{"text": "and this"}\n')
+    frame = bytearray(sink.getvalue())
+    # https://www.rfc-editor.org/rfc/rfc8878#section-3.1.1.1: magic (4), descriptor whose bit 5 is
+    # "single segment", then the window descriptor: exponent, above 2**10, in its upper five bits.
+    assert not frame[4] & 0x20
+    frame[5] = (window_log - 10) << 3
+    (tmp_path / "a.jsonl.zst").write_bytes(frame)
+    if window_log > 27:
+        with pytest.raises(OSError, match="too much memory"):
+            pa.input_stream(str(tmp_path / "a.jsonl.zst"), compression="zstd").read()
+    assert read(tmp_path)[0] == ["found it", "and this"]
 
 
 def test_a_line_that_is_no_document_is_refused(tmp_path, monkeypatch):
