@@ -15,9 +15,10 @@ from gchat.config import CONFIG, TrainConfig
 from gchat.engine.engine import Engine
 from gchat.evals import bpb
 from gchat.evals.periodic import EVAL_ROWS, encode_file, make_engine
+from gchat.model_config import GPTConfig
 from gchat.run.folder import read_config
 from gchat.tokenizer import Tokenizer
-from gchat.train_state import graphdef, init_state
+from gchat.train_state import abstract_params, graphdef
 from gchat.train_step import make_scorer
 
 
@@ -62,24 +63,45 @@ def load_run(path: str, mesh: Mesh | None = None) -> LoadedRun:
         raise CheckpointError(f"{path!r} holds no run (config.yaml is missing)", "check --run")
     config = read_config(folder)
     start(matmul_precision=config.model.matmul_precision)
-    state = init_state(config, mesh or make_mesh())
+    restored = load_params(path, config, mesh or make_mesh())
+    tokenizer = Tokenizer.load(str(folder / "tokenizer.json"))
+    return LoadedRun(config, tokenizer, graphdef(config), restored.state, restored.step)
+
+
+def load_params(
+    path: str, config: TrainConfig, mesh: Mesh, *, model: GPTConfig | None = None
+) -> Restored:
+    """The newest intact parameters of a run, whose optimizer's state stays on disk.
+
+    Args:
+        path: folder of the run.
+        config: of the run.
+        mesh: for the parameters to lie on.
+        model: derived, whose parameters these are to be; that of `config` when left out.
+
+    Returns:
+        The parameters as `state`, with their step and the checkpoint's facts.
+
+    Raises:
+        CheckpointError: no checkpoint that can be used, or it holds other parameters.
+    """
+    wanted = {"params": abstract_params(model or config.model, mesh)}
     checkpoints = Checkpointer(config.checkpoints, read_only=True)
     try:
-        restored = _newest(checkpoints, state, path)
+        restored = _newest(checkpoints, wanted, path)
     finally:
         checkpoints.close()
-    tokenizer = Tokenizer.load(str(folder / "tokenizer.json"))
-    return LoadedRun(config, tokenizer, graphdef(config), restored.state.params, restored.step)
+    return restored._replace(state=restored.state["params"])
 
 
-def _newest(checkpoints: Checkpointer, state: Any, path: str) -> Restored:
+def _newest(checkpoints: Checkpointer, wanted: dict[str, Any], path: str) -> Restored:
     """The newest intact checkpoint; the next one where its trainer prunes it meanwhile."""
     while True:
         step = checkpoints.latest()
         if step is None:
             raise CheckpointError(f"{path!r} holds no usable checkpoint", "train it further first")
         try:
-            return checkpoints.restore(step, state)
+            return checkpoints.restore_part(step, wanted)
         except CheckpointError:
             if checkpoints.latest(report=lambda _: None) == step:
                 raise  # it is all there, and not of this run
