@@ -32,6 +32,8 @@ from gchat.run_length import LENGTHS
 from gchat.tokenizer import Tokenizer
 
 BAD_STEPS = "bad_steps.jsonl"
+IMPORTED = "imported"
+"""Name of the fact, in a checkpoint, that its parameters come from a model made elsewhere."""
 
 
 class RunFolder:

@@ -1,0 +1,100 @@
+"""Foreign tensors into our tree of parameters, one at a time, on disk instead of in memory.
+
+The mapping (`tests/gchat/test_golden_hf.py` has it too, for whole models in memory):
+
+    model.embed_tokens.weight [V, D]      embed.table [V, D], rows beyond V zero
+    layers.i.….weight [out, in]           blocks.….kernel[i], transposed to [in, out]
+    layers.i.….weight [d] of a norm       blocks.….scale[i]
+    model.norm.weight                     final_norm.scale
+    lm_head.weight [V, D]                 head.kernel [D, V], transposed; absent when tied
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gchat.importing.source import EMBED, FINAL_NORM, HEAD, ImportRefused, Source, Tensor, in_layer
+from gchat.model_config import GPTConfig
+from gchat.model_shape import model_shape
+
+BLOCK = {
+    "attn_norm.scale": "input_layernorm",
+    "attn.q.kernel": "self_attn.q_proj",
+    "attn.k.kernel": "self_attn.k_proj",
+    "attn.v.kernel": "self_attn.v_proj",
+    "attn.out.kernel": "self_attn.o_proj",
+    "attn.q_norm.scale": "self_attn.q_norm",
+    "attn.k_norm.scale": "self_attn.k_norm",
+    "mlp_norm.scale": "post_attention_layernorm",
+    "mlp.gate.kernel": "mlp.gate_proj",
+    "mlp.up.kernel": "mlp.up_proj",
+    "mlp.down.kernel": "mlp.down_proj",
+}
+_WHOLE = {"embed.table": EMBED, "final_norm.scale": FINAL_NORM, "head.kernel": HEAD}
+
+
+class OnDisk(np.memmap):
+    """An array in a file that nobody changes any more, so that nobody needs a copy of it.
+
+    Orbax copies what it saves in the background, in case its owner goes on to change it; a model
+    would be in memory as a whole.
+    """
+
+    def __deepcopy__(self, memo: Any) -> "OnDisk":
+        return self
+
+
+def parameters(
+    source: Source, config: GPTConfig, scratch: Path, progress: Callable[[int], None]
+) -> Any:
+    """The tree of parameters, fp32, as arrays in files of `scratch`.
+
+    In memory is one tensor at a time.
+
+    Args:
+        source: checked against its layout (`Source.check_tensors`).
+        config: derived from the same layout.
+        scratch: folder for the files, as large as the parameters.
+        progress: told the number of elements after each tensor.
+
+    Raises:
+        ImportRefused: a tensor cannot be read, or holds NaN or infinity.
+    """
+
+    def fill(path: tuple[Any, ...], leaf: Any) -> OnDisk:
+        name = ".".join(str(key.key) for key in path)
+        array = OnDisk(scratch / name, dtype=np.float32, mode="w+", shape=leaf.shape)
+        for part, tensor in _parts(source, name, array):
+            values = _finite(source, tensor)
+            values = values.T if name.endswith("kernel") else values
+            part[tuple(slice(n) for n in values.shape)] = values
+            progress(values.size)
+        array.flush()
+        return array
+
+    return jax.tree_util.tree_map_with_path(fill, model_shape(config).arrays)
+
+
+def _parts(source: Source, name: str, array: OnDisk) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Parts of one of our parameters with the tensors that fill them."""
+    if name in _WHOLE:
+        yield array, source.tensors[_WHOLE[name]]
+        return
+    theirs = BLOCK[name.removeprefix("blocks.")]
+    for i, layer in enumerate(array):
+        yield layer, source.tensors[in_layer(i, theirs)]
+
+
+def _finite(source: Source, tensor: Tensor) -> np.ndarray:
+    """A tensor's values, fp32 in the shape that its file states."""
+    values = tensor.read()
+    if values.shape != tensor.shape or not np.isfinite(values).all():
+        raise ImportRefused(
+            f"{source.path}: tensor {tensor.own_name} of shape {list(tensor.shape)} holds NaN or "
+            "infinity, or another shape",
+            "fetch the model again",
+        )
+    return values
