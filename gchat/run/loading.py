@@ -12,7 +12,7 @@ from gaia.errors import CheckpointError
 from gaia.parallel import make_mesh
 from gaia.runtime import start
 from gchat.config import CONFIG, TrainConfig
-from gchat.engine.engine import Engine
+from gchat.engine.engine import Engine, bucket
 from gchat.evals import bpb
 from gchat.evals.periodic import EVAL_ROWS, encode_file, make_engine
 from gchat.model_config import GPTConfig
@@ -20,6 +20,8 @@ from gchat.run.folder import read_config
 from gchat.tokenizer import Tokenizer
 from gchat.train_state import abstract_params, graphdef
 from gchat.train_step import make_scorer
+
+_EVAL_TOKENS = 16_384  # that a device scores at once
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,14 @@ class LoadedRun:
 
     def score_file(self, path: str) -> bpb.Score:
         """Bits per byte of a text file, read as one document."""
-        seq_len = self.config.model.seq_len
-        stride = max(1, round(seq_len * self.config.eval.stride_fraction))
         document = encode_file(path, self.tokenizer)
         mesh = make_mesh()
-        rows = EVAL_ROWS * mesh.size
+        # A model may be made for far longer rows than the text has tokens, and for so long ones
+        # that eight of them at once are too many.
+        seq_len = min(self.config.model.seq_len, bucket(len(document)))
+        stride = max(1, round(seq_len * self.config.eval.stride_fraction))
+        windows = len(list(bpb.windows(document, seq_len, stride)))
+        rows = min(EVAL_ROWS, max(1, _EVAL_TOKENS // seq_len), -(-windows // mesh.size)) * mesh.size
         batches = bpb.pack([document], seq_len=seq_len, stride=stride, batch_size=rows)
         scorer = partial(make_scorer(self.graph, self.config, mesh), self.params)
         return bpb.evaluate(scorer, batches, self.tokenizer.token_bytes())
