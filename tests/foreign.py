@@ -68,26 +68,27 @@ def ids(seed=0, length=100):
 def weights(config, seed=0):
     """Tensors by Hugging Face's names, fp32, N(0, 1/in) and uneven gains."""
     rng = np.random.default_rng(seed)
-    head_dim = config.get("head_dim") or DIM // HEADS
+    dim, hidden = config["hidden_size"], config["intermediate_size"]
+    head_dim = config.get("head_dim") or dim // HEADS
     q, k = HEADS * head_dim, KV_HEADS * head_dim
     layer = {
-        "self_attn.q_proj": (q, DIM),
-        "self_attn.k_proj": (k, DIM),
-        "self_attn.v_proj": (k, DIM),
-        "self_attn.o_proj": (DIM, q),
-        "mlp.gate_proj": (HIDDEN, DIM),
-        "mlp.up_proj": (HIDDEN, DIM),
-        "mlp.down_proj": (DIM, HIDDEN),
-        "input_layernorm": (DIM,),
-        "post_attention_layernorm": (DIM,),
+        "self_attn.q_proj": (q, dim),
+        "self_attn.k_proj": (k, dim),
+        "self_attn.v_proj": (k, dim),
+        "self_attn.o_proj": (dim, q),
+        "mlp.gate_proj": (hidden, dim),
+        "mlp.up_proj": (hidden, dim),
+        "mlp.down_proj": (dim, hidden),
+        "input_layernorm": (dim,),
+        "post_attention_layernorm": (dim,),
     }
     if config["model_type"] == "qwen3":
         layer |= {"self_attn.q_norm": (head_dim,), "self_attn.k_norm": (head_dim,)}
-    shapes = {"model.embed_tokens.weight": (ROWS, DIM), "model.norm.weight": (DIM,)}
+    shapes = {"model.embed_tokens.weight": (ROWS, dim), "model.norm.weight": (dim,)}
     for i in range(LAYERS):
         shapes |= {f"model.layers.{i}.{name}.weight": s for name, s in layer.items()}
     if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (ROWS, DIM)
+        shapes["lm_head.weight"] = (ROWS, dim)
 
     def draw(shape):
         noise = rng.standard_normal(shape)
@@ -200,13 +201,14 @@ def write_gguf(
     import gguf
 
     arch = config["model_type"]
-    head_dim = config.get("head_dim") or DIM // HEADS
+    dim, hidden = config["hidden_size"], config["intermediate_size"]
+    head_dim = config.get("head_dim") or dim // HEADS
     scaling = config.get("rope_scaling") or {}
     keys = {
         f"{arch}.block_count": LAYERS,
         f"{arch}.context_length": 256,
-        f"{arch}.embedding_length": DIM,
-        f"{arch}.feed_forward_length": HIDDEN,
+        f"{arch}.embedding_length": dim,
+        f"{arch}.feed_forward_length": hidden,
         f"{arch}.attention.head_count": HEADS,
         f"{arch}.attention.head_count_kv": KV_HEADS,
         f"{arch}.attention.key_length": head_dim,
@@ -245,12 +247,33 @@ def write_gguf(
             writer.add_tensor(name, tensor)
             continue
         dtype = gguf.GGMLQuantizationType[kind]
-        writer.add_tensor(name, gguf.quants.quantize(tensor, dtype), raw_dtype=dtype)
+        if kind.endswith("_K"):
+            data = random_blocks(tensor.shape, kind)
+        else:
+            data = gguf.quants.quantize(tensor, dtype)
+        writer.add_tensor(name, data, raw_dtype=dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+# Bytes of a K-quant's scales, which are float16: the rest of its block may be anything.
+_K_SCALES = {"Q2_K": (80, 84), "Q3_K": (108, 110), "Q4_K": (0, 4), "Q5_K": (0, 4), "Q6_K": (208, 210)}
+
+
+def random_blocks(shape, kind, seed=0):
+    """Data of a K-quantised matrix, which `gguf` reads but does not write: random, uint8."""
+    import gguf
+
+    block, size = gguf.constants.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    rng = np.random.default_rng(seed)
+    data = rng.integers(0, 256, (shape[0], shape[1] // block, size), np.uint8)
+    start, end = _K_SCALES[kind]
+    scales = rng.uniform(0.001, 0.01, (*data.shape[:2], (end - start) // 2)).astype(np.float16)
+    data[..., start:end] = scales.view(np.uint8)
+    return data.reshape(shape[0], -1)
 
 
 def _add(writer, key, value):

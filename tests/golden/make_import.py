@@ -31,6 +31,7 @@ import transformers
 
 HERE = Path(__file__).parent
 POSITIONS = (0, 1, 30, 99)  # of the tiny models' logits
+PRESETS = ("smollm", "gpt-2", "llama-bpe", "qwen2")
 TORTURE = HERE / "torture.txt"
 LLAMA: list[str] = []
 """The program of llama_reference.c, and the folder of llama.cpp's libraries."""
@@ -67,7 +68,7 @@ def tiny() -> None:
             file = foreign.write_gguf(Path(place) / "tiny.gguf", config)
             model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
             own = transformers.AutoTokenizer.from_pretrained(folder)
-            text = TORTURE.read_text(encoding="utf-8")
+            text = TORTURE.read_bytes().decode()
             theirs = transformers_logits(model.eval(), foreign.ids())
             np.savez_compressed(
                 HERE / f"import_{name}.npz",
@@ -116,9 +117,16 @@ def talking() -> None:
             "prompts": encoded,
             "logits": logits,
             "greedy": chosen,
-            "torture": llama_ids(file, TORTURE.read_text(encoding="utf-8")),
+            "torture": {pre: torture_ids(Path(place), pre) for pre in PRESETS},
         }
         (HERE / "smollm2.json").write_text(json.dumps(golden, separators=(",", ":")) + "\n")
+
+
+def torture_ids(place: Path, pre: str) -> list[int]:
+    """Ids of the torture text with SmolLM2's vocabulary, split as another pre-tokenizer splits."""
+    file = place / f"{pre}.gguf"
+    smollm2.write_f32(smollm2.path(), file, fields={"tokenizer.ggml.pre": pre}, tensors=False)
+    return llama_ids(file, TORTURE.read_bytes().decode())
 
 
 def prompt_ids(model, prompt: str) -> list[int]:
