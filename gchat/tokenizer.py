@@ -255,9 +255,7 @@ def stored_at(path: str | Path) -> str:
     return text if text.endswith(".json") else storage.join(text, FILE)
 
 
-def imported(
-    definition: str, *, rows: int, bos: str, stops: Sequence[str] = ()
-) -> Tokenizer:
+def imported(definition: str, *, rows: int, bos: str, stops: Sequence[str] = ()) -> Tokenizer:
     """The tokenizer of an imported model; arguments as those of `gchat.vocab.hub.Codec`."""
     codec = hub.Codec(definition, rows, bos, stops)
     return Tokenizer(IMPORTED, codec, codec.specials)

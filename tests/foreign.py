@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, ROWS = 64, 96, 2, 4, 2, 320
-MERGES = (
-    "Ġ t,h e,Ġt he,i n,Ġ a,r e,o n,Ġ w,e r,a t,Ġ c,Ġ o,n d,i s,Ġ i,o r,e n,Ġ s,in g,Ġa nd,Ġ Ġ"
-).split(",")  # fmt: skip
+MERGES = [
+    *("Ġ t", "h e", "Ġt he", "i n", "Ġ a", "r e", "o n", "Ġ w", "e r", "a t", "Ġ c", "Ġ o", "n d"),
+    *("i s", "Ġ i", "o r", "e n", "Ġ s", "in g", "Ġa nd", "Ġ Ġ"),
+]
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SHARED = {
     "vocab_size": ROWS,
@@ -204,6 +205,8 @@ def write_gguf(
     dim, hidden = config["hidden_size"], config["intermediate_size"]
     head_dim = config.get("head_dim") or dim // HEADS
     scaling = config.get("rope_scaling") or {}
+    unused = ROWS - len(tokens())
+    kinds = [3] * 3 + [1] * (len(tokens()) - 3) + [5] * unused
     keys = {
         f"{arch}.block_count": LAYERS,
         f"{arch}.context_length": 256,
@@ -220,7 +223,7 @@ def write_gguf(
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": pre,
         "tokenizer.ggml.tokens": tokens() + [f"[PAD{i}]" for i in range(len(tokens()), ROWS)],
-        "tokenizer.ggml.token_type": [3] * 3 + [1] * (len(tokens()) - 3) + [5] * (ROWS - len(tokens())),
+        "tokenizer.ggml.token_type": kinds,
         "tokenizer.ggml.merges": list(MERGES),
         "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 2,
@@ -260,7 +263,13 @@ def write_gguf(
 
 
 # Bytes of a K-quant's scales, which are float16: the rest of its block may be anything.
-_K_SCALES = {"Q2_K": (80, 84), "Q3_K": (108, 110), "Q4_K": (0, 4), "Q5_K": (0, 4), "Q6_K": (208, 210)}
+_K_SCALES = {
+    "Q2_K": (80, 84),
+    "Q3_K": (108, 110),
+    "Q4_K": (0, 4),
+    "Q5_K": (0, 4),
+    "Q6_K": (208, 210),
+}
 
 
 def random_blocks(shape, kind, seed=0):

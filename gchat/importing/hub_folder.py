@@ -1,4 +1,4 @@
-"""A Hugging Face folder: config.json, safetensors (one file or an index of several), tokenizer.json.
+"""A Hugging Face folder: config.json, tokenizer.json, safetensors (one file, or several by index).
 
 Field names are those of transformers' LlamaConfig and Qwen3Config.
 """
@@ -252,4 +252,3 @@ def _template(stated: Any) -> str | None:
         by_name = {t.get("name"): t.get("template") for t in stated if isinstance(t, Mapping)}
         return by_name.get("default")
     return stated if isinstance(stated, str) else None
-

@@ -38,7 +38,7 @@ def choose_bos(
         return tokenizer.id_to_token(token) if isinstance(token, int) else token
 
     flat = [one for end in ends for one in (end if isinstance(end, list) else [end])]
-    stops = [text for text in map(name, flat) if text in specials]
+    stops = [text for text in map(name, flat) if text is not None and text in specials]
     stops += [text for text in _ENDS if text in specials]
     in_front = tokenizer.encode("a").tokens[:1]
     candidates = [*in_front, *_SEPARATORS, name(bos), *stops]

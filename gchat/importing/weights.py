@@ -64,7 +64,7 @@ def parameters(
         ImportRefused: a tensor cannot be read, or holds NaN or infinity.
     """
 
-    def fill(path: tuple[Any, ...], leaf: Any) -> OnDisk:
+    def fill(path: tuple[Any, ...], leaf: Any) -> np.ndarray:
         name = ".".join(str(key.key) for key in path)
         array = OnDisk(scratch / name, dtype=np.float32, mode="w+", shape=leaf.shape)
         for part, theirs in _parts(name, array):
@@ -78,7 +78,7 @@ def parameters(
     return jax.tree_util.tree_map_with_path(fill, model_shape(config).arrays)
 
 
-def _parts(name: str, array: OnDisk) -> Iterator[tuple[np.ndarray, str]]:
+def _parts(name: str, array: np.ndarray) -> Iterator[tuple[np.ndarray, str]]:
     """Parts of one of our parameters with the names of the tensors that fill them."""
     if name in _WHOLE:
         yield array, _WHOLE[name]

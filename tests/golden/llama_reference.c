@@ -1,30 +1,124 @@
-/* llama.cpp reference: tokenise texts, dump logits of id lists, generate greedily.
- * llref LIBS MODEL tok < texts separated by NUL  -> JSON-ish lines of ids
- * llref LIBS MODEL logits < lines of ids -> raw f32 for each line [n,V] to stdout
- * llref LIBS MODEL greedy N < lines of ids -> line: ids | gaps top1-top2 */
-#include "llama.h"
-#include "ggml-backend.h"
+/* llama.cpp as a reference for tests/golden/make_import.py, which says how this is compiled.
+
+   llama_reference LIBS MODEL tok             text on stdin -> its ids (no BOS, nothing special)
+   llama_reference LIBS MODEL logits          a line of ids -> fp32 logits [T, V]
+   llama_reference LIBS MODEL greedy N        lines of ids -> N ids each, decoded side by side
+
+   Keys and values are F32 and flash attention is off, or the logits would be those of F16. */
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-static void quiet(enum ggml_log_level l,const char*t,void*u){ if(l>=GGML_LOG_LEVEL_ERROR) fputs(t,stderr);}
-static char*readall(size_t*n){size_t cap=1<<20,len=0;char*b=malloc(cap);size_t k;while((k=fread(b+len,1,cap-len,stdin))>0){len+=k;if(len==cap)b=realloc(b,cap*=2);}*n=len;return b;}
-int main(int c,char**v){
-  llama_log_set(quiet,0); ggml_backend_load_all_from_path(v[1]); llama_backend_init();
-  struct llama_model_params mp=llama_model_default_params(); mp.n_gpu_layers=0; int vocab_only=!strcmp(v[3],"tok"); mp.vocab_only=vocab_only;
-  struct llama_model*m=llama_model_load_from_file(v[2],mp); if(!m) return 2;
-  const struct llama_vocab*vo=llama_model_get_vocab(m); int V=llama_vocab_n_tokens(vo);
-  size_t n; char*in=readall(&n);
-  if(vocab_only){ char*p=in; while(p<in+n){ size_t l=strnlen(p,in+n-p); int k=-llama_tokenize(vo,p,l,0,0,0,0); llama_token*t=malloc(4*(k+1)); llama_tokenize(vo,p,l,t,k,0,0); for(int i=0;i<k;i++) printf("%d ",t[i]); printf("\n"); free(t); p+=l+1;} return 0;}
-  in=realloc(in,n+1); in[n]=0;
-  int ngen=!strcmp(v[3],"greedy")?atoi(v[4]):0;
-  char*line=strtok(in,"\n");
-  while(line){ llama_token t[4096]; int k=0; char*e; for(char*q=line;;){ long x=strtol(q,&e,10); if(e==q)break; t[k++]=x; q=e; }
-    struct llama_context_params cp=llama_context_default_params(); cp.n_ctx=1024;cp.n_batch=1024;cp.n_ubatch=1024;cp.n_threads=cp.n_threads_batch=2; cp.type_k=GGML_TYPE_F32;cp.type_v=GGML_TYPE_F32; cp.flash_attn_type=LLAMA_FLASH_ATTN_TYPE_DISABLED;
-    struct llama_context*x=llama_init_from_model(m,cp); if(!x) return 3;
-    struct llama_batch b=llama_batch_init(1024,0,1); b.n_tokens=k; for(int i=0;i<k;i++){b.token[i]=t[i];b.pos[i]=i;b.n_seq_id[i]=1;b.seq_id[i][0]=0;b.logits[i]=ngen?(i==k-1):1;}
-    if(llama_decode(x,b)) return 4;
-    if(!ngen){ for(int i=0;i<k;i++) fwrite(llama_get_logits_ith(x,i),4,V,stdout); }
-    else { for(int g=0;g<ngen;g++){ float*lg=llama_get_logits_ith(x,g?0:k-1); int a=0; for(int i=1;i<V;i++) if(lg[i]>lg[a]) a=i; float s=-1e30; int a2=-1; for(int i=0;i<V;i++) if(i!=a&&lg[i]>s){s=lg[i];a2=i;} printf("%d:%d:%.6f ",a,a2,lg[a]-s); b.n_tokens=1;b.token[0]=a;b.pos[0]=k+g;b.n_seq_id[0]=1;b.seq_id[0][0]=0;b.logits[0]=1; if(g<ngen-1&&llama_decode(x,b)) return 5; } printf("\n"); fflush(stdout);}
-    llama_batch_free(b); llama_free(x); line=strtok(0,"\n"); }
-  return 0; }
+
+#include "ggml-backend.h"
+#include "llama.h"
+
+enum { LONGEST = 1024, ROWS = 64 };
+
+static void errors_only(enum ggml_log_level level, const char *text, void *unused) {
+    (void)unused;
+    if (level >= GGML_LOG_LEVEL_ERROR) fputs(text, stderr);
+}
+
+static char *all_of_stdin(size_t *size) {
+    size_t room = 1 << 20, count;
+    char *text = malloc(room);
+    for (*size = 0; (count = fread(text + *size, 1, room - *size - 1, stdin)) > 0; *size += count)
+        if (*size + count + 1 >= room) text = realloc(text, room *= 2);
+    text[*size] = 0;
+    return text;
+}
+
+static int read_ids(const char *line, llama_token *ids) {
+    int count = 0;
+    for (char *end; count < LONGEST; line = end) {
+        long id = strtol(line, &end, 10);
+        if (end == line) break;
+        ids[count++] = (llama_token)id;
+    }
+    return count;
+}
+
+static void add(struct llama_batch *batch, llama_token id, int position, int row, int wanted) {
+    int i = batch->n_tokens++;
+    batch->token[i] = id, batch->pos[i] = position, batch->logits[i] = (signed char)wanted;
+    batch->n_seq_id[i] = 1, batch->seq_id[i][0] = row;
+}
+
+static struct llama_context *context_of(struct llama_model *model, int rows) {
+    struct llama_context_params params = llama_context_default_params();
+    params.n_seq_max = rows, params.n_ctx = rows > 1 ? rows * 256 : LONGEST;
+    params.n_batch = params.n_ubatch = LONGEST;
+    params.n_threads = params.n_threads_batch = 1;
+    params.type_k = params.type_v = GGML_TYPE_F32;
+    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    return llama_init_from_model(model, params);
+}
+
+static int largest(const float *logits, int count) {
+    int best = 0;
+    for (int i = 1; i < count; i++)
+        if (logits[i] > logits[best]) best = i;
+    return best;
+}
+
+int main(int argc, char **argv) {
+    if (argc < 4) return 1;
+    llama_log_set(errors_only, NULL);
+    ggml_backend_load_all_from_path(argv[1]);
+    llama_backend_init();
+    int only_tokens = !strcmp(argv[3], "tok"), length = argc > 4 ? atoi(argv[4]) : 0;
+    struct llama_model_params params = llama_model_default_params();
+    params.n_gpu_layers = 0, params.vocab_only = only_tokens;
+    struct llama_model *model = llama_model_load_from_file(argv[2], params);
+    if (!model) return 2;
+    const struct llama_vocab *vocab = llama_model_get_vocab(model);
+    int V = llama_vocab_n_tokens(vocab);
+    size_t size;
+    char *text = all_of_stdin(&size);
+
+    if (only_tokens) {
+        int count = -llama_tokenize(vocab, text, (int)size, NULL, 0, 0, 0);
+        llama_token *ids = malloc(sizeof *ids * (count + 1));
+        llama_tokenize(vocab, text, (int)size, ids, count, 0, 0);
+        for (int i = 0; i < count; i++) printf("%d ", ids[i]);
+        return 0;
+    }
+
+    static llama_token prompt[LONGEST], chosen[ROWS];
+    static int position[ROWS];
+    static char *lines[ROWS];
+    int rows = 0;
+    for (char *line = strtok(text, "\n"); line && rows < ROWS; line = strtok(NULL, "\n"))
+        lines[rows++] = line;
+    struct llama_context *context = context_of(model, rows);
+    if (!context) return 3;
+    struct llama_batch batch = llama_batch_init(LONGEST, 0, 1);
+    int *answers = malloc(sizeof *answers * rows * (length + 1));
+    for (int row = 0; row < rows; row++) {
+        int count = read_ids(lines[row], prompt);
+        batch.n_tokens = 0;
+        for (int i = 0; i < count; i++) add(&batch, prompt[i], i, row, !length || i == count - 1);
+        if (llama_decode(context, batch)) return 4;
+        for (int i = 0; !length && i < count; i++)
+            fwrite(llama_get_logits_ith(context, i), sizeof(float), V, stdout);
+        if (length) chosen[row] = largest(llama_get_logits_ith(context, count - 1), V);
+        position[row] = count;
+    }
+    for (int step = 0; step < length; step++) {
+        batch.n_tokens = 0;
+        for (int row = 0; row < rows; row++) {
+            answers[row * length + step] = chosen[row];
+            add(&batch, chosen[row], position[row]++, row, 1);
+        }
+        if (step == length - 1) break;
+        if (llama_decode(context, batch)) return 5;
+        for (int row = 0; row < rows; row++)
+            chosen[row] = largest(llama_get_logits_ith(context, row), V);
+    }
+    for (int row = 0; row < rows && length; row++) {
+        for (int i = 0; i < length; i++) printf("%d ", answers[row * length + i]);
+        printf("\n");
+    }
+    return 0;
+}

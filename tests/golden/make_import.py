@@ -23,11 +23,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import foreign
 import numpy as np
-import smollm2
 import torch
 import transformers
+
+import foreign
+import smollm2
 
 HERE = Path(__file__).parent
 POSITIONS = (0, 1, 30, 99)  # of the tiny models' logits
@@ -112,7 +113,7 @@ def talking() -> None:
         print("logits", len(logits))
         lines = "\n".join(" ".join(map(str, ids)) for ids in encoded)
         greedy = llama(file, "greedy", 100, given=(lines + "\n").encode()).decode().splitlines()
-        chosen = [[int(one.split(":")[0]) for one in line.split()] for line in greedy]
+        chosen = [[int(one) for one in line.split()] for line in greedy]
         golden = {
             "prompts": encoded,
             "logits": logits,

@@ -1,4 +1,4 @@
-"""What cannot be imported is refused in one line that names field, value and remedy."""
+"""An import that cannot be is refused in one line that names field, value and remedy."""
 
 import json
 import shutil
@@ -45,8 +45,14 @@ def refused(kind, path, place, capsys, *options):
         ({"hidden_size": "64"}, "hidden_size is '64': needs a whole number"),
         ({"num_key_value_heads": 3}, "num_key_value_heads is 3: it does not divide"),
         ({"rms_norm_eps": 0}, "rms_norm_eps is 0: needs a number above 0"),
-        ({"vocab_size": 400}, "model.embed_tokens.weight is [320, 64], its configuration says [400"),
-        ({"vocab_size": 250}, "model.embed_tokens.weight is [320, 64], its configuration says [250"),
+        (
+            {"vocab_size": 400},
+            "model.embed_tokens.weight is [320, 64], its configuration says [400",
+        ),
+        (
+            {"vocab_size": 250},
+            "model.embed_tokens.weight is [320, 64], its configuration says [250",
+        ),
         ({"num_hidden_layers": 3}, "9 tensors are (model.layers.2.input_layernorm.weight"),
         ({"num_hidden_layers": 1}, "9 tensors are (model.layers.1.input_layernorm.weight"),
         ({"tie_word_embeddings": False}, "tensor lm_head.weight is missing"),
@@ -109,7 +115,7 @@ def test_a_gguf_file_cut_anywhere(tmp_path, capsys):
     for size in (0, 3, 10, 24, 100, 3000, 20_000, len(whole) - 40_000, len(whole) - 1):
         cut.write_bytes(whole[:size])
         line = refused("gguf", cut, tmp_path, capsys)
-        assert str(cut) in line and "fetch it again" in line or "give a GGUF file" in line
+        assert (str(cut) in line and "fetch it again" in line) or "give a GGUF file" in line
     assert "is not a file" in refused("gguf", tmp_path / "none", tmp_path, capsys)
 
 

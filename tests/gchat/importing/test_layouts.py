@@ -15,8 +15,6 @@ import tiny
 from gchat.__main__ import main
 from gchat.run.loading import load_run
 
-
-
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 

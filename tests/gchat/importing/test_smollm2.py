@@ -14,12 +14,12 @@ import pytest
 import runs
 import smollm2
 import tiny
+from gchat import tokenizer as tokenizers
 from gchat.__main__ import main
 from gchat.engine.engine import SamplingConfig
 from gchat.importing import gguf_file, gguf_vocabulary
 from gchat.importing.options import Options
 from gchat.run.loading import load_run
-from gchat import tokenizer as tokenizers
 
 pytestmark = [
     pytest.mark.slow,
@@ -95,10 +95,9 @@ def test_a_hundred_greedy_tokens_of_fifty_prompts(run, golden):
     for start in range(0, len(golden["prompts"]), 5):
         some = slice(start, start + 5)
         asked, answers = golden["prompts"][some], golden["greedy"][some]
-        for number, (prompt, answer, rows) in enumerate(
-            zip(asked, answers, logits(run, [a + b for a, b in zip(asked, answers)]), strict=True),
-            start,
-        ):
+        both = [a + b for a, b in zip(asked, answers, strict=True)]
+        for i, rows in enumerate(logits(run, both)):
+            prompt, answer, number = asked[i], answers[i], start + i
             assert len(answer) == 100
             chosen = rows[len(prompt) - 1 : -1]
             gaps = chosen.max(-1) - chosen[np.arange(100), answer]

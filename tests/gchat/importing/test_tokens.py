@@ -22,7 +22,9 @@ TORTURE = (GOLDEN / "torture.txt").read_bytes().decode()
 def make(**changes):
 
     definition = json.dumps(foreign.tokenizer(**changes))
-    return tokenizers.imported(definition, rows=foreign.ROWS, bos="<|endoftext|>", stops=["<|im_end|>"])
+    return tokenizers.imported(
+        definition, rows=foreign.ROWS, bos="<|endoftext|>", stops=["<|im_end|>"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +78,17 @@ def test_a_stored_tokenizer_is_the_same(made, tmp_path):
 
 def test_what_a_file_would_add_or_cut_is_left_out():
     """Special tokens in front, truncation and padding are for those who serve, not for data."""
+    first = "<|im_start|>"
+
+    def sequence(name, kind):
+        return {"Sequence": {"id": name, "type_id": kind}}
+
     in_front = {
         "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}},
-    }  # fmt: skip
+        "single": [{"SpecialToken": {"id": first, "type_id": 0}}, sequence("A", 0)],
+        "pair": [sequence("A", 0), sequence("B", 1)],
+        "special_tokens": {first: {"id": first, "ids": [1], "tokens": [first]}},
+    }
     cut = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     odd = make(post_processor=in_front, truncation=cut)
     assert odd.encode(TORTURE) == make().encode(TORTURE)
@@ -120,13 +127,16 @@ def test_pieces_of_sentencepiece_are_bytes_and_spaces():
     assert made.token_bytes()[[0, 7, 8 + 0xC3]].tolist() == [0, 4, 1]
 
 
+WORDS = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}, "model.type is 'WordLevel'"),
-        ({"decoder": {"type": "WordPiece", "prefix": "#", "cleanup": True}}, "decoder is WordPiece"),
+        ({"model": WORDS}, "model.type is 'WordLevel'"),
+        ({"decoder": {"type": "WordPiece", "prefix": "#", "cleanup": True}}, "is WordPiece"),
     ],
-)  # fmt: skip
+)
 def test_other_kinds_are_refused(changes, said):
     with pytest.raises(DataError, match=said):
         make(**changes)
