@@ -71,7 +71,8 @@ def pretrain(
     data.check_same(group)
     config, sentences = data.derive(_with_whole_address(config))
     if config.training.init_from is not None:
-        sentences.append(_check_begun_from(config.training.init_from, data))
+        sentence = _check_begun_from(config.training.init_from, data)
+        sentences += [] if resume else [sentence]
     session = Session(
         config,
         machine,

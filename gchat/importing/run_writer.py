@@ -28,7 +28,6 @@ from gchat.model_shape import all_params
 from gchat.run.folder import IMPORTED, RunFolder, write_atomically
 from gchat.tokenizer import Tokenizer
 
-FACTS = "import.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 _SCRATCH = ".tensors"
 
@@ -42,7 +41,7 @@ def finished(out: Path, asked: Mapping[str, Any], *, overwrite: bool) -> dict[st
     """
     if not out.exists() or not any(out.iterdir() if out.is_dir() else [out]):
         return None
-    facts = out / FACTS
+    facts = out / IMPORTED
     if not facts.is_file():
         what = "a run that was trained" if (out / CONFIG).is_file() else "something else"
         raise ConfigError(f"out = {str(out)!r} holds {what}", "choose another --out")
@@ -102,7 +101,7 @@ def _write(
     _check_room(folder, 2 * 4 * all_params(model))
     params = parameters(source, model, scratch, progress)
     meta = {
-        IMPORTED: dict(facts),
+        "imported": dict(facts),
         "tokenizer_sha256": tokenizer.sha256,
         "config": json.loads(json.dumps(to_dict(replace(config, run=RunConfig(name=out.name))))),
     }
@@ -115,7 +114,7 @@ def _write(
     RunFolder(folder).write_config(config, tokenizer)
     if source.vocabulary.chat_template is not None:
         write_atomically(folder / CHAT_TEMPLATE, source.vocabulary.chat_template)
-    write_atomically(folder / FACTS, json.dumps(dict(facts), indent=1) + "\n")
+    write_atomically(folder / IMPORTED, json.dumps(dict(facts), indent=1) + "\n")
 
 
 def _check_room(folder: Path, needed: int) -> None:

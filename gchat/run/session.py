@@ -106,12 +106,6 @@ class Session:
             print("no checkpoint to resume from: starting at step 0")
             return None
         meta = checkpoints.read_meta(step)
-        if run_folder.IMPORTED in meta:
-            where = str(self.config.run.folder)
-            raise CheckpointError(
-                f"{where!r} holds an imported model, without the state of an optimizer",
-                f"begin a new run with --init-from {where}",
-            )
         lengths = self.group.broadcast(lambda: run_folder.lengths(self.config.run.folder))
         if self._extend:
             self._check_longer(lengths)

@@ -84,7 +84,7 @@ def test_a_gguf_file_gives_the_parameters_of_the_folder(name, folders, tmp_path)
         np.testing.assert_allclose(ours.rope_factors, other.rope_factors, rtol=1e-6)
 
 
-def test_a_run_says_what_it_is(folders, capsys):
+def test_a_run_says_what_it_is(folders):
     folder = folders["qwen3_tied"].config.run.folder
     facts = json.loads((folder / "import.json").read_text())
     sizes = [tensor.size for tensor in foreign.weights(foreign.CASES["qwen3_tied"]).values()]
@@ -92,8 +92,6 @@ def test_a_run_says_what_it_is(folders, capsys):
     assert (facts["format"], facts["kinds"], facts["vocabulary"]) == ("hf", ["F32"], foreign.ROWS)
     assert (folder / "chat_template.jinja").read_text() == "{{ messages }}"
     assert not list(folder.parent.glob(".*"))  # nor a scratch folder, nor a lock
-    assert main(["sample", "--run", str(folder), "--prompt", "the", "--max-tokens", "3"]) == 0
-    assert capsys.readouterr().out.startswith("the")
 
 
 @pytest.mark.parametrize("dtype", [pytest.param("float16", marks=pytest.mark.slow), "bfloat16"])
@@ -115,7 +113,7 @@ K_KINDS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=() if kind in ("Q4_1", "Q6_K") else pytest.mark.slow)
+        pytest.param(kind, marks=() if kind == "Q4_1" else pytest.mark.slow)
         for kind in KINDS + K_KINDS
     ],
 )
