@@ -52,7 +52,7 @@ def parameters(
 ) -> Any:
     """The tree of parameters, fp32, as arrays in files of `scratch`.
 
-    In memory is one tensor at a time.
+    In memory is one tensor at a time; writing the checkpoint takes more (Orbax's buffers).
 
     Args:
         source: checked against its layout (`Source.check_tensors`).
