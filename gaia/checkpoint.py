@@ -87,6 +87,7 @@ class Checkpointer:
             registry.add("state", args, ocp.StandardCheckpointHandler())
         for args in (ocp.args.JsonSave, ocp.args.JsonRestore):
             registry.add("meta", args, ocp.JsonCheckpointHandler())
+        registry.add("state", ocp.args.PyTreeRestore, ocp.PyTreeCheckpointHandler())
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, handler_registry=registry
         )
@@ -247,14 +248,39 @@ class Checkpointer:
             state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()
         )
         with self._readable(step):
-            difference = self._difference(step, abstract_state)
-            restored = self._manager.restore(step, args=args) if difference is None else {}
+            self._refuse_difference(step, self._difference(step, abstract_state))
+            restored = self._manager.restore(step, args=args)
+        return Restored(step, restored["state"], restored["meta"])
+
+    def restore_part(self, step: int, abstract_part: Mapping[str, Any]) -> Restored:
+        """Reads some of a checkpoint's arrays, such as `{"params": …}`; the others stay on disk.
+
+        Args:
+            step: of the checkpoint.
+            abstract_part: a part of the state's tree, with shapes, dtypes and shardings.
+
+        Raises:
+            CheckpointError: the checkpoint does not hold such arrays, or vanished meanwhile.
+        """
+        args = ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(
+                item=abstract_part,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_part),
+                partial_restore=True,
+            ),
+            meta=ocp.args.JsonRestore(),
+        )
+        with self._readable(step):
+            self._refuse_difference(step, self._difference(step, abstract_part, part=True))
+            restored = self._manager.restore(step, args=args)
+        return Restored(step, restored["state"], restored["meta"])
+
+    def _refuse_difference(self, step: int, difference: str | None) -> None:
         if difference is not None:
             raise CheckpointError(
                 f"checkpoint {step} in {self.directory} does not fit this run ({difference})",
                 "resume with the configuration it was made with",
             )
-        return Restored(step, restored["state"], restored["meta"])
 
     @contextlib.contextmanager
     def _readable(self, step: int) -> Iterator[None]:
@@ -267,8 +293,10 @@ class Checkpointer:
                 "try again, or resume from an earlier one",
             ) from error
 
-    def _difference(self, step: int, abstract_state: Any) -> str | None:
+    def _difference(self, step: int, abstract_state: Any, *, part: bool = False) -> str | None:
         """The first array whose shape differs between a checkpoint and a state; None if none does.
+
+        Of a part of a state only that part is compared.
 
         Asked before anything is read: Orbax abandons the reads of the other arrays when one fails.
         """
@@ -277,7 +305,8 @@ class Checkpointer:
             raise FileNotFoundError("the metadata of its arrays is missing")
         in_checkpoint = _shapes(stored.tree)
         wanted = _shapes(ocp.tree.serialize_tree(abstract_state, keep_empty_nodes=True))
-        for name in sorted(in_checkpoint.keys() | wanted.keys()):
+        names = wanted.keys() if part else in_checkpoint.keys() | wanted.keys()
+        for name in sorted(names):
             if in_checkpoint.get(name) != wanted.get(name):
                 here, there = in_checkpoint.get(name, "missing"), wanted.get(name, "missing")
                 return f"{name} is {here} in the checkpoint and {there} in the run"

@@ -1,7 +1,7 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | sample | plan | dashboard | eval bpb | sweep | compare | ladder
-      | research run
+gchat speedrun | train | sample | plan | dashboard | eval bpb | import hf|gguf
+      | sweep | compare | ladder | research run
       | data prepare|curate|download|count|verify|upload | tokenizer train|eval
 """
 
@@ -26,6 +26,7 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   plan                 memory, time and cost on a slice: gchat plan speedrun --sku v6e-8
   dashboard            the same as a page with sliders
   eval bpb             bits per byte of a text: gchat eval bpb --run runs/cpu --text FILE
+  import hf|gguf       a model made elsewhere as a run: gchat import gguf FILE --out RUN
   data prepare         text to token shards: gchat data prepare --source text --input F --out DIR
   data curate          drop documents not worth training on: rules, duplicates, a report
   data download        a data set of the hub, tokenized: climbmix, fineweb, hf://ORG/NAME
@@ -169,6 +170,15 @@ def _eval(args: list[str]) -> None:
         )
 
 
+def _import(args: list[str]) -> None:
+    from gaia.config import parse
+    from gchat.importing.cli import VERBS
+
+    verb = _known("gchat import", args, VERBS)
+    command = VERBS[verb]
+    parse(command, args[1:], prog=f"gchat import {verb}", description=command.__doc__).run()
+
+
 def _data(args: list[str]) -> None:
     from gchat.data.cli import VERBS, Curate, parse_verb
 
@@ -234,6 +244,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "plan": _plan,
     "dashboard": _dashboard,
     "eval": _eval,
+    "import": _import,
     "data": _data,
     "tokenizer": _tokenizer,
     "sweep": _sweep,

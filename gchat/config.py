@@ -17,6 +17,7 @@ from gaia.errors import ConfigError
 from gaia.guards import GuardConfig
 from gaia.optim import OptimConfig
 from gaia.parallel import MeshConfig
+from gchat.init_from import with_model_of_base
 from gchat.model import GPTConfig
 from gchat.model_shape import flops_per_token, matmul_params
 from gchat.ranges import check_ranges
@@ -33,6 +34,7 @@ ALIASES = {
     "--packing": "--data.packing",
     "--checkpoint-dir": "--checkpoint.dir",
     "--run-dir": "--run.dir",
+    "--init-from": "--training.init-from",
     "--profile": "--run.profile",
 }
 
@@ -108,6 +110,9 @@ class TrainingConfig:
     """Seeds the initial weights, the data order and dropout."""
     loss_chunk: int = 4096
     """Tokens whose logits exist at once in the loss."""
+    init_from: str | None = None
+    """Folder of a run, trained or imported, whose newest parameters this one begins with. The
+    model is that run's; what is typed of --model still counts. Needs that run's tokenizer."""
 
     @property
     def amounts(self) -> "Amounts":
@@ -250,7 +255,7 @@ def load(args: list[str], *, preset: str | None = None, prog: str = "gchat train
             tree = without_places(tree, of_new_run=True)
     elif preset:
         tree = load_preset(preset_path(preset), CONFIG_DIR)
-    return load_tree(tree, args, prog=prog)
+    return load_tree(with_model_of_base(tree, args, CONFIG), args, prog=prog)
 
 
 def typed_options(args: Sequence[str]) -> set[str]:

@@ -154,7 +154,7 @@ class GPT(nnx.Module):
         with jax.named_scope("embed"):
             x_BTD = self.embed(tokens_BT, dtype)
             if c.positions == "rope":
-                rope = rope_table(positions_BT, c.head_dim, c.rope_theta)
+                rope = rope_table(positions_BT, c.head_dim, c.rope_theta, c.rope_factors)
             else:
                 position_BTD = self.position_embed(positions_BT, dtype)
                 x_BTD = x_BTD + jnp.broadcast_to(position_BTD, x_BTD.shape)

@@ -40,6 +40,9 @@ class GPTConfig:
     """Rotary positions, or a learned table of seq_len rows."""
     rope_theta: float = 100_000.0
     """Base of the rotary frequencies."""
+    rope_factors: tuple[float, ...] | None = None
+    """Divisors of the rotary frequencies, head_dim / 2 of them, the fastest first; imported models
+    have them whose context was stretched after training."""
     qk_norm: bool = True
     """RMSNorm on query and key heads before RoPE (Qwen3's shape; without it Llama's)."""
     tied: bool = False
@@ -92,6 +95,12 @@ class GPTConfig:
         s = self.sizes
         if self.head_dim % 2:
             raise ConfigError(f"model.head_dim is {self.head_dim}", "RoPE needs an even size")
+        if self.rope_factors is not None and len(self.rope_factors) != self.head_dim // 2:
+            raise ConfigError(
+                f"model.rope_factors has {len(self.rope_factors)} numbers, head_dim is "
+                f"{self.head_dim}",
+                f"give {self.head_dim // 2}, or leave it out",
+            )
         if s.heads % s.kv_heads:
             raise ConfigError(
                 f"model.kv_heads is {s.kv_heads}, which does not divide model.heads {s.heads}",

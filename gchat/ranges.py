@@ -47,6 +47,7 @@ RANGES = {
         )
     },
     "model.rope_theta": Range(1, open_low=True),
+    "model.rope_factors": _ABOVE,
     "model.dropout": _DECAY,
     "model.norm_eps": _ABOVE,
     "optim.lr": _ABOVE,
@@ -112,6 +113,7 @@ def check_ranges(config: Any, group: str = "") -> None:
     """
     for name, value in flatten(to_dict(config), group).items():
         field = name if name in RANGES else name.rpartition(".")[0]  # of a dictionary of numbers
-        number = isinstance(value, int | float)
-        if field in RANGES and number and not RANGES[field].holds(value):
-            raise ConfigError(f"{name} is {value}", RANGES[field].remedy())
+        for number in value if isinstance(value, list) else (value,):
+            known = field in RANGES and isinstance(number, int | float)
+            if known and not RANGES[field].holds(number):
+                raise ConfigError(f"{name} is {number}", RANGES[field].remedy())

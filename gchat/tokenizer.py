@@ -1,4 +1,4 @@
-"""Text to token ids and back: GPT-2's BPE, a BPE trained on the corpus, or SentencePiece.
+"""Text to token ids and back: GPT-2's BPE, a BPE of the corpus, SentencePiece, a model's own.
 
 The first two encode with tiktoken (20 MB/s per core). Sixteen special tokens for chats
 (gchat.vocab.specials) are there from the start: at the end of a trained vocabulary, for `gpt2` in
@@ -12,7 +12,8 @@ A tokenizer is stored whole, as JSON, beside the data it made and in every run:
     vocab_size              ids in use
     padded_vocab_size       vocab_size rounded up to a multiple of 128: rows of the embedding
 
-Version 1 of the file had nine special tokens; such a tokenizer stays what it was.
+Version 1 of the file had nine special tokens; such a tokenizer stays what it was. The tokenizer of
+an imported model (`gchat.vocab.hub`) keeps its own ids and its own specials, wherever these stand.
 """
 
 import base64
@@ -32,9 +33,10 @@ import numpy as np
 from gaia import storage
 from gaia.data.manifest import TokenizerInfo
 from gaia.errors import ConfigError, DataError
-from gchat.vocab import forced, sentencepieces
+from gchat.vocab import forced, hub, sentencepieces
 from gchat.vocab.byte_pairs import GPT2_PATTERN, PATTERN, BytePairs
-from gchat.vocab.specials import BOS, BY_VERSION, NEWEST, SPECIALS
+from gchat.vocab.hub import IMPORTED
+from gchat.vocab.specials import ASSISTANT_END, BOS, BY_VERSION, NEWEST, SPECIALS
 
 FILE = "tokenizer.json"
 PAD_TO = 128  # a vocabulary of 50,257 rows could not be split over any mesh
@@ -64,11 +66,12 @@ class Tokenizer:
     """An immutable tokenizer; make one with `gpt2()`, `train_bpe()`, … or `load()`.
 
     Attributes:
-        kind: "gpt2", "bpe" or "sentencepiece".
+        kind: "gpt2", "bpe", "sentencepiece" or "imported".
         vocab_size: ids in use, specials included.
         padded_vocab_size: rows of the embedding table, a multiple of 128.
         specials: id by name.
-        bos_id: id of `<|bos|>`, which begins every document.
+        bos_id: id of `<|bos|>`, or of an imported model's own, which begins every document.
+        stop_ids: ids that end an answer; the first is bos_id.
         sha256: of the stored definition; two tokenizers with the same one give the same ids.
         version: of the stored format; decides the special tokens.
     """
@@ -80,17 +83,29 @@ class Tokenizer:
         self.codec = codec
         self.specials = dict(specials)
         self.version = version
-        if missing := [name for name in BY_VERSION[version] if name not in self.specials]:
-            raise DataError(f"tokenizer lacks {missing}", "make it again")
-        ids = sorted(self.specials.values())
-        if ids != list(range(codec.size, codec.size + len(ids))):
-            raise DataError("tokenizer: special ids do not follow the others", "make it again")
+        if isinstance(codec, hub.Codec):
+            self.vocab_size, self.bos_id = codec.size, codec.bos_id
+            self.stop_ids = tuple(dict.fromkeys((codec.bos_id, *codec.stop_ids)))
+        else:
+            self._check_specials()
+            self.vocab_size, self.bos_id = max(specials.values()) + 1, specials[BOS]
+            self.stop_ids = (self.bos_id, specials[ASSISTANT_END])
         self._names = {i: name.encode() for name, i in self.specials.items()}
-        self.vocab_size = max(specials.values()) + 1
         self.padded_vocab_size = -(-self.vocab_size // PAD_TO) * PAD_TO
-        self.bos_id = specials[BOS]
         self._text = self._to_json()
         self.sha256 = hashlib.sha256(self._text.encode()).hexdigest()
+
+    def _check_specials(self) -> None:
+        """Raises DataError where a special token of the version is missing or out of place."""
+        if missing := [name for name in BY_VERSION[self.version] if name not in self.specials]:
+            raise DataError(f"tokenizer lacks {missing}", "make it again")
+        ids = sorted(self.specials.values())
+        if ids != list(range(self.codec.size, self.codec.size + len(ids))):
+            raise DataError("tokenizer: special ids do not follow the others", "make it again")
+
+    def is_special(self, number: int) -> bool:
+        """Tells whether an id is that of a special token."""
+        return number in self._names
 
     def special(self, name: str) -> int:
         """Id of a special token, named as `<|bos|>` or `bos`; ConfigError for an unknown name."""
@@ -201,10 +216,14 @@ class Tokenizer:
                     f"{where} is no {_FORMAT} of version {' or '.join(map(str, BY_VERSION))}",
                     "prepare again",
                 )
+            codec: Codec
             if raw["kind"] == SENTENCEPIECE:
                 model = base64.b64decode(raw["model"], validate=True)
                 extra = raw.get("forced", ()), raw.get("pattern", "")
-                codec: Codec = sentencepieces.Codec(model, *extra)
+                codec = sentencepieces.Codec(model, *extra)
+            elif raw["kind"] == IMPORTED:
+                own = json.dumps(raw["tokenizer"])
+                codec = hub.Codec(own, raw["rows"], raw["bos"], raw["stops"])
             else:
                 ranks = [base64.b64decode(piece, validate=True) for piece in raw["ranks"]]
                 codec = BytePairs(raw["pattern"], ranks)
@@ -237,6 +256,12 @@ def stored_at(path: str | Path) -> str:
     return text if text.endswith(".json") else storage.join(text, FILE)
 
 
+def imported(definition: str, *, rows: int, bos: str, stops: Sequence[str] = ()) -> Tokenizer:
+    """The tokenizer of an imported model; arguments as those of `gchat.vocab.hub.Codec`."""
+    codec = hub.Codec(definition, rows, bos, stops)
+    return Tokenizer(IMPORTED, codec, codec.specials)
+
+
 def gpt2(folder: str | Path | None = None) -> Tokenizer:
     """The standard GPT-2 tokenizer, with the chat specials in the padding.
 
@@ -247,12 +272,9 @@ def gpt2(folder: str | Path | None = None) -> Tokenizer:
         DataError: not found and not downloadable, or not the published file.
     """
     lines = _gpt2_merges(folder).decode().split("\n")[1:-1]
-    # GPT-2 writes bytes as printable characters: those that are printable stand for themselves,
-    # the others follow from U+0100; the byte tokens come in that order.
-    order = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
-    rest = [b for b in range(256) if b not in order]
-    byte = {chr(b): b for b in order} | {chr(256 + i): b for i, b in enumerate(rest)}
-    pieces = [bytes([b]) for b in order + rest]
+    # GPT-2 writes bytes as printable characters; the byte tokens come in the order of that table.
+    byte = hub.byte_letters()
+    pieces = [bytes([b]) for b in byte.values()]
     pieces += [bytes(byte[c] for c in line.replace(" ", "")) for line in lines]
     names = ("<|endoftext|>", *SPECIALS)
     return Tokenizer("gpt2", BytePairs(GPT2_PATTERN, pieces), _numbered(names, len(pieces)))

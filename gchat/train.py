@@ -6,15 +6,18 @@
 The loop is in `run/loop.py`, the update in `train_step.py`.
 """
 
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from gaia import parallel
 from gaia.config import parse, to_dict
-from gaia.errors import ConfigError, run_cli
+from gaia.errors import ConfigError, DataError, run_cli
 from gaia.interrupt import raise_on_interrupt
 from gaia.output import may_go_away
 from gaia.processes.group import Group, joined, take_options
@@ -24,11 +27,14 @@ from gchat.evals.ngram import MAX_TOKENS, Baselines, ngram_baselines, score
 from gchat.evals.periodic import EVAL_ROWS, Evaluator, validation_documents
 from gchat.run import mirror
 from gchat.run.folder import check_resumable, read_config
+from gchat.run.loading import load_params
 from gchat.run.loop import Loop, Stage, TrainingFailed
 from gchat.run.report import write_report
 from gchat.run.session import Outcome, Session
 from gchat.run.training_data import TrainingData
-from gchat.train_state import graphdef, init_state
+from gchat.tokenizer import FILE as TOKENIZER
+from gchat.tokenizer import Tokenizer
+from gchat.train_state import TrainState, abstract_state, graphdef, init_state
 from gchat.train_step import make_scorer, make_train_step
 
 COMMAND = "python -m gchat.train"
@@ -63,7 +69,10 @@ def pretrain(
     group = group or Group()
     data = TrainingData(config.data)
     data.check_same(group)
-    config, sentences = data.derive(config)
+    config, sentences = data.derive(_with_whole_address(config))
+    if config.training.init_from is not None:
+        sentence = _check_begun_from(config.training.init_from, data)
+        sentences += [] if resume else [sentence]
     session = Session(
         config,
         machine,
@@ -98,12 +107,47 @@ def pretraining(config: TrainConfig, data: TrainingData) -> Stage:
     evaluator = Evaluator(config, data.tokenizer, graph, scorer, rows=EVAL_ROWS * mesh.size)
     return Stage(
         mesh=mesh,
-        init=lambda: init_state(config, mesh),
+        init=lambda: _first_state(config, mesh),
+        blank=lambda: abstract_state(config, mesh),
         update=make_train_step(graph, config, mesh),
         batches=lambda index: data.loader(config, index, mesh),
         evaluate=evaluator.validate,
         sample=evaluator.sample,
     )
+
+
+def _with_whole_address(config: TrainConfig) -> TrainConfig:
+    """The configuration with an absolute path of the run to begin with, as its files keep it."""
+    path = config.training.init_from
+    if path is None:
+        return config
+    return replace(config, training=replace(config.training, init_from=os.path.abspath(path)))
+
+
+def _check_begun_from(path: str, data: TrainingData) -> str:
+    """One sentence on the run whose parameters this one begins with.
+
+    Raises:
+        DataError: the data was made with another tokenizer than that run's.
+    """
+    own = Path(path) / TOKENIZER
+    if own.exists() and (theirs := Tokenizer.load(own)).sha256 != data.tokenizer.sha256:
+        raise DataError(
+            f"training.init_from is {path!r}, whose tokenizer ({theirs.kind} "
+            f"{theirs.sha256[:12]}) is not the data's ({data.tokenizer.kind} "
+            f"{data.tokenizer.sha256[:12]})",
+            f"prepare the data with --tokenizer {own}",
+        )
+    return f"begins with the newest parameters of {path}"
+
+
+def _first_state(config: TrainConfig, mesh: Mesh) -> TrainState:
+    """The state before the first update: random parameters, or those of another run."""
+    state, path = init_state(config, mesh), config.training.init_from
+    if path is None:
+        return state
+    other = load_params(path, read_config(Path(path)), mesh, model=config.model)
+    return state._replace(params=other.state)
 
 
 def _report(session: Session, data: TrainingData, outcome: Outcome, params: int) -> dict[str, Any]:

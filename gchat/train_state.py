@@ -93,6 +93,21 @@ def abstract_state(config: TrainConfig, mesh: Mesh) -> TrainState:
     )
 
 
+def abstract_params(model: GPTConfig, mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of a model's parameters alone, for restoring them.
+
+    Raises:
+        ConfigError: a size of the model does not divide over the mesh.
+    """
+    check_model(model, mesh)
+    shape = model_shape(model)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shape.arrays,
+        params.shardings(shape.placements, shape.arrays, mesh),
+    )
+
+
 def _shapes_and_shardings(config: TrainConfig, mesh: Mesh) -> tuple[TrainState, TrainState]:
     shapes = jax.eval_shape(partial(_new_state, config), jax.random.key(config.training.seed))
     return shapes, params.shardings(_placements(config), shapes, mesh)
@@ -139,7 +154,12 @@ def make_init(config: TrainConfig, mesh: Mesh) -> Any:
 
 def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
     """Raises ConfigError where a size of the model does not divide over the mesh."""
-    shape, remedy = model_shape(config.model), "choose a multiple, or another mesh"
+    check_model(config.model, mesh)
+
+
+def check_model(model: GPTConfig, mesh: Mesh) -> None:
+    """Raises ConfigError where a size of a derived model does not divide over the mesh."""
+    shape, remedy = model_shape(model), "choose a multiple, or another mesh"
     for name, size, axes in shape.divided:
         parallel.check_divides(mesh, name, size, axes, remedy)
     params.check_parameters(shape.parameters, mesh)

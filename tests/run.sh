@@ -12,7 +12,7 @@ locks=(test)
 marker="not slow"
 for argument in "$@"; do
     if [ "$argument" = --slow ]; then
-        marker="" locks=(test slow)
+        marker="" locks=(test slow smollm2)
     else
         arguments+=("$argument")
     fi

@@ -7,6 +7,7 @@ normed heads to memory in fp32 before it rotates them, because both halves of a 
 Shapes: B batch, T time, N heads, H head dim.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -22,14 +23,24 @@ class Rope(NamedTuple):
     sin: jax.Array
 
 
-def rope_table(positions_BT: jax.Array | np.ndarray, head_dim: int, theta: float) -> Rope:
+def rope_table(
+    positions_BT: jax.Array | np.ndarray,
+    head_dim: int,
+    theta: float,
+    factors: Sequence[float] | None = None,
+) -> Rope:
     """Angles position * theta^(-2i/H), in fp32 whatever the compute dtype (Su et al. 2021).
+
+    Each frequency is divided by its entry of `factors` [H/2], as models do whose context was
+    stretched after training (Llama 3.1's scaling, linear interpolation).
 
     Positions known while tracing (a NumPy array) give constants. XLA on CPU would fuse the
     cosines into every use of them and compute each anew for every head and row, 7% of a step.
     """
     xp = np if isinstance(positions_BT, np.ndarray) else jnp
     frequency = np.float32(theta) ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+    if factors is not None:
+        frequency = frequency / np.asarray(factors, np.float32)
     angle = positions_BT.astype(np.float32)[:, :, None, None] * frequency[None, None, None, :]
     return Rope(jnp.asarray(xp.cos(angle)), jnp.asarray(xp.sin(angle)))
 

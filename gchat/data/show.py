@@ -86,7 +86,7 @@ def _segments(batch: Batch, row: int, tokenizer: Tokenizer) -> list[dict[str, An
             {
                 "tokens": tokens,
                 "text": [tokenizer.decode([token]) for token in tokens],
-                "special": [token >= tokenizer.codec.size for token in tokens],
+                "special": [tokenizer.is_special(token) for token in tokens],
                 "learned": learned,
                 "then": None if end == IGNORE else tokenizer.decode([end]),
             }

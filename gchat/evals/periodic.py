@@ -124,8 +124,7 @@ def validation_documents(config: TrainConfig) -> list[np.ndarray]:
 
 def make_engine(graph: Any, params: Any, tokenizer: Tokenizer, seq_len: int) -> Engine:
     """An engine that stops at the end of a document or of an assistant's message."""
-    stop_ids = (tokenizer.bos_id, tokenizer.special("<|assistant_end|>"))
-    return Engine(graph, params, seq_len=seq_len, stop_ids=stop_ids)
+    return Engine(graph, params, seq_len=seq_len, stop_ids=tokenizer.stop_ids)
 
 
 def encode_file(path: str, tokenizer: Tokenizer) -> np.ndarray:

@@ -32,6 +32,8 @@ from gchat.run_length import LENGTHS
 from gchat.tokenizer import Tokenizer
 
 BAD_STEPS = "bad_steps.jsonl"
+IMPORTED = "import.json"
+"""File that says where an imported model comes from (gchat.importing)."""
 
 
 class RunFolder:
@@ -124,10 +126,15 @@ def lengths(folder: Path) -> dict[str, Any]:
 
 
 def check_resumable(path: Path) -> None:
-    """Raises ConfigError where no run lies."""
+    """Raises ConfigError where no run lies, or one that was imported and never trained."""
     if not (path / CONFIG).exists():
         raise ConfigError(
             f"run.dir {str(path)!r} holds no run to resume", "leave out --resume to begin"
+        )
+    if (path / IMPORTED).exists():
+        raise ConfigError(
+            f"run.dir {str(path)!r} holds an imported model, without the state of an optimizer",
+            f"begin a new run with --init-from {path}",
         )
 
 

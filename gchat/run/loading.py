@@ -12,13 +12,16 @@ from gaia.errors import CheckpointError
 from gaia.parallel import make_mesh
 from gaia.runtime import start
 from gchat.config import CONFIG, TrainConfig
-from gchat.engine.engine import Engine
+from gchat.engine.engine import Engine, bucket
 from gchat.evals import bpb
 from gchat.evals.periodic import EVAL_ROWS, encode_file, make_engine
+from gchat.model_config import GPTConfig
 from gchat.run.folder import read_config
 from gchat.tokenizer import Tokenizer
-from gchat.train_state import graphdef, init_state
+from gchat.train_state import abstract_params, graphdef
 from gchat.train_step import make_scorer
+
+_EVAL_TOKENS = 16_384  # that a device scores at once
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,14 @@ class LoadedRun:
 
     def score_file(self, path: str) -> bpb.Score:
         """Bits per byte of a text file, read as one document."""
-        seq_len = self.config.model.seq_len
-        stride = max(1, round(seq_len * self.config.eval.stride_fraction))
         document = encode_file(path, self.tokenizer)
         mesh = make_mesh()
-        rows = EVAL_ROWS * mesh.size
+        # A model may be made for far longer rows than the text has tokens, and for so long ones
+        # that eight of them at once are too many.
+        seq_len = min(self.config.model.seq_len, bucket(len(document)))
+        stride = max(1, round(seq_len * self.config.eval.stride_fraction))
+        windows = len(list(bpb.windows(document, seq_len, stride)))
+        rows = min(EVAL_ROWS, max(1, _EVAL_TOKENS // seq_len), -(-windows // mesh.size)) * mesh.size
         batches = bpb.pack([document], seq_len=seq_len, stride=stride, batch_size=rows)
         scorer = partial(make_scorer(self.graph, self.config, mesh), self.params)
         return bpb.evaluate(scorer, batches, self.tokenizer.token_bytes())
@@ -62,24 +68,45 @@ def load_run(path: str, mesh: Mesh | None = None) -> LoadedRun:
         raise CheckpointError(f"{path!r} holds no run (config.yaml is missing)", "check --run")
     config = read_config(folder)
     start(matmul_precision=config.model.matmul_precision)
-    state = init_state(config, mesh or make_mesh())
+    restored = load_params(path, config, mesh or make_mesh())
+    tokenizer = Tokenizer.load(str(folder / "tokenizer.json"))
+    return LoadedRun(config, tokenizer, graphdef(config), restored.state, restored.step)
+
+
+def load_params(
+    path: str, config: TrainConfig, mesh: Mesh, *, model: GPTConfig | None = None
+) -> Restored:
+    """The newest intact parameters of a run, whose optimizer's state stays on disk.
+
+    Args:
+        path: folder of the run.
+        config: of the run.
+        mesh: for the parameters to lie on.
+        model: derived, whose parameters these are to be; that of `config` when left out.
+
+    Returns:
+        The parameters as `state`, with their step and the checkpoint's facts.
+
+    Raises:
+        CheckpointError: no checkpoint that can be used, or it holds other parameters.
+    """
+    wanted = {"params": abstract_params(model or config.model, mesh)}
     checkpoints = Checkpointer(config.checkpoints, read_only=True)
     try:
-        restored = _newest(checkpoints, state, path)
+        restored = _newest(checkpoints, wanted, path)
     finally:
         checkpoints.close()
-    tokenizer = Tokenizer.load(str(folder / "tokenizer.json"))
-    return LoadedRun(config, tokenizer, graphdef(config), restored.state.params, restored.step)
+    return restored._replace(state=restored.state["params"])
 
 
-def _newest(checkpoints: Checkpointer, state: Any, path: str) -> Restored:
+def _newest(checkpoints: Checkpointer, wanted: dict[str, Any], path: str) -> Restored:
     """The newest intact checkpoint; the next one where its trainer prunes it meanwhile."""
     while True:
         step = checkpoints.latest()
         if step is None:
             raise CheckpointError(f"{path!r} holds no usable checkpoint", "train it further first")
         try:
-            return checkpoints.restore(step, state)
+            return checkpoints.restore_part(step, wanted)
         except CheckpointError:
             if checkpoints.latest(report=lambda _: None) == step:
                 raise  # it is all there, and not of this run

@@ -82,6 +82,8 @@ class Stage:
     """(params, alive) -> values for the log, by name."""
     sample: Callable[[Any], str] | None = None
     """(params) -> text to keep beside the metrics."""
+    blank: Callable[[], TrainState] | None = None
+    """Describes that state for reading a checkpoint; `init` makes one where this is left out."""
 
 
 class InFlight(NamedTuple):
@@ -126,8 +128,10 @@ class Loop:
         # ── Where to begin ────────────────────────────────────────────────────────────────────
         if session.resume:
             session.lock()
-        self.state = stage.init()
-        self.step = self._restore() if session.resume else 0
+            self.state = (stage.blank or stage.init)()
+            self.step = self._restore()
+        else:
+            self.state, self.step = stage.init(), 0
         self.saving = session.loaded
         self.stopped = False
         self.agreement = Agreement(self.group, self.step)
@@ -141,6 +145,7 @@ class Loop:
         self.guard.skipped_batches |= set(self.group.broadcast(self.session.folder.skipped_batches))
         restored = self.session.restore(self.state)
         if restored is None:
+            self.state = self.stage.init()
             return 0
         self.state = restored.state
         self.guard.restore(restored.meta.get("guard", {}))

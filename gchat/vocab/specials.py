@@ -4,13 +4,13 @@ Sixteen in version 2: nanochat's for conversations and its tool, a system turn i
 ChatML's two tags, and names held free. Version 1 had the first nine.
 """
 
-BOS = "<|bos|>"
+BOS, ASSISTANT_END = "<|bos|>", "<|assistant_end|>"
 VERSION_1 = (
     BOS,
     "<|user_start|>",
     "<|user_end|>",
     "<|assistant_start|>",
-    "<|assistant_end|>",
+    ASSISTANT_END,
     "<|python_start|>",
     "<|python_end|>",
     "<|output_start|>",

@@ -75,7 +75,11 @@ def field_type(name):
 
 @pytest.mark.parametrize("alias", ALIASES)
 @pytest.mark.parametrize("equals", [False, True])
-def test_aliases(alias, equals):
+def test_aliases(alias, equals, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if alias == "--init-from":  # its model is read at once
+        (tmp_path / "7").mkdir()
+        (tmp_path / "7/config.yaml").write_text("model: {}")
     group, field, kind = field_type(ALIASES[alias])
     value = {"int": 7, "float": 7.0}.get(kind.split("'")[1] if "'" in kind else "", "7")
     if "int" in kind:

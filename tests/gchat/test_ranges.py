@@ -19,13 +19,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def numeric_fields(cls=TrainConfig, prefix=""):
-    """Dotted names of the fields whose type is a number, or a dictionary of numbers."""
+    """Dotted names of the fields whose type is a number, or a dictionary or list of numbers."""
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         kind = hints[field.name]
         if dataclasses.is_dataclass(kind):
             yield from numeric_fields(kind, f"{prefix}{field.name}.")
-        elif {int, float} & {kind, *get_args(kind)}:
+        elif {int, float} & {kind, *(a for arg in get_args(kind) for a in (arg, *get_args(arg)))}:
             yield f"{prefix}{field.name}"
 
 

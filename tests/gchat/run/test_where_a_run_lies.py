@@ -141,7 +141,7 @@ def test_a_reader_beside_a_save_under_way_sees_the_one_before(tmp_path):
 
 def test_a_checkpoint_pruned_while_it_is_read_gives_way_to_the_next(stopped, whole, monkeypatch):
     """A trainer beside it saves step 24 and drops step 20, which the reader had chosen."""
-    restore = Checkpointer.restore
+    restore = Checkpointer.restore_part
 
     def overtaken(self, step, state):
         if step == 20 and (stopped / "checkpoints/20").exists():
@@ -149,5 +149,5 @@ def test_a_checkpoint_pruned_while_it_is_read_gives_way_to_the_next(stopped, who
             shutil.rmtree(stopped / "checkpoints/20")
         return restore(self, step, state)
 
-    monkeypatch.setattr(Checkpointer, "restore", overtaken)
+    monkeypatch.setattr(Checkpointer, "restore_part", overtaken)
     assert load_run(str(stopped)).step == 24

@@ -1,0 +1,1 @@
+"""Models made elsewhere, brought in as run folders: Hugging Face folders, GGUF files."""
