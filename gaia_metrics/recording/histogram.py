@@ -12,6 +12,7 @@ from typing import Any
 
 MAX_BUCKETS = 80
 MAX_SCALE = 4
+NEAR_ZERO = 1e-12  # right edge of a bucket that holds zeros alone
 
 
 def summarize(values: Any) -> dict:
@@ -68,6 +69,30 @@ def _finish(finite: Any, nonfinite: int, positive: Counter, negative: Counter) -
         "positive": _dense(positive),
         "negative": _dense(negative),
     }
+
+
+def edges(record: dict) -> tuple[list[float], list[int]]:
+    """Turn a record's exponential buckets into plain ones, from the lowest to the highest.
+
+    Returns:
+        Edges in ascending order, one more than counts; the counts between them, whose sum is the
+        record's `count`. Zeros lie between the two edges that are nearest to zero.
+    """
+    (low, negative), (high, positive) = record["negative"], record["positive"]
+    below = [-_edge(record["scale"], low + i) for i in range(len(negative), -1, -1)]
+    above = [_edge(record["scale"], high + i) for i in range(len(positive) + 1)]
+    below, above = below if negative else [], above if positive else []
+    zeros = record["zero_count"]
+    if not below and not above:
+        return [0.0, NEAR_ZERO], [zeros]
+    if not zeros and not (below and above):
+        return below + above, [*reversed(negative), *positive]
+    return (below or [0.0]) + (above or [0.0]), [*reversed(negative), zeros, *positive]
+
+
+def _edge(scale: int, index: int) -> float:
+    """Compute base^index, kept in the range of a float."""
+    return 2.0 ** min(max(index * 2.0**-scale, -1074.0), 1023.0)
 
 
 def _halve(counts: Counter) -> Counter:

@@ -42,7 +42,7 @@ class Sink(Protocol):
     """A taker of converted records beside the run folder: the OTLP spool, the watch for alerts."""
 
     def values(self, step: int, time_ns: int, values: dict[str, float], system: bool) -> None:
-        """Take one `log()`; `system` is False."""
+        """Take one `log()`, or a sample of system values (where `system` is True)."""
 
     def record(self, record: dict) -> None:
         """Take a text, histogram or alert."""
@@ -286,9 +286,11 @@ class Worker:
 
     def system(self, values: dict[str, float]) -> None:
         """Keep a sample of system values (called from `on_tick`, in the thread)."""
+        time_ns = self.unix_ns(time.monotonic_ns())
         if self._writer is not None:
-            time_ns = self.unix_ns(time.monotonic_ns())
             self._writer.values(self.last_step, time_ns, values, b"S")
+        for sink in self._sinks:
+            sink.values(self.last_step, time_ns, values, True)
 
     def _pass_barrier(self, mark: Barrier) -> None:
         mark.ok = self._write(keep_open=3, through=mark.step, fsync=True)
