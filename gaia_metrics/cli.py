@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -184,6 +184,35 @@ def sync(
     reports = run_sync(path, os.environ, everything)
     rows = [vars(report) for report in reports]
     _print(rows, ("run", "requests", "points", "refused", "skipped"), as_json)
+
+
+@app.command("import")
+def import_(
+    kind: Annotated[Literal["wandb", "tensorboard"], typer.Argument(help="Read runs of this.")],
+    path: Annotated[Path, typer.Argument(help="Take a run's files, or the folder above them.")],
+    into: Annotated[
+        Path, typer.Option("--dir", "-d", envvar="GAIA_RUNS", help="Make run folders in it.")
+    ] = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be made.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring runs of W&B (offline or online run folders) or TensorBoard along.
+
+    What is here already stays; runs whose files have grown are imported anew. Examples:
+    `gaia-metrics import wandb ./wandb`, `gaia-metrics import tensorboard ./logs --dir runs`.
+    """
+    from gaia_metrics.importing.write import import_runs
+    from gaia_metrics.recording.mirror import check_sinks
+
+    check_sinks([kind], "import")
+
+    def say(line: str) -> None:
+        print(f"gaia-metrics: {line}", file=sys.stderr, flush=True)
+
+    rows = [vars(report) for report in import_runs(kind, path, into, say, dry_run)]
+    columns = ["run", "name", "status", "values", "records", "path"]
+    columns += ["skipped"] if any(row["skipped"] for row in rows) else []
+    _print(rows, columns, as_json)
 
 
 @app.command()

@@ -6,8 +6,10 @@ Source: the OpenTelemetry metrics data model, "ExponentialHistogram".
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 MAX_BUCKETS = 80
@@ -71,6 +73,35 @@ def _finish(finite: Any, nonfinite: int, positive: Counter, negative: Counter) -
     }
 
 
+def of_buckets(edges: Sequence[float], counts: Sequence[float]) -> dict:
+    """Turn plain buckets into a record: each count goes to where the middle of its bucket lies.
+
+    Sum, minimum and maximum are estimates, from the middles and the outer edges of what is filled.
+
+    Args:
+        edges: in ascending order, one more than counts.
+        counts: of the values between each two edges; rounded.
+    """
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(edges)]
+    filled = [(m, round(n)) for m, n in zip(middles, counts, strict=True) if round(n) > 0]
+    positive, negative = Counter(), Counter()
+    for middle, count in filled:
+        if middle > NEAR_ZERO:
+            positive[_exponent(middle)] += count
+        elif middle < -NEAR_ZERO:
+            negative[_exponent(-middle)] += count
+    record = _finish([m for m, _ in filled], 0, positive, negative)
+    total = sum(count for _, count in filled)
+    inside = [i for i, n in enumerate(counts) if round(n) > 0]
+    return record | {
+        "count": total,
+        "sum": float(sum(middle * count for middle, count in filled)),
+        "min": float(edges[inside[0]]) if inside else 0.0,
+        "max": float(edges[inside[-1] + 1]) if inside else 0.0,
+        "zero_count": total - sum(positive.values()) - sum(negative.values()),
+    }
+
+
 def edges(record: dict) -> tuple[list[float], list[int]]:
     """Turn a record's exponential buckets into plain ones, from the lowest to the highest.
 
@@ -92,7 +123,7 @@ def edges(record: dict) -> tuple[list[float], list[int]]:
 
 def _edge(scale: int, index: int) -> float:
     """Compute base^index, kept in the range of a float."""
-    return 2.0 ** min(max(index * 2.0**-scale, -1074.0), 1023.0)
+    return 2.0 ** min(max(index * 2.0**-scale, -1074.0), 1023.9999)
 
 
 def _halve(counts: Counter) -> Counter:

@@ -43,7 +43,7 @@ class Target(Protocol):
         """Close the run as finished, stopped or crashed."""
 
 
-def check_sinks(names: Sequence[str]) -> tuple[str, ...]:
+def check_sinks(names: Sequence[str], field: str = "sinks") -> tuple[str, ...]:
     """Return the names of the sinks, each once.
 
     Raises:
@@ -53,9 +53,9 @@ def check_sinks(names: Sequence[str]) -> tuple[str, ...]:
         raise MetricsError(f"sinks={names!r} is no list", f"use sinks=[{names!r}]")
     for name in names:
         if name not in SINKS:
-            raise MetricsError(f"sinks: {name!r} is unknown", f"use {' or '.join(SINKS)}")
+            raise MetricsError(f"{field}: {name!r} is unknown", f"use {' or '.join(SINKS)}")
         if not installed(name):
-            raise MetricsError(f"sinks: {name} is not installed", install(name))
+            raise MetricsError(f"{field}: {name} is not installed", install(name))
     return tuple(dict.fromkeys(names))
 
 
@@ -72,7 +72,7 @@ def open_target(name: str, opened: Opened) -> Target:
     if name == "wandb":
         from gaia_metrics.recording.mirror_wandb import WandbRun
 
-        return WandbRun(folder, opened.info, opened.attempt.attempt)
+        return WandbRun(folder, opened.info, opened.attempt)
     from gaia_metrics.recording.mirror_tensorboard import EventFile
 
     return EventFile(folder / name, opened.info, opened.attempt)
@@ -92,9 +92,7 @@ class Mirror:
         self._queue: queue.SimpleQueue[tuple | None] = queue.SimpleQueue()
         self._points_in = self._points_out = 0  # each written by one thread
         self._status = "finished"
-        self._thread = threading.Thread(
-            target=self._run, name=f"gaia-metrics-{name}", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name=f"gaia-metrics-{name}", daemon=True)
         self._thread.start()
 
     def values(self, step: int, time_ns: int, values: dict[str, float], system: bool) -> None:
@@ -155,4 +153,5 @@ class Mirror:
             )
 
     def _trouble(self, problem: str, remedy: str) -> None:
-        self._warn(f"sink-{self._name}", redact_text(f"the mirror for {self._name} {problem}"), remedy)
+        said = redact_text(f"the mirror for {self._name} {problem}")
+        self._warn(f"sink-{self._name}", said, remedy)

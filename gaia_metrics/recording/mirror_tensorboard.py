@@ -39,7 +39,8 @@ class EventFile:
         folder.mkdir(exist_ok=True)
         started = attempt.started
         name = f"events.out.tfevents.{started:010.0f}.{attempt.host}.{attempt.pid}"
-        self._writer = writer.RecordWriter(open(folder / f"{name}.{attempt.attempt}", "xb"))
+        file = open(folder / f"{name}.{attempt.attempt}", "xb")  # noqa: SIM115
+        self._file, self._writer = file, writer.RecordWriter(file)
         self._put(started, 0, file_version="brain.Event:2")
         if attempt.resume_step >= 0:
             session = self._event.SessionLog(status=START)
@@ -72,7 +73,7 @@ class EventFile:
     def close(self, status: str) -> None:
         """Close the file, on the disk."""
         self._writer.flush()
-        os.fsync(self._writer._writer.fileno())
+        os.fsync(self._file.fileno())
         self._writer.close()
 
     def _histogram(self, at: float, step: int, name: str, record: dict) -> None:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from gaia_metrics.recording.histogram import edges
+from gaia_metrics.storage.folder import Attempt
 
 EXIT_CODES = {"finished": 0, "stopped": 143, "crashed": 1}
 LEVELS = {"info": "INFO", "warn": "WARN", "error": "ERROR"}
 INIT_TIMEOUT_S = 20.0
+FLUSH_S = 2.0  # kill -9 loses what W&B's process holds back: 15 s of its own
 
 
 class WandbRun:
@@ -27,27 +29,33 @@ class WandbRun:
     Args:
         folder: W&B makes its `wandb/offline-run-*` in it.
         info: run.json's content.
-        attempt: number of this start, from 1.
+        attempt: this start.
     """
 
-    def __init__(self, folder: Path, info: dict, attempt: int) -> None:
+    def __init__(self, folder: Path, info: dict, attempt: Attempt) -> None:
         wandb: Any = importlib.import_module("wandb")  # an extra, absent in a base install
         self._wandb = wandb
         self._run = wandb.init(
             dir=str(folder),
             mode="offline",
             project=info["project"],
-            id=info["id"] if attempt == 1 else f"{info['id']}-{attempt}",
+            id=info["id"] + (f"-{attempt.attempt}" if attempt.attempt > 1 else ""),
             name=info["name"],
             group=info["id"],
             tags=info.get("tags", []),
             notes=info.get("notes") or None,
-            config=info["config"] | {"gaia_run": info["id"], "gaia_attempt": attempt},
+            config=info["config"]
+            | {
+                "gaia_run": info["id"],
+                "gaia_attempt": attempt.attempt,
+                "gaia_resume_step": attempt.resume_step,
+            },
             reinit="create_new",  # a W&B run of the user's own stays as it is
             settings=wandb.Settings(
                 console="off",
                 silent=True,
                 init_timeout=INIT_TIMEOUT_S,
+                x_transaction_log_flush_interval=FLUSH_S,
                 disable_git=True,
                 disable_code=True,
                 disable_job_creation=True,
@@ -78,12 +86,10 @@ class WandbRun:
         else:
             bounds, counts = edges(record)
             value = wandb.Histogram(np_histogram=(counts, bounds))
-        self._run.log(
-            {name: value, "step": record["step"], "_timestamp": record["time_ns"] / 1e9}
-        )
+        self._run.log({name: value, "step": record["step"], "_timestamp": record["time_ns"] / 1e9})
 
     def flush(self) -> None:
-        """W&B's own process writes each record as it comes."""
+        """W&B's own process flushes its file every FLUSH_S."""
 
     def close(self, status: str) -> None:
         """Finish the run with the exit code that stands for the status."""

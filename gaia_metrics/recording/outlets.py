@@ -57,9 +57,9 @@ def exporter(
         return None
 
 
-def mirrors(names: Sequence[str], opened: Opened, warn: Warn) -> list[Mirror]:
-    """Open the sinks; one that cannot be opened is one warning, and the run does without it."""
-    if not names:
+def mirrors(names: Sequence[str], opened: Opened, process: int, warn: Warn) -> list[Mirror]:
+    """Open the sinks of process 0; one that cannot be opened is one warning, and left out."""
+    if not names or process != 0 or opened.writer is None:
         return []
     from gaia_metrics.recording.mirror import Mirror, open_target
 

@@ -157,9 +157,7 @@ class Run:
         sinks: list[Sink] = [Watch(self._alert_from_watch, watch)]
         if self._exporter is not None:
             sinks.append(self._exporter)
-        self._mirrors = []
-        if process == 0 and writable is not None:
-            self._mirrors = outlets.mirrors(mirrors, opened, self._warn)
+        self._mirrors = outlets.mirrors(mirrors, opened, process, self._warn)
         sinks += self._mirrors
         self._notices = None
         if process == 0:
