@@ -59,8 +59,11 @@ def _run(identity: tuple[str, ...], parts: list[tuple[float, Path, Any]]) -> For
     )
 
     def read(progress: Progress) -> Iterator[Item]:
+        last = -1
         for _, file, _ in parts:
-            yield from _Reader(foreign, file).items(progress)
+            reader = _Reader(foreign, file, last)
+            yield from reader.items(progress)
+            last = max(last, reader.step)
 
     foreign.read = read
     return foreign
@@ -78,11 +81,12 @@ def _head(path: Path) -> Any:
 class _Reader:
     """Reads one file into items, and the run's facts into `run`."""
 
-    def __init__(self, run: ForeignRun, path: Path) -> None:
+    def __init__(self, run: ForeignRun, path: Path, before: int) -> None:
         self._run, self._path = run, path
+        self._before = before  # the last step of the files before this one
         self._axes: list[tuple[str, str]] = []  # pattern of metric names -> their x axis
         self._last: dict[str, Any] = {}  # the last value of each x axis
-        self._step, self._time_ns = 0, 0
+        self.step, self._time_ns = 0, 0  # the last ones
         self._logged: set[str] = set()
         self._summary: dict[str, Any] = {}
 
@@ -105,7 +109,7 @@ class _Reader:
                 yield from self._sample(record.stats)
             elif kind == "alert":
                 level = record.alert.level.lower() or "info"
-                yield self._record("alert", record.alert.title, self._step) | {
+                yield self._record("alert", record.alert.title, self.step) | {
                     "text": record.alert.text,
                     "level": level,
                 }
@@ -122,7 +126,8 @@ class _Reader:
         facts.tags = [str(tag) for tag in run.tags]
         facts.config |= _config(_updates(run.config.update))
         self._time_ns = int(_seconds(run.start_time) * 1e9)
-        resumes = facts.config.pop("gaia_resume_step", run.starting_step - 1)
+        resumes = run.starting_step - 1 if run.starting_step else self._before
+        resumes = facts.config.pop("gaia_resume_step", resumes)
         for own in ("gaia_run", "gaia_attempt"):
             facts.config.pop(own, None)
         return Start(int(resumes), self._time_ns)
@@ -154,7 +159,7 @@ class _Reader:
             else:
                 others += [(step, key, value)]
         for step, values in numbers.items():
-            self._step = max(self._step, step)
+            self.step = max(self.step, step)
             # W&B shuffles the keys of each row; in one order they are one key set of the segments.
             yield Values(step, self._time_ns, dict(sorted(values.items())))
         for step, name, value in others:
@@ -197,7 +202,7 @@ class _Reader:
                 values[f"system.{item.key}"] = float(value)
         if values:
             at = int(_seconds(stats.timestamp) * 1e9) or self._time_ns
-            yield Values(self._step, at, values, system=True)
+            yield Values(self.step, at, values, system=True)
 
     def _only_in_summary(self) -> Iterator[Item]:
         """Yield numbers that the program put into the summary by hand, at the last step."""
@@ -207,7 +212,7 @@ class _Reader:
             if isinstance(value, bool | int | float) and name not in self._logged
         }
         if values:
-            yield Values(self._step, self._time_ns, values)
+            yield Values(self.step, self._time_ns, values)
 
     def _record(self, kind: str, name: str, step: int) -> dict[str, Any]:
         return {"kind": kind, "name": name, "step": step, "time_ns": self._time_ns}

@@ -125,9 +125,8 @@ def _import(
     (work / "metrics").mkdir(parents=True)
     writer = _Writer(run, work)
     writer.take(progress)
-    info = writer.facts(digest) | {
-        "imported": {"source": digest, "files": sizes, "attempts": len(writer.attempts)}
-    }
+    info = writer.facts()
+    info["imported"] = {"source": digest, "files": sizes, "attempts": len(writer.attempts)}
     target = before or _free(root, info)
     jsonl.derive(segments.read_all(work / "metrics", 0), work / "metrics.jsonl")
     folder.write_json(work / "run.json", info)
@@ -210,7 +209,7 @@ class _Writer:
         self._segments = segment_writer.SegmentWriter(self._metrics, 0, header)
         self._ended = max(self._ended, begun)
 
-    def facts(self, digest: str) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """Make run.json's content."""
         run = self._run
         attempts = [asdict(attempt) | {"host": run.host} for attempt in self.attempts]

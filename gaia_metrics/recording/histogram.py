@@ -82,7 +82,8 @@ def of_buckets(edges: Sequence[float], counts: Sequence[float]) -> dict:
         edges: in ascending order, one more than counts.
         counts: of the values between each two edges; rounded.
     """
-    middles = [(a + b) / 2 for a, b in itertools.pairwise(edges)]
+    # Around zero it is zero: that is where `edges` puts them, and half-way it would have no sign.
+    middles = [0.0 if a < 0 < b else (a + b) / 2 for a, b in itertools.pairwise(edges)]
     filled = [(m, round(n)) for m, n in zip(middles, counts, strict=True) if round(n) > 0]
     positive, negative = Counter(), Counter()
     for middle, count in filled:
