@@ -222,13 +222,21 @@ export function plot(chart, lines, { weight = 0, logX = false, logY = false, sec
   const large = chart.figure.classList.contains("large");
   chart.plot = new uPlot({
     width: Math.max(240, chart.figure.clientWidth - 22),
-    height: large ? Math.max(240, innerHeight - 140 - 22 * lines.length) : 190, series, bands,
+    height: large ? 240 : 190, series, bands,
     scales: { x: { time: false, distr: logX ? 3 : 1 }, y: { distr: logY ? 3 : 1 } },
     axes: axes(seconds), cursor: { sync: { key: sync }, points: { size: 5 } }, legend: { live: true },
     hooks: { ready: [hideRows(series)], setSelect: sync === "charts" ? [zoomed] : [] },
   }, uPlot.join(data), chart.holder);
+  if (large) requestAnimationFrame(() => fillScreen(chart.plot));
   if (sync === "charts") chart.plot.over.addEventListener("dblclick", () => setZoom(null));
   if (zoom) chart.plot.setScale("x", { min: zoom[0], max: zoom[1] });
+}
+
+// The height that the legend leaves, once it is laid out.
+function fillScreen(u) {
+  if (!u?.root.isConnected) return;
+  const legend = u.root.querySelector(".u-legend").offsetHeight;
+  u.setSize({ width: u.width, height: Math.max(240, innerHeight - legend - 60) });
 }
 
 const hideRows = (series) => (u) => u.root.querySelectorAll(".u-series").forEach((row, i) => {

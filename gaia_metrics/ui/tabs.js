@@ -32,7 +32,7 @@ export async function run() {
     ["tags", (facts.tags || []).join(", ")], ["notes", facts.notes], ["folder", facts.path],
     ["host", last.host || row.host], ["started", when(row.started)], ["updated", when(row.updated)],
     ["attempts", attempts.length || row.attempts], ["commit", facts.git?.commit],
-    ["branch", facts.git?.branch], ["changes", facts.git?.dirty], ["program", facts.program]].filter(([, v]) => v !== undefined && v !== "");
+    ["branch", facts.git?.branch], ["changes", facts.git?.dirty === undefined ? undefined : facts.git.dirty ? "uncommitted" : "none"], ["program", facts.program]].filter(([, v]) => v !== undefined && v !== "");
   const block = (title, ...content) => element("section", {}, element("h2", { textContent: title }), ...content);
   const parts = [block(`${row.name || facts.name}`, table(["", ""], known.map(([k, v]) => [k, String(v)]))),
     block("Config", table(["", ""], Object.entries(facts.config))),
