@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import json
@@ -350,6 +351,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     run: Callable[..., Any] = app
+    with contextlib.suppress(AttributeError):  # older runs may hold what no terminal can print
+        sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore
     words = [a for a in arguments if a != "--debug"]
     try:
         sys.exit(run(words, prog_name="gaia-metrics", standalone_mode=False) or 0)

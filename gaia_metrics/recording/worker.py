@@ -274,6 +274,7 @@ class Worker:
     def keep(self, record: dict, step: int | None = None, time_ns: int = 0) -> None:
         """Keep a text, histogram or alert, of the last step unless told (in the thread)."""
         record |= {
+            "name": record["name"].encode("utf-8", "replace").decode(),  # no lone surrogates
             "step": max(0, self.last_step) if step is None else step,
             "time_ns": time_ns or self.unix_ns(time.monotonic_ns()),
             "seq": self._records,

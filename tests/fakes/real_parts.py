@@ -126,7 +126,9 @@ class Collector:
             "extensions": {
                 "health_check": {"endpoint": f"127.0.0.1:{self.health}"},
                 "bearertokenauth": {"filename": str(folder / "token")},
-                "file_storage/queue": {"directory": str(queue)},
+                "file_storage/queue": {
+                    "directory": str(queue), "compaction": {"directory": str(queue)},
+                },
             },
             "receivers": {"otlp": {"protocols": {
                 "grpc": {"endpoint": f"127.0.0.1:{self.grpc}"},

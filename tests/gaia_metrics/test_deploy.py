@@ -132,6 +132,10 @@ def test_compose():
                 assert source in compose["volumes"]
         for secret in service.get("secrets", ()):
             assert secret in compose["secrets"]
+    for name, service in compose["services"].items():
+        published = [str(port) for port in service.get("ports", ())]
+        assert all(p.startswith(("${GAIA_BIND:-0.0.0.0}:", "127.0.0.1:")) for p in published)
+        assert not published or name == "caddy"
     assert compose["services"]["clickhouse"]["networks"] == ["database"]
     assert compose["networks"]["database"]["internal"] is True
     for name in ("clickhouse", "grafana", "caddy"):
@@ -212,6 +216,9 @@ def test_dry_runs_change_nothing(copy, tmp_path):
         assert done.returncode == 0, done.stderr
         assert "docker compose up" in done.stdout and "grafana/grafana:" in done.stdout
     assert sorted(p for p in deploy.rglob("*")) == before and not (tmp_path / "calls").exists()
+    for arguments, address in (([], "127.0.0.1"), (["--domain", "m.example.org"], "0.0.0.0")):
+        done = run(["bash", deploy / "up.sh", "--dry-run", *arguments], env)
+        assert f"GAIA_BIND={address}" in done.stdout.splitlines()  # what Caddy's ports listen on
     for script in ("up.sh", "k8s/install.sh"):  # by a relative name, as people call it
         command = ["bash", f"deploy/{script}", "--help"]
         told = subprocess.run(command, capture_output=True, text=True, cwd=deploy.parent)
