@@ -10,6 +10,7 @@ export const charts = new Map(); // metric -> chart
 export const cache = new Map(); // metric -> Map(run -> { stamp, line })
 const sections = new Map(); // prefix -> { node, grid, metrics, whole }
 let generation = 0; // of the x axis
+let filter = ""; // the metrics' filter when the sections were last arranged
 
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) entry.target.inView = entry.isIntersecting;
@@ -45,12 +46,16 @@ function arrange(metrics) {
   for (const metric of [...charts.keys()]) if (!wanted.has(metric)) drop(metric);
   for (const prefix of [...sections.keys()])
     if (!groups.has(prefix)) { sections.get(prefix).node.remove(); sections.delete(prefix); }
+  // What a new filter finds is shown, also where its section was closed.
+  const found = $("metrics").value && $("metrics").value !== filter && metrics.length <= SECTION;
+  filter = $("metrics").value;
   let open = 0;
   for (const [prefix, names] of groups) {
     if (!sections.has(prefix)) sections.set(prefix, newSection(prefix, open < OPEN));
     open += Math.min(names.length, SECTION);
     const section = sections.get(prefix);
     section.metrics = names;
+    if (found) section.node.open = true;
     section.title.textContent = `${prefix} (${names.length})`;
     fill(section);
   }
