@@ -164,6 +164,13 @@ def test_a_live_run_moves(site, page):
         live.log(step, {"train/loss": 1.0, "train/tokens": 10.0 * step})
     page.wait_for_function(f"() => {points} === 60")
     page.wait_for_function("() => document.querySelector('#runs').innerText.includes('step 59')")
+    page.click("[data-tab=samples]")
+    live.text(60, "samples", "a later text")
+    live.log(60, {"train/loss": 0.125, "train/tokens": 600.0})
+    page.wait_for_function("() => document.querySelector('#samples').innerText.includes('later')")
+    page.click("[data-tab=compare]")
+    live.log(61, {"train/loss": 0.0625, "train/tokens": 610.0})
+    page.wait_for_function("() => document.querySelector('#compare').innerText.includes('0.0625')")
 
 
 @pytest.fixture(scope="module")
