@@ -108,7 +108,7 @@ def edges(record: dict) -> tuple[list[float], list[int]]:
 
     Returns:
         Edges in ascending order, one more than counts; the counts between them, whose sum is the
-        record's `count`. Zeros lie between the two edges that are nearest to zero.
+        record's `count`. Zeros lie in a bucket around zero.
     """
     (low, negative), (high, positive) = record["negative"], record["positive"]
     below = [-_edge(record["scale"], low + i) for i in range(len(negative), -1, -1)]
@@ -119,7 +119,8 @@ def edges(record: dict) -> tuple[list[float], list[int]]:
         return [0.0, NEAR_ZERO], [zeros]
     if not zeros and not (below and above):
         return below + above, [*reversed(negative), *positive]
-    return (below or [0.0]) + (above or [0.0]), [*reversed(negative), zeros, *positive]
+    below, above = below or [-above[0]], above or [-below[-1]]
+    return below + above, [*reversed(negative), zeros, *positive]
 
 
 def _edge(scale: int, index: int) -> float:

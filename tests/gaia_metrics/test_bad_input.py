@@ -232,6 +232,8 @@ def test_names_of_any_kind_come_back(tmp_path, capsys):
     assert dict(zip(values["metric"], values["value"], strict=True)) == {
         name: float(i) for i, name in enumerate(kept)
     }
+    (record,) = (r for r in segments.read_all(tmp_path / "n/metrics") if r.kind == "text")
+    assert (record.data["name"], record.data["text"]) == ("?lone", "text ? too")
     for command in (["show", "n"], ["export", "n"], ["ls"]):
         with pytest.raises(SystemExit) as stopped:
             cli.main([*command, "--dir", str(tmp_path)])

@@ -167,6 +167,7 @@ def test_a_killed_import_leaves_nothing_half_done(tmp_path):
     script = """
 import os, signal, sys
 from gaia_metrics.importing import write
+write.BUFFERED = 5
 begun = write._Writer.take
 def take(self, progress):
     if os.path.isdir(os.path.join(sys.argv[2], "resnet")):  # the second one: killed half-way
@@ -189,6 +190,7 @@ list(write.import_runs("wandb", Path(sys.argv[1]), Path(sys.argv[2])))
     assert not list(runs.glob(".*"))
     for run in runs.iterdir():
         assert len(values(run, "loss")) == 40
+        assert len(records(run, "text")) == 4 * 3  # nothing of the killed import is in it
 
 
 @pytest.mark.slow

@@ -146,7 +146,7 @@ def test_a_sink_that_hangs_is_left_behind(monkeypatch):
 
 @pytest.mark.parametrize("values", [
     [0.0], [], [1.0, 2.0, 1e9], [-3.0, -1e-9], [0.0, -1.0], [0.0, 5.0], [-1.0, 0.0, 2.0],
-    [1e308, -1e308, 5e-324], [float("nan"), 1.0],
+    [-9.0, 0.0, 2.0], [1e308, -1e308, 5e-324], [float("nan"), 1.0],
 ])  # fmt: skip
 def test_buckets_survive_the_way_there_and_back(values):
     record = summarize(np.array(values))
@@ -160,7 +160,9 @@ def test_buckets_survive_the_way_there_and_back(values):
         )
     again = of_buckets(bounds, counts)
     assert again["count"] == record["count"]
-    if record["scale"] == 4 and (np.abs(values) > 1e-6).all():
+    zeros = np.array(values) == 0
+    if record["scale"] == 4 and (zeros | (np.abs(values) > 1e-6)).all():
+        assert again["zero_count"] == zeros.sum()
         assert (again["positive"], again["negative"]) == (record["positive"], record["negative"])
 
 
