@@ -33,6 +33,7 @@ from gaia_metrics.storage import folder
 Resume = Literal["allow", "must", "never"]
 Status = Literal["finished", "crashed", "stopped"]
 EXIT_TIMEOUT_S = 5.0
+MIRROR_TIMEOUT_S = 20.0  # W&B's process closes its file
 FACTS_WAIT_S = 2.0  # at the end, for git
 
 
@@ -276,7 +277,7 @@ class Run:
         """Write everything, send what the receiver takes, and close.
 
         Takes at most ten seconds, and no longer than two where the receiver is down: what is left
-        stays on disk. Later calls do nothing.
+        stays on disk. Sinks may take twenty more. Later calls do nothing.
         """
         if self._finished:
             return
@@ -299,7 +300,7 @@ class Run:
             self._notices.ended(status, self._worker.last_step)
             self._notices.close(EXIT_TIMEOUT_S)
         for mirror in self._mirrors:
-            mirror.close(EXIT_TIMEOUT_S)
+            mirror.close(MIRROR_TIMEOUT_S)
         if self._closed_whole:
             self._vitals.beat(self._worker)
         if self._lock is not None:

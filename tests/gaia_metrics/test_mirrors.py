@@ -246,7 +246,16 @@ def test_wandb_reads_the_run(tmp_path):
 @needs_wandb
 def test_wandb_has_each_attempt_and_how_it_ended(tmp_path):
     folder = tmp_path / "d12"
-    kill = f"import os, time; time.sleep(6); os.kill(os.getpid(), {int(signal.SIGKILL)})"
+    kill = f"""
+import glob, time
+size, same = -1, 0
+while same < 40:  # until W&B's process has written nothing for four seconds
+    time.sleep(0.1)
+    now = sum(os.path.getsize(f) for f in glob.glob(folder + "/mirrors/wandb/*/*.wandb"))
+    same = same + 1 if now == size > 10_000 else 0
+    size = now
+os.kill(os.getpid(), {int(signal.SIGKILL)})
+"""
     assert recorded(folder, "wandb", 0, 30, end=kill).returncode == -signal.SIGKILL
     done = recorded(folder, "wandb", 30, 50, end="raise SystemError('boom')")
     assert done.returncode == 1 and "mirror" not in done.stderr, done.stderr
