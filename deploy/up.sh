@@ -49,7 +49,7 @@ start=(docker compose up --detach --wait --wait-timeout 300 caddy grafana clickh
 if [ "$dry" = true ]; then
     printf 'make what is missing in %s/secrets\nwrite %s/.env:\n%s\nrun: %s\nimages:\n' \
         "$PWD" "$PWD" "$settings" "${start[*]}"
-    sed -n 's/^ *image: /  /p' compose.yaml | sort -u
+    sed -n 's/^  [a-z]*: &[a-z]* \(.*:.*\)/  \1/p' compose.yaml | sort
     exit 0
 fi
 make_secrets secrets

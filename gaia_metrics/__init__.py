@@ -6,7 +6,8 @@ loaded where they are used (extras `metrics` and `ui`).
 
 from gaia_metrics.errors import MetricsError
 from gaia_metrics.grafana import dashboard_url
+from gaia_metrics.recording.mirror import check_sinks
 from gaia_metrics.recording.run import Run, init
 from gaia_metrics.storage.folder import run_info
 
-__all__ = ["MetricsError", "Run", "dashboard_url", "init", "run_info"]
+__all__ = ["MetricsError", "Run", "check_sinks", "dashboard_url", "init", "run_info"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import json
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -186,6 +187,35 @@ def sync(
     _print(rows, ("run", "requests", "points", "refused", "skipped"), as_json)
 
 
+@app.command("import")
+def import_(
+    kind: Annotated[Literal["wandb", "tensorboard"], typer.Argument(help="Read runs of this.")],
+    path: Annotated[Path, typer.Argument(help="Take a run's files, or the folder above them.")],
+    into: Annotated[
+        Path, typer.Option("--dir", "-d", envvar="GAIA_RUNS", help="Make run folders in it.")
+    ] = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be made.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring runs of W&B (offline or online run folders) or TensorBoard along.
+
+    What is here already stays; runs whose files have grown are imported anew. Examples:
+    `gaia-metrics import wandb ./wandb`, `gaia-metrics import tensorboard ./logs --dir runs`.
+    """
+    from gaia_metrics.importing.write import import_runs
+    from gaia_metrics.recording.mirror import check_sinks
+
+    check_sinks([kind], "import")
+
+    def say(line: str) -> None:
+        print(f"gaia-metrics: {line}", file=sys.stderr, flush=True)
+
+    rows = [vars(report) for report in import_runs(kind, path, into, say, dry_run)]
+    columns = ["run", "name", "status", "values", "records", "path"]
+    columns += ["skipped"] if any(row["skipped"] for row in rows) else []
+    _print(rows, columns, as_json)
+
+
 @app.command()
 def delete(
     runs: Runs,
@@ -321,6 +351,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     run: Callable[..., Any] = app
+    with contextlib.suppress(AttributeError):  # older runs may hold what no terminal can print
+        sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore
     words = [a for a in arguments if a != "--debug"]
     try:
         sys.exit(run(words, prog_name="gaia-metrics", standalone_mode=False) or 0)

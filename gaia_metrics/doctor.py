@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from gaia.extras import install
 from gaia_metrics.errors import MetricsError
 from gaia_metrics.sending import spool
 from gaia_metrics.storage import folder, segments
@@ -59,7 +60,7 @@ def _extras() -> list[Finding]:
         missing = [m for m in modules if not _installed(m)]
         if missing:
             fact = f"not installed: {', '.join(missing)}"
-            findings.append(Finding("note", fact, f"install gaia[{extra}] if you need them"))
+            findings.append(Finding("note", fact, f"if you need them, {install(extra)}"))
         else:
             findings.append(Finding("ok", f"extra `{extra}` is installed"))
     return findings

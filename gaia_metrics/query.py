@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gaia.extras import install
 from gaia_metrics.errors import MetricsError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def connect(where: str | Path) -> Source:
         from gaia_metrics.reading.local import LocalSource
     except ImportError as error:
         raise MetricsError(
-            f"reading runs needs {error.name}, which is not installed", "install gaia[ui]"
+            f"reading runs needs {error.name}, which is not installed", install("ui")
         ) from error
     if separator:
         from gaia_metrics.reading.remote import RemoteSource
@@ -145,5 +146,5 @@ def _frame(data: Any) -> pd.DataFrame:
     try:
         import pandas as pd
     except ImportError as error:
-        raise MetricsError("pandas is not installed", "install gaia[ui]") from error
+        raise MetricsError("pandas is not installed", install("ui")) from error
     return pd.DataFrame(data)

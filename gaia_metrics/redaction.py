@@ -69,7 +69,11 @@ def secret_name(name: str) -> bool:
 
 
 def redact_text(text: str) -> str:
-    """Hide what has the shape of a secret inside a text; the rest stays as it is."""
+    """Hide what has the shape of a secret inside a text; the rest stays as it is.
+
+    A lone surrogate, which could be printed and sent by nobody, becomes a question mark.
+    """
+    text = text.encode("utf-8", "replace").decode()
     text = _SHAPES.sub(HIDDEN, text)
     text = _IN_URL.sub(rf"\1{HIDDEN}", text)
     text = _IN_TEXT.sub(rf"\1{HIDDEN}", text)

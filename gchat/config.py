@@ -201,6 +201,14 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class MetricsConfig:
+    """Copies of the metrics for people of other programs."""
+
+    sinks: tuple[Literal["wandb", "tensorboard"], ...] = ()
+    """Mirror the metrics to these, in RUN/mirrors: an offline run of W&B, event files."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """All settings of a training run."""
 
@@ -213,6 +221,7 @@ class TrainConfig:
     eval: EvalConfig = EvalConfig()
     run: RunConfig = RunConfig()
     guards: GuardConfig = field(default_factory=GuardConfig)
+    metrics: MetricsConfig = MetricsConfig()
 
     @property
     def checkpoints(self) -> str:
@@ -223,8 +232,8 @@ class TrainConfig:
 
 # A resumed run may change these; every other field must be as it was.
 FREE_ON_RESUME = (
-    "run.", "eval.", "checkpoint.", "guards.", "mesh.", "data.dir", "data.mixture", "data.cache_",
-    "data.text", "data.patience_minutes", "model.scan_unroll", "model.remat",
+    "run.", "eval.", "checkpoint.", "guards.", "metrics.", "mesh.", "data.dir", "data.mixture",
+    "data.cache_", "data.text", "data.patience_minutes", "model.scan_unroll", "model.remat",
 )  # fmt: skip
 
 DESCRIPTION = """Train a base model on a prepared data set. Besides the options below: --resume

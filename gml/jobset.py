@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from gaia.extras import install
 from gaia.hardware import Sku
 from gml.durations import parse_timeout
 from gml.errors import AuthError, GmlError, Unavailable, UsageError
@@ -172,7 +173,7 @@ def api_client(fleet: Fleet, node: Node) -> Any:
     except ImportError:
         raise AuthError(
             "the kubernetes client is not installed",
-            "install gml with its cluster extra: uv tool install 'gaia[google,cluster]'",
+            install("google", "cluster"),
         ) from None
     provider = fleet.provider("google")
     assert isinstance(provider, GoogleProvider)

@@ -54,6 +54,13 @@ def test_the_wheel_holds_the_licence_and_every_file_but_notes(tmp_path):
     assert "Apache License" in zipfile.ZipFile(wheel).read(licence).decode()
 
 
+def test_no_page_or_error_installs_this_by_a_name_on_the_registry():
+    """Whoever follows such a line gets a stranger's package; gaia.extras says what works."""
+    name = "gaia" + r"\["
+    listed = subprocess.run(["git", "grep", "-nE", name], cwd=ROOT, capture_output=True, text=True)
+    assert listed.returncode in (0, 1) and listed.stdout == ""
+
+
 def _entries(lock: Path) -> list[str]:
     return [line for line in lock.read_text().splitlines() if re.match(r"[A-Za-z0-9]", line)]
 

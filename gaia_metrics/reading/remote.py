@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from gaia.extras import install
 from gaia_metrics.errors import MetricsError
 from gaia_metrics.reading.local import LocalSource
 
@@ -91,7 +92,7 @@ class RemoteSource(LocalSource):
             files, base = fsspec.core.url_to_fs(self.address)
         except ImportError as error:
             raise MetricsError(
-                f"{self.address} needs {error.name}, which is not installed", "install gaia[gcs]"
+                f"{self.address} needs {error.name}, which is not installed", install("gcs")
             ) from error
         except ValueError as error:
             raise MetricsError(f"{self.address!r}: {error}", "use gs:// or ssh://") from error

@@ -37,6 +37,9 @@ def watch(run: Finishable) -> None:
     global _hooked
     _live.add(run)
     _watch_multiprocessing()
+    # The newest first: before the exit of a sink's package (W&B), which this run has just opened.
+    atexit.unregister(_finish_all)
+    atexit.register(_finish_all, "finished")
     if _hooked:
         return
     _hooked = True
@@ -47,7 +50,6 @@ def watch(run: Finishable) -> None:
         previous(kind, value, trace)
 
     sys.excepthook = crashed
-    atexit.register(_finish_all, "finished")
     os.register_at_fork(after_in_child=_abandon_all)
     # A trainer with its own handler (for a last checkpoint) calls finish() itself.
     in_main = threading.current_thread() is threading.main_thread()

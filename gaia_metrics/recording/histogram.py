@@ -6,12 +6,15 @@ Source: the OpenTelemetry metrics data model, "ExponentialHistogram".
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 MAX_BUCKETS = 80
 MAX_SCALE = 4
+NEAR_ZERO = 1e-12  # right edge of a bucket that holds zeros alone
 
 
 def summarize(values: Any) -> dict:
@@ -68,6 +71,61 @@ def _finish(finite: Any, nonfinite: int, positive: Counter, negative: Counter) -
         "positive": _dense(positive),
         "negative": _dense(negative),
     }
+
+
+def of_buckets(edges: Sequence[float], counts: Sequence[float]) -> dict:
+    """Turn plain buckets into a record: each count goes to where the middle of its bucket lies.
+
+    Sum, minimum and maximum are estimates, from the middles and the outer edges of what is filled.
+
+    Args:
+        edges: in ascending order, one more than counts.
+        counts: of the values between each two edges; rounded.
+    """
+    # Around zero it is zero: that is where `edges` puts them, and half-way it would have no sign.
+    middles = [0.0 if a < 0 < b else (a + b) / 2 for a, b in itertools.pairwise(edges)]
+    filled = [(m, round(n)) for m, n in zip(middles, counts, strict=True) if round(n) > 0]
+    positive, negative = Counter(), Counter()
+    for middle, count in filled:
+        if middle > NEAR_ZERO:
+            positive[_exponent(middle)] += count
+        elif middle < -NEAR_ZERO:
+            negative[_exponent(-middle)] += count
+    record = _finish([m for m, _ in filled], 0, positive, negative)
+    total = sum(count for _, count in filled)
+    inside = [i for i, n in enumerate(counts) if round(n) > 0]
+    return record | {
+        "count": total,
+        "sum": float(sum(middle * count for middle, count in filled)),
+        "min": float(edges[inside[0]]) if inside else 0.0,
+        "max": float(edges[inside[-1] + 1]) if inside else 0.0,
+        "zero_count": total - sum(positive.values()) - sum(negative.values()),
+    }
+
+
+def edges(record: dict) -> tuple[list[float], list[int]]:
+    """Turn a record's exponential buckets into plain ones, from the lowest to the highest.
+
+    Returns:
+        Edges in ascending order, one more than counts; the counts between them, whose sum is the
+        record's `count`. Zeros lie in a bucket around zero.
+    """
+    (low, negative), (high, positive) = record["negative"], record["positive"]
+    below = [-_edge(record["scale"], low + i) for i in range(len(negative), -1, -1)]
+    above = [_edge(record["scale"], high + i) for i in range(len(positive) + 1)]
+    below, above = below if negative else [], above if positive else []
+    zeros = record["zero_count"]
+    if not below and not above:
+        return [0.0, NEAR_ZERO], [zeros]
+    if not zeros and not (below and above):
+        return below + above, [*reversed(negative), *positive]
+    below, above = below or [-above[0]], above or [-below[-1]]
+    return below + above, [*reversed(negative), zeros, *positive]
+
+
+def _edge(scale: int, index: int) -> float:
+    """Compute base^index, kept in the range of a float."""
+    return 2.0 ** min(max(index * 2.0**-scale, -1074.0), 1023.9999)
 
 
 def _halve(counts: Counter) -> Counter:

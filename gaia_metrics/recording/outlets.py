@@ -1,4 +1,4 @@
-"""The ways out of a run that the environment asks for: a receiver, notices to people.
+"""The ways out of a run beside its folder: a receiver, mirrors, notices to people.
 
 http.client, ssl and the like take 0.3 s to import on a slow core, so they are imported here, where
 an address is set. A setting that cannot work is one warning; the run is recorded all the same.
@@ -7,7 +7,7 @@ an address is set. A setting that cannot work is one warning; the run is recorde
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from gaia_metrics.errors import MetricsError
@@ -16,6 +16,7 @@ from gaia_metrics.recording.opening import Opened
 from gaia_metrics.sending import facts
 
 if TYPE_CHECKING:
+    from gaia_metrics.recording.mirror import Mirror
     from gaia_metrics.recording.notices import Notices
     from gaia_metrics.sending.exporter import Exporter
     from gaia_metrics.sending.settings import ExportSettings
@@ -54,6 +55,26 @@ def exporter(
             "make the run folder writable, then `gaia-metrics sync`",
         )
         return None
+
+
+def mirrors(names: Sequence[str], opened: Opened, process: int, warn: Warn) -> list[Mirror]:
+    """Open the sinks of process 0; one that cannot be opened is one warning, and left out."""
+    if not names or process != 0 or opened.writer is None:
+        return []
+    from gaia_metrics.recording.mirror import Mirror, open_target
+
+    opens = []
+    for name in names:
+        try:
+            opens.append(Mirror(name, open_target(name, opened), warn))
+        except (Exception, SystemExit) as error:  # whatever another program comes up with
+            detail = " ".join(str(error).split())[:200]
+            warn(
+                f"sink-{name}",
+                f"the mirror for {name} cannot be opened ({type(error).__name__}: {detail})",
+                "the run folder has everything",
+            )
+    return opens
 
 
 def notices(opened: Opened, host: str, warn: Warn) -> Notices | None:

@@ -21,6 +21,7 @@ from gaia_metrics.errors import MetricsError
 from gaia_metrics.grafana import dashboard_url
 from gaia_metrics.recording import exit_hooks, outlets
 from gaia_metrics.recording.histogram import summarize
+from gaia_metrics.recording.mirror import check_sinks
 from gaia_metrics.recording.opening import derive, open_folder
 from gaia_metrics.recording.sdk import SdkMetrics
 from gaia_metrics.recording.vitals import Vitals
@@ -32,6 +33,7 @@ from gaia_metrics.storage import folder
 Resume = Literal["allow", "must", "never"]
 Status = Literal["finished", "crashed", "stopped"]
 EXIT_TIMEOUT_S = 5.0
+MIRROR_TIMEOUT_S = 20.0  # W&B's process closes its file
 FACTS_WAIT_S = 2.0  # at the end, for git
 
 
@@ -48,6 +50,7 @@ def init(
     watch: WatchConfig | None = None,
     tags: Sequence[str] = (),
     notes: str = "",
+    sinks: Sequence[str] = (),
 ) -> Run:
     """Start recording a run, or resume one.
 
@@ -68,11 +71,15 @@ def init(
         watch: limits of the alerts.
         tags: words to find the run by.
         notes: a remark for readers of the run.
+        sinks: "wandb" (an offline run) and "tensorboard" (an event file) get a copy of process 0's
+            records in RUN/mirrors; see mirror.py.
 
     Raises:
-        MetricsError: `resume` and the folder contradict each other, or run_id is malformed. A
-            folder that cannot be written is no error: training goes on with a warning.
+        MetricsError: `resume` and the folder contradict each other, run_id is malformed, or a
+            sink is unknown or not installed. A folder that cannot be written is no error:
+            training goes on with a warning.
     """
+    chosen = check_sinks(sinks) if sinks else ()
     path = Path(dir) if dir is not None else Path("runs") / name
     _close_own(path, process_index)
     known = folder.read_json(path / "run.json")
@@ -86,7 +93,7 @@ def init(
         "config": redact({} if config is None else config),
     }
     limits = watch or WatchConfig()
-    return Run(path, known | identity, resume_step, process_index, system_interval, limits)
+    return Run(path, known | identity, resume_step, process_index, system_interval, limits, chosen)
 
 
 def _check_resume(path: Path, known: dict, resume: str, run_id: str | None) -> None:
@@ -132,6 +139,7 @@ class Run:
         process: int,
         system_interval: float,
         watch: WatchConfig,
+        mirrors: Sequence[str] = (),
     ) -> None:
         self._process = process
         self._warned: dict[str, str] = {}
@@ -150,6 +158,8 @@ class Run:
         sinks: list[Sink] = [Watch(self._alert_from_watch, watch)]
         if self._exporter is not None:
             sinks.append(self._exporter)
+        self._mirrors = outlets.mirrors(mirrors, opened, process, self._warn)
+        sinks += self._mirrors
         self._notices = None
         if process == 0:
             self._notices = outlets.notices(opened, attempt["host"], self._warn)
@@ -267,7 +277,7 @@ class Run:
         """Write everything, send what the receiver takes, and close.
 
         Takes at most ten seconds, and no longer than two where the receiver is down: what is left
-        stays on disk. Later calls do nothing.
+        stays on disk. Sinks may take twenty more. Later calls do nothing.
         """
         if self._finished:
             return
@@ -275,6 +285,8 @@ class Run:
         self._vitals.status = status
         if not self._worker.stop(EXIT_TIMEOUT_S):
             self._warn("slow-finish", "finish() gave up after 5 s with values unwritten", "")
+        for mirror in self._mirrors:
+            mirror.end(status)
         exporter = self._exporter
         if exporter is not None:
             patience = 1.0 if exporter.sender.failing else EXIT_TIMEOUT_S
@@ -287,6 +299,8 @@ class Run:
         if self._notices is not None:
             self._notices.ended(status, self._worker.last_step)
             self._notices.close(EXIT_TIMEOUT_S)
+        for mirror in self._mirrors:
+            mirror.close(MIRROR_TIMEOUT_S)
         if self._closed_whole:
             self._vitals.beat(self._worker)
         if self._lock is not None:

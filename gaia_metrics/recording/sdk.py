@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from gaia.extras import install
 from gaia_metrics.errors import MetricsError
 
 
@@ -38,7 +39,7 @@ class SdkMetrics:
                 except ImportError as error:
                     raise MetricsError(
                         f"meter_provider needs {error.name}, which is not installed",
-                        "install gaia[metrics]",
+                        install("metrics"),
                     ) from error
             return self._provider
 

@@ -124,8 +124,6 @@ class Vitals:
                 self._due["system"] = time.monotonic() + min(1.0, self._interval)
         if values:
             worker.system(values)
-            if self._exporter is not None:
-                self._exporter.builder.values(-1, time.time_ns(), values, True)
         for record in histograms:
             worker.keep(record)
 

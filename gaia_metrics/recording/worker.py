@@ -42,7 +42,7 @@ class Sink(Protocol):
     """A taker of converted records beside the run folder: the OTLP spool, the watch for alerts."""
 
     def values(self, step: int, time_ns: int, values: dict[str, float], system: bool) -> None:
-        """Take one `log()`; `system` is False."""
+        """Take one `log()`, or a sample of system values (where `system` is True)."""
 
     def record(self, record: dict) -> None:
         """Take a text, histogram or alert."""
@@ -274,6 +274,7 @@ class Worker:
     def keep(self, record: dict, step: int | None = None, time_ns: int = 0) -> None:
         """Keep a text, histogram or alert, of the last step unless told (in the thread)."""
         record |= {
+            "name": record["name"].encode("utf-8", "replace").decode(),  # no lone surrogates
             "step": max(0, self.last_step) if step is None else step,
             "time_ns": time_ns or self.unix_ns(time.monotonic_ns()),
             "seq": self._records,
@@ -286,9 +287,11 @@ class Worker:
 
     def system(self, values: dict[str, float]) -> None:
         """Keep a sample of system values (called from `on_tick`, in the thread)."""
+        time_ns = self.unix_ns(time.monotonic_ns())
         if self._writer is not None:
-            time_ns = self.unix_ns(time.monotonic_ns())
             self._writer.values(self.last_step, time_ns, values, b"S")
+        for sink in self._sinks:
+            sink.values(self.last_step, time_ns, values, True)
 
     def _pass_barrier(self, mark: Barrier) -> None:
         mark.ok = self._write(keep_open=3, through=mark.step, fsync=True)

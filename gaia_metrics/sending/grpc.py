@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
+from gaia.extras import install
 from gaia_metrics.errors import MetricsError
 from gaia_metrics.sending.outcome import NO_ENDPOINT, Outcome, accepted
 from gaia_metrics.sending.settings import ExportSettings
@@ -25,7 +26,7 @@ class GrpcTransport:
         except ImportError as error:
             raise MetricsError(
                 "OTEL_EXPORTER_OTLP_PROTOCOL=grpc needs grpcio, which is not installed",
-                "install gaia[metrics] or use http/protobuf",
+                f"{install('metrics')}, or use http/protobuf",
             ) from error
         self._grpc: Any = grpc
         self._settings = settings

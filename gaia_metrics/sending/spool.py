@@ -132,7 +132,18 @@ class Spool:
             target = self._folder / f"rejected-p{self._process}-{time.time_ns():020d}"
             target.write_bytes(self._data[self._offset + 8 : self._next])
             self._offset = self._next
+            self._bound_refused()
             return target
+
+    def _bound_refused(self) -> None:
+        """Drop the oldest refused requests beyond the limit; the segments hold their values."""
+        files = refused(self._folder, self._process)
+        total = sum(path.stat().st_size for path in files)
+        while total > self._limit and len(files) > 1:
+            oldest = files.pop(0)
+            total -= oldest.stat().st_size
+            oldest.unlink(missing_ok=True)
+            self.dropped_files += 1
 
     def refused(self) -> list[Path]:
         """Files of refused requests, oldest first; see `read_refused`."""

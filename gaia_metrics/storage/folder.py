@@ -5,6 +5,7 @@ RUN/status.json       heartbeat: status, last step, warnings; replaced every few
 RUN/metrics.jsonl     one line per step, derived
 RUN/metrics/p0-*.seg  segments: the truth
 RUN/metrics/spool/    OTLP requests that no receiver has acknowledged yet
+RUN/mirrors/          copies for W&B and TensorBoard, where they were asked for
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from gaia_metrics.errors import FormatError, MetricsError
 from gaia_metrics.storage import atomic, segments
 
+MIRRORS = "mirrors"
 RUN_ID = re.compile(r"20\d\d(0[1-9]|1[0-2])[A-Za-z0-9._-]{0,120}$")
 
 
@@ -142,6 +144,7 @@ def delete(path: Path) -> None:
         for name in ("run.json", "status.json", "metrics.jsonl"):
             (path / name).unlink(missing_ok=True)
         shutil.rmtree(metrics, ignore_errors=True)
+        shutil.rmtree(path / MIRRORS, ignore_errors=True)
     finally:
         for lock in locks:
             lock.release()

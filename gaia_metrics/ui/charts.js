@@ -10,6 +10,7 @@ export const charts = new Map(); // metric -> chart
 export const cache = new Map(); // metric -> Map(run -> { stamp, line })
 const sections = new Map(); // prefix -> { node, grid, metrics, whole }
 let generation = 0; // of the x axis
+let filter = ""; // the metrics' filter when the sections were last arranged
 
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) entry.target.inView = entry.isIntersecting;
@@ -45,12 +46,16 @@ function arrange(metrics) {
   for (const metric of [...charts.keys()]) if (!wanted.has(metric)) drop(metric);
   for (const prefix of [...sections.keys()])
     if (!groups.has(prefix)) { sections.get(prefix).node.remove(); sections.delete(prefix); }
+  // What a new filter finds is shown, also where its section was closed.
+  const found = $("metrics").value && $("metrics").value !== filter && metrics.length <= SECTION;
+  filter = $("metrics").value;
   let open = 0;
   for (const [prefix, names] of groups) {
     if (!sections.has(prefix)) sections.set(prefix, newSection(prefix, open < OPEN));
     open += Math.min(names.length, SECTION);
     const section = sections.get(prefix);
     section.metrics = names;
+    if (found) section.node.open = true;
     section.title.textContent = `${prefix} (${names.length})`;
     fill(section);
   }
@@ -222,13 +227,21 @@ export function plot(chart, lines, { weight = 0, logX = false, logY = false, sec
   const large = chart.figure.classList.contains("large");
   chart.plot = new uPlot({
     width: Math.max(240, chart.figure.clientWidth - 22),
-    height: large ? Math.max(240, innerHeight - 140 - 22 * lines.length) : 190, series, bands,
+    height: large ? 240 : 190, series, bands,
     scales: { x: { time: false, distr: logX ? 3 : 1 }, y: { distr: logY ? 3 : 1 } },
     axes: axes(seconds), cursor: { sync: { key: sync }, points: { size: 5 } }, legend: { live: true },
     hooks: { ready: [hideRows(series)], setSelect: sync === "charts" ? [zoomed] : [] },
   }, uPlot.join(data), chart.holder);
+  if (large) requestAnimationFrame(() => fillScreen(chart.plot));
   if (sync === "charts") chart.plot.over.addEventListener("dblclick", () => setZoom(null));
   if (zoom) chart.plot.setScale("x", { min: zoom[0], max: zoom[1] });
+}
+
+// The height that the legend leaves, once it is laid out.
+function fillScreen(u) {
+  if (!u?.root.isConnected) return;
+  const legend = u.root.querySelector(".u-legend").offsetHeight;
+  u.setSize({ width: u.width, height: Math.max(240, innerHeight - legend - 60) });
 }
 
 const hideRows = (series) => (u) => u.root.querySelectorAll(".u-series").forEach((row, i) => {

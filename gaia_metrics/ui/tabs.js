@@ -5,6 +5,11 @@ import { $, element, get, ink, number, say, when } from "./util.js";
 
 const text = (v) => (typeof v === "number" ? number(v) : v ?? "–");
 
+const TEXTS = 20; // of a run's page; the samples tab has more, and a filter
+
+const article = (head, body) => element("article", {},
+  element("h3", { textContent: head }), element("pre", { textContent: body }));
+
 function table(head, rows) {
   return element("table", {}, element("tr", {}, ...head.map((h) => element("th", { textContent: h }))),
     ...rows.map(([name, ...cells]) => element("tr", { className: name.startsWith("config.") ? "differs" : "" },
@@ -24,15 +29,15 @@ export async function compare() {
 export async function run() {
   const id = state.run || chosen()[0];
   if (!id) { $("run").replaceChildren(); say("Select a run on the left."); return; }
-  const [facts, alerts, histograms] = await Promise.all([get("run", { run: id }),
-    get("texts", { run: id, kind: "alert" }), get("histograms", { run: id })]);
+  const [facts, alerts, histograms, texts] = await Promise.all([get("run", { run: id }),
+    get("texts", { run: id, kind: "alert" }), get("histograms", { run: id }), get("texts", { run: id })]);
   const row = find(id) || {}, attempts = facts.attempts || [];
   const last = attempts.length ? attempts[attempts.length - 1] : {};
   const known = [["id", facts.id], ["project", facts.project], ["status", row.status],
     ["tags", (facts.tags || []).join(", ")], ["notes", facts.notes], ["folder", facts.path],
     ["host", last.host || row.host], ["started", when(row.started)], ["updated", when(row.updated)],
     ["attempts", attempts.length || row.attempts], ["commit", facts.git?.commit],
-    ["branch", facts.git?.branch], ["changes", facts.git?.dirty], ["program", facts.program]].filter(([, v]) => v !== undefined && v !== "");
+    ["branch", facts.git?.branch], ["changes", facts.git?.dirty === undefined ? undefined : facts.git.dirty ? "uncommitted" : "none"], ["program", facts.program]].filter(([, v]) => v !== undefined && v !== "");
   const block = (title, ...content) => element("section", {}, element("h2", { textContent: title }), ...content);
   const parts = [block(`${row.name || facts.name}`, table(["", ""], known.map(([k, v]) => [k, String(v)]))),
     block("Config", table(["", ""], Object.entries(facts.config))),
@@ -43,6 +48,8 @@ export async function run() {
   const names = [...new Set(histograms.map((h) => h.name))];
   if (names.length) parts.push(block("Histograms over steps",
     ...names.map((name) => heatmap(name, histograms.filter((h) => h.name === name)))));
+  if (texts.length) parts.push(block(texts.length > TEXTS ? `Newest ${TEXTS} of ${texts.length} texts` : "Texts",
+    ...texts.slice(-TEXTS).reverse().map((t) => article(`step ${t.step} · ${t.name}`, t.text))));
   if (facts.versions) parts.push(block("Versions", table(["", ""], Object.entries(facts.versions))));
   $("run").replaceChildren(...parts);
   say("");
@@ -85,9 +92,8 @@ export async function samples() {
     for (const kind of ["alert", "text"])
       for (const item of (await get("texts", { run: id, kind })).reverse())
         if (`${item.name} ${item.text}`.toLowerCase().includes(words) && blocks.length < 200)
-          blocks.push(element("article", {},
-            element("h3", { textContent: `${label(id)} · step ${item.step} · ${item.name}${kind === "alert" ? ` · ${item.level}` : ""}` }),
-            element("pre", { textContent: item.text })));
+          blocks.push(article(`${label(id)} · step ${item.step} · ${item.name}${kind === "alert" ? ` · ${item.level}` : ""}`,
+            item.text));
   $("samples").replaceChildren(...blocks);
   say(blocks.length ? "" : words ? "No sample matches." : "The selected runs have logged no samples.");
 }

@@ -20,6 +20,7 @@ export async function get(path, parameters = {}) {
 export function number(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   const size = Math.abs(value);
+  if (size >= 1e15) return value.toExponential(2); // FLOPs: no letter stands for them
   if (size >= 1e4)
     return Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 }).format(value);
   return size !== 0 && size < 1e-3 ? value.toExponential(2) : String(+value.toPrecision(5));

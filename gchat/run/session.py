@@ -38,7 +38,8 @@ class Session:
         command: command line that trains, to which people add `--resume`.
 
     Raises:
-        ConfigError: a run lies there already, or there is none to resume.
+        ConfigError: a run lies there already, there is none to resume, or a sink's package is not
+            installed.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Session:
         self.resume, self._allow_restart, self._extend = resume, allow_restart, extend
         self.group = group or Group()
         if self.group.first:
+            _check_sinks(config)
             if resume:
                 run_folder.check_resumable(config.run.folder)
             else:
@@ -146,6 +148,7 @@ class Session:
             dir=self.folder.path,
             resume_step=step,
             process_index=self.group.index,
+            sinks=self.config.metrics.sinks,
         )
         mine = begin(run_id=self._run_id) if self.group.first else None
         self._run_id = self.group.broadcast(lambda: mine and mine.id)
@@ -260,3 +263,11 @@ class Outcome(NamedTuple):
     """`step` is the last step of the run, and saved."""
     checkpoint: str
     """Path of the newest checkpoint."""
+
+
+def _check_sinks(config: TrainConfig) -> None:
+    """Refuses, before anything is made, sinks whose packages are missing."""
+    try:
+        gaia_metrics.check_sinks(config.metrics.sinks)
+    except gaia_metrics.MetricsError as error:
+        raise ConfigError(f"metrics.{error.problem}", error.remedy) from error

@@ -1,14 +1,18 @@
 """Real parts of the stack without containers: the collector, Caddy, and clickhouse-go.
 
-They are built with Go from pinned modules (the module proxy is needed once; the binaries are kept
-under $GAIA_HOME/test-parts) and run with deploy/'s own configuration; only addresses, secrets'
-files and the transport to ClickHouse (HTTP instead of native, without compression) are overlaid.
+They are built with Go from pinned modules (the module proxy is needed once) and run with deploy/'s
+own configuration; only addresses, secrets' files and the transport to ClickHouse (HTTP instead of
+native, without compression) are overlaid.
+
+The binaries outlive a test run, which has a GAIA_HOME of its own: they are kept by their versions
+in $GAIA_TEST_PARTS, or else in gaia-test-parts below the user's cache ($XDG_CACHE_HOME, ~/.cache).
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -28,24 +32,37 @@ CADDY = "github.com/caddyserver/caddy/v2/cmd/caddy@v2.11.4"
 TOKEN = "t0ken"
 
 
+def parts_home() -> Path:
+    """The folder of binaries that were built before."""
+    if chosen := os.environ.get("GAIA_TEST_PARTS"):
+        return Path(chosen)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "gaia-test-parts"
+
+
 def build(name: str, recipe: str, commands: list[list[str]], copy: Path | None = None) -> Path:
-    """A binary called `name`, kept by the hash of its recipe; skips where Go is missing."""
-    home = Path(os.environ.get("GAIA_HOME") or Path.home() / ".cache" / "gaia") / "test-parts"
-    target = home / hashlib.sha256(recipe.encode()).hexdigest()[:16] / name
+    """A binary called `name`, built once per recipe and machine type; skips where Go is missing."""
+    key = f"{recipe}\n{platform.system()} {platform.machine()}"
+    target = parts_home() / hashlib.sha256(key.encode()).hexdigest()[:16] / name
     if target.exists():
         return target
     if shutil.which("go") is None:
         pytest.skip(f"{name} is built with Go, which is not installed")
     work = target.with_suffix(f".{os.getpid()}")
     shutil.rmtree(work, ignore_errors=True)
-    if copy is not None:
-        shutil.copytree(copy, work)
-    work.mkdir(parents=True, exist_ok=True)
-    for command in commands:
-        env = os.environ | {"GOBIN": str(work / "bin"), "GOFLAGS": "-buildvcs=false"}
-        subprocess.run(command, cwd=work, check=True, env=env, capture_output=True, timeout=1500)
-    os.replace(next(p for p in work.rglob(name) if p.is_file()), target)
-    shutil.rmtree(work)
+    try:
+        if copy is not None:
+            shutil.copytree(copy, work)
+        work.mkdir(parents=True, exist_ok=True)
+        for command in commands:
+            env = os.environ | {"GOBIN": str(work / "bin"), "GOFLAGS": "-buildvcs=false"}
+            subprocess.run(
+                command, cwd=work, check=True, env=env, capture_output=True, timeout=1500
+            )
+        # In one step: another test run may be looking, or building the same.
+        os.replace(next(p for p in work.rglob(name) if p.is_file()), target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     return target
 
 
@@ -109,7 +126,9 @@ class Collector:
             "extensions": {
                 "health_check": {"endpoint": f"127.0.0.1:{self.health}"},
                 "bearertokenauth": {"filename": str(folder / "token")},
-                "file_storage/queue": {"directory": str(queue)},
+                "file_storage/queue": {
+                    "directory": str(queue), "compaction": {"directory": str(queue)},
+                },
             },
             "receivers": {"otlp": {"protocols": {
                 "grpc": {"endpoint": f"127.0.0.1:{self.grpc}"},

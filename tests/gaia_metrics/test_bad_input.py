@@ -4,6 +4,7 @@ import json
 import math
 import os
 import stat
+import threading
 import time
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 import gaia_metrics
-from gaia_metrics import doctor
+from gaia_metrics import cli, doctor
+from gaia_metrics.reading.local import LocalSource
 from gaia_metrics.recording.watch import Watch, WatchConfig
 from gaia_metrics.storage import jsonl, segments
 
@@ -210,3 +212,48 @@ def test_an_alert_stands_at_the_last_step_logged_before_it(tmp_path):
     run.finish()
     (alert,) = (r for r in segments.read_all(tmp_path / "n/metrics") if r.kind == "alert")
     assert alert.step == 41
+
+
+NAMES = [
+    "a/b", "a.b", "a b", "Größe", "loss 🔥", "\"quoted\"", "it's", "a\nb", "a\x00b", "${HOME}",
+    "__proto__", "constructor", "a,b", "%s", "x" * 5000, "\ud800lone",
+]  # fmt: skip
+
+
+def test_names_of_any_kind_come_back(tmp_path, capsys):
+    run = gaia_metrics.init("p", "n", dir=tmp_path / "n", system_interval=0)
+    run.log(0, {name: float(i) for i, name in enumerate(NAMES)})
+    run.text(0, NAMES[-1], "text \ud800 too")
+    run.finish()
+    kept = [name.encode("utf-8", "replace").decode() for name in NAMES]
+    source = LocalSource(tmp_path)
+    assert sorted(source.metric_names("n")) == sorted(kept)
+    values = source.series(["n"], kept)
+    assert dict(zip(values["metric"], values["value"], strict=True)) == {
+        name: float(i) for i, name in enumerate(kept)
+    }
+    (record,) = (r for r in segments.read_all(tmp_path / "n/metrics") if r.kind == "text")
+    assert (record.data["name"], record.data["text"]) == ("?lone", "text ? too")
+    for command in (["show", "n"], ["export", "n"], ["ls"]):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([*command, "--dir", str(tmp_path)])
+        assert stopped.value.code == 0, capsys.readouterr().err
+    assert "loss 🔥" in capsys.readouterr().out
+
+
+def test_threads_lose_nothing(tmp_path):
+    run = gaia_metrics.init("p", "n", dir=tmp_path / "n", system_interval=0)
+
+    def log(thread):
+        for step in range(1000):
+            run.log(step, {f"t{thread}": float(step)})
+
+    threads = [threading.Thread(target=log, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    run.finish()
+    lines = [json.loads(line) for line in (tmp_path / "n/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1000))
+    assert all(line[f"t{n}"] == line["step"] for line in lines for n in range(8))

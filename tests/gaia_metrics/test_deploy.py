@@ -8,12 +8,16 @@ import stat
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+from tests.fakes import real_parts
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
 PINNED = re.compile(r"^[a-z0-9./-]+:v?\d+\.\d+(\.\d+)*(-alpine)?$")
 
 # Keys of each component, from its documentation in opentelemetry-collector(-contrib) v0.165.0:
@@ -128,6 +132,10 @@ def test_compose():
                 assert source in compose["volumes"]
         for secret in service.get("secrets", ()):
             assert secret in compose["secrets"]
+    for name, service in compose["services"].items():
+        published = [str(port) for port in service.get("ports", ())]
+        assert all(p.startswith(("${GAIA_BIND:-0.0.0.0}:", "127.0.0.1:")) for p in published)
+        assert not published or name == "caddy"
     assert compose["services"]["clickhouse"]["networks"] == ["database"]
     assert compose["networks"]["database"]["internal"] is True
     for name in ("clickhouse", "grafana", "caddy"):
@@ -208,6 +216,9 @@ def test_dry_runs_change_nothing(copy, tmp_path):
         assert done.returncode == 0, done.stderr
         assert "docker compose up" in done.stdout and "grafana/grafana:" in done.stdout
     assert sorted(p for p in deploy.rglob("*")) == before and not (tmp_path / "calls").exists()
+    for arguments, address in (([], "127.0.0.1"), (["--domain", "m.example.org"], "0.0.0.0")):
+        done = run(["bash", deploy / "up.sh", "--dry-run", *arguments], env)
+        assert f"GAIA_BIND={address}" in done.stdout.splitlines()  # what Caddy's ports listen on
     for script in ("up.sh", "k8s/install.sh"):  # by a relative name, as people call it
         command = ["bash", f"deploy/{script}", "--help"]
         told = subprocess.run(command, capture_output=True, text=True, cwd=deploy.parent)
@@ -267,6 +278,24 @@ def test_compose_and_kubernetes_run_the_same_versions():
         assert pinned.get(name, tag) == tag
     grafana = (DEPLOY / "k8s/grafana.yaml").read_text()
     assert compose["grafana"]["environment"]["GF_PLUGINS_PREINSTALL_SYNC"] in grafana
+
+
+def test_the_versions_that_tests_build_are_those_that_are_deployed():
+    """compose.yaml is the one place of versions; the parts of the slow chain follow it."""
+    versions = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["x-versions"]
+    tags = {name: re.split("[:@]", image)[-1] for name, image in versions.items()}
+    builder = yaml.safe_load((ROOT / "tests/fakes/collector/builder.yaml").read_text())
+    assert builder["dist"]["version"] == tags["collector"]
+    release = tags["collector"].rpartition(".")[0]  # contrib's modules may be a patch ahead
+    modules = [m["gomod"] for part in ("receivers", "exporters", "extensions", "processors")
+               for m in builder[part]]  # fmt: skip
+    assert all(f" v{release}." in module for module in modules)
+    assert real_parts.OCB.endswith(f"@v{tags['collector']}")
+    assert real_parts.CADDY.endswith(f"@v{tags['caddy'].removesuffix('-alpine')}")
+    engine = metadata.version("chdb-core").split(".")[:2]
+    assert engine == tags["clickhouse"].split(".")[:2]
+    page = (DEPLOY / "README.md").read_text()
+    assert [tag for tag in tags.values() if tag not in page] == []
 
 
 def test_backup_keeps_the_newest(tmp_path):

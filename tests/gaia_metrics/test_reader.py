@@ -128,6 +128,37 @@ def test_limits_hold(stage):
         urllib.request.urlopen(request)
 
 
+@pytest.mark.slow
+def test_batches_of_many_months_and_many_small_ones_are_taken(tmp_path):
+    """150 months in one batch, as imported runs may come, and 400 batches of one row."""
+    now = 1_795_000_000_000_000_000
+
+    def row(run, step):
+        return {"ResourceAttributes": {"gaia.run.id": run, "gaia.run.attempt": "1"}, "Value": 1.0,
+                "MetricName": "a", "Attributes": {"step": str(step)}, "StartTimeUnix": now,
+                "TimeUnix": now}  # fmt: skip
+
+    with clickhouse_http.serve(tmp_path / "ch", "gaia_admin"):
+        pass
+    months = [f"{2010 + n // 12}{n % 12 + 1:02}-a" for n in range(150)]
+    with clickhouse_http.serve(tmp_path / "ch", "otel_writer") as writer:
+        insert = clickhouse_http.inserter(writer.port, "otel_writer")
+        insert({"otel_metrics_gauge": [row(run, 0) for run in months]})
+        for step in range(400):
+            insert({"otel_metrics_gauge": [row("202611-b", step)]})
+    with clickhouse_http.serve(tmp_path / "ch", "gaia_admin") as admin:
+
+        def rows(sql):
+            return json.loads(ask(admin.port, "gaia_admin", sql, default_format="JSONCompact"))
+
+        counts = rows("SELECT uniqExact(run_id), count() FROM gaia.metrics")["data"]
+        assert [int(n) for n in counts[0]] == [151, 550]
+        parts = "SELECT max(n) FROM (SELECT count() n FROM system.parts WHERE active AND "
+        parts += "database = 'gaia' GROUP BY table, partition)"
+        # 300 parts of a partition delay inserts (parts_to_delay_insert's own default is 1000).
+        assert int(rows(parts)["data"][0][0]) < 300
+
+
 def test_the_documented_address_reaches_the_database():
     """README's notebook line: Caddy passes the loopback port on, and nothing else is published."""
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]

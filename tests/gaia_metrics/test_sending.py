@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -172,6 +173,37 @@ def test_names_of_refused_batches_never_collide(tmp_path):
         spool.set_aside()
     assert [p.read_bytes()[1:] for p in spool.refused()] == [str(n).encode() for n in range(30)]
     spool.close()
+
+
+def test_refused_batches_are_bounded_like_the_spool(tmp_path):
+    spool = Spool(tmp_path / "spool", 0, 1000)
+    for n in range(30):
+        spool.append(b"m", b"%03d" % n + b"x" * 97)
+        assert spool.peek() is not None
+        spool.set_aside()
+    kept = [path.read_bytes()[1:4] for path in spool.refused()]
+    assert kept == [b"%03d" % n for n in range(21, 30)] and spool.dropped_files == 21
+    spool.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_a_receiver_that_never_answers_hangs_no_exit(tmp_path, protocol):
+    """It accepts connections and is silent; the values are in the folder, and the exit comes."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        env = os.environ | {
+            ENDPOINT: f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        }
+        code = "import gaia_metrics, sys; run = gaia_metrics.init('p', 'n', dir=sys.argv[1])\n"
+        code += "for step in range(2000): run.log(step, {'a': 1.0})"
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "n")], env=env, timeout=120,
+            capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 0 and "not sent yet" in done.stderr
+    assert len((tmp_path / "n/metrics.jsonl").read_text().splitlines()) == 2000
+    assert json.loads((tmp_path / "n/status.json").read_text())["unsent_bytes"] > 0
 
 
 def test_requests_are_cut_by_bytes():

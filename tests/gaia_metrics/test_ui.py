@@ -1,5 +1,6 @@
 """The local dashboard in headless Chromium, over real run folders, one of them live."""
 
+import contextlib
 import json
 import threading
 import time
@@ -10,7 +11,7 @@ import pytest
 
 import gaia_metrics
 from gaia_metrics.query import connect
-from gaia_metrics.storage import segments
+from gaia_metrics.storage import folder, segments
 from gaia_metrics.ui.server import serve
 
 
@@ -44,6 +45,15 @@ def site(tmp_path_factory):
     server.shutdown()
     server.server_close()
     live.finish()
+
+
+@contextlib.contextmanager
+def serving(source):
+    server = serve(source)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
 def get(url, **headers):
@@ -154,6 +164,13 @@ def test_a_live_run_moves(site, page):
         live.log(step, {"train/loss": 1.0, "train/tokens": 10.0 * step})
     page.wait_for_function(f"() => {points} === 60")
     page.wait_for_function("() => document.querySelector('#runs').innerText.includes('step 59')")
+    page.click("[data-tab=samples]")
+    live.text(60, "samples", "a later text")
+    live.log(60, {"train/loss": 0.125, "train/tokens": 600.0})
+    page.wait_for_function("() => document.querySelector('#samples').innerText.includes('later')")
+    page.click("[data-tab=compare]")
+    live.log(61, {"train/loss": 0.0625, "train/tokens": 610.0})
+    page.wait_for_function("() => document.querySelector('#compare').innerText.includes('0.0625')")
 
 
 @pytest.fixture(scope="module")
@@ -264,12 +281,16 @@ def test_groups_run_page_and_full_screen(slow_site, page):
     page.click("#runs .group button >> nth=0")
     page.click("figure button >> nth=0")
     assert page.locator("figure.large").bounding_box()["width"] == 1300
+    page.wait_for_function(
+        "() => document.querySelector('.large .uplot').offsetHeight > innerHeight - 80"
+    )
     page.keyboard.press("Escape")
     assert page.locator("figure.large").count() == 0
     page.click("#runs .open >> nth=0")
     page.wait_for_selector("#run canvas")
     shown = page.locator("#run").inner_text()
-    for part in ("model.depth", "<b>a remark</b>", "Last values", "seen", "python"):
+    for part in ("model.depth", "<b>a remark</b>", "Last values", "seen", "python",
+                 "step 3 · samples", "text of"):  # fmt: skip
         assert part in shown
     drawn = "(c) => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v)"
     assert page.eval_on_selector("#run canvas", drawn)
@@ -290,6 +311,67 @@ def test_an_unchanged_answer_is_not_sent_again(slow_site):
         get(f"{slow_site}/api/runs", **{"If-None-Match": tag})
     caught.value.close()
     assert caught.value.code == 304
+
+
+def test_unchanged_runs_are_not_read_again(tmp_path, monkeypatch):
+    """3,000 runs are listed every two seconds: only small files that changed are opened."""
+    runs = [record(tmp_path / f"r{i}", f"d{i}", 3, None) for i in range(4)]
+    for run in runs:
+        run.finish()
+    source, opened = connect(tmp_path), []
+    assert len(source.runs()) == 4
+    read = folder.read_json
+    monkeypatch.setattr(folder, "read_json", lambda path: opened.append(path) or read(path))
+    assert len(source.runs()) == 4 and opened == []
+    (tmp_path / "r2/status.json").touch()
+    assert len(source.runs()) == 4 and {path.parent.name for path in opened} == {"r2"}
+
+
+def test_looks_of_the_page_never_pile_up(tmp_path, page):
+    """On a server that is slower than the page's interval, one look at the list is under way."""
+    record(tmp_path / "r", "d", 3, None).finish()
+    source, under_way, most, count = connect(tmp_path), 0, 0, 0
+    listed = source.runs
+    source.runs = lambda: time.sleep(0.3) or listed()
+
+    def asked(request):  # counted in the browser, which sends requests of one address in turn
+        nonlocal under_way, most, count
+        if "/api/runs" in request.url:
+            under_way, count = under_way + 1, count + 1
+            most = max(most, under_way)
+
+    def answered(request):
+        nonlocal under_way
+        under_way -= "/api/runs" in request.url
+
+    page.on("request", asked)
+    page.on("requestfinished", answered)
+    page.add_init_script("""const set = setTimeout;
+        window.setTimeout = (call, ms) => set(call, Math.min(ms, 50));""")
+    with serving(source) as url:
+        page.goto(url)
+        page.wait_for_selector("figure .uplot")
+        deadline = time.monotonic() + 60
+        while count < 5 and time.monotonic() < deadline:
+            page.wait_for_timeout(100)
+        page.goto("about:blank")
+    assert count >= 5 and most == 1
+
+
+@pytest.mark.slow
+def test_five_thousand_metrics_open(tmp_path, page):
+    run = gaia_metrics.init("p", "wide", dir=tmp_path / "wide", system_interval=0)
+    for step in range(3):
+        run.log(step, {f"layer_{n % 10}/w{n}": float(step) for n in range(5000)})
+    run.finish()
+    with serving(connect(tmp_path)) as url:
+        page.goto(url)
+        page.wait_for_selector("figure .uplot")
+        assert page.locator("#charts summary").count() == 10
+        drawn = page.locator("#charts figure").count()
+        assert 0 < drawn <= 120  # one section of 60 opens the page, the next are closed
+        page.fill("#metrics", "w4321")
+        page.wait_for_function("() => document.querySelectorAll('#charts figure').length === 1")
 
 
 @pytest.mark.parametrize("width", [pytest.param(1300, marks=pytest.mark.slow), 390])

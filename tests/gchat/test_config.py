@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import runs
-from gaia.config import differences, load_yaml, to_dict, to_yaml
+from gaia.config import differences, load_yaml, parse, to_dict, to_yaml
 from gaia.errors import ConfigError
 from gchat.__main__ import main
 from gchat.config import ALIASES, CONFIG_DIR, TrainConfig, derive, load
@@ -233,3 +233,18 @@ def test_debug_shows_the_traceback(data_dir, tmp_path):
 def test_an_unknown_verb(capsys):
     assert main(["trian"]) == 2
     assert "trian" in capsys.readouterr().err
+
+
+def test_a_sink_that_is_not_installed_is_told_before_anything_is_made(tmp_path, monkeypatch):
+    from gaia_metrics.recording import mirror
+    from gchat.run.session import Session
+
+    monkeypatch.setattr(mirror, "installed", lambda package: package != "wandb")
+    folder = tmp_path / "run"
+    args = ["--metrics.sinks", "tensorboard", "wandb", "--run.dir", str(folder)]
+    config = parse(TrainConfig, args)
+    assert config.metrics.sinks == ("tensorboard", "wandb")
+    with pytest.raises(ConfigError) as raised:
+        Session(config, None, None)
+    assert str(raised.value).startswith("metrics.sinks: wandb is not installed; run `pip install")
+    assert not folder.exists()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from gaia.extras import install
 from gml.errors import AuthError, Unavailable
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
@@ -31,7 +32,7 @@ class SignIn:
         except ImportError:
             raise AuthError(
                 "google-auth is not installed",
-                "install gml with its google extra: uv tool install 'gaia[google]'",
+                install("google"),
             ) from None
         with self._lock:
             try:

@@ -14,7 +14,7 @@ from gchat.scaling.verify import compile_step
 ROWS = [row for row in read_rows()[0] if row.peak_bytes]
 CHECKING = [row for row in ROWS if row.role == "check"]
 needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (gaia[aot])"
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra aot)"
 )
 
 

@@ -1,0 +1,1 @@
+"""Runs of W&B and TensorBoard, brought into run folders."""
