@@ -16,7 +16,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from gaia import parallel
-from gaia.kernels.attention import attention
+from gaia.kernels.attention import Segments, attention
 from gaia.kernels.matmul import PRODUCT, Split, project
 from gaia.kernels.rotary import Rope, apply_rope, normalize_and_rotate
 from gaia.parallel import WEIGHTS
@@ -167,7 +167,7 @@ class Attention(nnx.Module):
         x_BTD: jax.Array,
         rope: Rope | None,
         *,
-        segment_ids_BT: jax.Array | None = None,
+        segment_ids_BT: Segments | None = None,
         window: int | None = None,
         cache: KVCache | None = None,
         cache_positions_BT: jax.Array | None = None,
