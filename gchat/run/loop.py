@@ -82,6 +82,8 @@ class Stage:
     """(params, alive) -> values for the log, by name."""
     sample: Callable[[Any], str] | None = None
     """(params) -> text to keep beside the metrics."""
+    core: Callable[[Any, Alive], dict[str, float]] | None = None
+    """The same as `evaluate` for CORE, every `eval.core_every_steps` and after the last step."""
 
 
 class InFlight(NamedTuple):
@@ -175,6 +177,7 @@ class Loop:
     def train(self) -> None:
         """Runs steps until the last one, a stop, or a bad one (BadStep)."""
         every, sample_every = self.config.eval.every_steps, self.config.eval.sample_every
+        core_every = self.config.eval.core_every_steps
         if self.step == 0:
             self.evaluate()
         self.progress.start()
@@ -194,6 +197,8 @@ class Loop:
                 self.evaluate(samples=True)
             elif every and self.step % every == 0:
                 self.evaluate(samples=bool(sample_every) and self.step % sample_every == 0)
+            if self.stage.core and (self.step == self.steps or self.step % core_every == 0):
+                self.evaluate_core()
             if self.step < self.steps and self.saves.due(self.step):
                 self.save()
 
@@ -290,6 +295,19 @@ class Loop:
                 text = self.stage.sample(self.state.params)
                 self.session.folder.append_samples(self.step, text)
                 self.session.metrics.text(self.step, "samples", text)
+
+    def evaluate_core(self) -> None:
+        """Evaluates on CORE at the current step."""
+        assert self.stage.core is not None
+        self.read_metrics(keep=0)
+
+        def alive(done: int, total: int) -> None:
+            self.watchdog.alive(f"evaluating CORE, item {done} of {total}")
+
+        with self.progress.paused("evaluating CORE"), self.watchdog.slow("evaluating CORE"):
+            values = self.stage.core(self.state.params, alive)
+            self.session.metrics.log(self.step, values)
+            self.progress.evaluated(self.step, values)
 
     def save(self) -> None:
         """Saves the current step, unless it is saved already."""

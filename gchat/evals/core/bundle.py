@@ -18,7 +18,7 @@ from typing import Any
 
 from gaia import storage
 from gaia.errors import ConfigError, DataError
-from gchat.evals.core.tasks import Task
+from gchat.evals.core.tasks import TASKS, Task
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 """nanochat's bundle, 161 MB as it unpacks; its task files are checked by their git hashes."""
@@ -63,26 +63,26 @@ def read(folder: str | None, tasks: Sequence[Task], *, must: bool = False) -> Bu
     missing: list[str] = []
     changed: list[str] = []
     digest = hashlib.sha256()
-    for task in tasks:
+    # The digest names the whole folder, so that results of some tasks serve an evaluation of all.
+    for task in TASKS:
         path = root / f"{task.file}.jsonl"
+        wanted = task in tasks
         if not path.is_file():
-            missing.append(task.name)
+            missing += [task.name] * wanted
             continue
         data = path.read_bytes()
         blob = git_blob(data)
-        if blob != task.git_blob:
-            changed.append(task.name)
         digest.update(f"{task.name} {blob}\n".encode())
-        items[task.name] = _items(path, data, task)
+        if wanted:
+            changed += [task.name] * (blob != task.git_blob)
+            items[task.name] = _items(path, data, task)
     if missing and must:
         raise ConfigError(
             f"the bundle in {place!r} has no file for {', '.join(missing)}",
-            f"add {missing[0]}'s {tasks_file(missing[0], tasks)}, or leave it out of --tasks",
+            f"add {tasks_file(missing[0], tasks)}, or leave it out of --tasks",
         )
     there = tuple(task for task in tasks if task.name in items)
-    return Bundle(
-        place, items, there, tuple(missing), tuple(changed), digest.hexdigest()[:8]
-    )  # fmt: skip
+    return Bundle(place, items, there, tuple(missing), tuple(changed), digest.hexdigest()[:8])
 
 
 def tasks_file(name: str, tasks: Sequence[Task]) -> str:
@@ -175,8 +175,6 @@ def _short(value: Any) -> str:
 
 def _downloaded(fetch: Callable[[], bytes] | None = None) -> Path:
     """Folder of the published bundle below $GAIA_HOME, downloaded where it is not there yet."""
-    from gchat.evals.core.tasks import TASKS
-
     folder = storage.home() / "core"
     if (folder / "eval_data").is_dir():
         return folder
