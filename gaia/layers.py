@@ -16,9 +16,10 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from gaia import parallel
-from gaia.kernels.attention import Segments, attention
+from gaia.kernels.attention import attention
 from gaia.kernels.matmul import PRODUCT, Split, project
 from gaia.kernels.rotary import Rope, apply_rope, normalize_and_rotate
+from gaia.kernels.segments import Segments
 from gaia.parallel import WEIGHTS
 from gaia.params import Dim, Role, UnplacedParameter, parameter, placement_of
 

@@ -19,9 +19,10 @@ import numpy as np
 from flax import nnx
 
 from gaia import parallel
-from gaia.kernels.attention import ATTENTION, Segments
+from gaia.kernels.attention import ATTENTION
 from gaia.kernels.matmul import PRODUCT
 from gaia.kernels.rotary import Rope, rope_table
+from gaia.kernels.segments import Segments
 from gaia.layers import (
     GATE_UP,
     QKV,

@@ -30,11 +30,10 @@ from jax.sharding import PartitionSpec as P
 
 from gaia import parallel
 from gaia.data import tries
-from gaia.data.batch import IGNORE
 from gaia.data.tries import Request
 from gaia.errors import ConfigError
-from gaia.kernels.attention import Trie
 from gaia.kernels.cross_entropy import target_scores, whole_head
+from gaia.kernels.segments import Trie
 from gchat.config import TrainConfig
 from gchat.model import GPT
 
@@ -222,7 +221,9 @@ def _read(scores: Any, laid: tries.Laid) -> list[tuple[int, LogLikelihood]]:
             part = slice(first, first + count)
             per_token = -nats_BM[b, part]
             total = float(per_token.sum(dtype=np.float64))
-            results.append((number, LogLikelihood(total, per_token, bool(greedy_BM[b, part].all()))))
+            results.append(
+                (number, LogLikelihood(total, per_token, bool(greedy_BM[b, part].all())))
+            )
     return results
 
 

@@ -3,7 +3,7 @@
 Scoring four answers to one prompt needs the prompt's keys and values once. Sorted, sequences stand
 in the order of a walk through their prefix tree, and what each shares with the one before is the
 length of their common beginning; so a row is filled sequence by sequence, each adding only its
-rest, and `ends` tells the tokens that a later one continues (`gaia.kernels.attention.Trie`).
+rest, and `ends` tells the tokens that a later one continues (`gaia.kernels.segments.Trie`).
 
     units    sequences that share at least half of the next one: the answers to one prompt
     merged   neighbours that share less, such as the first example, as long as they fit a short row

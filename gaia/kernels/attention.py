@@ -26,6 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 from gaia import parallel
 from gaia.errors import ConfigError
 from gaia.kernels import splash
+from gaia.kernels.segments import Segments, Trie, seen_through
 
 Impl = Literal["auto", "splash", "cudnn", "xla", "reference"]
 
@@ -36,23 +37,6 @@ run the forward kernel again."""
 # Added to nothing and compared with nothing: a finite "minus infinity" keeps exp and its
 # gradient free of NaN. Every query sees at least itself, so no row is made of these alone.
 _MASKED = -1e30
-
-
-class Trie(NamedTuple):
-    """Rows in which sequences that begin alike share their beginning, as in a prefix tree.
-
-    A token is seen by what comes after it in the row up to `ends`, so it lies once in a row for all
-    the sequences that go through it. A document packed alone is a trie without branches.
-    """
-
-    ends_BT: jax.Array
-    """int32 index in the row, behind the last token that continues this one."""
-    positions_BT: jax.Array
-    """int32 position of each token in its sequence, which sliding windows are measured in."""
-
-
-Segments = jax.Array | Trie
-"""Tells which tokens of a row see each other: ids of segments [B, T], or a trie."""
 
 
 class _Static(NamedTuple):
@@ -291,22 +275,6 @@ def _trie_of(place: _Place) -> bool:
     return place.segment_ids is not None and isinstance(place.segment_ids[0], Trie)
 
 
-def _continues(place: _Place, span: _Span, row0: jax.Array | int, window: int | None) -> jax.Array:
-    """Mask [B, rows, cols] of the keys whose sequences each query continues."""
-    assert place.segment_ids is not None
-    q, k = place.segment_ids
-    keys, rows = slice(span.low, span.high), span.stop - span.start
-    if not isinstance(q, Trie) or not isinstance(k, Trie):
-        return q[:, span.start : span.stop, None] == k[:, None, keys]
-    ends_B1S = k.ends_BT[:, None, keys]
-    t = row0 + jax.lax.broadcasted_iota(jnp.int32, (1, rows, ends_B1S.shape[2]), 1)
-    seen_BQS = t < ends_B1S
-    if window is not None:
-        here = q.positions_BT[:, span.start : span.stop, None]
-        seen_BQS &= k.positions_BT[:, None, keys] > here - window
-    return seen_BQS
-
-
 def _matmul(a: jax.Array, b: jax.Array, a_dim: int, b_dim: int) -> jax.Array:
     """Batched product of [Z, ., .] with [Z, ., .] over one dim of each, accumulated in fp32."""
     dims = (((a_dim,), (b_dim,)), ((0,), (0,)))
@@ -361,7 +329,8 @@ def _scores(
     if seen is not None:
         score_ZGQS = jnp.where(seen[None, None], score_ZGQS, _MASKED)
     if place.segment_ids is not None:
-        same_BQS = _continues(place, span, row0, static.window)
+        queries, keys = slice(span.start, span.stop), slice(span.low, span.high)
+        same_BQS = seen_through(*place.segment_ids, queries, keys, row0, static.window)
         same_ZQS = jnp.repeat(same_BQS, Z // same_BQS.shape[0], axis=0)
         score_ZGQS = jnp.where(same_ZQS[:, None], score_ZGQS, _MASKED)
     return score_ZGQS.reshape(Z, Q, cols)

@@ -1,7 +1,7 @@
 """The task files of CORE: found in a folder, or downloaded, checked, and read.
 
-    DIR/eval_data/CATEGORY/TASK.jsonl       (as nanochat's eval_bundle.zip unpacks; DIR may also be
-                                             eval_data itself, or the folder above eval_bundle)
+DIR/eval_data/CATEGORY/TASK.jsonl       (as nanochat's eval_bundle.zip unpacks; DIR may also be
+                                         eval_data itself, or the folder above eval_bundle)
 """
 
 import hashlib
@@ -58,7 +58,7 @@ def read(folder: str | None, tasks: Sequence[Task], *, must: bool = False) -> Bu
         DataError: a file is damaged (it names the line), or cannot be downloaded.
     """
     place = folder if folder is not None else str(_downloaded())
-    root = _root(place, tasks)
+    root = _root(place)
     items: dict[str, Sequence[Item]] = {}
     missing: list[str] = []
     changed: list[str] = []
@@ -76,18 +76,14 @@ def read(folder: str | None, tasks: Sequence[Task], *, must: bool = False) -> Bu
         if wanted:
             changed += [task.name] * (blob != task.git_blob)
             items[task.name] = _items(path, data, task)
-    if missing and must:
+    there = tuple(task for task in tasks if task.name in items)
+    if missing and (must or not there):
+        wanted = next(task.file for task in tasks if task.name == missing[0])
         raise ConfigError(
             f"the bundle in {place!r} has no file for {', '.join(missing)}",
-            f"add {tasks_file(missing[0], tasks)}, or leave it out of --tasks",
+            f"add eval_data/{wanted}.jsonl, or leave it out of --tasks",
         )
-    there = tuple(task for task in tasks if task.name in items)
     return Bundle(place, items, there, tuple(missing), tuple(changed), digest.hexdigest()[:8])
-
-
-def tasks_file(name: str, tasks: Sequence[Task]) -> str:
-    """Path of a task's file below the bundle."""
-    return next(f"eval_data/{task.file}.jsonl" for task in tasks if task.name == name)
 
 
 def git_blob(data: bytes) -> str:
@@ -95,13 +91,13 @@ def git_blob(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-def _root(place: str, tasks: Sequence[Task]) -> Path:
+def _root(place: str) -> Path:
     for name in _FOLDERS:
         root = Path(place) / name
-        if any((root / f"{task.file}.jsonl").is_file() for task in tasks):
+        if any((root / f"{task.file}.jsonl").is_file() for task in TASKS):
             return root
     raise ConfigError(
-        f"{place!r} holds no task file of CORE (such as {tasks_file(tasks[0].name, tasks)})",
+        f"{place!r} holds no task file of CORE (such as eval_data/{TASKS[0].file}.jsonl)",
         "give --bundle the folder that eval_bundle.zip unpacks to",
     )
 

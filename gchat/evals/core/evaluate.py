@@ -114,51 +114,65 @@ def evaluate(
     for task, index in todo.order:
         if index in done.get(task.name, {}):
             _add(counts, task.name, done[task.name][index])
-    work = _Work(left, todo.pools)
-    open_items: dict[int, _Open] = {}
-    finished: list[_Open] = []
+    work, items = _Work(left, todo.pools), _Items()
 
-    def pairs() -> Iterator[Pair]:
-        number = 0
-        for task, index in left:
-            pool = todo.pools[task.name]
-            item = pool[index]
-            shown = questions.examples(task, pool, index)
-            texts = questions.prompts(task, item, shown)
-            made = questions.pairs(task, texts, tokenizer)
-            opened = _Open(task, index, item, number, len(made))
-            if not made:
-                finished.append(opened)
-            for n in range(number, number + len(made)):
-                open_items[n] = opened
-            number += len(made)
-            yield from made
-
-    for batch in stream(pairs()):
-        for number, score in batch:
-            opened = open_items.pop(number)
-            opened.scores[number - opened.first] = score
-            opened.missing -= 1
-            if not opened.missing:
-                finished.append(opened)
-        results = [_result(opened) for opened in _taken(finished)]
+    def keep() -> None:
+        results = [_result(opened) for opened in items.finished()]
         for result in results:
             _add(counts, result.task, result.correct)
             work.did(result.task)
         record(results)
+
+    for batch in stream(items.pairs(left, todo.pools, tokenizer)):
+        items.scored(batch)
+        keep()
         progress(work.state(len(todo.order), counts))
-    results = [_result(opened) for opened in _taken(finished)]
-    for result in results:
-        _add(counts, result.task, result.correct)
-    record(results)
+    keep()
     return counts
 
 
-def _taken(finished: list[_Open]) -> list[_Open]:
-    """Empties the list; the thread that makes pairs may add to it meanwhile."""
-    taken = finished[:]
-    del finished[: len(taken)]
-    return taken
+class _Items:
+    """Holds the items that are being scored; a thread of the scorer takes their pairs."""
+
+    def __init__(self) -> None:
+        self._by_pair: dict[int, _Open] = {}
+        self._finished: list[_Open] = []
+
+    def pairs(
+        self,
+        left: Sequence[tuple[Task, int]],
+        pools: Mapping[str, Sequence[Item]],
+        tokenizer: Tokenizer,
+    ) -> Iterator[Pair]:
+        """The pairs of items, one item after the other."""
+        number = 0
+        for task, index in left:
+            pool = pools[task.name]
+            item = pool[index]
+            texts = questions.prompts(task, item, questions.examples(task, pool, index))
+            made = questions.pairs(task, texts, tokenizer)
+            opened = _Open(task, index, item, number, len(made))
+            if not made:
+                self._finished.append(opened)
+            for n in range(number, number + len(made)):
+                self._by_pair[n] = opened
+            number += len(made)
+            yield from made
+
+    def scored(self, batch: Sequence[tuple[int, LogLikelihood]]) -> None:
+        """Takes the scores of pairs, by their numbers."""
+        for number, score in batch:
+            opened = self._by_pair.pop(number)
+            opened.scores[number - opened.first] = score
+            opened.missing -= 1
+            if not opened.missing:
+                self._finished.append(opened)
+
+    def finished(self) -> list[_Open]:
+        """The items whose pairs have all been scored since the last call."""
+        taken = self._finished[:]
+        del self._finished[: len(taken)]  # the other thread may have added to it
+        return taken
 
 
 def _add(counts: dict[str, Count], task: str, correct: bool) -> None:

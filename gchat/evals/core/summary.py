@@ -2,7 +2,7 @@
 
 CORE is the plain mean of the centred accuracies of its tasks. Intervals are of 95%:
 
-- accuracy: Wilson's score interval (1927), which holds for few items and for 0 or all of them right;
+- accuracy: Wilson's score interval (1927), which holds for few items, and for 0 or all right;
 - centred accuracy: the same interval, centred as the accuracy is;
 - CORE: normal, with the variance of each centred accuracy from Agresti and Coull's estimate (1998,
   two right and two wrong answers more), tasks taken as independent.

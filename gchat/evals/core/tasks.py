@@ -42,59 +42,58 @@ class Task(NamedTuple):
         return (accuracy - baseline) / (1 - baseline)
 
 
-_MC, _SCHEMA, _LM = "multiple_choice", "schema", "language_modeling"
+_MC: Kind = "multiple_choice"
+_SCHEMA: Kind = "schema"
+_LM: Kind = "language_modeling"
 _ANSWER = "\nAnswer: "
 _HELLASWAG = "448321079fdc140bd8566b16b24eda9ceacd3501"
 
-TASKS = tuple(
-    Task(*row)
-    for row in (
-        ("hellaswag_zeroshot", _MC, 0, "language_understanding/hellaswag",
+TASKS = (
+    Task("hellaswag_zeroshot", _MC, 0, "language_understanding/hellaswag",
          _HELLASWAG, 0.25, 0.25),
-        ("jeopardy", _LM, 10, "world_knowledge/jeopardy_all",
+    Task("jeopardy", _LM, 10, "world_knowledge/jeopardy_all",
          "2f771918dbc8b68550df204171b14d2648b5d494", 0.0, 0.0, _ANSWER),
-        ("bigbench_qa_wikidata", _LM, 10, "world_knowledge/bigbench_qa_wikidata",
+    Task("bigbench_qa_wikidata", _LM, 10, "world_knowledge/bigbench_qa_wikidata",
          "5e1be72797ba082fd4f6efa42f7d759d2d23339a", 0.0, 0.0),
-        ("arc_easy", _MC, 10, "world_knowledge/arc_easy",
+    Task("arc_easy", _MC, 10, "world_knowledge/arc_easy",
          "b5fd1bf87a24246a6be67230b721541688f5c349", 0.25, 0.25, _ANSWER),
-        ("arc_challenge", _MC, 10, "world_knowledge/arc_challenge",
+    Task("arc_challenge", _MC, 10, "world_knowledge/arc_challenge",
          "ce66b8dcfb4bac892a404a0dda8b4e8ed0f84b89", 0.25, 0.25, _ANSWER),
-        ("copa", _MC, 0, "commonsense_reasoning/copa",
+    Task("copa", _MC, 0, "commonsense_reasoning/copa",
          "b22f96e08ae9d0e97e1ae58f67b6425c77ef200a", 0.5, 0.5),
-        ("commonsense_qa", _MC, 10, "commonsense_reasoning/commonsense_qa",
+    Task("commonsense_qa", _MC, 10, "commonsense_reasoning/commonsense_qa",
          "f1cc16a88b05ab0934aab2ec2d02a6869e6e5520", 0.2, 0.403),
-        ("piqa", _MC, 10, "commonsense_reasoning/piqa",
+    Task("piqa", _MC, 10, "commonsense_reasoning/piqa",
          "a9992adfdefde366fe7ccff871f5aa62449a09cf", 0.5, 0.5, _ANSWER),
-        ("openbook_qa", _MC, 0, "commonsense_reasoning/openbook_qa",
+    Task("openbook_qa", _MC, 0, "commonsense_reasoning/openbook_qa",
          "a8aff255a64cbc72a85252acf00df25a315686c2", 0.25, 0.25),
-        ("lambada_openai", _LM, 0, "language_understanding/lambada_openai",
+    Task("lambada_openai", _LM, 0, "language_understanding/lambada_openai",
          "4da02dd53b9e7385871d06ab855471d77b2f7dda", 0.0, 0.0),
-        ("hellaswag", _MC, 10, "language_understanding/hellaswag", _HELLASWAG, 0.25, 0.25),
-        ("winograd", _SCHEMA, 0, "language_understanding/winograd_wsc",
+    Task("hellaswag", _MC, 10, "language_understanding/hellaswag", _HELLASWAG, 0.25, 0.25),
+    Task("winograd", _SCHEMA, 0, "language_understanding/winograd_wsc",
          "762fe030ac6938ecba438c47a04057247c6ab891", 0.5, 0.5),
-        ("winogrande", _SCHEMA, 0, "language_understanding/winogrande",
+    Task("winogrande", _SCHEMA, 0, "language_understanding/winogrande",
          "316e87ae4659f0c402b0f00551fdec83ab0a0986", 0.5, 0.5),
-        ("bigbench_dyck_languages", _LM, 10, "symbolic_problem_solving/bigbench_dyck_languages",
+    Task("bigbench_dyck_languages", _LM, 10, "symbolic_problem_solving/bigbench_dyck_languages",
          "27a4ac2b3b18716add92f4ecd62475c4f8d77768", 0.0, 0.0),
-        ("agi_eval_lsat_ar", _MC, 3, "symbolic_problem_solving/agi_eval_lsat_ar",
+    Task("agi_eval_lsat_ar", _MC, 3, "symbolic_problem_solving/agi_eval_lsat_ar",
          "d663b427ba310d3f877f09a6830198ca7c856189", 0.2, 0.25),
-        ("bigbench_cs_algorithms", _LM, 10, "symbolic_problem_solving/bigbench_cs_algorithms",
+    Task("bigbench_cs_algorithms", _LM, 10, "symbolic_problem_solving/bigbench_cs_algorithms",
          "7ecee0f270f3de8b6558da14ae02181f3d950a40", 0.0, 0.0),
-        ("bigbench_operators", _LM, 10, "symbolic_problem_solving/bigbench_operators",
+    Task("bigbench_operators", _LM, 10, "symbolic_problem_solving/bigbench_operators",
          "a982dc4f962725c9dc4abb07d3cc333c99959290", 0.0, 0.0),
-        ("bigbench_repeat_copy_logic", _LM, 10,
+    Task("bigbench_repeat_copy_logic", _LM, 10,
          "symbolic_problem_solving/bigbench_repeat_copy_logic",
          "86621f10e7124ed6f3a61fb91493c1256c008f60", 0.0, 0.0),
-        ("squad", _LM, 10, "reading_comprehension/squad",
+    Task("squad", _LM, 10, "reading_comprehension/squad",
          "dc733b8f58ec666c53fd946198c434b819a00680", 0.0, 0.0),
-        ("coqa", _LM, 0, "reading_comprehension/coqa",
+    Task("coqa", _LM, 0, "reading_comprehension/coqa",
          "028bd4e51326cc43f8394987ae47fbb271aeba9d", 0.0, 0.0),
-        ("boolq", _MC, 10, "reading_comprehension/boolq",
+    Task("boolq", _MC, 10, "reading_comprehension/boolq",
          "f42083a58713d00ef4600118cfdf79618c269190", 0.62, 0.62, _ANSWER),
-        ("bigbench_language_identification", _MC, 10,
+    Task("bigbench_language_identification", _MC, 10,
          "language_understanding/bigbench_language_identification",
          "1f132fbbb12a67ce267b7b92b458175632c265f3", 0.091, 0.25),
-    )
 )  # fmt: skip
 
 GPT2_CORE = 0.256525
