@@ -105,7 +105,8 @@ def main(options: EvalCore, group: Group) -> dict[str, Any]:
     }
     if group.first:
         write_atomically(path.with_suffix(".json"), json.dumps(figures, indent=1) + "\n")
-        _record(run, path.parent / "core-metrics", figures)
+        if scorer.forwarded.batches:  # else all was done and recorded before
+            _record(run, path.with_suffix(".metrics"), figures)
         print(json.dumps(figures) if options.json else _described(figures, bundle))
     return figures
 
