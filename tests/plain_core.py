@@ -19,12 +19,16 @@ def outcomes(task, items, encode, bos, log_probs, seq_len, limit=None):
     items = list(items)
     random.Random(1337).shuffle(items)
     items = items[:limit]
-    return [
-        outcome(task, items, i, encode, bos, log_probs, seq_len) for i in range(len(items))
-    ]
+    return [outcome(task, items, i, encode, bos, log_probs, seq_len) for i in range(len(items))]
 
 
 def outcome(task, items, index, encode, bos, log_probs, seq_len):
+    made = sequences(task, items, index, encode, bos, seq_len)
+    return judge(task, items[index], made, [log_probs(tokens) for tokens, _ in made])
+
+
+def sequences(task, items, index, encode, bos, seq_len):
+    """(tokens, where the answer begins in them) of each choice; one for language modelling."""
     item = items[index]
     shown = []
     if task.shots:
@@ -38,28 +42,31 @@ def outcome(task, items, index, encode, bos, log_probs, seq_len):
         prompt = text + item["context"].strip() + task.delimiter
         whole = [bos, *encode(prompt + item["continuation"])]
         alone = [bos, *encode(prompt.strip())]
-        begin = next((i for i, (a, b) in enumerate(zip(alone, whole)) if a != b), len(alone))
-        tokens, begin = crop(whole, begin, seq_len)
-        log_p = log_probs(tokens)
-        guesses = [int(np.argmax(log_p[t - 1])) for t in range(begin, len(tokens))]
-        return guesses == tokens[begin:], None
+        begin = 0
+        while begin < len(alone) and alone[begin] == whole[begin]:
+            begin += 1
+        return [crop(whole, begin, seq_len)]
     count = len(item["choices" if task.kind == "multiple_choice" else "context_options"])
-    sequences = [[bos, *encode(text + question(task, item, c))] for c in range(count)]
+    rows = [[bos, *encode(text + question(task, item, c))] for c in range(count)]
+    shared = 0
     if task.kind == "multiple_choice":
-        shared = 0
-        while all(len(s) > shared and s[shared] == sequences[0][shared] for s in sequences):
+        while all(len(s) > shared and s[shared] == rows[0][shared] for s in rows):
             shared += 1
-        begins = [shared] * count
-    else:
-        shared = 0
-        while all(s[-1 - shared] == sequences[0][-1 - shared] for s in sequences):
-            shared += 1
-        begins = [len(s) - shared for s in sequences]
+        return [crop(s, shared, seq_len) for s in rows]
+    while all(s[-1 - shared] == rows[0][-1 - shared] for s in rows):
+        shared += 1
+    return [crop(s, len(s) - shared, seq_len) for s in rows]
+
+
+def judge(task, item, made, log_p):
+    """(right or wrong, choice) from the log-probabilities [T, V] of each sequence."""
+    if task.kind == "language_modeling":
+        ((tokens, begin),), (log_p_TV,) = made, log_p
+        guesses = [int(np.argmax(log_p_TV[t - 1])) for t in range(begin, len(tokens))]
+        return guesses == tokens[begin:], None
     losses = []
-    for sequence, begin in zip(sequences, begins):
-        tokens, begin = crop(sequence, begin, seq_len)
-        log_p = log_probs(tokens)
-        nats = [-log_p[t - 1, tokens[t]] for t in range(begin, len(tokens))]
+    for (tokens, begin), log_p_TV in zip(made, log_p, strict=True):
+        nats = [-log_p_TV[t - 1, tokens[t]] for t in range(begin, len(tokens))]
         losses.append(sum(nats) / len(nats) if nats else float("nan"))
     choice = losses.index(min(losses))
     return choice == item["gold"], choice

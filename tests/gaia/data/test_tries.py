@@ -28,7 +28,7 @@ def of(number, tokens, scored=1):
     return Request(number, np.array(tokens, np.int32), scored)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_each_target_is_predicted_from_its_own_sequence(data):
     beginnings = data.draw(st.lists(st.lists(st.integers(0, 2), max_size=40), min_size=1))

@@ -161,7 +161,7 @@ def test_guessing_on_the_published_tasks():
     assert sum(count.of for count in counts.values()) == 52_400
     for version, chance in (("core_v1", -0.0009), ("core_v2", -0.032)):
         low, high = summary.core_interval(counts, version)
-        assert low <= chance <= high and high - low < 0.03
+        assert low <= chance <= high and high - low < 0.035
 
 
 # ── Results that survive ────────────────────────────────────────────────────────────────────────
