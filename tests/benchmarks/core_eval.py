@@ -39,6 +39,7 @@ def main(args: argparse.Namespace) -> dict:
         todo = evaluate.plan(made, items)
         tokenizer, config, scorer, params, forward = _model(made)
     peak = _peak(scorer, params, config)
+    tokens, seconds, before, ours = 0, 1.0, scorer.forwarded, {}
     for _ in range(2):  # the first compiles
         before, began = scorer.forwarded, time.perf_counter()
         kept: list[evaluate.Result] = []

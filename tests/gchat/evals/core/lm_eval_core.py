@@ -27,8 +27,8 @@ def task(name, folder, **fields):
 
 def main():
     run_dir, folder, packages = sys.argv[1:]
-    import lm_eval
-    from lm_eval.api.model import LM
+    import lm_eval  # pyright: ignore[reportMissingImports]
+    from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
 
     sys.path += [packages]
     sys.path[:0] = [str(ROOT)]

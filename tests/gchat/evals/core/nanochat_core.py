@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[4]
 
 def main():
     nanochat, run_dir, bundle, items, packages, *names = sys.argv[1:]
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     sys.path += [packages]
     sys.path[:0] = [str(ROOT)]
@@ -29,6 +29,7 @@ def main():
     from gchat.run.loading import load_run
 
     spec = importlib.util.spec_from_file_location("core_eval", f"{nanochat}/core_eval.py")
+    assert spec is not None and spec.loader is not None
     core_eval = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(core_eval)
     run = load_run(run_dir)
