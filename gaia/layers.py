@@ -19,6 +19,7 @@ from gaia import parallel
 from gaia.kernels.attention import attention
 from gaia.kernels.matmul import PRODUCT, Split, project
 from gaia.kernels.rotary import Rope, apply_rope, normalize_and_rotate
+from gaia.kernels.segments import Segments
 from gaia.parallel import WEIGHTS
 from gaia.params import Dim, Role, UnplacedParameter, parameter, placement_of
 
@@ -167,7 +168,7 @@ class Attention(nnx.Module):
         x_BTD: jax.Array,
         rope: Rope | None,
         *,
-        segment_ids_BT: jax.Array | None = None,
+        segment_ids_BT: Segments | None = None,
         window: int | None = None,
         cache: KVCache | None = None,
         cache_positions_BT: jax.Array | None = None,

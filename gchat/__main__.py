@@ -1,6 +1,6 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | sample | plan | dashboard | eval bpb | import hf|gguf
+gchat speedrun | train | sample | plan | dashboard | eval bpb|core | import hf|gguf
       | sweep | compare | ladder | research run
       | data prepare|curate|download|count|verify|upload | tokenizer train|eval
 """
@@ -27,6 +27,7 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   dashboard            the same as a page with sliders
   eval bpb             bits per byte of a text: gchat eval bpb --run runs/cpu --text FILE
   import hf|gguf       a model made elsewhere as a run: gchat import gguf FILE --out RUN
+  eval core            CORE, 22 tasks: gchat eval core --run runs/cpu --max-per-task 100
   data prepare         text to token shards: gchat data prepare --source text --input F --out DIR
   data curate          drop documents not worth training on: rules, duplicates, a report
   data download        a data set of the hub, tokenized: climbmix, fineweb, hf://ORG/NAME
@@ -156,7 +157,9 @@ class _Writer:
 def _eval(args: list[str]) -> None:
     from gaia.config import parse
 
-    _known("gchat eval", args, ["bpb"])
+    if _known("gchat eval", args, ["bpb", "core"]) == "core":
+        _eval_core(args[1:])
+        return
     options = parse(EvalBpb, args[1:], prog="gchat eval bpb", description=EvalBpb.__doc__)
     from gchat.run.loading import load_run
 
@@ -168,6 +171,19 @@ def _eval(args: list[str]) -> None:
             f"{options.text}: {score.bpb:.4f} bits per byte, loss {score.loss:.4f}, perplexity "
             f"{score.perplexity:.2f} ({score.tokens:,} tokens, {score.bytes:,} bytes)"
         )
+
+
+def _eval_core(args: list[str]) -> None:
+    from gaia.config import parse
+    from gaia.output import may_go_away
+    from gaia.processes.group import joined, take_options
+    from gchat.run import core
+
+    processes, args = take_options(args)
+    options = parse(core.EvalCore, args, prog="gchat eval core", description=core.EvalCore.__doc__)
+    raise_on_interrupt()
+    with may_go_away(), joined(processes) as group:
+        core.main(options, group)
 
 
 def _import(args: list[str]) -> None:

@@ -169,6 +169,12 @@ class EvalConfig:
     """Steps between samples; the last step always samples. 0: only the last."""
     sample_tokens: int = 48
     """Tokens per sample."""
+    core_every_steps: int = 0
+    """Steps between evaluations on CORE, with one after the last step; 0 turns it off."""
+    core_bundle: str | None = None
+    """Folder of CORE's task files; nanochat's bundle, downloaded once, when left out."""
+    core_max_per_task: int = 50
+    """Items of each CORE task."""
     prompts: tuple[str, ...] | None = None
     """Prompts of the samples, at temperature 0; derived: how validation documents begin."""
 
@@ -193,6 +199,8 @@ class RunConfig:
     """Steps to trace with jax.profiler into RUN/profile, first and last: 10:13."""
     target_bpb: float | None = None
     """Validation bits per byte whose first crossing the report times."""
+    target_core: float | None = None
+    """CORE (v1) whose first crossing the report times; GPT-2 (1.6B) has 0.256525."""
 
     @property
     def folder(self) -> Path:

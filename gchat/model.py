@@ -22,6 +22,7 @@ from gaia import parallel
 from gaia.kernels.attention import ATTENTION
 from gaia.kernels.matmul import PRODUCT
 from gaia.kernels.rotary import Rope, rope_table
+from gaia.kernels.segments import Segments
 from gaia.layers import (
     GATE_UP,
     QKV,
@@ -65,7 +66,7 @@ class Block(nnx.Module):
         x_BTD: jax.Array,
         rope: Rope | None,
         *,
-        segment_ids_BT: jax.Array | None = None,
+        segment_ids_BT: Segments | None = None,
         window: int | None = None,
         key: jax.Array | None = None,
         cache: KVCache | None = None,
@@ -128,7 +129,7 @@ class GPT(nnx.Module):
         tokens_BT: jax.Array,
         *,
         positions_BT: jax.Array | np.ndarray | None = None,
-        segment_ids_BT: jax.Array | None = None,
+        segment_ids_BT: Segments | None = None,
         key: jax.Array | None = None,
         cache: KVCache | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
@@ -172,7 +173,7 @@ class GPT(nnx.Module):
         self,
         x_BTD: jax.Array,
         rope: Rope | None,
-        segment_ids_BT: jax.Array | None,
+        segment_ids_BT: Segments | None,
         key: jax.Array | None,
         cache: KVCache | None,
         positions_BT: jax.Array,

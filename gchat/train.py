@@ -23,6 +23,7 @@ from gaia.output import may_go_away
 from gaia.processes.group import Group, joined, take_options
 from gaia.runtime import Machine, start
 from gchat.config import CONFIG, TrainConfig, load
+from gchat.evals.core.periodic import PeriodicCore
 from gchat.evals.ngram import MAX_TOKENS, Baselines, ngram_baselines, score
 from gchat.evals.periodic import EVAL_ROWS, Evaluator, validation_documents
 from gchat.run import mirror
@@ -104,6 +105,15 @@ def pretraining(config: TrainConfig, data: TrainingData) -> Stage:
     mesh = parallel.make_mesh(config.mesh)
     graph = graphdef(config)
     scorer = make_scorer(graph, config, mesh)
+    core = None
+    if config.eval.core_every_steps:
+        core = PeriodicCore(config, data.tokenizer, graph, mesh)
+        print(core.describe())
+    elif config.run.target_core is not None:
+        raise ConfigError(
+            f"run.target_core is {config.run.target_core} and nothing evaluates CORE",
+            "add --eval.core-every-steps N",
+        )
     evaluator = Evaluator(config, data.tokenizer, graph, scorer, rows=EVAL_ROWS * mesh.size)
     return Stage(
         mesh=mesh,
@@ -113,6 +123,7 @@ def pretraining(config: TrainConfig, data: TrainingData) -> Stage:
         batches=lambda index: data.loader(config, index, mesh),
         evaluate=evaluator.validate,
         sample=evaluator.sample,
+        core=core.evaluate if core else None,
     )
 
 

@@ -26,6 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 from gaia import parallel
 from gaia.errors import ConfigError
 from gaia.kernels import splash
+from gaia.kernels.segments import Segments, Trie, seen_through
 
 Impl = Literal["auto", "splash", "cudnn", "xla", "reference"]
 
@@ -52,7 +53,7 @@ def attention(
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
     *,
-    segment_ids_BT: jax.Array | None = None,
+    segment_ids_BT: Segments | None = None,
     window: int | None = None,
     causal: bool = True,
     scale: float | None = None,
@@ -67,7 +68,8 @@ def attention(
         q_BTNH: queries.
         k_BSKH: keys; N is a multiple of K, and query heads n*G .. n*G+G-1 share key head n.
         v_BSKH: values.
-        segment_ids_BT: a query sees only keys with its own segment id; needs S == T.
+        segment_ids_BT: a query sees only keys with its own segment id, or those that it continues
+            in a trie; needs S == T.
         window: a query sees itself and the `window - 1` positions before it; needs `causal`.
         causal: a query sees no later position.
         scale: multiplies the scores; H**-0.5 when left out.
@@ -84,6 +86,8 @@ def attention(
     _check(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window, causal)
     factor = float(q_BTNH.shape[-1]) ** -0.5 if scale is None else float(scale)
     if impl == "reference":
+        if isinstance(segment_ids_BT, Trie):
+            raise ConfigError("attention impl is reference for a trie", "use auto or xla")
         return reference_attention(
             q_BTNH,
             k_BSKH,
@@ -116,9 +120,10 @@ def _whole_rows(k_BSKH, v_BSKH, segment_ids_BT):
     parts = parallel.size("sequence")
     if parts == 1:
         return None, k_BSKH, v_BSKH, ids
-    k_BSKH, v_BSKH = (parallel.all_gather(x, ("sequence",), 1) for x in (k_BSKH, v_BSKH))
+    whole = partial(parallel.all_gather, axes=("sequence",), dim=1)
+    k_BSKH, v_BSKH = whole(k_BSKH), whole(v_BSKH)
     if segment_ids_BT is not None:
-        ids = (segment_ids_BT, parallel.all_gather(segment_ids_BT, ("sequence",), 1))
+        ids = (segment_ids_BT, jax.tree.map(whole, segment_ids_BT))
     return (parallel.index("sequence"), parts), k_BSKH, v_BSKH, ids
 
 
@@ -126,7 +131,8 @@ def _best(q_BTNH, k_BSKH, ids, part) -> Impl:
     """The fastest implementation that takes these arguments where they are compiled for."""
     (_, T, N, H), S = q_BTNH.shape, k_BSKH.shape[1]
     platform = parallel.platform(q_BTNH)
-    if platform == "tpu" and splash.fits(T, S, H):
+    trie = ids is not None and isinstance(ids[0], Trie)
+    if platform == "tpu" and splash.fits(T, S, H) and not trie:
         return "splash"
     # cuDNN through jax.nn takes no segment ids: packed rows go through XLA on a GPU, at the cost
     # that `tests/benchmarks/train_step.py --packed` prints beside cuDNN's.
@@ -201,9 +207,10 @@ def _check(q, k, v, segment_ids, window, causal) -> None:
         raise ConfigError(
             f"attention window is {window} with causal {causal}", "use at least 1, causal only"
         )
-    if segment_ids is not None and (S != T or segment_ids.shape != (B, T)):
+    shapes = {leaf.shape for leaf in jax.tree.leaves(segment_ids)}
+    if shapes and (S != T or shapes != {(B, T)}):
         raise ConfigError(
-            f"segment ids have shape {segment_ids.shape} for {T} queries and {S} keys",
+            f"segment ids have shape {' and '.join(map(str, shapes))} for {T} queries and {S} keys",
             "use [B, T] and as many keys as queries",
         )
 
@@ -236,8 +243,8 @@ def _visible(
 class _Place(NamedTuple):
     """Places of the queries among the keys."""
 
-    segment_ids: tuple[jax.Array, jax.Array] | None
-    """Segment ids of the queries [B, T] and of the keys [B, S]."""
+    segment_ids: tuple[Segments, Segments] | None
+    """Segment ids, or tries, of the queries [B, T] and of the keys [B, S]."""
     first: jax.Array | int | None
     """Position of the first query, known at run time only; None: the last T of S."""
 
@@ -259,8 +266,13 @@ def _spans(T: int, S: int, static: _Static, place: _Place) -> Iterator[_Span]:
             yield _Span(start, stop, 0, S)
             continue
         high = stop + offset if static.causal else S
-        low = 0 if static.window is None else max(0, start + offset - static.window + 1)
+        window = None if _trie_of(place) else static.window  # in a trie what is near may lie far
+        low = 0 if window is None else max(0, start + offset - window + 1)
         yield _Span(start, stop, low, high)
+
+
+def _trie_of(place: _Place) -> bool:
+    return place.segment_ids is not None and isinstance(place.segment_ids[0], Trie)
 
 
 def _matmul(a: jax.Array, b: jax.Array, a_dim: int, b_dim: int) -> jax.Array:
@@ -308,7 +320,8 @@ def _scores(
     rows, cols = span.stop - span.start, span.high - span.low
     score = _matmul(q_ZQH, k_ZSH[:, span.low : span.high], 2, 2) * static.scale
     row0 = span.start + (offset if place.first is None else place.first)
-    seen = _visible(rows, cols, row0, span.low, static.causal, static.window)
+    window = None if _trie_of(place) else static.window
+    seen = _visible(rows, cols, row0, span.low, static.causal, window)
     if seen is None and place.segment_ids is None:
         return score
     Z, Q, _ = score.shape
@@ -316,9 +329,8 @@ def _scores(
     if seen is not None:
         score_ZGQS = jnp.where(seen[None, None], score_ZGQS, _MASKED)
     if place.segment_ids is not None:
-        q_ids_BT, k_ids_BS = place.segment_ids
-        q_ids = q_ids_BT[:, span.start : span.stop, None]
-        same_BQS = q_ids == k_ids_BS[:, None, span.low : span.high]
+        queries, keys = slice(span.start, span.stop), slice(span.low, span.high)
+        same_BQS = seen_through(*place.segment_ids, queries, keys, row0, static.window)
         same_ZQS = jnp.repeat(same_BQS, Z // same_BQS.shape[0], axis=0)
         score_ZGQS = jnp.where(same_ZQS[:, None], score_ZGQS, _MASKED)
     return score_ZGQS.reshape(Z, Q, cols)

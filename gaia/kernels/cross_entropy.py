@@ -86,6 +86,35 @@ def token_nll(
     return nll.reshape(-1)[: x_ND.shape[0]]
 
 
+def whole_head(head_DV: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The head as `target_scores` takes it: gathered along D, in the compute dtype."""
+    return _whole(head_DV, dtype)
+
+
+def target_scores(
+    x_nD: jax.Array, head_DV: jax.Array, targets_n: jax.Array, *, vocab_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """(nats of each target, whether it is the argmax) of tokens whose logits fit in memory.
+
+    Args:
+        x_nD: hidden states.
+        head_DV: from `whole_head`.
+        targets_n: integer ids below `vocab_size`.
+        vocab_size: columns in use.
+
+    Returns:
+        fp32 [n] and bool [n]. Of equal logits the first id is the argmax.
+    """
+    logits, column = _logits(x_nD, head_DV, vocab_size)
+    targets_n1 = targets_n[:, None]
+    gold = _gold(logits, targets_n, _first_column(head_DV))
+    top = parallel.pmax(jnp.max(logits, axis=1, keepdims=True), ("tensor",))
+    total = parallel.psum(jnp.sum(jnp.exp(logits - top), axis=1, keepdims=True), ("tensor",))
+    before = (logits > gold) | ((logits == gold) & (column < targets_n1))
+    ahead_n = parallel.psum(jnp.sum(before, axis=1), ("tensor",))
+    return (jnp.log(total) + top - gold)[:, 0], ahead_n == 0
+
+
 def _checked(head_DV: jax.Array, vocab_size: int, chunk: int, ignore_index: int) -> _Static:
     columns = head_DV.shape[1] * parallel.size("tensor")
     if not 1 <= vocab_size <= columns:
@@ -155,14 +184,19 @@ def _gold(logits: jax.Array, targets_n: jax.Array, first: jax.Array | int) -> ja
     return parallel.psum(jnp.where(here[:, None], gold, 0.0), ("tensor",))
 
 
-def _forward(x_nD: jax.Array, head_DV: jax.Array, targets_n: jax.Array, s: _Static) -> _Forward:
+def _logits(x_nD: jax.Array, head_DV: jax.Array, vocab_size: int) -> tuple[jax.Array, jax.Array]:
+    """fp32 logits [n, V] of this device's columns, -inf in the padding, and the ids they are of."""
     logits = jnp.matmul(x_nD, head_DV, preferred_element_type=jnp.float32)
-    first = _first_column(head_DV)
-    if s.vocab_size < logits.shape[1] * parallel.size("tensor"):
-        column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-        logits = jnp.where(column < s.vocab_size - first, logits, -jnp.inf)
+    column = _first_column(head_DV) + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+    if vocab_size < logits.shape[1] * parallel.size("tensor"):
+        logits = jnp.where(column < vocab_size, logits, -jnp.inf)
+    return logits, column
+
+
+def _forward(x_nD: jax.Array, head_DV: jax.Array, targets_n: jax.Array, s: _Static) -> _Forward:
+    logits, _ = _logits(x_nD, head_DV, s.vocab_size)
     valid = targets_n != s.ignore_index
-    gold = _gold(logits, jnp.where(valid, targets_n, 0), first)
+    gold = _gold(logits, jnp.where(valid, targets_n, 0), _first_column(head_DV))
     top = parallel.pmax(jnp.max(logits, axis=1, keepdims=True), ("tensor",))
     exps = jnp.exp(logits - top)
     total = parallel.psum(jnp.sum(exps, axis=1, keepdims=True), ("tensor",))

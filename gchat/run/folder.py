@@ -170,7 +170,11 @@ def _portable(config: TrainConfig) -> TrainConfig:
             tokenizer=_tokenizer(data.tokenizer),
             mixture=_all_absolute(data.mixture),
         ),
-        eval=replace(config.eval, files=_all_absolute(config.eval.files)),
+        eval=replace(
+            config.eval,
+            files=_all_absolute(config.eval.files),
+            core_bundle=config.eval.core_bundle and _absolute(config.eval.core_bundle),
+        ),
     )
 
 

@@ -84,6 +84,8 @@ class Stage:
     """(params) -> text to keep beside the metrics."""
     blank: Callable[[], TrainState] | None = None
     """Describes that state for reading a checkpoint; `init` makes one where this is left out."""
+    core: Callable[[Any, Alive], dict[str, float]] | None = None
+    """The same as `evaluate` for CORE, every `eval.core_every_steps` and after the last step."""
 
 
 class InFlight(NamedTuple):
@@ -180,6 +182,7 @@ class Loop:
     def train(self) -> None:
         """Runs steps until the last one, a stop, or a bad one (BadStep)."""
         every, sample_every = self.config.eval.every_steps, self.config.eval.sample_every
+        core_every = self.config.eval.core_every_steps
         if self.step == 0:
             self.evaluate()
         self.progress.start()
@@ -199,6 +202,8 @@ class Loop:
                 self.evaluate(samples=True)
             elif every and self.step % every == 0:
                 self.evaluate(samples=bool(sample_every) and self.step % sample_every == 0)
+            if self.stage.core and (self.step == self.steps or self.step % core_every == 0):
+                self.evaluate_core()
             if self.step < self.steps and self.saves.due(self.step):
                 self.save()
 
@@ -295,6 +300,19 @@ class Loop:
                 text = self.stage.sample(self.state.params)
                 self.session.folder.append_samples(self.step, text)
                 self.session.metrics.text(self.step, "samples", text)
+
+    def evaluate_core(self) -> None:
+        """Evaluates on CORE at the current step."""
+        assert self.stage.core is not None
+        self.read_metrics(keep=0)
+
+        def alive(done: int, total: int) -> None:
+            self.watchdog.alive(f"evaluating CORE, item {done} of {total}")
+
+        with self.progress.paused("evaluating CORE"), self.watchdog.slow("evaluating CORE"):
+            values = self.stage.core(self.state.params, alive)
+            self.session.metrics.log(self.step, values)
+            self.progress.evaluated(self.step, values)
 
     def save(self) -> None:
         """Saves the current step, unless it is saved already."""

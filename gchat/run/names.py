@@ -1,6 +1,8 @@
 """Names of metrics and of summary keys, in one list: a name that is not here is not logged."""
 
 VAL_BPB = "eval/val_bpb"
+CORE = "eval/core_v1"
+CORE_TASK = "eval/core/"
 
 METRICS = {
     "train/loss": "Loss of the step's batch, nats per target",
@@ -26,6 +28,9 @@ METRICS = {
     "eval/*_bpb": "Bits per byte of a text",
     "eval/*_loss": "Nats per token of a text",
     "eval/*_perplexity": "Perplexity of a text",
+    "eval/core_v1": "CORE with nanochat's baselines, on eval.core_max_per_task items a task",
+    "eval/core_v2": "The same with DCLM's corrected baselines",
+    "eval/core/*": "Accuracy of a task of CORE",
 }
 """Metrics by name, with their meaning; `*` stands for a name that the user or the data gives."""
 
@@ -53,6 +58,9 @@ SUMMARY = {
     "unigram_bpb": "Bits per byte of a unigram model of the same tokens",
     "bigram_bpb": "Bits per byte of a bigram model of the same tokens",
     "seconds_to_target_bpb": "Seconds until validation first reached run.target_bpb",
+    "core_v1": "Last CORE while training, nanochat's baselines",
+    "core_v2": "The same with DCLM's corrected baselines",
+    "seconds_to_target_core": "Seconds until CORE first reached run.target_core",
     "cost_usd": "US dollars at run.price_per_hour",
     "commit": "Commit of the code, with + where the tree had changes",
     "checkpoint": "Newest checkpoint",

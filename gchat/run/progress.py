@@ -30,10 +30,12 @@ class Progress:
         self.steps = amounts.steps
         self.tokens_per_step = amounts.batch_size * config.model.seq_len
         self.flops_per_step = flops_per_token(config.model) * self.tokens_per_step
-        self._target_bpb, self._price = config.run.target_bpb, config.run.price_per_hour
+        self._target_bpb, self._target_core = config.run.target_bpb, config.run.target_core
+        self._price = config.run.price_per_hour
         self.seconds = 0.0
         """Seconds of training so far over all attempts, evaluation and saving included."""
         self.seconds_to_target: float | None = None
+        self.seconds_to_target_core: float | None = None
         self._recent: deque[float] = deque(maxlen=50)
         self._mark = self._since = time.perf_counter()
         self._terminal = sys.stdout.isatty()
@@ -41,12 +43,17 @@ class Progress:
     def state(self) -> dict[str, Any]:
         """Returns what a checkpoint keeps, so that a resumed run reports the whole of its time."""
         self._count_time()
-        return {"seconds": self.seconds, "seconds_to_target": self.seconds_to_target}
+        return {
+            "seconds": self.seconds,
+            "seconds_to_target": self.seconds_to_target,
+            "seconds_to_target_core": self.seconds_to_target_core,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The counterpart of `state`."""
         self.seconds = float(state["seconds"])
         self.seconds_to_target = state["seconds_to_target"]
+        self.seconds_to_target_core = state.get("seconds_to_target_core")  # not in older ones
 
     def start(self) -> None:
         """Starts the clock: the loop begins now."""
@@ -80,6 +87,10 @@ class Progress:
         bpb = values.get(names.VAL_BPB, math.inf)
         if self._target_bpb and self.seconds_to_target is None and bpb <= self._target_bpb:
             self.seconds_to_target = self.seconds
+        core = values.get(names.CORE, -math.inf)
+        target = self._target_core
+        if target is not None and self.seconds_to_target_core is None and core >= target:
+            self.seconds_to_target_core = self.seconds
         self._line(f"step {step}: " + ", ".join(_described(values)))
 
     @contextlib.contextmanager
@@ -127,7 +138,8 @@ def _described(values: Mapping[str, float]) -> Iterator[str]:
         name = text.removeprefix("eval/")
         yield f"{name} {values[text + '_bpb']:.4f} bpb (loss {values[text + '_loss']:.4f})"
     of_texts = {f"{text}_{kind}" for text in texts for kind in ("bpb", "loss", "perplexity")}
-    for name in sorted(values.keys() - of_texts):
+    of_tasks = {name for name in values if name.startswith(names.CORE_TASK)}  # too many for a line
+    for name in sorted(values.keys() - of_texts - of_tasks):
         yield f"{name.removeprefix('eval/')} {values[name]:.4f}"
 
 

@@ -30,6 +30,7 @@ from gaia.parallel import MeshConfig, make_mesh  # noqa: E402
 from gchat import train_state, train_step  # noqa: E402
 from gchat.engine.engine import Engine, SamplingConfig  # noqa: E402
 from gchat.evals import bpb  # noqa: E402
+from gchat.score import Scorer  # noqa: E402
 
 ROWS, STEPS = 8, 20
 # Three layers, which no mesh divides; grouped heads; norms on heads; padded vocabulary.
@@ -93,7 +94,7 @@ def train(mesh, optimizer: str, steps: int, packing="split", **training):
 
 
 def evaluate(mesh):
-    """(nats of packed rows, greedy tokens) from sharded parameters."""
+    """(nats of packed rows, log-likelihoods, greedy tokens) from sharded parameters."""
     config, graph, state = start(mesh, "adamw")
     documents = [tiny.tokens(n, seed=n) for n in (9, 30, 17, 50)]
     packed = bpb.pack(documents, seq_len=MODEL["seq_len"], stride=16, batch_size=ROWS)
@@ -101,7 +102,10 @@ def evaluate(mesh):
     engine = Engine(graph, state.params, seq_len=MODEL["seq_len"], stop_ids=())
     greedy = SamplingConfig(temperature=0.0)
     prompts = [[1, 2, 3], [4, 5]]
-    return np.asarray(nats), engine.generate(prompts, max_new_tokens=6, sampling=greedy)
+    pairs = [(tiny.tokens(n, seed=n), tiny.tokens(m, seed=m)) for n in (3, 30, 17) for m in (1, 6)]
+    scores = Scorer(graph, config, mesh, batch_tokens=256).loglikelihood(state.params, pairs)
+    sums = np.array([[score.sum, score.greedy] for score in scores])
+    return np.asarray(nats), sums, engine.generate(prompts, max_new_tokens=6, sampling=greedy)
 
 
 def apart(tree, reference) -> float:
@@ -125,7 +129,7 @@ def results(mesh, **training) -> dict:
     found |= {"packed_losses": packed[0], "packed_params": packed[1], "packed_gradients": packed[2]}
     for name in ("adamw", "muon"):
         found[f"{name}_losses"], found[f"{name}_params"], _ = train(mesh, name, 5, **training)
-    found["nats"], found["tokens"] = evaluate(mesh)
+    found["nats"], found["scores"], found["tokens"] = evaluate(mesh)
     return found
 
 

@@ -33,6 +33,7 @@ BOUNDS = {
     "muon_losses": 1e-5,
     "muon_params": 1e-4,
     "nats": 1e-5,
+    "scores": 1e-5,
 }
 
 

@@ -1,0 +1,208 @@
+"""CORE's harness against scoring one example at a time, as nanochat's core_eval.py does.
+
+    python tests/benchmarks/core_eval.py [--bundle DIR] [--items N] [--quick]
+
+One model (depth 4, dim 256, 2,048 positions, random weights), one set of items: first the harness
+(twice; the first pass compiles), then the reference, which forwards each item by itself, its
+choices padded to the longest. `speedup` is the reference's time over the harness's for the same
+items, `mismatches` the items on which their outcomes differ; `tokens_ratio` counts tokens that are
+forwarded, padding included on both sides. The mixture of N items a task is not that of all items,
+of which most tokens are language identification's: `tokens_ratio_all_items` weighs each task's
+tokens by the items it has. `share_of_peak` is the harness's tokens per second over those of its
+own program on full rows, without any work on the host; the aim is 0.7, and 2.5 for the tokens.
+
+The limit: 3.09, since half of the tasks have one sequence an item. Without --bundle (or with
+--quick) items are made up: the shapes of the tasks, without their texts.
+"""
+
+import argparse
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+import harness
+
+SEQ_LEN = 2048
+
+
+def main(args: argparse.Namespace) -> dict:
+    from gchat.evals.core import bundle, evaluate
+    from gchat.evals.core.tasks import TASKS
+
+    with tempfile.TemporaryDirectory(prefix="gaia-core-") as folder:
+        place = args.bundle or _made_up(Path(folder))
+        made = bundle.read(str(place), TASKS)
+        items = args.items or (10 if args.quick else 30)
+        todo = evaluate.plan(made, items)
+        tokenizer, config, scorer, params, forward = _model(made)
+    peak = _peak(scorer, params, config)
+    tokens, seconds, before, ours = 0, 1.0, scorer.forwarded, {}
+    for _ in range(2):  # the first compiles
+        before, began = scorer.forwarded, time.perf_counter()
+        kept: list[evaluate.Result] = []
+        stream = partial(scorer.stream, params)
+        evaluate.evaluate(todo, tokenizer, stream, record=kept.extend)
+        seconds = time.perf_counter() - began
+        ours = {(result.task, result.item): result.correct for result in kept}
+        tokens = scorer.forwarded.tokens - before.tokens
+    rate = tokens / seconds
+    print(f"harness: {len(ours)} items, {tokens:,} tokens in {seconds:.1f} s, {rate:,.0f} tok/s")
+    theirs, plain, plain_s = _reference(todo, tokenizer, forward)
+    print(f"one at a time: {sum(plain.values()):,} tokens in {plain_s:.1f} s")
+    mismatches = sum(ours[item] != correct for item, correct in theirs.items())
+    shares = _by_task(todo, tokenizer, scorer, params)
+    weight = {t.name: len(made.items[t.name]) / _count(todo, t.name) for t in made.tasks}
+    whole = [sum(count[n] * weight[n] for n in weight) for count in (plain, shares)]
+    result = {
+        "speedup": round(plain_s / seconds, 2),
+        "mismatches": mismatches,
+        "items": len(ours),
+        "tasks": len(made.tasks),
+        "tokens_forwarded": tokens,
+        "tokens_reference": sum(plain.values()),
+        "tokens_ratio": round(sum(plain.values()) / tokens, 3),
+        "tokens_ratio_all_items": round(whole[0] / whole[1], 3),
+        "fill": round((scorer.forwarded.used - before.used) / tokens, 4),
+        "tokens_per_s": round(rate),
+        "peak_tokens_per_s": round(peak),
+        "share_of_peak": round(rate / peak, 3),
+        "bundle": "published" if args.bundle else "made up",
+    }
+    for key in ("speedup", "mismatches", "tokens_ratio", "tokens_ratio_all_items", "share_of_peak"):
+        print(f"{key:24} {result[key]}")
+    return result
+
+
+def _made_up(folder: Path) -> Path:
+    import sys
+
+    sys.path.insert(0, str(harness.ROOT / "tests"))
+    import small_core
+
+    return small_core.write(folder, items=40)
+
+
+def _model(made):
+    """(tokenizer, configuration, scorer, parameters, jitted logits of rows)."""
+    import jax
+    from flax import nnx
+
+    from gaia import parallel
+    from gchat import train_state
+    from gchat.config import TrainConfig, TrainingConfig, derive
+    from gchat.model import GPTConfig
+    from gchat.score import Scorer
+    from gchat.tokenizer import train_bpe
+
+    texts = [str(item) for items in made.items.values() for item in items[:300]]
+    tokenizer = train_bpe(texts, 4096)
+    sizes = {
+        "vocab_size": tokenizer.vocab_size,
+        "padded_vocab_size": tokenizer.padded_vocab_size,
+    }
+    model = GPTConfig(
+        depth=4, dim=256, head_dim=64, seq_len=SEQ_LEN, compute_dtype="float32", init="gpt2"
+    )
+    training = TrainingConfig(batch_size=4, steps=1000)
+    config, _ = derive(TrainConfig(model=model, training=training), **sizes)
+    mesh = parallel.make_mesh()
+    graph = train_state.graphdef(config)
+    params = train_state.init_state(config, mesh).params
+
+    @jax.jit
+    def forward(tokens_BT):
+        gpt = nnx.merge(graph, params)
+        return gpt.logits(gpt(tokens_BT)[0])
+
+    return tokenizer, config, Scorer(graph, config, mesh), params, forward
+
+
+def _peak(scorer, params, config) -> float:
+    """Tokens per second of one full batch of short rows after another: the program alone."""
+    rng = np.random.default_rng(0)
+    vocab = config.model.sizes.vocab
+    best = 0.0
+    for length in (512, 1024):
+        rows = [rng.integers(0, vocab, length + 1) for _ in range(8192 // length)]
+        pairs = [(row[:-4], row[-4:]) for row in rows]
+        scorer.loglikelihood(params, pairs)
+        for _ in range(3):
+            before, began = scorer.forwarded.tokens, time.perf_counter()
+            scorer.loglikelihood(params, pairs)
+            seconds = time.perf_counter() - began
+            best = max(best, (scorer.forwarded.tokens - before) / seconds)
+    return best
+
+
+def _count(todo, name: str) -> int:
+    return sum(task.name == name for task, _ in todo.order)
+
+
+def _by_task(todo, tokenizer, scorer, params) -> dict[str, int]:
+    """Tokens that each task adds to rows, with its part of the padding."""
+    from gaia.data import tries
+    from gaia.data.tries import Request
+    from gchat.evals.core import questions
+
+    lengths = tries.row_lengths(SEQ_LEN, 8)
+    counts: dict[str, int] = {}
+    for task, index in todo.order:
+        pool = todo.pools[task.name]
+        texts = questions.prompts(task, pool[index], questions.examples(task, pool, index))
+        requests = [
+            Request(0, np.concatenate(pair)[-SEQ_LEN:].astype(np.int32), 1)
+            for pair in questions.pairs(task, texts, tokenizer)
+        ]
+        size = sum(unit.size for unit in tries.units(requests, SEQ_LEN, lengths[-1]))
+        counts[task.name] = counts.get(task.name, 0) + size
+    fill = scorer.forwarded.used / scorer.forwarded.tokens
+    return {name: round(count / fill) for name, count in counts.items()}
+
+
+def _reference(todo, tokenizer, forward):
+    """(outcomes, tokens by task, seconds) of one item at a time, its choices padded alike."""
+    import sys
+
+    sys.path.insert(0, str(harness.ROOT / "tests"))
+    import plain_core
+
+    tokens: dict[str, int] = {}
+    outcomes: dict[tuple[str, int], bool] = {}
+    seconds = 0.0
+    for passed in range(2):  # lengths are padded to few, all compiled in the first pass
+        tokens.clear()
+        began = time.perf_counter()
+        for task, index in todo.order:
+            made = plain_core.sequences(
+                task, todo.pools[task.name], index, tokenizer.encode, tokenizer.bos_id, SEQ_LEN
+            )
+            longest = max(len(row) for row, _ in made)
+            rows = np.zeros((len(made), -(-longest // 128) * 128), np.int32)
+            for row, (ids, _) in zip(rows, made, strict=True):
+                row[: len(ids)] = ids
+            logits = np.asarray(forward(rows))
+            tokens[task.name] = tokens.get(task.name, 0) + longest * len(made)
+            if passed:
+                log_p = [_log_softmax(row) for row in logits]
+                outcomes[task.name, index] = plain_core.judge(
+                    task, todo.pools[task.name][index], made, log_p
+                )[0]
+        seconds = time.perf_counter() - began
+    return outcomes, tokens, seconds
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", help="folder of the published task files")
+    parser.add_argument("--items", type=int, help="items of each task")
+
+
+if __name__ == "__main__":
+    harness.run(main, __doc__, _options)
