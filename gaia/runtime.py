@@ -96,6 +96,16 @@ def start(*, matmul_precision: str = "default", compile_cache: bool = True) -> M
     )
 
 
+def stay_on_host() -> None:
+    """Keeps JAX to the CPU in a process that only reckons, and takes no accelerator's memory.
+
+    Without effect after JAX has started.
+    """
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
 def _keep_heap() -> None:
     """Makes glibc keep the pages of freed buffers instead of returning them to the system.
 
