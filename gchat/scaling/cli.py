@@ -157,8 +157,8 @@ def _plan_largest(given: TrainConfig, fleet: Fleet, options: PlanOptions, typed:
     for plan in plans:
         size = _size(plan)
         print(
-            f"  depth {size['depth']}, width {size['dim']}: {size['params'] / 1e6:,.1f}M parameters "
-            f"with remat {size['remat']}, {describe_rows(plan)}, "
+            f"  depth {size['depth']}, width {size['dim']}: {size['params'] / 1e6:,.1f}M "
+            f"parameters with remat {size['remat']}, {describe_rows(plan)}, "
             f"{size['tokens_per_second']:,.0f} tokens/s"
         )
     _show(first, first, [], options)
