@@ -1,6 +1,6 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | sample | plan | dashboard | eval bpb
+gchat speedrun | train | sample | plan | dashboard | checkpoints | eval bpb
       | data prepare|curate|download|count|verify|upload | tokenizer train|eval
 """
 
@@ -24,6 +24,7 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   sample               continue a prompt: gchat sample --run runs/cpu --prompt "The"
   plan                 memory, time and cost on a slice: gchat plan speedrun --sku v6e-8
   dashboard            the same as a page with sliders
+  checkpoints          steps of a run with size, time and validation: gchat checkpoints runs/cpu
   eval bpb             bits per byte of a text: gchat eval bpb --run runs/cpu --text FILE
   data prepare         text to token shards: gchat data prepare --source text --input F --out DIR
   data curate          drop documents not worth training on: rules, duplicates, a report
@@ -56,6 +57,8 @@ class Sample:
     """Keep the most likely tokens that together reach this probability."""
     seed: int = 0
     """Same seed, same text."""
+    step: str = "last"
+    """Checkpoint: a number of steps, best (lowest validation bits per byte) or last."""
     json: bool = False
     """Print one JSON object."""
 
@@ -68,6 +71,8 @@ class EvalBpb:
     """Folder of the run."""
     text: str
     """A text file, read as one document."""
+    step: str = "last"
+    """Checkpoint: a number of steps, best (lowest validation bits per byte) or last."""
     json: bool = False
     """Print one JSON object."""
 
@@ -107,7 +112,7 @@ def _sample(args: list[str]) -> None:
 
     sampling = SamplingConfig(options.temperature, options.top_k, options.top_p, options.seed)
     sampling.check()  # before anything is printed
-    loaded = load_run(options.run)
+    loaded = load_run(options.run, step=options.step)
     shown_first = "" if options.json else options.prompt
     print(shown_first, end="", flush=True)
     writer = _Writer(loaded.tokenizer.decode, silent=options.json)
@@ -120,7 +125,8 @@ def _sample(args: list[str]) -> None:
     writer.end()
     if options.json:
         text = loaded.tokenizer.decode(ids)
-        print(json.dumps({"prompt": options.prompt, "text": text, "tokens": ids}))
+        facts = {"prompt": options.prompt, "text": text, "tokens": ids, "step": loaded.step}
+        print(json.dumps(facts))
     else:
         print()
 
@@ -154,14 +160,23 @@ def _eval(args: list[str]) -> None:
     options = parse(EvalBpb, args[1:], prog="gchat eval bpb", description=EvalBpb.__doc__)
     from gchat.run.loading import load_run
 
-    score = load_run(options.run).score_file(options.text)
+    loaded = load_run(options.run, step=options.step)
+    score = loaded.score_file(options.text)
     if options.json:
-        print(json.dumps({"text": options.text, **score._asdict()}))
+        print(json.dumps({"text": options.text, **score._asdict(), "step": loaded.step}))
     else:
         print(
             f"{options.text}: {score.bpb:.4f} bits per byte, loss {score.loss:.4f}, perplexity "
             f"{score.perplexity:.2f} ({score.tokens:,} tokens, {score.bytes:,} bytes)"
         )
+
+
+def _checkpoints(args: list[str]) -> None:
+    from gaia.config import parse
+    from gchat.run.checkpoints import Options, show
+
+    raise_on_interrupt()
+    show(parse(Options, args, prog="gchat checkpoints", description=Options.__doc__))
 
 
 def _data(args: list[str]) -> None:
@@ -199,6 +214,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "sample": _sample,
     "plan": _plan,
     "dashboard": _dashboard,
+    "checkpoints": _checkpoints,
     "eval": _eval,
     "data": _data,
     "tokenizer": _tokenizer,

@@ -1,5 +1,6 @@
 """A trained run, read back: its configuration, tokenizer and newest intact parameters."""
 
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,11 @@ from gaia.checkpoint import Checkpointer, Restored
 from gaia.errors import CheckpointError
 from gaia.parallel import make_mesh
 from gaia.runtime import start
-from gchat.config import CONFIG, TrainConfig
+from gchat.config import TrainConfig
 from gchat.engine.engine import Engine
 from gchat.evals import bpb
 from gchat.evals.periodic import EVAL_ROWS, encode_file, make_engine
-from gchat.run.folder import read_config
+from gchat.run.checkpoints import check_step, choose, read_run
 from gchat.tokenizer import Tokenizer
 from gchat.train_state import graphdef, init_state
 from gchat.train_step import make_scorer
@@ -47,35 +48,48 @@ class LoadedRun:
         return bpb.evaluate(scorer, batches, self.tokenizer.token_bytes())
 
 
-def load_run(path: str, mesh: Mesh | None = None) -> LoadedRun:
+def load_run(path: str, mesh: Mesh | None = None, *, step: str = "last") -> LoadedRun:
     """Reads a run folder, and changes nothing in it.
 
     Args:
         path: the folder, wherever it lies now.
         mesh: for the parameters to lie on; all devices when absent.
+        step: of the checkpoint: `last` (the newest intact one), `best` (the lowest validation bits
+            per byte) or a number.
 
     Raises:
-        CheckpointError: no run there, or no checkpoint that can be used.
+        CheckpointError: no run there, or no such checkpoint that can be used.
+        ConfigError: `step` is no step.
     """
-    folder = Path(path)
-    if not (folder / CONFIG).exists():
-        raise CheckpointError(f"{path!r} holds no run (config.yaml is missing)", "check --run")
-    config = read_config(folder)
+    check_step(step)
+    folder, config = Path(path), read_run(path)
+    chosen = None if step == "last" else choose(path, config, step)
     start(matmul_precision=config.model.matmul_precision)
     state = init_state(config, mesh or make_mesh())
     checkpoints = Checkpointer(config.checkpoints, read_only=True)
     try:
-        restored = _newest(checkpoints, state, path)
+        if chosen is None:
+            restored = _newest(checkpoints, state, path)
+        else:
+            restored = _intact(checkpoints, chosen, state)
     finally:
         checkpoints.close()
     tokenizer = Tokenizer.load(str(folder / "tokenizer.json"))
     return LoadedRun(config, tokenizer, graphdef(config), restored.state.params, restored.step)
 
 
+def _intact(checkpoints: Checkpointer, step: int, state: Any) -> Restored:
+    """The checkpoint of a step that was asked for, and no other one in its place."""
+    problem = checkpoints.damage(step)
+    if problem is not None:
+        raise CheckpointError(f"checkpoint {step} is unusable ({problem})", "choose another --step")
+    return checkpoints.restore(step, state)
+
+
 def _newest(checkpoints: Checkpointer, state: Any, path: str) -> Restored:
     """The newest intact checkpoint; the next one where its trainer prunes it meanwhile."""
     while True:
-        step = checkpoints.latest()
+        step = checkpoints.latest(report=_say)
         if step is None:
             raise CheckpointError(f"{path!r} holds no usable checkpoint", "train it further first")
         try:
@@ -83,3 +97,8 @@ def _newest(checkpoints: Checkpointer, state: Any, path: str) -> Restored:
         except CheckpointError:
             if checkpoints.latest(report=lambda _: None) == step:
                 raise  # it is all there, and not of this run
+
+
+def _say(line: str) -> None:
+    """Tells people, and leaves standard output to what was asked for."""
+    print(line, file=sys.stderr, flush=True)
