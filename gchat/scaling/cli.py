@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from gaia import runtime
@@ -97,12 +98,16 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class DashboardOptions:
-    """Serve the scaling dashboard."""
+    """Serve the scaling dashboard, or write it as a static page."""
 
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = 8501
     """Port to listen on; 0 takes a free one."""
+    export: str | None = None
+    """Folder for a static page that can be published, instead of serving: DIR/index.html."""
+    plan: str = ""
+    """With export: address of a plan on the dashboard, or its query: depth=24&sku=v6e-8."""
 
 
 def plan_main(args: list[str]) -> None:
@@ -191,16 +196,23 @@ def _bytes(text: str) -> int:
 
 
 def dashboard_main(args: list[str]) -> None:
-    """Runs `gchat dashboard` until it is interrupted."""
+    """Runs `gchat dashboard`: until it is interrupted, or until the page is written."""
     options = parse(DashboardOptions, args, prog="gchat dashboard")
+    if options.plan and options.export is None:
+        raise ConfigError("--plan is given without --export", "add --export DIR")
     runtime.stay_on_host()
     try:
-        from gchat.scaling.dashboard import serve
+        from gchat.scaling.dashboard import controls_of, serve
+        from gchat.scaling.export import export
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the dashboard needs {error.name}", install("train", "dashboard")
         ) from None
-    serve(options.host, options.port)
+    if options.export is None:
+        serve(options.host, options.port)
+        return
+    page = export(Path(options.export), controls_of(options.plan))
+    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, one file that asks no network")
 
 
 def _sets_memory(args: list[str]) -> bool:
