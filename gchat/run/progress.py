@@ -33,6 +33,10 @@ class Progress:
         self._target_bpb, self._price = config.run.target_bpb, config.run.price_per_hour
         self.seconds = 0.0
         """Seconds of training so far over all attempts, evaluation and saving included."""
+        self.began = time.time()
+        """Seconds since 1970 at which the first attempt opened the run."""
+        self.idle = 0.0
+        """Seconds since then for which the run was finished, before somebody resumed it."""
         self.seconds_to_target: float | None = None
         self._recent: deque[float] = deque(maxlen=50)
         self._mark = self._since = time.perf_counter()
@@ -41,12 +45,27 @@ class Progress:
     def state(self) -> dict[str, Any]:
         """Returns what a checkpoint keeps, so that a resumed run reports the whole of its time."""
         self._count_time()
-        return {"seconds": self.seconds, "seconds_to_target": self.seconds_to_target}
+        return {
+            "seconds": self.seconds,
+            "seconds_to_target": self.seconds_to_target,
+            "began": self.began,
+            "idle": self.idle,
+        }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """The counterpart of `state`."""
+    def restore(self, state: Mapping[str, Any], *, finished_at: float | None = None) -> None:
+        """The counterpart of `state`.
+
+        Args:
+            state: of a checkpoint; those before version 0.2 do not say when the run began.
+            finished_at: time at which the run had ended, where it had reached its last step.
+        """
+        opened = self.began
         self.seconds = float(state["seconds"])
         self.seconds_to_target = state["seconds_to_target"]
+        self.began = float(state.get("began", opened))
+        self.idle = float(state.get("idle", 0.0))
+        if finished_at is not None:
+            self.idle += max(0.0, opened - finished_at)
 
     def start(self) -> None:
         """Starts the clock: the loop begins now."""
