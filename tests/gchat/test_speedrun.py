@@ -134,6 +134,11 @@ def test_the_deadline_of_the_machine_is_the_budget(machine, monkeypatch, capsys)
     monkeypatch.setenv("GAIA_DEADLINE", str(time.time() + 60))
     assert main(["speedrun", "--dry-run"]) == 2
     assert "GAIA_DEADLINE" in capsys.readouterr().err
+    for text in ("abc", "1,5", "nan", "inf", "2026-11-28"):
+        monkeypatch.setenv("GAIA_DEADLINE", text)
+        assert main(["speedrun", "--dry-run"]) == 2
+        said = capsys.readouterr().err
+        assert f"GAIA_DEADLINE is {text!r}; use seconds" in said and said.count("\n") == 1
 
 
 def test_unused_accelerator_hardware_stops_it(machine, capsys):
