@@ -114,8 +114,8 @@ class WriterLock:
         who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
         remedy = "wait for it, or choose another folder"
         if silent is not None:
-            who += f" (last sign of life {silent:.0f} s ago)"
-            remedy = f"wait for it; if it is dead, it is taken over after {SILENT_S:.0f} s"
+            who += f" (last sign of life {max(0.0, silent):.0f} s ago)"
+            remedy = when_to_retry(silent)
         raise FolderInUse(f"{self._what} is being written by {who}", remedy)
 
     def _beat(self) -> None:
@@ -124,6 +124,21 @@ class WriterLock:
             if handle is not None:
                 with contextlib.suppress(OSError):
                     os.utime(handle)
+
+
+def when_to_retry(silent: float) -> str:
+    """The remedy against a process of another machine: there is none sooner that is safe.
+
+    Args:
+        silent: seconds since its last sign of life.
+    """
+    # Rounded up: who comes at that second finds it dead.
+    left = min(SILENT_S, max(0.0, SILENT_S - silent)) + 1
+    at = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
+    return (
+        f"wait for it; if it died or its machine has another name now, try again after {at} "
+        f"(in {left:.0f} s): after {SILENT_S:.0f} s without a sign of life it is taken over"
+    )
 
 
 def _holder(handle: int) -> dict[str, Any] | None:
