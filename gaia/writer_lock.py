@@ -38,6 +38,7 @@ class WriterLock:
 
     Raises:
         FolderInUse: on entering, where another process holds it.
+        StorageError: on entering, where the lock file cannot be written.
     """
 
     def __init__(self, path: str | Path, what: str) -> None:
@@ -48,7 +49,7 @@ class WriterLock:
     def __enter__(self) -> Self:
         storage.make_folder(self._path.parent)
         while True:
-            handle = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o666)
+            handle = self._open()
             try:
                 holder = self._check_free(handle)
                 # The holder before may have removed the file since it was opened here.
@@ -82,6 +83,15 @@ class WriterLock:
             if self._is_at_path(handle):
                 self._path.unlink(missing_ok=True)  # before it is let go
             os.close(handle)
+
+    def _open(self) -> int:
+        try:
+            return os.open(self._path, os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError as error:
+            raise storage.StorageError(
+                f"{self._what} cannot be written ({self._path}: {error.strerror})",
+                "copy the folder, or make it and its lock file your own",
+            ) from error
 
     def _is_at_path(self, handle: int) -> bool:
         with contextlib.suppress(FileNotFoundError):
