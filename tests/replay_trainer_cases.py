@@ -59,7 +59,7 @@ class Place:
         self._base: Path | None = None
 
     def arguments(self, name: str, *more: str, steps: int = STEPS) -> list[str]:
-        """Of a tiny training run in the folder `name`."""
+        """Arguments of a tiny training run in the folder `name`."""
         saves = ("--checkpoint.every-steps", "10", "--eval.every-steps", "0")
         return runs.arguments(self.data, self.folder / name, *saves, *more, steps=steps)
 

@@ -50,15 +50,15 @@ def saved_checkpoints(config: TrainConfig) -> list[Saved]:
         config: of the run, as `read_config` gives it.
     """
     bpb = dict(_validations(config.run.folder / "metrics.jsonl"))
-    found = []
+    saved = []
     for name in storage.list_names(config.checkpoints):
         if name.isdigit():
             step = int(name)
             size = _size(storage.join(config.checkpoints, name))
             if size is not None:
                 at = _time(storage.join(config.checkpoints, name))
-                found.append(Saved(step, size, at, bpb.get(step)))
-    return sorted(found)
+                saved.append(Saved(step, size, at, bpb.get(step)))
+    return sorted(saved)
 
 
 def best_of(saved: list[Saved]) -> int | None:

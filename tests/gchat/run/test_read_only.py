@@ -39,7 +39,7 @@ def theirs(data_dir, tmp_path_factory):
 
 
 def states(folder):
-    """What every file and folder is, with the times that writing would change."""
+    """Inode, size and times of every file and folder: writing would change one of them."""
     facts = {path: path.stat() for path in [folder, *folder.rglob("*")]}
     return {p: (s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in facts.items()}
 
