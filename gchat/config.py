@@ -19,6 +19,7 @@ from gaia.optim import OptimConfig
 from gaia.parallel import MeshConfig
 from gchat.init_from import with_model_of_base
 from gchat.model import GPTConfig
+from gchat.model_config import DIALS, without_derived
 from gchat.model_shape import flops_per_token, matmul_params
 from gchat.ranges import check_ranges
 from gchat.run_length import with_own_length, with_typed_length
@@ -251,6 +252,8 @@ continues the run in --run-dir, with --extend --max-steps N for longer than it w
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or what JAX detects); --join-seconds
 and --heartbeat-seconds say how long to wait for the others."""
 
+_DIALS = {f"--model.{name.replace('_', '-')}" for name in DIALS}
+
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 """Names in a run's folder."""
@@ -272,6 +275,8 @@ def load(args: list[str], *, preset: str | None = None, prog: str = "gchat train
             tree = without_places(tree, of_new_run=True)
     elif preset:
         tree = load_preset(preset_path(preset), CONFIG_DIR)
+    if isinstance(tree.get("model"), Mapping) and typed_options(args) & _DIALS:
+        tree["model"] = without_derived(tree["model"])
     return load_tree(with_model_of_base(tree, args, CONFIG), args, prog=prog)
 
 
