@@ -67,6 +67,13 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Supervisor:
+    """The `[supervisor]` table: place of queues and budgets, as gs://BUCKET/PATH or a folder."""
+
+    state: str = ""
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything gml is configured with."""
 
@@ -80,6 +87,7 @@ class Config:
     google: Google = field(default_factory=Google)
     lambda_: Lambda = field(default_factory=Lambda)
     metrics: Metrics = field(default_factory=Metrics)
+    supervisor: Supervisor = field(default_factory=Supervisor)
     local_hosts: dict[str, tuple[Host, ...]] = field(default_factory=dict)
 
     def endpoint(self, service: str) -> str:
@@ -144,12 +152,13 @@ def load(home: Path | None = None) -> Config:
         ("google", "google", Google),
         ("lambda", "lambda_", Lambda),
         ("metrics", "metrics", Metrics),
+        ("supervisor", "supervisor", Supervisor),
     ):
         tables[field_name] = _fill(kind, raw.pop(key, {}), f"{path}: {key}.")
     scalars = ("default_timeout", "idle", "ssh_key", "ssh_config", "backoff_s")
     unknown = [k for k in raw if k not in scalars]
     if unknown:
-        known = "owner, google, lambda, metrics, local, " + ", ".join(scalars)
+        known = "owner, google, lambda, metrics, supervisor, local, " + ", ".join(scalars)
         raise UsageError(f"{path}: unknown field {unknown[0]!r}", f"known: {known}")
     for key, value in raw.items():
         if not isinstance(value, (int, float) if key == "backoff_s" else str):

@@ -44,6 +44,14 @@ def head_of(root: Path) -> Head | None:
     return Head(commit, _git(root, "symbolic-ref", "--short", "-q", "HEAD"))
 
 
+def holds_secret(root: Path, *, last_only: bool = False) -> str:
+    """Names the newest commit (or, with `last_only`, a file) that holds a secret's file, or ''."""
+    if last_only:
+        names = _git(root, "ls-files", "--with-tree=HEAD", "--", *pathspecs()).splitlines()
+        return names[0] if names else ""
+    return _git(root, "log", "-1", "--format=%h", "HEAD", "--", *pathspecs())
+
+
 def push_history(ssh: Ssh, node: Node, root: Path, dest: str, head: Head, index: int) -> str:
     """Brings the history to `~/dest/.git` on one host.
 
@@ -53,7 +61,7 @@ def push_history(ssh: Ssh, node: Node, root: Path, dest: str, head: Head, index:
     Raises:
         Unavailable: ssh or git failed.
     """
-    touched = _git(root, "log", "-1", "--format=%h", "HEAD", "--", *pathspecs())
+    touched = holds_secret(root)
     if touched:
         return (
             f"the git history was not sent: commit {touched} holds a file that looks like a secret"
