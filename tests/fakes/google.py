@@ -354,8 +354,13 @@ def _precondition(cloud: Cloud, call: Call, full: str) -> None:
 
 def _about(cloud: Cloud, bucket: str, full: str) -> dict[str, Any]:
     name = full.removeprefix(f"{bucket}/")
-    return {"kind": "storage#object", "bucket": bucket, "name": name,
-            "generation": _generation(cloud, full), "size": str(len(cloud.objects[full]))}  # fmt: skip
+    return {
+        "kind": "storage#object",
+        "bucket": bucket,
+        "name": name,
+        "generation": _generation(cloud, full),
+        "size": str(len(cloud.objects[full])),
+    }
 
 
 def metadata(cloud: Cloud, call: Call, headers: Any) -> tuple[int, Any]:
