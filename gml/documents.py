@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import secrets
 import time
 import urllib.parse
 from collections.abc import Iterator
@@ -161,7 +162,15 @@ class BucketDocuments:
         return sorted(n.removeprefix(f"{self.prefix}/").removesuffix(".json") for n in found)
 
     def read(self, name: str) -> tuple[dict[str, Any], int] | None:
-        """Value and generation, of one moment."""
+        """Value and generation, of one moment; raises UsageError for a damaged object."""
+        there = self._read(name)
+        if there is None:
+            return None
+        if not isinstance(there[0].get("value"), dict):
+            raise UsageError(f"{self.where}/{name}.json is damaged", "mend or remove it")
+        return there[0]["value"], there[1]
+
+    def _read(self, name: str) -> tuple[dict[str, Any], int] | None:
         path = self._path(name)
         while True:
             about = self.api.get("storage", path)
@@ -181,15 +190,17 @@ class BucketDocuments:
             "ifGenerationMatch": str(generation),
         }
         path = f"upload/storage/v1/b/{self.bucket}/o"
+        # Others may write the very same value: the mark tells whose it is.
+        body = {"mark": secrets.token_hex(8), "value": value}
         try:
-            answer = self.api.send(ApiRequest("storage", "POST", path, params, value))
+            answer = self.api.send(ApiRequest("storage", "POST", path, params, body))
             return int(answer["generation"])
         except ApiError as error:
             if error.status != 412:
                 raise translate(error, self.api.config) from None
         # A try whose answer got lost may have written it: then what is there is ours.
-        there = self.read(name)
-        if there is None or there[0] != value:
+        there = self._read(name)
+        if there is None or there[0].get("mark") != body["mark"]:
             raise Conflict(f"{name} was changed by somebody else", "run it again") from None
         return there[1]
 
