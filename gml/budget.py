@@ -19,6 +19,7 @@ from gml.fleet import Fleet
 from gml.model import Node
 
 LIMIT, SPENDING = "budget", "spending"
+UNSEEN_S = 3600
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,10 @@ def _cost(entry: dict[str, Any], start: float, now: float) -> float:
 
 
 def _bound(entry: dict[str, Any], now: float) -> float:
-    """Money until the deadline of a machine that runs as far as is known."""
-    if entry["ended"] or not entry["deadline"]:
+    """Money until the deadline of a machine that runs as far as is known.
+
+    One that nobody has seen for an hour was deleted where we have not heard of it.
+    """
+    if entry["ended"] or not entry["deadline"] or entry["seen"] < now - UNSEEN_S:
         return 0.0
     return (entry["price"] or 0.0) * max(0.0, entry["deadline"] - now) / 3600
