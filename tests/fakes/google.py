@@ -293,6 +293,7 @@ def _storage(cloud: Cloud, call: Call, raw: bytes) -> tuple[int, Any]:
     docs.cloud.google.com/storage/docs/request-preconditions: 0 means that there is none, a
     generation that does not match answers 412 conditionNotMet.
     """
+    check(cloud, "storage.v1", call, None)
     if match := re.fullmatch(r"storage/v1/b/([^/]+)", call.path):
         if match[1] not in cloud.buckets:
             raise Refused(404, "notFound", "The specified bucket does not exist.")
