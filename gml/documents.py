@@ -97,8 +97,8 @@ class FolderDocuments:
     def names(self, folder: str) -> list[str]:
         """Names below a folder."""
         base = self.folder / _checked(folder)
-        found = (p for p in base.rglob("*.json") if not p.name.startswith("."))
-        return sorted(str(p.relative_to(self.folder)).removesuffix(".json") for p in found)
+        files = (p for p in base.rglob("*.json") if not p.name.startswith("."))
+        return sorted(str(p.relative_to(self.folder)).removesuffix(".json") for p in files)
 
     def read(self, name: str) -> tuple[dict[str, Any], int] | None:
         """Value and generation; raises UsageError for a damaged file."""
@@ -158,8 +158,8 @@ class BucketDocuments:
         """Names below a folder."""
         start = f"{self.prefix}/{_checked(folder)}/"
         pages = self.api.pages("storage", f"storage/v1/b/{self.bucket}/o", {"prefix": start})
-        found = [item["name"] for page in pages for item in page.get("items", [])]
-        return sorted(n.removeprefix(f"{self.prefix}/").removesuffix(".json") for n in found)
+        names = [item["name"] for page in pages for item in page.get("items", [])]
+        return sorted(n.removeprefix(f"{self.prefix}/").removesuffix(".json") for n in names)
 
     def read(self, name: str) -> tuple[dict[str, Any], int] | None:
         """Value and generation, of one moment; raises UsageError for a damaged object."""

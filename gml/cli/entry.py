@@ -22,7 +22,7 @@ def build():
     """The typer application with all commands."""
     import typer
 
-    from gml.cli import admin, cluster, init, look, node, queue, work
+    from gml.cli import admin, cluster, init, look, node, queue, supervise, work
 
     app = typer.Typer(
         name="gml",
@@ -39,6 +39,7 @@ def build():
     init.add(app)
     cluster.add(app)
     queue.add(app)
+    supervise.add(app)
     return app
 
 

@@ -1,10 +1,9 @@
-"""`gml queue`, `gml supervise` and `gml budget`."""
+"""`gml queue add|ls|rm|logs`."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,25 +13,23 @@ from gml import budget as money
 from gml.cli import options as c
 from gml.cli.signature import with_options
 from gml.cli.terminal import Spinner, confirm, emit, say, table
-from gml.documents import Conflict, Documents, open_documents
-from gml.durations import format_duration, parse_duration
-from gml.errors import Incomplete, NotFound, UsageError
+from gml.documents import Documents, open_documents
+from gml.durations import format_duration
+from gml.errors import NotFound, UsageError
 from gml.fleet import Fleet
 from gml.options import option
 from gml.planning import make_spec
-from gml.reaper import reap
 from gml.remote import jobs
 from gml.remote import sync as syncing
 from gml.remote.ssh import quote
 from gml.request import NodeRequest
 from gml.supervisor.code import store_code
-from gml.supervisor.jobsets import ClusterDriver
-from gml.supervisor.loop import Driver, Lost, Supervisor
-from gml.supervisor.machine import MachineDriver, write_ssh_key
+from gml.supervisor.drivers import drivers
+from gml.supervisor.heartbeat import last_pass
+from gml.supervisor.loop import Lost, Supervisor
 from gml.supervisor.queue import Job, Queue, begin, check_queue, load, queue_names, update
 
 QueueName = Annotated[str, typer.Argument(help="Name of the queue.", metavar="QUEUE")]
-HEARTBEAT = "supervisor"
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL", re.I)
 
 
@@ -80,8 +77,6 @@ def add(app: typer.Typer) -> None:
     queue.command("rm")(rm)
     queue.command("logs")(logs)
     app.add_typer(queue, name="queue")
-    app.command()(supervise)
-    app.command()(budget)
 
 
 @with_options
@@ -220,8 +215,7 @@ def _with_new(queue: Queue, job: Job) -> Queue:
 
 def _say_supervisor(documents: Documents, now: float) -> None:
     """Says when a supervisor last ran: without one nothing of a queue happens."""
-    there = documents.read(HEARTBEAT)
-    age = now - float(there[0].get("at", 0)) if there else None
+    age = last_pass(documents, now)
     if age is None or age > 1800:
         last = "none was ever seen" if age is None else f"last {format_duration(age)} ago"
         say(
@@ -240,13 +234,13 @@ def ls(
     names = [check_queue(queue_name)] if queue_name else queue_names(documents)
     queues = [load(documents, n)[0] for n in names]
     if json:
-        emit([_shown(q, fleet.now()) for q in queues])
+        emit([shown(q, fleet.now()) for q in queues])
         return
     rows = []
     for queue in queues:
-        shown = _shown(queue, fleet.now())
+        about = shown(queue, fleet.now())
         left = format_duration(max(0, queue.deadline - fleet.now()))
-        rows.append((queue.name, "", shown["machine"], left, f"${shown['spent_usd']:.2f}",
+        rows.append((queue.name, "", about["machine"], left, f"${about['spent_usd']:.2f}",
                      "removing" if queue.removing else queue.note))  # fmt: skip
         for job in queue.jobs:
             code = "" if job.exit_code is None else f" ({job.exit_code})"
@@ -259,7 +253,8 @@ def ls(
         _say_supervisor(documents, fleet.now())
 
 
-def _shown(queue: Queue, now: float) -> dict[str, Any]:
+def shown(queue: Queue, now: float) -> dict[str, Any]:
+    """A queue as `--json` prints it. Times in unix seconds, money in US dollars."""
     machine = queue.machine
     running = machine.node.cost(now) if machine and machine.node else None
     return {
@@ -300,7 +295,7 @@ def rm(
         confirm(f"remove {queue_name} and its machine?", scripts_may=True)
         update(documents, queue_name, lambda q: q.replace(removing=True))
         with Spinner() as spinner:
-            worker = Supervisor(documents, _drivers(fleet, documents), fleet.now, spinner)
+            worker = Supervisor(documents, drivers(fleet, documents), fleet.now, spinner)
             try:
                 worker.reconcile(queue_name)
             except Lost:
@@ -347,82 +342,3 @@ def logs(
         emit({"queue": queue_name, "job": name, "log": there[0]["log"]})
     else:
         print(there[0]["log"], end="")
-
-
-def _drivers(fleet: Fleet, documents: Documents):
-    def driver(queue: Queue) -> Driver:
-        return ClusterDriver(fleet) if queue.cluster else MachineDriver(fleet, documents)
-
-    return driver
-
-
-def supervise(
-    loop: Annotated[
-        str, typer.Option("--loop", help="Repeat with this pause, for example 1m.")
-    ] = "",
-    json: c.Json = False,
-) -> None:
-    """Reap, then work on all queues: make machines, start jobs, delete what is done.
-
-    It can be killed at any time, and any number of them may run.
-    """
-    pause = parse_duration(loop, "--loop") if loop else 0
-    while True:
-        fleet = c.open_fleet()
-        key = write_ssh_key(fleet.config.home)
-        if key is not None:
-            fleet = Fleet(dataclasses.replace(fleet.config, ssh_key=str(key)), fleet.store)
-        documents = open_documents(fleet.config)
-        with Spinner() as spinner:
-            report = reap(fleet, progress=spinner)
-            worker = Supervisor(documents, _drivers(fleet, documents), fleet.now, spinner)
-            problems = report.problems + worker.run()
-        _beat(documents, fleet.now())
-        if json:
-            emit({"deleted": [n.id for n in report.deleted], "problems": problems,
-                  "queues": [_shown(load(documents, n)[0], fleet.now())
-                             for n in queue_names(documents)]})  # fmt: skip
-        elif not pause or problems:
-            say(f"gml: {len(report.deleted)} reaped, {len(queue_names(documents))} queues")
-        if not pause:
-            break
-        for line in problems:
-            say(f"gml: {line}")
-        time.sleep(pause)
-    if problems:
-        raise Incomplete(f"not everything could be done: {'; '.join(problems)}", "run it again")
-
-
-def _beat(documents: Documents, now: float) -> None:
-    there = documents.read(HEARTBEAT)
-    try:
-        documents.write(HEARTBEAT, {"at": round(now)}, there[1] if there else 0)
-    except Conflict:
-        return  # another one was here at this moment
-
-
-def budget(
-    month: Annotated[
-        str, typer.Option("--month", help="Most that a month may cost, for example 200USD.")
-    ] = "",
-    none: Annotated[bool, typer.Option("--none", help="Lift the limit.")] = False,
-    json: c.Json = False,
-) -> None:
-    """Show the month's money, or limit it.
-
-    What would pass the limit is not created; once it is spent, `gml reap` deletes what costs money.
-    """
-    fleet = c.open_fleet()
-    if month and none:
-        raise UsageError("--month and --none exclude each other", "leave one out")
-    if month or none:
-        money.set_limit(fleet, money.parse_money(month) if month else None)
-    now = money.month(fleet)
-    if json:
-        emit({"limit_usd": now.limit, "spent_usd": round(now.spent, 2),
-              "bound_usd": round(now.bound, 2), "unpriced": list(now.unpriced)})  # fmt: skip
-        return
-    limit = "no limit" if now.limit is None else f"of ${now.limit:.2f}"
-    print(f"this month: ${now.spent:.2f} spent, ${now.bound:.2f} bound by what runs, {limit}")
-    if now.unpriced:
-        print(f"price unknown: {', '.join(now.unpriced)}")

@@ -18,7 +18,7 @@ from gml.supervisor.queue import Job, Queue
 
 
 class ClusterDriver:
-    """What the loop does with a cluster. The cluster itself stays: its pools scale to zero."""
+    """Carries out the loop's steps on a cluster, which stays: its pools scale to zero."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
@@ -79,7 +79,7 @@ class ClusterDriver:
             jobset.submit(api, request)
 
     def log(self, queue: Queue, job: Job) -> str:
-        """Where its log is: the cluster keeps it."""
+        """The command that shows its log: the cluster keeps it."""
         name = jobset_name(queue, job)
         return f"kubectl logs -l jobset.sigs.k8s.io/jobset-name={name} --prefix\n"
 

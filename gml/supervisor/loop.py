@@ -29,10 +29,10 @@ MOST_STEPS = 40
 
 
 class Driver(Protocol):
-    """What a queue runs on: `MachineDriver` or `ClusterDriver`."""
+    """The machine or cluster of a queue: `MachineDriver` or `ClusterDriver`."""
 
     def observe(self, queue: Queue) -> Seen:
-        """What is really there."""
+        """Looks at what is really there."""
         ...
 
     def create(self, queue: Queue, machine_id: str, progress: Progress) -> Node:

@@ -28,7 +28,7 @@ LOG_BYTES = 200_000
 
 
 class MachineDriver:
-    """What the loop does with a machine."""
+    """Carries out the loop's steps on a machine of the queue's own."""
 
     def __init__(self, fleet: Fleet, documents: Documents) -> None:
         self.fleet = fleet
@@ -51,16 +51,16 @@ class MachineDriver:
             listed = error.seen
         live = {n.id: n for n in listed if ours.fullmatch(n.id) and n.owner == queue.owner}
         record = machine and (machine.node or self.fleet.store.get(machine.id))
-        if machine and record and machine.id not in live:
+        if machine is not None and record and machine.id not in live:
             # By name: a list lags, and this one may be incomplete.
             named = provider.find(record)
             if named is not None and named.owner == queue.owner:
                 live[machine.id] = named
         dead = {i: n.state for i, n in live.items() if n.dead()}
         state = "none"
-        up = machine is not None and machine.phase == "up" and machine.id not in dead
-        if up and machine.id in live and queue.job is not None:
-            state = self._job_state(self._known(queue), queue.job)
+        if machine is not None and machine.phase == "up" and machine.id in live:
+            if machine.id not in dead and queue.job is not None:
+                state = self._job_state(self._known(queue), queue.job)
         return Seen(live, dead, state)
 
     def _known(self, queue: Queue) -> Node:

@@ -20,14 +20,13 @@ SHORTEST_S = 120
 
 @dataclass(frozen=True)
 class Seen:
-    """What is really there.
+    """The queue's machines and job as they really are.
 
     Attributes:
         machines: by id, whatever exists of this queue's machines.
         dead: ids of those that no longer work (preempted, failed), with the reason.
         job: state of the current job on the current machine: none, running, lost (no exit code),
             silent (no answer), or its exit code.
-        price: lowest price of another machine in US dollars per hour, None where unknown.
     """
 
     machines: dict[str, Node] = field(default_factory=dict)

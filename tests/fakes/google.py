@@ -340,7 +340,7 @@ def _in_bucket(cloud: Cloud, bucket: str) -> None:
 
 
 def _generation(cloud: Cloud, full: str) -> str:
-    """As text, as all 64-bit numbers are in Google's JSON; '0' where there is no object."""
+    """Generation as text, like all 64-bit numbers in Google's JSON; '0' without an object."""
     if full not in cloud.objects:
         return "0"
     return cloud.generations.setdefault(full, cloud.new_generation())

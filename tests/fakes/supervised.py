@@ -24,7 +24,7 @@ class Killed(BaseException):
 
 @dataclass
 class World:
-    """What really exists. `point` is called before and after everything that has an effect."""
+    """A world as it really is. `point` is called before and after everything that has an effect."""
 
     clock: float = 1_800_000_000.0
     machines: dict[str, Node] = field(default_factory=dict)
