@@ -58,9 +58,8 @@ class MachineDriver:
                 live[machine.id] = named
         dead = {i: n.state for i, n in live.items() if n.dead()}
         state = "none"
-        if machine is not None and machine.phase == "up" and machine.id in live:
-            if machine.id not in dead and queue.job is not None:
-                state = self._job_state(self._known(queue), queue.job)
+        if machine is not None and machine.phase == "up" and machine.id in {*live} - {*dead}:
+            state = self._job_state(self._known(queue), queue.job) if queue.job else "none"
         return Seen(live, dead, state)
 
     def _known(self, queue: Queue) -> Node:
