@@ -74,6 +74,17 @@ class Supervisor:
 
 
 @dataclass(frozen=True)
+class Connect:
+    """The `[connect]` table: data and logins that `gml connect` brings along beside the code.
+
+    `data` is a folder or gs://…, and becomes $GAIA_DATA; `git_credentials` is "yes" or "no".
+    """
+
+    data: str = ""
+    git_credentials: str = "no"
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything gml is configured with."""
 
@@ -88,6 +99,7 @@ class Config:
     lambda_: Lambda = field(default_factory=Lambda)
     metrics: Metrics = field(default_factory=Metrics)
     supervisor: Supervisor = field(default_factory=Supervisor)
+    connect: Connect = field(default_factory=Connect)
     local_hosts: dict[str, tuple[Host, ...]] = field(default_factory=dict)
 
     def endpoint(self, service: str) -> str:
@@ -153,12 +165,13 @@ def load(home: Path | None = None) -> Config:
         ("lambda", "lambda_", Lambda),
         ("metrics", "metrics", Metrics),
         ("supervisor", "supervisor", Supervisor),
+        ("connect", "connect", Connect),
     ):
         tables[field_name] = _fill(kind, raw.pop(key, {}), f"{path}: {key}.")
     scalars = ("default_timeout", "idle", "ssh_key", "ssh_config", "backoff_s")
     unknown = [k for k in raw if k not in scalars]
     if unknown:
-        known = "owner, google, lambda, metrics, supervisor, local, " + ", ".join(scalars)
+        known = "owner, google, lambda, metrics, supervisor, connect, local, " + ", ".join(scalars)
         raise UsageError(f"{path}: unknown field {unknown[0]!r}", f"known: {known}")
     for key, value in raw.items():
         if not isinstance(value, (int, float) if key == "backoff_s" else str):
@@ -167,6 +180,9 @@ def load(home: Path | None = None) -> Config:
         raise UsageError(
             f"{path}: ssh_config = {raw['ssh_config']!r} is unknown", "own, all or none"
         )
+    if tables["connect"].git_credentials not in ("yes", "no"):
+        value = tables["connect"].git_credentials
+        raise UsageError(f"{path}: connect.git_credentials = {value!r} is unknown", "yes or no")
     return Config(home=home, owner=check_owner(str(owner)), local_hosts=hosts, **raw, **tables)
 
 

@@ -101,7 +101,7 @@ def describe_created(node: Node, timeout_s: int) -> str:
         f"({node.strategy}), "
         f"{price}{most}\n"
         f"gml: ends {ends}; {who}\n"
-        f"gml: gml connect {node.id}"
+        f"gml: gml connect {node.id}   (a shell; sends the work tree around you first)"
     )
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from gml.documents import NEW, Conflict, Documents
 from gml.errors import NotFound, UsageError
-from gml.remote.history import head_of, holds_secret
+from gml.remote.git import git_argv, run_git
+from gml.remote.history import head_of, holds_secret, packing, ref_lines, shallow_lines
 from gml.remote.sync import files_to_send
 
 # Larger trees are data: they belong into a bucket.
@@ -65,7 +66,6 @@ def unpacked(documents: Documents, name: str) -> Iterator[Path]:
         with tarfile.open(fileobj=io.BytesIO(base64.b64decode(there[0]["tar"]))) as tar:
             tar.extractall(folder, filter="tar")
         if (folder / ".git").exists():
-            _git(folder, "config", "core.bare", "false")
             _git(folder, "reset", "-q")
         else:
             _git(folder, "init", "-q")
@@ -75,19 +75,20 @@ def unpacked(documents: Documents, name: str) -> Iterator[Path]:
 
 def _history(root: Path, scratch: Path) -> list[tuple[Path, str]]:
     """Files of a repository with the last commit alone; none where it would hold a secret."""
-    if head_of(root) is None or holds_secret(root, last_only=True):
+    head = head_of(root)
+    if head is None or holds_secret(root, last_only=True):
         return []
-    bare = scratch / "bare"
-    done = subprocess.run(
-        ["git", "clone", "-q", "--bare", "--depth", "1", root.resolve().as_uri(), str(bare)],
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-    )
+    _git(scratch, "init", "-q", "--template=", "tree")
+    tree = scratch / "tree"
+    with packing(root, head, shallow=True) as pack:
+        argv = git_argv(tree, "index-pack", "--stdin")
+        done = subprocess.run(argv, stdin=pack, capture_output=True)
     if done.returncode != 0:
         return []
-    _git(bare, "remote", "remove", "origin")  # its address may hold a login
-    paths = [p for p in sorted(bare.rglob("*")) if "hooks" not in p.relative_to(bare).parts]
-    return [(p, f".git/{p.relative_to(bare)}") for p in paths if p.name != "FETCH_HEAD"]
+    lines = [shallow_lines(root, head, True, False), ref_lines(head)]
+    subprocess.run(["bash", "-c", "\n".join(lines)], cwd=tree, capture_output=True)
+    paths = sorted((tree / ".git").rglob("*"))
+    return [(p, str(p.relative_to(tree))) for p in paths]
 
 
 def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -98,6 +99,4 @@ def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _git(folder: Path, *words: str) -> None:
-    subprocess.run(
-        ["git", "-C", str(folder), *words], capture_output=True, stdin=subprocess.DEVNULL
-    )
+    run_git(folder, *words)
