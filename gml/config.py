@@ -48,6 +48,9 @@ class Google:
     gpu_image_project: str = "ubuntu-os-accelerator-images"
     gpu_image_family: str = "ubuntu-accelerator-2204-amd64-with-nvidia-580"
     ssh_user: str = "gml"
+    # "yes": machines without external addresses; "iap" or user@bastion:port: the way to them.
+    internal_ip: str = "no"
+    tunnel: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,13 @@ def load(home: Path | None = None) -> Config:
         raise UsageError(
             f"{path}: ssh_config = {raw['ssh_config']!r} is unknown", "own, all or none"
         )
+    google = tables["google"]
+    if google.internal_ip not in ("yes", "no"):
+        raise UsageError(
+            f"{path}: google.internal_ip = {google.internal_ip!r} is unknown", "yes or no"
+        )
+    if google.tunnel not in ("", "iap"):
+        parse_host(google.tunnel, f"{path}: google.tunnel")
     if tables["connect"].git_credentials not in ("yes", "no"):
         value = tables["connect"].git_credentials
         raise UsageError(f"{path}: connect.git_credentials = {value!r} is unknown", "yes or no")

@@ -13,6 +13,7 @@ import contextlib
 from dataclasses import dataclass, field
 
 from gml import budget
+from gml.doubts import Doubts
 from gml.errors import GmlError
 from gml.fleet import Fleet, priced
 from gml.heartbeat import beat
@@ -61,6 +62,7 @@ def reap(
     complete: set[str] = set()
     configured = fleet.configured()
     report.problems += fleet.out_of_sight(configured)
+    doubts = Doubts(fleet, dry_run=dry_run)
     for provider in configured:
         tell(f"asking {provider.name}")
         try:
@@ -78,6 +80,7 @@ def reap(
                 report.foreign += 1
                 continue
             reason = why(node, now) or _interrupted(fleet, records.get(node.id))
+            reason = reason or doubts.reason(node, records.get(node.id))
             if not reason:
                 report.kept.append(node)
                 continue
@@ -87,6 +90,7 @@ def reap(
                 report.deleted.append(node)
             else:
                 complete.discard(provider.name)
+    report.problems += doubts.keep()
     _obey_budget(fleet, report, tell, dry_run)
     _settle_records(fleet, report, alive, complete, dry_run)
     if not dry_run:

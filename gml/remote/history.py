@@ -153,7 +153,14 @@ def packing(root: Path, head: Head, sent: str = "", shallow: bool = False):
         words = ("pack-objects", "-q", "--stdout")
     else:
         text = f"{head.commit}\n" + (f"^{sent}\n" if sent else "")
-        words = ("pack-objects", "-q", "--stdout", "--revs", *(["--thin"] if sent else []))
+        words = (
+            "pack-objects",
+            "-q",
+            "--stdout",
+            "--revs",
+            "--window=3",
+            *(["--thin"] if sent else []),
+        )
     process = subprocess.Popen(
         git_argv(root, *words), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -169,9 +169,10 @@ def _node_ready(cloud: Cloud, name: str, zone: str) -> Any:
     raw["networkEndpoints"] = []
     for index in range(hosts):
         address, port = host_at(cloud, index)
-        raw["networkEndpoints"].append(
-            {"ipAddress": f"10.0.0.{index + 2}", "accessConfig": {"externalIp": address}}
-        )
+        endpoint = {"ipAddress": f"10.0.0.{index + 2}", "accessConfig": {"externalIp": address}}
+        if not raw["networkConfig"].get("enableExternalIps"):
+            endpoint = {"ipAddress": address}
+        raw["networkEndpoints"].append(endpoint)
         raw["metadata"]["gml-ssh-port"] = str(port)
     cloud.on_create(name, raw)
     return raw
