@@ -161,6 +161,8 @@ def find_offers(fleet: Fleet, spec: CreateSpec, request: NodeRequest) -> list[Of
                     "leave --max-price out, or take another zone",
                 )
             lowest = f"the cheapest is ${prices[0]:.2f}/h"
+            unknown = ", ".join(o.zone for o in dear if o.price is None)
+            lowest += f"; unknown in {unknown}, which --max-price leaves out" * bool(unknown)
             raise UsageError(f"nothing costs at most --max-price {request.max_price:g} $/h", lowest)
     if offers and all(o.capacity == "none" for o in offers):
         raise StockOut(

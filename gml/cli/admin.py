@@ -147,6 +147,8 @@ def _install(
         if json:
             emit({"files": {str(p): t for p, t in files.items()}, "commands": commands})
         return
+    if gcp:
+        setup.check_gcloud()
     confirm("write these files and run these commands?")
     if gcp:
         reaper_setup.write_image_context(c.open_fleet().config)

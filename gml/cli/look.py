@@ -92,7 +92,7 @@ def offers(
         table(
             [
                 (o.sku, o.provider, o.zone, "spot" if o.spot else "on demand",
-                 "?" if o.price is None else f"{o.price:.2f}", o.capacity, o.limit, o.source)
+                 "unknown" if o.price is None else f"{o.price:.2f}", o.capacity, o.limit, o.source)
                 for o in rows
             ],
             ("TYPE", "PROVIDER", "ZONE", "KIND", "$/H", "CAPACITY", "ENDED BY", "PRICE FROM"),
