@@ -30,6 +30,7 @@ ENDPOINTS = {
     "cloudscheduler": "https://cloudscheduler.googleapis.com",
     "metadata": "http://metadata.google.internal",
     "lambda": "https://cloud.lambda.ai",
+    "aws": "https://ec2.amazonaws.com",
 }
 
 
@@ -59,6 +60,15 @@ class Lambda:
 
     api_key_file: str = "~/.gml/lambda_key"
     ssh_key_name: str = "gml"
+
+
+@dataclass(frozen=True)
+class Aws:
+    """The `[aws]` table. `regions` in order of preference, separated by spaces."""
+
+    regions: str = ""
+    image: str = ""
+    security_group: str = "gml-ssh"
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,7 @@ class Config:
     backoff_s: float = 0.5
     google: Google = field(default_factory=Google)
     lambda_: Lambda = field(default_factory=Lambda)
+    aws: Aws = field(default_factory=Aws)
     metrics: Metrics = field(default_factory=Metrics)
     supervisor: Supervisor = field(default_factory=Supervisor)
     connect: Connect = field(default_factory=Connect)
@@ -166,6 +177,7 @@ def load(home: Path | None = None) -> Config:
     for key, field_name, kind in (
         ("google", "google", Google),
         ("lambda", "lambda_", Lambda),
+        ("aws", "aws", Aws),
         ("metrics", "metrics", Metrics),
         ("supervisor", "supervisor", Supervisor),
         ("connect", "connect", Connect),
@@ -174,7 +186,8 @@ def load(home: Path | None = None) -> Config:
     scalars = ("default_timeout", "idle", "ssh_key", "ssh_config", "backoff_s")
     unknown = [k for k in raw if k not in scalars]
     if unknown:
-        known = "owner, google, lambda, metrics, supervisor, connect, local, " + ", ".join(scalars)
+        known = "owner, google, lambda, aws, metrics, supervisor, connect, local, "
+        known += ", ".join(scalars)
         raise UsageError(f"{path}: unknown field {unknown[0]!r}", f"known: {known}")
     for key, value in raw.items():
         if not isinstance(value, (int, float) if key == "backoff_s" else str):

@@ -116,8 +116,7 @@ def provider_for(fleet: Fleet, request: NodeRequest) -> str:
     if request.hosts or request.instance_type == "local":
         return "local"
     sku = parse_sku(request.instance_type)
-    sellers = {"google": sku.gce_machine_type, "lambda": sku.lambda_type}
-    sold = [name for name, there in sellers.items() if there]
+    sold = list(sku.sellers)
     ready = [p.name for p in fleet.configured()]
     for name in sold:
         if name in ready:
@@ -141,7 +140,7 @@ def find_offers(fleet: Fleet, spec: CreateSpec, request: NodeRequest) -> list[Of
             spec.sku,
             spot=spec.spot,
             zone=request.zone,
-            live=provider.name == "lambda",
+            live=provider.name in ("lambda", "aws"),
             strategy=request.strategy,
         )
         if request.runtime:
@@ -190,10 +189,8 @@ def _nowhere(fleet: Fleet, spec: CreateSpec, request: NodeRequest, provider: str
         if request.zone:
             problem = f"--zone {request.zone!r} is not in [local.hosts]"
         return UsageError(problem, f"known: {known}; or say --host user@address:port")
-    sold = {"google": spec.sku.gce_machine_type or spec.sku.tpu_type,
-            "lambda": spec.sku.lambda_type}  # fmt: skip
-    if not sold.get(provider):
-        others = ", ".join(name for name, there in sold.items() if there)
+    if provider not in spec.sku.sellers:
+        others = ", ".join(spec.sku.sellers)
         return UsageError(f"{provider} does not sell {spec.sku_name}", f"sold by: {others}")
     where = f" in {request.zone}" if request.zone else ""
     zones = f"it is in {', '.join(spec.sku.zones)}" if provider == "google" else ""

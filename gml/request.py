@@ -31,7 +31,7 @@ class NodeRequest:
         typed_default="",
         parse=lambda text: parse_timeout(text) if text else 0,
     )
-    provider: str = option("", "--provider", "-p", help="Provider: google, lambda or local.")
+    provider: str = option("", "--provider", "-p", help="Provider: google, lambda, aws or local.")
     name: str = option("", "--name", help="Node id to use instead of a generated one.")
     zone: str = option("", "--zone", help="Zone or region to use; default: cheapest first.")
     spot: bool = option(
