@@ -21,7 +21,7 @@ BELIEVED_S = 600
 
 
 class Doubts:
-    """What one pass of the reaper learns about unhealthy machines."""
+    """Everything that one pass of the reaper learns about unhealthy machines."""
 
     def __init__(self, fleet: Fleet, *, dry_run: bool) -> None:
         self.fleet = fleet

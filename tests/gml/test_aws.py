@@ -133,7 +133,7 @@ def test_a_stopped_machine_goes_and_a_silent_region_is_said(ec2):
 
 
 def sweep(ec2) -> None:
-    """What any machine without local state does once the deadline has passed."""
+    """Reaps as any machine without local state does once the deadline has passed."""
     ec2.fault = lambda number, action: None
     for record in (Path(os.environ["GML_HOME"]) / "nodes").glob("*"):
         record.unlink()
