@@ -1,8 +1,7 @@
 """Amazon EC2 through boto3: one instance with GPUs, on demand or spot.
 
-EC2 has no time limit of its own, but shutting down terminates (InstanceInitiatedShutdownBehavior):
-the watchdog ends its machine with `shutdown -P` and needs no key. Region stands for zone; EC2
-chooses the zone in it. boto3 is an optional extra, imported with the first call.
+EC2 has no time limit, but shutting down terminates (InstanceInitiatedShutdownBehavior): the
+watchdog ends its machine with `shutdown -P` and needs no key. Region stands for zone.
 """
 
 from __future__ import annotations
@@ -31,14 +30,12 @@ _NAMESPACE = uuid.UUID("5f1f0a52-6d0b-4a7e-8c0e-2f2b5f0a9c11")
 _STATES = {"pending": "creating", "running": "ready", "shutting-down": "deleting",
            "terminated": "gone", "stopping": "terminated", "stopped": "terminated"}  # fmt: skip
 _LIVE = ["pending", "running", "stopping", "stopped", "shutting-down"]
-# How long a new instance may be missing from the list (eventual consistency).
+# A new instance may be missing from the list for so long.
 LIST_LAG_S = 10.0
 # Ubuntu with NVIDIA's driver, made by AWS.
 IMAGE = "Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04)*"
-_KEY_SCRIPT = """install -d -m 700 -o ubuntu -g ubuntu /home/ubuntu/.ssh
-echo '{key}' >> /home/ubuntu/.ssh/authorized_keys
-chown ubuntu:ubuntu /home/ubuntu/.ssh/authorized_keys
-chmod 600 /home/ubuntu/.ssh/authorized_keys
+_KEY_SCRIPT = """cd /home/ubuntu && install -d -m 700 -o ubuntu -g ubuntu .ssh
+echo '{key}' | install -m 600 -o ubuntu -g ubuntu /dev/stdin .ssh/authorized_keys
 """
 
 
@@ -65,8 +62,7 @@ class AwsProvider:
 
     def sign_in(self) -> None:
         """Credentials as boto3 finds them; raises AuthError."""
-        if self._client(self.regions[0] if self.regions else "us-east-1") is None:
-            raise AssertionError("unreachable")
+        self._client(self.regions[0] if self.regions else "us-east-1")
 
     def ask_time(self) -> None:
         """EC2's time, from an answer without credentials."""
@@ -89,7 +85,7 @@ class AwsProvider:
                 "boto3 is not installed",
                 "install gml with its aws extra: uv tool install 'gaia[aws]'",
             ) from None
-        session = boto3.session.Session(region_name=region)
+        session = boto3.Session(region_name=region)
         if session.get_credentials() is None:
             raise errors.AuthError(
                 "no AWS credentials", "run `aws configure`, or set AWS_ACCESS_KEY_ID"
@@ -237,9 +233,8 @@ class AwsProvider:
         if not groups:
             raise UsageError(
                 f"no security group {name!r} in {region}",
-                f"aws ec2 create-security-group --region {region} --group-name {name} "
-                f"--description gml; aws ec2 authorize-security-group-ingress --region {region} "
-                f"--group-name {name} --protocol tcp --port 22 --cidr 0.0.0.0/0",
+                f"aws ec2 create-security-group --region {region} --group-name {name}, then "
+                "authorize-security-group-ingress for tcp port 22",
             )
         return groups[0]["GroupId"]
 
@@ -284,7 +279,7 @@ class AwsProvider:
         port = labels.get("gml-ssh-port", "")
         address = raw.get("PublicIpAddress") or raw.get("PrivateIpAddress") or ""
         host = Host(address, raw.get("PrivateIpAddress") or "", int(port or 22), self.ssh_user)
-        state = raw["State"]["Name"]
+        state = str(raw["State"]["Name"])
         return node_from_labels(
             labels,
             provider=self.name,
