@@ -193,3 +193,24 @@ def test_own_hosts_take_jump_and_agent_from_the_users_configuration(sshd_farm, g
     finally:
         agent.terminate()
         agent.wait()
+
+
+def test_data_in_the_region_of_an_ai_zone_is_near(server, home, gml, repo):
+    """docs.cloud.google.com/compute/docs/regions-zones: AI zones belong to their region."""
+    server.cloud.buckets["central"] = "US-CENTRAL1"
+    words = (
+        "run",
+        "-p",
+        "google",
+        "-t",
+        "tpu7x-8",
+        "--zone",
+        "us-central1-ai1a",
+        "--timeout",
+        "1h",
+    )
+    done = gml(*words, "--data", "gs://central/x", "--dry-run", "--", "true", cwd=repo)
+    assert done.returncode == 0, done.stderr
+    assert "data streams from gs://central/x (us-central1)" in done.stderr
+    done = gml(*words, "--data", "gs://here/x", "--dry-run", "--", "true", cwd=repo)
+    assert done.returncode == 2 and "the machine in us-central1;" in done.stderr, done.stderr
