@@ -26,7 +26,6 @@ from gml.providers.base import Check, check
 from gml.startup import startup_script, watchdog_config
 from gml.store import Store
 
-_NAMESPACE = uuid.UUID("5f1f0a52-6d0b-4a7e-8c0e-2f2b5f0a9c11")
 _STATES = {"pending": "creating", "running": "ready", "shutting-down": "deleting",
            "terminated": "gone", "stopping": "terminated", "stopped": "terminated"}  # fmt: skip
 _LIVE = ["pending", "running", "stopping", "stopped", "shutting-down"]
@@ -90,7 +89,9 @@ class AwsProvider:
             raise errors.AuthError(
                 "no AWS credentials", "run `aws configure`, or set AWS_ACCESS_KEY_ID"
             )
-        settings = Botocore(retries={"max_attempts": 5, "mode": "standard"}, connect_timeout=15)
+        settings = Botocore(
+            retries={"total_max_attempts": 5, "mode": "standard"}, connect_timeout=15
+        )
         address = self.config.endpoint("aws")
         custom = address if address != "https://ec2.amazonaws.com" else None
         self._clients[region] = session.client("ec2", endpoint_url=custom, config=settings)
@@ -164,7 +165,7 @@ class AwsProvider:
         tags = [{"Key": k, "Value": v} for k, v in spec.labels().items()]
         tags.append({"Key": "Name", "Value": f"gml-{spec.id}"})
         kinds = ("instance", "volume", *(["spot-instances-request"] if spec.spot else []))
-        token = uuid.uuid5(_NAMESPACE, f"{spec.id}/{offer.zone}/{spec.created}")
+        token = uuid.uuid5(uuid.NAMESPACE_URL, f"gml/{spec.id}/{offer.zone}/{spec.created}")
         launch: dict[str, Any] = {
             "ImageId": self.config.aws.image or f"newest of {IMAGE!r}",
             "InstanceType": spec.sku.aws_type,
