@@ -86,9 +86,7 @@ class AwsProvider:
             ) from None
         session = boto3.Session(region_name=region)
         if session.get_credentials() is None:
-            raise errors.AuthError(
-                "no AWS credentials", "run `aws configure`, or set AWS_ACCESS_KEY_ID"
-            )
+            raise errors.AuthError("no AWS credentials", "run: aws configure")
         settings = Botocore(
             retries={"total_max_attempts": 5, "mode": "standard"}, connect_timeout=15
         )

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.disks import small_disk
 from tests.fakes.gml_kit import make_fleet
 
@@ -101,6 +103,7 @@ def test_the_supervisors_key_from_the_environment_becomes_a_private_file(home, m
     assert "GML_SSH_KEY" not in os.environ  # no child of ours gets it
 
 
+@pytest.mark.slow
 def test_a_read_only_home_is_one_line_and_hides_no_machine(server, gml, home, monkeypatch):
     folder = home.parent / "ro"
     with small_disk(folder, "1m") as disk:

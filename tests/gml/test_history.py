@@ -177,6 +177,7 @@ def test_only_what_is_new_is_packed_and_a_new_machine_gets_all(hosts, repo, flee
     delete(fleet, node)
 
 
+@pytest.mark.slow
 def test_a_shallow_clone_arrives_as_shallow_as_it_is(hosts, repo, fleet, tmp_path):
     from gml.remote import sync
 

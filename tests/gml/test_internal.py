@@ -62,6 +62,7 @@ def test_a_bastion_is_the_only_way_in(server, sshd_farm, gml, home, repo):
     gml("node", "delete", "k")
 
 
+@pytest.mark.slow
 def test_iap_is_asked_for_the_machine_by_name(server, sshd_farm, gml, home, tmp_path, monkeypatch):
     folder, servers = sshd_farm
     configure(home, folder / "key", 'tunnel = "iap"\ninternal_ip = "yes"\n')

@@ -194,6 +194,7 @@ def test_unhealthy_is_believed_after_minutes_and_not_at_one_reading(cloud, home,
     assert cloud.billable() == []
 
 
+@pytest.mark.slow
 def test_a_machine_that_boots_unhealthy_for_a_moment_is_waited_for(cloud, monkeypatch):
     looks = []
 
