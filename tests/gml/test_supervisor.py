@@ -322,3 +322,28 @@ def test_the_budget_bounds_lifetime_and_price():
     spent = queue.replace(bills={"q-1": 50.0})
     step = next_step(spent, Seen(), world.clock)
     assert (step.kind, step.why) == ("fail", "its budget of $50.00 is used up")
+
+
+def test_who_has_lost_the_lease_changes_nothing_any_more():
+    world, documents = World(), MemoryDocuments()
+    begin(documents, new_queue(world, "a"))
+    first, second = (
+        Supervisor(documents, lambda q: WorldDriver(world), world.now) for _ in range(2)
+    )
+    first._take("q")
+    world.clock += LEASE_S + 1
+    second._take("q")
+    before = documents.read("queues/q")
+    with pytest.raises(Lost):
+        first._change("q", lambda q: q.replace(machine=None, note="mine"))
+    assert documents.read("queues/q") == before
+
+
+def test_a_half_made_machine_is_never_taken_for_a_whole_one():
+    world = World()
+    for phase in ("creating", "deleting"):
+        queue = new_queue(world, "a", machine=Machine("q-1", phase, 0))
+        live = Seen({"q-1": None}, {}, "none")  # type: ignore[dict-item]
+        for seen in (live, Seen()):
+            step = next_step(queue, seen, world.clock)
+            assert (step.kind, step.again) == ("drop", False), phase
