@@ -19,7 +19,10 @@ from gaia.errors import ConfigError
 
 @dataclass(frozen=True)
 class Price:
-    """A list price of one chip for one hour, in US dollars. `spot` is None where not known."""
+    """A list price of one chip for one hour, in US dollars. `spot` is None where not known.
+
+    `chips`: size of the machine to which alone it applies; 0 for all sizes.
+    """
 
     provider: str
     region: str
@@ -27,6 +30,7 @@ class Price:
     spot: float | None
     date: str
     source: str
+    chips: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,18 @@ class Chip:
         return self.hbm_bytes // self.devices_per_chip
 
     def price(
-        self, *, spot: bool = False, region: str | None = None, provider: str | None = None
+        self,
+        *,
+        spot: bool = False,
+        region: str | None = None,
+        provider: str | None = None,
+        chips: int = 0,
     ) -> Price | None:
         """The cheapest matching list price, or None where none is known.
 
-        Without `provider`, the two clouds that gml drives come before any other: a reference
-        price of a third cloud is used only where those have none.
+        Without `provider`, Google and Lambda come before any other: a reference price of another
+        cloud is used only where those have none. `chips` is the machine's size: a
+        price for just this size comes before one for all.
         """
         prices = [
             p
@@ -84,7 +94,10 @@ class Chip:
             if (region is None or p.region in ("", region))
             and (provider is None or p.provider == provider)
             and (p.spot is not None or not spot)
+            and p.chips in (0, chips)
         ]
+        sized = {(p.provider, p.region) for p in prices if p.chips}
+        prices = [p for p in prices if p.chips or (p.provider, p.region) not in sized]
         if provider is None and any(p.provider in ("google", "lambda") for p in prices):
             prices = [p for p in prices if p.provider in ("google", "lambda")]
         return min(prices, key=lambda p: (p.spot if spot else p.on_demand) or 0.0, default=None)
@@ -101,6 +114,7 @@ class Sku:
         gce_machine_type: Compute Engine machine type ("" where Google does not sell it).
         tpu_type: the TPU API's accelerator type ("" for GPUs and TPU7x).
         lambda_type: Lambda's name ("" where Lambda does not sell it).
+        aws_type: EC2's instance type ("" where AWS does not sell it).
         runtime: software version for the TPU API.
         gke_accelerator: value of GKE's `cloud.google.com/gke-tpu-accelerator` label.
         zones, flex_zones: Google zones known to offer it, and those with flex-start.
@@ -118,6 +132,17 @@ class Sku:
     gke_accelerator: str
     zones: tuple[str, ...]
     flex_zones: tuple[str, ...]
+    aws_type: str = ""
+
+    @property
+    def sellers(self) -> tuple[str, ...]:
+        """Clouds that gml drives and that sell this size."""
+        sold = {
+            "google": self.gce_machine_type or self.tpu_type,
+            "lambda": self.lambda_type,
+            "aws": self.aws_type,
+        }
+        return tuple(name for name, there in sold.items() if there)
 
     @property
     def chips(self) -> int:
@@ -142,8 +167,20 @@ class Sku:
     def price_per_hour(
         self, *, spot: bool = False, region: str | None = None, provider: str | None = None
     ) -> float | None:
-        """List price of the whole in US dollars per hour; None where no price is known."""
-        price = self.chip.price(spot=spot, region=region, provider=provider)
+        """List price of the whole in US dollars per hour; None where no price is known.
+
+        Without `provider` of the clouds that sell this size, or of any other where none does.
+        """
+        names = (
+            [provider]
+            if provider
+            else [*self.sellers]
+            or sorted({p.provider for p in self.chip.prices} - {"google", "lambda", "aws"})
+        )
+        size = self.chips_per_host
+        offers = [self.chip.price(spot=spot, region=region, provider=n, chips=size) for n in names]
+        known = [o for o in offers if o is not None]
+        price = min(known, key=lambda o: (o.spot if spot else o.on_demand) or 0.0, default=None)
         if price is None:
             return None
         per_chip = price.spot if spot else price.on_demand
@@ -167,9 +204,17 @@ def chips() -> dict[str, Chip]:
     """All known chips by key (`v6e`, `h100`, …)."""
     prices: dict[str, list[Price]] = {}
     for block in _table()["prices"]:
-        for key, provider, region, on_demand, spot in block["rows"]:
+        for key, provider, region, on_demand, spot, *chips in block["rows"]:
             prices.setdefault(key, []).append(
-                Price(provider, region, on_demand, spot or None, block["date"], block["source"])
+                Price(
+                    provider,
+                    region,
+                    on_demand,
+                    spot or None,
+                    block["date"],
+                    block["source"],
+                    chips[0] if chips else 0,
+                )
             )
     return {
         key: Chip(
@@ -203,7 +248,7 @@ def skus() -> dict[str, Sku]:
     for key, table in _table()["slices"].items():
         for row in table["rows"]:
             skus[row[0]] = _slice(key, *row)
-    gpus = _table()["gpus"]
+    gpus, aws = _table()["gpus"], dict(_table()["aws"]["rows"])
     for name, key, count, machine, lambda_type in gpus["rows"]:
         zones = tuple(gpus["zones"]) if machine else ()
         skus[name] = Sku(
@@ -219,6 +264,7 @@ def skus() -> dict[str, Sku]:
             gke_accelerator="",
             zones=zones,
             flex_zones=zones,
+            aws_type=aws.get(name, ""),
         )
     return skus
 
@@ -260,7 +306,8 @@ def sku(name: str) -> Sku:
 
     Accepts `v6e-8`, `v5litepod-8`, `v6e-2x4` (topology), `v5p-4x2` (read as 4x2x1 where that
     exists), `v5p-128` (v4, v5p and tpu7x suffixes count cores), `8xH100`, `h200`,
-    `gpu_8x_h100_sxm5` (Lambda) and `ct6e-standard-4t`, `a3-highgpu-8g` (Compute Engine).
+    `gpu_8x_h100_sxm5` (Lambda), `ct6e-standard-4t`, `a3-highgpu-8g` (Compute Engine) and
+    `p5.48xlarge` (EC2).
 
     Raises:
         ConfigError: the name means nothing; it names the nearest that do.
@@ -268,7 +315,7 @@ def sku(name: str) -> Sku:
     text = name.strip()
     lowered = text.lower()
     for item in skus().values():
-        single = item.hosts == 1 and item.gce_machine_type == lowered
+        single = item.hosts == 1 and lowered in (item.gce_machine_type, item.aws_type)
         if lowered and (lowered in (item.name.lower(), item.tpu_type, item.lambda_type) or single):
             return item
     if match := re.fullmatch(r"(?:(\d+)\s*x\s*)?([a-z][a-z0-9_-]*)", lowered):

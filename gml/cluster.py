@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gaia.hardware import Sku
+from gml import budget
 from gml.config import Config
 from gml.durations import parse_duration, parse_timeout
 from gml.errors import GmlError, Unavailable, UsageError
@@ -157,6 +158,11 @@ def create(fleet: Fleet, request: ClusterRequest, progress: Progress) -> Node:
     provider = fleet.provider("google")
     assert isinstance(provider, GoogleProvider)
     provider.sign_in()
+    price = request.sku.price_per_hour(
+        spot=request.spot, region=region_of(request.zone), provider="google"
+    )
+    most = None if price is None else price * request.max_slices
+    budget.check(fleet, f"the cluster {spec.id}", most, request.timeout_s)
     call = create_call(fleet.config, request, spec)
     place = region_of(request.zone)
     with fleet.store.lock(spec.id), terminate_is_interrupt():

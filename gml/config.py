@@ -30,6 +30,7 @@ ENDPOINTS = {
     "cloudscheduler": "https://cloudscheduler.googleapis.com",
     "metadata": "http://metadata.google.internal",
     "lambda": "https://cloud.lambda.ai",
+    "aws": "https://ec2.amazonaws.com",
 }
 
 
@@ -48,6 +49,9 @@ class Google:
     gpu_image_project: str = "ubuntu-os-accelerator-images"
     gpu_image_family: str = "ubuntu-accelerator-2204-amd64-with-nvidia-580"
     ssh_user: str = "gml"
+    # "yes": machines without external addresses; "iap" or user@bastion:port: the way to them.
+    internal_ip: str = "no"
+    tunnel: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,38 @@ class Lambda:
 
 
 @dataclass(frozen=True)
+class Aws:
+    """The `[aws]` table. `regions` in order of preference, separated by spaces."""
+
+    regions: str = ""
+    image: str = ""
+    security_group: str = "gml-ssh"
+
+
+@dataclass(frozen=True)
 class Metrics:
     """The `[metrics]` table: where jobs send their metrics. The token is read from a 0600 file."""
 
     endpoint: str = ""
     token_file: str = ""
+
+
+@dataclass(frozen=True)
+class Supervisor:
+    """The `[supervisor]` table: place of queues and budgets, as gs://BUCKET/PATH or a folder."""
+
+    state: str = ""
+
+
+@dataclass(frozen=True)
+class Connect:
+    """The `[connect]` table: data and logins that `gml connect` brings along beside the code.
+
+    `data` is a folder or gs://…, and becomes $GAIA_DATA; `git_credentials` is "yes" or "no".
+    """
+
+    data: str = ""
+    git_credentials: str = "no"
 
 
 @dataclass(frozen=True)
@@ -79,7 +110,10 @@ class Config:
     backoff_s: float = 0.5
     google: Google = field(default_factory=Google)
     lambda_: Lambda = field(default_factory=Lambda)
+    aws: Aws = field(default_factory=Aws)
     metrics: Metrics = field(default_factory=Metrics)
+    supervisor: Supervisor = field(default_factory=Supervisor)
+    connect: Connect = field(default_factory=Connect)
     local_hosts: dict[str, tuple[Host, ...]] = field(default_factory=dict)
 
     def endpoint(self, service: str) -> str:
@@ -143,13 +177,17 @@ def load(home: Path | None = None) -> Config:
     for key, field_name, kind in (
         ("google", "google", Google),
         ("lambda", "lambda_", Lambda),
+        ("aws", "aws", Aws),
         ("metrics", "metrics", Metrics),
+        ("supervisor", "supervisor", Supervisor),
+        ("connect", "connect", Connect),
     ):
         tables[field_name] = _fill(kind, raw.pop(key, {}), f"{path}: {key}.")
     scalars = ("default_timeout", "idle", "ssh_key", "ssh_config", "backoff_s")
     unknown = [k for k in raw if k not in scalars]
     if unknown:
-        known = "owner, google, lambda, metrics, local, " + ", ".join(scalars)
+        known = "owner, google, lambda, aws, metrics, supervisor, connect, local, "
+        known += ", ".join(scalars)
         raise UsageError(f"{path}: unknown field {unknown[0]!r}", f"known: {known}")
     for key, value in raw.items():
         if not isinstance(value, (int, float) if key == "backoff_s" else str):
@@ -158,6 +196,16 @@ def load(home: Path | None = None) -> Config:
         raise UsageError(
             f"{path}: ssh_config = {raw['ssh_config']!r} is unknown", "own, all or none"
         )
+    google = tables["google"]
+    if google.internal_ip not in ("yes", "no"):
+        raise UsageError(
+            f"{path}: google.internal_ip = {google.internal_ip!r} is unknown", "yes or no"
+        )
+    if google.tunnel not in ("", "iap"):
+        parse_host(google.tunnel, f"{path}: google.tunnel")
+    if tables["connect"].git_credentials not in ("yes", "no"):
+        value = tables["connect"].git_credentials
+        raise UsageError(f"{path}: connect.git_credentials = {value!r} is unknown", "yes or no")
     return Config(home=home, owner=check_owner(str(owner)), local_hosts=hosts, **raw, **tables)
 
 

@@ -158,6 +158,8 @@ def _look_at(providers: list[Provider]) -> list[tuple[Provider, list[Node], str]
             results[provider.name] = (error.seen, error.problem)
         except GmlError as error:
             results[provider.name] = ([], str(error))
+        except Exception as error:  # in a thread it would be told as a traceback
+            results[provider.name] = ([], f"{type(error).__name__}: {error}")
 
     in_parallel([lambda p=p: look(p) for p in providers])
     missing = ([], "failed unexpectedly")

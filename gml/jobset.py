@@ -215,10 +215,7 @@ def submit(api: Any, request: JobRequest) -> str:
     except client.ApiException as error:
         raise _kubernetes_error(error, request) from None
     except Exception as error:
-        raise Unavailable(
-            f"the cluster does not answer ({type(error).__name__})",
-            "is its endpoint reachable from here?",
-        ) from None
+        raise _silent_cluster(error) from None
     return made["metadata"]["name"]
 
 
@@ -241,15 +238,57 @@ def _kubernetes_error(error: Any, request: JobRequest) -> GmlError:
 
 
 def state(api: Any, name: str, namespace: str = "default") -> str:
-    """`running`, `Completed`, `Failed` or `Suspended`."""
+    """`running`, `Completed`, `Failed`, `Suspended`, or `none` where there is no such JobSet.
+
+    Raises:
+        Unavailable: the cluster does not answer.
+    """
     from kubernetes import client
 
-    raw: Any = client.CustomObjectsApi(api).get_namespaced_custom_object(
-        GROUP, VERSION, namespace, PLURAL, name
-    )
+    try:
+        raw: Any = client.CustomObjectsApi(api).get_namespaced_custom_object(
+            GROUP, VERSION, namespace, PLURAL, name
+        )
+    except client.ApiException as error:
+        if error.status == 404:
+            return "none"
+        raise Unavailable(f"the cluster answers {error.status}", "try again later") from None
+    except Exception as error:
+        raise _silent_cluster(error) from None
     conditions = (raw.get("status") or {}).get("conditions") or []
     done = [c["type"] for c in conditions if c.get("status") == "True"]
     for name_ in ("Completed", "Failed", "Suspended"):
         if name_ in done:
             return name_
     return "running"
+
+
+def remove(api: Any, name: str, namespace: str = "default") -> None:
+    """Deletes a JobSet with its pods and its Secret; one that is gone is no error.
+
+    Raises:
+        Unavailable: the cluster does not answer.
+    """
+    from kubernetes import client
+
+    calls = (
+        lambda: client.CustomObjectsApi(api).delete_namespaced_custom_object(
+            GROUP, VERSION, namespace, PLURAL, name, propagation_policy="Foreground"
+        ),
+        lambda: client.CoreV1Api(api).delete_namespaced_secret(f"{name}-env", namespace),
+    )
+    for call in calls:
+        try:
+            call()
+        except client.ApiException as error:
+            if error.status != 404:
+                raise Unavailable(f"the cluster answers {error.status}", "try again") from None
+        except Exception as error:
+            raise _silent_cluster(error) from None
+
+
+def _silent_cluster(error: Exception) -> Unavailable:
+    return Unavailable(
+        f"the cluster does not answer ({type(error).__name__})",
+        "is its endpoint reachable from here?",
+    )

@@ -17,7 +17,9 @@ ID = re.compile(r"[a-z](?:[a-z0-9-]{0,28}[a-z0-9])?")
 _OWNER = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,38}[a-z0-9])?")
 
 # States in which a node no longer works but may still cost money or hold quota.
-DEAD = ("preempted", "failed", "suspended", "terminated", "unhealthy")
+DEAD = ("preempted", "failed", "suspended", "terminated")
+# What Lambda says of a machine that misses a look: often only for a moment.
+DOUBTFUL = "unhealthy"
 
 
 def check_id(text: str) -> str:
@@ -127,6 +129,8 @@ class CreateSpec:
     hosts: tuple[Host, ...] = ()
     run_s: int = 0
     limit_s: int = 0
+    internal_ip: bool = False
+    runtime: str = ""
 
     @property
     def timeout_s(self) -> int:
@@ -189,6 +193,10 @@ class Node:
     def dead(self) -> bool:
         """Preempted, failed or suspended: useless, and still billed or holding quota."""
         return self.state in DEAD
+
+    def doubtful(self) -> bool:
+        """Its cloud says that it does not work, which is believed after minutes only."""
+        return self.state == DOUBTFUL
 
     def cost(self, now: float) -> float | None:
         """US dollars so far at the list price; None without a price, or before it was seen.

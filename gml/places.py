@@ -6,8 +6,11 @@ import re
 
 
 def region_of(zone: str) -> str:
-    """Region of a zone: `us-east5` of `us-east5-b`; names of other kinds stay as they are."""
-    return re.sub(r"-[a-z]$", "", zone)
+    """Region of a zone: `us-east5` of `us-east5-b`, also of an AI zone such as `us-central1-ai1a`.
+
+    Names of other kinds stay as they are.
+    """
+    return re.sub(r"(?<=\d)-(?:ai\d+)?[a-z]$", "", zone)
 
 
 def same_place(bucket_region: str, region: str) -> bool:

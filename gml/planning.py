@@ -38,6 +38,10 @@ def _checked(request: NodeRequest, provider: str, idle: str) -> int:
     for owner, (option, given) in only.items():
         if given and provider != owner:
             raise UsageError(f"{option} is for --provider {owner}, not {provider}", "leave it out")
+    if request.internal_ip and provider != "google":
+        raise UsageError(f"--internal-ip is for --provider google, not {provider}", "leave it out")
+    if request.runtime:
+        _check_runtime(request, provider)
     if request.spot and provider == "lambda":
         raise UsageError("Lambda has no --spot machines", "leave it out, or use --provider google")
     if request.spot and request.reservation:
@@ -57,11 +61,29 @@ def _checked(request: NodeRequest, provider: str, idle: str) -> int:
     return seconds
 
 
+def _check_runtime(request: NodeRequest, provider: str) -> None:
+    if provider != "google":
+        raise UsageError(
+            f"--runtime-version is for --provider google, not {provider}", "leave it out"
+        )
+    if request.strategy == "gce":
+        raise UsageError(
+            "--runtime-version is the TPU API's, and --strategy gce takes an image",
+            "set google.image_family in config.toml, or take --strategy node",
+        )
+    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9.-]{0,98}[a-z0-9])?", request.runtime):
+        raise UsageError(
+            f"--runtime-version {request.runtime[:60]!r} is not a version",
+            "for example v2-alpha-tpuv6e",
+        )
+
+
 def make_spec(fleet: Fleet, request: NodeRequest) -> CreateSpec:
     """The request with an id and absolute times; raises UsageError."""
     name = provider_for(fleet, request)
     provider = fleet.provider(name)
     idle_s = _checked(request, name, fleet.config.idle)
+    _check_iap(request, fleet.config.google.tunnel)
     sku = None if name == "local" else parse_sku(request.instance_type)
     created = round(fleet.now())
     return CreateSpec(
@@ -82,6 +104,8 @@ def make_spec(fleet: Fleet, request: NodeRequest) -> CreateSpec:
         hosts=request.hosts,
         run_s=request.timeout_s,
         limit_s=request.limit_s,
+        internal_ip=request.internal_ip,
+        runtime=request.runtime,
     )
 
 
@@ -92,8 +116,7 @@ def provider_for(fleet: Fleet, request: NodeRequest) -> str:
     if request.hosts or request.instance_type == "local":
         return "local"
     sku = parse_sku(request.instance_type)
-    sellers = {"google": sku.gce_machine_type, "lambda": sku.lambda_type}
-    sold = [name for name, there in sellers.items() if there]
+    sold = list(sku.sellers)
     ready = [p.name for p in fleet.configured()]
     for name in sold:
         if name in ready:
@@ -117,9 +140,14 @@ def find_offers(fleet: Fleet, spec: CreateSpec, request: NodeRequest) -> list[Of
             spec.sku,
             spot=spec.spot,
             zone=request.zone,
-            live=provider.name == "lambda",
+            live=provider.name in ("lambda", "aws"),
             strategy=request.strategy,
         )
+        if request.runtime:
+            offers = [o for o in offers if o.strategy != "gce"]
+        if offers and request.internal_ip and fleet.config.google.tunnel == "iap":
+            offers = [o for o in offers if o.strategy == "gce"] or offers
+            _check_iap(dataclasses.replace(request, strategy=offers[0].strategy), "iap")
     if request.max_price is not None:
         dear = [o for o in offers if o.price is None or o.price > request.max_price]
         offers = [o for o in offers if o not in dear]
@@ -132,6 +160,8 @@ def find_offers(fleet: Fleet, spec: CreateSpec, request: NodeRequest) -> list[Of
                     "leave --max-price out, or take another zone",
                 )
             lowest = f"the cheapest is ${prices[0]:.2f}/h"
+            unknown = ", ".join(o.zone for o in dear if o.price is None)
+            lowest += f"; unknown in {unknown}, which --max-price leaves out" * bool(unknown)
             raise UsageError(f"nothing costs at most --max-price {request.max_price:g} $/h", lowest)
     if offers and all(o.capacity == "none" for o in offers):
         raise StockOut(
@@ -142,6 +172,15 @@ def find_offers(fleet: Fleet, spec: CreateSpec, request: NodeRequest) -> list[Of
     return offers
 
 
+def _check_iap(request: NodeRequest, tunnel: str) -> None:
+    """Raises UsageError for machines that IAP can't reach: it finds those of Compute Engine."""
+    if request.internal_ip and tunnel == "iap" and request.strategy in ("node", "queued", "flex"):
+        raise UsageError(
+            "IAP reaches Compute Engine's machines only, and this one is the TPU API's",
+            "take --strategy gce, or set google.tunnel to a bastion (user@host)",
+        )
+
+
 def _nowhere(fleet: Fleet, spec: CreateSpec, request: NodeRequest, provider: str) -> GmlError:
     """Reason why there is no place: not sold by this provider, or not in this zone."""
     if spec.sku is None:
@@ -150,10 +189,8 @@ def _nowhere(fleet: Fleet, spec: CreateSpec, request: NodeRequest, provider: str
         if request.zone:
             problem = f"--zone {request.zone!r} is not in [local.hosts]"
         return UsageError(problem, f"known: {known}; or say --host user@address:port")
-    sold = {"google": spec.sku.gce_machine_type or spec.sku.tpu_type,
-            "lambda": spec.sku.lambda_type}  # fmt: skip
-    if not sold.get(provider):
-        others = ", ".join(name for name, there in sold.items() if there)
+    if provider not in spec.sku.sellers:
+        others = ", ".join(spec.sku.sellers)
         return UsageError(f"{provider} does not sell {spec.sku_name}", f"sold by: {others}")
     where = f" in {request.zone}" if request.zone else ""
     zones = f"it is in {', '.join(spec.sku.zones)}" if provider == "google" else ""

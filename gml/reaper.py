@@ -12,8 +12,10 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 
+from gml import budget
+from gml.doubts import Doubts
 from gml.errors import GmlError
-from gml.fleet import Fleet
+from gml.fleet import Fleet, priced
 from gml.heartbeat import beat
 from gml.model import Node
 from gml.nodes.ending import ended_at
@@ -60,6 +62,7 @@ def reap(
     complete: set[str] = set()
     configured = fleet.configured()
     report.problems += fleet.out_of_sight(configured)
+    doubts = Doubts(fleet, dry_run=dry_run)
     for provider in configured:
         tell(f"asking {provider.name}")
         try:
@@ -77,6 +80,7 @@ def reap(
                 report.foreign += 1
                 continue
             reason = why(node, now) or _interrupted(fleet, records.get(node.id))
+            reason = reason or doubts.reason(node, records.get(node.id))
             if not reason:
                 report.kept.append(node)
                 continue
@@ -86,6 +90,8 @@ def reap(
                 report.deleted.append(node)
             else:
                 complete.discard(provider.name)
+    report.problems += doubts.keep()
+    _obey_budget(fleet, report, tell, dry_run)
     _settle_records(fleet, report, alive, complete, dry_run)
     if not dry_run:
         try:
@@ -93,6 +99,27 @@ def reap(
         except OSError as error:
             report.problems.append(f"no heartbeat could be left: {error}")
     return report
+
+
+def _obey_budget(fleet: Fleet, report: ReapReport, tell: Progress, dry_run: bool) -> None:
+    """Deletes all that costs money once the month's budget is spent, and shares what was seen."""
+    ours = [priced(n) for n in report.kept if n.owner == fleet.config.owner]
+    try:
+        if not dry_run:
+            budget.share_spending(fleet, ours)
+        money = budget.month(fleet, ours)
+    except (GmlError, OSError) as error:
+        report.problems.append(f"the month's budget can't be read: {_text(error)}")
+        return
+    if money.limit is None or money.spent < money.limit:
+        return
+    for node in [n for n in ours if n.price != 0]:
+        over = f"the month's budget of ${money.limit:.2f} is spent"
+        tell(f"deleting {node.id} ({over})")
+        provider = fleet.provider(node.provider)
+        if dry_run or _delete(fleet, provider, node, report):
+            report.kept = [n for n in report.kept if n.id != node.id]
+            report.deleted.append(node.replace(note=over))
 
 
 def _interrupted(fleet: Fleet, record: Node | None) -> str:

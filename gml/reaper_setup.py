@@ -10,13 +10,17 @@ import sys
 from pathlib import Path
 
 from gml.config import Config
+from gml.remote.keys import find_key
 from gml.setup import render_toml
 
+# A supervisor waits for machines and sends code: longer than any pass of the reaper.
+SUPERVISE_S = 3600
 
-def reaper_command() -> str:
-    """Command line that calls this gml from a timer."""
+
+def reaper_command(verb: str = "reap") -> str:
+    """Command line that calls this gml from a timer; `verb` is reap or supervise."""
     program = shutil.which("gml")
-    return f"{program} reap" if program else f"{sys.executable} -m gml reap"
+    return f"{program} {verb}" if program else f"{sys.executable} -m gml {verb}"
 
 
 def reaper_environment(config: Config) -> dict[str, str]:
@@ -49,7 +53,7 @@ def _project(config: Config) -> str:
     return config.google.project or os.environ.get("GOOGLE_CLOUD_PROJECT", "")
 
 
-def systemd_files(config: Config) -> dict[Path, str]:
+def systemd_files(config: Config, verb: str = "reap") -> dict[Path, str]:
     """A user timer: every five minutes, also after sleep."""
     folder = Path.home() / ".config" / "systemd" / "user"
     settings = " ".join(f'"{k}={v}"' for k, v in reaper_environment(config).items())
@@ -58,7 +62,7 @@ def systemd_files(config: Config) -> dict[Path, str]:
             "[Unit]\nDescription=gml reap: deletes machines past their deadline\n\n"
             "[Service]\nType=oneshot\n"
             f"Environment={settings}\n"
-            f"ExecStart={reaper_command()}\n"
+            f"ExecStart={reaper_command(verb)}\n"
         ),
         folder / "gml-reap.timer": (
             "[Unit]\nDescription=gml reap every five minutes\n\n"
@@ -76,48 +80,63 @@ SYSTEMD_COMMANDS = [
 ]
 
 
-def cron_line(config: Config) -> str:
+def cron_line(config: Config, verb: str = "reap") -> str:
     """For `crontab -e`."""
     settings = " ".join(f"{k}={shlex.quote(v)}" for k, v in reaper_environment(config).items())
-    return f"*/5 * * * * {settings} {reaper_command()}"
+    return f"*/5 * * * * {settings} {reaper_command(verb)}"
 
 
-def cronjob_manifest(config: Config, image: str) -> str:
-    """A Kubernetes CronJob; credentials come from workload identity."""
-    return f"""apiVersion: batch/v1
-kind: CronJob
-metadata: {{name: gml-reap}}
-spec:
-  schedule: "*/5 * * * *"
-  concurrencyPolicy: Forbid
-  jobTemplate:
-    spec:
-      activeDeadlineSeconds: 900
-      template:
-        spec:
-          serviceAccountName: gml-reaper
-          restartPolicy: Never
-          containers:
-          - name: reap
-            image: {image}
-            command: [gml, reap]
-            env:
-            - {{name: GML_OWNER, value: {config.owner}}}
-            - {{name: GOOGLE_CLOUD_PROJECT, value: {_project(config) or "PROJECT"}}}
-"""
+def cronjob_manifest(config: Config, image: str, verb: str = "reap") -> str:
+    """A Kubernetes CronJob; credentials come from workload identity.
+
+    For queues it gets the ssh key of a Secret `gml-supervisor`, whose other entries become the
+    secrets that jobs may ask for, and time to wait for a machine.
+    """
+    supervise = verb == "supervise"
+    lines = [
+        "apiVersion: batch/v1",
+        "kind: CronJob",
+        "metadata: {name: gml-reap}",
+        "spec:",
+        '  schedule: "*/5 * * * *"',
+        "  concurrencyPolicy: Forbid",
+        "  jobTemplate:",
+        "    spec:",
+        f"      activeDeadlineSeconds: {SUPERVISE_S if supervise else 900}",
+        "      template:",
+        "        spec:",
+        "          serviceAccountName: gml-reaper",
+        "          restartPolicy: Never",
+        "          containers:",
+        "          - name: reap",
+        f"            image: {image}",
+        f"            command: [gml, {verb}]",
+        *(
+            ["            envFrom:", "            - secretRef: {name: gml-supervisor}"]
+            if supervise
+            else []
+        ),
+        "            env:",
+        f"            - {{name: GML_OWNER, value: {config.owner}}}",
+        f"            - {{name: GOOGLE_CLOUD_PROJECT, value: {_project(config) or 'PROJECT'}}}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
-def github_workflow(config: Config) -> str:
+def github_workflow(config: Config, verb: str = "reap") -> str:
     """A GitHub Actions schedule. GitHub may delay it by many minutes: a second line of defence."""
+    key = "        GML_SSH_KEY: ${{ secrets.GML_SSH_KEY }}\n" if verb == "supervise" else ""
+    minutes = SUPERVISE_S // 60 if verb == "supervise" else 15
     return f"""name: gml reap
 on:
   schedule: [{{cron: "*/10 * * * *"}}]
   workflow_dispatch:
 permissions: {{contents: read, id-token: write}}
+concurrency: {{group: gml-reap}}
 jobs:
   reap:
     runs-on: ubuntu-latest
-    timeout-minutes: 15
+    timeout-minutes: {minutes}
     steps:
     - uses: actions/checkout@v4
     - uses: google-github-actions/auth@v2
@@ -125,21 +144,22 @@ jobs:
         workload_identity_provider: ${{{{ vars.GML_WIF }}}}
         service_account: ${{{{ vars.GML_SA }}}}
     - run: pip install '.[google]'
-    - run: gml reap
+    - run: gml {verb}
       env:
         GML_OWNER: {config.owner}
         GOOGLE_CLOUD_PROJECT: {_project(config) or "PROJECT"}
         LAMBDA_API_KEY: ${{{{ secrets.LAMBDA_API_KEY }}}}
-"""
+{key}"""
 
 
-def gcp_commands(config: Config, region: str) -> list[list[str]]:
+def gcp_commands(config: Config, region: str, verb: str = "reap") -> list[list[str]]:
     """A Cloud Run job that reaps, and a Cloud Scheduler entry that runs it every five minutes."""
     project, bucket = config.project, config.google.bucket
     account = f"gml-reaper@{project}.iam.gserviceaccount.com"
     at = ["--project", project]
     context = str(config.home / "reaper-image")
-    secret, secrets = _lambda_secret(config, account, at)
+    secret, secrets = _secrets(config, account, at, verb == "supervise")
+    limit = f"{SUPERVISE_S}s" if verb == "supervise" else "10m"
     job = f"{config.endpoint('run')}/v2/projects/{project}/locations/{region}/jobs/gml-reaper:run"
     bindings = [
         ["gcloud", "projects", "add-iam-policy-binding", project, "--condition", "None",
@@ -159,29 +179,37 @@ def gcp_commands(config: Config, region: str) -> list[list[str]]:
         *secret,
         ["gcloud", "run", "jobs", "deploy", "gml-reaper", "--source", context, "--region", region,
          "--service-account", account, *secrets, "--command", "gml",
-         "--args", "reap", "--max-retries", "1", "--task-timeout", "10m", *at],
+         "--args", verb, "--max-retries", "1", "--task-timeout", limit, *at],
         ["gcloud", "scheduler", "jobs", "create", "http", "gml-reaper", "--location", region,
          "--schedule", "*/5 * * * *", "--uri", job, "--http-method", "POST",
          "--oauth-service-account-email", account, *at],
     ]  # fmt: skip
 
 
-def _lambda_secret(
-    config: Config, account: str, at: list[str]
+def _secrets(
+    config: Config, account: str, at: list[str], supervise: bool
 ) -> tuple[list[list[str]], list[str]]:
-    """Lambda's key in Secret Manager, from its 0600 file: never in an argument or the image."""
+    """Lambda's key, and for queues the ssh key, in Secret Manager.
+
+    From their 0600 files: never in an argument or the image.
+    """
+    files = {}
     path = Path(config.lambda_.api_key_file).expanduser()
-    if not path.exists():
-        return [], []
-    name = "gml-lambda-key"
-    commands = [
-        ["gcloud", "secrets", "create", name, "--replication-policy", "automatic", *at],
-        ["gcloud", "secrets", "versions", "add", name, "--data-file", str(path), *at],
-        ["gcloud", "secrets", "add-iam-policy-binding", name,
-         "--member", f"serviceAccount:{account}",
-         "--role", "roles/secretmanager.secretAccessor", *at],
-    ]  # fmt: skip
-    return commands, ["--set-secrets", f"LAMBDA_API_KEY={name}:latest"]
+    if path.exists():
+        files["gml-lambda-key"] = ("LAMBDA_API_KEY", path)
+    if supervise:
+        files["gml-ssh-key"] = ("GML_SSH_KEY", find_key(config).identity)
+    commands, mounts = [], []
+    for name, (variable, file) in files.items():
+        commands += [
+            ["gcloud", "secrets", "create", name, "--replication-policy", "automatic", *at],
+            ["gcloud", "secrets", "versions", "add", name, "--data-file", str(file), *at],
+            ["gcloud", "secrets", "add-iam-policy-binding", name,
+             "--member", f"serviceAccount:{account}",
+             "--role", "roles/secretmanager.secretAccessor", *at],
+        ]  # fmt: skip
+        mounts.append(f"{variable}={name}:latest")
+    return commands, ["--set-secrets", ",".join(mounts)] if mounts else []
 
 
 def write_image_context(config: Config) -> Path:
@@ -198,12 +226,14 @@ def write_image_context(config: Config) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
     google = {"project": _project(config), "bucket": config.google.bucket}
-    settings = render_toml({"owner": config.owner, "google": google})
+    settings = render_toml(
+        {"owner": config.owner, "google": google, "supervisor": {"state": config.supervisor.state}}
+    )
     (folder / "config.toml").write_text(settings, encoding="utf-8")
     (folder / "Dockerfile").write_text(
         "FROM python:3.12-slim\n"
-        "RUN apt-get update && apt-get install -y --no-install-recommends openssh-client && "
-        "rm -rf /var/lib/apt/lists/*\n"
+        "RUN apt-get update && apt-get install -y --no-install-recommends "
+        "openssh-client rsync git && rm -rf /var/lib/apt/lists/*\n"
         "RUN pip install --no-cache-dir typer httpx2 google-auth\n"
         "COPY gaia /app/gaia\nCOPY gml /app/gml\nCOPY config.toml /app/home/config.toml\n"
         "RUN printf '#!/bin/sh\\nexec python -m gml \"$@\"\\n' > /usr/local/bin/gml && "

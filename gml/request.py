@@ -31,7 +31,7 @@ class NodeRequest:
         typed_default="",
         parse=lambda text: parse_timeout(text) if text else 0,
     )
-    provider: str = option("", "--provider", "-p", help="Provider: google, lambda or local.")
+    provider: str = option("", "--provider", "-p", help="Provider: google, lambda, aws or local.")
     name: str = option("", "--name", help="Node id to use instead of a generated one.")
     zone: str = option("", "--zone", help="Zone or region to use; default: cheapest first.")
     spot: bool = option(
@@ -72,6 +72,16 @@ class NodeRequest:
         typed_default="1h",
         parse=lambda text: parse_duration(text, "--wait"),
     )
+    internal_ip: bool = option(
+        False,
+        "--internal-ip",
+        help="Give the machine no external address; google.tunnel says how to reach it (google).",
+    )
+    runtime: str = option(
+        "",
+        "--runtime-version",
+        help="Software version of the TPU API instead of the type's own (google).",
+    )
     unsafe: bool = option(False, "--unsafe", help="Create the node even if nothing would end it.")
     self_terminate: bool = option(
         False,
@@ -100,4 +110,5 @@ class NodeRequest:
             instance_type=self.instance_type or ("local" if local else ""),
             timeout_s=self.timeout_s or parse_timeout("", config.default_timeout),
             strategy=self.strategy or config.google.strategy,
+            internal_ip=self.internal_ip or (not local and config.google.internal_ip == "yes"),
         )

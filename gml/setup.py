@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from gml.errors import UsageError
+from gml.errors import AuthError, UsageError
 from gml.remote.ssh import quote
 from gml.store import write_private
 
@@ -124,6 +124,22 @@ def run_shown(commands: list[list[str]], apply: bool, say) -> list[str]:
             failed.append(f"{quote(argv[:4])} …: {text[-1] if text else done.returncode}")
             say(f"  failed: {text[-1] if text else done.returncode}")
     return failed
+
+
+def check_gcloud() -> None:
+    """Raises UsageError or AuthError unless gcloud is there and somebody is signed in to it."""
+    words = ["gcloud", "auth", "list", "--filter", "status:ACTIVE", "--format", "value(account)"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except FileNotFoundError:
+        raise UsageError(
+            "gcloud is not installed here, so nothing was run",
+            "install it (https://cloud.google.com/sdk/docs/install), or run the commands elsewhere",
+        ) from None
+    if done.returncode != 0 or not done.stdout.strip():
+        raise AuthError(
+            "nobody is signed in to gcloud, so nothing was run", "run: gcloud auth login"
+        )
 
 
 def check_region(text: str) -> str:

@@ -93,6 +93,9 @@ def install(
     github: Annotated[
         bool, typer.Option("--github", help="Print a GitHub Actions workflow.")
     ] = False,
+    supervise: Annotated[
+        bool, typer.Option("--supervise", help="Work on queues too (see `gml queue`).")
+    ] = False,
     region: Annotated[
         str, typer.Option("--region", help="Region of the Cloud Run job.")
     ] = "us-central1",
@@ -103,7 +106,7 @@ def install(
     dry_run: c.DryRun = False,
     json: c.Json = False,
 ) -> None:
-    """Run `gml reap` every five minutes.
+    """Run `gml reap`, or with --supervise `gml supervise`, every five minutes.
 
     A systemd user timer runs it here; --gcp, --cron, --k8s and --github are for machines that
     never sleep.
@@ -115,10 +118,11 @@ def install(
     config = c.open_fleet().config
     for line in reaper_setup.left_behind(config):
         say(f"gml: {line}")
+    verb = "supervise" if supervise else "reap"
     printed = {
-        "cron": reaper_setup.cron_line(config) if cron else "",
-        "k8s": reaper_setup.cronjob_manifest(config, image) if k8s else "",
-        "github": reaper_setup.github_workflow(config) if github else "",
+        "cron": reaper_setup.cron_line(config, verb) if cron else "",
+        "k8s": reaper_setup.cronjob_manifest(config, image, verb) if k8s else "",
+        "github": reaper_setup.github_workflow(config, verb) if github else "",
     }
     for kind, text in printed.items():
         if text:
@@ -126,9 +130,9 @@ def install(
             return
     files: dict[Path, str] = {}
     if gcp:
-        commands = reaper_setup.gcp_commands(config, setup.check_region(region))
+        commands = reaper_setup.gcp_commands(config, setup.check_region(region), verb)
     else:
-        files, commands = reaper_setup.systemd_files(config), reaper_setup.SYSTEMD_COMMANDS
+        files, commands = reaper_setup.systemd_files(config, verb), reaper_setup.SYSTEMD_COMMANDS
     _install(files, commands, gcp, dry_run, json)
 
 
@@ -143,6 +147,8 @@ def _install(
         if json:
             emit({"files": {str(p): t for p, t in files.items()}, "commands": commands})
         return
+    if gcp:
+        setup.check_gcloud()
     confirm("write these files and run these commands?")
     if gcp:
         reaper_setup.write_image_context(c.open_fleet().config)

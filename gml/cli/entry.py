@@ -22,7 +22,7 @@ def build():
     """The typer application with all commands."""
     import typer
 
-    from gml.cli import admin, cluster, init, look, node, work
+    from gml.cli import admin, cluster, init, look, node, queue, supervise, work
 
     app = typer.Typer(
         name="gml",
@@ -38,6 +38,8 @@ def build():
     node.add(app)
     init.add(app)
     cluster.add(app)
+    queue.add(app)
+    supervise.add(app)
     return app
 
 

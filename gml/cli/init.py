@@ -78,6 +78,7 @@ def init_google(
     if not apply or dry_run:
         say("gml: nothing was run; add --apply to run these commands and write config.toml")
         return
+    setup.check_gcloud()
     confirm("run these commands?")
     failed = setup.run_shown(commands, True, say)
     path = setup.update_config(fleet.config.home, "google", settings)

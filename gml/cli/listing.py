@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -87,7 +88,8 @@ def save(store: Store, nodes: list[Node], problems: list[str], now: float) -> No
     """Keeps a live look for `gml ls --cached`."""
     value: dict[str, Any] = {"at": now, "clock_ahead_s": service_clock.ahead_s}
     value |= {"nodes": [dataclasses.asdict(n) for n in nodes], "problems": problems}
-    store.write_json(CACHE, value)
+    with contextlib.suppress(OSError):  # a disk that is full or read-only hides no machine
+        store.write_json(CACHE, value)
 
 
 def fast_path(arguments: list[str]) -> bool:

@@ -17,7 +17,7 @@ from gml.errors import StockOut, UsageError
 from gml.model import parse_sku
 
 Provider = Annotated[
-    str, typer.Option("--provider", "-p", help="Provider to ask: google, lambda or local.")
+    str, typer.Option("--provider", "-p", help="Provider to ask: google, lambda, aws or local.")
 ]
 
 
@@ -74,7 +74,7 @@ def offers(
     """List prices and capacity by zone, cheapest first."""
     fleet = c.open_fleet()
     ready = {p.name for p in fleet.configured()}
-    names = [provider] if provider else ["google", "lambda"]
+    names = [provider] if provider else ["google", "lambda", *(["aws"] if "aws" in ready else [])]
     wanted = [parse_sku(instance_type)] if instance_type else list(hardware.skus().values())
     rows = []
     with Spinner(quiet=json) as progress:
@@ -92,7 +92,7 @@ def offers(
         table(
             [
                 (o.sku, o.provider, o.zone, "spot" if o.spot else "on demand",
-                 "?" if o.price is None else f"{o.price:.2f}", o.capacity, o.limit, o.source)
+                 "unknown" if o.price is None else f"{o.price:.2f}", o.capacity, o.limit, o.source)
                 for o in rows
             ],
             ("TYPE", "PROVIDER", "ZONE", "KIND", "$/H", "CAPACITY", "ENDED BY", "PRICE FROM"),

@@ -101,7 +101,7 @@ def describe_created(node: Node, timeout_s: int) -> str:
         f"({node.strategy}), "
         f"{price}{most}\n"
         f"gml: ends {ends}; {who}\n"
-        f"gml: gml connect {node.id}"
+        f"gml: gml connect {node.id}   (a shell; sends the work tree around you first)"
     )
 
 
@@ -272,6 +272,7 @@ def list_types(json: c.Json = False) -> None:
                 "usd_per_hour_spot": sku.price_per_hour(spot=True),
                 "google": sku.gce_machine_type,
                 "lambda": sku.lambda_type,
+                "aws": sku.aws_type,
             }
         )
     if json:
@@ -282,7 +283,8 @@ def list_types(json: c.Json = False) -> None:
         [
             (r["type"], r["chip"], r["chips"], r["hosts"], r["hbm_gib"],
              money(r["usd_per_hour"]), money(r["usd_per_hour_spot"]),
-             "google" * bool(r["google"]) + " lambda" * bool(r["lambda"]))
+             "google" * bool(r["google"]) + " lambda" * bool(r["lambda"])
+             + " aws" * bool(r["aws"]))
             for r in rows
         ],
         ("TYPE", "CHIP", "CHIPS", "HOSTS", "HBM GiB", "$/H", "$/H SPOT", "AT"),

@@ -21,6 +21,7 @@ from gml.fleet import Fleet
 from gml.model import Node
 from gml.remote import jobs
 from gml.remote import sync as syncing
+from gml.remote.data import announce_data, data_place
 from gml.remote.fanout import COORDINATOR_PORT, run_all, run_one
 from gml.remote.ssh import host_alias, install_include
 from gml.run import fetch
@@ -84,14 +85,18 @@ def connect(
 ) -> None:
     """Open a shell on the node, or an editor with --ide.
 
-    Exits with the shell's code. `ssh ID` works from then on too.
+    First it sends the work tree around here with its git history and identity, and the data and
+    logins of [connect] in config.toml. Exits with the shell's code. `ssh ID` works afterwards.
     """
     fleet = c.open_fleet()
     node = _node(fleet, node_id)
     if ide not in ("cursor", "code", "none"):
         raise UsageError(f"--ide {ide!r} is not known", "cursor, code or none")
     options = _forwards(forward or []) + (["-A"] if forward_agent else [])
-    argv = fleet.ssh.argv(node, host, *options)
+    data = data_place(fleet.config.connect.data)
+    argv = fleet.ssh.argv(node, host, *options, *(["-t"] if data else []))
+    if data:
+        argv.append(f'export GAIA_DATA={data}; exec "${{SHELL:-/bin/bash}}" -l')
     if ide != "none":
         target = f"ssh-remote+{host_alias(node, host)}"
         argv = [ide, "--remote", target, *([folder] if folder else [])]
@@ -100,6 +105,7 @@ def connect(
         return
     if sync:
         _sync_here(fleet, node, host, git)
+        _bring_data(fleet, node, host)
     if install and install_include(fleet.config):
         say(f"gml: `ssh {node.id}` now works too (one Include line in ~/.ssh/config)")
     if shutil.which(argv[0]) is None:
@@ -114,8 +120,24 @@ def _sync_here(fleet: Fleet, node: Node, host: int, git: bool) -> None:
         root = syncing.repository_root(Path("."))
     except UsageError:
         return
+    wanted = fleet.config.connect.git_credentials == "yes"
+    if wanted:
+        syncing.git_credential(root)  # before anything is sent
     _send(fleet, node, root, syncing.default_dest(root), [host], git)
-    syncing.send_git_identity(fleet.ssh, node, host, root, credentials=False)
+    syncing.send_git_identity(fleet.ssh, node, host, root, credentials=wanted)
+
+
+def _bring_data(fleet: Fleet, node: Node, host: int) -> None:
+    """Sends the data folder of the configuration; a bucket's data streams by itself."""
+    data = fleet.config.connect.data
+    if not data or data.startswith("gs://"):
+        return
+    folder = Path(data).expanduser()
+    for line in announce_data(str(folder), node.price, "", ""):
+        say(f"gml: {line}")
+    with Spinner() as spinner:
+        spinner(f"sending data to {node.id}")
+        syncing.push_folder(fleet.ssh, node, folder, f"data/{folder.name}", index=host)
 
 
 def _forwards(ports: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gml import budget
 from gml.durations import format_duration
 from gml.errors import Denied, GmlError, QuotaError, StockOut, Unsafe, UsageError
 from gml.fleet import Fleet
@@ -186,6 +187,7 @@ def _ordered_offers(creation: Creation) -> list[Offer]:
 
 def _try_place(creation: Creation, offer: Offer, waited_s: int) -> Node:
     fleet, request = creation.fleet, creation.request
+    budget.check(fleet, f"{offer.sku} in {offer.zone}", offer.price, request.timeout_s)
     before = creation.intent.tried
     spec = spec_for(creation.spec, offer, waited_s)
     creation.note(

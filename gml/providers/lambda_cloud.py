@@ -32,6 +32,8 @@ REQUEST_GAP_S = 1.0
 LAUNCH_GAP_S = 12.0
 # How long a new instance may be missing from the list; waited out before launching again.
 LIST_LAG_S = 20.0
+# A machine that boots may be unhealthy for so long before another one is asked for.
+UNHEALTHY_BOOT_S = 600.0
 _NAME = re.compile(r"gml-([a-z][a-z0-9-]*?)--(\d+|none)")
 _STATES = {"active": "ready", "booting": "creating", "terminating": "deleting"}
 _GONE = ("terminated", "deleting")
@@ -214,7 +216,7 @@ class LambdaProvider:
             time.sleep(min(2.0, LIST_LAG_S / 5))
 
     def _wait_active(self, instance_id: str, spec: CreateSpec, progress: Progress) -> Node:
-        waited, pause = 0.0, min(1.0, self.config.backoff_s)
+        waited, unhealthy, pause = 0.0, 0.0, min(1.0, self.config.backoff_s)
         while True:
             try:
                 node = self._node(self._send("GET", f"instances/{instance_id}"))
@@ -224,6 +226,9 @@ class LambdaProvider:
                 return node
             if node and (node.dead() or node.state in _GONE):
                 raise StockOut(f"Lambda's instance came up {node.state}", "try another region")
+            unhealthy = unhealthy + pause if node and node.doubtful() else 0.0
+            if unhealthy > UNHEALTHY_BOOT_S:
+                raise StockOut("Lambda's instance stays unhealthy", "try another region")
             progress(f"waiting for {spec.id} to boot (minutes; billed from its health check on)")
             if waited > self.patience_s:
                 raise Unavailable(f"{spec.id} did not boot within {format_duration(waited)}")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from gml.providers.base import Provider
     from gml.store import Store
 
-NAMES = ("google", "lambda", "local")
+NAMES = ("google", "lambda", "aws", "local")
 
 
 def get(name: str, config: Config, store: Store) -> Provider:
@@ -24,6 +24,10 @@ def get(name: str, config: Config, store: Store) -> Provider:
         from gml.providers.lambda_cloud import LambdaProvider
 
         return LambdaProvider(config, store)
+    if name == "aws":
+        from gml.providers.aws import AwsProvider
+
+        return AwsProvider(config, store)
     if name == "local":
         from gml.providers.local import LocalProvider
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 from gml.errors import UsageError
@@ -40,3 +42,19 @@ def announce_data(data: str, price: float | None, region: str, bucket_region: st
     minutes = size / UPLINK / 60
     cost = f", ${minutes / 60 * price:.2f} of machine time" if price is not None else ""
     return [f"data: {size / 1e9:.2f} GB to upload, about {max(1, round(minutes))} min{cost}"]
+
+
+def data_place(data: str) -> str:
+    """The value of GAIA_DATA as a shell word on the machine; '' without data.
+
+    Raises:
+        UsageError: a folder whose name can't be one there.
+    """
+    if not data or data.startswith("gs://"):
+        return shlex.quote(data) if data else ""
+    name = Path(data).expanduser().name
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+        raise UsageError(
+            f"connect.data {data!r}: its last part can't be a folder there", "use a plain name"
+        )
+    return f'"$HOME/data/{name}"'

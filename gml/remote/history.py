@@ -1,26 +1,38 @@
 """The git history of a work tree, on the machine: branch and commits as here, no configuration.
 
-`git push` brings it, so later syncs send new objects only. Neither hooks nor the local
-configuration (remotes may hold tokens) travel; `origin` is set without its login. The files are
-`sync.push`'s business: with the index reset to HEAD, `git status` there shows the same changes.
+One pack travels over one ssh connection, of later commits only what is new since the last sync.
+Neither hooks nor the local configuration (remotes may hold tokens) travel; `origin` is set without
+its login. The files are `sync.push`'s business: with the index reset to HEAD, `git status` there
+shows the same changes.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
 import subprocess
-import tempfile
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
 from gml.errors import Unavailable
 from gml.model import Node
+from gml.remote.git import git_argv, git_says
 from gml.remote.secrets import pathspecs
-from gml.remote.ssh import Ssh, host_alias, quote
+from gml.remote.ssh import Ssh, quote
 
 # A history above this many bytes is sent as its last commit alone.
 SHALLOW_ABOVE = 100_000_000
+PUSH_LIMIT_S = 1800
+
+_RECEIVE = """command -v git >/dev/null || {{ echo none; exit 0; }}
+cd && git init -q {dest} && cd {dest} || exit 1
+if [ -n "{old}" ] && ! git cat-file -e "{old}^{{commit}}" 2>/dev/null; then echo again; exit 0; fi
+git index-pack --stdin --fix-thin >/dev/null || exit 1
+{shallow}
+{refs}
+git reset -q
+{remote}
+echo done"""
 
 
 @dataclass(frozen=True)
@@ -38,14 +50,37 @@ class Head:
 
 def head_of(root: Path) -> Head | None:
     """The commit that is checked out here, or None before the first."""
-    commit = _git(root, "rev-parse", "--verify", "-q", "HEAD")
+    commit = git_says(root, "rev-parse", "--verify", "-q", "HEAD")
     if not commit:
         return None
-    return Head(commit, _git(root, "symbolic-ref", "--short", "-q", "HEAD"))
+    return Head(commit, git_says(root, "symbolic-ref", "--short", "-q", "HEAD"))
 
 
-def push_history(ssh: Ssh, node: Node, root: Path, dest: str, head: Head, index: int) -> str:
+def holds_secret(root: Path, since: str = "", *, last_only: bool = False) -> str:
+    """Names the newest commit (or, with `last_only`, a file) that holds a secret's file, or ''.
+
+    Commits before `since` are not looked at.
+    """
+    if last_only:
+        names = git_says(root, "ls-files", "--with-tree=HEAD", "--", *pathspecs()).splitlines()
+        return names[0] if names else ""
+    span = f"{since}..HEAD" if since else "HEAD"
+    return git_says(root, "log", "-1", "--format=%h", span, "--", *pathspecs())
+
+
+def push_history(
+    ssh: Ssh, node: Node, root: Path, dest: str, head: Head, index: int, sent: str = ""
+) -> str:
     """Brings the history to `~/dest/.git` on one host.
+
+    Args:
+        ssh: how it is reached.
+        node: the machine.
+        root: the work tree here.
+        dest: folder there.
+        head: commit and branch that are checked out here.
+        index: host of the node.
+        sent: commit that an earlier sync has brought there, or ''.
 
     Returns:
         A line to say: why it was sent in part, or not at all; '' where all is there.
@@ -53,59 +88,122 @@ def push_history(ssh: Ssh, node: Node, root: Path, dest: str, head: Head, index:
     Raises:
         Unavailable: ssh or git failed.
     """
-    touched = _git(root, "log", "-1", "--format=%h", "HEAD", "--", *pathspecs())
+    if sent and not git_says(root, "rev-parse", "--verify", "-q", f"{sent}^{{commit}}"):
+        sent = ""  # rewritten and pruned here since
+    size = 0 if sent else _size(root)
+    shallow = size > SHALLOW_ABOVE
+    touched = holds_secret(root, sent, last_only=shallow)
     if touched:
-        return (
-            f"the git history was not sent: commit {touched} holds a file that looks like a secret"
-        )
-    begun = ssh.run(
-        node,
-        f"command -v git >/dev/null || {{ echo none; exit 0; }}\n"
-        f"cd; git init -q {quote([dest])}; cd {quote([dest])}\n"
-        "git config receive.denyCurrentBranch ignore; git config receive.shallowUpdate true\n",
-        index=index,
-    )
-    if begun.stdout.strip() == b"none":
+        what = f"{touched} looks" if shallow else f"commit {touched} holds a file that looks"
+        return f"the git history was not sent: {what} like a secret"
+    answer = _send(ssh, node, root, dest, head, index, sent, shallow)
+    if answer == "again":  # the machine is another one than last time
+        return push_history(ssh, node, root, dest, head, index)
+    if answer == "none":
         return f"git is not installed on {node.id}: the code is there without its history"
-    size = 1024 * int(_counts(root).get("size-pack", 0))
-    target = f"{host_alias(node, index)}:{dest}"
-    note = ""
-    if size > SHALLOW_ABOVE:
-        note = f"the git history ({size / 1e9:.1f} GB) was sent as its last commit alone"
-        with tempfile.TemporaryDirectory() as folder:
-            _check(_run(root, "clone", "-q", "--bare", "--depth", "1", root.as_uri(), folder))
-            _push(ssh, Path(folder), target)
-    else:
-        _push(ssh, root, target)
-    branch = f"refs/heads/{head.branch}" if head.branch else ""
-    point = f"git symbolic-ref HEAD {quote([branch])}; " if branch else ""
-    update = f"git update-ref {quote([branch])} {head.commit}; " if branch else (
-        f"git update-ref --no-deref HEAD {head.commit}; "
-    )  # fmt: skip
-    origin = _without_login(_git(root, "remote", "get-url", "origin"))
-    remote = f"git remote remove origin 2>/dev/null; git remote add origin {quote([origin])}; "
-    script = f"cd; cd {quote([dest])}; {point}{update}git reset -q; {remote if origin else ''}:"
-    ssh.run(node, script, index=index, timeout_s=300)
-    return note
+    return f"the git history ({size / 1e9:.1f} GB) was sent as its last commit alone" * shallow
 
 
-def _push(ssh: Ssh, source: Path, target: str) -> None:
-    env = {**os.environ, "GIT_SSH_COMMAND": f"ssh -F '{ssh.file}'"}
-    words = ("push", "-q", "--force", "--no-verify", target, "HEAD:refs/gml/head")
-    _check(_run(source, *words, env=env))
+def _size(root: Path) -> int:
+    lines = git_says(root, "count-objects", "-v").splitlines()
+    counts = dict(line.split(": ", 1) for line in lines if ": " in line)
+    return 1024 * (int(counts.get("size-pack", 0)) + int(counts.get("size", 0)))
 
 
-def _check(done: subprocess.CompletedProcess[str]) -> None:
-    if done.returncode != 0:
-        text = done.stderr.strip().splitlines()
+def _send(
+    ssh: Ssh, node: Node, root: Path, dest: str, head: Head, index: int, sent: str, shallow: bool
+) -> str:
+    """Pipes the pack into git there; the last word of its answer."""
+    script = _RECEIVE.format(
+        dest=quote([dest]),
+        old=sent,
+        shallow=shallow_lines(root, head, shallow, bool(sent)),
+        refs=ref_lines(head),
+        remote=_origin_lines(root),
+    )
+    with packing(root, head, sent, shallow) as pack:
+        try:
+            done = subprocess.run(
+                [*ssh.argv(node, index, "-T"), f"bash -c {quote([script])}"],
+                stdin=pack,
+                capture_output=True,
+                timeout=PUSH_LIMIT_S,
+            )
+        except subprocess.TimeoutExpired:
+            raise Unavailable(
+                f"the git history did not arrive within {PUSH_LIMIT_S} s",
+                "or leave it out with --no-git",
+            ) from None
+    words = done.stdout.decode(errors="replace").split()
+    if done.returncode != 0 or not words:
+        text = done.stderr.decode(errors="replace").strip().splitlines()
         raise Unavailable(
-            f"git push: {text[-1] if text else done.returncode}", "or leave it out with --no-git"
+            f"git history: {text[-1] if text else done.returncode}",
+            "or leave it out with --no-git",
         )
+    return words[-1]
 
 
-def _counts(root: Path) -> dict[str, str]:
-    lines = _git(root, "count-objects", "-v").splitlines()
-    return dict(line.split(": ", 1) for line in lines if ": " in line)
+@contextlib.contextmanager
+def packing(root: Path, head: Head, sent: str = "", shallow: bool = False):
+    """A pipe with the pack: all of the history, what is new since `sent`, or one commit alone."""
+    if shallow:
+        wanted = git_says(root, "rev-list", "--objects", "--no-walk", head.commit)
+        text = "".join(f"{line.split(' ', 1)[0]}\n" for line in wanted.splitlines())
+        words = ("pack-objects", "-q", "--stdout")
+    else:
+        text = f"{head.commit}\n" + (f"^{sent}\n" if sent else "")
+        words = (
+            "pack-objects",
+            "-q",
+            "--stdout",
+            "--revs",
+            "--window=3",
+            *(["--thin"] if sent else []),
+        )
+    process = subprocess.Popen(
+        git_argv(root, *words), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(text.encode())
+        process.stdin.close()
+        yield process.stdout
+    finally:
+        process.stdout.close()
+        process.wait()
+
+
+def shallow_lines(root: Path, head: Head, shallow: bool, later: bool) -> str:
+    """Shell lines that tell git there where the history begins; `later`: as it was told before."""
+    if later:
+        return ":"
+    starts = [head.commit] if shallow else []
+    if not shallow:
+        # A clone that is shallow itself ends there as it ends here.
+        path = root / git_says(root, "rev-parse", "--git-path", "shallow")
+        with contextlib.suppress(OSError):
+            starts = path.read_text(encoding="ascii").split()
+    if not starts:
+        return "rm -f .git/shallow"
+    return f"printf '%s\\n' {' '.join(starts)} > .git/shallow"
+
+
+def ref_lines(head: Head) -> str:
+    """Shell lines that check out the same branch, or the same commit, without touching files."""
+    if not head.branch:
+        return f"git update-ref --no-deref HEAD {head.commit}"
+    branch = quote([f"refs/heads/{head.branch}"])
+    return f"git symbolic-ref HEAD {branch}; git update-ref {branch} {head.commit}"
+
+
+def _origin_lines(root: Path) -> str:
+    origin = _without_login(git_says(root, "remote", "get-url", "origin"))
+    if not origin:
+        return ":"
+    return f"git remote remove origin 2>/dev/null; git remote add origin {quote([origin])}"
 
 
 def _without_login(url: str) -> str:
@@ -113,17 +211,3 @@ def _without_login(url: str) -> str:
     if not parts.scheme or "@" not in parts.netloc or parts.scheme == "ssh":
         return url
     return parts._replace(netloc=parts.netloc.rsplit("@", 1)[1]).geturl()
-
-
-def _git(root: Path, *words: str) -> str:
-    done = _run(root, *words)
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _run(
-    root: Path, *words: str, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["git", "-C", str(root), *words], capture_output=True, text=True, env=env,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip

@@ -10,6 +10,8 @@ from pathlib import Path
 from gml.config import DEFAULT_KEY, Config
 from gml.errors import UsageError
 
+# A token that has not answered by then waits to be touched.
+TOUCH_S = 3.0
 # In the order of ssh's own defaults that are worth having; -sk are hardware keys.
 _NAMES = ("id_ed25519", "id_ed25519_sk", "id_ecdsa", "id_ecdsa_sk", "id_rsa")
 
@@ -64,12 +66,35 @@ def check_key(config: Config) -> Key:
         return key
     if path.stat().st_mode & 0o077:
         raise UsageError(f"ssh_key {path} is readable by others", f"run: chmod 600 {path}")
-    if key.public.startswith("sk-") or _held(key.public) or _derive(path) is not None:
+    if key.public.startswith("sk-") and not _held(key.public):
+        _check_token(path)
+        return key
+    if _held(key.public) or _derive(path) is not None:
         return key
     raise UsageError(
         f"ssh_key {path} has a passphrase (or is damaged), and no agent holds it",
         f"run: ssh-add {path}",
     )
+
+
+def _check_token(path: Path) -> None:
+    """Raises UsageError where a hardware key's token is missing, not where it waits for a touch."""
+    try:
+        done = subprocess.run(
+            ["ssh-keygen", "-Y", "sign", "-n", "gml", "-f", str(path)],
+            input=b"gml", capture_output=True, timeout=TOUCH_S,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return  # it waits for a finger, so it is there
+    except OSError:
+        return  # without ssh-keygen nothing can be told
+    text = done.stderr.decode(errors="replace").strip().splitlines()
+    if done.returncode != 0:
+        why = text[-1] if text else f"exit code {done.returncode}"
+        raise UsageError(
+            f"ssh_key {path} is a hardware key, and its token does not answer ({why})",
+            "plug it in, or set another ssh_key in config.toml",
+        )
 
 
 def agent_keys() -> list[str]:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gml.config import Config
+from gml.config import Config, parse_host
 from gml.errors import NotFound, Unavailable, UsageError
 from gml.model import Host, Node
 from gml.remote.keys import find_key
@@ -30,6 +30,26 @@ from gml.remote.ssh_config import (
 )
 from gml.store import Store, write_private
 from gml.threads import on_hosts
+
+BASTION = "gml-bastion"
+
+
+def tunnel_options(config: Config, node: Node, index: int) -> dict[str, list[str]]:
+    """The way to a machine without an external address; {} where it is reached directly (VPN)."""
+    tunnel = config.google.tunnel
+    if not tunnel:
+        return {}
+    if tunnel != "iap":
+        return {"proxyjump": [BASTION]}
+    machines = [r for r in node.resources if "/instances/" in r]
+    if index >= len(machines):
+        return {}
+    name = machines[index].rsplit("/", 1)[-1]
+    command = (
+        f"gcloud compute start-iap-tunnel {name} %p --listen-on-stdin "
+        f"--project {config.project} --zone {node.zone} --verbosity warning"
+    )
+    return {"proxycommand": [command]}
 
 
 def host_alias(node: Node, index: int) -> str:
@@ -73,9 +93,10 @@ class Ssh:
                         control=self.control,
                         known=self.known,
                         identity=key,
-                        user_options=self._user_options(node, host),
+                        user_options=self._user_options(node, host, index),
                     )
                 )
+        blocks += self._bastion(key)
         text = "\n".join(blocks) + "\n"
         with contextlib.suppress(FileNotFoundError):
             if self.file.read_text(encoding="utf-8") == text:
@@ -93,8 +114,26 @@ class Ssh:
             write_private(key.identity, f"{key.public}\n")
         return key.identity
 
-    def _user_options(self, node: Node, host: Host) -> dict[str, list[str]]:
+    def _bastion(self, key: Path | None) -> list[str]:
+        """The block of the bastion, where there is one: its key is pinned like any other."""
+        tunnel = self.config.google.tunnel
+        if tunnel in ("", "iap"):
+            return []
+        host = parse_host(tunnel, "google.tunnel")
+        options = user_options(host.address) if self.config.ssh_config != "none" else {}
+        return [
+            host_block(
+                BASTION, host, BASTION, control=self.control, known=self.known, identity=key,
+                user_options=options,
+            )
+        ]  # fmt: skip
+
+    def _user_options(self, node: Node, host: Host, index: int) -> dict[str, list[str]]:
         wanted = self.config.ssh_config
+        if node.provider == "google" and host.address == host.internal:
+            tunnel = tunnel_options(self.config, node, index)
+            if tunnel:
+                return tunnel
         if wanted == "all" or (wanted == "own" and node.provider == "local"):
             return user_options(host.address)
         return {}

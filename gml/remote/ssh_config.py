@@ -44,6 +44,7 @@ def host_block(
     lines += [f"  HostKeyAlias {key_alias}"]
     for name in ("ProxyJump", "ProxyCommand", "IdentityAgent"):
         lines += [f"  {name} {value}" for value in user_options.get(name.lower(), [])]
+    lines += [f"  ProxyCommand {jump(v)}" for v in user_options.get("jump", [])]
     identities = [Path(p).expanduser() for p in user_options.get("identityfile", [])]
     identities += [identity] if identity else []
     kept = dict.fromkeys(p for p in identities if p.exists())
@@ -76,7 +77,16 @@ def user_options(address: str) -> dict[str, list[str]]:
         name, _, value = line.partition(" ")
         if value and value != "none":
             options.setdefault(name, []).append(value)
+    # Its hosts may be aliases, which only the user's own file knows.
+    options["jump"] = options.pop("proxyjump", [])
     return options
+
+
+def jump(hosts: str) -> str:
+    """The command that goes through these hosts as the user's own configuration has them."""
+    *first, last = hosts.split(",")
+    through = f"-J {','.join(first)} " if first else ""
+    return f"ssh -F {quoted(Path.home() / '.ssh' / 'config')} {through}-W [%h]:%p {last}"
 
 
 def control_folder(home: Path) -> Path:

@@ -18,6 +18,7 @@ from pathlib import Path
 from gml.errors import Unavailable, UsageError
 from gml.model import Node
 from gml.remote.data import UPLINK
+from gml.remote.git import git_argv, git_says, run_git
 from gml.remote.history import Head, head_of, push_history
 from gml.remote.secrets import is_secret
 from gml.remote.ssh import Ssh, host_alias
@@ -49,9 +50,7 @@ def check_dest(dest: str) -> str:
 
 def repository_root(folder: Path) -> Path:
     """Root of the git work tree around `folder`; raises UsageError outside of one."""
-    done = subprocess.run(
-        ["git", "-C", str(folder), "rev-parse", "--show-toplevel"], capture_output=True, text=True
-    )
+    done = run_git(folder, "rev-parse", "--show-toplevel")
     if done.returncode != 0:
         raise UsageError(
             f"{folder} is not in a git repository",
@@ -66,7 +65,7 @@ def files_to_send(root: Path) -> tuple[list[str], list[str]]:
     git lists a submodule or a clone within the tree as one entry; its own listing is taken inside.
     """
     listing = subprocess.run(
-        ["git", "-C", str(root), "ls-files", "-z", "-c", "-o", "--exclude-standard"],
+        git_argv(root, "ls-files", "-z", "-c", "-o", "--exclude-standard"),
         capture_output=True,
         check=True,
     )
@@ -173,7 +172,8 @@ def push(
     heads = dict(known.get("heads", {}))
     if head is not None and heads.get(dest) == head.key:
         head = None  # all of it is there
-    sending = _History(ssh, node, root, dest, head, index)
+    sent = heads.get(dest, "").partition(" ")[0]
+    sending = _History(ssh, node, root, dest, head, index, sent)
     _rsync(
         ssh,
         ["--from0", "--files-from=-", f"{root}/", f"{alias}:{dest}/"],
@@ -201,11 +201,18 @@ class _History(threading.Thread):
     """Sends the git history beside the files; nothing where `head` is None."""
 
     def __init__(
-        self, ssh: Ssh, node: Node, root: Path, dest: str, head: Head | None, index: int
+        self,
+        ssh: Ssh,
+        node: Node,
+        root: Path,
+        dest: str,
+        head: Head | None,
+        index: int,
+        sent: str,
     ) -> None:
         super().__init__(daemon=True)
         self.arguments = (ssh, node, root, dest)
-        self.head, self.index = head, index
+        self.head, self.index, self.sent = head, index, sent
         self.note = ""
         self.error: Exception | None = None
         if head is not None:
@@ -215,7 +222,7 @@ class _History(threading.Thread):
         """Keeps what `finish` returns or raises."""
         assert self.head is not None
         try:
-            self.note = push_history(*self.arguments, self.head, self.index)
+            self.note = push_history(*self.arguments, self.head, self.index, self.sent)
         except Exception as error:
             self.error = error
 
@@ -292,10 +299,7 @@ def send_git_identity(ssh: Ssh, node: Node, index: int, folder: Path, credential
     """The local git name and address, and with `credentials` the github.com token, over stdin."""
     lines = []
     for key in ("user.name", "user.email"):
-        done = subprocess.run(
-            ["git", "-C", str(folder), "config", key], capture_output=True, text=True
-        )
-        value = done.stdout.strip()
+        value = git_says(folder, "config", key)
         if value:
             lines.append(f"git config --global {key} {shlex.quote(value)}")
     if credentials:

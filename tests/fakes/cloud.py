@@ -67,6 +67,8 @@ class Cloud:
         self.seen_request_ids: dict[str, dict[str, Any]] = {}
         self.buckets: dict[str, str] = {"here": "US-EAST5"}
         self.objects: dict[str, bytes] = {}
+        self.generations: dict[str, str] = {}
+        self.page_size = 1000
         self.stockout: set[str] = set()
         self.quota: set[str] = set()
         self.closed_zones: set[str] = set()
@@ -84,6 +86,9 @@ class Cloud:
 
     def now(self) -> float:
         return time.time() + self.offset
+
+    def new_generation(self) -> str:
+        return str(time.time_ns())
 
     def number(self) -> int:
         self.counter += 1

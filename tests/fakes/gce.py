@@ -168,8 +168,12 @@ def _boot(cloud: Cloud, name: str, root: str, zone: str, index: int) -> dict[str
     address, port = host_at(cloud, index)
     raw["status"] = "RUNNING"
     raw.setdefault("labelFingerprint", "fp0")
-    raw["networkInterfaces"][0]["networkIP"] = f"10.1.0.{index + 2}"
-    raw["networkInterfaces"][0]["accessConfigs"][0]["natIP"] = address
+    interface = raw["networkInterfaces"][0]
+    interface["networkIP"] = f"10.1.0.{index + 2}"
+    if interface.get("accessConfigs"):
+        interface["accessConfigs"][0]["natIP"] = address
+    else:
+        interface["networkIP"] = address  # only the bastion's side of the network reaches it
     raw["metadata"]["items"].append({"key": "gml-ssh-port", "value": str(port)})
     limit = raw["scheduling"].get("maxRunDuration")
     if limit and not cloud.forget_limit:

@@ -169,9 +169,10 @@ def _node_ready(cloud: Cloud, name: str, zone: str) -> Any:
     raw["networkEndpoints"] = []
     for index in range(hosts):
         address, port = host_at(cloud, index)
-        raw["networkEndpoints"].append(
-            {"ipAddress": f"10.0.0.{index + 2}", "accessConfig": {"externalIp": address}}
-        )
+        endpoint = {"ipAddress": f"10.0.0.{index + 2}", "accessConfig": {"externalIp": address}}
+        if not raw["networkConfig"].get("enableExternalIps"):
+            endpoint = {"ipAddress": address}
+        raw["networkEndpoints"].append(endpoint)
         raw["metadata"]["gml-ssh-port"] = str(port)
     cloud.on_create(name, raw)
     return raw
@@ -287,19 +288,81 @@ def _gke(cloud: Cloud, call: Call) -> tuple[int, Any]:
 
 
 def _storage(cloud: Cloud, call: Call, raw: bytes) -> tuple[int, Any]:
+    """Objects with generations, lists in pages and `ifGenerationMatch`, as the JSON API has them.
+
+    Source: storage.v1's discovery document (objects.insert, get, list, delete) and
+    docs.cloud.google.com/storage/docs/request-preconditions: 0 means that there is none, a
+    generation that does not match answers 412 conditionNotMet.
+    """
+    check(cloud, "storage.v1", call, None)
     if match := re.fullmatch(r"storage/v1/b/([^/]+)", call.path):
         if match[1] not in cloud.buckets:
             raise Refused(404, "notFound", "The specified bucket does not exist.")
         return 200, {"name": match[1], "location": cloud.buckets[match[1]]}
     if match := re.fullmatch(r"upload/storage/v1/b/([^/]+)/o", call.path):
-        cloud.objects[f"{match[1]}/{call.query['name']}"] = raw
-        return 200, {"name": call.query["name"]}
+        _in_bucket(cloud, match[1])
+        full = f"{match[1]}/{call.query['name']}"
+        _precondition(cloud, call, full)
+        cloud.objects[full] = raw
+        cloud.generations[full] = cloud.new_generation()
+        return 200, _about(cloud, match[1], full)
+    if match := re.fullmatch(r"storage/v1/b/([^/]+)/o", call.path):
+        _in_bucket(cloud, match[1])
+        start = f"{match[1]}/{call.query.get('prefix', '')}"
+        names = sorted(n for n in cloud.objects if n.startswith(start))
+        size, begin = cloud.page_size, int(call.query.get("pageToken") or 0)
+        page: dict[str, Any] = {"kind": "storage#objects"}
+        if names[begin : begin + size]:  # an empty list has no items at all
+            page["items"] = [_about(cloud, match[1], n) for n in names[begin : begin + size]]
+        if names[begin + size :]:
+            page["nextPageToken"] = str(begin + size)
+        return 200, page
     if match := re.fullmatch(r"storage/v1/b/([^/]+)/o/([^/]+)", call.path):
-        name = f"{match[1]}/{unquote(match[2])}"
-        if name not in cloud.objects:
-            raise Refused(404, "notFound", "No such object")
-        return 200, cloud.objects[name].decode()
+        _in_bucket(cloud, match[1])
+        full = f"{match[1]}/{unquote(match[2])}"
+        if full not in cloud.objects:
+            raise Refused(404, "notFound", f"No such object: {full}")
+        if call.method == "DELETE":
+            _precondition(cloud, call, full)
+            del cloud.objects[full]
+            return 204, ""
+        wanted = call.query.get("generation", _generation(cloud, full))
+        if wanted != _generation(cloud, full):
+            raise Refused(404, "notFound", f"No such object: {full}")
+        if call.query.get("alt") != "media":
+            return 200, _about(cloud, match[1], full)
+        return 200, cloud.objects[full].decode()
     raise Refused(404, "notFound", call.path)
+
+
+def _in_bucket(cloud: Cloud, bucket: str) -> None:
+    if bucket not in cloud.buckets:
+        raise Refused(404, "notFound", "The specified bucket does not exist.")
+
+
+def _generation(cloud: Cloud, full: str) -> str:
+    """Generation as text, like all 64-bit numbers in Google's JSON; '0' without an object."""
+    if full not in cloud.objects:
+        return "0"
+    return cloud.generations.setdefault(full, cloud.new_generation())
+
+
+def _precondition(cloud: Cloud, call: Call, full: str) -> None:
+    wanted = call.query.get("ifGenerationMatch")
+    if wanted is not None and wanted != _generation(cloud, full):
+        text = "At least one of the pre-conditions you specified did not hold."
+        raise Refused(412, "conditionNotMet", text)
+
+
+def _about(cloud: Cloud, bucket: str, full: str) -> dict[str, Any]:
+    name = full.removeprefix(f"{bucket}/")
+    return {
+        "kind": "storage#object",
+        "bucket": bucket,
+        "name": name,
+        "generation": _generation(cloud, full),
+        "size": str(len(cloud.objects[full])),
+    }
 
 
 def metadata(cloud: Cloud, call: Call, headers: Any) -> tuple[int, Any]:

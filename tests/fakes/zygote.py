@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 
-KEPT = ("GML_", "GOOGLE_", "LAMBDA_", "HOME", "HF_", "PATH", "SSH_")
+KEPT = ("AWS_", "GML_", "GOOGLE_", "LAMBDA_", "HOME", "HF_", "PATH", "SSH_")
 """Beginnings of the names of variables that a command gets from the test, and from nowhere else."""
 
 

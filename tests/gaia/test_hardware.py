@@ -121,6 +121,14 @@ def test_prices():
     assert hardware.sku("1xH200").price_per_hour() == pytest.approx(3.50)
     assert hardware.sku("tpu7x-8").price_per_hour() is None
     assert hardware.sku("8xH100").price_per_hour(spot=True, provider="lambda") is None
+    # Lambda asks more per GPU of a small machine; a price for all sizes is not used beside it.
+    assert hardware.sku("1xH100").price_per_hour(provider="lambda") == pytest.approx(4.29)
+    assert hardware.sku("2xB200").price_per_hour() == pytest.approx(2 * 6.89)
+    assert hardware.sku("p5.48xlarge").price_per_hour(provider="aws") == pytest.approx(55.04)
+    # Known at Google for one region: elsewhere it is unknown, not guessed.
+    h100 = hardware.sku("8xH100")
+    assert h100.price_per_hour(provider="google", region="us-central1") == pytest.approx(87.8328)
+    assert h100.price_per_hour(provider="google", region="us-east4") is None
 
 
 def test_jax_counts_two_devices_on_a_tpu7x_chip():

@@ -131,7 +131,8 @@ def test_dry_run_prints_exactly_what_create_sends(server, gml):
         server.cloud.log.clear()
 
 
-LOOKS = {"ls", "node list", "node show", "node list-types", "offers", "cost", "doctor", "logs"}
+LOOKS = {"ls", "node list", "node show", "node list-types", "offers", "cost", "doctor", "logs",
+         "queue ls", "queue logs"}  # fmt: skip
 
 
 def test_every_command_takes_json_and_those_that_change_something_dry_run():

@@ -6,8 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+from tests.disks import small_disk
 from tests.fakes.gml_kit import make_fleet
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_setup_commands_are_shown_and_only_run_with_apply(gml, home, tmp_path, monkeypatch):
@@ -16,6 +22,7 @@ def test_setup_commands_are_shown_and_only_run_with_apply(gml, home, tmp_path, m
     (fake / "gcloud").write_text(
         f'#!/bin/sh\necho "$@" >> {tmp_path}/ran\n'
         'case "$*" in *firewall*) echo "already exists" >&2; exit 1;; esac\n'
+        f'case "$*" in "auth list"*) cat {tmp_path}/account 2>/dev/null;; esac; exit 0\n'
     )
     (fake / "gcloud").chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake}:{os.environ['PATH']}")
@@ -26,6 +33,12 @@ def test_setup_commands_are_shown_and_only_run_with_apply(gml, home, tmp_path, m
               "buckets create", "quotas info", "billing budgets create"]  # fmt: skip
     for text in wanted:
         assert text in shown.stderr
+    for command in ((*words, "--apply", "--yes"), ("reaper", "install", "--gcp", "--yes")):
+        monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "my-proj-1")
+        done = gml(*command)
+        assert done.returncode == 3 and "nobody is signed in to gcloud" in done.stderr, done.stderr
+    assert "create" not in (tmp_path / "ran").read_text() and not list(home.glob("*.bak"))
+    (tmp_path / "account").write_text("ada@example.org\n")
     done = gml(*words, "--apply", "--yes")
     assert done.returncode == 0, done.stderr
     ran = (tmp_path / "ran").read_text()
@@ -55,6 +68,67 @@ def test_reaper_install_shows_every_form(gml, home, monkeypatch):
     assert any("--set-secrets LAMBDA_API_KEY=gml-lambda-key:latest" in c for c in commands)
     assert any("gs://my-bucket" in c for c in commands)
     assert "very-secret" not in gcp.stdout + gcp.stderr
+
+
+def test_reaper_install_for_queues_has_the_key_and_the_time(gml, home, monkeypatch, tmp_path):
+    import yaml
+
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "my-proj-1")
+    install = ("reaper", "install", "--supervise")
+    assert gml(*install, "--cron").stdout.rstrip().endswith("gml supervise")
+    manifest = yaml.safe_load(gml(*install, "--k8s").stdout)
+    pod = manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+    assert pod["command"] == ["gml", "supervise"]
+    assert pod["envFrom"] == [{"secretRef": {"name": "gml-supervisor"}}]
+    plain = yaml.safe_load(gml("reaper", "install", "--k8s").stdout)
+    assert "envFrom" not in str(plain) and plain["spec"]["concurrencyPolicy"] == "Forbid"
+    steps = yaml.safe_load(gml(*install, "--github").stdout)["jobs"]["reap"]["steps"]
+    assert steps[-1]["run"] == "gml supervise" and "GML_SSH_KEY" in steps[-1]["env"]
+    gcp = json.loads(gml(*install, "--gcp", "--dry-run", "--json").stdout)["commands"]
+    commands = [" ".join(c) for c in gcp]
+    key = str(home.parent / "key")
+    assert any(f"secrets versions add gml-ssh-key --data-file {key}" in c for c in commands)
+    (job,) = [c for c in commands if "run jobs deploy" in c]
+    assert "--args supervise" in job and "--task-timeout 3600s" in job
+    assert "--set-secrets GML_SSH_KEY=gml-ssh-key:latest" in job
+
+
+def test_the_supervisors_key_from_the_environment_becomes_a_private_file(home, monkeypatch):
+    from gml.supervisor.machine import write_ssh_key
+
+    assert write_ssh_key(home) is None
+    monkeypatch.setenv("GML_SSH_KEY", "-----BEGIN-----\nabc\n-----END-----")
+    path = write_ssh_key(home)
+    assert path.read_text().endswith("-----END-----\n") and path.stat().st_mode & 0o077 == 0
+    assert "GML_SSH_KEY" not in os.environ  # no child of ours gets it
+
+
+@pytest.mark.slow
+def test_a_read_only_home_is_one_line_and_hides_no_machine(server, gml, home, monkeypatch):
+    folder = home.parent / "ro"
+    with small_disk(folder, "1m") as disk:
+        (disk / "config.toml").write_text((home / "config.toml").read_text())
+        (disk / "config.toml").chmod(0o600)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        env = {**os.environ, "GML_HOME": str(disk), "PYTHONPATH": str(ROOT)}
+
+        def run(*words: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [sys.executable, "-m", "gml", *words], capture_output=True, text=True, env=env,
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+
+        listed = run("ls", "--refresh", "--json")
+        assert (listed.returncode, json.loads(listed.stdout)["nodes"]) == (0, []), listed.stderr
+        assert "Traceback" not in listed.stderr
+        made = run("node", "create", "-t", "v6e-8", "-p", "google", "--strategy", "gce",
+                   "--timeout", "1h", "--no-ssh")  # fmt: skip
+        assert made.returncode == 2, made.stderr
+        assert made.stderr.count("\n") == 1 and "Read-only file system" in made.stderr
+        assert server.cloud.mutations() == []
+        checks = json.loads(run("doctor", "--json").stdout)["checks"]
+        (room,) = [c for c in checks if c["check"] == "state can be written"]
+        assert not room["ok"] and "GML_HOME" in room["fix"]
 
 
 def test_the_reapers_image_context_can_reap(home, tmp_path):

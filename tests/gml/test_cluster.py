@@ -127,6 +127,8 @@ class FakeKubernetes(BaseHTTPRequestHandler):
     store: ClassVar[dict] = {}
     installed = True
     queries: ClassVar[list] = []
+    ends = "Failed"
+    ended: ClassVar[dict] = {}
 
     def log_message(self, *args) -> None:
         return
@@ -163,14 +165,29 @@ class FakeKubernetes(BaseHTTPRequestHandler):
         self.answer(200, body)
 
     def do_GET(self) -> None:
-        raw = self.store["JobSet/" + self.path.rsplit("/", 1)[1]]
-        self.answer(200, {**raw, "status": {"conditions": [{"type": "Failed", "status": "True"}]}})
+        name = "JobSet/" + self.path.rsplit("/", 1)[1]
+        if name not in self.store:
+            # As an API server answers (k8s.io/apimachinery, errors.NewNotFound).
+            text = f"jobsets.jobset.x-k8s.io {name!r} not found"
+            self.answer(404, {"kind": "Status", "reason": "NotFound", "code": 404, "message": text})
+            return
+        ended = self.ended.get(name, self.ends)
+        conditions = [{"type": ended, "status": "True"}] if ended else []
+        self.answer(200, {**self.store[name], "status": {"conditions": conditions}})
+
+    def do_DELETE(self) -> None:
+        kind = "JobSet" if "/jobsets/" in self.path else "Secret"
+        name = f"{kind}/{self.path.partition('?')[0].rsplit('/', 1)[1]}"
+        if self.store.pop(name, None) is None:
+            self.answer(404, {"kind": "Status", "reason": "NotFound", "code": 404})
+            return
+        self.answer(200, {"kind": "Status", "status": "Success"})
 
 
 @pytest.fixture
 def kubernetes(monkeypatch):
     pytest.importorskip("kubernetes")
-    handler = type("Handler", (FakeKubernetes,), {"store": {}, "queries": []})
+    handler = type("Handler", (FakeKubernetes,), {"store": {}, "queries": [], "ended": {}})
     http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=http.serve_forever, daemon=True).start()
     monkeypatch.setenv("GML_ENDPOINT_KUBERNETES", f"http://127.0.0.1:{http.server_port}")
@@ -194,3 +211,37 @@ def test_cluster_run_through_the_real_client(server, gml, kubernetes, monkeypatc
     kubernetes.installed = False
     missing = gml(*run[:-1], "k", "--", "echo hi")
     assert (missing.returncode, "kubectl apply" in missing.stderr) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_queue_on_a_cluster_runs_one_jobset_after_the_other(server, gml, kubernetes, monkeypatch):
+    assert gml(*CREATE).returncode == 0
+    kubernetes.ends = ""  # they run until told otherwise
+    add = ("queue", "add", "multi", "--cluster", "c1", "-t", "v6e-16", "--image", "img:1",
+           "--timeout", "4h", "--slices", "2")  # fmt: skip
+    assert gml(*add, "--job", "first", "--", "python train.py").returncode == 0
+    later = ("queue", "add", "multi", "--image", "img:1")
+    for name in ("second", "third"):
+        assert gml(*later, "--job", name, "--", "python eval.py").returncode == 0
+
+    def jobsets() -> list[str]:
+        done = gml("supervise", "--json")
+        assert done.returncode == 0, done.stderr
+        return sorted(n for n in kubernetes.store if n.startswith("JobSet/"))
+
+    assert jobsets() == ["JobSet/multi-first"] == jobsets()  # not twice
+    made = kubernetes.store["JobSet/multi-first"]
+    assert errors(made) == [] and made["spec"]["replicatedJobs"][0]["replicas"] == 2
+    limit = made["spec"]["replicatedJobs"][0]["template"]["spec"]["activeDeadlineSeconds"]
+    assert 4 * 3600 - 120 < limit <= 4 * 3600  # the queue's own deadline
+    kubernetes.ended["JobSet/multi-first"] = "Completed"
+    assert "JobSet/multi-second" in jobsets()
+    kubernetes.ended["JobSet/multi-second"] = "Failed"
+    assert "JobSet/multi-third" in jobsets()
+    shown = json.loads(gml("queue", "ls", "multi", "--json").stdout)[0]
+    assert [(j["state"], j["exit_code"]) for j in shown["jobs"]] == [
+        ("done", 0), ("failed", 1), ("running", None)
+    ]  # fmt: skip
+    assert gml("queue", "rm", "multi").returncode == 0
+    assert "JobSet/multi-third" not in kubernetes.store
+    assert any("/clusters/" in n for n in server.cloud.billable())  # the cluster is not the queue's

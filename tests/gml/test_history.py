@@ -146,3 +146,92 @@ def test_a_history_with_a_secret_in_it_stays_here(hosts, repo, fleet, still_ther
     assert not (hosts[0].home / "w" / ".git").exists()
     assert (hosts[0].home / "w" / "main.py").exists()
     delete(fleet, node)
+
+
+def test_only_what_is_new_is_packed_and_a_new_machine_gets_all(hosts, repo, fleet, monkeypatch):
+    from gml.remote import history, sync
+
+    node = make_local(fleet, "box", "hp")
+    (repo / "large.txt").write_text(os.urandom(300_000).hex())
+    git(repo, "add", "-A")
+    git(repo, "commit", "-qm", "first")
+    sync.push(fleet.ssh, node, repo, "w")
+    first = history.head_of(repo)
+    (repo / "main.py").write_text("print(2)\n")
+    git(repo, "commit", "-qam", "second")
+    second = history.head_of(repo)
+    with history.packing(repo, second, first.commit) as pack:
+        assert len(pack.read()) < 2000  # the large file is there already
+    sync.push(fleet.ssh, node, repo, "w")
+    assert there(hosts[0], "w", "log", "--format=%s").split() == ["second", "first"]
+    # The record here says that the machine has it, but it is another one by now.
+    git(repo, "commit", "-qm", "third", "--allow-empty")
+    subprocess.run(["rm", "-rf", str(hosts[0].home / "w")], check=True)
+    sync.push(fleet.ssh, node, repo, "w")
+    assert there(hosts[0], "w", "log", "--format=%s").split() == ["third", "second", "first"]
+    # Amended here: the former commit is no ancestor any more.
+    git(repo, "commit", "-q", "--amend", "-m", "other", "--allow-empty")
+    sync.push(fleet.ssh, node, repo, "w")
+    assert there(hosts[0], "w", "log", "--format=%s").split() == ["other", "second", "first"]
+    assert there(hosts[0], "w", "fsck", "--connectivity-only") == ""
+    delete(fleet, node)
+
+
+@pytest.mark.slow
+def test_a_shallow_clone_arrives_as_shallow_as_it_is(hosts, repo, fleet, tmp_path):
+    from gml.remote import sync
+
+    node = make_local(fleet, "box", "hc")
+    for name in ("first", "second", "third"):
+        git(repo, "commit", "-qm", name, "--allow-empty")
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", "--depth", "2", repo.as_uri(), str(clone))
+    sync.push(fleet.ssh, node, clone, "c")
+    assert there(hosts[0], "c", "log", "--format=%s").split() == ["third", "second"]
+    assert there(hosts[0], "c", "status", "--porcelain") == ""
+    delete(fleet, node)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a tree to somebody else")
+def test_a_tree_of_another_owner_is_sent_and_runs_nothing_of_its_own(hosts, repo, fleet, tmp_path):
+    from gml.remote import sync
+
+    node = make_local(fleet, "box", "ho")
+    git(repo, "commit", "-qm", "first")
+    trap = tmp_path / "trap"
+    git(repo, "config", "core.fsmonitor", f"touch {trap}; false")
+    subprocess.run(["chown", "-R", "65534:65534", str(repo)], check=True)
+    refused = subprocess.run(["git", "-C", str(repo), "status"], capture_output=True, text=True)
+    assert "dubious ownership" in refused.stderr  # what git itself says of such a tree
+    assert sync.repository_root(repo) == repo
+    sync.push(fleet.ssh, node, repo, "w")
+    assert there(hosts[0], "w", "log", "--format=%s") == "first"
+    assert (hosts[0].home / "w" / "main.py").stat().st_uid == os.geteuid()
+    assert not trap.exists()
+    delete(fleet, node)
+
+
+def test_connect_brings_data_and_logins_as_configured(hosts, repo, gml, home, tmp_path):
+    data = tmp_path / "fineweb"
+    data.mkdir()
+    (data / "shard.bin").write_bytes(b"x" * 1000)
+    store = tmp_path / "logins"
+    store.write_text("https://ada:gh-token@github.com\n")
+    git(repo, "config", "credential.helper", f"store --file {store}")
+    git(repo, "commit", "-qm", "first")
+    assert gml(*CREATE, "--name", "d").returncode == 0
+    with (home / "config.toml").open("a") as file:
+        file.write(f'\n[connect]\ndata = "{data}"\ngit_credentials = "yes"\n')
+    done = gml("connect", "d", cwd=repo)
+    assert done.returncode == 0, done.stderr
+    assert (hosts[0].home / "data" / "fineweb" / "shard.bin").stat().st_size == 1000
+    login = hosts[0].home / ".git-credentials"
+    assert "gh-token" in login.read_text() and login.stat().st_mode & 0o077 == 0
+    assert "gh-token" not in done.stdout + done.stderr
+    argv = json.loads(gml("connect", "d", "--json").stdout)["argv"]
+    assert argv[-1].startswith('export GAIA_DATA="$HOME/data/fineweb"; exec ')
+    text = (home / "config.toml").read_text().replace(f'data = "{data}"', 'data = "gs://b/x"')
+    (home / "config.toml").write_text(text)
+    argv = json.loads(gml("connect", "d", "--json").stdout)["argv"]
+    assert argv[-1].startswith("export GAIA_DATA=gs://b/x; exec ")
+    gml("node", "delete", "d")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import json
+import re
 import time
 
 import pytest
@@ -154,3 +156,70 @@ def test_the_key(home, monkeypatch, cloud, gml):
     done = gml("init", "lambda", "--apply")
     assert done.returncode == 0, done.stderr
     assert LAMBDA_KEY not in done.stdout + done.stderr + (home / "config.toml").read_text()
+
+
+def test_unhealthy_is_believed_after_minutes_and_not_at_one_reading(cloud, home, sshd_farm):
+    """One missed look is no end; nor is a bad name for a machine on which a job runs."""
+    from gml.remote import jobs
+
+    folder, servers = sshd_farm
+    cloud.addresses = [("127.0.0.1", servers[0].port)]
+    text = (home / "config.toml").read_text()
+    (home / "config.toml").write_text(text.replace(str(home.parent / "key"), str(folder / "key")))
+    provider = lambda_cloud.LambdaProvider
+    was, provider.ssh_user = provider.ssh_user, getpass.getuser()
+    try:
+        fleet = make_fleet(cloud.now)
+        node = create(fleet, REQUEST)
+        (raw,) = (r for n, r in cloud.resources.items() if n.startswith("lambda/"))
+        raw["status"] = "unhealthy"
+        assert reap(fleet).deleted == []
+        raw["status"] = "active"  # it was for a moment; what was noted is forgotten
+        cloud.offset += 900
+        assert reap(fleet).deleted == []
+        raw["status"] = "unhealthy"
+        assert reap(fleet).deleted == []
+        fleet.ssh.write_config()
+        fleet.ssh.run(node, "mkdir -p w")
+        jobs.start(fleet.ssh, node, "j", "sleep 60", workdir="w", env={})
+        cloud.offset += 700
+        assert reap(fleet).deleted == []  # a job runs
+        jobs.terminate(fleet.ssh, node, "j")
+        cloud.offset += 300
+        (gone,) = reap(fleet).deleted
+        assert re.fullmatch("unhealthy for 16m4.s, and no job runs on it", gone.note)
+    finally:
+        provider.ssh_user = was
+    cloud.drain()
+    assert cloud.billable() == []
+
+
+@pytest.mark.slow
+def test_a_machine_that_boots_unhealthy_for_a_moment_is_waited_for(cloud, monkeypatch):
+    looks = []
+
+    def moment(call):
+        if "/instances/i" in call.path and call.method == "GET":
+            looks.append(call)
+            raw = cloud.resources[f"lambda/{call.path.rsplit('/', 1)[1]}"]
+            raw["status"] = "unhealthy" if len(looks) < 4 else "active"
+            raw["ip"] = "127.0.0.1"
+
+    cloud.faults = moment
+    assert create(make_fleet(), REQUEST).state == "ready" and len(looks) >= 4
+    delete(make_fleet(), make_fleet().store.get("x"))
+    # For good: another one is asked for, and this one goes.
+    monkeypatch.setattr(lambda_cloud, "UNHEALTHY_BOOT_S", 0.02)
+    looks.clear()
+    cloud.stockout = {"us-east-1"}
+
+    def always(call):
+        moment(call)
+        for name, raw in cloud.resources.items():
+            raw["status"] = "unhealthy" if name.startswith("lambda/") and looks else raw["status"]
+
+    cloud.faults = always
+    with pytest.raises(StockOut, match="stays unhealthy"):
+        create(make_fleet(), REQUEST)
+    cloud.drain()
+    assert cloud.billable() == []

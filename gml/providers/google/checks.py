@@ -8,6 +8,7 @@ from gml.errors import GmlError
 from gml.model import parse_sku
 from gml.places import region_of
 from gml.providers.base import Check, check
+from gml.providers.google.buckets import bucket_location
 from gml.providers.google.offers import VERIFIED
 from gml.providers.google.session import Session
 from gml.providers.google.signin import LOGIN
@@ -41,6 +42,13 @@ def google_checks(session: Session) -> list[Check]:
         checks.append(_firewall(session, root))
     except GmlError as error:
         checks.append(check("ssh firewall", False, error.problem, error.remedy))
+    if config.google.bucket:
+        try:
+            place = bucket_location(session.api, config.google.bucket)
+            checks.append(check("bucket", True, f"gs://{config.google.bucket} in {place}"))
+        except GmlError as error:
+            fix = f"gcloud storage buckets create gs://{config.google.bucket} --project {project}"
+            checks.append(check("bucket", False, error.problem, fix))
     return checks
 
 

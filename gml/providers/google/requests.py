@@ -72,7 +72,10 @@ def _metadata(config: Config, spec: CreateSpec, delete: list[dict[str, Any]]) ->
 
 def _tpu_node(config: Config, spec: CreateSpec, *delete_paths: str) -> dict[str, Any]:
     assert spec.sku is not None
-    network: dict[str, Any] = {"network": config.google.network, "enableExternalIps": True}
+    network: dict[str, Any] = {
+        "network": config.google.network,
+        "enableExternalIps": not spec.internal_ip,
+    }
     if config.google.subnetwork:
         network["subnetwork"] = config.google.subnetwork
     account: dict[str, Any] = {"scope": ["https://www.googleapis.com/auth/cloud-platform"]}
@@ -82,7 +85,7 @@ def _tpu_node(config: Config, spec: CreateSpec, *delete_paths: str) -> dict[str,
     delete = [{"method": "DELETE", "url": f"{base}/{path}"} for path in delete_paths]
     return {
         "acceleratorType": spec.sku.tpu_type,
-        "runtimeVersion": spec.sku.runtime,
+        "runtimeVersion": spec.runtime or spec.sku.runtime,
         "networkConfig": network,
         "serviceAccount": account,
         "metadata": _metadata(config, spec, delete),
@@ -208,10 +211,9 @@ def _instance_properties(config: Config, spec: CreateSpec, delete_url: str) -> d
         else (google.gpu_image_project, google.gpu_image_family)
     )
     metadata = _metadata(config, spec, [{"method": "DELETE", "url": delete_url}])
-    interface: dict[str, Any] = {
-        "network": f"global/networks/{google.network}",
-        "accessConfigs": [{"type": "ONE_TO_ONE_NAT", "name": "External NAT"}],
-    }
+    interface: dict[str, Any] = {"network": f"global/networks/{google.network}"}
+    if not spec.internal_ip:
+        interface["accessConfigs"] = [{"type": "ONE_TO_ONE_NAT", "name": "External NAT"}]
     if google.subnetwork:
         interface["subnetwork"] = google.subnetwork
     body: dict[str, Any] = {

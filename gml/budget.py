@@ -1,0 +1,186 @@
+"""The budget of a month: what was spent, what is still bound, and what that forbids.
+
+The limit and the spending are documents that all machines of an owner share (`gml.documents`), so
+that a supervisor elsewhere obeys what was set here. Each machine adds what it knows: its own cost
+history, and what each pass of the reaper sees. Amounts are list prices, not the bill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gml.documents import NEW, Conflict, Documents, open_documents
+from gml.errors import GmlError, Unsafe, UsageError
+from gml.fleet import Fleet
+from gml.model import Node
+
+LIMIT, SPENDING = "budget", "spending"
+UNSEEN_S = 3600
+
+
+@dataclass(frozen=True)
+class Month:
+    """US dollars of this month: the limit (None: none), spent so far, bound until the deadlines.
+
+    `unpriced` are machines whose price nobody knows.
+    """
+
+    limit: float | None
+    spent: float
+    bound: float
+    unpriced: tuple[str, ...] = ()
+
+
+def month_start(now: float) -> float:
+    """Unix seconds of the month's first moment, in UTC."""
+    day = datetime.datetime.fromtimestamp(now, datetime.UTC)
+    return day.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
+
+
+def set_limit(fleet: Fleet, usd: float | None) -> None:
+    """Sets or removes the limit; raises Conflict when somebody else did so at this moment."""
+    documents = open_documents(fleet.config)
+    there = documents.read(LIMIT)
+    documents.write(LIMIT, {"month_usd": usd}, there[1] if there else NEW)
+    fleet.store.write_json("budget.json", {"month_usd": usd})
+
+
+def limit_of(fleet: Fleet) -> float | None:
+    """The limit in US dollars a month; this machine's copy where the shared one can't be read."""
+    try:
+        there = open_documents(fleet.config).read(LIMIT)
+        value = there[0] if there else {}
+    except GmlError:
+        value = fleet.store.read_json("budget.json")
+    usd = value.get("month_usd")
+    return float(usd) if isinstance(usd, (int, float)) else None
+
+
+def month(fleet: Fleet, nodes: Sequence[Node] = ()) -> Month:
+    """This month's money by all that is known here.
+
+    Args:
+        fleet: whose records, history and shared spending are read.
+        nodes: machines as just seen in the clouds, which the records may not have.
+    """
+    limit = limit_of(fleet)
+    entries = dict(_shared(fleet))
+    now = fleet.now()
+    for node in (*fleet.store.history(), *fleet.store.all(), *nodes):
+        _enter(entries, node, now)
+    start = month_start(now)
+    spent = sum(_cost(e, start, now) for e in entries.values())
+    bound = sum(_bound(e, now) for e in entries.values())
+    unpriced = tuple(e["id"] for e in entries.values() if e["price"] is None and not e["ended"])
+    return Month(limit, spent, bound, unpriced)
+
+
+def check(fleet: Fleet, what: str, price: float | None, seconds: int) -> None:
+    """Refuses what would pass the month's budget.
+
+    Args:
+        fleet: whose budget it is.
+        what: thing to make, as people call it.
+        price: US dollars per hour; None where unknown.
+        seconds: longest time for which it may run.
+
+    Raises:
+        Unsafe: it would, or nobody can tell.
+    """
+    if price == 0 or limit_of(fleet) is None:
+        return
+    if price is None:
+        raise Unsafe(
+            f"the price of {what} is unknown, so the month's budget can't be kept",
+            "take another zone or type, or lift it with `gml budget --none`",
+        )
+    money = month(fleet)
+    assert money.limit is not None
+    cost = price * seconds / 3600
+    if money.spent + money.bound + cost > money.limit:
+        raise Unsafe(
+            f"{what} may cost ${cost:.2f}, and of this month's ${money.limit:.2f} "
+            f"${money.spent:.2f} are spent and ${money.bound:.2f} bound by what runs",
+            "take a shorter --timeout, end something, or raise it with `gml budget --month`",
+        )
+
+
+def parse_money(text: str) -> float:
+    """`200USD`, `$200` or `200` into US dollars; raises UsageError."""
+    number = text.strip().upper().removeprefix("$").removesuffix("USD").removesuffix("$").strip()
+    try:
+        usd = float(number)
+    except ValueError:
+        usd = -1.0
+    if not 0 < usd < 1e9:
+        raise UsageError(f"{text!r} is not an amount in US dollars", "write 200USD")
+    return usd
+
+
+def share_spending(fleet: Fleet, nodes: Sequence[Node]) -> None:
+    """Adds what is known here to the spending that all machines share.
+
+    Raises:
+        GmlError: the documents do not answer.
+    """
+    documents = open_documents(fleet.config)
+    now = fleet.now()
+    for _ in range(5):
+        there = documents.read(SPENDING)
+        entries = _entries(there)
+        before = dict(entries)
+        for node in (*fleet.store.history(), *nodes):
+            _enter(entries, node, now)
+        oldest = month_start(now) - 40 * 86400
+        kept = {k: e for k, e in entries.items() if max(e["seen"], e["ended"] or 0) > oldest}
+        if kept == before:
+            return
+        with contextlib.suppress(Conflict):
+            documents.write(SPENDING, {"machines": kept}, there[1] if there else NEW)
+            return
+
+
+def _shared(fleet: Fleet) -> dict[str, dict[str, Any]]:
+    documents: Documents = open_documents(fleet.config)
+    try:
+        return _entries(documents.read(SPENDING))
+    except GmlError:
+        return {}
+
+
+def _entries(there: tuple[dict[str, Any], int] | None) -> dict[str, dict[str, Any]]:
+    machines = (there[0] if there else {}).get("machines")
+    return dict(machines) if isinstance(machines, dict) else {}
+
+
+def _enter(entries: dict[str, dict[str, Any]], node: Node, now: float) -> None:
+    """Adds a machine, or what is newer about it."""
+    if node.price == 0 or not node.created or (node.phase == "intent" and not node.state):
+        return
+    key = f"{node.id}@{node.created}"
+    old = entries.get(key, {})
+    ended = node.deleted or old.get("ended")
+    seen = round(max(old.get("seen", 0), node.deleted or node.ended(now)))
+    price = node.price if node.price is not None else old.get("price")
+    entries[key] = {"id": node.id, "created": node.created, "price": price, "seen": seen,
+                    "ended": ended, "deadline": node.deadline}  # fmt: skip
+
+
+def _cost(entry: dict[str, Any], start: float, now: float) -> float:
+    until = min(entry["ended"] or entry["seen"], now)
+    hours = max(0.0, until - max(entry["created"], start)) / 3600
+    return (entry["price"] or 0.0) * hours
+
+
+def _bound(entry: dict[str, Any], now: float) -> float:
+    """Money until the deadline of a machine that runs as far as is known.
+
+    One that nobody has seen for an hour was deleted where we have not heard of it.
+    """
+    if entry["ended"] or not entry["deadline"] or entry["seen"] < now - UNSEEN_S:
+        return 0.0
+    return (entry["price"] or 0.0) * max(0.0, entry["deadline"] - now) / 3600

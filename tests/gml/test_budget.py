@@ -1,0 +1,133 @@
+"""The budget of a month: it refuses, it reaps, and all machines of an owner share it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+
+import pytest
+
+from gml import budget
+from gml.documents import NEW, open_documents
+from gml.errors import Unsafe, UsageError
+from gml.nodes.change import delete
+from gml.nodes.create import create
+from gml.reaper import reap
+from tests.fakes.gml_kit import make_fleet
+from tests.fakes.gml_paths import fresh, machines, request, some
+
+NODE = ("node", "create", "-t", "v6e-8", "-p", "google", "--strategy", "gce", "--zone",
+        "us-east5-b", "--no-ssh")  # fmt: skip
+
+
+@pytest.fixture
+def bucket(server, home):
+    with (home / "config.toml").open("a") as file:
+        file.write('\n[google]\nbucket = "here"\n')
+    return server.cloud
+
+
+def test_what_would_pass_the_budget_is_refused_before_anything_is_made(bucket, gml):
+    assert gml("budget", "--month", "200USD").returncode == 0
+    done = gml(*NODE, "--timeout", "48h", "--name", "big")
+    assert done.returncode == 10, done.stderr
+    assert "of this month's $200.00 $0.00 are spent and $0.00 bound" in done.stderr
+    assert machines(bucket) == []
+    assert gml(*NODE, "--timeout", "5h", "--name", "one").returncode == 0
+    # What runs is bound until its deadline: two of them would pass the limit together.
+    shown = json.loads(gml("budget", "--json").stdout)
+    assert shown["limit_usd"] == 200 and 100 < shown["bound_usd"] < 120
+    done = gml(*NODE, "--timeout", "5h", "--name", "two")
+    assert done.returncode == 10 and "bound by what runs" in done.stderr
+    assert gml("budget", "--none").returncode == 0
+    assert gml(*NODE, "--timeout", "5h", "--name", "two").returncode == 0
+
+
+@pytest.mark.parametrize("path", some("node-failover", "flex-failover", "gce-failover"))
+def test_every_way_to_a_machine_is_bounded(path, server, fast_lambda):
+    cloud = fresh(server, path)
+    fleet = make_fleet()
+    budget.set_limit(fleet, 0.01)
+    with pytest.raises(Unsafe, match="may cost"):
+        create(fleet, request(path))
+    assert cloud.billable() == [] and fleet.store.all() == []
+
+
+def test_what_is_over_is_reaped(bucket):
+    fleet = make_fleet()
+    budget.set_limit(fleet, 200)
+    create(fleet, request("gce"))
+    assert reap(make_fleet()).deleted == []
+    documents = open_documents(fleet.config)
+    there = documents.read(budget.LIMIT)
+    documents.write(budget.LIMIT, {"month_usd": 0.001}, there[1])
+    bucket.offset = 600
+    would = reap(make_fleet(bucket.now), dry_run=True)
+    assert [n.note for n in would.deleted] == ["the month's budget of $0.00 is spent"]
+    assert machines(bucket) != []
+    assert [n.id for n in reap(make_fleet(bucket.now)).deleted] == ["x"]
+    assert machines(bucket) == []
+
+
+def test_spending_is_shared_by_all_machines_of_an_owner(bucket, home):
+    fleet = make_fleet()
+    budget.set_limit(fleet, 200)
+    create(fleet, request("gce"))
+    price = fleet.store.all()[0].price
+    reap(fleet)
+    (home / "nodes" / "x.json").unlink()  # another computer has no record of it
+    money = budget.month(make_fleet())
+    assert money.limit == 200 and money.bound > 1
+    # Deleted from a third one; what it has cost stays known everywhere.
+    bucket.offset = 1800
+    later = make_fleet(bucket.now)
+    delete(later, later.resolve("x"))
+    budget.share_spending(later, [])
+    (home / "history.jsonl").unlink()
+    money = budget.month(make_fleet(bucket.now))
+    assert money.bound == 0 and money.spent == pytest.approx(price / 2, rel=0.01)
+
+
+def test_money_counts_within_the_month_and_once(home, server):
+    now = datetime.datetime(2026, 11, 3, tzinfo=datetime.UTC).timestamp()
+    fleet = make_fleet(lambda: now)
+    start = budget.month_start(now)
+    assert datetime.datetime.fromtimestamp(start, datetime.UTC).isoformat().startswith("2026-11-01")
+    documents = open_documents(fleet.config)
+    day = 86400
+    entry = {"id": "a", "created": start - day, "price": 2.0, "seen": start + day,
+             "ended": None, "deadline": round(now + 3600)}  # fmt: skip
+    documents.write(budget.SPENDING, {"machines": {"a@1": entry}}, NEW)
+    money = budget.month(fleet)
+    # A day of it lay in October. Nobody has seen it for a day: nothing of it is to come.
+    assert (money.spent, money.bound) == (48.0, 0.0)
+    seen = {**entry, "seen": now}
+    documents.write(budget.SPENDING, {"machines": {"a@1": seen}}, documents.read("spending")[1])
+    assert budget.month(fleet).bound == 2.0
+
+
+def test_an_unknown_price_can_not_be_kept_within_a_budget(home, server):
+    fleet = make_fleet()
+    budget.check(fleet, "it", None, 3600)  # no budget: nothing to keep
+    budget.set_limit(fleet, 10)
+    with pytest.raises(Unsafe, match="price of it is unknown"):
+        budget.check(fleet, "it", None, 3600)
+    budget.check(fleet, "own machine", 0, 10**9)
+
+
+@pytest.mark.parametrize("text", ["200USD", "$200", "200", " 200 usd "])
+def test_amounts(text):
+    assert budget.parse_money(text) == 200.0
+
+
+@pytest.mark.parametrize("text", ["", "-5", "0", "200EUR", "nan", "inf"])
+def test_what_is_no_amount(text):
+    with pytest.raises(UsageError, match="not an amount"):
+        budget.parse_money(text)
+
+
+def test_a_silent_bucket_leaves_the_limit_known_here(bucket):
+    fleet = make_fleet()
+    budget.set_limit(fleet, 50)
+    bucket.faults = lambda call: ("status", 503) if call.service == "storage" else None
+    assert budget.limit_of(make_fleet()) == 50
