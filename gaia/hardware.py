@@ -319,7 +319,7 @@ def sku(name: str) -> Sku:
         if lowered and (lowered in (item.name.lower(), item.tpu_type, item.lambda_type) or single):
             return item
     if match := re.fullmatch(r"(?:(\d+)\s*x\s*)?([a-z][a-z0-9_-]*)", lowered):
-        key = _chip_key(match[2])
+        key = chip_key(match[2])
         wanted = [s for s in skus().values() if s.chip.key == key and s.chip.kind == "gpu"]
         exact = [s for s in wanted if s.chips == int(match[1] or 1)]
         if exact:
@@ -327,7 +327,7 @@ def sku(name: str) -> Sku:
         if wanted:
             raise _unknown(text, wanted)
     if match := re.fullmatch(r"([a-z0-9]+)-(\d+(?:x\d+)*)", lowered):
-        key = _chip_key(match[1])
+        key = chip_key(match[1])
         family = [s for s in skus().values() if s.chip.key == key]
         if family and "x" in match[2]:
             return _by_topology(text, key, match[2], family)
@@ -340,40 +340,8 @@ def sku(name: str) -> Sku:
     raise _unknown(text, [s for s in skus().values() if s.name.lower() in close])
 
 
-MOST_CARDS = 8
-"""Cards that one machine of one's own may hold."""
-
-
-def card(name: str) -> Sku | None:
-    """Reads a number of cards in a machine of one's own, `rtx4090` or `2xRTX4090`; else None.
-
-    Raises:
-        ConfigError: more of them than a machine holds.
-    """
-    match = re.fullmatch(r"(?:(\d+)\s*x\s*)?([a-z][a-z0-9_ -]*)", name.strip().lower())
-    key = match and _chip_key(re.sub(r"[_ ]", "-", match[2]))
-    if not match or not key or key not in chips() or not chips()[key].owned:
-        return None
-    count = int(match[1] or 1)
-    if not 1 <= count <= MOST_CARDS:
-        raise ConfigError(f"{name!r} asks for {count} cards", f"use 1 to {MOST_CARDS}")
-    return Sku(
-        name=f"{count}x{key.upper()}",
-        chip=chips()[key],
-        topology="",
-        hosts=1,
-        chips_per_host=count,
-        gce_machine_type="",
-        tpu_type="",
-        lambda_type="",
-        runtime="",
-        gke_accelerator="",
-        zones=(),
-        flex_zones=(),
-    )
-
-
-def _chip_key(text: str) -> str:
+def chip_key(text: str) -> str:
+    """The key of a chip in `chips()`, for its key or one of its other names; else the text."""
     for key, chip in chips().items():
         if text == key or text in chip.aliases:
             return key

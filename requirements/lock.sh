@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 upgrade=${1:-}
-constraints=()
+constraints=(--constraint requirements/constraints.in)
 
 compile() { # compile NAME ARGUMENTS... < requirements, where an argument is -
     local name=$1
@@ -27,7 +27,7 @@ lock() { # lock NAME EXTRA...
 
 lock cpu train
 # The others share cpu.txt's versions, so that a model behaves alike everywhere.
-constraints=(--constraint requirements/cpu.txt)
+constraints+=(--constraint requirements/cpu.txt)
 lock tpu train tpu gcs
 lock cuda train cuda gcs
 lock test train aot gcs metrics ui google cluster curate tokenizers wiki dashboard grammar import test

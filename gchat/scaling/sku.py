@@ -8,8 +8,9 @@ A name is one that `gaia.hardware.sku` reads (`v6e-8`, `v5p-4x4x4`, `8xH100`), a
 import re
 from dataclasses import dataclass
 
+from gaia.cards import card
 from gaia.errors import ConfigError
-from gaia.hardware import Chip, Sku, card, chip_of_device_kind, chips, sku
+from gaia.hardware import Chip, Sku, chip_of_device_kind, chips, sku
 from gaia.runtime import Machine
 
 UNKNOWN_SHARE = 0.90

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gaia import hardware
+from gaia import cards, hardware
 from gaia.errors import ConfigError
 
 
@@ -102,14 +102,14 @@ def test_device_kinds(kind, key):
 
 def test_cards_of_ones_own_are_read_and_never_rented():
     for name in ("rtx3090", "RTX4070Ti-Super", "rtx 4070 ti super", "2xrtx5070-ti", "8 x rtx_5090"):
-        card = hardware.card(name)
+        card = cards.card(name)
         assert card is not None and card.chip.owned and card.price_per_hour() is None
-        assert hardware.card(card.name) == card and card.name not in hardware.skus()
-    assert hardware.card("h100") is None and hardware.card("a6000") is None
+        assert cards.card(card.name) == card and card.name not in hardware.skus()
+    assert cards.card("h100") is None and cards.card("a6000") is None
     with pytest.raises(ConfigError, match="is not known"):
         hardware.sku("rtx4090")
     with pytest.raises(ConfigError, match="9 cards"):
-        hardware.card("9xrtx4090")
+        cards.card("9xrtx4090")
 
 
 def test_prices():
