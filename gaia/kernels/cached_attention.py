@@ -11,7 +11,7 @@ Shapes: B rows, T new tokens, S slots, K kv heads, N query heads, G = N / K, H h
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,7 @@ def _stored(x_BKTH: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array |
     return jnp.round(x / scale_BKT[..., None]).astype(jnp.int8), scale_BKT
 
 
-def _write(old: jax.Array, new: jax.Array, start_B: jax.Array) -> jax.Array:
+def _write(old: jax.Array, new: Any, start_B: jax.Array) -> jax.Array:
     """`new` [B, K, T, …] into `old` [B, K, S, …] from slot `start_B` of each row on."""
     rest = (0,) * (old.ndim - 3)
     if old.shape[0] > _UNROLLED_ROWS:
