@@ -13,7 +13,7 @@ from gaia.errors import CheckpointError
 from gaia.parallel import make_mesh
 from gaia.runtime import start
 from gchat.config import TrainConfig
-from gchat.engine.engine import Engine, bucket
+from gchat.engine.engine import Engine
 from gchat.evals import bpb
 from gchat.evals.periodic import EVAL_ROWS, encode_file, make_engine
 from gchat.model_config import GPTConfig
@@ -35,9 +35,10 @@ class LoadedRun:
     params: Any
     step: int
 
-    def engine(self) -> Engine:
-        """Decodes with these parameters."""
-        return make_engine(self.graph, self.params, self.tokenizer, self.config.model.seq_len)
+    def engine(self, **options: Any) -> Engine:
+        """Decodes with these parameters; `options` are `Engine`'s: slots, piece, weights, kv."""
+        seq_len = self.config.model.seq_len
+        return make_engine(self.graph, self.params, self.tokenizer, seq_len, **options)
 
     def score_file(self, path: str) -> bpb.Score:
         """Bits per byte of a text file, read as one document."""
@@ -45,7 +46,8 @@ class LoadedRun:
         mesh = make_mesh()
         # A model may be made for far longer rows than the text has tokens, and for so long ones
         # that eight of them at once are too many.
-        seq_len = min(self.config.model.seq_len, bucket(len(document)))
+        whole = 1 << (len(document) - 1).bit_length()  # few lengths are compiled
+        seq_len = min(self.config.model.seq_len, max(32, whole))
         stride = max(1, round(seq_len * self.config.eval.stride_fraction))
         windows = len(list(bpb.windows(document, seq_len, stride)))
         rows = min(EVAL_ROWS, max(1, _EVAL_TOKENS // seq_len), -(-windows // mesh.size)) * mesh.size

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from gaia.extras import install
 from gaia.hardware import Sku
 from gml import errors
 from gml.clock import service_clock
@@ -80,10 +81,7 @@ class AwsProvider:
             import boto3
             from botocore.config import Config as Botocore
         except ImportError:
-            raise errors.AuthError(
-                "boto3 is not installed",
-                "install gml with its aws extra: uv tool install 'gaia[aws]'",
-            ) from None
+            raise errors.AuthError("boto3 is not installed", install("aws")) from None
         session = boto3.Session(region_name=region)
         if session.get_credentials() is None:
             raise errors.AuthError("no AWS credentials", "run: aws configure")

@@ -120,6 +120,22 @@ def test_sample_prints_prompt_and_continuation(trained, capsys):
     assert capsys.readouterr().out == f"The{text}\n"
 
 
+def test_sample_stops_at_texts_and_takes_formats(trained, capsys):
+    _, run = trained
+    command = ["sample", "--run", str(run), "--prompt", "The", "--max-tokens", "9", "--json"]
+    command += ["--temperature", "0"]
+    assert main(command) == 0
+    whole = json.loads(capsys.readouterr().out)
+    stop = whole["text"][3:5]
+    formats = ["--weights", "int8", "--kv", "int8"]
+    assert main([*command, *formats, "--stop", stop, "\x00", "--min-p", "0.5"]) == 0
+    cut = json.loads(capsys.readouterr().out)
+    assert stop not in cut["text"] and len(cut["tokens"]) <= len(whole["tokens"])
+    assert main([*command, "--stop", stop]) == 0
+    text = json.loads(capsys.readouterr().out)["text"]
+    assert text == whole["text"][: whole["text"].index(stop)]
+
+
 def test_eval_bpb_agrees_with_the_evaluation_during_training(trained, capsys):
     _, run = trained
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
@@ -149,6 +165,8 @@ def test_data_count_and_verify(trained, capsys):
         (["eval", "fly"], "unknown command `gchat eval fly`"),
         (["sample", "--run", "/nowhere", "--prompt", "x"], "/nowhere"),
         (["sample", "--run", "{run}", "--prompt", "x", "--top-p", "0"], "top_p is 0"),
+        (["sample", "--run", "{run}", "--prompt", "x", "--min-p", "2"], "min_p is 2.0"),
+        (["sample", "--run", "{run}", "--prompt", "x", "--stop", ""], "1 of them empty"),
         (["sample", "--run", "{run}", "--prompt", "x", "--max-tokens", "0"], "max_new_tokens is 0"),
         (["eval", "bpb", "--run", "{run}", "--text", "/nowhere"], "/nowhere"),
         (["train", "--run-dir", "{run}", "--data-dir", "{data}"], "already holds a run"),
