@@ -7,7 +7,6 @@ that norms and RoPE compute in fp32 and softmax is fp32 inside `gaia.kernels.att
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gaia import parallel
 from gaia.kernels.attention import attention
+from gaia.kernels.cached_attention import KVCache, attend_cache, write_cache
 from gaia.kernels.matmul import PRODUCT, Split, project
 from gaia.kernels.rotary import Rope, apply_rope, normalize_and_rotate
 from gaia.parallel import WEIGHTS
@@ -116,13 +116,6 @@ def rms_norm(x: jax.Array, gain: jax.Array, eps: float) -> jax.Array:
     return (x32 * inverse * gain.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
-class KVCache(NamedTuple):
-    """Keys and values of the positions so far, [B, S, K, H] each (a layer axis may lead)."""
-
-    k: jax.Array
-    v: jax.Array
-
-
 class Attention(nnx.Module):
     """Causal self-attention: MHA, or GQA when there are fewer K/V heads than query heads.
 
@@ -203,7 +196,7 @@ class Attention(nnx.Module):
             o_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=segment_ids_BT, window=window)
         else:
             assert cache_positions_BT is not None
-            cache = _write_cache(cache, k_BTKH, v_BTKH, cache_positions_BT[:, 0])
+            cache = write_cache(cache, k_BTKH, v_BTKH, cache_positions_BT)
             o_BTNH = attend_cache(q_BTNH, cache, cache_positions_BT, window)
         return self.out(o_BTNH.reshape(B, T, heads * self.head_dim)), cache
 
@@ -215,38 +208,6 @@ def norm_and_rotate(x_BTNH: jax.Array, norm: RMSNorm | None, rope: Rope | None) 
     if rope is None:
         return norm(x_BTNH)
     return normalize_and_rotate(x_BTNH, norm.scale[...], rope, norm.eps)
-
-
-def attend_cache(
-    q_BTNH: jax.Array, cache: KVCache, positions_BT: jax.Array, window: int | None
-) -> jax.Array:
-    """Attention of a few new queries over a whole cache (decoding: memory-bound, T small).
-
-    Cache slots are positions, so slot s is visible to the query at position t if s <= t. Slots
-    not yet written lie above every query's position and need no mask of their own.
-    """
-    B, T, N, H = q_BTNH.shape
-    S, K = cache.k.shape[1:3]
-    q_BTKGH = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H)
-    score_BKGTS = jnp.einsum(
-        "btkgh,bskh->bkgts", q_BTKGH, cache.k, preferred_element_type=jnp.float32
-    )
-    slot_11S = jnp.arange(S)[None, None, :]
-    seen_BTS = slot_11S <= positions_BT[:, :, None]
-    if window is not None:
-        seen_BTS &= slot_11S > positions_BT[:, :, None] - window
-    score_BKGTS = jnp.where(seen_BTS[:, None, None], score_BKGTS, -jnp.inf)
-    weight_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(cache.v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weight_BKGTS, cache.v).reshape(B, T, N, H)
-
-
-def _write_cache(cache: KVCache, k_BTKH: jax.Array, v_BTKH: jax.Array, start_B: jax.Array):
-    def write(row_SKH, new_TKH, start):
-        return jax.lax.dynamic_update_slice(row_SKH, new_TKH.astype(row_SKH.dtype), (start, 0, 0))
-
-    return KVCache(
-        jax.vmap(write)(cache.k, k_BTKH, start_B), jax.vmap(write)(cache.v, v_BTKH, start_B)
-    )
 
 
 class SwiGLU(nnx.Module):

@@ -102,7 +102,7 @@ def _sample(args: list[str]) -> None:
     from gaia.config import parse
 
     options = parse(Sample, args, prog="gchat sample", description=Sample.__doc__)
-    from gchat.engine.engine import SamplingConfig
+    from gchat.engine.requests import SamplingConfig
     from gchat.run.loading import load_run
 
     sampling = SamplingConfig(options.temperature, options.top_k, options.top_p, options.seed)

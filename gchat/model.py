@@ -10,7 +10,7 @@ optimizer are fp32; matrix products take `compute_dtype` operands and accumulate
 Shapes: B batch, T time, D model, F hidden, L layers, N heads, K kv heads, H head dim, V vocab.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,9 @@ from flax import nnx
 
 from gaia import parallel
 from gaia.kernels.attention import ATTENTION
+from gaia.kernels.cached_attention import KVCache, empty_cache
 from gaia.kernels.matmul import PRODUCT
+from gaia.kernels.packed import fp32_product, layer_of
 from gaia.kernels.rotary import Rope, rope_table
 from gaia.layers import (
     GATE_UP,
@@ -28,7 +30,6 @@ from gaia.layers import (
     Attention,
     Embed,
     Init,
-    KVCache,
     Linear,
     RMSNorm,
     SwiGLU,
@@ -130,8 +131,8 @@ class GPT(nnx.Module):
         positions_BT: jax.Array | np.ndarray | None = None,
         segment_ids_BT: jax.Array | None = None,
         key: jax.Array | None = None,
-        cache: KVCache | None = None,
-    ) -> tuple[jax.Array, KVCache | None]:
+        cache: Sequence[KVCache] | None = None,
+    ) -> tuple[jax.Array, tuple[KVCache, ...] | None]:
         """Token ids to final hidden states; the head is applied by the loss or by `logits`.
 
         Args:
@@ -139,7 +140,7 @@ class GPT(nnx.Module):
             positions_BT: position of each token; 0, 1, 2, … when left out.
             segment_ids_BT: documents packed in one row; attention stays inside a segment.
             key: PRNG key for dropout; None in evaluation.
-            cache: stacked keys and values [L, B, S, K, H] to decode with, or None.
+            cache: keys and values of each layer to decode with, or None.
 
         Returns:
             Hidden states [B, T, D] in `compute_dtype`, and the new cache (or None).
@@ -155,18 +156,23 @@ class GPT(nnx.Module):
             x_BTD = self.embed(tokens_BT, dtype)
             if c.positions == "rope":
                 rope = rope_table(positions_BT, c.head_dim, c.rope_theta)
+                if cache is not None:  # or XLA on CPU computes the cosines anew for every use
+                    rope = jax.lax.optimization_barrier(rope)
             else:
                 position_BTD = self.position_embed(positions_BT, dtype)
                 x_BTD = x_BTD + jnp.broadcast_to(position_BTD, x_BTD.shape)
             if key is not None:
                 key, embed_key = jax.random.split(key)
                 x_BTD = dropout(x_BTD, c.dropout, embed_key)
+        caches = None
         with jax.named_scope("blocks"):
-            x_BTD, cache = self._run_blocks(
-                x_BTD, rope, segment_ids_BT, key, cache, jnp.broadcast_to(positions_BT, (B, T))
-            )
+            if cache is None:
+                x_BTD = self._run_blocks(x_BTD, rope, segment_ids_BT, key)
+            else:
+                positions_BT = jnp.broadcast_to(positions_BT, (B, T))
+                x_BTD, caches = self._run_cached(x_BTD, rope, cache, positions_BT)
         with jax.named_scope("final_norm"):
-            return self.final_norm(x_BTD), cache
+            return self.final_norm(x_BTD), caches
 
     def _run_blocks(
         self,
@@ -174,44 +180,55 @@ class GPT(nnx.Module):
         rope: Rope | None,
         segment_ids_BT: jax.Array | None,
         key: jax.Array | None,
-        cache: KVCache | None,
-        positions_BT: jax.Array,
-    ) -> tuple[jax.Array, KVCache | None]:
-        """Scans over the layers; arguments as in `Block`, with the cache of all layers."""
+    ) -> jax.Array:
+        """Scans over the layers; arguments as in `Block`."""
         c = self.config
         period = len(c.window_pattern)
         graph, params = nnx.split(self.blocks)
         keys = None if key is None or not c.dropout else jax.random.split(key, c.depth)
         # A window pattern of period p makes one scan step of p layers, each with its own window.
         stacked = jax.tree.map(
-            lambda a: a.reshape(c.depth // period, period, *a.shape[1:]), (params, keys, cache)
+            lambda a: a.reshape(c.depth // period, period, *a.shape[1:]), (params, keys)
         )
 
         def one_layer(x_BTD: jax.Array, layer: Any, kind: str):
-            block_params, key, layer_cache = layer
+            block_params, key = layer
             return nnx.merge(graph, block_params)(
+                x_BTD, rope, segment_ids_BT=segment_ids_BT, window=self._window(kind), key=key
+            )[0]
+
+        def one_period(x_BTD: jax.Array, layers: Any):
+            for i, kind in enumerate(c.window_pattern):
+                layer = jax.tree.map(lambda a, i=i: a[i], layers)
+                x_BTD = _remat(one_layer, c.remat)(x_BTD, layer, kind)
+            return x_BTD, None
+
+        unroll = min(c.scan_unroll, c.depth // period)
+        return jax.lax.scan(one_period, x_BTD, stacked, unroll=unroll)[0]
+
+    def _run_cached(
+        self,
+        x_BTD: jax.Array,
+        rope: Rope | None,
+        cache: Sequence[KVCache],
+        positions_BT: jax.Array,
+    ) -> tuple[jax.Array, tuple[KVCache, ...]]:
+        """Runs the layers one by one: a scan would copy each one's weights and cache every time."""
+        graph, params = nnx.split(self.blocks)
+        pattern, caches = self.config.window_pattern, []
+        for i, layer_cache in enumerate(cache):
+            x_BTD, layer_cache = nnx.merge(graph, layer_of(nnx.to_pure_dict(params), i))(
                 x_BTD,
                 rope,
-                segment_ids_BT=segment_ids_BT,
-                window=c.sizes.window if kind == "S" else None,
-                key=key,
+                window=self._window(pattern[i % len(pattern)]),
                 cache=layer_cache,
                 cache_positions_BT=positions_BT,
             )
+            caches.append(layer_cache)
+        return x_BTD, tuple(caches)
 
-        def one_period(x_BTD: jax.Array, layers: Any):
-            caches = []
-            for i, kind in enumerate(c.window_pattern):
-                layer = jax.tree.map(lambda a, i=i: a[i], layers)
-                x_BTD, layer_cache = _remat(one_layer, c.remat)(x_BTD, layer, kind)
-                caches.append(layer_cache)
-            return x_BTD, None if cache is None else jax.tree.map(lambda *a: jnp.stack(a), *caches)
-
-        unroll = min(c.scan_unroll, c.depth // period)
-        x_BTD, caches = jax.lax.scan(one_period, x_BTD, stacked, unroll=unroll)
-        if cache is not None:
-            cache = jax.tree.map(lambda a: a.reshape(c.depth, *a.shape[2:]), caches)
-        return x_BTD, cache
+    def _window(self, kind: str) -> int | None:
+        return self.config.sizes.window if kind == "S" else None
 
     @property
     def head_kernel(self) -> jax.Array:
@@ -220,17 +237,23 @@ class GPT(nnx.Module):
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Hidden states [..., D] to fp32 logits [..., V]; padding columns are -inf."""
-        kernel = self.head_kernel.astype(x_BTD.dtype)
-        logits_BTV = jnp.matmul(x_BTD, kernel, preferred_element_type=jnp.float32)
+        logits_BTV = fp32_product(x_BTD, self.head_kernel)
         padding = jnp.arange(logits_BTV.shape[-1]) >= self.config.sizes.vocab
         return jnp.where(padding.reshape((1,) * (x_BTD.ndim - 1) + (-1,)), -jnp.inf, logits_BTV)
 
-    def empty_cache(self, batch: int, length: int) -> KVCache:
-        """Zeroed keys and values for `batch` rows of up to `length` positions."""
+    def empty_cache(
+        self, batch: int, slots: int, dtype: str | None = None
+    ) -> tuple[KVCache, ...]:
+        """Zeroed keys and values of each layer: `batch` rows of `slots` (see `cache_slots`).
+
+        `dtype` is the compute dtype where left out; int8 rounds what is stored.
+        """
         c = self.config
-        shape = (c.depth, batch, length, c.sizes.kv_heads, c.head_dim)
-        zeros = jnp.zeros(shape, jnp.dtype(c.compute_dtype))
-        return KVCache(zeros, zeros)
+        stored = jnp.dtype(dtype or c.compute_dtype)
+        return tuple(
+            empty_cache(batch, c.sizes.kv_heads, slots, c.head_dim, stored)
+            for _ in range(c.depth)
+        )
 
 
 def _matrix_inits(config: GPTConfig) -> tuple[Init, Init]:

@@ -1,126 +1,44 @@
-"""Decoding: a jitted prefill, then chunks of jitted steps over a KV cache.
+"""The engine: requests in, events out, over one cache of a fixed number of rows.
 
-One compiled program per (prompt bucket, cache length, batch); temperature, top-k, top-p and the
-seed are arguments of it, not constants, so changing them compiles nothing.
+    engine = Engine(graph, params, seq_len=…, stop_ids=…, decode_bytes=tokenizer.decode_bytes)
+    for event in engine.submit(Request(ids, max_new_tokens=100)):
+        print(event.text, end="")
 
-Shapes: B batch, T prompt time, S cache slots, V vocabulary.
+It has no thread of its own. Whoever waits for an event drives: a stream that has nothing runs
+`step()` under the engine's lock, and news for other streams go to their queues. So a script, a
+test or a training step gets the same order of work every time and nothing to shut down, and many
+threads may wait at once. A server gives it one thread that calls `step()` while it is not `idle`.
+
+What a request gets depends on its ids, options and seed alone, not on what runs beside it.
 """
 
+import queue
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from gaia import parallel
-from gaia.errors import ConfigError
-from gaia.layers import KVCache
-from gchat.model import GPT
-from gchat.ranges import MAX_SEED
+from gaia.errors import ConfigError, GaiaError
+from gaia.kernels.cached_attention import cache_slots
+from gaia.kernels.packed import WeightFormat
+from gchat.engine import programs
+from gchat.engine.programs import MAX_STEPS, Decoded, DeviceState, Plan
+from gchat.engine.requests import Event, Request, SamplingConfig
+from gchat.engine.scheduler import Sample, Scheduler
+from gchat.engine.slots import Slot
+from gchat.engine.text import TextStream
 
-_CHUNK = 16  # tokens decoded per call: few host round trips, yet text appears as it is made
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """Choice of the next token."""
-
-    temperature: float = 0.8
-    """0 always takes the most likely token."""
-    top_k: int = 0
-    """Keep the k most likely tokens; 0 keeps all."""
-    top_p: float = 1.0
-    """Keep the most likely tokens that together reach this probability."""
-    seed: int = 0
-    """Same seed, same text (on the same kind of machine)."""
-
-    def check(self) -> None:
-        """Raises ConfigError naming the field that cannot work."""
-        if not 0 <= self.temperature < float("inf"):
-            raise ConfigError(f"temperature is {self.temperature}", "use 0 or more")
-        if self.top_k < 0:
-            raise ConfigError(f"top_k is {self.top_k}", "use 0 (all) or more")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p is {self.top_p}", "use a share in (0, 1]")
-        if not 0 <= self.seed <= MAX_SEED:
-            raise ConfigError(f"seed is {self.seed}", f"use 0 to {MAX_SEED}")
-
-
-class _Knobs(NamedTuple):
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
-
-
-class _DecodeState(NamedTuple):
-    cache: KVCache
-    logits_BV: jax.Array
-    position_B: jax.Array
-    done_B: jax.Array
-    key: jax.Array
-
-
-def choose(logits_BV: jax.Array, knobs: _Knobs, key: jax.Array) -> jax.Array:
-    """Samples one id per row [B] from fp32 logits; ids with -inf logits are never chosen."""
-    V = logits_BV.shape[-1]
-    greedy_B = jnp.argmax(logits_BV, axis=-1)
-    scaled_BV = logits_BV / jnp.maximum(knobs.temperature, 1e-6)
-    ordered_BV = -jnp.sort(-scaled_BV, axis=-1)
-    k = jnp.where(knobs.top_k > 0, jnp.minimum(knobs.top_k, V), V)
-    kth_B1 = jnp.take_along_axis(ordered_BV, jnp.full((logits_BV.shape[0], 1), k - 1), axis=-1)
-    # top-p keeps a token if the mass before it is below p; the first one always stays.
-    before_BV = jnp.cumsum(jax.nn.softmax(ordered_BV, axis=-1), axis=-1)
-    before_BV = jnp.pad(before_BV[:, :-1], ((0, 0), (1, 0)))
-    last_B1 = jnp.sum(before_BV < knobs.top_p, axis=-1, keepdims=True) - 1
-    floor_B1 = jnp.take_along_axis(ordered_BV, jnp.maximum(last_B1, 0), axis=-1)
-    keep_BV = scaled_BV >= jnp.maximum(kth_B1, floor_B1)
-    sampled_B = jax.random.categorical(key, jnp.where(keep_BV, scaled_BV, -jnp.inf))
-    return jnp.where(knobs.temperature == 0.0, greedy_B, sampled_B).astype(jnp.int32)
-
-
-@partial(jax.jit, static_argnums=(0, 4))
-def _prefill(graph, params, tokens_BT, length_B, slots: int):
-    """Runs the padded prompts; padding lands in slots that later tokens overwrite."""
-    model: GPT = nnx.merge(graph, params)
-    B, T = tokens_BT.shape
-    positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None, :], (B, T))
-    x_BTD, cache = model(tokens_BT, positions_BT=positions_BT, cache=model.empty_cache(B, slots))
-    last_B1D = jnp.take_along_axis(x_BTD, (length_B - 1)[:, None, None], axis=1)
-    return model.logits(last_B1D[:, 0]), cache
-
-
-@partial(jax.jit, static_argnums=(0, 5), donate_argnums=(2,))
-def _decode(graph, params, state: _DecodeState, knobs: _Knobs, stop_ids_N, steps: int):
-    """Decodes `steps` tokens for every row; returns the new state and ids [B, steps]."""
-    model: GPT = nnx.merge(graph, params)
-
-    def one(state: _DecodeState, _):
-        key, use = jax.random.split(state.key)
-        next_B = choose(state.logits_BV, knobs, use)
-        done_B = state.done_B | jnp.any(next_B[:, None] == stop_ids_N[None, :], axis=1)
-        x_B1D, cache = model(
-            next_B[:, None], positions_BT=state.position_B[:, None], cache=state.cache
-        )
-        assert cache is not None  # one went in
-        logits_BV = model.logits(x_B1D[:, 0])
-        # A finished row keeps its place: it goes on decoding tokens that nobody reads.
-        position_B = state.position_B + jnp.where(done_B, 0, 1)
-        return _DecodeState(cache, logits_BV, position_B, done_B, key), next_B
-
-    state, ids_TB = jax.lax.scan(one, state, None, length=steps)
-    return state, ids_TB.T
-
-
-def bucket(n: int, smallest: int = 32) -> int:
-    """The next power of two at or above n, so that few prompt lengths are compiled."""
-    size = smallest
-    while size < n:
-        size *= 2
-    return size
+_CALL_SECONDS = 0.05  # of decoding between two looks at what else waits, and two pieces of text
+_FIRST_STEPS = 8
+_STEPS_WHILE_READING = 4  # a piece of a prompt takes as long as some steps: nobody waits for two
 
 
 class Engine:
@@ -128,15 +46,98 @@ class Engine:
 
     Args:
         graph: static part of the model, from `nnx.split`.
-        params: its parameters.
-        seq_len: positions the model was made for.
-        stop_ids: ids that end a continuation; they are not returned.
+        params: its parameters; copied into the form that decoding reads.
+        seq_len: positions for prompt and answer together, at most those the model was made for.
+        stop_ids: ids that end an answer where a request names none.
+        decode_bytes: bytes of ids; without it events have no text and stop texts are refused.
+        slots: answers that are decoded at once; more wait.
+        piece: tokens of a prompt that are read at once, a power of two.
+        weights: format of the matrices; the compute dtype where left out.
+        kv: "int8" keeps keys and values in int8; the compute dtype where left out.
     """
 
-    def __init__(self, graph: Any, params: Any, *, seq_len: int, stop_ids: Sequence[int]) -> None:
-        self.graph, self.seq_len = graph, seq_len
-        self.params = parallel.automatic(params)  # sharded or not: the compiler places decoding
-        self.stop_ids = tuple(stop_ids)
+    def __init__(
+        self,
+        graph: Any,
+        params: Any,
+        *,
+        seq_len: int,
+        stop_ids: Sequence[int],
+        decode_bytes: Callable[[Sequence[int]], bytes] | None = None,
+        slots: int = 8,
+        piece: int = 128,
+        weights: WeightFormat | None = None,
+        kv: str | None = None,
+    ) -> None:
+        if slots < 1:
+            raise ConfigError(f"slots is {slots}", "use at least 1")
+        if piece < 16 or piece & (piece - 1):
+            raise ConfigError(f"piece is {piece}", "use a power of two, at least 16")
+        self.seq_len, self.stop_ids = seq_len, tuple(stop_ids)
+        self._decode_bytes, self._kv = decode_bytes, kv
+        # Sharded or not: the compiler places decoding.
+        params = parallel.automatic(params)
+        tied = "head" not in params
+        self._vocab, _ = params["embed"]["table"].shape
+        depth = params["blocks"]["attn_norm"]["scale"].shape[0]
+        self._plan = Plan(graph, _cache_sharding(params))
+        config = nnx.merge(graph, params).config
+        self._params = programs.pack_weights(params, tied, weights or config.compute_dtype, depth)
+        self._length = cache_slots(-(-seq_len // piece) * piece)
+        self._state: DeviceState | None = None
+        self._scheduler = Scheduler(slots, piece, self._vocab)
+        self._lock = threading.RLock()  # of the scheduler and the device's state
+        self._inbox: deque[list[Sample]] = deque()
+        self._cancelled: set[int] = set()
+        self._next, self._mutex = 0, threading.Lock()
+        self._step_seconds = _CALL_SECONDS / _FIRST_STEPS
+
+    # ── Asking ──────────────────────────────────────────────────────────────────────────────────
+
+    def submit(
+        self, request: Request, listener: Callable[[Event], None] | None = None
+    ) -> "Stream":
+        """Queues a request; any thread may call it, and none waits.
+
+        Args:
+            request: what to continue.
+            listener: called with each event, in the thread that runs `step`, in place of the
+                stream's queue; for servers. It must not block.
+
+        Raises:
+            ConfigError: the request cannot work; nothing was queued.
+        """
+        request.check(self._vocab, self.seq_len)
+        if request.stop and self._decode_bytes is None:
+            raise ConfigError("stop texts need a tokenizer", "give the engine decode_bytes")
+        with self._mutex:
+            number = self._next
+            self._next += 1
+        stream = Stream(self, number, request.n)
+        tell = listener or stream._events.put
+        self._inbox.append([self._sample(request, number, i, tell) for i in range(request.n)])
+        return stream
+
+    def _sample(
+        self, request: Request, number: int, index: int, tell: Callable[[Event], None]
+    ) -> Sample:
+        ids = np.asarray(request.ids, np.int32)
+        stop_ids = self.stop_ids if request.stop_ids is None else tuple(request.stop_ids)
+        text = TextStream(self._decode_bytes, request.stop) if self._decode_bytes else None
+        mask = request.mask() if request.mask else None
+        left = min(request.max_new_tokens, self.seq_len - len(ids))
+        return Sample(
+            number, index, request, stop_ids, tell, text, mask, ids[:-1], int(ids[-1]), left
+        )
+
+    def cancel(self, number: int) -> None:
+        """Ends a request at the next step; its samples get a last event `cancelled`."""
+        self._cancelled.add(number)
+
+    @property
+    def idle(self) -> bool:
+        """True where there is nothing to do."""
+        return not self._inbox and self._scheduler.idle
 
     def generate(
         self,
@@ -146,7 +147,7 @@ class Engine:
         sampling: SamplingConfig = SamplingConfig(),
         on_tokens: Callable[[int, list[int]], None] = lambda row, ids: None,
     ) -> list[list[int]]:
-        """Continues each prompt by up to `max_new_tokens` ids.
+        """Continues each prompt by up to `max_new_tokens` ids and waits for all.
 
         Args:
             prompts: token ids, each at least one (begin with BOS).
@@ -156,70 +157,154 @@ class Engine:
 
         Raises:
             ConfigError: a prompt is empty or leaves no room, or a sampling field cannot work.
+            GaiaError: an answer could not be finished.
         """
-        sampling.check()
-        self._check(prompts, max_new_tokens)
-        if not prompts:
-            return []
+        requests = [Request(ids, max_new_tokens, sampling) for ids in prompts]
+        for request in requests:
+            request.check(self._vocab, self.seq_len)
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        rows = {self.submit(request, events.put).number: i for i, request in enumerate(requests)}
         results: list[list[int]] = [[] for _ in prompts]
-        open_rows = set(range(len(prompts)))
-        for ids_BT in self._chunks(prompts, max_new_tokens, sampling):
-            for row in sorted(open_rows):
-                fresh: list[int] = []
-                for token in ids_BT[row].tolist():
-                    longest = min(max_new_tokens, self.seq_len - len(prompts[row]))
-                    if token in self.stop_ids or len(results[row]) + len(fresh) >= longest:
-                        open_rows.discard(row)
-                        break
-                    fresh.append(token)
-                results[row] += fresh
-                if fresh:
-                    on_tokens(row, fresh)
-            if not open_rows:
-                break
+        unfinished = set(rows)
+        try:
+            while unfinished:
+                event = self._drive(events)
+                if event.finish == "error":
+                    raise GaiaError(f"an answer ended: {event.error}", "try again")
+                if event.finish is not None:
+                    unfinished.discard(event.request)
+                row = rows[event.request]
+                results[row] += event.ids
+                if event.ids:
+                    on_tokens(row, list(event.ids))
+        finally:
+            for number in unfinished:
+                self.cancel(number)
         return results
 
-    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {max_new_tokens}", "use at least 1")
-        rows = self.params["embed"]["table"].shape[0]
-        for prompt in prompts:
-            if not prompt:
-                raise ConfigError("a prompt has no tokens", "begin prompts with BOS")
-            if min(prompt) < 0 or max(prompt) >= rows:
-                wrong = min(prompt) if min(prompt) < 0 else max(prompt)
-                raise ConfigError(
-                    f"a prompt holds id {wrong}, the model's are 0 to {rows - 1}",
-                    "encode it with the tokenizer of the run",
-                )
-            if len(prompt) >= self.seq_len:
-                raise ConfigError(
-                    f"a prompt has {len(prompt)} tokens, the model's seq_len is {self.seq_len}",
-                    "shorten the prompt",
-                )
+    # ── Working ─────────────────────────────────────────────────────────────────────────────────
 
-    def _chunks(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampling: SamplingConfig
-    ) -> Iterator[np.ndarray]:
-        longest = max(len(p) for p in prompts)
-        total = min(longest + max_new_tokens, self.seq_len)
-        padded = bucket(longest)
-        # Room for the padding of the prompt and for a whole last chunk, in few distinct sizes.
-        slots = bucket(max(padded, total + _CHUNK))
-        tokens_BT = np.zeros((len(prompts), padded), np.int32)
-        for row, prompt in enumerate(prompts):
-            tokens_BT[row, : len(prompt)] = prompt
-        length_B = np.array([len(p) for p in prompts], np.int32)
-        logits_BV, cache = _prefill(self.graph, self.params, tokens_BT, length_B, slots)
-        knobs = _Knobs(
-            jnp.float32(sampling.temperature),
-            jnp.int32(sampling.top_k),
-            jnp.float32(sampling.top_p),
-        )
-        done_B = jnp.zeros(len(prompts), bool)
-        key = jax.random.key(sampling.seed)
-        state = _DecodeState(cache, logits_BV, jnp.asarray(length_B), done_B, key)
-        stop_ids = jnp.asarray(self.stop_ids or (-1,), jnp.int32)
-        for _ in range(0, max_new_tokens, _CHUNK):
-            state, ids_BT = _decode(self.graph, self.params, state, knobs, stop_ids, _CHUNK)
-            yield parallel.to_host(ids_BT)
+    def step(self) -> bool:
+        """Reads one piece of a prompt, decodes a few tokens; True where there is more to do.
+
+        An error of the device ends the requests that have a row, with an event that says so, and
+        the engine goes on with the others.
+        """
+        with self._lock:
+            scheduler = self._scheduler
+            while self._inbox:
+                scheduler.waiting.extend(self._inbox.popleft())
+            if self._cancelled:
+                numbers, self._cancelled = self._cancelled, set()
+                scheduler.drop(numbers)
+            scheduler.admit()
+            try:
+                self._read()
+                self._decode()
+            except BaseException as error:
+                self._state = None  # it may have been given away to the program that failed
+                scheduler.fail(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+                if not isinstance(error, Exception):
+                    raise
+            return not self.idle
+
+    def _read(self) -> None:
+        """Reads a piece of the prompt whose turn it is."""
+        scheduler = self._scheduler
+        while scheduler.reading:
+            slot = scheduler.reading[0]
+            if not slot.sample.planned:
+                self._begin(slot)
+            read = bool(slot.sample.pieces)
+            if read:
+                ids, start = scheduler.piece(slot)
+                where = np.int32(slot.number), np.int32(start)
+                self._state = programs.read_prompt(
+                    self._plan, self._params, self._ready(), ids, *where
+                )
+            if not slot.sample.pieces:
+                scheduler.ready(slot)
+                scheduler.reading.popleft()
+            if read:
+                return
+
+    def _begin(self, slot: Slot) -> None:
+        source = self._scheduler.begin(slot)
+        if source is not None:
+            numbers = np.int32(source.number), np.int32(slot.number)
+            self._state = programs.copy_row(self._plan, self._ready(), *numbers)
+        if slot.sample.request.sampling.repetition_penalty != 1:
+            seen = np.zeros(self._vocab, bool)
+            seen[np.asarray(slot.sample.request.ids)] = True
+            self._state = programs.set_seen(self._ready(), np.int32(slot.number), seen)
+
+    def _decode(self) -> None:
+        """Decodes a few tokens for all rows that have their prompt."""
+        scheduler = self._scheduler
+        if not scheduler.decoding():
+            return
+        steps = min(MAX_STEPS, max(1, int(_CALL_SECONDS / self._step_seconds)))
+        if jax.process_count() > 1:  # whose clocks differ
+            steps = _FIRST_STEPS
+        if scheduler.reading:
+            steps = min(steps, _STEPS_WHILE_READING)
+        if scheduler.one_by_one():
+            steps = 1
+        began = time.perf_counter()
+        self._state, decoded = programs.decode(
+            self._plan, self._params, self._ready(), scheduler.rows(), np.int32(steps),
+            np.bool_(bool(scheduler.waiting)),
+        )  # fmt: skip
+        decoded = Decoded(*(parallel.to_host(x) for x in decoded))
+        self._step_seconds = (time.perf_counter() - began) / max(1, int(decoded.steps))
+        scheduler.take_in(decoded)
+
+    def _drive(self, events: "queue.SimpleQueue[Event]") -> Event:
+        """The next event of a queue, working for it while there is none."""
+        while True:
+            try:
+                return events.get_nowait()
+            except queue.Empty:
+                pass
+            with self._lock:
+                if events.empty():  # or whoever drove meanwhile has served this one too
+                    self.step()
+
+    def _ready(self) -> DeviceState:
+        if self._state is None:
+            count = len(self._scheduler.slots.all)
+            self._state = programs.empty_state(
+                self._plan, self._params, count, self._length, self._kv
+            )
+        return self._state
+
+
+class Stream:
+    """Events of one request, in order; iterating drives the engine. It ends with the last one.
+
+    Attributes:
+        number: of the request, for `Engine.cancel`.
+    """
+
+    def __init__(self, engine: Engine, number: int, samples: int) -> None:
+        self.number = number
+        self._engine, self._open = engine, samples
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+    def __iter__(self) -> Iterator[Event]:
+        while self._open:
+            event = self._engine._drive(self._events)
+            self._open -= event.finish is not None
+            yield event
+
+    def cancel(self) -> None:
+        """Ends the request at the next step."""
+        self._engine.cancel(self.number)
+
+
+def _cache_sharding(params: Any) -> NamedSharding | None:
+    """Keys and values lie as the heads do that made them: over `tensor`, where there is one."""
+    sharding = params["blocks"]["attn"]["k"]["kernel"].sharding
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
+        return None
+    return NamedSharding(sharding.mesh, P(None, "tensor" if "tensor" in sharding.spec else None))

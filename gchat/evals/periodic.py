@@ -11,7 +11,8 @@ from gaia.data.batch import Batch
 from gaia.data.loader import iter_documents
 from gaia.errors import ConfigError, DataError
 from gchat.config import TrainConfig
-from gchat.engine.engine import Engine, SamplingConfig
+from gchat.engine.engine import Engine
+from gchat.engine.requests import SamplingConfig
 from gchat.evals import bpb
 from gchat.tokenizer import Tokenizer
 

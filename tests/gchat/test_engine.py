@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import tiny
 from gaia.errors import ConfigError
 from gchat.engine import engine
-from gchat.engine.engine import Engine, SamplingConfig
+from gchat.engine.engine import Engine
+from gchat.engine.requests import SamplingConfig
 
 GREEDY = SamplingConfig(temperature=0.0)
 SEQ_LEN = 64  # longer than the prompts, so that the answers are as long as asked for

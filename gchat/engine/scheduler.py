@@ -1,0 +1,225 @@
+"""Who decodes when: requests wait, take a row, have their prompt read, decode, and leave.
+
+Host bookkeeping only; `engine.py` runs the programs that it asks for. Prompts are read one after
+the other, a piece between two calls of decoding, so that a long one does not stall the rows that
+decode, and so that the samples of one prompt find it already read.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gchat.engine.programs import Decoded, Rows
+from gchat.engine.requests import (
+    MAX_STOP_IDS,
+    Event,
+    Finish,
+    LogitMask,
+    Request,
+    TokenLogprob,
+)
+from gchat.engine.sampler import Knobs
+from gchat.engine.slots import Slot, Slots, pieces
+from gchat.engine.text import TextStream
+
+
+@dataclass
+class Sample:
+    """One of the answers that a request asked for."""
+
+    number: int
+    index: int
+    request: Request
+    stop_ids: tuple[int, ...]
+    tell: Callable[[Event], None]
+    text: TextStream | None
+    mask: LogitMask | None
+    prompt: np.ndarray
+    """All its ids but the last, which the first step of decoding reads."""
+    token: int
+    """The last token, not read yet."""
+    left: int
+    """Tokens that may still come."""
+    pieces: deque[tuple[int, int]] = field(default_factory=deque)
+    """(start, size) of what of the prompt is still to be read."""
+    planned: bool = False
+    cached: int = 0
+    """Tokens of the prompt that another had read."""
+    position: int = -1
+    """Of `token`; -1 while the prompt is read."""
+
+
+class Scheduler:
+    """Samples in order, and the rows of the cache.
+
+    Args:
+        slots: rows of the cache.
+        piece: tokens of a prompt that are read at once.
+        vocab: rows of the embedding, for masks.
+    """
+
+    def __init__(self, slots: int, piece: int, vocab: int) -> None:
+        self.slots = Slots(slots, piece)
+        self.waiting: deque[Sample] = deque()
+        self.reading: deque[Slot] = deque()
+        self._mask_words = -(-vocab // 32)
+        self._no_mask = np.zeros((slots, self._mask_words), np.uint32)
+
+    @property
+    def idle(self) -> bool:
+        """True where nobody waits or decodes."""
+        return not self.waiting and all(slot.sample is None for slot in self.slots.all)
+
+    def decoding(self) -> list[Slot]:
+        """Rows that have their prompt and go on."""
+        return [s for s in self.slots.all if s.sample is not None and s.sample.position >= 0]
+
+    def admit(self) -> list[Slot]:
+        """Gives free rows to those who waited longest; returns these rows."""
+        taken = []
+        while self.waiting and self.slots.free():
+            sample = self.waiting.popleft()
+            taken.append(self.slots.take(sample, sample.prompt))
+        self.reading.extend(taken)
+        return taken
+
+    def begin(self, slot: Slot) -> Slot | None:
+        """Plans the reading of a row's prompt; returns the row to copy first, if any."""
+        sample: Sample = slot.sample
+        sample.planned = True
+        source, sample.cached = self.slots.source(slot, sample.prompt)
+        slot.read = sample.prompt[: sample.cached]
+        sample.pieces.extend(pieces(sample.cached, len(sample.prompt), self.slots.piece))
+        return source if sample.cached and source is not slot else None
+
+    def piece(self, slot: Slot) -> tuple[np.ndarray, int]:
+        """The next ids of a row's prompt, filled up with 0, and their first position."""
+        start, size = slot.sample.pieces.popleft()
+        ids = slot.sample.prompt[start : start + size]
+        slot.read = slot.sample.prompt[: start + len(ids)]
+        return np.pad(ids, (0, size - len(ids))), start
+
+    def ready(self, slot: Slot) -> None:
+        """The row has its prompt: it decodes from now on."""
+        slot.sample.position = len(slot.sample.prompt)
+
+    def rows(self) -> Rows:
+        """What the rows are to decode.
+
+        Raises:
+            ValueError: a mask allows nothing, or has the wrong size (`sample` is in its args).
+        """
+        B = len(self.slots.all)
+        token, position = np.zeros(B, np.int32), np.full(B, -1, np.int32)
+        left, stop = np.zeros(B, np.int32), np.full((B, MAX_STOP_IDS), -1, np.int32)
+        temperature, top_p = np.zeros(B, np.float32), np.ones(B, np.float32)
+        min_p, penalty = np.zeros(B, np.float32), np.ones(B, np.float32)
+        top_k, key = np.zeros(B, np.int32), np.zeros((B, 2), np.uint32)
+        logprobs, masked, mask = np.zeros(B, bool), np.zeros(B, bool), self._no_mask
+        for slot in self.decoding():
+            b, s = slot.number, slot.sample
+            ask = s.request.sampling
+            token[b], position[b], left[b] = s.token, s.position, s.left
+            stop[b, : len(s.stop_ids[:MAX_STOP_IDS])] = s.stop_ids[:MAX_STOP_IDS]
+            temperature[b], top_k[b], top_p[b] = ask.temperature, ask.top_k, ask.top_p
+            min_p[b], penalty[b] = ask.min_p, ask.repetition_penalty
+            key[b] = ask.seed, s.index
+            logprobs[b] = bool(s.request.logprobs)
+            if s.mask is not None and (words := s.mask.allowed()) is not None:
+                mask = mask.copy() if mask is self._no_mask else mask
+                mask[b, : len(words)], masked[b] = words, True
+        knobs = Knobs(temperature, top_k, top_p, min_p, penalty, logprobs, key, masked, mask)
+        return Rows(token, position, left, stop, knobs)
+
+    def one_by_one(self) -> bool:
+        """True where a row must be asked for its mask after each token."""
+        return any(slot.sample.mask is not None for slot in self.decoding())
+
+    # ── News ────────────────────────────────────────────────────────────────────────────────────
+
+    def take_in(self, decoded: Decoded) -> None:
+        """Hands the tokens of a call to their samples; those that have ended leave their rows."""
+        ids_TB = decoded.ids_TB[: int(decoded.steps)]
+        for slot in self.decoding():
+            self._take_in(slot, ids_TB[:, slot.number], decoded)
+
+    def _take_in(self, slot: Slot, ids_T: np.ndarray, decoded: Decoded) -> None:
+        s: Sample = slot.sample
+        ids: list[int] = []
+        text: list[str] = []
+        logprobs: list[TokenLogprob] = []
+        for t, token in enumerate(ids_T.tolist()):
+            if token < 0:
+                break
+            logprob = _logprob(s.request, token, decoded, t, slot.number)
+            if not math.isfinite(logprob.logprob):
+                return self.end(slot, "error", ids, text, logprobs, error="logits are not finite")
+            if token in s.stop_ids:
+                return self.end(slot, "stop", ids, text, logprobs, stopped_by=token, last=logprob)
+            s.token, s.position, s.left = token, s.position + 1, s.left - 1
+            ids.append(token)
+            if s.request.logprobs is not None:
+                logprobs.append(logprob)
+            if s.mask is not None:
+                s.mask.accept(token)
+            if s.text is not None:
+                text.append(s.text.add(token))
+                if s.text.stopped_by is not None:
+                    stop = s.text.stopped_by
+                    return self.end(slot, "stop", ids, text, logprobs, stopped_by=stop)
+            if s.left == 0:
+                return self.end(slot, "length", ids, text, logprobs)
+        s.tell(Event(s.number, s.index, tuple(ids), "".join(text), tuple(logprobs)))
+        return None
+
+    def end(
+        self,
+        slot: Slot,
+        finish: Finish,
+        ids: Sequence[int] = (),
+        text: Sequence[str] = (),
+        logprobs: Sequence[TokenLogprob] = (),
+        *,
+        stopped_by: int | str | None = None,
+        last: TokenLogprob | None = None,
+        error: str = "",
+    ) -> None:
+        """Tells a sample's last news and frees its row."""
+        s: Sample = slot.sample
+        slot.sample = None
+        if slot in self.reading:
+            self.reading.remove(slot)
+        rest = s.text.end() if s.text is not None else ""
+        s.tell(
+            Event(
+                s.number, s.index, tuple(ids), "".join(text) + rest, tuple(logprobs), finish,
+                stopped_by, last if s.request.logprobs is not None else None, error, s.cached,
+            )
+        )  # fmt: skip
+
+    def drop(self, numbers: set[int]) -> None:
+        """Ends what waits or decodes for these requests."""
+        for sample in [s for s in self.waiting if s.number in numbers]:
+            self.waiting.remove(sample)
+            sample.tell(Event(sample.number, sample.index, finish="cancelled"))
+        for slot in self.slots.all:
+            if slot.sample is not None and slot.sample.number in numbers:
+                self.end(slot, "cancelled")
+
+    def fail(self, error: str) -> None:
+        """Ends all that has a row: its keys and values are lost."""
+        for slot in self.slots.all:
+            if slot.sample is not None:
+                self.end(slot, "error", error=error)
+        self.slots.forget()
+
+
+def _logprob(request: Request, token: int, d: Any, t: int, b: int) -> TokenLogprob:
+    count = request.logprobs or 0
+    pairs = zip(d.top_TBN[t, b, :count], d.top_logprob_TBN[t, b, :count], strict=True)
+    top = tuple((int(i), float(p)) for i, p in pairs if p > -math.inf)
+    return TokenLogprob(token, float(d.logprob_TB[t, b]), top)
