@@ -241,9 +241,7 @@ class GPT(nnx.Module):
         padding = jnp.arange(logits_BTV.shape[-1]) >= self.config.sizes.vocab
         return jnp.where(padding.reshape((1,) * (x_BTD.ndim - 1) + (-1,)), -jnp.inf, logits_BTV)
 
-    def empty_cache(
-        self, batch: int, slots: int, dtype: str | None = None
-    ) -> tuple[KVCache, ...]:
+    def empty_cache(self, batch: int, slots: int, dtype: str | None = None) -> tuple[KVCache, ...]:
         """Zeroed keys and values of each layer: `batch` rows of `slots` (see `cache_slots`).
 
         `dtype` is the compute dtype where left out; int8 rounds what is stored.
@@ -251,8 +249,7 @@ class GPT(nnx.Module):
         c = self.config
         stored = jnp.dtype(dtype or c.compute_dtype)
         return tuple(
-            empty_cache(batch, c.sizes.kv_heads, slots, c.head_dim, stored)
-            for _ in range(c.depth)
+            empty_cache(batch, c.sizes.kv_heads, slots, c.head_dim, stored) for _ in range(c.depth)
         )
 
 

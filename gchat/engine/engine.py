@@ -94,9 +94,7 @@ class Engine:
 
     # ── Asking ──────────────────────────────────────────────────────────────────────────────────
 
-    def submit(
-        self, request: Request, listener: Callable[[Event], None] | None = None
-    ) -> "Stream":
+    def submit(self, request: Request, listener: Callable[[Event], None] | None = None) -> "Stream":
         """Queues a request; any thread may call it, and none waits.
 
         Args:

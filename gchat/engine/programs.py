@@ -84,9 +84,7 @@ def pack_weights(params: Any, tied: bool, form: WeightFormat, depth: int) -> Any
     packed = dict(params)
     packed["blocks"] = jax.tree_util.tree_map_with_path(
         lambda path, stacked: PerLayer(
-            tuple(
-                pack(stacked[i], form) if stacked.ndim == 3 else stacked[i] for i in range(depth)
-            )
+            tuple(pack(stacked[i], form) if stacked.ndim == 3 else stacked[i] for i in range(depth))
         ),
         params["blocks"],
     )
@@ -163,11 +161,7 @@ def decode(
     def more(carry) -> jax.Array:
         _, rows, out = carry
         running_B = rows.position_B >= 0
-        return (
-            (out.steps < steps)
-            & jnp.any(running_B)
-            & ~(leave & jnp.any(started_B & ~running_B))
-        )
+        return (out.steps < steps) & jnp.any(running_B) & ~(leave & jnp.any(started_B & ~running_B))
 
     def one(carry):
         state, rows, out = carry

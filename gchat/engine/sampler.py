@@ -48,9 +48,7 @@ class Choice(NamedTuple):
     top_logprob_BN: jax.Array
 
 
-def choose(
-    logits_BV: jax.Array, knobs: Knobs, seen_BV: jax.Array, position_B: jax.Array
-) -> Choice:
+def choose(logits_BV: jax.Array, knobs: Knobs, seen_BV: jax.Array, position_B: jax.Array) -> Choice:
     """Samples one id per row from fp32 logits; ids with -inf logits are never chosen.
 
     Args:
@@ -75,9 +73,7 @@ def _choose(x_BRC: jax.Array, knobs: Knobs, seen_BRC: jax.Array, position_B: jax
     allowed_BRC = jax.lax.cond(
         jnp.any(knobs.masked_B), lambda: _masked(scaled_BRC, knobs), lambda: scaled_BRC
     )
-    kept_best_B = jax.lax.cond(
-        jnp.any(knobs.masked_B), lambda: _max(allowed_BRC), lambda: best_B
-    )
+    kept_best_B = jax.lax.cond(jnp.any(knobs.masked_B), lambda: _max(allowed_BRC), lambda: best_B)
     floor_B = _floor(allowed_BRC, kept_best_B, knobs)
 
     def draw() -> jax.Array:

@@ -51,7 +51,8 @@ class Slots:
     def take(self, sample: Any, prompt: np.ndarray) -> Slot:
         """Gives a free row: one that holds the prompt's beginning, else the longest unused."""
         slot = max(
-            self.free(), key=lambda s: (reusable(s.read, prompt, self.piece), -len(s.read[:1]), -s.used)
+            self.free(),
+            key=lambda s: (reusable(s.read, prompt, self.piece), -len(s.read[:1]), -s.used),
         )
         self._clock += 1
         slot.sample, slot.used = sample, self._clock

@@ -27,7 +27,7 @@ def vocabulary(tokenizer):
 
 
 def allowed(matcher):
-    return np.flatnonzero(np.unpackbits(matcher.mask().view(np.uint8), bitorder="little"))
+    return np.flatnonzero(np.unpackbits(matcher.allowed().view(np.uint8), bitorder="little"))
 
 
 def walk(vocabulary, tokenizer, grammar, rng, longest=4000):
@@ -43,7 +43,7 @@ def walk(vocabulary, tokenizer, grammar, rng, longest=4000):
         ids.append(int(rng.choice(closing if len(ids) > 60 and closing else choices)))
         matcher.accept(ids[-1])
     assert matcher.complete
-    assert not matcher.mask().any()
+    assert list(allowed(matcher)) == [stop]
     return tokenizer.decode_bytes(ids[:-1] if ids[-1] == stop else ids)
 
 
