@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 # All else is imported by the verbs: without the extra `train`, and on Ctrl-C, this must answer.
 from gaia.errors import GaiaError, run_cli
@@ -54,8 +54,18 @@ class Sample:
     """Keep the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
     """Keep the most likely tokens that together reach this probability."""
+    min_p: float = 0.0
+    """Keep tokens at least this share as likely as the most likely one."""
+    repetition_penalty: float = 1.0
+    """Make tokens that occurred less likely; 1 is off."""
     seed: int = 0
     """Same seed, same text."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer."""
+    weights: Literal["float32", "bfloat16", "int8"] | None = None
+    """Format of the weights; that of the run's matrix products when left out."""
+    kv: Literal["int8"] | None = None
+    """Format of keys and values; that of the run's matrix products when left out."""
     json: bool = False
     """Print one JSON object."""
 
@@ -102,49 +112,37 @@ def _sample(args: list[str]) -> None:
     from gaia.config import parse
 
     options = parse(Sample, args, prog="gchat sample", description=Sample.__doc__)
-    from gchat.engine.requests import SamplingConfig
+    from gchat.engine.requests import Request, SamplingConfig
     from gchat.run.loading import load_run
 
-    sampling = SamplingConfig(options.temperature, options.top_k, options.top_p, options.seed)
-    sampling.check()  # before anything is printed
+    sampling = SamplingConfig(
+        options.temperature,
+        options.top_k,
+        options.top_p,
+        options.seed,
+        options.min_p,
+        options.repetition_penalty,
+    )
+    sampling.check()  # before anything is read or printed
     loaded = load_run(options.run)
-    shown_first = "" if options.json else options.prompt
-    print(shown_first, end="", flush=True)
-    writer = _Writer(loaded.tokenizer.decode, silent=options.json)
-    ids = loaded.engine().generate(
-        [[loaded.tokenizer.bos_id, *loaded.tokenizer.encode(options.prompt)]],
-        max_new_tokens=options.max_tokens,
-        sampling=sampling,
-        on_tokens=writer,
-    )[0]
-    writer.end()
+    engine = loaded.engine(slots=1, weights=options.weights, kv=options.kv)
+    prompt = [loaded.tokenizer.bos_id, *loaded.tokenizer.encode(options.prompt)]
+    stream = engine.submit(Request(prompt, options.max_tokens, sampling, stop=options.stop))
+    ids: list[int] = []
+    text: list[str] = []
+    if not options.json:
+        print(options.prompt, end="", flush=True)
+    for event in stream:
+        if event.finish == "error":
+            raise GaiaError(f"the answer ended: {event.error}", "try again")
+        ids += event.ids
+        text.append(event.text)
+        if not options.json:
+            print(event.text, end="", flush=True)
     if options.json:
-        text = loaded.tokenizer.decode(ids)
-        print(json.dumps({"prompt": options.prompt, "text": text, "tokens": ids}))
+        print(json.dumps({"prompt": options.prompt, "text": "".join(text), "tokens": ids}))
     else:
         print()
-
-
-class _Writer:
-    """Prints text as tokens arrive, holding back bytes that are not a whole character yet."""
-
-    def __init__(self, decode: Callable[[list[int]], str], *, silent: bool) -> None:
-        self._decode, self._silent = decode, silent
-        self._ids: list[int] = []
-        self._shown = 0
-
-    def __call__(self, row: int, ids: list[int]) -> None:
-        self._ids += ids
-        text = self._decode(self._ids).rstrip("\ufffd")
-        self._show(text)
-
-    def end(self) -> None:
-        self._show(self._decode(self._ids))
-
-    def _show(self, text: str) -> None:
-        if not self._silent:
-            print(text[self._shown :], end="", flush=True)
-        self._shown = max(self._shown, len(text))
 
 
 def _eval(args: list[str]) -> None:

@@ -10,7 +10,8 @@ So a row's result does not depend on the rows beside it.
 Shapes: B rows, T new tokens, S slots, K kv heads, N query heads, G = N / K, H head dim.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ def write_cache(
 
 
 def _stored(x_BKTH: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | None]:
-    """What the cache keeps of keys or values: themselves, or int8 steps and the step's size."""
+    """Keys or values as the cache keeps them: themselves, or int8 steps and the step's size."""
     if dtype != jnp.int8:
         return x_BKTH.astype(dtype), None
     x = x_BKTH.astype(jnp.float32)
@@ -74,7 +75,7 @@ def _stored(x_BKTH: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array |
     return jnp.round(x / scale_BKT[..., None]).astype(jnp.int8), scale_BKT
 
 
-def _write(old: jax.Array, new: jax.Array, start_B: jax.Array) -> jax.Array:
+def _write(old: jax.Array, new: Any, start_B: jax.Array) -> jax.Array:
     """`new` [B, K, T, …] into `old` [B, K, S, …] from slot `start_B` of each row on."""
     rest = (0,) * (old.ndim - 3)
     if old.shape[0] > _UNROLLED_ROWS:
@@ -110,18 +111,15 @@ def attend_cache(
     q_BKQH = q_BKGTH.transpose(0, 2, 3, 1, 4).reshape(B, K, N // K * T, H).astype(dtype)
     slot_BQ = jnp.broadcast_to(positions_BT[:, None] + 1, (B, N // K, T)).reshape(B, -1)
 
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+
     def part(x: jax.Array | None, i: jax.Array) -> jax.Array:
         assert x is not None
         return jax.lax.dynamic_slice_in_dim(x, i * block, block, axis=2)
 
     def one(i: jax.Array, sums: tuple[jax.Array, jax.Array, jax.Array]):
         top_BKQ, mass_BKQ, out_BKQH = sums
-        score_BKQS = jnp.einsum(
-            "bkqh,bksh->bkqs",
-            q_BKQH,
-            part(cache.k, i).astype(dtype),
-            preferred_element_type=jnp.float32,
-        )
+        score_BKQS = product("bkqh,bksh->bkqs", q_BKQH, part(cache.k, i).astype(dtype))
         if cache.k_scale is not None:
             score_BKQS *= part(cache.k_scale, i)[:, :, None]
         slot_11S = (i * block + jnp.arange(block))[None, None]
@@ -135,16 +133,12 @@ def attend_cache(
         mass_BKQ = mass_BKQ * shrink_BKQ + jnp.sum(weight_BKQS, axis=-1)
         if cache.v_scale is not None:
             weight_BKQS *= part(cache.v_scale, i)[:, :, None]
-        new_BKQH = jnp.einsum(
-            "bkqs,bksh->bkqh",
-            weight_BKQS.astype(dtype),
-            part(cache.v, i).astype(dtype),
-            preferred_element_type=jnp.float32,
-        )
+        v_BKSH = part(cache.v, i).astype(dtype)
+        new_BKQH = product("bkqs,bksh->bkqh", weight_BKQS.astype(dtype), v_BKSH)
         return new_top_BKQ, mass_BKQ, out_BKQH * shrink_BKQ[..., None] + new_BKQH
 
-    zeros_BKQ = jnp.zeros(q_BKQH.shape[:3], jnp.float32)
-    start = (zeros_BKQ + _HIDDEN, zeros_BKQ, jnp.zeros(q_BKQH.shape, jnp.float32))
+    zero_BKQ = jnp.zeros(q_BKQH.shape[:3], jnp.float32)
+    start = (zero_BKQ + _HIDDEN, zero_BKQ, jnp.zeros(q_BKQH.shape, jnp.float32))
     blocks = (jnp.max(positions_BT) + 1) // block + 1
     _, mass_BKQ, out_BKQH = jax.lax.fori_loop(0, blocks, one, start)
     out_BKGTH = (out_BKQH / mass_BKQ[..., None]).reshape(B, K, N // K, T, H)

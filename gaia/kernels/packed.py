@@ -74,7 +74,7 @@ class PackedTable:
         self.head = head
 
     @property
-    def T(self) -> PackedMatrix:  # noqa: N802 (as of an array)
+    def T(self) -> PackedMatrix:
         """The head."""
         return self.head
 

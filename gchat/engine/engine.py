@@ -142,7 +142,7 @@ class Engine:
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
-        sampling: SamplingConfig = SamplingConfig(),
+        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 (frozen)
         on_tokens: Callable[[int, list[int]], None] = lambda row, ids: None,
     ) -> list[list[int]]:
         """Continues each prompt by up to `max_new_tokens` ids and waits for all.
@@ -196,12 +196,13 @@ class Engine:
                 numbers, self._cancelled = self._cancelled, set()
                 scheduler.drop(numbers)
             scheduler.admit()
+            scheduler.ask_masks()
             try:
                 self._read()
                 self._decode()
             except BaseException as error:
                 self._state = None  # it may have been given away to the program that failed
-                scheduler.fail(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+                scheduler.fail(error)
                 if not isinstance(error, Exception):
                     raise
             return not self.idle
@@ -269,12 +270,11 @@ class Engine:
                     self.step()
 
     def _ready(self) -> DeviceState:
-        if self._state is None:
+        state = self._state
+        if state is None:
             count = len(self._scheduler.slots.all)
-            self._state = programs.empty_state(
-                self._plan, self._params, count, self._length, self._kv
-            )
-        return self._state
+            state = programs.empty_state(self._plan, self._params, count, self._length, self._kv)
+        return state
 
 
 class Stream:

@@ -26,12 +26,12 @@ MAX_STEPS = 32
 
 
 class Plan(NamedTuple):
-    """What a program is compiled for, beside the shapes of its arguments."""
+    """Everything a program is compiled for, beside the shapes of its arguments."""
 
     graph: Any
     """Static part of the model, from `nnx.split`."""
     cache: NamedSharding | None
-    """How keys and values [B, K, S, H] lie on the mesh; None on one device."""
+    """Sharding of keys and values [B, K, S, H]; None on one device."""
 
     def placed(self, caches: tuple[KVCache, ...]) -> tuple[KVCache, ...]:
         """The caches where they belong."""
@@ -47,7 +47,7 @@ class Plan(NamedTuple):
 
 
 class DeviceState(NamedTuple):
-    """What stays on the device between calls, one row per slot."""
+    """State that stays on the device between calls, one row per slot."""
 
     caches: tuple[KVCache, ...]
     seen_BV: jax.Array
@@ -55,15 +55,15 @@ class DeviceState(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What each slot is to decode: small arrays that the host sends with every call."""
+    """The next work of each slot: small arrays that the host sends with every call."""
 
-    token_B: jax.Array
+    token_B: Any
     """The last token of each row, which the model has not read yet."""
-    position_B: jax.Array
+    position_B: Any
     """Its position; -1 for idle rows."""
-    left_B: jax.Array
+    left_B: Any
     """Tokens that the row may still get."""
-    stop_BI: jax.Array
+    stop_BI: Any
     """Ids that end the row, filled up with -1."""
     knobs: Knobs
 
@@ -71,11 +71,11 @@ class Rows(NamedTuple):
 class Decoded(NamedTuple):
     """Tokens of one call, -1 from where a row ended or was idle."""
 
-    ids_TB: jax.Array
-    logprob_TB: jax.Array
-    top_TBN: jax.Array
-    top_logprob_TBN: jax.Array
-    steps: jax.Array
+    ids_TB: Any
+    logprob_TB: Any
+    top_TBN: Any
+    top_logprob_TBN: Any
+    steps: Any
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
@@ -145,7 +145,7 @@ def decode(
 ) -> tuple[DeviceState, Decoded]:
     """Decodes up to `steps` tokens for every row that is not idle.
 
-    Ends sooner when all rows have ended, or where `leave` is true, when one has: its slot is wanted.
+    Ends sooner when all rows have ended or, where `leave` is true, when one has: it is wanted.
     """
     model: GPT = nnx.merge(plan.graph, params)
     B = rows.token_B.shape[0]
@@ -169,6 +169,7 @@ def decode(
         x_B1D, caches = model(
             rows.token_B[:, None], positions_BT=rows.position_B[:, None], cache=state.caches
         )
+        assert caches is not None  # some went in
         choice = choose(model.logits(x_B1D[:, 0]), rows.knobs, state.seen_BV, rows.position_B + 1)
         token_B = choice.token_B
         left_B = rows.left_B - 1

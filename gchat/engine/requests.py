@@ -1,4 +1,4 @@
-"""What the engine is asked and what it answers: plain data, no device work.
+"""Requests to the engine and its answers: plain data, no device work.
 
 Log-probabilities have one meaning everywhere: of the distribution after the repetition penalty and
 the temperature, before anything is cut off (top-k, top-p, min-p, a mask). Where the temperature is
@@ -141,12 +141,12 @@ class Event:
     text: str = ""
     """New text: whole characters only, cut before a stop text."""
     logprobs: tuple[TokenLogprob, ...] = ()
-    """Of `ids`, where the request asked for them."""
+    """Log-probabilities of `ids`, where the request asked for them."""
     finish: Finish | None = None
     stopped_by: int | str | None = None
     """Stop id or stop text that ended the answer."""
     stop_logprob: TokenLogprob | None = None
-    """Of the stop id: training needs it, the text does not."""
+    """Log-probability of the stop id: training needs it, the text does not."""
     error: str = ""
     """One line that says why, where `finish` is "error"."""
     cached: int = 0

@@ -11,30 +11,31 @@ Shapes: B rows, V vocabulary, W words of 32 ids, N alternatives.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gchat.engine.requests import MAX_LOGPROBS
 
+_GROUPS_KEPT = 64  # top-k up to this looks at so many groups of ids, not at all
 _COLUMNS = 128  # sums run down columns, which XLA on CPU vectorises; along rows it does not
 
 
 class Knobs(NamedTuple):
-    """Options of each row."""
+    """Options of each row: arrays of the host or of the device."""
 
-    temperature_B: jax.Array
-    top_k_B: jax.Array
-    top_p_B: jax.Array
-    min_p_B: jax.Array
-    penalty_B: jax.Array
-    logprobs_B: jax.Array
+    temperature_B: Any
+    top_k_B: Any
+    top_p_B: Any
+    min_p_B: Any
+    penalty_B: Any
+    logprobs_B: Any
     """True where the most likely alternatives are wanted."""
-    key_B2: jax.Array
+    key_B2: Any
     """Words of the row's random key, uint32."""
-    masked_B: jax.Array
-    mask_BW: jax.Array
+    masked_B: Any
+    mask_BW: Any
     """Bits of the allowed ids, uint32, where `masked_B`."""
 
 
@@ -104,7 +105,7 @@ def _nothing(B: int) -> list[jax.Array]:
 
 
 def _penalised(x_BRC: jax.Array, knobs: Knobs, seen_BRC: jax.Array) -> jax.Array:
-    """Logits of ids that occurred, made less likely (Keskar et al. 2019, as Hugging Face has it)."""
+    """Logits of ids that occurred, made less likely (Keskar et al. 2019)."""
     penalty_B11 = _each(knobs.penalty_B)
     lower_BRC = jnp.where(x_BRC > 0, x_BRC / penalty_B11, x_BRC * penalty_B11)
     return jnp.where(seen_BRC & (penalty_B11 != 1), lower_BRC, x_BRC)
@@ -124,15 +125,42 @@ def _floor(x_BRC: jax.Array, best_B: jax.Array, knobs: Knobs) -> jax.Array:
     k_B = jnp.where(knobs.temperature_B == 0, 0, knobs.top_k_B)
     p_B = jnp.where(knobs.temperature_B == 0, 1.0, knobs.top_p_B)
     min_p_B = jnp.log(knobs.min_p_B) + best_B  # -inf where it is 0
+    few_B = (k_B > 0) & (k_B <= _GROUPS_KEPT)
     none_B = jnp.full_like(best_B, -jnp.inf)
-    floor_B = jax.lax.cond(
-        jnp.any(k_B > 0), lambda: _top_k_floor(x_BRC, best_B, k_B), lambda: none_B
+
+    def search(x_BRC: jax.Array, here_B: jax.Array) -> jax.Array:
+        """The floors of the rows that are `here`, of those values."""
+        here_k_B, here_p_B = jnp.where(here_B, k_B, 0), jnp.where(here_B, p_B, 1.0)
+        floor_B = jax.lax.cond(
+            jnp.any(here_k_B > 0), lambda: _top_k_floor(x_BRC, best_B, here_k_B), lambda: none_B
+        )
+        return jax.lax.cond(
+            jnp.any(here_p_B < 1),
+            lambda: _top_p_floor(x_BRC, best_B, here_p_B, floor_B),
+            lambda: floor_B,
+        )
+
+    few_floor_B = jax.lax.cond(
+        jnp.any(few_B), lambda: search(_candidates(x_BRC), few_B), lambda: none_B
     )
-    floor_B = jax.lax.cond(
-        jnp.any(p_B < 1), lambda: _top_p_floor(x_BRC, best_B, p_B, floor_B), lambda: floor_B
-    )
+    floor_B = jnp.where(few_B, few_floor_B, search(x_BRC, ~few_B))
     # The log can round to just above the best value where min_p is 1.
     return jnp.minimum(jnp.maximum(floor_B, min_p_B), best_B)
+
+
+def _candidates(x_BRC: jax.Array) -> jax.Array:
+    """The values among which the `_GROUPS_KEPT` highest of each row are, [B, r, _GROUPS_KEPT].
+
+    Those lie in the groups with the highest maxima: a value of another group has as many values
+    above it, or equal, as groups are kept.
+    """
+    B, R, C = x_BRC.shape
+    rows = next(r for r in (32, 16, 8, 4, 2, 1) if R % r == 0)
+    x_BrG = x_BRC.reshape(B, R // rows, rows, C).transpose(0, 2, 1, 3).reshape(B, rows, -1)
+    if x_BrG.shape[2] <= _GROUPS_KEPT:
+        return x_BrG
+    _, group_BK = jax.lax.top_k(jnp.max(x_BrG, axis=1), _GROUPS_KEPT)
+    return jnp.take_along_axis(x_BrG, group_BK[:, None, :], axis=2)
 
 
 def _top_k_floor(x_BRC: jax.Array, best_B: jax.Array, k_B: jax.Array) -> jax.Array:
@@ -238,7 +266,7 @@ def _uniform(key_B2: jax.Array, position_B: jax.Array) -> jax.Array:
 
 def _draw(mass_BRC: jax.Array, u_B: jax.Array) -> jax.Array:
     """The id at share `u_B` of the mass: first its column, then its row. Never one without mass."""
-    B, R, C = mass_BRC.shape
+    C = mass_BRC.shape[2]
     column_BC = jnp.sum(mass_BRC, axis=1)
     column_B, rest_B = _invert(column_BC, u_B * jnp.sum(column_BC, axis=-1))
     within_BR = jnp.take_along_axis(mass_BRC, column_B[:, None, None], axis=2)[:, :, 0]
@@ -286,6 +314,6 @@ def _sum(x_BRC: jax.Array) -> jax.Array:
 
 def _first(here_BRC: jax.Array) -> jax.Array:
     """The lowest id that is True."""
-    B, R, C = here_BRC.shape
+    R, C = here_BRC.shape[1:]
     id_1RC = jnp.arange(R * C, dtype=jnp.int32).reshape(1, R, C)
     return jnp.min(jnp.min(jnp.where(here_BRC, id_1RC, R * C - 1), axis=1), axis=-1)

@@ -1,4 +1,4 @@
-"""Who decodes when: requests wait, take a row, have their prompt read, decode, and leave.
+"""The order of work: requests wait, take a row, have their prompt read, decode, and leave.
 
 Host bookkeeping only; `engine.py` runs the programs that it asks for. Prompts are read one after
 the other, a piece between two calls of decoding, so that a long one does not stall the rows that
@@ -46,11 +46,13 @@ class Sample:
     """Tokens that may still come."""
     pieces: deque[tuple[int, int]] = field(default_factory=deque)
     """(start, size) of what of the prompt is still to be read."""
+    words: np.ndarray | None = None
+    """Bits of the ids that the mask allows next; None for any."""
     planned: bool = False
     cached: int = 0
     """Tokens of the prompt that another had read."""
     position: int = -1
-    """Of `token`; -1 while the prompt is read."""
+    """Position of `token`; -1 while the prompt is read."""
 
 
 class Scheduler:
@@ -107,12 +109,24 @@ class Scheduler:
         """The row has its prompt: it decodes from now on."""
         slot.sample.position = len(slot.sample.prompt)
 
-    def rows(self) -> Rows:
-        """What the rows are to decode.
+    def ask_masks(self) -> None:
+        """Asks the masks what may follow; a sample whose mask cannot say ends with an error."""
+        for slot in self.decoding():
+            sample: Sample = slot.sample
+            if sample.mask is None:
+                continue
+            try:
+                sample.words = sample.mask.allowed()
+            except Exception as error:
+                self.end(slot, "error", error=f"the mask failed: {_line(error)}")
+                continue
+            words = sample.words
+            if words is not None and (len(words) > self._mask_words or not np.any(words)):
+                why = "allows no token" if len(words) <= self._mask_words else "is too long"
+                self.end(slot, "error", error=f"the mask {why}")
 
-        Raises:
-            ValueError: a mask allows nothing, or has the wrong size (`sample` is in its args).
-        """
+    def rows(self) -> Rows:
+        """The next work of the rows."""
         B = len(self.slots.all)
         token, position = np.zeros(B, np.int32), np.full(B, -1, np.int32)
         left, stop = np.zeros(B, np.int32), np.full((B, MAX_STOP_IDS), -1, np.int32)
@@ -129,9 +143,9 @@ class Scheduler:
             min_p[b], penalty[b] = ask.min_p, ask.repetition_penalty
             key[b] = ask.seed, s.index
             logprobs[b] = bool(s.request.logprobs)
-            if s.mask is not None and (words := s.mask.allowed()) is not None:
+            if s.words is not None:
                 mask = mask.copy() if mask is self._no_mask else mask
-                mask[b, : len(words)], masked[b] = words, True
+                mask[b, : len(s.words)], masked[b] = s.words, True
         knobs = Knobs(temperature, top_k, top_p, min_p, penalty, logprobs, key, masked, mask)
         return Rows(token, position, left, stop, knobs)
 
@@ -147,7 +161,7 @@ class Scheduler:
         for slot in self.decoding():
             self._take_in(slot, ids_TB[:, slot.number], decoded)
 
-    def _take_in(self, slot: Slot, ids_T: np.ndarray, decoded: Decoded) -> None:
+    def _take_in(self, slot: Slot, ids_T: Any, decoded: Decoded) -> None:
         s: Sample = slot.sample
         ids: list[int] = []
         text: list[str] = []
@@ -164,8 +178,8 @@ class Scheduler:
             ids.append(token)
             if s.request.logprobs is not None:
                 logprobs.append(logprob)
-            if s.mask is not None:
-                s.mask.accept(token)
+            if s.mask is not None and (error := _told(s, token)):
+                return self.end(slot, "error", ids, text, logprobs, error=error)
             if s.text is not None:
                 text.append(s.text.add(token))
                 if s.text.stopped_by is not None:
@@ -210,12 +224,30 @@ class Scheduler:
             if slot.sample is not None and slot.sample.number in numbers:
                 self.end(slot, "cancelled")
 
-    def fail(self, error: str) -> None:
+    def fail(self, cause: BaseException) -> None:
         """Ends all that has a row: its keys and values are lost."""
+        error = _line(cause)
         for slot in self.slots.all:
             if slot.sample is not None:
                 self.end(slot, "error", error=error)
         self.slots.forget()
+
+
+def _told(sample: Sample, token: int) -> str:
+    """Tells the mask which token was chosen; says what went wrong, if anything."""
+    assert sample.mask is not None
+    if sample.words is not None and not sample.words[token // 32] >> (token % 32) & 1:
+        return f"the mask allows only ids that the model does not have, {token} was chosen"
+    try:
+        sample.mask.accept(token)
+    except Exception as error:
+        return f"the mask failed: {_line(error)}"
+    return ""
+
+
+def _line(error: BaseException) -> str:
+    """The error as one line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def _logprob(request: Request, token: int, d: Any, t: int, b: int) -> TokenLogprob:

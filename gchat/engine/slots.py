@@ -19,15 +19,15 @@ class Slot:
 
     number: int
     sample: Any = None
-    """Who has it; None where it is free."""
+    """The sample that has it; None where it is free."""
     read: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     """Ids of the prompt that its keys and values belong to, from position 0."""
     used: int = 0
-    """When it was last taken, in order."""
+    """Place in the order in which rows were taken."""
 
 
 def reusable(read: np.ndarray, wanted: np.ndarray, piece: int) -> int:
-    """How many first tokens of `wanted` need not be read again where `read` has been."""
+    """Count of first tokens of `wanted` that need not be read again where `read` has been."""
     n = min(len(read), len(wanted))
     differ = np.flatnonzero(read[:n] != wanted[:n])
     common = int(differ[0]) if len(differ) else n
@@ -59,7 +59,7 @@ class Slots:
         return slot
 
     def source(self, slot: Slot, prompt: np.ndarray) -> tuple[Slot, int]:
-        """The row that holds most of a prompt's beginning, `slot` itself where it does, and how much."""
+        """The row that holds most of a prompt's beginning (`slot` if it does), and how much."""
         best = max(self.all, key=lambda s: (reusable(s.read, prompt, self.piece), s is slot))
         return best, reusable(best.read, prompt, self.piece)
 

@@ -18,6 +18,7 @@ from gchat.tokenizer import Tokenizer
 
 EVAL_ROWS = 8  # rows that a device scores at once
 VALIDATION = "val"  # name of the validation text in the log
+SAMPLE_SLOTS = 8  # prompts that are continued at once
 OPENINGS, OPENING_TOKENS = 4, 8  # validation documents whose first tokens are prompts
 
 
@@ -106,9 +107,16 @@ class Evaluator:
 
     def sample(self, params: Any) -> str:
         """Greedy continuations of the prompts, one per line."""
-        engine = make_engine(self._graph, params, self._tokenizer, self._seq_len)
         if not self._prompts:
             return ""
+        longest = max(len(ids) for _, ids in self._prompts) + self._eval.sample_tokens
+        engine = make_engine(
+            self._graph,
+            params,
+            self._tokenizer,
+            min(longest, self._seq_len),  # no larger a cache beside the state of training
+            slots=min(len(self._prompts), SAMPLE_SLOTS),
+        )
         answers = engine.generate(
             [ids for _, ids in self._prompts],
             max_new_tokens=self._eval.sample_tokens,
@@ -123,10 +131,22 @@ def validation_documents(config: TrainConfig) -> list[np.ndarray]:
     return bpb.take_tokens(iter_documents(config.data.place, "val"), config.eval.tokens)
 
 
-def make_engine(graph: Any, params: Any, tokenizer: Tokenizer, seq_len: int) -> Engine:
-    """An engine that stops at the end of a document or of an assistant's message."""
+def make_engine(
+    graph: Any, params: Any, tokenizer: Tokenizer, seq_len: int, **options: Any
+) -> Engine:
+    """An engine that stops at the end of a document or of an assistant's message.
+
+    `options` are those of `Engine`: slots, piece, weights, kv.
+    """
     stop_ids = (tokenizer.bos_id, tokenizer.special("<|assistant_end|>"))
-    return Engine(graph, params, seq_len=seq_len, stop_ids=stop_ids)
+    return Engine(
+        graph,
+        params,
+        seq_len=seq_len,
+        stop_ids=stop_ids,
+        decode_bytes=tokenizer.decode_bytes,
+        **options,
+    )
 
 
 def encode_file(path: str, tokenizer: Tokenizer) -> np.ndarray:

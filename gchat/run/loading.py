@@ -31,9 +31,10 @@ class LoadedRun:
     params: Any
     step: int
 
-    def engine(self) -> Engine:
-        """Decodes with these parameters."""
-        return make_engine(self.graph, self.params, self.tokenizer, self.config.model.seq_len)
+    def engine(self, **options: Any) -> Engine:
+        """Decodes with these parameters; `options` are `Engine`'s: slots, piece, weights, kv."""
+        seq_len = self.config.model.seq_len
+        return make_engine(self.graph, self.params, self.tokenizer, seq_len, **options)
 
     def score_file(self, path: str) -> bpb.Score:
         """Bits per byte of a text file, read as one document."""
