@@ -67,6 +67,12 @@ class ChatFormat:
                 inner += [special(f"{name}_start"), *encode(part.text), special(f"{name}_end")]
         return [special(f"{message.role}_start"), *inner, special(f"{message.role}_end")]
 
+    def frame(self, role: str) -> int:
+        """Tokens before a message's text; those behind it are no more."""
+        if self.kind == "text":
+            return 0
+        return 1 if self.kind == "native" else 1 + len(self.tokenizer.encode(f"{role}\n"))
+
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation, up to where the assistant's answer begins.
 

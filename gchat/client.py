@@ -152,6 +152,10 @@ class Client(Protocol):
         """Raises ConfigError where the question cannot be asked here; asks nothing."""
         ...
 
+    def fit(self, question: Question) -> tuple[Question, int]:
+        """The question as it fits the model, and how many old messages went for that."""
+        ...
+
     def complete(self, question: Question) -> Answer:
         """Asks, and waits for the whole answer.
 

@@ -2,15 +2,16 @@
 
 import queue
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gaia.errors import ConfigError, GaiaError
-from gchat.chat_format import ChatFormat
+from gchat.chat_format import ChatFormat, Message
 from gchat.client import Answer, ClientError, Delta, Question, Token, Usage, joined
 from gchat.engine.engine import Engine
 from gchat.engine.grammar import Grammar, Matcher, Vocabulary
 from gchat.engine.requests import Event, Request
 from gchat.engine.tools import Piece, Tools, ToolStream
+from gchat.engine.window import Span, fit
 from gchat.tokenizer import Tokenizer
 
 _AHEAD = 4  # questions per row of the cache that are queued: a row that ends finds the next ready
@@ -56,6 +57,11 @@ class EngineClient:
         self._stop_ids = tuple(dict.fromkeys((*engine.stop_ids, *ends)))
         self._vocabulary = Vocabulary(tokenizer, self._stop_ids)
 
+    @property
+    def converses(self) -> bool:
+        """Tells whether messages get tags around them."""
+        return self._format.kind != "text"
+
     def ids(self, question: Question) -> list[int]:
         """Ids that the model reads for a question."""
         if question.prompt is not None:
@@ -63,12 +69,43 @@ class EngineClient:
         return self._format.prompt(question.messages)
 
     def check(self, question: Question) -> None:
-        """Raises ConfigError where the question cannot be asked here."""
+        """Raises ConfigError where the question cannot be asked here, however long its prompt is.
+
+        A prompt without room for an answer is the error of its own question, when it is asked.
+        """
         question.check()
         if question.grammar is not None:
             Matcher(question.grammar, self._vocabulary)
-        ids = self.ids(question)
-        self._request(question, ids).check(self._tokenizer.padded_vocab_size, self._engine.seq_len)
+        placeholder = self._request(question, [self._tokenizer.bos_id])
+        placeholder.check(self._tokenizer.padded_vocab_size, self._engine.seq_len)
+
+    def fit(self, question: Question) -> tuple[Question, int]:
+        """The question without the oldest turns that leave no room for an answer.
+
+        Returns:
+            The question, and how many messages went or were cut.
+
+        Raises:
+            ConfigError: the system message alone leaves no room.
+        """
+        limit = self._engine.seq_len - min(question.max_tokens, self._engine.seq_len // 2)
+        messages, form = question.messages, self._format
+        if not messages or len(form.prompt(messages)) <= limit:
+            return question, 0
+        spans = [
+            Span(message.role, len(form.message(message)), form.frame(message.role))
+            for message in messages
+        ]
+        around = len(form.prompt(messages)) - sum(span.tokens for span in spans)
+        kept = fit(spans, limit - around)
+        stay = {i: messages[i] for i in kept.messages}
+        if kept.cut is not None:
+            i, first, last = kept.cut
+            frame, body = spans[i].frame, self._tokenizer.encode(messages[i].content)
+            left = [*body[: first - frame], *body[last - frame :]]
+            stay[i] = Message(messages[i].role, self._tokenizer.decode(left))
+        gone = kept.dropped + (kept.cut is not None)
+        return replace(question, messages=tuple(stay.values())), gone
 
     def _request(self, question: Question, ids: list[int]) -> Request:
         return Request(

@@ -6,7 +6,7 @@ tokens. Where the answer may end the stop ids are allowed, and they alone where 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Literal
@@ -160,6 +160,21 @@ class Vocabulary:
         if not packed.any():
             raise ConfigError(f"no text fulfils the {grammar.kind} grammar", "mend it")
         return matcher
+
+
+def mask_maker(
+    grammar: Grammar | None, tokenizer: Tokenizer, stop_ids: Sequence[int]
+) -> Callable[[], Matcher] | None:
+    """The `mask` of a request that must follow a grammar; None for None.
+
+    Raises:
+        ConfigError: the grammar cannot be compiled, or no text fulfils it.
+    """
+    if grammar is None:
+        return None
+    vocabulary = Vocabulary(tokenizer, stop_ids)
+    Matcher(grammar, vocabulary)
+    return lambda: Matcher(grammar, vocabulary)
 
 
 class _Bytes:

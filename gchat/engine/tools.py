@@ -164,6 +164,8 @@ class _Sample:
             stop=() if calling else self._request.stop,
         )
         self._number = self._engine.submit(request, self._hear).number
+        if self._cancelled:  # meanwhile, by a thread that knew the number before
+            self._engine.cancel(self._number)
 
     def _hear(self, event: Event) -> None:
         """Takes an event of the engine, in the thread that runs it."""
