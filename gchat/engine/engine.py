@@ -196,7 +196,6 @@ class Engine:
                 numbers, self._cancelled = self._cancelled, set()
                 scheduler.drop(numbers)
             scheduler.admit()
-            scheduler.ask_masks()
             try:
                 self._read()
                 self._decode()
@@ -240,6 +239,7 @@ class Engine:
     def _decode(self) -> None:
         """Decodes a few tokens for all rows that have their prompt."""
         scheduler = self._scheduler
+        scheduler.ask_masks()
         if not scheduler.decoding():
             return
         steps = min(MAX_STEPS, max(1, int(_CALL_SECONDS / self._step_seconds)))

@@ -170,8 +170,8 @@ class Scheduler:
             if token < 0:
                 break
             logprob = _logprob(s.request, token, decoded, t, slot.number)
-            if not math.isfinite(logprob.logprob):
-                return self.end(slot, "error", ids, text, logprobs, error="logits are not finite")
+            if error := _impossible(s, token, logprob):
+                return self.end(slot, "error", ids, text, logprobs, error=error)
             if token in s.stop_ids:
                 return self.end(slot, "stop", ids, text, logprobs, stopped_by=token, last=logprob)
             s.token, s.position, s.left = token, s.position + 1, s.left - 1
@@ -233,11 +233,16 @@ class Scheduler:
         self.slots.forget()
 
 
+def _impossible(sample: Sample, token: int, logprob: TokenLogprob) -> str:
+    """Says why a token cannot have been chosen; empty where it can."""
+    if sample.words is not None and not sample.words[token // 32] >> (token % 32) & 1:
+        return f"the mask allows only ids that the model does not have, {token} was chosen"
+    return "" if math.isfinite(logprob.logprob) else "logits are not finite"
+
+
 def _told(sample: Sample, token: int) -> str:
     """Tells the mask which token was chosen; says what went wrong, if anything."""
     assert sample.mask is not None
-    if sample.words is not None and not sample.words[token // 32] >> (token % 32) & 1:
-        return f"the mask allows only ids that the model does not have, {token} was chosen"
     try:
         sample.mask.accept(token)
     except Exception as error:
