@@ -1,7 +1,7 @@
 """Conversations as ids: the special tokens around each message, and none out of a user's text.
 
-    <|bos|><|user_start|>Hello<|user_end|><|assistant_start|>          our own tokenizers
-    <|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\n          ChatML, of imported models
+<|bos|><|user_start|>Hello<|user_end|><|assistant_start|>          our own tokenizers
+<|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\n          ChatML, of imported models
 """
 
 from collections.abc import Sequence

@@ -147,6 +147,8 @@ class Client(Protocol):
 
     model: str
     """Name of the model, for records."""
+    converses: bool
+    """Messages get tags around them; else they are one text that goes on."""
 
     def check(self, question: Question) -> None:
         """Raises ConfigError where the question cannot be asked here; asks nothing."""

@@ -74,6 +74,8 @@ class EndpointClient:
         ConfigError: the address cannot be used.
     """
 
+    converses = True
+
     def __init__(
         self,
         url: str,

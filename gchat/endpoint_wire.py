@@ -106,7 +106,9 @@ def _form(question: Question, kind: Kind) -> dict[str, Any]:
         value = json.loads(grammar.text) if grammar.kind == "choice" else grammar.text
         return {"structured_outputs": {grammar.kind: value}}
     if kind == "llama.cpp" and grammar.kind == "choice":
-        texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in json.loads(grammar.text))
+        texts = " | ".join(
+            json.dumps(text, ensure_ascii=False) for text in json.loads(grammar.text)
+        )
         return {"grammar": f"root ::= {texts}"}
     raise ConfigError(f"{kind} takes no {grammar.kind}", "give a JSON schema, or ask vLLM")
 
@@ -214,7 +216,9 @@ def deltas(data: Iterable[str]) -> Iterator[Delta]:
         try:
             chunk = json.loads(one)
             if "error" in chunk:
-                raise ClientError(f"the endpoint broke off: {problem(one.encode())[0]}", "ask again")
+                raise ClientError(
+                    f"the endpoint broke off: {problem(one.encode())[0]}", "ask again"
+                )
             usage = _usage(chunk.get("usage"))
             for raw in chunk["choices"]:
                 content = raw["delta"].get("content") if "delta" in raw else raw["text"]

@@ -50,17 +50,12 @@ class EngineClient:
         slots: int = 8,
         tools: Tools | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.converses = model, chat_format.kind != "text"
         self._engine, self._tokenizer, self._format = engine, tokenizer, chat_format
         self._ahead, self._tools = slots * _AHEAD, tools
         ends = () if chat_format.end_id is None else (chat_format.end_id,)
         self._stop_ids = tuple(dict.fromkeys((*engine.stop_ids, *ends)))
         self._vocabulary = Vocabulary(tokenizer, self._stop_ids)
-
-    @property
-    def converses(self) -> bool:
-        """Tells whether messages get tags around them."""
-        return self._format.kind != "text"
 
     def ids(self, question: Question) -> list[int]:
         """Ids that the model reads for a question."""
@@ -184,9 +179,7 @@ class EngineClient:
                         more = False
                         break
                     try:
-                        asked = self._submit(
-                            question, lambda one, i=index: news.put((i, one))
-                        )
+                        asked = self._submit(question, lambda one, i=index: news.put((i, one)))
                     except ConfigError as error:
                         yield index, error
                         continue

@@ -48,7 +48,7 @@ class Answers:
             kept, dropped = self._read()
             if dropped:
                 self._replace([raw for _, raw in kept])
-            self._file = open(self.path, "ab")  # noqa: SIM115 - closed on leaving
+            self._file = open(self.path, "ab")
         except BaseException:
             self._lock.__exit__(None, None, None)
             raise

@@ -11,7 +11,6 @@ from gaia.errors import ConfigError, GaiaError
 from gchat.ask.conversation import Conversation
 from gchat.ask.options import Drawing, Model
 from gchat.client import Answer, Client, Question
-from gchat.engine_client import EngineClient
 
 _PROMPT = "> "
 
@@ -146,7 +145,7 @@ class Terminal:
 
 
 def _say_untrained(client: Client) -> None:
-    if isinstance(client, EngineClient) and not client.converses:
+    if not client.converses:
         _remark(
             f"{client.model} has not been trained on conversations: it goes on with the text "
             "(--format chat puts tags around messages all the same)"

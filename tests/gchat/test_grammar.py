@@ -12,6 +12,7 @@ from gaia.errors import ConfigError
 from gchat.engine import grammar as grammars
 from gchat.engine.grammar import GrammarError, Matcher, Vocabulary
 from gchat.tokenizer import train_bpe
+from schemas import schema
 
 TEXT = '{"name": "Ada", "tags": ["x", "y"], "n": 12.5, "ok": true} The quick brown fox. '
 
@@ -45,33 +46,6 @@ def walk(vocabulary, tokenizer, grammar, rng, longest=4000):
     assert matcher.complete
     assert list(allowed(matcher)) == [stop]
     return tokenizer.decode_bytes(ids[:-1] if ids[-1] == stop else ids)
-
-
-def schema(rng, depth=0):
-    kinds = ["integer", "string", "boolean", "enum", "null"] + ["object", "array"] * (depth < 2)
-    match rng.choice(kinds):
-        case "integer":
-            return {
-                "type": "integer",
-                "minimum": rng.randint(-99, 0),
-                "maximum": rng.randint(1, 999),
-            }
-        case "string":
-            return {"type": "string", "minLength": 1, "maxLength": rng.randint(1, 9)}
-        case "enum":
-            return {"enum": ["x", 3, None, "東京"][: rng.randint(1, 4)]}
-        case "array":
-            return {"type": "array", "items": schema(rng, depth + 1), "minItems": 1, "maxItems": 3}
-        case "object":
-            names = rng.sample(["name", "n", "straße", 'a"b'], rng.randint(1, 4))
-            return {
-                "type": "object",
-                "properties": {name: schema(rng, depth + 1) for name in names},
-                "required": names,
-                "additionalProperties": False,
-            }
-        case kind:
-            return {"type": kind}
 
 
 MANY = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(12, 212)]

@@ -235,8 +235,17 @@ def test_the_key_is_sent_and_never_shown(monkeypatch, tmp_path):
 
 def test_a_batch_keeps_many_open_and_tells_answers_apart():
     questions = [Question(prompt=f"number {i}") for i in range(40)]
-    with serve(delay_s=0.005) as fake:
+    with serve() as fake:
         fake.faults.extend([None, "vllm too long", "rate"])
+        plain, four = fake.reply, threading.Event()
+
+        def reply(body):
+            if fake.most_open >= 4:
+                four.set()
+            assert four.wait(30)  # nobody is answered before four are open
+            return plain(body)
+
+        fake.reply = reply
         asking = client(fake, concurrency=4)
         results = dict(asking.batch(iter(questions)))
         assert fake.most_open == 4
