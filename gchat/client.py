@@ -46,7 +46,7 @@ class Question:
     """Conversation whose next message is wanted."""
     max_tokens: int = 128
     """Limit of the tokens to add."""
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: SamplingConfig = SamplingConfig()  # noqa: RUF009 - frozen
     stop: tuple[str, ...] = ()
     """Texts that end the answer and are no part of it."""
     n: int = 1

@@ -1,5 +1,6 @@
 """The client of an endpoint against a fake that answers as OpenAI, vLLM and llama.cpp do."""
 
+import itertools
 import json
 import threading
 
@@ -299,7 +300,7 @@ def test_events_survive_any_cut_of_their_bytes(texts, cuts, crlf):
     raw = "".join(f": hold{end}{end}data: {one}{end}{end}" for one in sent)
     data = raw.encode("utf-8", "surrogatepass")
     places = sorted({0, len(data), *(c for c in cuts if c < len(data))})
-    chunks = [data[a:b] for a, b in zip(places, places[1:], strict=False)]
+    chunks = [data[a:b] for a, b in itertools.pairwise(places)]
     assert [json.loads(one)["t"] for one in wire.events(chunks)] == texts
 
 

@@ -47,7 +47,7 @@ def model_that_says(chain):
     blocks["mlp"]["down"]["kernel"] = jnp.zeros_like(blocks["mlp"]["down"]["kernel"])
     table = np.asarray(params["embed"]["table"])
     head = np.zeros(params["head"]["kernel"].shape, np.float32)
-    for token, following in zip(chain, chain[1:], strict=False):
+    for token, following in itertools.pairwise(chain):
         head[:, following] += table[token]
     params["head"]["kernel"] = jnp.asarray(head)
     return graph, params
@@ -100,7 +100,7 @@ def test_an_expression_without_a_value_gets_no_output():
 
 @pytest.mark.parametrize("limit", [1, 3, 7, 10, 11])
 def test_forced_tokens_count_and_no_limit_is_passed(limit):
-    pieces, said, rest, _ = answer("7*6", Request([special("assistant_start")], limit, GREEDY))
+    pieces, *_ = answer("7*6", Request([special("assistant_start")], limit, GREEDY))
     every = [i for p in pieces for i in p.ids]
     assert len(every) <= limit
     assert pieces[-1].finish is not None
