@@ -81,7 +81,7 @@ class Token:
     text: str
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
-    """Most likely tokens at its place with their log-probabilities, likeliest first."""
+    """The likeliest tokens at its place with their log-probabilities, in order."""
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ class EndpointClient:
         ConfigError: the address cannot be used.
     """
 
+    model: str
+    server: wire.Kind
     converses = True
 
     def __init__(

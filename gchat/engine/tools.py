@@ -39,7 +39,7 @@ class Piece:
     forced: bool = False
     """The model did not choose these tokens: training must not learn them."""
     logprobs: tuple[TokenLogprob, ...] = ()
-    """Of `ids`, where the request asked for them and the model chose."""
+    """Log-probabilities of `ids`, where the request asked for them and the model chose."""
     finish: Finish | None = None
     stopped_by: int | str | None = None
     stop_logprob: TokenLogprob | None = None

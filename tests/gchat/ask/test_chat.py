@@ -91,7 +91,7 @@ def terminal(fake, user_environment, tmp_path):
 
 
 def last(fake):
-    """What the newest request held."""
+    """The body of the newest request."""
     return fake.seen[-1][1]
 
 

@@ -62,7 +62,7 @@ def engine_that_says(chain):
 
 
 def chain_of(expression, after="!"):
-    """What the model says; the last forced tag, or the call's end, leads on to `after`."""
+    """The words of the model; the last forced tag, or the call's end, leads on to `after`."""
     call = [special("python_start"), *ids(expression), special("python_end")]
     said = [special("assistant_start"), *ids("so"), *call]
     return said, [*ids(after), special("assistant_end")]
