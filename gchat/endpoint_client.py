@@ -205,6 +205,10 @@ class EndpointClient:
                     response.read()
                     raise self._refused(response)
                 yield from wire.deltas(wire.events(response.iter_bytes()))
+        except ClientError as error:
+            error.args = (self._hide(str(error)),)
+            error.problem = self._hide(error.problem)
+            raise
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
             raise self._unreachable(error) from None
 

@@ -156,8 +156,6 @@ class GPT(nnx.Module):
             x_BTD = self.embed(tokens_BT, dtype)
             if c.positions == "rope":
                 rope = rope_table(positions_BT, c.head_dim, c.rope_theta)
-                if cache is not None:  # or XLA on CPU computes the cosines anew for every use
-                    rope = jax.lax.optimization_barrier(rope)
             else:
                 position_BTD = self.position_embed(positions_BT, dtype)
                 x_BTD = x_BTD + jnp.broadcast_to(position_BTD, x_BTD.shape)

@@ -123,25 +123,23 @@ class Terminal:
             if not line:
                 continue
             try:
-                going_on, interrupted = self._obey(line)
+                outcome = self._obey(line)
             except GaiaError as error:
                 _remark(f"gchat chat: {error}")
                 continue
-            if not going_on:
+            if outcome == "end":
                 return
-
-    def _obey(self, line: str) -> tuple[bool, bool]:
-        """Takes a line; tells whether to go on, and whether Ctrl-C stopped an answer."""
-        if line.startswith("/") and not line.startswith("//"):
-            going_on = self._conversation.command(line)
-            if line == "/retry":
+            if outcome != "done":
                 print()
-            return going_on, False
+            if interrupted := outcome == "stopped":
+                _remark("(stopped; Ctrl-C once more ends)")
+
+    def _obey(self, line: str) -> str:
+        """Takes a line; tells what came of it, as `Conversation.command` does."""
+        if line.startswith("/") and not line.startswith("//"):
+            return self._conversation.command(line)
         answer = self._conversation.ask(line[1:] if line.startswith("//") else line)
-        print()
-        if answer is None:
-            _remark("(stopped; Ctrl-C once more ends)")
-        return True, answer is None
+        return "stopped" if answer is None else "answered"
 
 
 def _say_untrained(client: Client) -> None:

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
+from typing import Literal
 
 from gaia.errors import ConfigError
 from gchat.chat_format import Message
@@ -104,8 +105,8 @@ class Conversation:
 
     # ── Commands ────────────────────────────────────────────────────────────────────────────────
 
-    def command(self, line: str) -> bool:
-        """Obeys a line that begins with a slash; False where it ends the conversation.
+    def command(self, line: str) -> Literal["end", "done", "answered", "stopped"]:
+        """Obeys a line that begins with a slash; tells what came of it.
 
         Raises:
             GaiaError: it cannot be obeyed.
@@ -120,7 +121,7 @@ class Conversation:
             raise ConfigError(f"/{name} takes nothing behind it", f"say /{name}")
         match name:
             case "exit":
-                return False
+                return "end"
             case "help":
                 self._note(HELP)
             case "system":
@@ -131,10 +132,10 @@ class Conversation:
                 self.messages.clear()
                 self._note("(forgotten)")
             case "retry":
-                self._retry()
+                return "answered" if self._retry() else "stopped"
             case "save":
                 self._save(rest)
-        return True
+        return "done"
 
     def _instruct(self, text: str) -> None:
         if not text:
@@ -155,7 +156,7 @@ class Conversation:
         self._options = replace(self._options, sampling=sampling)
         self._note(f"(temperature {sampling.temperature:g})")
 
-    def _retry(self) -> None:
+    def _retry(self) -> Answer | None:
         last = next((m for m in reversed(self.messages) if m.role == "user"), None)
         if last is None:
             raise ConfigError("there is no question to ask again", "ask one")
@@ -163,7 +164,7 @@ class Conversation:
         if self._options.sampling.temperature == 0:
             self._note("(temperature 0 gives the same answer again)")
         self._draw += 1
-        self.ask(last.content)
+        return self.ask(last.content)
 
     def _save(self, name: str) -> None:
         if not name:

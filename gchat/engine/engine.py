@@ -22,8 +22,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from gaia import parallel
 from gaia.errors import ConfigError, GaiaError
@@ -80,7 +78,7 @@ class Engine:
         tied = "head" not in params
         self._vocab, _ = params["embed"]["table"].shape
         depth = params["blocks"]["attn_norm"]["scale"].shape[0]
-        self._plan = Plan(graph, _cache_sharding(params))
+        self._plan = Plan(graph, programs.cache_sharding(params))
         config = nnx.merge(graph, params).config
         self._params = programs.pack_weights(params, tied, weights or config.compute_dtype, depth)
         self._length = cache_slots(-(-seq_len // piece) * piece)
@@ -298,11 +296,3 @@ class Stream:
     def cancel(self) -> None:
         """Ends the request at the next step."""
         self._engine.cancel(self.number)
-
-
-def _cache_sharding(params: Any) -> NamedSharding | None:
-    """Keys and values lie as the heads do that made them: over `tensor`, where there is one."""
-    sharding = params["blocks"]["attn"]["k"]["kernel"].sharding
-    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
-        return None
-    return NamedSharding(sharding.mesh, P(None, "tensor" if "tensor" in sharding.spec else None))

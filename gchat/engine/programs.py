@@ -46,6 +46,14 @@ class Plan(NamedTuple):
         )
 
 
+def cache_sharding(params: Any) -> NamedSharding | None:
+    """Keys and values lie as the heads do that made them: over `tensor`, where there is one."""
+    sharding = params["blocks"]["attn"]["k"]["kernel"].sharding
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
+        return None
+    return NamedSharding(sharding.mesh, P(None, "tensor" if "tensor" in sharding.spec else None))
+
+
 class DeviceState(NamedTuple):
     """State that stays on the device between calls, one row per slot."""
 

@@ -310,7 +310,9 @@ class Handler(BaseHTTPRequestHandler):
                 return
             if at == len(tokens) // 2 and fault == "stream error":
                 # vLLM: create_streaming_error_response of entrypoints/openai/engine/serving.py
-                error = {"message": "EngineCore encountered an issue.",
+                # The header stands in it as in bespokelabsai/curator PR 141.
+                sent = self.headers.get("authorization")
+                error = {"message": f"EngineCore encountered an issue: {sent}",
                          "type": "InternalServerError", "param": None, "code": 500}  # fmt: skip
                 yield f"data: {json.dumps({'error': error})}\n\n".encode()
                 yield b"data: [DONE]\n\n"

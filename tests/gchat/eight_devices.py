@@ -28,7 +28,8 @@ from gaia.data.batch import Batch  # noqa: E402
 from gaia.data.packing import Example, pack_examples  # noqa: E402
 from gaia.parallel import MeshConfig, make_mesh  # noqa: E402
 from gchat import train_state, train_step  # noqa: E402
-from gchat.engine.engine import Engine, SamplingConfig  # noqa: E402
+from gchat.engine.engine import Engine  # noqa: E402
+from gchat.engine.requests import SamplingConfig  # noqa: E402
 from gchat.evals import bpb  # noqa: E402
 
 ROWS, STEPS = 8, 20

@@ -1,4 +1,4 @@
-"""What stays of a conversation that outgrows the model."""
+"""The part of a conversation that stays when it outgrows the model."""
 
 import pytest
 from hypothesis import given
