@@ -80,7 +80,8 @@ class Endpoint:
     Attributes:
         kind: "openai", "vllm" or "llama.cpp".
         faults: what goes wrong with the next requests: a name of ERRORS, or "hang up", "cut"
-            (the stream ends in its middle), "stream error", "stall", "garbage".
+            (the connection ends within a stream), "early end" (the stream ends in good order, but
+            no answer is finished: a proxy whose server died), "stream error", "stall", "garbage".
         seen: bodies of the requests that came, with their path and Authorization header.
         reply: the text that answers a body.
         delay_s: pause before each piece of a stream.
@@ -306,7 +307,7 @@ class Handler(BaseHTTPRequestHandler):
                 )
         yield b": a comment that keeps the connection open\n\n"  # openrouter.ai/docs, streaming
         for at, token in enumerate(tokens):
-            if at == len(tokens) // 2 and fault == "cut":
+            if at == len(tokens) // 2 and fault in ("cut", "early end"):
                 return
             if at == len(tokens) // 2 and fault == "stream error":
                 # vLLM: create_streaming_error_response of entrypoints/openai/engine/serving.py

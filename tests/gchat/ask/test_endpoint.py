@@ -152,7 +152,7 @@ def test_what_lasts_is_said_once_in_the_servers_words(fault):
     assert set(LASTING) | set(PASSING) >= set(ERRORS)
 
 
-@pytest.mark.parametrize("fault", ["cut", "stream error"])
+@pytest.mark.parametrize("fault", ["cut", "early end", "stream error"])
 def test_a_stream_that_breaks_off_is_an_error_and_not_an_answer(fault):
     with serve() as fake:
         fake.faults.append(fault)
