@@ -74,8 +74,10 @@ class Chat(Drawing, Model):
             raise KeyboardInterrupt
         if self.json:
             print(json.dumps(_as_json(answer)))
-        elif not answer.text.endswith("\n"):
+            return
+        if not answer.text.endswith("\n"):
             print()
+        _say_cut(conversation)
 
 
 def _as_json(answer: Answer) -> dict[str, Any]:
@@ -131,6 +133,7 @@ class Terminal:
                 return
             if outcome != "done":
                 print()
+                _say_cut(self._conversation)
             if interrupted := outcome == "stopped":
                 _remark("(stopped; Ctrl-C once more ends)")
 
@@ -148,6 +151,11 @@ def _say_untrained(client: Client) -> None:
             f"{client.model} has not been trained on conversations: it goes on with the text "
             "(--format chat puts tags around messages all the same)"
         )
+
+
+def _say_cut(conversation: Conversation) -> None:
+    if conversation.cut:
+        _remark(f"(cut at {conversation.cut} tokens: --max-tokens)")
 
 
 def _write(text: str) -> None:

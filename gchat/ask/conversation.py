@@ -54,6 +54,7 @@ class Conversation:
         self._client, self._options, self._brackets = client, options, brackets
         self._show, self._note = show, note
         self.messages: list[Message] = []
+        self.cut = 0  # tokens after which the newest answer was cut; 0 where it ended by itself
         self._system = system
         self._saved: set[Path] = set()
         self._draw = 0  # /retry counts it up, and the seed with it
@@ -91,8 +92,7 @@ class Conversation:
             self.messages.append(Message("assistant", choice.text, choice.parts))
         else:
             self.messages.pop()
-        if choice.finish == "length":
-            self._note(f"(cut at {answer.usage.completion_tokens} tokens)")
+        self.cut = answer.usage.completion_tokens if choice.finish == "length" else 0
         return None if stopped else answer
 
     def _question(self) -> Question:

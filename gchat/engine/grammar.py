@@ -87,7 +87,9 @@ class Matcher:
                 bits_W[i // 32] |= np.uint32(1 << i % 32)
             return bits_W
         packed = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
-        bits_W[: len(packed)] = packed
+        # llguidance's has one word more where the ids fill the last one.
+        count = min(len(packed), self._words)
+        bits_W[:count] = packed[:count]
         _raise_if_broken(self._matcher)
         return bits_W
 

@@ -84,6 +84,15 @@ def test_an_answer_may_not_stop_within_a_string(vocabulary, tokenizer):
     assert not set(tokenizer.specials.values()) & set(allowed(matcher))
 
 
+def test_ids_that_fill_the_last_word_of_the_mask():
+    """SmolLM2's 49,152 ids do; llguidance's mask has a word more then."""
+    full = train_bpe([(TEXT + " ".join(map(str, range(900)))) * 4], 384)
+    assert full.vocab_size == full.padded_vocab_size == 384
+    known = Vocabulary(full, [full.special("assistant_end")])
+    rng = random.Random(0)
+    assert walk(known, full, grammars.choice(["yes", "no"]), rng) in (b"yes", b"no")
+
+
 def test_matchers_of_one_grammar_are_apart(vocabulary, tokenizer):
     first, second = (Matcher(grammars.choice(["ab", "cd"]), vocabulary) for _ in range(2))
     first.accept(tokenizer.encode("a")[0])

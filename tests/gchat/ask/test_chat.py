@@ -213,6 +213,8 @@ def test_one_question(fake, capsys):
         "small",
     )
     assert last(fake)["structured_outputs"] == {"choice": ["a", "b"]}
+    assert main([*where, "-p", "one two", "--max-tokens", "4"]) == 0
+    assert capsys.readouterr() == ("You said: one\n", "(cut at 4 tokens: --max-tokens)\n")
     fake.faults.append("cut")
     assert main([*where, "-p", "hello there you"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
