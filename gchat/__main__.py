@@ -1,6 +1,6 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | sample | plan | dashboard | checkpoints | eval bpb|core
+gchat speedrun | train | sample | chat | generate | plan | dashboard | checkpoints | eval bpb|core
       | import hf|gguf | sweep | compare | ladder | research run
       | data prepare|curate|download|count|verify|upload | tokenizer train|eval
 """
@@ -23,6 +23,8 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   speedrun             from text to a trained model and its report, in one command
   train                train on a prepared data set: gchat train CONFIG.yaml --data-dir DIR
   sample               continue a prompt: gchat sample --run runs/cpu --prompt "The"
+  chat                 talk with it: gchat chat --run runs/cpu [-p QUESTION]
+  generate             answer a file of questions: gchat generate IN.jsonl OUT.jsonl --run runs/cpu
   plan                 memory, time and cost on a slice: gchat plan speedrun --sku v6e-8
   dashboard            the same as a page with sliders
   checkpoints          steps of a run with size, time and validation: gchat checkpoints runs/cpu
@@ -72,6 +74,12 @@ class Sample:
     """Checkpoint: a number of steps, best (lowest validation bits per byte) or last."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer."""
+    schema: str | None = None
+    """File with a JSON schema that the answer must fit."""
+    regex: str | None = None
+    """Regular expression that the whole answer must match."""
+    choice: tuple[str, ...] = ()
+    """Texts of which the answer must be one."""
     weights: Literal["float32", "bfloat16", "int8"] | None = None
     """Format of the weights; that of the run's matrix products when left out."""
     kv: Literal["int8"] | None = None
@@ -124,6 +132,8 @@ def _sample(args: list[str]) -> None:
     from gaia.config import parse
 
     options = parse(Sample, args, prog="gchat sample", description=Sample.__doc__)
+    from gchat.ask.options import grammar_of
+    from gchat.engine.grammar import mask_maker
     from gchat.engine.requests import Request, SamplingConfig
     from gchat.run.loading import load_run
 
@@ -136,10 +146,13 @@ def _sample(args: list[str]) -> None:
         options.repetition_penalty,
     )
     sampling.check()  # before anything is read or printed
+    grammar = grammar_of(options.schema, options.regex, options.choice)
     loaded = load_run(options.run, step=options.step)
     engine = loaded.engine(slots=1, weights=options.weights, kv=options.kv)
     prompt = [loaded.tokenizer.bos_id, *loaded.tokenizer.encode(options.prompt)]
-    stream = engine.submit(Request(prompt, options.max_tokens, sampling, stop=options.stop))
+    mask = mask_maker(grammar, loaded.tokenizer, engine.stop_ids)
+    request = Request(prompt, options.max_tokens, sampling, stop=options.stop, mask=mask)
+    stream = engine.submit(request)
     ids: list[int] = []
     text: list[str] = []
     if not options.json:
@@ -156,6 +169,25 @@ def _sample(args: list[str]) -> None:
         print(json.dumps(facts | {"step": loaded.step}))
     else:
         print()
+
+
+def _chat(args: list[str]) -> None:
+    from gaia.config import parse
+    from gchat.ask.chat import Chat
+
+    spelled = ["--prompt" if word == "-p" else word for word in args]
+    chat = parse(Chat, spelled, prog="gchat chat", description=Chat.__doc__)
+    raise_on_interrupt()
+    chat.chat()
+
+
+def _generate(args: list[str]) -> None:
+    from gaia.config import parse
+    from gchat.ask.generate import Generate
+
+    job = parse(Generate, args, prog="gchat generate", description=Generate.__doc__)
+    raise_on_interrupt()
+    job.generate()
 
 
 def _eval(args: list[str]) -> None:
@@ -270,6 +302,8 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "speedrun": _speedrun,
     "train": _train,
     "sample": _sample,
+    "chat": _chat,
+    "generate": _generate,
     "plan": _plan,
     "dashboard": _dashboard,
     "checkpoints": _checkpoints,

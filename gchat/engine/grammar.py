@@ -2,12 +2,11 @@
 
 `llguidance` (extra `grammar`) keeps a parser per answer and says which ids may come next; the
 engine adds that mask to the logits. Bytes count, not characters: a character may take several
-tokens. Where the answer may end the stop ids are allowed; where nothing may follow it is finished
-at once, without one.
+tokens. Where the answer may end the stop ids are allowed, and they alone where nothing may follow.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Literal
@@ -69,7 +68,7 @@ class Matcher:
     """The state of one answer under a grammar. Not thread-safe.
 
     Attributes:
-        finished: the answer has ended: by a stop id, or because nothing may follow.
+        finished: nothing may follow but a stop id.
 
     Raises:
         ConfigError: the grammar cannot be compiled, or no text fulfils it.
@@ -77,16 +76,20 @@ class Matcher:
 
     def __init__(self, grammar: Grammar, vocabulary: "Vocabulary") -> None:
         self._matcher = vocabulary.matcher(grammar)
-        self._words = vocabulary.words
+        self._words, self._stop_ids = vocabulary.words, vocabulary.stop_ids
         self.finished = False
 
-    def mask(self) -> np.ndarray:
+    def allowed(self) -> np.ndarray:
         """Ids that may come next, as bits: uint32 [ceil(padded vocabulary / 32)], low bit first."""
         bits_W = np.zeros(self._words, np.uint32)
-        if self.finished:  # nothing may follow
+        if self.finished:
+            for i in self._stop_ids:
+                bits_W[i // 32] |= np.uint32(1 << i % 32)
             return bits_W
         packed = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
-        bits_W[: len(packed)] = packed
+        # llguidance's has one word more where the ids fill the last one.
+        count = min(len(packed), self._words)
+        bits_W[:count] = packed[:count]
         _raise_if_broken(self._matcher)
         return bits_W
 
@@ -96,7 +99,7 @@ class Matcher:
         Raises:
             GrammarError: the mask did not allow it.
         """
-        if not self._matcher.consume_token(token):
+        if self.finished or not self._matcher.consume_token(token):
             _raise_if_broken(self._matcher)
             raise GrammarError(f"id {token} does not follow the grammar", "choose within the mask")
         self.finished = self._matcher.is_stopped()
@@ -123,16 +126,16 @@ class Vocabulary:
         if not stop_ids:
             raise ConfigError("a grammar has no id to end with", "give at least one stop id")
         self._tokenizer = tokenizer
-        self._stop_ids = [int(i) for i in stop_ids]
+        self.stop_ids = [int(i) for i in stop_ids]
         self.words = -(-tokenizer.padded_vocab_size // 32)
 
     @cached_property
     def _known(self) -> Any:
         library = _library()
         return library.LLTokenizer(
-            library.TokenizerWrapper(_Bytes(self._tokenizer, self._stop_ids[0])),
+            library.TokenizerWrapper(_Bytes(self._tokenizer, self.stop_ids[0])),
             n_vocab=self._tokenizer.vocab_size,
-            eos_token=self._stop_ids,
+            eos_token=self.stop_ids,
         )
 
     def matcher(self, grammar: Grammar) -> Any:
@@ -159,6 +162,21 @@ class Vocabulary:
         if not packed.any():
             raise ConfigError(f"no text fulfils the {grammar.kind} grammar", "mend it")
         return matcher
+
+
+def mask_maker(
+    grammar: Grammar | None, tokenizer: Tokenizer, stop_ids: Sequence[int]
+) -> Callable[[], Matcher] | None:
+    """The `mask` of a request that must follow a grammar; None for None.
+
+    Raises:
+        ConfigError: the grammar cannot be compiled, or no text fulfils it.
+    """
+    if grammar is None:
+        return None
+    vocabulary = Vocabulary(tokenizer, stop_ids)
+    Matcher(grammar, vocabulary)
+    return lambda: Matcher(grammar, vocabulary)
 
 
 class _Bytes:

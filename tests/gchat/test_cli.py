@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -154,6 +155,27 @@ def test_data_count_and_verify(trained, capsys):
     assert "verified" in capsys.readouterr().out
 
 
+def test_a_run_is_asked_for_forms_in_a_chat_and_in_files(trained, tmp_path, capsys):
+    _, run = trained
+    where = ["--run", str(run)]
+    assert main(["sample", *where, "--prompt", "x", "--choice", "yes", "no", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] in ("yes", "no")
+    assert main(["chat", *where, "-p", "The", "--max-tokens", "5"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.endswith("\n") and "not been trained on conversations" in printed.err
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [{"prompt": "The"}, {"prompt": "word " * 90}, {"messages": [
+        {"role": "user", "content": "Is it so?"}], "regex": "[0-9]{3}"}]  # fmt: skip
+    asked.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    generate = ["generate", str(asked), str(out), *where, "--max-tokens", "6", "--slots", "1"]
+    assert main([*generate, "--format", "chat"]) == 1
+    assert "1 of 3 lines have an error" in capsys.readouterr().err
+    first, long, form = map(json.loads, out.read_text().splitlines())
+    assert first["completion_tokens"] <= 6 and first["model"] == "run@4"
+    assert "the model's seq_len is 32" in long["error"] and long["line"] == 2
+    assert re.fullmatch("[0-9]{3}", form["text"]) and form["finish"] == "stop"
+
+
 @pytest.mark.parametrize(
     ("args", "named"),
     [
@@ -168,6 +190,11 @@ def test_data_count_and_verify(trained, capsys):
         (["sample", "--run", "{run}", "--prompt", "x", "--min-p", "2"], "min_p is 2.0"),
         (["sample", "--run", "{run}", "--prompt", "x", "--stop", ""], "1 of them empty"),
         (["sample", "--run", "{run}", "--prompt", "x", "--max-tokens", "0"], "max_new_tokens is 0"),
+        (["sample", "--run", "{run}", "--prompt", "x", "--regex", "("], "the regex grammar"),
+        (["chat", "--run", "{run}", "-p", "x", "--regex", "("], "the regex grammar"),
+        (["chat", "--run", "{run}", "-p", "x", "--model", "m"], "--model has no effect"),
+        (["chat", "-p", "x"], "neither --run nor --endpoint"),
+        (["generate", "/nowhere", "{new}", "--run", "{run}"], "cannot read '/nowhere'"),
         (["eval", "bpb", "--run", "{run}", "--text", "/nowhere"], "/nowhere"),
         (["train", "--run-dir", "{run}", "--data-dir", "{data}"], "already holds a run"),
         (["train", "--run-dir", "{new}"], "data.dir is not set"),
