@@ -9,7 +9,7 @@ planted pair (precision).
 Rates are in CPU seconds of one process. MinHash: words to hashes, 5-grams, signatures of 128
 hashes, 32 bands, candidates and clusters. Rules: all families with a document that keeps every one
 of them, so that none is spared. The limits: rensa alone makes 21,000 signatures of such passages a
-second from words (issue 4's research); for the rules it is Python's split and dictionaries.
+second from words; for the rules it is Python's split and dictionaries.
 """
 
 import argparse

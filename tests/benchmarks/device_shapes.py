@@ -15,7 +15,7 @@ where it can be loaded, else torch's own).
 
 `mfu` counts 6 x matmul parameters + 6·L·T·D FLOPs a token (causal) against the maker's dense bf16
 peak, `mfu_full_square` all of attention's square. The aim is 0.55 at d24 on an H100 or H200 and
-a `ratio_to_nanochat` above 1 (issue 3).
+a `ratio_to_nanochat` above 1.
 """
 
 import argparse

@@ -8,7 +8,7 @@ On CPU: depth 4, dim 256, 4 heads x 64, T 512, B 8, SwiGLU 768, untied head, V 8
 fp32 and bf16 compute, `gchat.train_step` itself (clip 1.0 and optimizer included). FLOPs per token
 = 6 x matmul parameters + 6·L·T·D (the causal half of attention); `gflops_full_square` counts
 attention whole, as some peers do. The limit is the rate of a 2048^3 matrix product by XLA;
-the aim is a ratio of at least 0.6 in fp32 on CPU (issue 2). `step_breakdown` times the loss and
+the aim is a ratio of at least 0.6 in fp32 on CPU. `step_breakdown` times the loss and
 the optimizer alone; the backward pass is the rest of the step. On CPU `dispatch_ms` includes work
 done inline.
 

@@ -180,7 +180,7 @@ def test_step_time_follows_work_chips_and_networks():
 
 
 def test_published_step_times_are_met_within_a_fifth():
-    """The four points that issue 3 names; published.toml says which the shares were chosen on."""
+    """The four points that were published; published.toml says which the shares were chosen on."""
     errors = {p.name: p.error for p in points()}
     named = [
         n for n in errors if n.startswith(("Llama 3.1 8B", "Llama 3.1 70B, v6e", "Llama 2 7B"))
