@@ -6,7 +6,7 @@ are the rows that check. `--quick` compares with the table, compiles its cheapes
 again and fails if the compiler's figure moved by more than 1%. Without `--quick` every checking
 row is compiled again (minutes each). Without libtpu nothing is compiled and `recompiled` is null.
 
-The limit is 10% on every checking row (issue 3). Memory is laid out in the first tenth of a
+The limit is 10% on every checking row. Memory is laid out in the first tenth of a
 compilation; the code that follows is not generated.
 """
 
