@@ -39,12 +39,12 @@ class Terminal:
         os.write(self._ours, text.encode())
 
     def interrupt(self):
-        """Ctrl-C at the prompt, and a key: CPython does not hear a signal that comes between the
-        prompt and its select() before the next one is typed."""
+        """Ctrl-C at the prompt, and Enter: CPython hears a signal that comes between the prompt
+        and its select() only when the line is complete."""
         self.type("\x03")
         time.sleep(0.2)
         with contextlib.suppress(OSError):
-            self.type(" ")
+            self.type("\n")
 
     def until(self, text, seconds=60):
         """Reads until a text has come; returns all since the last one."""
