@@ -121,9 +121,9 @@ class Terminal:
                 with contextlib.suppress(OSError):
                     print()
                 return
-            interrupted = False
             if not line:
                 continue
+            interrupted = False
             try:
                 outcome = self._obey(line)
             except GaiaError as error:

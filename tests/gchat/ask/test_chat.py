@@ -38,6 +38,14 @@ class Terminal:
     def type(self, text):
         os.write(self._ours, text.encode())
 
+    def interrupt(self):
+        """Ctrl-C at the prompt, and Enter: CPython hears a signal that comes between the prompt
+        and its select() only when the line is complete."""
+        self.type("\x03")
+        time.sleep(0.2)
+        with contextlib.suppress(OSError):
+            self.type("\n")
+
     def until(self, text, seconds=60):
         """Reads until a text has come; returns all since the last one."""
         end = time.monotonic() + seconds
@@ -143,10 +151,12 @@ def test_ctrl_c_stops_the_answer_and_the_second_one_ends(terminal, fake):
     fake.reply, fake.delay_s = (lambda body: "short"), 0.0
     terminal.ask("go on", "short")
     assert said(fake)[2].startswith("a:word word")  # what was said stays said
-    terminal.type("half a line\x03")
+    terminal.type("half a line")
+    terminal.until("half a line")
+    terminal.interrupt()
     terminal.until("(Ctrl-C once more, or /exit, ends)")
     terminal.until("> ")
-    terminal.type("\x03")
+    terminal.interrupt()
     assert terminal.end() == 0
 
 
