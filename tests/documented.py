@@ -163,12 +163,17 @@ def _parse_click(program, name: str, words: list[str], command: Command) -> None
         if not hasattr(error, "format_message"):
             raise
         incomplete = type(error).__name__ in ("MissingParameter", "NoArgsIsHelpError")
+        incomplete = incomplete or "requires an argument" in error.format_message()
         assert incomplete and not command.exact, f"{command}: {error.format_message()}"
 
 
 def _parse_module(words: list[str], command: Command) -> None:
     if words[:2] == ["-m", "gchat.train"]:  # the same program by another name
         return _parse_gchat(["train", *words[2:]], command)
+    if words[:2] == ["-m", "pytest"]:
+        missing = [word for word in words[2:] if not (ROOT / word).exists()]
+        assert not missing, f"{command}: no file {missing[0]}"
+        return None
     module = words[0] == "-m"
     target, arguments = (words[1], words[2:]) if module else (words[0], words[1:])
     if not module:
@@ -199,7 +204,7 @@ def _parsers_stop() -> Iterator[None]:
     import tyro
 
     from gaia.processes.group import DistributedConfig, joined
-    from gchat import speedrun, train
+    from gchat import config, speedrun, train
     from gchat.config import load
     from gchat.run import mirror
     from gchat.scaling.cli import PlanOptions
@@ -221,6 +226,7 @@ def _parsers_stop() -> Iterator[None]:
         mock.patch.object(argparse.ArgumentParser, "parse_args", stopping(parse_args)),
         mock.patch.object(speedrun, "speedrun", lambda options, rest, group: load(rest)),
         mock.patch.object(train, "joined", lambda processes: joined(DistributedConfig())),
+        mock.patch.object(config, "with_model_of_base", lambda tree, *_: tree),  # reads that run
         mock.patch.object(mirror, "fetch"),  # looks into the bucket first, for the run's own config
         mock.patch.object(sys, "path", [str(ROOT / "tests" / "benchmarks"), *sys.path]),
     ):

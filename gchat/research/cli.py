@@ -279,7 +279,7 @@ def _length(options: Compare, arguments: list[str]) -> list[str]:
     typed = any(word.startswith(("model.depth=", "model.dim=")) for word in options.set)
     plan.choose_size(fixed_depth=typed)
     model, tokens = plan.config.model, plan.config.training.tokens
-    rows = config.training.batch_size or 1
+    rows = 1 if config.training.batch_size is None else config.training.batch_size
     if tokens is None or tokens <= LEAST_STEPS * rows * model.seq_len:
         raise ConfigError(
             f"--minutes {minutes:g} leave {seconds:.0f} s of training for each of {runs} runs",

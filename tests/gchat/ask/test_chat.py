@@ -16,6 +16,9 @@ import pytest
 from fakes.openai_api import serve
 from gchat.__main__ import main
 
+# The terminal is this session's own, so that Ctrl-C reaches the process as SIGINT.
+AT_TERMINAL = "import os, sys; os.login_tty(os.dup(0)); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+
 
 class Terminal:
     """A process at a terminal of its own, which is typed to and read."""
@@ -23,14 +26,12 @@ class Terminal:
     def __init__(self, words, environment, folder):
         self._ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gchat", *words],
+            [sys.executable, "-c", AT_TERMINAL, "-m", "gchat", *words],
             env=environment | {"TERM": "dumb", "HOME": str(folder)},
             cwd=folder,
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            # The terminal is this session's own, so that Ctrl-C reaches the process as SIGINT.
-            preexec_fn=lambda: os.login_tty(theirs),
         )
         os.close(theirs)
         self.seen = ""
