@@ -17,7 +17,9 @@ from fakes.openai_api import serve
 from gchat.__main__ import main
 
 # The terminal is this session's own, so that Ctrl-C reaches the process as SIGINT.
-AT_TERMINAL = "import os, sys; os.login_tty(os.dup(0)); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+AT_TERMINAL = """import os, sys
+os.login_tty(os.dup(0))
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
 
 
 class Terminal:
