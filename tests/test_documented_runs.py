@@ -26,7 +26,11 @@ ELSEWHERE = {
     "bash tests/run.sh": "test_documented_runs.py",  # this is it
     "python -m gchat.train speedrun --coordinator": "gchat/test_processes.py",  # four processes
     "python -m gchat.data.download": "gchat/test_other_data.py",  # the hub
+    "gchat data download wikipedia": "gchat/data/test_wikipedia.py",
     "gchat data download": "gchat/test_other_data.py",
+    "gchat import": "gchat/importing/test_layouts.py",  # a model made elsewhere
+    "gchat eval core": "gchat/evals/core/test_command.py",  # the bundle
+    "gchat chat": "gchat/ask/test_chat.py",  # a terminal
     "python -m gchat.scaling.calibrate": "gchat/test_aot.py",  # compiles for hours
     "gchat plan --sku v6e-8 --search": "gchat/test_aot.py",
     "gchat dashboard": "gchat/scaling/test_dashboard.py",  # serves until it is stopped
@@ -70,6 +74,7 @@ def _inputs(folder: Path) -> None:
     for name in ("gsm8k", "humaneval"):
         (folder / "evals" / name).mkdir(parents=True)
         (folder / "evals" / name / "test.jsonl").write_text(json.dumps({"text": prose[0]}) + "\n")
+    (folder / "questions.jsonl").write_text('{"prompt": "Return the"}\n')
     (folder / "terms.txt").write_text("checkpoint\nshard\n")
     (folder / "wiki.txt").write_text(texts[0])
     (folder / "titles.txt").write_text("Battle 1\nBattle 2\n")
