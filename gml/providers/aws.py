@@ -304,9 +304,10 @@ class AwsProvider:
         return [n for n in live if n.state != "deleting"]
 
     def find(self, node: Node) -> Node | None:
-        """The instance by tag, where it was tried; an intent's list lag is waited out first."""
+        """The instance by tag, where it was tried; a new one's list lag is waited out first."""
         regions = self._regions_of(node)
-        until = time.monotonic() + (LIST_LAG_S if node.phase == "intent" and node.tried else 0.0)
+        new = node.tried and (node.phase == "intent" or time.time() - node.created < 60)
+        until = time.monotonic() + (LIST_LAG_S if new else 0.0)
         while True:
             live = self._everywhere(regions, self._instances)
             ours = [n for n in live if n.id == node.id and n.state != "deleting"]

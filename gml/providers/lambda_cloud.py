@@ -262,12 +262,10 @@ class LambdaProvider:
     def _node(self, raw: dict[str, Any]) -> Node | None:
         labels = {t["key"]: t["value"] for t in raw.get("tags") or []}
         match = _NAME.fullmatch(raw.get("name") or "")
-        if match is None:
-            # Our tags under a changed name: still ours, with the deadline it was made with.
-            pass
-        elif "gml-id" not in labels:
+        if match and "gml-id" not in labels:
             return None  # the name alone could be anybody's
-        elif labels["gml-id"] == match[1]:
+        # Our tags under a changed name are still ours, with the deadline they were made with.
+        if match and labels["gml-id"] == match[1]:
             labels["gml-deadline"] = match[2]
         price = (raw.get("instance_type") or {}).get("price_cents_per_hour")
         address = raw.get("ip") or ""
@@ -293,7 +291,20 @@ class LambdaProvider:
         """The instance by tag. For a mere intent the list's lag is waited out first."""
         if node.phase == "intent" and node.tried:
             return self._await_listed(node.id)
-        return next((n for n in self.list_nodes() if n.id == node.id), None)
+        return next(iter(self._billed(node)), None)
+
+    def _billed(self, node: Node) -> list[Node]:
+        """Instances of this node: listed ones, and the recorded one, which the list may lack."""
+        listed = [n for n in self.list_nodes() if n.id == node.id]
+        for resource in set(node.resources) - {r for n in listed for r in n.resources}:
+            try:
+                one = self._node(self._send("GET", f"instances/{resource.split(':', 1)[1]}"))
+            except ApiError as error:
+                if error.status != 404:
+                    raise translate(error) from None
+            else:
+                listed += [one] if one and one.id == node.id and one.state not in _GONE else []
+        return listed
 
     def ended_at(self, node: Node) -> int | None:
         """Nobody remembers."""
@@ -315,17 +326,15 @@ class LambdaProvider:
     def delete(self, node: Node, progress: Progress = silent) -> None:
         """Terminates every instance with this id; returns when none of them is billed."""
         waited, pause = 0.0, min(1.0, self.config.backoff_s)
-        remaining = self.find(node)
+        remaining = self._billed(node) if self.find(node) else []
         while remaining:
-            ids = [_instance_id(n) for n in self.list_nodes() if n.id == node.id]
-            if ids:
-                self._terminate(ids)
+            self._terminate([_instance_id(n) for n in remaining])
             progress(f"waiting for Lambda to terminate {node.id}")
             time.sleep(pause)
             waited += pause
             if waited > self.patience_s:
                 raise Unavailable(f"{node.id} is still there after {format_duration(waited)}")
-            remaining = next((n for n in self.list_nodes() if n.id == node.id), None)
+            remaining = self._billed(node)
 
     def deadline_requests(self, node: Node, deadline: int | None) -> list[ApiRequest]:
         """The rename that carries the deadline."""
