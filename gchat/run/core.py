@@ -105,8 +105,9 @@ def main(options: EvalCore, group: Group) -> dict[str, Any]:
     }
     if group.first:
         write_atomically(path.with_suffix(".json"), json.dumps(figures, indent=1) + "\n")
-        if scorer.forwarded.batches:  # else all was done and recorded before
-            _record(run, path.with_suffix(".metrics"), figures)
+        kept = path.with_suffix(".metrics")
+        if scorer.forwarded.batches or not kept.exists():  # else it is all recorded
+            _record(run, kept, figures)
         print(json.dumps(figures) if options.json else _described(figures, bundle))
     return figures
 
@@ -201,8 +202,9 @@ class _Shown:
 def _record(run: LoadedRun, folder: Path, figures: Mapping[str, Any]) -> None:
     """Keeps the figures as metrics: a run of their own, since training's may still be written."""
     recorded = gaia_metrics.init(
-        "gchat", f"{run.config.run.name}-core", dir=folder, system_interval=0
-    )
+        "gchat", f"{run.config.run.name}-core", dir=folder, system_interval=0,
+        resume_step=figures["step"] - 1,  # figures of more tasks replace those of fewer
+    )  # fmt: skip
     recorded.log(figures["step"], metrics(figures))
     recorded.finish("finished")
 

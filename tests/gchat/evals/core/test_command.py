@@ -80,6 +80,24 @@ def test_the_command_keeps_what_is_done(trained, bundle, capsys):
     assert not any(path.name.endswith(".lock") for path in (run / "evals").iterdir())
 
 
+def test_more_tasks_replace_the_figures_of_fewer(trained, bundle, capfd):
+    """Metrics hold one row; nothing warns of a run that goes on."""
+    run, _ = trained
+    assert core(run, bundle, "--max-per-task", 3, "--tasks", "copa", "--json") == 0
+    assert core(run, bundle, "--max-per-task", 3, "--json") == 0
+    shown = capfd.readouterr()
+    figures = json.loads(shown.out.splitlines()[-1])
+    assert "finished" not in shown.err and "3 of 9 items are done already" in shown.err
+    path = Path(figures["results"]).with_suffix(".metrics") / "metrics.jsonl"
+    (row,) = map(json.loads, path.read_text().splitlines())
+    assert {name for name in row if "/core/" in name} == {
+        f"eval/core/{name}" for name in ("copa", "winograd", "boolq")
+    }
+    # Killed between the last outcome and the metrics: the same command records them.
+    subprocess.run(["rm", "-r", path.parent], check=True)
+    assert core(run, bundle, "--max-per-task", 3) == 0 and path.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [

@@ -104,23 +104,24 @@ def test_a_torn_answer_goes_on_where_it_broke(bucket, home, files):
     assert asked == [0, *starts]
 
 
-def test_what_came_is_kept_for_the_next_command(bucket, home, files):
-    bucket.cuts, bucket.refuse = 1, []
-    real, bucket_refuse = download.TRIES, [(503, "SlowDown")] * download.TRIES
-
-    class Later(list):  # the first answer is torn, all others of this command are refusals
-        def __bool__(self):
-            return len(bucket.log) > 1 and len(self) > 0
-
-    bucket.refuse = Later(bucket_refuse)
-    with pytest.raises(DataError, match=rf"the server answered 503, {real} times\); run it again"):
-        download.published()
+def test_what_came_is_kept_for_the_next_command(bucket, home, files, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "TRIES", 1)
+        bucket.cuts = 1
+        with pytest.raises(DataError, match=r"\(peer closed.*, 1 times\); run it again to go on"):
+            download.published()
     assert left(home) == [".core.zip.part"] and not (home / "core").exists()
     bucket.log.clear()
-    bucket.refuse = []
     download.published()
     assert whole(home, files)
     assert bucket.log == [(PATH, f"bytes={len(bucket.objects[PATH]) // 2}-")]
+
+
+def test_a_server_that_stays_away_is_one_line(bucket, home):
+    bucket.refuse = [(503, "SlowDown")] * 9
+    with pytest.raises(DataError, match=r"the server answered 503, 5 times\); run it again"):
+        download.published()
+    assert len(bucket.log) == 5 and left(home) == [] and not (home / "core").exists()
 
 
 @pytest.mark.parametrize("ranges", [True, False])
