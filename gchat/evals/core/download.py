@@ -1,7 +1,7 @@
 """The published bundle of CORE: downloaded once, checked file by file, there whole or not at all.
 
     $GAIA_HOME/core/eval_data/…        task files, put there by one rename
-    $GAIA_HOME/.core.zip.part          bytes that came before a connection broke; the next one goes on
+    $GAIA_HOME/.core.zip.part          bytes that came before a connection broke, for the next
 
 A broken answer goes on where it broke; 429 and 5xx are waited out. Bytes that turn out to be
 damaged are thrown away, and fetched once more if a part of them came from an earlier attempt.

@@ -157,7 +157,6 @@ def slowly(self, params, pairs):
         yield batch
         time.sleep(0.3)
 gchat.score.Scorer.stream = slowly
-gchat.score.BATCH_TOKENS = 512
 gchat.score.Scorer.__init__.__kwdefaults__["batch_tokens"] = 512
 sys.exit(main(sys.argv[1:]))
 """

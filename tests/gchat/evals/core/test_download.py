@@ -50,9 +50,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def bucket(files, home, monkeypatch):
     """Serves the zip of the files, whose hashes stand for the published ones."""
-    known = tuple(
-        t._replace(git_blob=download.git_blob(files[f"{t.file}.jsonl"])) for t in TASKS
-    )
+    known = tuple(t._replace(git_blob=download.git_blob(files[f"{t.file}.jsonl"])) for t in TASKS)
     for module in (bundle, download):
         monkeypatch.setattr(module, "TASKS", known)
     monkeypatch.setattr(download, "WAIT_S", 0.01)
@@ -87,7 +85,7 @@ def test_the_bundle_is_downloaded_once(bucket, home, files, capfd):
     # A file that was damaged later is named, with what brings it back.
     path = home / "core/eval_data" / f"{TASKS[0].file}.jsonl"
     path.write_bytes(files[f"{TASKS[0].file}.jsonl"][:-9])
-    with pytest.raises(DataError, match=r"hellaswag.jsonl' is not the published .* remove '.*core'"):
+    with pytest.raises(DataError, match=r"hellaswag.jsonl' is not the .* remove '.*core'"):
         bundle.read(None, bundle.TASKS)
 
 
