@@ -187,6 +187,7 @@ download.published()
 """
 
 
+@pytest.mark.slow
 def test_kill_9_leaves_a_part_that_two_others_complete(bucket, home, files, tmp_path):
     for path, data in files.items():
         (tmp_path / "made" / path).parent.mkdir(parents=True, exist_ok=True)
