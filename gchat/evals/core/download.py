@@ -60,6 +60,11 @@ def published() -> Path:
             with WriterLock(folder.with_name(".core.lock"), "the CORE bundle"):
                 if not (folder / "eval_data").is_dir():
                     _download(folder)
+        except OSError as error:
+            raise storage.StorageError(
+                f"{str(folder)!r} cannot be written ({error.strerror or error})",
+                "make room on the disk and run it again: it goes on with what came",
+            ) from None
         except FolderInUse:
             if not waiting:
                 print("another process downloads the CORE bundle: waiting", file=sys.stderr)
@@ -98,11 +103,6 @@ def _fetch(part: Path) -> None:
         while True:
             try:
                 return _attempt(client, part, bar)
-            except OSError as error:
-                raise storage.StorageError(
-                    f"{str(part)!r} cannot be written ({error.strerror or error})",
-                    "make room on the disk and run it again: it goes on with what came",
-                ) from None
             except (_AgainError, httpx2.TransportError) as error:
                 problem = str(error) or type(error).__name__
             except httpx2.HTTPError as error:
@@ -165,14 +165,9 @@ def _unpack(data: bytes, folder: Path, tasks: Sequence[Task]) -> None:
             raise DataError(
                 f"{URL} sent no whole zip file ({error})", f"run it again, or {_BY_HAND}"
             ) from None
-        if folder.is_dir() and not any(folder.iterdir()):
+        if folder.is_dir():  # empty, or it is no folder of ours
             folder.rmdir()
-        try:
-            os.rename(unpacked, folder)
-        except OSError as error:
-            raise storage.StorageError(
-                f"{str(folder)!r} cannot be replaced ({error.strerror})", "remove it"
-            ) from None
+        os.rename(unpacked, folder)
 
 
 def _check(path: str, content: bytes | None, wanted: str) -> None:

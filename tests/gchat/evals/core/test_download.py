@@ -115,6 +115,19 @@ def test_what_came_is_kept_for_the_next_command(bucket, home, files, monkeypatch
     assert bucket.log == [(PATH, f"bytes={len(bucket.objects[PATH]) // 2}-")]
 
 
+def test_without_ranges_each_answer_is_a_whole_one(bucket, home, files, monkeypatch):
+    bucket.ranges, bucket.cuts = False, 2
+    content = bucket.objects[PATH]
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(download, "TRIES", 1)
+            with pytest.raises(DataError, match="peer closed"):
+                download.published()
+        assert (home / ".core.zip.part").read_bytes() == content[: len(content) // 2]
+    download.published()
+    assert whole(home, files)
+
+
 def test_a_server_that_stays_away_is_one_line(bucket, home):
     bucket.refuse = [(503, "SlowDown")] * 9
     with pytest.raises(DataError, match=r"the server answered 503, 5 times\); run it again"):
@@ -173,6 +186,14 @@ def test_a_full_disk_is_one_line(bucket, home, monkeypatch):
     with pytest.raises(StorageError, match=r"cannot be written \(No space left on device\)"):
         download.published()
     assert not (home / "core").exists()
+
+
+def test_something_else_in_the_place_is_left_alone(bucket, home):
+    (home / "core").mkdir(parents=True)
+    (home / "core/notes.txt").write_text("mine")
+    with pytest.raises(StorageError, match=r"core' cannot be written \(Directory not empty\)"):
+        download.published()
+    assert (home / "core/notes.txt").read_text() == "mine"
 
 
 PROGRAM = """
