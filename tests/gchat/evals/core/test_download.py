@@ -21,7 +21,7 @@ PATH = "/eval_bundle.zip"
 
 
 def zipped(files):
-    """As nanochat's: one folder eval_bundle, and what macOS's archiver adds beside it."""
+    """Makes a zip of nanochat's layout, with what macOS's archiver adds beside it."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("eval_bundle/", b"")
