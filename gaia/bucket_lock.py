@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Self
 
 from gaia import storage
 from gaia.storage import gcs
-from gaia.writer_lock import BEAT_S, SILENT_S, FolderInUse
+from gaia.writer_lock import BEAT_S, SILENT_S, FolderInUse, when_to_retry
 
 NAME = ".gaia.lock"
 _BEAT_PATIENCE_S = 20.0
@@ -123,8 +123,8 @@ class BucketLock:
     def _refuse(self, holder: dict[str, Any], silent: float = 0.0) -> NoReturn:
         raise FolderInUse(
             f"{self._what} is being written by {_named(holder)} "
-            f"(last sign of life {silent:.0f} s ago)",
-            f"wait for it; if it is dead, it is taken over after {SILENT_S:.0f} s",
+            f"(last sign of life {max(0.0, silent):.0f} s ago)",
+            when_to_retry(silent),
         )
 
 

@@ -42,7 +42,8 @@ class GuardConfig:
     """stop: end the run. skip: leave that update out, decided on the device. rollback: reload the
     newest checkpoint and go on without that batch."""
     spike_factor: float = 0.0
-    """A loss above this times the running median is bad too; 0 turns that off."""
+    """A loss above this times the running median is bad too; 0 turns that off, as by default: a
+    run that learns its text by heart leaps by any factor (gchat/EXPERIMENTS.md)."""
     spike_window: int = 64
     """Losses in the running median."""
     max_rollbacks: int = 3

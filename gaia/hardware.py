@@ -38,6 +38,7 @@ class Chip:
     `program_hbm_bytes` is what the compiler has for a program on one device, 0 where not known.
     `link_bandwidth` is ICI, NVLink or PCIe per chip, both directions summed, bytes/s;
     `dcn_bandwidth` the data-centre network's per chip, one way, bytes/s, 0 where not known.
+    `owned` cards stand in people's own machines: `card()` reads them, no cloud here rents them.
     """
 
     key: str
@@ -56,6 +57,7 @@ class Chip:
     device_kinds: tuple[str, ...]
     source: str
     note: str
+    owned: bool
     prices: tuple[Price, ...]
 
     @property
@@ -187,6 +189,7 @@ def chips() -> dict[str, Chip]:
             device_kinds=tuple(row["device_kinds"]),
             source=row["source"],
             note=row.get("note", ""),
+            owned=row.get("owned", False),
             prices=tuple(prices.get(key, ())),
         )
         for key, row in _table()["chips"].items()
@@ -288,6 +291,39 @@ def sku(name: str) -> Sku:
             raise _unknown(text, _nearest(family, _chips_in(family[0].chip, int(match[2]))))
     close = difflib.get_close_matches(lowered, [n.lower() for n in skus()], n=4, cutoff=0.4)
     raise _unknown(text, [s for s in skus().values() if s.name.lower() in close])
+
+
+MOST_CARDS = 8
+"""Cards that one machine of one's own may hold."""
+
+
+def card(name: str) -> Sku | None:
+    """Reads a number of cards in a machine of one's own, `rtx4090` or `2xRTX4090`; else None.
+
+    Raises:
+        ConfigError: more of them than a machine holds.
+    """
+    match = re.fullmatch(r"(?:(\d+)\s*x\s*)?([a-z][a-z0-9_ -]*)", name.strip().lower())
+    key = match and _chip_key(re.sub(r"[_ ]", "-", match[2]))
+    if not match or not key or key not in chips() or not chips()[key].owned:
+        return None
+    count = int(match[1] or 1)
+    if not 1 <= count <= MOST_CARDS:
+        raise ConfigError(f"{name!r} asks for {count} cards", f"use 1 to {MOST_CARDS}")
+    return Sku(
+        name=f"{count}x{key.upper()}",
+        chip=chips()[key],
+        topology="",
+        hosts=1,
+        chips_per_host=count,
+        gce_machine_type="",
+        tpu_type="",
+        lambda_type="",
+        runtime="",
+        gke_accelerator="",
+        zones=(),
+        flex_zones=(),
+    )
 
 
 def _chip_key(text: str) -> str:

@@ -8,6 +8,7 @@ parser sees it, and loses it afterwards.
 import dataclasses
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gaia.errors import ConfigError
@@ -15,9 +16,11 @@ from gaia.errors import ConfigError
 Kind = Literal[
     "flag", "text", "text or none", "texts", "texts or none", "names", "texts by name", "other"
 ]  # fmt: skip
-"""Kind of a field: bool, str, str | None, tuple of str, a dict of numbers or of str, the rest."""
+"""Kind of a field: bool, str, str | None, tuple of str, a dict of numbers or of str, the rest.
+A path is a text here."""
 
 T = TypeVar("T")
+_TEXTS = (str, Path)
 _MARK = "\x02"
 
 
@@ -37,18 +40,18 @@ def _kind(hint: Any) -> Kind:
     origin, parts = get_origin(hint), get_args(hint)
     if hint is bool:
         return "flag"
-    if hint is str:
+    if hint in _TEXTS:
         return "text"
-    if origin in (Union, types.UnionType) and set(parts) == {str, types.NoneType}:
+    if origin in (Union, types.UnionType) and any({t, types.NoneType} == {*parts} for t in _TEXTS):
         return "text or none"
     if origin in (Union, types.UnionType):
         parts = tuple(part for part in parts if part is not types.NoneType)
         one = _kind(parts[0]) if len(parts) == 1 else "other"
         return "texts or none" if one == "texts" else "other" if one == "text" else one
-    if origin is tuple and parts[:1] == (str,):
+    if origin is tuple and parts[0] in _TEXTS:
         return "texts"
     if origin is dict:
-        return "texts by name" if parts[1] is str else "names"
+        return "texts by name" if parts[1] in _TEXTS else "names"
     return "other"
 
 
@@ -118,6 +121,8 @@ def unmark(value: T) -> T:
     plain: Any = value
     if isinstance(value, str):
         plain = value.removeprefix(_MARK)
+    elif isinstance(value, Path) and str(value).startswith(_MARK):
+        plain = Path(str(value).removeprefix(_MARK))
     elif isinstance(value, tuple):
         plain = tuple(unmark(item) for item in value)
     elif isinstance(value, dict):

@@ -18,6 +18,7 @@ from gaia.errors import ConfigError
 from gaia.hardware import chip_of_device_kind
 from gaia.storage import home
 
+CPUINFO = Path("/proc/cpuinfo")
 # Parameters of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -96,6 +97,16 @@ def start(*, matmul_precision: str = "default", compile_cache: bool = True) -> M
     )
 
 
+def stay_on_host() -> None:
+    """Keeps JAX to the CPU in a process that only reckons, and takes no accelerator's memory.
+
+    Without effect after JAX has started.
+    """
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
 def _keep_heap() -> None:
     """Makes glibc keep the pages of freed buffers instead of returning them to the system.
 
@@ -108,6 +119,15 @@ def _keep_heap() -> None:
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def has_amx() -> bool:
+    """Tells whether the CPU multiplies bf16 matrices in tiles (Intel's AMX), by Linux's flags."""
+    try:
+        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return any("amx_bf16" in line.split() for line in text.splitlines() if line.startswith("flags"))
 
 
 def peak_flops(machine: Machine, dtype: str) -> tuple[float, str]:

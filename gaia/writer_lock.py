@@ -38,6 +38,7 @@ class WriterLock:
 
     Raises:
         FolderInUse: on entering, where another process holds it.
+        StorageError: on entering, where the lock file cannot be written.
     """
 
     def __init__(self, path: str | Path, what: str) -> None:
@@ -48,7 +49,7 @@ class WriterLock:
     def __enter__(self) -> Self:
         storage.make_folder(self._path.parent)
         while True:
-            handle = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o666)
+            handle = self._open()
             try:
                 holder = self._check_free(handle)
                 # The holder before may have removed the file since it was opened here.
@@ -83,6 +84,15 @@ class WriterLock:
                 self._path.unlink(missing_ok=True)  # before it is let go
             os.close(handle)
 
+    def _open(self) -> int:
+        try:
+            return os.open(self._path, os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError as error:
+            raise storage.StorageError(
+                f"{self._what} cannot be written ({self._path}: {error.strerror})",
+                "copy the folder, or make it and its lock file your own",
+            ) from error
+
     def _is_at_path(self, handle: int) -> bool:
         with contextlib.suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(handle), os.stat(self._path))
@@ -114,8 +124,8 @@ class WriterLock:
         who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
         remedy = "wait for it, or choose another folder"
         if silent is not None:
-            who += f" (last sign of life {silent:.0f} s ago)"
-            remedy = f"wait for it; if it is dead, it is taken over after {SILENT_S:.0f} s"
+            who += f" (last sign of life {max(0.0, silent):.0f} s ago)"
+            remedy = when_to_retry(silent)
         raise FolderInUse(f"{self._what} is being written by {who}", remedy)
 
     def _beat(self) -> None:
@@ -124,6 +134,21 @@ class WriterLock:
             if handle is not None:
                 with contextlib.suppress(OSError):
                     os.utime(handle)
+
+
+def when_to_retry(silent: float) -> str:
+    """The remedy against a process of another machine: there is none sooner that is safe.
+
+    Args:
+        silent: seconds since its last sign of life.
+    """
+    # Rounded up: who comes at that second finds it dead.
+    left = min(SILENT_S, max(0.0, SILENT_S - silent)) + 1
+    at = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
+    return (
+        f"wait for it; if it died or its machine has another name now, try again after {at} "
+        f"(in {left:.0f} s): after {SILENT_S:.0f} s without a sign of life it is taken over"
+    )
 
 
 def _holder(handle: int) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | sample | plan | dashboard | eval bpb|core | import hf|gguf
-      | sweep | compare | ladder | research run
+gchat speedrun | train | sample | plan | dashboard | checkpoints | eval bpb|core
+      | import hf|gguf | sweep | compare | ladder | research run
       | data prepare|curate|download|count|verify|upload | tokenizer train|eval
 """
 
@@ -25,6 +25,7 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   sample               continue a prompt: gchat sample --run runs/cpu --prompt "The"
   plan                 memory, time and cost on a slice: gchat plan speedrun --sku v6e-8
   dashboard            the same as a page with sliders
+  checkpoints          steps of a run with size, time and validation: gchat checkpoints runs/cpu
   eval bpb             bits per byte of a text: gchat eval bpb --run runs/cpu --text FILE
   import hf|gguf       a model made elsewhere as a run: gchat import gguf FILE --out RUN
   eval core            CORE, 22 tasks: gchat eval core --run runs/cpu --max-per-task 100
@@ -63,6 +64,8 @@ class Sample:
     """Keep the most likely tokens that together reach this probability."""
     seed: int = 0
     """Same seed, same text."""
+    step: str = "last"
+    """Checkpoint: a number of steps, best (lowest validation bits per byte) or last."""
     json: bool = False
     """Print one JSON object."""
 
@@ -75,6 +78,8 @@ class EvalBpb:
     """Folder of the run."""
     text: str
     """A text file, read as one document."""
+    step: str = "last"
+    """Checkpoint: a number of steps, best (lowest validation bits per byte) or last."""
     json: bool = False
     """Print one JSON object."""
 
@@ -114,7 +119,7 @@ def _sample(args: list[str]) -> None:
 
     sampling = SamplingConfig(options.temperature, options.top_k, options.top_p, options.seed)
     sampling.check()  # before anything is printed
-    loaded = load_run(options.run)
+    loaded = load_run(options.run, step=options.step)
     shown_first = "" if options.json else options.prompt
     print(shown_first, end="", flush=True)
     writer = _Writer(loaded.tokenizer.decode, silent=options.json)
@@ -127,7 +132,8 @@ def _sample(args: list[str]) -> None:
     writer.end()
     if options.json:
         text = loaded.tokenizer.decode(ids)
-        print(json.dumps({"prompt": options.prompt, "text": text, "tokens": ids}))
+        facts = {"prompt": options.prompt, "text": text, "tokens": ids, "step": loaded.step}
+        print(json.dumps(facts))
     else:
         print()
 
@@ -163,9 +169,10 @@ def _eval(args: list[str]) -> None:
     options = parse(EvalBpb, args[1:], prog="gchat eval bpb", description=EvalBpb.__doc__)
     from gchat.run.loading import load_run
 
-    score = load_run(options.run).score_file(options.text)
+    loaded = load_run(options.run, step=options.step)
+    score = loaded.score_file(options.text)
     if options.json:
-        print(json.dumps({"text": options.text, **score._asdict()}))
+        print(json.dumps({"text": options.text, **score._asdict(), "step": loaded.step}))
     else:
         print(
             f"{options.text}: {score.bpb:.4f} bits per byte, loss {score.loss:.4f}, perplexity "
@@ -184,6 +191,14 @@ def _eval_core(args: list[str]) -> None:
     raise_on_interrupt()
     with may_go_away(), joined(processes) as group:
         core.main(options, group)
+
+
+def _checkpoints(args: list[str]) -> None:
+    from gaia.config import parse
+    from gchat.run.checkpoints import Options, show
+
+    raise_on_interrupt()
+    show(parse(Options, args, prog="gchat checkpoints", description=Options.__doc__))
 
 
 def _import(args: list[str]) -> None:
@@ -259,6 +274,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "sample": _sample,
     "plan": _plan,
     "dashboard": _dashboard,
+    "checkpoints": _checkpoints,
     "eval": _eval,
     "import": _import,
     "data": _data,

@@ -19,8 +19,10 @@ from gaia.optim import OptimConfig
 from gaia.parallel import MeshConfig
 from gchat.init_from import with_model_of_base
 from gchat.model import GPTConfig
+from gchat.model_config import DIALS, without_derived
 from gchat.model_shape import flops_per_token, matmul_params
 from gchat.ranges import check_ranges
+from gchat.run_config import CheckpointConfig, EvalConfig, MetricsConfig, RunConfig
 from gchat.run_length import with_own_length, with_typed_length
 
 ALIASES = {
@@ -138,85 +140,6 @@ class Amounts:
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
-    """Times and place of the checkpoints that a run can resume from."""
-
-    dir: str | None = None
-    """Local path or gs:// address; derived: RUN/checkpoints."""
-    every_steps: int = 0
-    """Save each time this many steps have passed; 0 turns it off."""
-    every_minutes: float = 10.0
-    """Save when this many minutes have passed since the last save; 0 turns it off."""
-    keep: int = 2
-    """Newest checkpoints to keep."""
-    keep_every: int = 0
-    """Also keep checkpoints at multiples of this many steps; 0 for none."""
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """Measurements made while training."""
-
-    every_steps: int = 250
-    """Steps between validations; before the first and after the last step there is always one."""
-    tokens: int = 10_485_760
-    """Limit of the validation tokens scored during training and at the end."""
-    stride_fraction: float = 0.5
-    """Windows over a long document advance by this share of seq_len; every byte scores once."""
-    files: dict[str, str] = field(default_factory=dict)
-    """More text to score: name and path pairs, each with its loss, perplexity and bpb."""
-    sample_every: int = 0
-    """Steps between samples; the last step always samples. 0: only the last."""
-    sample_tokens: int = 48
-    """Tokens per sample."""
-    core_every_steps: int = 0
-    """Steps between evaluations on CORE, with one after the last step; 0 turns it off."""
-    core_bundle: str | None = None
-    """Folder of CORE's task files; nanochat's bundle, downloaded once, when left out."""
-    core_max_per_task: int = 50
-    """Items of each CORE task."""
-    prompts: tuple[str, ...] | None = None
-    """Prompts of the samples, at temperature 0; derived: how validation documents begin."""
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """The run's folder and how it reports."""
-
-    name: str = "gchat"
-    """Name in metrics and dashboards."""
-    dir: str | None = None
-    """Folder of everything the run writes; derived: runs/NAME."""
-    mirror: str | None = None
-    """gs:// prefix that holds a copy of the run folder, and the checkpoints themselves."""
-    log_interval: int = 10
-    """Steps between lines printed where there is no terminal."""
-    in_flight: int = 2
-    """Steps dispatched before the oldest one's metrics are read."""
-    price_per_hour: float | None = None
-    """US dollars per hour of this machine (of all its hosts); derived: GAIA_PRICE_PER_HOUR."""
-    profile: str | None = None
-    """Steps to trace with jax.profiler into RUN/profile, first and last: 10:13."""
-    target_bpb: float | None = None
-    """Validation bits per byte whose first crossing the report times."""
-    target_core: float | None = None
-    """CORE (v1) whose first crossing the report times; GPT-2 (1.6B) has 0.256525."""
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return Path(self.dir or Path("runs") / self.name)
-
-
-@dataclass(frozen=True)
-class MetricsConfig:
-    """Copies of the metrics for people of other programs."""
-
-    sinks: tuple[Literal["wandb", "tensorboard"], ...] = ()
-    """Mirror the metrics to these, in RUN/mirrors: an offline run of W&B, event files."""
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """All settings of a training run."""
 
@@ -225,11 +148,11 @@ class TrainConfig:
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    eval: EvalConfig = EvalConfig()
-    run: RunConfig = RunConfig()
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    run: RunConfig = field(default_factory=RunConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
-    metrics: MetricsConfig = MetricsConfig()
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
     @property
     def checkpoints(self) -> str:
@@ -250,6 +173,8 @@ continues the run in --run-dir, with --extend --max-steps N for longer than it w
 --num-processes N and --process-id I start one of several processes (default
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or what JAX detects); --join-seconds
 and --heartbeat-seconds say how long to wait for the others."""
+
+_DIALS = {f"--model.{name.replace('_', '-')}" for name in DIALS}
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -272,6 +197,8 @@ def load(args: list[str], *, preset: str | None = None, prog: str = "gchat train
             tree = without_places(tree, of_new_run=True)
     elif preset:
         tree = load_preset(preset_path(preset), CONFIG_DIR)
+    if isinstance(tree.get("model"), Mapping) and typed_options(args) & _DIALS:
+        tree["model"] = without_derived(tree["model"])
     return load_tree(with_model_of_base(tree, args, CONFIG), args, prog=prog)
 
 

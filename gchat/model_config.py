@@ -3,8 +3,9 @@
 The architecture itself is in `model.py`. Shapes: D model, F hidden, N heads, H head dim, V vocab.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from gaia.errors import ConfigError
 from gchat.ranges import check_ranges
@@ -29,7 +30,8 @@ class GPTConfig:
     kv_heads: int | None = None
     """Key/value heads; derived: heads (multi-head attention). Fewer gives GQA."""
     hidden: int | None = None
-    """SwiGLU's hidden size F; derived: 8/3 * dim, rounded up to a multiple of 128."""
+    """SwiGLU's hidden size F; derived: 8/3 * dim, rounded up to a multiple of 128, or of 256 above
+    1,024, so that it divides over 256 devices."""
     vocab_size: int | None = None
     """Ids in use; derived: the tokenizer's."""
     padded_vocab_size: int | None = None
@@ -75,7 +77,7 @@ class GPTConfig:
             ConfigError: naming the field, its value and the remedy.
         """
         check_ranges(self, "model.")
-        width = -(-self.depth * self.aspect_ratio // self.head_dim) * self.head_dim
+        width = _up(self.depth * self.aspect_ratio, self.head_dim)
         dim = _given(self.dim, width)
         heads = _given(self.heads, max(1, dim // self.head_dim))
         derived = replace(
@@ -83,10 +85,10 @@ class GPTConfig:
             dim=dim,
             heads=heads,
             kv_heads=_given(self.kv_heads, heads),
-            hidden=_given(self.hidden, -(-8 * dim // 3 // 128) * 128),
+            hidden=_given(self.hidden, _hidden(dim)),
             vocab_size=_given(self.vocab_size, vocab_size),
             padded_vocab_size=_given(self.padded_vocab_size, padded_vocab_size),
-            window=_given(self.window, -(-self.seq_len // 4 // 128) * 128),
+            window=_given(self.window, _window(self.seq_len)),
         )
         derived._check(vocab_size)
         return derived
@@ -147,6 +149,48 @@ class Sizes:
     vocab: int
     padded_vocab: int
     window: int
+
+
+SIZES = ("dim", "heads", "kv_heads", "hidden", "window", "vocab_size", "padded_vocab_size")
+"""Fields that `derive()` fills."""
+DIALS = ("depth", "aspect_ratio", "head_dim", "dim", "heads", "seq_len")
+"""Fields that others follow from."""
+
+
+def without_derived(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved model without the sizes that follow from others in it, to be derived again.
+
+    What differs from the derived value was chosen by somebody, and stays. A preset that leaves
+    out any of `SIZES` is not a resolved one, and comes back as it is.
+    """
+    # A bool is an int, and no size.
+    if not all(type(fields.get(name)) is int for name in (*SIZES, *DIALS)):
+        return dict(fields)
+    dim, heads, hidden = fields["dim"], fields["heads"], fields["hidden"]
+    derived = {
+        "dim": _up(fields["depth"] * fields["aspect_ratio"], fields["head_dim"] or 1),
+        "heads": max(1, dim // (fields["head_dim"] or 1)),
+        "kv_heads": heads,
+        # Runs of before rounded all hidden sizes to multiples of 128.
+        "hidden": hidden if hidden in (_hidden(dim), _up(-(-8 * dim // 3), 128)) else None,
+        "window": _window(fields["seq_len"]),
+    }
+    follow = {name for name, value in derived.items() if fields[name] == value}
+    return {name: value for name, value in fields.items() if name not in follow}
+
+
+def _hidden(dim: int) -> int:
+    hidden = _up(-(-8 * dim // 3), 128)
+    return hidden if hidden <= 1024 else _up(hidden, 256)
+
+
+def _window(seq_len: int) -> int:
+    return _up(-(-seq_len // 4), 128)
+
+
+def _up(size: int, multiple: int) -> int:
+    """The size, rounded up to a multiple."""
+    return -(-size // multiple) * multiple
 
 
 def _given(value: int | None, derived: int) -> int:

@@ -7,8 +7,10 @@ On a plain CPU machine: the `cpu` preset and the offline corpus, and one line th
 a silent fallback on a machine that costs money.
 """
 
+import contextlib
 import math
 import os
+import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,9 +30,11 @@ from gchat.config import (
     preset_path,
     typed_options,
 )
+from gchat.evals.periodic import an_opening
 from gchat.run.folder import check_free, check_resumable, read_config
 from gchat.run_length import typed_lengths
 from gchat.speedrun_plan import Plan
+from gchat.tokenizer import Tokenizer
 from gchat.train import config_for_all, pretrain
 
 USAGE = """usage: bash gchat/speedrun.sh [CONFIG.yaml] [options] [--group.field value …]
@@ -183,7 +187,10 @@ def main(args: list[str]) -> None:
     if summary and summary["finished"] and group.first:
         run = Path(summary["run_dir"])
         print(f"report: {run / 'report.md'}")
-        print(f'try it: .venv/bin/gchat sample --run {run} --prompt "Return the"')
+        tokenizer = Tokenizer.load(str(run / "tokenizer.json"))
+        prompt = an_opening(read_config(run), tokenizer) or "The"
+        words = ["--run", str(run), f"--prompt={prompt}"]
+        print(f"try it: .venv/bin/gchat sample {shlex.join(words)}")
 
 
 def _number(hours: str) -> str:
@@ -194,6 +201,16 @@ def _number(hours: str) -> str:
     return hours
 
 
+def _deadline(text: str) -> float:
+    """Seconds since 1970 in GAIA_DEADLINE, which `gml run` sets."""
+    with contextlib.suppress(ValueError):
+        if math.isfinite(seconds := float(text)):
+            return seconds
+    raise ConfigError(
+        f"GAIA_DEADLINE is {text!r}", "use seconds since 1970 (`date +%s`), or unset it"
+    )
+
+
 def _budget(options: Options, on_cpu: bool) -> tuple[float, str]:
     """Hours for the whole command, and where the figure is from."""
     if options.hours is not None:
@@ -201,7 +218,7 @@ def _budget(options: Options, on_cpu: bool) -> tuple[float, str]:
     deadline = os.environ.get("GAIA_DEADLINE")
     if deadline:
         # A tenth, and at least five minutes, is left for the last save and the way home.
-        left = (float(deadline) - time.time()) / 3600
+        left = (_deadline(deadline) - time.time()) / 3600
         hours = min(0.9 * left, left - 1 / 12)
         if hours <= 0:
             raise ConfigError(

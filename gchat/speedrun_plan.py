@@ -28,6 +28,10 @@ DEPTHS = tuple(range(4, 41, 2))  # what the plan chooses from
 # (EXPERIMENTS.md, "The cpu preset").
 CPU_DEPTHS = (2, 3, 4)
 CPU_TOKENS_PER_PARAM = 0.5
+AMX_UNUSED = (
+    "this CPU has AMX tiles, which XLA's products do not make full use of: torch's bf16 products "
+    "are over 4 times as fast there (gchat/EXPERIMENTS.md)"
+)
 
 
 class Plan:
@@ -155,6 +159,8 @@ class Plan:
             f"machine: {m.devices} x {m.device_kind}, {self._peak / 1e12:.3g} TFLOP/s "
             f"({peak_source})"
         )
+        if m.platform == "cpu" and runtime.has_amx():
+            print(AMX_UNUSED)
         for sentence in said:
             print(sentence)
         print(

@@ -9,6 +9,7 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +21,9 @@ def pytest_configure(config):
     JAX reads these variables when it is imported, here and in the processes that tests start.
     """
     hear_signals()
+    # An example's time is the machine's affair, not the code's.
+    hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.load_profile("untimed")
     if hasattr(config, "workerinput"):  # an xdist worker inherits what its controller has set
         return
     config.gaia_home = tempfile.mkdtemp(prefix="gaia-tests-")

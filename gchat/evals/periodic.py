@@ -1,6 +1,7 @@
 """Evaluations of a run: validation and named texts in bits per byte, and samples."""
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,8 @@ class Evaluator:
         """Prompts as text and as ids, BOS first."""
         bos, encode, decode = self._tokenizer.bos_id, self._tokenizer.encode, self._tokenizer.decode
         if self._eval.prompts is None:
-            count = min(OPENING_TOKENS, self._seq_len - 1)
-            openings = [document[1 : 1 + count].tolist() for document in documents[:OPENINGS]]
-            return [(decode(ids), [bos, *ids]) for ids in openings if ids]
+            openings = _openings(documents, self._seq_len)
+            return [(decode(ids), [bos, *ids]) for ids in openings]
         prompts = [(text, [bos, *encode(text)]) for text in self._eval.prompts]
         for text, ids in prompts:
             if len(ids) >= self._seq_len:
@@ -120,6 +120,26 @@ class Evaluator:
 def validation_documents(config: TrainConfig) -> list[np.ndarray]:
     """The validation text that a run is measured on, and its n-gram baselines with it."""
     return bpb.take_tokens(iter_documents(config.data.place, "val"), config.eval.tokens)
+
+
+def an_opening(config: TrainConfig, tokenizer: Tokenizer) -> str:
+    """One line with which a validation document begins, or a given prompt: something to try.
+
+    Empty where no document begins with text.
+    """
+    if config.eval.prompts:
+        return config.eval.prompts[0]
+    documents = list(islice(iter_documents(config.data.place, "val"), OPENINGS))
+    texts = (tokenizer.decode(ids) for ids in _openings(documents, config.model.seq_len))
+    lines = (line.strip("\ufffd \t") for text in texts for line in text.splitlines())
+    return next(filter(None, lines), "")
+
+
+def _openings(documents: list[np.ndarray], seq_len: int) -> list[list[int]]:
+    """The first tokens, without BOS, of the first documents."""
+    count = min(OPENING_TOKENS, seq_len - 1)
+    openings = [document[1 : 1 + count].tolist() for document in documents[:OPENINGS]]
+    return [ids for ids in openings if ids]
 
 
 def make_engine(graph: Any, params: Any, tokenizer: Tokenizer, seq_len: int) -> Engine:

@@ -20,12 +20,13 @@ from gaia.config import to_dict
 from gaia.errors import CheckpointError, ConfigError
 from gaia.work_folder import refuse_difference
 from gaia.writer_lock import WriterLock
-from gchat.config import CHECKPOINTS, CONFIG, RunConfig, TrainConfig
+from gchat.config import CHECKPOINTS, CONFIG, TrainConfig
 from gchat.importing.source import Source
 from gchat.importing.weights import parameters
 from gchat.model_config import GPTConfig
 from gchat.model_shape import all_params
 from gchat.run.folder import IMPORTED, RunFolder, write_atomically
+from gchat.run_config import RunConfig
 from gchat.tokenizer import Tokenizer
 
 CHAT_TEMPLATE = "chat_template.jinja"

@@ -101,6 +101,13 @@ class RunFolder:
         return sorted(batches)
 
 
+def last_time(path: Path) -> float | None:
+    """Seconds since 1970 of the last line of metrics.jsonl; None where there is none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
+        return float(json.loads(path.read_text(encoding="utf-8").splitlines()[-1])["time"])
+    return None
+
+
 def check_free(config: TrainConfig) -> None:
     """Raises ConfigError where a run, or the checkpoints of one, lie already."""
     path, checkpoints = config.run.folder, config.checkpoints

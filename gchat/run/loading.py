@@ -1,5 +1,6 @@
 """A trained run, read back: its configuration, tokenizer and newest intact parameters."""
 
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,12 @@ from gaia.checkpoint import Checkpointer, Restored
 from gaia.errors import CheckpointError
 from gaia.parallel import make_mesh
 from gaia.runtime import start
-from gchat.config import CONFIG, TrainConfig
+from gchat.config import TrainConfig
 from gchat.engine.engine import Engine, bucket
 from gchat.evals import bpb
 from gchat.evals.periodic import EVAL_ROWS, encode_file, make_engine
 from gchat.model_config import GPTConfig
-from gchat.run.folder import read_config
+from gchat.run.checkpoints import check_step, choose, read_run
 from gchat.tokenizer import Tokenizer
 from gchat.train_state import abstract_params, graphdef
 from gchat.train_step import make_scorer
@@ -53,36 +54,44 @@ class LoadedRun:
         return bpb.evaluate(scorer, batches, self.tokenizer.token_bytes())
 
 
-def load_run(path: str, mesh: Mesh | None = None) -> LoadedRun:
+def load_run(path: str, mesh: Mesh | None = None, *, step: str = "last") -> LoadedRun:
     """Reads a run folder, and changes nothing in it.
 
     Args:
         path: the folder, wherever it lies now.
         mesh: for the parameters to lie on; all devices when absent.
+        step: of the checkpoint: `last` (the newest intact one), `best` (the lowest validation bits
+            per byte) or a number.
 
     Raises:
-        CheckpointError: no run there, or no checkpoint that can be used.
+        CheckpointError: no run there, or no such checkpoint that can be used.
+        ConfigError: `step` is no step.
     """
-    folder = Path(path)
-    if not (folder / CONFIG).exists():
-        raise CheckpointError(f"{path!r} holds no run (config.yaml is missing)", "check --run")
-    config = read_config(folder)
+    check_step(step)
+    folder, config = Path(path), read_run(path)
+    chosen = None if step == "last" else choose(path, config, step)
     start(matmul_precision=config.model.matmul_precision)
-    restored = load_params(path, config, mesh or make_mesh())
+    restored = load_params(path, config, mesh or make_mesh(), step=chosen)
     tokenizer = Tokenizer.load(str(folder / "tokenizer.json"))
     return LoadedRun(config, tokenizer, graphdef(config), restored.state, restored.step)
 
 
 def load_params(
-    path: str, config: TrainConfig, mesh: Mesh, *, model: GPTConfig | None = None
+    path: str,
+    config: TrainConfig,
+    mesh: Mesh,
+    *,
+    model: GPTConfig | None = None,
+    step: int | None = None,
 ) -> Restored:
-    """The newest intact parameters of a run, whose optimizer's state stays on disk.
+    """Parameters of a run, whose optimizer's state stays on disk.
 
     Args:
         path: folder of the run.
         config: of the run.
         mesh: for the parameters to lie on.
         model: derived, whose parameters these are to be; that of `config` when left out.
+        step: of the checkpoint; the newest intact one when left out.
 
     Returns:
         The parameters as `state`, with their step and the checkpoint's facts.
@@ -93,16 +102,27 @@ def load_params(
     wanted = {"params": abstract_params(model or config.model, mesh)}
     checkpoints = Checkpointer(config.checkpoints, read_only=True)
     try:
-        restored = _newest(checkpoints, wanted, path)
+        if step is None:
+            restored = _newest(checkpoints, wanted, path)
+        else:
+            restored = _intact(checkpoints, step, wanted)
     finally:
         checkpoints.close()
     return restored._replace(state=restored.state["params"])
 
 
+def _intact(checkpoints: Checkpointer, step: int, wanted: dict[str, Any]) -> Restored:
+    """The checkpoint of a step that was asked for, and no other one in its place."""
+    problem = checkpoints.damage(step)
+    if problem is not None:
+        raise CheckpointError(f"checkpoint {step} is unusable ({problem})", "choose another --step")
+    return checkpoints.restore_part(step, wanted)
+
+
 def _newest(checkpoints: Checkpointer, wanted: dict[str, Any], path: str) -> Restored:
     """The newest intact checkpoint; the next one where its trainer prunes it meanwhile."""
     while True:
-        step = checkpoints.latest()
+        step = checkpoints.latest(report=_say)
         if step is None:
             raise CheckpointError(f"{path!r} holds no usable checkpoint", "train it further first")
         try:
@@ -110,3 +130,8 @@ def _newest(checkpoints: Checkpointer, wanted: dict[str, Any], path: str) -> Res
         except CheckpointError:
             if checkpoints.latest(report=lambda _: None) == step:
                 raise  # it is all there, and not of this run
+
+
+def _say(line: str) -> None:
+    """Tells people, and leaves standard output to what was asked for."""
+    print(line, file=sys.stderr, flush=True)

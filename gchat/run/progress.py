@@ -34,6 +34,10 @@ class Progress:
         self._price = config.run.price_per_hour
         self.seconds = 0.0
         """Seconds of training so far over all attempts, evaluation and saving included."""
+        self.began = time.time()
+        """Seconds since 1970 at which the first attempt opened the run."""
+        self.idle = 0.0
+        """Seconds since then for which the run was finished, before somebody resumed it."""
         self.seconds_to_target: float | None = None
         self.seconds_to_target_core: float | None = None
         self._recent: deque[float] = deque(maxlen=50)
@@ -47,13 +51,25 @@ class Progress:
             "seconds": self.seconds,
             "seconds_to_target": self.seconds_to_target,
             "seconds_to_target_core": self.seconds_to_target_core,
+            "began": self.began,
+            "idle": self.idle,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """The counterpart of `state`."""
+    def restore(self, state: Mapping[str, Any], *, finished_at: float | None = None) -> None:
+        """The counterpart of `state`.
+
+        Args:
+            state: of a checkpoint; those before version 0.2 do not say when the run began.
+            finished_at: time at which the run had ended, where it had reached its last step.
+        """
+        opened = self.began
         self.seconds = float(state["seconds"])
         self.seconds_to_target = state["seconds_to_target"]
         self.seconds_to_target_core = state.get("seconds_to_target_core")  # not in older ones
+        self.began = float(state.get("began", opened))
+        self.idle = float(state.get("idle", 0.0))
+        if finished_at is not None:
+            self.idle += max(0.0, opened - finished_at)
 
     def start(self) -> None:
         """Starts the clock: the loop begins now."""

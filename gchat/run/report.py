@@ -8,6 +8,7 @@ import math
 import platform
 import statistics
 import subprocess
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,7 @@ from gchat.config import TrainConfig
 from gchat.evals.ngram import Baselines
 from gchat.model_shape import flops_per_token, matmul_params
 from gchat.run.folder import write_atomically
+from gchat.run.goodput import goodput
 from gchat.run.names import SUMMARY
 from gchat.run.progress import clock
 from gchat.run.session import Session
@@ -70,13 +72,20 @@ def _summary(
     """The values of summary.json that follow from the log."""
     folder, config, machine = session.folder, session.config, session.machine
     progress = session.progress
-    dashboard = gaia_metrics.dashboard_url(gaia_metrics.run_info(folder.path).get("id", ""))
     rates = [v for _, v in series.get("perf/tokens_per_s", [])]
     mfus = [v for _, v in series.get("perf/mfu", [])]
     waits = [v for _, v in series.get("perf/data_wait_ms", [])]
     times = [v for _, v in series.get("perf/step_ms", [])]
     steps = len(series.get("train/loss", []))
     price = _price(config)
+    info = gaia_metrics.run_info(folder.path)
+    good = goodput(
+        series,
+        info.get("attempts", []),
+        began=progress.began,
+        ended=time.time(),
+        idle=progress.idle,
+    )
     return {
         "preset": config.run.name,
         "run_dir": str(folder.path),
@@ -86,6 +95,10 @@ def _summary(
         "steps": steps,
         "tokens": steps * progress.tokens_per_step,
         "seconds": round(progress.seconds, 1),
+        "goodput": good and round(good.share, 4),
+        "step_seconds": good and round(good.step_seconds, 3),
+        "wall_seconds": good and round(good.wall_seconds, 3),
+        "restarts": good and good.restarts,
         "tokens_per_s": round(statistics.median(rates), 1) if rates else None,
         "mfu": round(statistics.median(mfus), 4) if mfus else None,
         "mfu_peak": progress.peak_source,
@@ -104,7 +117,7 @@ def _summary(
         "seconds_to_target_core": progress.seconds_to_target_core,
         "cost_usd": round(price * progress.seconds / 3600, 4),
         "commit": git_commit(),
-        "dashboard": dashboard or None,
+        "dashboard": gaia_metrics.dashboard_url(info.get("id", "")) or None,
     }
 
 
@@ -197,6 +210,7 @@ def _markdown(
         *([("packing", _packing(summary))] if summary["fill"] is not None else []),
         ("parameters", f"{summary['params']:,} ({summary['matmul_params']:,} in matrix products)"),
         ("time", clock(summary["seconds"])),
+        ("goodput", _goodput(summary)),
         ("throughput (median)", _number(summary["tokens_per_s"], 0, " tokens/s")),
         ("MFU (median)", f"{_number(summary['mfu'], 3, '')} of {summary['mfu_peak']}"),
         ("waiting for data", f"{_number(summary['data_wait_share'], 5, '')} of step time"),
@@ -238,6 +252,17 @@ def _markdown(
             to_yaml(config).strip(),
             "```\n",
         ]
+    )
+
+
+def _goodput(summary: Mapping[str, Any]) -> str:
+    if summary["goodput"] is None:
+        return "not measured"
+    restarts = summary["restarts"]
+    return (
+        f"{summary['goodput']:.1%}: {clock(summary['step_seconds'])} of steps in "
+        f"{clock(summary['wall_seconds'])} since the first start, compiling and "
+        f"{restarts} restart{'' if restarts == 1 else 's'} included"
     )
 
 

@@ -2,7 +2,7 @@
 
 import time
 
-from gchat.config import CheckpointConfig
+from gchat.run_config import CheckpointConfig
 
 
 class SaveSchedule:

@@ -15,7 +15,7 @@ from gaia.processes.group import Group
 from gaia.runtime import Machine, peak_flops
 from gchat.config import FREE_ON_RESUME, TrainConfig
 from gchat.run import folder as run_folder
-from gchat.run.folder import RunFolder
+from gchat.run.folder import RunFolder, last_time
 from gchat.run.lock import RunLock
 from gchat.run.mirror import Mirror
 from gchat.run.progress import Progress
@@ -114,12 +114,18 @@ class Session:
         self._check_same_run(meta, lengths)
         restored = checkpoints.restore(step, state)
         checkpoints.close()
-        self.progress.restore(restored.meta["progress"])
+        self.progress.restore(restored.meta["progress"], finished_at=self._finished_at())
         self._run_id, self.loaded = restored.meta["metrics_run_id"], step
         print(f"resumed from step {step} of {self.config.training.amounts.steps}")
         if (before := meta["config"]["training"]["steps"]) != self.config.training.steps:
             print(self._extension(before, step))
         return restored
+
+    def _finished_at(self) -> float | None:
+        """The time of the last line in the log of a run that had reached its end; else None."""
+        folder = self.folder.path
+        finished = gaia_metrics.run_info(folder).get("status") == "finished"
+        return last_time(folder / "metrics.jsonl") if finished and self.group.first else None
 
     def begin(self, step: int) -> None:
         """Opens everything for writing; the run goes on from `step`."""

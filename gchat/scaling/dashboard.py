@@ -9,13 +9,13 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from gaia.errors import ConfigError
@@ -29,7 +29,8 @@ from gchat.scaling.search import best, candidates
 from gchat.scaling.sku import Fleet, fleet_of, parse_fleet
 
 WEB = Path(__file__).parent / "web"
-STATIC = {"htmx.min.js": "text/javascript", "style.css": "text/css"}
+STYLE = "style.css"
+STATIC = {"htmx.min.js": "text/javascript", STYLE: "text/css"}
 
 
 class Controls(BaseModel):
@@ -68,10 +69,7 @@ def make_app(*, hosts: list[str] | None = None) -> FastAPI:
     """The application; `hosts` are the names it answers to (all when left out)."""
     app = FastAPI(title="gchat dashboard", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts or ["*"])
-    pages = Environment(
-        loader=FileSystemLoader(WEB), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    pages.filters["gib"] = lambda size: f"{size / 2**30:.2f}"
+    pages = templates()
 
     @app.get("/", response_class=HTMLResponse)
     def page(controls: Annotated[Controls, Query()]) -> str:
@@ -95,6 +93,33 @@ def make_app(*, hosts: list[str] | None = None) -> FastAPI:
         return HTMLResponse(pages.from_string("<p class=bad>{{ t }}</p>").render(t=text), 422)
 
     return app
+
+
+def templates() -> Environment:
+    """The pages' templates."""
+    pages = Environment(
+        loader=FileSystemLoader(WEB), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    pages.filters["gib"] = lambda size: f"{size / 2**30:.2f}"
+    return pages
+
+
+def controls_of(query: str) -> Controls:
+    """The controls of a page's address, or of its query alone.
+
+    Raises:
+        ConfigError: naming the first value that cannot be.
+    """
+    pairs = dict(parse_qsl(query.rpartition("?")[2], keep_blank_values=True))
+    try:
+        return Controls.model_validate(pairs)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"--plan: {name} is {str(first.get('input'))[:40]!r}: {first['msg']}",
+            "copy the address of `gchat dashboard`, or name its sliders: 'depth=24&sku=v6e-8'",
+        ) from None
 
 
 def address(controls: Controls) -> str:
@@ -138,6 +163,7 @@ def view(controls: Controls) -> dict[str, Any]:
         "dated": dated(),
         "problem": "",
         "moved": False,
+        "static": False,
         "chosen": None,
         "grid": [],
         "params": 0,
@@ -174,12 +200,14 @@ def chosen(config: TrainConfig, fleet: Fleet) -> dict[str, Any]:
 
 
 def grid(config: TrainConfig) -> list[dict[str, Any]]:
-    """A row for each chip: its slices from small to large, each with its verdict."""
+    """A row for each chip: its slices from small to large, each with its verdict; then cards."""
     rows = []
     for key, chip in chips().items():
         sizes = [fleet_of(item) for item in skus().values() if item.chip.key == key]
         if sizes:
-            rows.append({"chip": chip, "cells": [_cell(config, fleet) for fleet in sizes]})
+            rows.append({"title": chip.name, "cells": [_cell(config, fleet) for fleet in sizes]})
+    cards = [parse_fleet(key) for key, chip in chips().items() if chip.owned]
+    rows.append({"title": "cards of one's own", "cells": [_cell(config, card) for card in cards]})
     return rows
 
 

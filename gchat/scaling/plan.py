@@ -40,12 +40,12 @@ class Plan:
     def limit_bytes(self) -> int:
         """Memory that a program may use of one device."""
         known = self.compiled.limit_bytes if self.compiled else 0
-        return known or self.fleet.limit_bytes
+        return max(0, known - self.fleet.left_bytes) if known else self.fleet.limit_bytes
 
     @property
     def fits(self) -> bool:
         """True where the step fits into that memory."""
-        return self.compiled.fits if self.compiled else self.peak_bytes <= self.limit_bytes
+        return self.peak_bytes <= self.limit_bytes and (not self.compiled or self.compiled.fits)
 
     @property
     def why(self) -> str:
@@ -88,8 +88,14 @@ class Plan:
             )
         if self.config.model.remat == "offload":
             said.append("remat offload: the time to send activations to the host is not counted")
-        if self.fleet.price_per_hour() is None:
+        if self.fleet.price_per_hour() is None and not self.fleet.chip.owned:
             said.append(f"no list price of {self.fleet.chip.name} is known")
+        if self.fleet.left_bytes and not self.fleet.is_tpu:
+            share = self.limit_bytes / self.fleet.chip.hbm_per_device
+            said.append(
+                f"JAX leaves it free with XLA_PYTHON_CLIENT_MEM_FRACTION={share:.2f} in the "
+                "environment of the run"
+            )
         return said
 
     def to_json(self) -> dict[str, Any]:
@@ -111,6 +117,7 @@ class Plan:
             "hbm": asdict(self.memory) | {"total": self.memory.total},
             "peak_bytes": self.peak_bytes,
             "limit_bytes": self.limit_bytes,
+            "left_bytes": self.fleet.left_bytes,
             "fits": self.fits,
             "why": self.why,
             "verified": asdict(self.compiled) if self.compiled else None,
@@ -169,7 +176,11 @@ def _gib(size: float) -> str:
 
 def describe(plan: Plan) -> str:
     """Rows, rematerialisation and mesh in a few words."""
-    training = plan.config.training
-    rows = training.amounts.batch_size // training.grad_accum // plan.layout.row_groups
+    return f"{describe_rows(plan)}, remat {plan.config.model.remat}, mesh {plan.layout}"
+
+
+def describe_rows(plan: Plan) -> str:
+    """Rows that a device works on at once, and the micro-batches of a step."""
+    training, rows = plan.config.training, rows_of_device(plan.config, plan.layout)
     accum = f", grad_accum {training.grad_accum}" if training.grad_accum > 1 else ""
-    return f"{rows} rows per device{accum}, remat {plan.config.model.remat}, mesh {plan.layout}"
+    return f"{rows} row{'s' if rows > 1 else ''} per device{accum}"

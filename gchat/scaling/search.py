@@ -38,7 +38,7 @@ def candidates(config: TrainConfig, fleet: Fleet, *, fixed_mesh: bool = False) -
     plans = []
     meshes = [make_plan(config, fleet).layout] if fixed_mesh else list(_layouts(config, fleet))
     for layout in meshes:
-        for accum in _accumulations(config, layout):
+        for accum in accumulations(config, layout):
             for remat in REMATS:
                 tried = replace(
                     config,
@@ -159,7 +159,7 @@ def _divides(config: TrainConfig, layout: Layout) -> bool:
     return config.model.seq_len // layout.sequence >= 512 or layout.sequence == 1
 
 
-def _accumulations(config: TrainConfig, layout: Layout) -> list[int]:
+def accumulations(config: TrainConfig, layout: Layout) -> list[int]:
     """Micro-batches of a step: powers of two that leave whole rows on every device."""
     rows = config.training.amounts.batch_size // layout.row_groups
     return [count for count in _powers(rows) if rows % count == 0]

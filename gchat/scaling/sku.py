@@ -1,14 +1,15 @@
 """Machines that a plan is made for: equal slices of one TPU generation, or equal GPU machines.
 
-A name is one that `gaia.hardware.sku` reads (`v6e-8`, `v5p-4x4x4`, `8xH100`), a number of them
-(`2*v6e-256`; for TPUs also `2xv6e-256`), or a sum (`v6e-256+v6e-256`).
+A name is one that `gaia.hardware.sku` reads (`v6e-8`, `v5p-4x4x4`, `8xH100`), a card of one's own
+(`rtx4090`, `2xRTX4090`), a number of them (`2*v6e-256`; for TPUs also `2xv6e-256`), or a sum
+(`v6e-256+v6e-256`).
 """
 
 import re
 from dataclasses import dataclass
 
 from gaia.errors import ConfigError
-from gaia.hardware import Chip, Sku, chip_of_device_kind, sku
+from gaia.hardware import Chip, Sku, card, chip_of_device_kind, chips, sku
 from gaia.runtime import Machine
 
 UNKNOWN_SHARE = 0.90
@@ -29,6 +30,8 @@ class Fleet:
     hosts_per_slice: int
     topology: str
     """ICI topology of a slice, such as "2x4"; "" for GPUs and where it is not known."""
+    left_bytes: int = 0
+    """Bytes of each device that a plan leaves free, beside what the runtime keeps for itself."""
 
     @property
     def chips(self) -> int:
@@ -53,7 +56,8 @@ class Fleet:
     @property
     def limit_bytes(self) -> int:
         """Bytes of one device that a program may use."""
-        return self.chip.program_hbm_bytes or int(self.chip.hbm_per_device * UNKNOWN_SHARE)
+        known = self.chip.program_hbm_bytes or int(self.chip.hbm_per_device * UNKNOWN_SHARE)
+        return max(0, known - self.left_bytes)
 
     def price_per_hour(self, *, spot: bool = False) -> float | None:
         """Lowest list price of all chips together, US dollars per hour; None where not known."""
@@ -80,7 +84,7 @@ def parse_fleet(text: str) -> Fleet:
     items: list[Sku] = []
     for part in text.split("+"):
         count, name = _multiple(part.strip())
-        items += [sku(name)] * count
+        items += [_named(name)] * count
     first = items[0]
     keys = dict.fromkeys(item.chip.key for item in items)
     if len(keys) > 1:
@@ -94,6 +98,19 @@ def parse_fleet(text: str) -> Fleet:
             f"{text!r} mixes sizes ({', '.join(names)})", "use equal slices, e.g. 2*v6e-256"
         )
     return fleet_of(first, len(items))
+
+
+def _named(name: str) -> Sku:
+    """A card of one's own, or something one can rent."""
+    known = card(name)
+    if known is None and "rtx" in name.lower():
+        # An A6000 is an RTX card that one rents: `sku` knows it, and what it does not is a typo.
+        try:
+            return sku(name)
+        except ConfigError:
+            cards = ", ".join(key for key, chip in chips().items() if chip.owned)
+            raise ConfigError(f"card {name!r} is not known", f"use one of {cards}") from None
+    return known or sku(name)
 
 
 def _multiple(part: str) -> tuple[int, str]:

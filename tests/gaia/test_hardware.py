@@ -87,6 +87,9 @@ def test_facts_are_sane_and_sourced():
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA H200", "h200"),
         ("NVIDIA A100-SXM4-80GB", "a100-80"),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", "rtx4070ti-super"),
+        ("NVIDIA GeForce RTX 5090", "rtx5090"),
+        ("NVIDIA GeForce RTX 5090 Laptop GPU", None),
         ("cpu", None),
         ("NVIDIA L40S", None),
         ("TPU v4 lite", None),
@@ -95,6 +98,18 @@ def test_facts_are_sane_and_sourced():
 def test_device_kinds(kind, key):
     chip = hardware.chip_of_device_kind(kind)
     assert (chip.key if chip else None) == key
+
+
+def test_cards_of_ones_own_are_read_and_never_rented():
+    for name in ("rtx3090", "RTX4070Ti-Super", "rtx 4070 ti super", "2xrtx5070-ti", "8 x rtx_5090"):
+        card = hardware.card(name)
+        assert card is not None and card.chip.owned and card.price_per_hour() is None
+        assert hardware.card(card.name) == card and card.name not in hardware.skus()
+    assert hardware.card("h100") is None and hardware.card("a6000") is None
+    with pytest.raises(ConfigError, match="is not known"):
+        hardware.sku("rtx4090")
+    with pytest.raises(ConfigError, match="9 cards"):
+        hardware.card("9xrtx4090")
 
 
 def test_prices():

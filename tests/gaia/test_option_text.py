@@ -1,10 +1,11 @@
 """Text stays text, whatever it looks like: typed, joined with =, or in a preset."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gaia.config import load_yaml, parse
@@ -21,6 +22,12 @@ class Inner:
     """Texts by name."""
     name: str | None = None
     """A text, or none."""
+    out: Path | None = None
+    """A path, or none."""
+    inputs: tuple[Path, ...] = ()
+    """Paths."""
+    places: dict[str, Path] = dataclasses.field(default_factory=dict)
+    """Paths by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +40,8 @@ class Options:
     """A flag."""
     n: int = 1
     """A number."""
+    folder: Path = Path("a")
+    """A path."""
     eval: Inner = dataclasses.field(default_factory=Inner)
     """A group."""
 
@@ -64,6 +73,30 @@ ANY = LOOKS_LIKE_AN_OPTION | TEXT
 def test_a_typed_text_is_that_text(text):
     assert parse(Options, [f"--prompt={text}"]).prompt == text
     assert parse(Options, ["--loud", "--prompt", text, "--n", "2"]) == Options(text, True, 2)
+
+
+@settings(max_examples=30)
+@given(ANY)
+def test_a_typed_path_is_that_path(text):
+    path = Path(text)
+    assert parse(Options, [f"--folder={text}"]).folder == path
+    assert parse(Options, ["--folder", text, "--n", "2"]) == Options(folder=path, n=2)
+    joined = parse(Options, [f"--eval.inputs={text}"]).eval.inputs
+    assert joined == (path,)
+    if not text.startswith("--"):  # in a list of several, an option begins the next
+        assert parse(Options, ["--eval.places=a", text]).eval.places == {"a": path}
+    if text != "None":
+        assert parse(Options, ["--eval.out", text]).eval.out == path
+
+
+@settings(max_examples=30)
+@given(ANY.filter(lambda t: t != "None"), st.lists(ANY, min_size=1, max_size=3))
+def test_a_path_in_a_preset_is_that_path(text, several):
+    preset = {"folder": text, "eval": {"out": text, "inputs": several, "places": {text: text}}}
+    options = parse(Options, [], preset=preset)
+    assert (options.folder, options.eval.out) == (Path(text), Path(text))
+    assert options.eval.inputs == tuple(map(Path, several))
+    assert options.eval.places == {text: Path(text)}
 
 
 @given(st.lists(ANY, min_size=1, max_size=3), ANY, ANY.filter(lambda t: t != "None"))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -174,13 +175,20 @@ def leave(path, age_s=0.0, **facts):
     os.utime(path, (then, then))
 
 
-def test_another_machine_counts_as_alive_while_its_heart_beats(tmp_path, capsys):
+def test_another_machine_counts_as_alive_while_its_heart_beats(tmp_path, capsys, monkeypatch):
     path = tmp_path / "lock"
     leave(path, age_s=100, host="elsewhere")
     with pytest.raises(FolderInUse, match=r"on elsewhere \(last sign of life 1\d\d s ago\)"):
         WriterLock(path, "x").__enter__()
     assert json.loads(path.read_text())["host"] == "elsewhere"
-    leave(path, age_s=writer_lock.SILENT_S + 1, host="elsewhere")
+    # Under another name after a hard kill, too: what is said is when to come again, and it is true.
+    now = writer_lock.time.time()
+    monkeypatch.setattr(writer_lock.time, "time", lambda: now)
+    leave(path, age_s=100.25, host="elsewhere")
+    at = time.strftime("%H:%M:%S", time.localtime(now + 200.75))
+    with pytest.raises(FolderInUse, match=rf"try again after {at} \(in 201 s\)"):
+        WriterLock(path, "x").__enter__()
+    monkeypatch.setattr(writer_lock.time, "time", lambda: now + 200.75)
     with WriterLock(path, "x"):
         assert json.loads(path.read_text())["host"] != "elsewhere"
     assert "on elsewhere died before its end" in capsys.readouterr().err

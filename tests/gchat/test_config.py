@@ -56,6 +56,29 @@ def test_a_derived_config_reads_back_and_stays_as_it_is(tmp_path):
     assert len(said) >= 4 and "depth 3 -> dim 96" in said[0]
 
 
+def test_typed_depth_moves_the_sizes_of_a_resolved_config(tmp_path):
+    def resolved(*args, name="config.yaml"):
+        config = derive(load(list(args)), vocab_size=300, padded_vocab_size=384)[0]
+        (tmp_path / name).write_text(to_yaml(config))
+        return str(tmp_path / name)
+
+    def sizes(*args):
+        return derive(load(list(args)), vocab_size=300, padded_vocab_size=384)[0].model.sizes
+
+    made = ["--depth", "4", "--model.seq-len", "1024"]
+    for name in ("config.yaml", "copied.yaml"):
+        path = resolved(*made, name=name)
+        for typed in (["--depth", "32"], ["--model.dim", "256"], ["--model.seq-len", "8192"]):
+            assert sizes(path, *typed) == sizes(*made, *typed)
+    # What somebody chose stays: here the width and the hidden size, and not what follows from it.
+    path = resolved("--depth", "4", "--model.dim", "512", "--model.hidden", "640")
+    chosen = sizes(path, "--depth", "8", "--model.head-dim", "64")
+    assert (chosen.dim, chosen.heads, chosen.hidden) == (512, 8, 640)
+    # A run of a version that rounded to multiples of 128.
+    Path(path).write_text(Path(resolved("--depth", "32")).read_text().replace("5632", "5504"))
+    assert sizes(path).hidden == 5504 and sizes(path, "--depth", "12").hidden == 2048
+
+
 def test_the_command_line_overrides_a_preset(tmp_path):
     path = written(tmp_path, changed())
     config = load([path, "--model.depth", "6", "--eval.prompts", "three"])

@@ -188,6 +188,16 @@ def test_depth_is_the_one_dial():
 
 
 @pytest.mark.parametrize(
+    ("depth", "hidden"),
+    # 8/3 of 64 per layer, rounded up: 683, 2,048, 3,414, 4,096, 5,462
+    [(4, 768), (12, 2048), (20, 3584), (24, 4096), (32, 5632)],
+)
+def test_large_hidden_sizes_divide_over_256_devices(depth, hidden):
+    derived = GPTConfig(depth=depth).derive(50_266, 50_304).sizes.hidden
+    assert derived == hidden and (hidden % 256 == 0 or hidden <= 1024)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"seq_len": 0}, "model.seq_len is 0"),

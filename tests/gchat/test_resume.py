@@ -176,6 +176,27 @@ SUMMARY = (
 )
 
 
+def test_goodput_counts_each_step_once_and_all_time_between_the_attempts(battered):
+    """From the recorded times alone: lines of metrics.jsonl and starts in run.json."""
+    summary = json.loads((battered.folder / "summary.json").read_text())
+    attempts = json.loads((battered.folder / "run.json").read_text())["attempts"]
+    times = {r["step"]: r["perf/step_ms"] for r in runs.logged(battered.folder) if r["step"]}
+    typical = np.median(list(times.values()))
+    for start in attempts:
+        first = start["resume_step"] + 1
+        if first in times:
+            times[first] = min(times[first], typical)
+    assert len(times) == runs.STEPS
+    assert summary["step_seconds"] == pytest.approx(sum(times.values()) / 1e3, abs=1e-3)
+    assert summary["restarts"] == len({a["pid"] for a in attempts}) - 1 >= 4
+    ended = runs.logged(battered.folder)[-1]["time"]
+    assert summary["wall_seconds"] >= ended - attempts[0]["started"]
+    assert summary["goodput"] == pytest.approx(
+        summary["step_seconds"] / summary["wall_seconds"], abs=1e-4
+    )
+    assert f"{summary['goodput']:.1%}: " in (battered.folder / "report.md").read_text()
+
+
 def test_the_report(battered):
     folder = battered.folder
     summary = json.loads((folder / "summary.json").read_text())

@@ -37,6 +37,22 @@ def test_dry_run_on_a_cpu_prints_the_plan_and_writes_nothing(machine, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+AMX = "flags\t\t: fpu avx512_bf16 amx_bf16 avx512_fp16 amx_tile amx_int8\n"
+
+
+@pytest.mark.parametrize(("flags", "said"), [(AMX, 1), (AMX.replace("amx_bf16 ", ""), 0), ("", 0)])
+def test_a_cpu_with_amx_says_what_is_not_used(machine, monkeypatch, tmp_path, capsys, flags, said):
+    """/proc/cpuinfo as Linux writes it on Sapphire Rapids, a block of lines for each thread."""
+    machine(CPU, 4.6e11)
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor\t: 0\nmodel name\t: amx_bf16 by name\n{flags}\n" * 2)
+    monkeypatch.setattr(runtime, "CPUINFO", info)
+    assert main(["speedrun", "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("this CPU has AMX tiles") == said
+    info.unlink()
+    assert not runtime.has_amx()  # another system
+
+
 def test_a_faster_cpu_trains_more_but_never_more_than_the_preset(machine, capsys):
     tokens = []
     for peak in (1e11, 4.6e11, 1e14):
@@ -134,6 +150,11 @@ def test_the_deadline_of_the_machine_is_the_budget(machine, monkeypatch, capsys)
     monkeypatch.setenv("GAIA_DEADLINE", str(time.time() + 60))
     assert main(["speedrun", "--dry-run"]) == 2
     assert "GAIA_DEADLINE" in capsys.readouterr().err
+    for text in ("abc", "1,5", "nan", "inf", "2026-11-28"):
+        monkeypatch.setenv("GAIA_DEADLINE", text)
+        assert main(["speedrun", "--dry-run"]) == 2
+        said = capsys.readouterr().err
+        assert f"GAIA_DEADLINE is {text!r}; use seconds" in said and said.count("\n") == 1
 
 
 def test_unused_accelerator_hardware_stops_it(machine, capsys):

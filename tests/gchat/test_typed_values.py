@@ -11,7 +11,8 @@ import runs
 from gaia.config import load_yaml, parse, to_yaml
 from gaia.errors import ConfigError
 from gchat.__main__ import Sample, main
-from gchat.config import EvalConfig, TrainConfig, derive, load
+from gchat.config import TrainConfig, derive, load
+from gchat.run_config import EvalConfig
 
 
 def steps(*args):

@@ -31,7 +31,12 @@ def clone(tmp_path_factory):
     for branch, file, old, new in (
         ("wider", "gaia/layers.py", "jax.nn.silu", "jax.nn.gelu"),
         ("broken", "gchat/model.py", "import jax\n", "import jax\nimport no_such_module\n"),
-        ("other-measure", "gchat/config.py", "class EvalConfig:", "class EvalConfig:  # changed"),
+        (
+            "other-measure",
+            "gchat/run_config.py",
+            "class EvalConfig:",
+            "class EvalConfig:  # changed",
+        ),
     ):
         git(root, "checkout", "-q", "-B", branch, "main")
         text = (root / file).read_text()

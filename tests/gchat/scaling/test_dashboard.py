@@ -12,7 +12,8 @@ pytest.importorskip("fastapi", reason="the dashboard's extra is not installed")
 import uvicorn
 
 from gaia.errors import ConfigError
-from gchat.scaling import dashboard
+from gchat.__main__ import main
+from gchat.scaling import dashboard, export
 from gchat.scaling.dashboard import Controls, config_of, make_app, view
 from gchat.scaling.plan import make_plan
 from gchat.scaling.search import candidates
@@ -110,6 +111,64 @@ def test_sliders_move_the_verdict_and_the_address(site, browser, tmp_path):
     page.close()
     other.close()
     assert problems == []
+
+
+def test_the_exported_page_works_from_a_file_and_asks_no_network(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "DEPTHS", (12, 24))
+    folder = tmp_path / "public"
+    plan = "http://127.0.0.1:8501/?depth=16&width=1024&heads=8&sku=rtx4090&batch=64"
+    assert main(["dashboard", "--export", str(folder), "--plan", plan]) == 0
+    assert [file.name for file in folder.iterdir()] == ["index.html"]
+    page = browser.new_page(viewport={"width": 1500, "height": 1300})
+    asked, problems = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    address = (folder / "index.html").as_uri()
+    page.goto(address)
+    shown = page.locator("main:visible")
+    for depth, width in ((16, 1024), (12, 768), (24, 1536)):
+        if depth != 16:
+            page.locator("#size").fill(str((12, 16, 24).index(depth)))
+        expected = view(Controls(depth=depth, width=width, heads=width // 128, sku="rtx4090",
+                                 batch=64))  # fmt: skip
+        assert shown.get_attribute("data-depth") == str(depth)
+        assert shown.locator("p.line").inner_text() == expected["chosen"]["plan"].why
+        cells = [cell for row in expected["grid"] for cell in row["cells"]]
+        assert [c["sku"] for c in cells] == shown.locator("td b").all_inner_texts()
+        assert shown.locator("td.good").count() == sum(c["state"] == "good" for c in cells)
+    assert page.url.endswith("#depth=24")
+    page.goto(f"{address}#depth=12")
+    page.reload()
+    assert shown.get_attribute("data-depth") == "12"  # a shared address opens at its depth
+    page.close()
+    assert problems == [] and all(url.startswith(("file:", "data:")) for url in asked)
+
+
+def test_an_export_replaces_its_own_page_and_no_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "DEPTHS", (4,))
+    args = ["dashboard", "--export", str(tmp_path)]
+    for sku in ("v6e-1", "v6e-8"):
+        assert main([*args, "--plan", f"depth=4&sku={sku}"]) == 0
+        assert f"{sku}: " in (tmp_path / "index.html").read_text()
+    before = (tmp_path / "index.html").read_text()
+    for plan, words in (
+        ("depth=0", "depth is '0'"),
+        ("nonsense=1", "nonsense is '1'"),
+        ("sku=v6e-9", "v6e-9"),
+        ("heads=7", "heads 7 does not divide"),
+    ):
+        assert main([*args, "--plan", plan]) == 2
+        said = capsys.readouterr().err
+        assert words in said and said.count("\n") == 1
+    assert (tmp_path / "index.html").read_text() == before
+    (tmp_path / "index.html").write_text("my own page")
+    assert main(args) == 2
+    assert "is not a page of gchat" in capsys.readouterr().err
+    assert (tmp_path / "index.html").read_text() == "my own page"
+    assert [file.name for file in tmp_path.iterdir()] == ["index.html"]
+    assert main(["dashboard", "--plan", "depth=4"]) == 2
+    assert "add --export DIR" in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_one_line():

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import jax
@@ -43,6 +46,10 @@ def config_of(*args: str, preset: str = "speedrun") -> TrainConfig:
         ("v6e-8 + v6e-8", "v6e", 2, 16),
         ("8xH100", "h100", 1, 8),
         ("2*8xH100", "h100", 2, 16),
+        ("rtx4090", "rtx4090", 1, 1),
+        ("2xRTX5070Ti", "rtx5070ti", 1, 2),
+        ("RTX 4070 Ti Super", "rtx4070ti-super", 1, 1),
+        ("1xA6000", "a6000", 1, 1),
     ],
 )
 def test_fleets_are_read_and_their_names_read_back(text, chip, slices, chips):
@@ -69,6 +76,19 @@ def test_fleets_are_read_and_their_names_read_back(text, chip, slices, chips):
         (["--sku", "v6e-8", "--mesh.tensro", "2"], ["--mesh.tensor"]),
         (["nowhere.yaml", "--sku", "v6e-8"], ["nowhere.yaml", "does not exist"]),
         (["--sku", "v6e-8", "--depth", "0"], ["model.depth is 0"]),
+        (["--sku", "rtx4091"], ["rtx4091", "rtx4090"]),
+        (["--sku", "9xrtx4090"], ["9 cards", "use 1 to 8"]),
+        (["--sku", "rtx4090", "--leave", "much"], ["--leave is 'much'", "1GB"]),
+        (["--sku", "rtx4090", "--leave", "1e9"], ["--leave is '1e9'"]),
+        (["--sku", "rtx4090", "--leave", "30GB"], ["leaves nothing", "leave less"]),
+        (["--sku", "rtx4090", "--leave"], ["--leave"]),
+        (["--sku", "rtx4090", "--largest", "--depth", "8"], ["--depth", "--largest"]),
+        (["--sku", "v6e-8", "--largest", "--search"], ["--largest and --search"]),
+        (["--sku", "v6e-8", "--memory-only"], ["--memory-only", "add --verify"]),
+        (
+            ["--sku", "rtx4090", "--batch-size", "9999", "--largest", "--model.remat=full"],
+            ["depth 1", "--batch-size"],
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(args, words, capsys):
@@ -259,6 +279,61 @@ def test_exhaustion_in_a_run_is_one_line_with_what_fits():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Attempting to reserve 3G.\nmore")
     with pytest.raises(jax.errors.JaxRuntimeError), exhaustion_explained(config, machine):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_the_largest_model_is_the_deepest_that_fits(capsys):
+    """Against a scan of every depth; memory left free, and rows worked on at once, are kept."""
+    asked = ["--sku", "rtx4070ti-super", "--batch-size", "3", "--leave", "1GB", "--largest"]
+    assert main(["plan", *asked, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    card = parse_fleet("rtx4070ti-super")
+    limit = int(card.chip.hbm_bytes * 0.9) - 10**9
+    assert answer["limit_bytes"] == limit and answer["rows_per_device"] == 3
+    assert [row["remat"] for row in answer["largest"]] == ["full", "attention", "dots", "none"]
+    for row in answer["largest"]:
+        sizes = [
+            make_plan(config_of("--depth", str(d), "--batch-size", "3", "--model.remat",
+                                row["remat"]), card).memory.total
+            for d in range(row["depth"] - 2, row["depth"] + 3)
+        ]  # fmt: skip
+        assert sizes == sorted(sizes) and row["peak_bytes"] == sizes[2]
+        assert sizes[2] <= limit < sizes[3]
+    assert main(["plan", *asked, "--model.remat", "dots"]) == 0
+    said = capsys.readouterr().out
+    assert "remat dots, 3 rows per device" in said and "remat full" not in said
+    assert "MEM_FRACTION=0.84" in said
+
+
+def test_the_largest_model_divides_over_its_mesh_and_splits_a_step_that_nobody_typed(capsys):
+    asked = ["plan", "--sku", "v6e-8", "--mesh.tensor", "4", "--largest", "--json"]
+    assert main([*asked, "--model.remat", "full"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    (row,) = answer["largest"]
+    assert row["dim"] // 128 % 4 == 0 and row["grad_accum"] > 1 and answer["fits"]
+    longer = config_of("--depth", str(row["depth"] + 8), "--mesh.tensor", "4",
+                       "--training.grad-accum", "256", "--model.remat", "full")  # fmt: skip
+    assert not make_plan(longer, V6E).fits
+
+
+def test_memory_left_free_counts_against_the_compilers_figure_too():
+    compiled = Compiled(True, 20 * 2**30, 0, 0, 1.0, {}, "")
+    plan = make_plan(config_of("--training.grad-accum", "16"), V6E)
+    assert replace(plan, compiled=compiled).fits
+    less = replace(plan, fleet=replace(V6E, left_bytes=12 * 2**30))
+    assert not replace(less, compiled=compiled).fits
+
+
+def test_a_plan_stays_on_the_host():
+    """libtpu, where it is installed without a TPU, has nothing to say."""
+    command = [sys.executable, "-m", "gchat", "plan", "--sku", "v6e-1", "--depth", "4"]
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "v6e-1: 1 x TPU v6e" in done.stdout and done.stderr == ""
+
+
+def test_the_second_page_example_divides_over_512_chips(capsys):
+    assert main(["plan", "--sku", "2*v6e-256", "--depth", "32"]) == 0
+    assert "hidden 5632" in capsys.readouterr().out
 
 
 def test_the_first_example_of_the_page_fits(capsys):
