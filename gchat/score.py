@@ -16,9 +16,7 @@ once, D model.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -30,20 +28,13 @@ from jax.sharding import PartitionSpec as P
 
 from gaia import parallel
 from gaia.data import tries
-from gaia.data.tries import Request
-from gaia.errors import ConfigError
 from gaia.kernels.cross_entropy import target_scores, whole_head
 from gaia.kernels.segments import Trie
 from gchat.config import TrainConfig
 from gchat.model import GPT
+from gchat.score_rows import BATCH_TOKENS, Packing, Pair
 
-BATCH_TOKENS = 8192
-"""Tokens that a device forwards at once."""
 _AT_ONCE = 256  # targets whose logits exist at one time
-_WINDOW = 24  # batches' worth of tokens that are packed together
-
-Pair = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
-"""Ids of a context, BOS first, and of its continuation."""
 
 
 class LogLikelihood(NamedTuple):
@@ -86,11 +77,15 @@ class Scorer:
         self, graph: Any, config: TrainConfig, mesh: Mesh, *, batch_tokens: int = BATCH_TOKENS
     ) -> None:
         self._graph, self._mesh = graph, mesh
-        self._seq_len, self._vocab = config.model.seq_len, config.model.sizes.vocab
+        self._vocab = config.model.sizes.vocab
         parts = mesh.shape["sequence"]
-        self._lengths = tries.row_lengths(self._seq_len, 8 * parts)
-        self._parts = mesh.size // parts // mesh.shape["tensor"]
-        self._batch_tokens = batch_tokens
+        self._packing = Packing(
+            config.model.seq_len,
+            self._vocab,
+            multiple=8 * parts,
+            devices=mesh.size // parts // mesh.shape["tensor"],
+            batch_tokens=batch_tokens,
+        )
         self._program: Callable[..., Any] | None = None
         self.forwarded = Forwarded(0, 0, 0, 0)
 
@@ -114,90 +109,20 @@ class Scorer:
 
         `pairs` are taken while the devices work; a long iterable needs no memory.
         """
-        numbered = enumerate(pairs)
         pending: deque[tuple[Any, tries.Laid]] = deque()
-        units: list[tries.Unit] = []
-        with ThreadPoolExecutor(1) as ahead:
-            window: Future[_Window] = ahead.submit(self._window, numbered)
-            while True:
-                requests, empty, is_last = window.result()
-                if not is_last:
-                    window = ahead.submit(self._window, numbered)
-                if empty:
-                    yield [(n, LogLikelihood(0.0, np.zeros(0, np.float32), True)) for n in empty]
-                units += tries.units(requests, self._seq_len, self._lengths[-1])
-                batches, units = self._batches(units, is_last)
-                for rows in batches:
-                    pending.append(self._dispatch(params, rows))
-                    if len(pending) > 2:  # the devices work on two while the host reads one
-                        yield _read(*pending.popleft())
-                if is_last:
-                    break
+        for batches, empty in self._packing.windows(pairs):
+            if empty:
+                yield [(n, LogLikelihood(0.0, np.zeros(0, np.float32), True)) for n in empty]
+            for rows in batches:
+                pending.append(self._dispatch(params, rows))
+                if len(pending) > 2:  # the devices work on two while the host reads one
+                    yield _read(*pending.popleft())
         while pending:
             yield _read(*pending.popleft())
 
-    def _window(self, numbered: Iterator[tuple[int, Pair]]) -> "_Window":
-        """The next requests, as many as make some batches; the numbers of those without tokens."""
-        left = _WINDOW * self._batch_tokens * self._parts
-        requests: list[Request] = []
-        empty: list[int] = []
-        for number, (context, continuation) in numbered:
-            request = self._request(number, context, continuation)
-            if request is None:
-                empty.append(number)
-                continue
-            requests.append(request)
-            left -= len(request.tokens)
-            if left <= 0:
-                return _Window(requests, empty, False)
-        return _Window(requests, empty, True)
-
-    def _request(self, number: int, context: Any, continuation: Any) -> Request | None:
-        tokens = np.concatenate([np.asarray(context, np.int32), np.asarray(continuation, np.int32)])
-        scored = len(tokens) - len(context)
-        if len(context) == 0:
-            raise ConfigError(f"request {number} has an empty context", "begin contexts with BOS")
-        if tokens.min() < 0 or tokens.max() >= self._vocab:
-            wrong = int(tokens.min() if tokens.min() < 0 else tokens.max())
-            raise ConfigError(
-                f"request {number} holds id {wrong}, the model's are 0 to {self._vocab - 1}",
-                "encode it with the tokenizer of the run",
-            )
-        tokens = tokens[-self._seq_len :]
-        scored = min(scored, len(tokens) - 1)
-        return Request(number, tokens, scored) if scored else None
-
-    def _rows(self, length: int) -> int:
-        """Rows of a batch, over all devices."""
-        return max(1, self._batch_tokens // length) * self._parts
-
-    def _batches(
-        self, units: list[tries.Unit], is_last: bool
-    ) -> tuple[list[list[tries.Row]], list[tries.Unit]]:
-        """Full batches, and the units that are left for the next window; at the end, all."""
-        by_length: dict[int, list[tries.Row]] = {}
-        for row in tries.pack(units, self._lengths):
-            by_length.setdefault(row.length, []).append(row)
-        batches: list[list[tries.Row]] = []
-        rest: list[tries.Unit] = []
-        for length, rows in by_length.items():
-            # Rows with many targets together: a batch's head works as long as its fullest row's.
-            rows.sort(key=lambda row: sum(r.scored for u in row.units for r in u.requests))
-            count = self._rows(length)
-            full = len(rows) // count * count
-            batches += [rows[i : i + count] for i in range(0, full, count)]
-            rest += chain.from_iterable(row.units for row in rows[full:])
-        if not is_last or not rest:
-            return batches, rest
-        # What is left fills the longest rows it needs, so that few batches are half empty.
-        longest = max(unit.size for unit in rest)
-        rows = tries.pack(rest, self._lengths, shortest=longest)
-        count = self._rows(rows[0].length)
-        return batches + [rows[i : i + count] for i in range(0, len(rows), count)], []
-
     def _dispatch(self, params: Any, rows: list[tries.Row]) -> tuple[Any, tries.Laid]:
         length = rows[0].length
-        laid = tries.lay_out(rows, self._rows(length), length)
+        laid = tries.lay_out(rows, self._packing.rows(length), length)
         if self._program is None:
             self._program = _program(self._graph, self._vocab, params, self._mesh)
         scores = self._program(params, laid)
@@ -205,12 +130,6 @@ class Scorer:
         more = Forwarded(laid.inputs_BR.size, laid.tokens, plain, 1)
         self.forwarded = Forwarded(*(a + b for a, b in zip(self.forwarded, more, strict=True)))
         return scores, laid
-
-
-class _Window(NamedTuple):
-    requests: list[Request]
-    empty: list[int]
-    is_last: bool
 
 
 def _read(scores: Any, laid: tries.Laid) -> list[tuple[int, LogLikelihood]]:

@@ -73,9 +73,10 @@ def _open(
     segment_writer.repair(metrics, process, resume_step)
     last = derive(opened.dir, process, resume_step)
     resumes = bool(info.get("attempts")) or last >= 0
+    expected = resume_step is not None  # who says where it goes on means this run
     if resume_step is None:
         resume_step = last if resumes else -1
-    if info.get("status") == "finished" and resumes and process == 0:
+    if info.get("status") == "finished" and resumes and process == 0 and not expected:
         warn(
             "finished-before",
             f"run {info['id']} was finished; it goes on as another attempt",

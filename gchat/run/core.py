@@ -77,6 +77,7 @@ def main(options: EvalCore, group: Group) -> dict[str, Any]:
     say = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
     _say_about(bundle, say)
     facts = _facts(run, bundle, options.max_per_task)
+    _check_alike(group, facts | {"tasks": [task.name for task in bundle.tasks]})
     path = Path(options.run) / "evals" / _name(facts)
     scorer = Scorer(run.graph, run.config, mesh)
     begun = time.perf_counter()
@@ -105,8 +106,9 @@ def main(options: EvalCore, group: Group) -> dict[str, Any]:
     }
     if group.first:
         write_atomically(path.with_suffix(".json"), json.dumps(figures, indent=1) + "\n")
-        if scorer.forwarded.batches:  # else all was done and recorded before
-            _record(run, path.with_suffix(".metrics"), figures)
+        kept = path.with_suffix(".metrics")
+        if scorer.forwarded.batches or not kept.exists():  # else it is all recorded
+            _record(run, kept, figures)
         print(json.dumps(figures) if options.json else _described(figures, bundle))
     return figures
 
@@ -139,6 +141,23 @@ def _facts(run: LoadedRun, bundle: bundles.Bundle, limit: int | None) -> dict[st
         "seq_len": run.config.model.seq_len,
         "tokenizer": run.tokenizer.sha256[:16],
     }
+
+
+def _check_alike(group: Group, facts: Mapping[str, Any]) -> None:
+    """All processes must score the same rows: else they would wait for each other for ever.
+
+    Raises:
+        ConfigError: a process has another option, run or bundle than process 0.
+    """
+    by_process = group.all_gather(dict(facts))
+    for index, theirs in enumerate(by_process):
+        for name, value in by_process[0].items():
+            if theirs[name] != value:
+                raise ConfigError(
+                    f"process {index} evaluates with another {name.replace('_', ' ')} than "
+                    f"process 0 ({theirs[name]}, not {value})",
+                    "start the same command on every host, with the same files",
+                )
 
 
 def _name(facts: Mapping[str, Any]) -> str:
@@ -201,8 +220,9 @@ class _Shown:
 def _record(run: LoadedRun, folder: Path, figures: Mapping[str, Any]) -> None:
     """Keeps the figures as metrics: a run of their own, since training's may still be written."""
     recorded = gaia_metrics.init(
-        "gchat", f"{run.config.run.name}-core", dir=folder, system_interval=0
-    )
+        "gchat", f"{run.config.run.name}-core", dir=folder, system_interval=0,
+        resume_step=figures["step"] - 1,  # figures of more tasks replace those of fewer
+    )  # fmt: skip
     recorded.log(figures["step"], metrics(figures))
     recorded.finish("finished")
 

@@ -77,6 +77,11 @@ def test_a_finished_run_goes_on_with_a_word(tmp_path, capfd):
         (step, 4.0) for step in range(3)
     ]
     assert not [f for f in doctor._look_segments(tmp_path / "run") if f.level == "problem"]
+    run = start(tmp_path / "run", resume_step=1)  # which says it, so nothing is odd about it
+    run.log(2, {"a": 9.0})
+    run.finish()
+    assert "was finished" not in capfd.readouterr().err
+    assert [line["a"] for line in lines(tmp_path / "run")] == [4.0, 4.0, 9.0]
 
 
 def test_a_read_only_folder(tmp_path, capfd):

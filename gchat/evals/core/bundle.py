@@ -5,23 +5,16 @@ DIR/eval_data/CATEGORY/TASK.jsonl       (as nanochat's eval_bundle.zip unpacks; 
 """
 
 import hashlib
-import io
 import json
-import shutil
-import tempfile
-import urllib.request
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gaia import storage
 from gaia.errors import ConfigError, DataError
+from gchat.evals.core import download
 from gchat.evals.core.tasks import TASKS, Task
 
-URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
-"""nanochat's bundle, 161 MB as it unpacks; its task files are checked by their git hashes."""
 _FOLDERS = ("eval_data", "eval_bundle/eval_data", ".")
 
 Item = Mapping[str, Any]
@@ -57,7 +50,7 @@ def read(folder: str | None, tasks: Sequence[Task], *, must: bool = False) -> Bu
         ConfigError: the folder holds no task file, or lacks one that must be there.
         DataError: a file is damaged (it names the line), or cannot be downloaded.
     """
-    place = folder if folder is not None else str(_downloaded())
+    place = folder if folder is not None else str(download.published())
     root = _root(place)
     items: dict[str, Sequence[Item]] = {}
     missing: list[str] = []
@@ -71,7 +64,12 @@ def read(folder: str | None, tasks: Sequence[Task], *, must: bool = False) -> Bu
             missing += [task.name] * wanted
             continue
         data = path.read_bytes()
-        blob = git_blob(data)
+        blob = download.git_blob(data)
+        if folder is None and blob != task.git_blob:
+            raise DataError(
+                f"{str(path)!r} is not the published file any more",
+                f"remove {place!r}: it is downloaded anew",
+            )
         digest.update(f"{task.name} {blob}\n".encode())
         if wanted:
             changed += [task.name] * (blob != task.git_blob)
@@ -84,11 +82,6 @@ def read(folder: str | None, tasks: Sequence[Task], *, must: bool = False) -> Bu
             f"add eval_data/{wanted}.jsonl, or leave it out of --tasks",
         )
     return Bundle(place, items, there, tuple(missing), tuple(changed), digest.hexdigest()[:8])
-
-
-def git_blob(data: bytes) -> str:
-    """SHA-1 of a file as git names it."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _root(place: str) -> Path:
@@ -164,54 +157,3 @@ def _check_list(item: Item, key: str) -> str | None:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-# ── The published bundle ────────────────────────────────────────────────────────────────────────
-
-
-def _downloaded(fetch: Callable[[], bytes] | None = None) -> Path:
-    """Folder of the published bundle below $GAIA_HOME, downloaded where it is not there yet."""
-    folder = storage.home() / "core"
-    if (folder / "eval_data").is_dir():
-        return folder
-    data = (fetch or _fetch)()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".core-") as scratch:
-        unpacked = Path(scratch) / "core"
-        _unpack(data, unpacked, TASKS)
-        if folder.exists():  # somebody else was faster, or left half of it
-            shutil.rmtree(folder)
-        unpacked.rename(folder)
-    return folder
-
-
-def _fetch() -> bytes:
-    print(f"downloading the CORE bundle from {URL}", flush=True)
-    try:
-        with urllib.request.urlopen(URL, timeout=120) as response:
-            return response.read()
-    except OSError as error:
-        raise DataError(
-            f"the CORE bundle could not be downloaded from {URL} ({error})",
-            "unpack eval_bundle.zip yourself and give its folder as --bundle",
-        ) from None
-
-
-def _unpack(data: bytes, folder: Path, tasks: Sequence[Task]) -> None:
-    """Writes the task files of the zip, each of which must be the published one."""
-    try:
-        archive = zipfile.ZipFile(io.BytesIO(data))
-        names = {name.partition("eval_data/")[2]: name for name in archive.namelist()}
-        for task in tasks:
-            path = f"{task.file}.jsonl"
-            content = archive.read(names[path]) if path in names else b""
-            if git_blob(content) != task.git_blob:
-                raise DataError(
-                    f"{URL} holds another {path} than the published one "
-                    f"(git hash {git_blob(content)[:12]}, not {task.git_blob[:12]})",
-                    "download it again, or give a folder as --bundle",
-                )
-            storage.make_folder((folder / "eval_data" / path).parent)
-            (folder / "eval_data" / path).write_bytes(content)
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{URL} is no zip file ({error})", "download it again") from None

@@ -14,7 +14,8 @@ from gchat.evals.core import questions
 from gchat.evals.core.bundle import Bundle, Item
 from gchat.evals.core.summary import Count
 from gchat.evals.core.tasks import Task
-from gchat.score import LogLikelihood, Pair
+from gchat.score import LogLikelihood
+from gchat.score_rows import Pair
 from gchat.tokenizer import Tokenizer
 
 Stream = Callable[[Iterable[Pair]], Iterator[list[tuple[int, LogLikelihood]]]]

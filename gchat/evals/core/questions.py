@@ -22,7 +22,8 @@ import numpy as np
 from gaia.errors import ConfigError
 from gchat.evals.core.bundle import Item
 from gchat.evals.core.tasks import Task
-from gchat.score import LogLikelihood, Pair
+from gchat.score import LogLikelihood
+from gchat.score_rows import Pair
 from gchat.tokenizer import Tokenizer
 
 SHUFFLE_SEED = 1337
