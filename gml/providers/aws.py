@@ -78,8 +78,8 @@ class AwsProvider:
         if region in self._clients:
             return self._clients[region]
         try:
-            import boto3
-            from botocore.config import Config as Botocore
+            import boto3  # pyright: ignore[reportMissingImports]
+            from botocore.config import Config as Botocore  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise errors.AuthError("boto3 is not installed", install("aws")) from None
         session = boto3.Session(region_name=region)
@@ -96,7 +96,7 @@ class AwsProvider:
     def _call(self, region: str, action: str, **arguments: Any) -> dict[str, Any]:
         """An API call; its failure as a GmlError. `refused` where it changed nothing."""
         client = self._client(region)
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import BotoCoreError, ClientError  # pyright: ignore[reportMissingImports]
 
         sent = time.time()
         try:
