@@ -43,7 +43,7 @@ ARTICLE = """<page><title>{title}</title><ns>0</ns><id>{id}</id><revision><id>1<
 </text></revision></page>"""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def clone(tmp_path_factory):
     """The repository as a user has it, and the inputs that its pages name."""
     folder = tmp_path_factory.mktemp("clone")
