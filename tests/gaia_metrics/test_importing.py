@@ -77,10 +77,8 @@ def records(run_folder, kind):
 
 def test_what_cannot_be_imported_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(mirror, "installed", lambda package: True)
-    (tmp_path / "run-x.wandb").write_bytes(b"no log")
     cases = [
         ("wandb", "nowhere", "nowhere does not exist; check the path"),
-        ("wandb", str(tmp_path), "run-x.wandb is no log of W&B; give a run folder of W&B"),
         ("tensorboard", str(tmp_path), "holds no event files (*tfevents*); check the path"),
     ]
     for kind, path, said in cases:
@@ -93,6 +91,17 @@ def test_what_cannot_be_imported_is_one_line(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         cli.main(["import", "wandb", str(tmp_path)])
     assert "import: wandb is not installed; run `pip install" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_what_is_no_log_of_wandb_is_one_line(tmp_path, capsys):
+    (tmp_path / "run-x.wandb").write_bytes(b"no log")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["import", "wandb", str(tmp_path), "--dir", str(tmp_path / "runs")])
+    assert stopped.value.code == 2
+    said = "run-x.wandb is no log of W&B; give a run folder of W&B"
+    assert said in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
