@@ -68,9 +68,11 @@ def _inputs(folder: Path) -> None:
     for name in ("crawl", "corpus"):
         (folder / name).mkdir()
     (folder / "crawl" / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    (folder / "corpus" / "a.jsonl.zst").write_bytes(
-        pa.compress(lines.encode(), codec="zstd", asbytes=True)
-    )
+    # Enough words for vocabularies of 32,768: the sources of the standard library.
+    library = [p.read_text(errors="replace") for p in Path(os.__file__).parent.glob("*.py")]
+    lines += "".join(json.dumps({"text": text}) + "\n" for text in library)
+    packed = pa.compress(lines.encode(), codec="zstd", asbytes=True)
+    (folder / "corpus" / "a.jsonl.zst").write_bytes(packed)
     for name in ("gsm8k", "humaneval"):
         (folder / "evals" / name).mkdir(parents=True)
         (folder / "evals" / name / "test.jsonl").write_text(json.dumps({"text": prose[0]}) + "\n")
