@@ -190,9 +190,8 @@ def test_a_user_without_rights_contains_code_as_well():
     python = Path("/usr/bin/python3")
     if not python.exists() or subprocess.run([python, "-c", "import tomllib"]).returncode:
         pytest.skip("no Python 3.11 that every user may run")
-    folder = Path(
-        tempfile.mkdtemp(prefix="sandbox", dir="/tmp")
-    )  # pytest's own are closed to others
+    # Not below pytest's folders, which are closed to other users.
+    folder = Path(tempfile.mkdtemp(prefix="sandbox", dir="/tmp"))
     folder.chmod(0o755)
     root = Path(contained.__file__).parents[2]
     for name in ("gaia/errors.py", "gchat/engine/contained.py", "gchat/engine/sandbox.py"):
