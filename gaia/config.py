@@ -141,6 +141,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"config {str(path)!r} does not exist", "check the path") from None
+    except OSError as error:  # a folder, or a file of somebody else
+        problem = f"config {str(path)!r} cannot be read ({error.strerror})"
+        raise ConfigError(problem, "check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         detail = " ".join(str(error).split())
         raise ConfigError(f"config {str(path)!r} is not YAML ({detail})", "mend the file") from None

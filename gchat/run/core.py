@@ -25,6 +25,7 @@ from gchat.evals.core import bundle as bundles
 from gchat.evals.core import evaluate, summary, tasks
 from gchat.evals.core.periodic import metrics
 from gchat.evals.core.results import Results
+from gchat.run.checkpoints import read_run
 from gchat.run.folder import write_atomically
 from gchat.run.loading import LoadedRun, load_run
 from gchat.run.progress import clock
@@ -64,6 +65,7 @@ def main(options: EvalCore, group: Group) -> dict[str, Any]:
         raise ConfigError(
             f"--max-per-task is {options.max_per_task}", "use 1 or more, or leave it out for all"
         )
+    read_run(options.run)  # named before anything is downloaded
     bundle = bundles.read(options.bundle, wanted, must=options.tasks is not None)
     todo = evaluate.plan(bundle, options.max_per_task)
     mesh = parallel.make_mesh()

@@ -271,3 +271,8 @@ def test_a_sink_that_is_not_installed_is_told_before_anything_is_made(tmp_path, 
         Session(config, None, None)
     assert str(raised.value).startswith("metrics.sinks: wandb is not installed; run `pip install")
     assert not folder.exists()
+
+
+def test_a_folder_is_no_preset(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load([str(tmp_path)])
