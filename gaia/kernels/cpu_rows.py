@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 MAX_ROWS = 16
-"""Most rows for which this is the faster product; above, XLA's has enough arithmetic to hide in."""
+"""Limit of the rows: with more, XLA hides its detours behind enough arithmetic."""
 
 _LEAST_COLUMNS = 64  # of one thread's part: handing it over costs microseconds
 
