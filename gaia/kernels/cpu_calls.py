@@ -13,11 +13,12 @@ Needs numba. Layout of the C structs: xla/ffi/api/c_api.h of jaxlib 0.10, interf
 
 import ctypes
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from llvmlite import ir
-from numba import carray, cfunc, njit, types
+from numba import carray, cfunc, njit, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -49,7 +50,12 @@ _kept: list[object] = []  # machine code that XLA may call until the process end
 _WORD = ir.IntType(64)
 
 
-@intrinsic
+def _compiled(generator: Callable) -> Any:
+    """A function of compiled code, without the context that its generator takes first."""
+    return intrinsic(generator)
+
+
+@_compiled
 def pointer(typing_context, address):
     """Compiled: an address as the pointer that `carray` takes."""
 
@@ -59,7 +65,7 @@ def pointer(typing_context, address):
     return types.voidptr(types.int64), generate
 
 
-@intrinsic
+@_compiled
 def _call(typing_context, function, a, b):
     """Compiled: calls the C function of two words at an address."""
 
@@ -70,7 +76,7 @@ def _call(typing_context, function, a, b):
     return types.int64(types.int64, types.int64, types.int64), generate
 
 
-@intrinsic
+@_compiled
 def _add(typing_context, address, n):
     """Compiled: adds to a word that other threads use, and returns what it was."""
 
@@ -81,7 +87,7 @@ def _add(typing_context, address, n):
     return types.int64(types.int64, types.int64), generate
 
 
-@intrinsic
+@_compiled
 def _load(typing_context, address):
     """Compiled: a word that other threads write."""
 

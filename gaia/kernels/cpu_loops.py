@@ -6,7 +6,7 @@ machine code is kept in `__pycache__`. Needs numba.
 """
 
 import numpy as np
-from numba import carray, cfunc, njit, types
+from numba import carray, cfunc, njit, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.extending import overload
 
 from gaia.kernels.cpu_calls import data, dim, known, operands, parts_of, pointer, results
@@ -28,7 +28,7 @@ def _value_compiled(w):
 
 @njit(fastmath=True, error_model="numpy")
 def _product(x, w, scale, y, begin, end):
-    """Columns `begin` to `end` of y [N, F] = x [N, D] @ w [D, F], times `scale` [F] if not empty."""
+    """Columns `begin` to `end` of y [N, F] = x [N, D] @ w [D, F], times `scale` [F] or 1."""
     N, D = x.shape
     for f in range(begin, end, _BLOCK):
         m = min(_BLOCK, end - f)
