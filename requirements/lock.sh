@@ -25,12 +25,12 @@ lock() { # lock NAME EXTRA...
     compile "$name" pyproject.toml "${extras[@]}"
 }
 
-lock cpu train
+lock cpu train cpu
 # The others share cpu.txt's versions, so that a model behaves alike everywhere.
 constraints+=(--constraint requirements/cpu.txt)
 lock tpu train tpu gcs
 lock cuda train cuda gcs
-lock test train aot gcs metrics ui google cluster curate tokenizers wiki dashboard grammar import test
+lock test train cpu aot gcs metrics ui google cluster curate tokenizers wiki dashboard grammar import test
 # Installed after test.txt, for the tests marked slow.
 constraints+=(--constraint requirements/test.txt)
 lock slow test-slow

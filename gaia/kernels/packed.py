@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gaia import parallel
+from gaia.kernels import cpu_rows
 
 WeightFormat = Literal["float32", "bfloat16", "int8"]
 
@@ -26,8 +27,9 @@ _CPU_ROWS = 2
 class PackedMatrix:
     """A matrix [D, F]: floats, or int8 with a scale for each column [F].
 
-    The product with int8 rounds the rows of `x` to int8 too, each by its own largest value, and
-    adds up in int32 without error: the form that CPUs and accelerators have instructions for.
+    XLA's product with int8 rounds the rows of `x` to int8 too, each by its own largest value, and
+    adds up in int32 without error: the form that accelerators have instructions for. A few rows on
+    CPU take `gaia.kernels.cpu_rows`, which rounds nothing.
     """
 
     def __init__(self, values: jax.Array, scale: jax.Array | None = None) -> None:
@@ -51,7 +53,11 @@ class PackedMatrix:
         """[..., D] @ self -> fp32 [..., F]."""
         x_ND = x.reshape(-1, x.shape[-1])
         N = x_ND.shape[0]
-        if parallel.platform(x) == "cpu" and self.values.dtype != jnp.float32:
+        on_cpu = parallel.platform(x) == "cpu"
+        if on_cpu and N <= cpu_rows.MAX_ROWS and cpu_rows.available():
+            y_NF = cpu_rows.rows_product(x_ND.astype(jnp.float32), self.values, self.scale)
+            return y_NF.reshape(*x.shape[:-1], -1)
+        if on_cpu and self.values.dtype != jnp.float32:
             x_ND = jnp.pad(x_ND, ((0, max(0, _CPU_ROWS - N)), (0, 0)))
         if self.scale is None:
             y_NF = jnp.matmul(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
+from gaia.kernels import cpu_rows
 from gaia.kernels.cached_attention import KVCache, attend_cache, empty_cache, write_cache
 from gaia.kernels.packed import PackedTable, PerLayer, fp32_product, layer_of, pack
 from gchat.engine.engine import Engine
@@ -21,13 +22,14 @@ X_ND = rng.standard_normal((5, 48)).astype(np.float32)
 W_DF = (rng.standard_normal((48, 40)) * np.linspace(0.01, 3, 40)).astype(np.float32)
 
 
-def test_an_int8_product_is_the_integers_own():
+def test_an_int8_product_of_xla_is_the_integers_own(monkeypatch):
+    monkeypatch.setattr(cpu_rows, "available", lambda: False)
     packed = jax.jit(pack, static_argnums=1)(W_DF, "int8")
     scale_F = np.abs(W_DF).max(0) / np.float32(127)
     np.testing.assert_array_equal(packed.values, np.round(W_DF / scale_F))
     step_N = np.abs(X_ND).max(1, keepdims=True) / np.float32(127)
     integers = np.round(X_ND / step_N).astype(np.int64) @ np.asarray(packed.values, np.int64)
-    got = jax.jit(fp32_product)(X_ND, packed)
+    got = jax.jit(lambda x, w: fp32_product(x, w))(X_ND, packed)  # a trace of its own
     np.testing.assert_allclose(got, integers * step_N * scale_F, rtol=1e-6)
     error = np.abs(np.asarray(got) - X_ND @ W_DF) / np.linalg.norm(W_DF, axis=0)
     assert error.max() < 0.05 and np.abs(X_ND @ W_DF).max() > 1
