@@ -116,7 +116,7 @@ def dim(buffers, i, axis):
     return word(word(word(buffers + 8 * i) + _BUFFER_DIMS) + 8 * axis)
 
 
-def known(loops: list[Callable]) -> None:
+def known(loops: list[Any]) -> None:
     """Makes XLA know `TARGET`, whose first operand, int32 [2], is (number of the loop, parts).
 
     Args:
