@@ -168,7 +168,7 @@ def _handler() -> Callable:
     def helper(job):
         _take_parts(job)
 
-    helper_address = helper.address
+    helper_address: Any = helper.address
     _kept.append(helper)
 
     @cfunc(types.int64(types.int64))
