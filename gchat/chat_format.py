@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gaia.errors import ConfigError
+from gaia.errors import ConfigError, DataError
 from gchat.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
@@ -32,6 +32,31 @@ class Message:
     """Text as people read it."""
     parts: tuple[Part, ...] = ()
     """The whole of an assistant's message that called a tool; `content` is its text alone."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages in order."""
+
+    messages: tuple[Message, ...]
+
+    @classmethod
+    def from_json(cls, row: dict) -> "Conversation":
+        """The conversation of a row with `messages`, as OpenAI writes them.
+
+        Raises:
+            DataError: naming the field that is missing or wrong.
+        """
+        listed = row.get("messages")
+        if not isinstance(listed, list):
+            raise DataError(f"'messages' is {type(listed).__name__}, not a list", "mend the file")
+        messages = []
+        for i, one in enumerate(listed):
+            if not isinstance(one, dict) or not isinstance(one.get("content"), str):
+                raise DataError(f"'messages[{i}].content' is no text", "mend the file")
+            messages.append(Message(str(one.get("role")), one["content"]))
+        check(messages)
+        return cls(tuple(messages))
 
 
 @dataclass(frozen=True)
