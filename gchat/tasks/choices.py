@@ -6,9 +6,9 @@
 
     Respond only with the letter of the correct answer.
 
-A letter stands behind its choice and without a space: small models bind it better so, and it is the
-same token as in the answer, where nothing stands before it either (nanochat's finding; the layout is
-nanochat's, so that scores compare).
+A letter stands behind its choice and without a space: small models bind it better so, and it is
+the same token as in the answer, where nothing stands before it either. Both are findings of
+nanochat, whose layout this is, so that scores compare.
 """
 
 import re

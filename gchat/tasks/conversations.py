@@ -1,4 +1,4 @@
-"""Conversations to train on: SmolTalk, identity files, and files of one's own. They have no grade."""
+"""Conversations to train on, without a grade: SmolTalk, identity files, files of one's own."""
 
 from gaia.errors import ConfigError, DataError
 from gchat.chat_format import Conversation

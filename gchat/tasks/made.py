@@ -3,9 +3,9 @@
 Item i of a split is a function of (seed, split, i). Words of the test split occur in no other, so
 that what is tested is the skill: a word is of the test if its hash says so.
 
-Counting letters is what tokens hide from a model. As in nanochat's SpellingBee (read for the idea,
-and no more of it) the answer spells the word out, letter by letter with commas between, so that each
-letter is a token of its own, counts along, and has the tool count once more.
+Counting letters is what tokens hide from a model. As in nanochat's SpellingBee the answer spells
+the word out, letter by letter with commas between, so that each letter is a token of its own,
+counts along, and has the tool count once more.
 """
 
 import random
@@ -122,7 +122,7 @@ def grade_letters(asked: Item, said: Message) -> float:
 
 
 def sums(rng: random.Random, split: str, name: str) -> Item:
-    """Two numbers below 100 to add, subtract or multiply; sums of the test are in no other split."""
+    """Two numbers below 100 to add, subtract or multiply; no sum is in the test and another."""
     while True:
         a, b, sign = rng.randrange(100), rng.randrange(100), rng.choice("+-*")
         if sign == "*":
