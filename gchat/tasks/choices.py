@@ -14,7 +14,7 @@ nanochat, whose layout this is, so that scores compare.
 import re
 from collections.abc import Sequence
 
-from gchat.chat_format import Message
+from gchat.conversation import Message
 from gchat.tasks.rows import Row
 from gchat.tasks.task import Item, assistant, user
 

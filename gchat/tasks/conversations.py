@@ -1,7 +1,7 @@
 """Conversations to train on, without a grade: SmolTalk, identity files, files of one's own."""
 
-from gaia.errors import ConfigError, DataError
-from gchat.chat_format import Conversation
+from gaia.errors import DataError
+from gchat.conversation import Conversation
 from gchat.tasks.places import Place
 from gchat.tasks.rows import Row
 from gchat.tasks.task import Item
@@ -16,9 +16,8 @@ IDENTITY = Place(files=("identity", "identity_conversations"))
 def item(row: Row) -> Item:
     """The item of a row that `Conversation.from_json` reads; its last message is the answer."""
     try:
-        messages = Conversation.from_json(dict(row.values)).messages
-    except (ConfigError, DataError) as error:
+        read = Conversation.from_json(row.values)
+    except DataError as error:
         raise DataError(f"{row.where}: {error.problem}", error.remedy) from None
-    if len(messages) < 2 or messages[-1].role != "assistant":
-        raise row.wrong("messages", "does not end with an answer of the assistant")
-    return Item(row.name, messages[:-1], messages[-1])
+    unlearned = {"unlearned": read.unlearned} if read.unlearned else {}
+    return Item(row.name, read.messages[:-1], read.messages[-1], meta=unlearned)

@@ -11,7 +11,7 @@ or if it is the reference's text, apart from case, marks and white space.
 
 import re
 
-from gchat.chat_format import Message
+from gchat.conversation import Message
 from gchat.tasks import choices, conversations, numbers
 from gchat.tasks.rows import Row
 from gchat.tasks.task import Item, Kind, assistant, user

@@ -9,7 +9,7 @@ an answer without it, for models that were never shown the mark.
 import re
 from decimal import Decimal
 
-from gchat.chat_format import Message, Part
+from gchat.conversation import Message, Part
 from gchat.tasks import numbers
 from gchat.tasks.places import Place
 from gchat.tasks.rows import Row

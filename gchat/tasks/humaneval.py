@@ -6,7 +6,7 @@ run in the sandbox of `gchat.engine.sandbox` only.
 
 import re
 
-from gchat.chat_format import Message
+from gchat.conversation import Message
 from gchat.engine import humaneval
 from gchat.engine.sandbox import Limits
 from gchat.tasks.places import Place

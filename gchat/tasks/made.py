@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from gchat.chat_format import Message, Part
+from gchat.conversation import Message, Part
 from gchat.tasks import numbers
 from gchat.tasks.task import Item, assistant, user
 

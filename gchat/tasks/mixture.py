@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 
 from gaia.errors import ConfigError
-from gchat.chat_format import Conversation
+from gchat.conversation import Conversation
 from gchat.ranges import MAX_SEED
 from gchat.tasks.opening import SEED
 from gchat.tasks.task import Task

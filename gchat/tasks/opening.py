@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from gaia.errors import ConfigError, DataError
-from gchat.chat_format import Message
+from gchat.conversation import Message
 from gchat.ranges import MAX_SEED
 from gchat.tasks import arc, choices, conversations, custom, gsm8k, humaneval, made, mmlu
 from gchat.tasks.places import Place, find

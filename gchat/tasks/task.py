@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from gaia.errors import ConfigError
-from gchat.chat_format import Conversation, Message
+from gchat.conversation import Conversation, Message
 
 Kind = Literal["choice", "generate", "text"]
 """Graded by the choice that is likeliest; graded by the text that is written; not graded."""
@@ -89,7 +89,7 @@ class Task:
             raise ConfigError(
                 f"item {item.id} of {self.name} has no reference answer", "train on another task"
             )
-        return Conversation((*item.question, item.answer))
+        return Conversation((*item.question, item.answer), item.meta.get("unlearned", ()))
 
     def grade(self, item: Item, answer: str | Message) -> float:
         """0 for a wrong answer to 1 for a right one.
