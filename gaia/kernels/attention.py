@@ -99,7 +99,8 @@ def attention(
         )
     part, k_BSKH, v_BSKH, ids = _whole_rows(k_BSKH, v_BSKH, segment_ids_BT)
     impl = _best(q_BTNH, k_BSKH, ids, part) if impl == "auto" else impl
-    static = _Static(causal, window, factor, _block_size(q_BTNH.shape[1]))
+    trie = isinstance(segment_ids_BT, Trie)
+    static = _Static(causal, window, factor, _block_size(q_BTNH.shape[1], trie=trie))
     if impl == "splash":
         return _splash(q_BTNH, k_BSKH, v_BSKH, ids, part, static)
     if impl == "cudnn":
@@ -215,13 +216,15 @@ def _check(q, k, v, segment_ids, window, causal) -> None:
         )
 
 
-def _block_size(T: int) -> int:
+def _block_size(T: int, *, trie: bool = False) -> int:
     """Queries per block: enough rows to keep a matrix product busy, few enough to skip much.
 
     At T = 512 on CPU 128 beat 64, 256 and 512 (gchat/EXPERIMENTS.md, "CPU training step").
     Longer rows take longer blocks, so that the unrolled program stays within about 32 blocks.
+    Tries are scored only: without a backward pass there is room for twice as many, and at T = 2048
+    on CPU blocks of 256 take 0.77 of the time of 512 ("The scorer's speed" there).
     """
-    return max(128, min(512, T // 4))
+    return max(128, min(512, T // 8 if trie else T // 4))
 
 
 def _visible(
