@@ -11,7 +11,7 @@ from gaia import storage
 from gaia.data import packing as packers
 from gaia.data.batch import IGNORE, Batch
 from gaia.data.chunks import Stream
-from gaia.data.lengths import LENGTHS, Lengths, read_lengths
+from gaia.data.lengths import LENGTHS, read_lengths
 from gaia.data.manifest import Manifest, ShardInfo, load_manifest
 from gaia.data.packing import Packing
 from gaia.data.read_ahead import ReadAhead
@@ -115,7 +115,7 @@ class TokenRows:
         seq_len: T.
         manifest: of `data_dir`; read when absent.
         cache: for a gs:// `data_dir`.
-        packing: how documents become rows; other than `split` needs lengths.npz for training rows.
+        packing: how documents become rows; other than `split` needs lengths.npz.
 
     Attributes:
         counts: rows of each shard.
@@ -170,22 +170,13 @@ class TokenRows:
         """Rows of each shard [shards] int64, before any of them is read."""
         if self.packing == "split":
             return np.array([(s.tokens - 1) // self.seq_len for s in self.shards], np.int64)
-        lengths = self._lengths()
+        if self.split != "train":
+            raise ConfigError(f"split {self.split} cannot be packed", "pack train, score the rest")
+        lengths = read_lengths(self.data_dir, self.manifest)
         self.cut_documents = sum(int(n[length > self.seq_len].sum()) for length, n in lengths)
         return np.array(
             [packers.count_rows(*each, self.seq_len, self.packing) for each in lengths], np.int64
         )
-
-    def _lengths(self) -> list[Lengths]:
-        """Lengths of the documents of each shard; validation, which is small, is read for them."""
-        if self.split == "train":
-            return read_lengths(self.data_dir, self.manifest)
-        return [
-            Lengths(*np.unique(lengths, return_counts=True))
-            for shard in self.shards
-            for stream in (read_shard(self.data_dir, shard, self.manifest),)
-            for lengths in (np.diff(np.append(stream.starts, len(stream.tokens_N))),)
-        ]
 
     @property
     def tokens_per_row(self) -> float:
