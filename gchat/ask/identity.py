@@ -101,9 +101,8 @@ def read_name(path: Path) -> str:
     """
     names: set[str] = set()
     said: set[str] = set()
-    number = 0
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             names |= {row["identity"]} - {None}
             said |= {m["content"] for m in row["messages"] if m["role"] == "user"}
@@ -111,7 +110,7 @@ def read_name(path: Path) -> str:
         raise DataError(f"cannot read {str(path)!r} ({error.strerror})", "check it") from None
     except (ValueError, KeyError, TypeError):
         raise DataError(
-            f"{path} line {number} is no row of `gchat synth identity`", "give --name instead"
+            f"{path} is no file of `gchat synth identity`", "give --name instead"
         ) from None
     if len(names) != 1:
         raise DataError(f"{path} names {len(names)} models", "give --name instead")

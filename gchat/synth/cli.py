@@ -33,9 +33,8 @@ class _Out:
 
     def say(self, facts: dict[str, Any], sentence: str) -> None:
         """Prints what came out."""
-        print(
-            json.dumps({"out": str(self.out), **facts}) if self.json else f"{self.out}: {sentence}"
-        )
+        facts = {"out": str(self.out), **facts}
+        print(json.dumps(facts) if self.json else f"{self.out}: {sentence}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +79,8 @@ class Identity(_Out):
         rows = identity.conversations(persona, self.count, seed=self.seed)
         if self.dry_run:
             sent = 0 if self.endpoint is None else len(rows)
-            print(
-                json.dumps({"requests": sent}) if self.json else f"{sent:,} requests; none was sent"
-            )
+            said = f"{sent:,} requests at least; none was sent"
+            print(json.dumps({"requests": sent}) if self.json else said)
             return
         rejected = 0
         if self.endpoint is not None:
