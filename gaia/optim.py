@@ -1,8 +1,9 @@
 """Optimizers and schedules: AdamW, and Muon for the matrices inside the blocks.
 
-A parameter belongs to one of four groups by the role it is born with (`gaia.params`): `matrix`
-(kernels of the stacked blocks), `embed` (tables), `head` (the output kernel) and `gain` (all
-else). Weight decay is decoupled and touches matrices only: block matrices and the head.
+A parameter belongs to one of five groups by the role it is born with (`gaia.params`): `matrix`
+(kernels of the stacked blocks), `embed` (tables), `head` (the output kernel), `adapter` (low-rank
+adapters, always AdamW) and `gain` (all else). Weight decay is decoupled and touches matrices only:
+block matrices, the head and adapters.
 """
 
 from collections.abc import Callable, Hashable
@@ -149,6 +150,7 @@ def make_optimizer(config: OptimConfig, steps: int, roles: Any) -> optax.Gradien
         "embed": adamw(config.peak(config.embed_lr), 0.0),
         "head": adamw(config.peak(config.head_lr), config.weight_decay),
         "gain": adamw(config.lr, 0.0),
+        "adapter": adamw(config.lr, config.weight_decay),
     }
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, optax.partition(groups, roles))

@@ -1,7 +1,7 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | sample | chat | generate | plan | dashboard | checkpoints | eval bpb|core
-      | import hf|gguf | sweep | compare | ladder | research run
+gchat speedrun | train | midtrain | sft | sample | chat | generate | plan | dashboard
+      | checkpoints | eval bpb|core | import hf|gguf | sweep | compare | ladder | research run
       | data prepare|curate|download|count|verify|upload | tokenizer train|eval
 """
 
@@ -22,6 +22,8 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
 
   speedrun             from text to a trained model and its report, in one command
   train                train on a prepared data set: gchat train CONFIG.yaml --data-dir DIR
+  midtrain             continue a run on text, or on tasks and chats: --base RUN --data FILE
+  sft                  fine-tune on chats: gchat sft --base RUN --data FILE.jsonl --epochs 3
   sample               continue a prompt: gchat sample --run runs/cpu --prompt "The"
   chat                 talk with it: gchat chat --run runs/cpu [-p QUESTION]
   generate             answer a file of questions: gchat generate IN.jsonl OUT.jsonl --run runs/cpu
@@ -112,6 +114,18 @@ def _train(args: list[str]) -> None:
     from gchat.train import run
 
     run(args, prog="gchat train")
+
+
+def _midtrain(args: list[str]) -> None:
+    from gchat.posttrain.midtrain import run
+
+    run(args)
+
+
+def _sft(args: list[str]) -> None:
+    from gchat.posttrain.sft import run
+
+    run(args)
 
 
 def _plan(args: list[str]) -> None:
@@ -301,6 +315,8 @@ def _research(args: list[str]) -> None:
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "speedrun": _speedrun,
     "train": _train,
+    "midtrain": _midtrain,
+    "sft": _sft,
     "sample": _sample,
     "chat": _chat,
     "generate": _generate,

@@ -33,6 +33,7 @@ from gchat.run.loop import Loop, Stage, TrainingFailed
 from gchat.run.report import write_report
 from gchat.run.session import Outcome, Session
 from gchat.run.training_data import TrainingData
+from gchat.stage_config import VERBS, StageConfig
 from gchat.tokenizer import FILE as TOKENIZER
 from gchat.tokenizer import Tokenizer
 from gchat.train_state import TrainState, abstract_state, graphdef, init_state
@@ -68,6 +69,7 @@ def pretrain(
         TrainingFailed: training could not go on, or its end could not be saved.
     """
     group = group or Group()
+    _check_stage(config, resume)
     data = TrainingData(config.data)
     data.check_same(group)
     config, sentences = data.derive(_with_whole_address(config))
@@ -125,6 +127,21 @@ def pretraining(config: TrainConfig, data: TrainingData) -> Stage:
         sample=evaluator.sample,
         core=core.evaluate if core else None,
     )
+
+
+def _check_stage(config: TrainConfig, resume: bool) -> None:
+    """Refuses what other verbs train."""
+    stage = config.stage
+    if stage.name != "base" and resume:
+        raise ConfigError(
+            f"run.dir {str(config.run.folder)!r} is a run of stage {stage.name}",
+            f"resume it with `gchat {VERBS[stage.name]}`",
+        )
+    if stage != StageConfig():
+        raise ConfigError(
+            f"stage.name is {stage.name}, stage.data {stage.data}: groups of later stages",
+            "use gchat midtrain, sft, dpo or rl, or leave out --stage",
+        )
 
 
 def _with_whole_address(config: TrainConfig) -> TrainConfig:

@@ -95,6 +95,4 @@ def _with_batch(config: TrainConfig, rows: int, typed: bool) -> tuple[TrainConfi
     while smaller % (accum * parts):
         accum -= 1
     said = f"batch: {smaller} rows in place of the base run's {batch}: the data makes {rows}"
-    return replace(
-        config, training=replace(training, batch_size=smaller, grad_accum=accum)
-    ), [said]
+    return replace(config, training=replace(training, batch_size=smaller, grad_accum=accum)), [said]

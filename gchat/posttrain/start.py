@@ -25,7 +25,7 @@ from gaia.processes.group import Group, joined, take_options
 from gaia.runtime import Machine
 from gaia.runtime import start as start_machine
 from gchat.chat_format import ChatFormat, read_format, write_format
-from gchat.config import ALIASES, TrainConfig, derive, load_tree, typed_options
+from gchat.config import TrainConfig, derive, load_tree, typed_options
 from gchat.posttrain.base_run import BaseRun, check_tokenizer, handed_down, open_base
 from gchat.posttrain.lengths import rows_of, with_length
 from gchat.ranges import check_ranges
@@ -36,6 +36,7 @@ from gchat.run.loop import Loop, Stage
 from gchat.run.report import write_report
 from gchat.run.session import Session
 from gchat.run.training_data import TrainingData
+from gchat.stage_config import VERBS
 from gchat.tokenizer import Tokenizer
 from gchat.train import config_for_all, say_how_to_go_on, take_flags
 from gchat.train_state import TrainState, abstract_state, graphdef, init_state
@@ -172,7 +173,7 @@ def _given(verb: Verb, args: list[str], *, resume: bool) -> TrainConfig:
         if config.stage.name != verb.name:
             raise ConfigError(
                 f"run.dir {str(config.run.folder)!r} is a run of stage {config.stage.name}",
-                f"resume it with {_VERB_OF.get(config.stage.name, 'gchat train')}",
+                f"resume it with `gchat {VERBS[config.stage.name]}`",
             )
         return config
     path = _base_path(args)
@@ -202,9 +203,6 @@ def _base_path(args: Sequence[str]) -> Path | None:
 
 def _asks_for_help(args: Sequence[str]) -> bool:
     return bool({"-h", "--help"} & set(args))
-
-
-_VERB_OF = {"mid": "gchat midtrain", "sft": "gchat sft", "dpo": "gchat dpo", "rl": "gchat rl"}
 
 
 def _check_typed(verb: Verb, config: TrainConfig, typed: set[str]) -> None:
@@ -289,9 +287,7 @@ def _started(
     mesh = parallel.make_mesh(config.mesh)
     where = config.run.folder if resume else config.training.init_from
     chat_format = read_format(str(where), tokenizer, wanted="chat") if config.stage.chat else None
-    return Started(
-        config, session, tokenizer, chat_format, data, mesh, graphdef(config), sentences
-    )
+    return Started(config, session, tokenizer, chat_format, data, mesh, graphdef(config), sentences)
 
 
 def _with_lineage(verb: Verb, config: TrainConfig, base: BaseRun) -> TrainConfig:
@@ -309,7 +305,9 @@ def _with_lineage(verb: Verb, config: TrainConfig, base: BaseRun) -> TrainConfig
 
 def _whole(place: str) -> str:
     """A path as an absolute one; names of tasks and addresses as they are."""
-    path, at, times = place.rpartition("@") if place.rpartition("@")[2].isdigit() else (place, "", "")
+    path, at, times = place.rpartition("@")
+    if not os.path.exists(path) or os.path.exists(place):
+        path, at, times = place, "", ""
     return f"{os.path.abspath(path)}{at}{times}" if os.path.exists(path) else place
 
 

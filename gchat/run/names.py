@@ -36,6 +36,8 @@ METRICS = {
 
 SUMMARY = {
     "preset": "Name of the run (run.name)",
+    "stage": "Kind of training: base, mid, sft, dpo or rl",
+    "base": "Folder of the run that it began with; null where it began from nothing",
     "run_dir": "Folder of the run",
     "finished": "True if the last step was reached and saved",
     "device": "Number and kind of devices",
