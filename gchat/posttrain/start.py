@@ -27,9 +27,10 @@ from gaia.runtime import start as start_machine
 from gchat.chat_format import ChatFormat, read_format, write_format
 from gchat.config import TrainConfig, derive, load_tree, typed_options
 from gchat.posttrain.base_run import BaseRun, check_tokenizer, handed_down, open_base
-from gchat.posttrain.lengths import rows_of, with_length
+from gchat.posttrain.lengths import with_length
 from gchat.ranges import check_ranges
 from gchat.run import mirror
+from gchat.run.fitting import fitted_for_all, take_batch
 from gchat.run.folder import check_free, check_resumable, read_config
 from gchat.run.loading import load_params
 from gchat.run.loop import Loop, Stage
@@ -47,7 +48,6 @@ STAGE_ALIASES = {
     "--data": "--stage.data",
     "--epochs": "--stage.epochs",
     "--output": "--run.dir",
-    "--batch": "--training.batch-size",
     "--lora-rank": "--model.lora-rank",
 }
 """Short names of the stages, beside those of `gchat train`."""
@@ -132,13 +132,16 @@ def run(verb: Verb, args: Sequence[str]) -> dict[str, Any]:
         GaiaError: one line naming what cannot work and the remedy; nothing of a run was written.
     """
     processes, rest = take_options(spelled(args))
+    auto_batch, rest = take_batch(rest)
     flags, rest = take_flags(rest, "--resume", "--allow-unfinished", "--allow-restart")
     if flags["--allow-restart"] and not flags["--resume"]:
         raise ConfigError("--allow-restart is given without --resume", "add --resume")
-    if flags["--allow-unfinished"] and flags["--resume"]:
-        raise ConfigError(
-            "--allow-unfinished with --resume: a resumed run has begun already", "leave it out"
-        )
+    flags["--batch auto"] = auto_batch
+    for name in ("--allow-unfinished", "--batch auto"):
+        if flags[name] and flags["--resume"]:
+            raise ConfigError(
+                f"{name} with --resume: a resumed run has begun already", "leave it out"
+            )
     with may_go_away(), joined(processes) as group:
         raise_on_interrupt()
         own = _given(verb, rest, resume=flags["--resume"]) if group.first else None
@@ -269,9 +272,12 @@ def _started(
         if prepared.folder is not None:
             data = TrainingData(replace(config.data, dir=str(prepared.folder)))
             check_tokenizer(base, data.tokenizer, str(prepared.folder))
-            config, said = with_length(config, rows_of(config, data), verb, typed)
+            config, said = with_length(config, data.rows(config), verb, typed)
             sentences += said
         config, said = _derived(config, data, tokenizer)
+        if flags["--batch auto"]:
+            config, chosen = fitted_for_all(config, group)
+            sentences += chosen
         sentences = [*said[2:], *sentences, f"begins with step {base.step} of {base.path}"]
     if data is not None:
         data.check_same(group)
