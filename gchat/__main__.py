@@ -1,7 +1,7 @@
 """The `gchat` command: verbs and printing only.
 
 gchat speedrun | train | midtrain | sft | sample | chat | generate | plan | dashboard
-      | checkpoints | eval bpb|core | import hf|gguf | sweep | compare | ladder | research run
+      | checkpoints | eval bpb|core|chat | import hf|gguf | sweep | compare | ladder | research run
       | data prepare|curate|download|count|verify|upload | tokenizer train|eval
 """
 
@@ -33,6 +33,7 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   eval bpb             bits per byte of a text: gchat eval bpb --run runs/cpu --text FILE
   import hf|gguf       a model made elsewhere as a run: gchat import gguf FILE --out RUN
   eval core            CORE, 22 tasks: gchat eval core --run runs/cpu --max-per-task 100
+  eval chat            ChatCORE, tasks asked as conversations: gchat eval chat --run runs/chat
   data prepare         text to token shards: gchat data prepare --source text --input F --out DIR
   data curate          drop documents not worth training on: rules, duplicates, a report
   data download        a data set of the hub, tokenized: climbmix, fineweb, hf://ORG/NAME
@@ -207,8 +208,9 @@ def _generate(args: list[str]) -> None:
 def _eval(args: list[str]) -> None:
     from gaia.config import parse
 
-    if _known("gchat eval", args, ["bpb", "core"]) == "core":
-        _eval_core(args[1:])
+    verb = _known("gchat eval", args, ["bpb", "core", "chat"])
+    if verb != "bpb":
+        {"core": _eval_core, "chat": _eval_chat}[verb](args[1:])
         return
     options = parse(EvalBpb, args[1:], prog="gchat eval bpb", description=EvalBpb.__doc__)
     from gchat.run.loading import load_run
@@ -235,6 +237,17 @@ def _eval_core(args: list[str]) -> None:
     raise_on_interrupt()
     with may_go_away(), joined(processes) as group:
         core.main(options, group)
+
+
+def _eval_chat(args: list[str]) -> None:
+    from gaia.config import parse
+    from gaia.output import may_go_away
+    from gchat.ask.evaluate import EvalChat
+
+    options = parse(EvalChat, args, prog="gchat eval chat", description=EvalChat.__doc__)
+    raise_on_interrupt()
+    with may_go_away():
+        options.main()
 
 
 def _checkpoints(args: list[str]) -> None:

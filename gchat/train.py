@@ -114,6 +114,12 @@ def pretraining(config: TrainConfig, data: TrainingData) -> Stage:
     mesh = parallel.make_mesh(config.mesh)
     graph = graphdef(config)
     scorer = make_scorer(graph, config, mesh)
+    if config.eval.chat_every_steps:
+        raise ConfigError(
+            f"eval.chat_every_steps is {config.eval.chat_every_steps}, and a base model has seen "
+            "no conversation",
+            "leave it to the stages after pretraining",
+        )
     core = None
     if config.eval.core_every_steps:
         core = PeriodicCore(config, data.tokenizer, graph, mesh)

@@ -1,17 +1,19 @@
 """A trained run, read back: its configuration, tokenizer and newest intact parameters."""
 
+import hashlib
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from gaia.adapters import merged
 from gaia.checkpoint import Checkpointer, Restored
 from gaia.errors import CheckpointError
-from gaia.parallel import make_mesh
+from gaia.parallel import make_mesh, to_host
 from gaia.runtime import start
 from gchat.config import TrainConfig
 from gchat.engine.engine import Engine
@@ -40,6 +42,12 @@ class LoadedRun:
         """Decodes with these parameters; `options` are `Engine`'s: slots, piece, weights, kv."""
         seq_len = self.config.model.seq_len
         return make_engine(self.graph, self.params, self.tokenizer, seq_len, **options)
+
+    def weights_digest(self) -> str:
+        """Name of these weights by their content."""
+        smallest = min(jax.tree.leaves(self.params), key=lambda leaf: leaf.size)
+        # A gain of D numbers: all of them move with every update.
+        return hashlib.sha256(to_host(smallest).tobytes()).hexdigest()[:16]
 
     def score_file(self, path: str) -> bpb.Score:
         """Bits per byte of a text file, read as one document."""

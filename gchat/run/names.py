@@ -3,6 +3,7 @@
 VAL_BPB = "eval/val_bpb"
 CORE = "eval/core_v1"
 CORE_TASK = "eval/core/"
+CHAT_TASK = "eval/chat/"
 
 METRICS = {
     "train/loss": "Loss of the step's batch, nats per target",
@@ -31,6 +32,8 @@ METRICS = {
     "eval/core_v1": "CORE with nanochat's baselines, on eval.core_max_per_task items a task",
     "eval/core_v2": "The same with DCLM's corrected baselines",
     "eval/core/*": "Accuracy of a task of CORE",
+    "eval/chatcore": "ChatCORE, on eval.chat_max_per_task items a task",
+    "eval/chat/*": "Accuracy of a task of ChatCORE, or of another one of eval.chat_tasks",
 }
 """Metrics by name, with their meaning; `*` stands for a name that the user or the data gives."""
 
@@ -66,6 +69,7 @@ SUMMARY = {
     "seconds_to_target_bpb": "Seconds until validation first reached run.target_bpb",
     "core_v1": "Last CORE while training, nanochat's baselines",
     "core_v2": "The same with DCLM's corrected baselines",
+    "chatcore": "Last ChatCORE while training",
     "seconds_to_target_core": "Seconds until CORE first reached run.target_core",
     "cost_usd": "US dollars at run.price_per_hour",
     "commit": "Commit of the code, with + where the tree had changes",

@@ -20,11 +20,11 @@ import gaia_metrics
 from gaia.config import to_yaml
 from gchat.config import TrainConfig
 from gchat.evals.ngram import Baselines
+from gchat.evals.progress_line import clock
 from gchat.model_shape import flops_per_token, matmul_params
 from gchat.run.folder import write_atomically
 from gchat.run.goodput import goodput
 from gchat.run.names import SUMMARY
-from gchat.run.progress import clock
 from gchat.run.session import Session
 
 Series = dict[str, list[tuple[int, float]]]
@@ -116,6 +116,7 @@ def _summary(
         "seconds_to_target_bpb": progress.seconds_to_target,
         "core_v1": _last(series, "eval/core_v1"),
         "core_v2": _last(series, "eval/core_v2"),
+        "chatcore": _last(series, "eval/chatcore"),
         "seconds_to_target_core": progress.seconds_to_target_core,
         "cost_usd": round(price * progress.seconds / 3600, 4),
         "commit": git_commit(),
