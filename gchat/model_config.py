@@ -153,6 +153,11 @@ class Sizes:
 
 SIZES = ("dim", "heads", "kv_heads", "hidden", "window", "vocab_size", "padded_vocab_size")
 """Fields that `derive()` fills."""
+def plain_model(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's fields without those of adapters: the model that they are merged into."""
+    return {name: value for name, value in fields.items() if not name.startswith("lora_")}
+
+
 DIALS = ("depth", "aspect_ratio", "head_dim", "dim", "heads", "seq_len")
 """Fields that others follow from."""
 

@@ -92,7 +92,7 @@ def pretrain(
         if group.first:
             params = sum(leaf.size for leaf in jax.tree.leaves(loop.state.params))
             summary = _report(session, data, outcome, params)
-    _say_how_to_go_on(session, outcome)
+    say_how_to_go_on(session, outcome)
     return summary
 
 
@@ -194,7 +194,7 @@ def _baselines(config: TrainConfig, data: TrainingData) -> Baselines | None:
     )
 
 
-def _say_how_to_go_on(session: Session, outcome: Outcome) -> None:
+def say_how_to_go_on(session: Session, outcome: Outcome) -> None:
     """Prints the command that resumes a stopped run.
 
     Raises:
