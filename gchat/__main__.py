@@ -22,6 +22,8 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
 
   speedrun             from text to a trained model and its report, in one command
   train                train on a prepared data set: gchat train CONFIG.yaml --data-dir DIR
+  dpo                  prefer the better of two answers: gchat dpo --base RUN --data pairs.jsonl
+  rl                   improve by rewards: gchat rl --base RUN --task gsm8k
   sample               continue a prompt: gchat sample --run runs/cpu --prompt "The"
   chat                 talk with it: gchat chat --run runs/cpu [-p QUESTION]
   generate             answer a file of questions: gchat generate IN.jsonl OUT.jsonl --run runs/cpu
@@ -112,6 +114,18 @@ def _train(args: list[str]) -> None:
     from gchat.train import run
 
     run(args, prog="gchat train")
+
+
+def _dpo(args: list[str]) -> None:
+    from gchat.posttrain.dpo import run
+
+    run(args)
+
+
+def _rl(args: list[str]) -> None:
+    from gchat.posttrain.rl import run
+
+    run(args)
 
 
 def _plan(args: list[str]) -> None:
@@ -301,6 +315,8 @@ def _research(args: list[str]) -> None:
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "speedrun": _speedrun,
     "train": _train,
+    "dpo": _dpo,
+    "rl": _rl,
     "sample": _sample,
     "chat": _chat,
     "generate": _generate,

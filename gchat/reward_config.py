@@ -12,10 +12,8 @@ class RLConfig:
     """Rollouts, rewards and the loss of `gchat rl`."""
 
     task: str | None = None
-    """Task whose items are the prompts: gsm8k, spelling, json:FILE, …; its grades are the rewards
-    unless rl.reward is given."""
-    source: str | None = None
-    """File, folder or address of the task's data; its own place when left out."""
+    """Task whose items are the prompts: gsm8k, gsm8k=FOLDER, spelling, json:FILE, …; its grades are
+    the rewards unless rl.reward is given."""
     split: str = "train"
     """Split of the task to learn on."""
     reward: str | None = None
@@ -49,9 +47,9 @@ class RLConfig:
     slots: int = 16
     """Answers that are decoded at once."""
     held_out: int = 64
-    """Items of rl.held_out_split that are answered greedily at each evaluation; 0 for none."""
-    held_out_split: str = "test"
-    """Split of the task to evaluate on."""
+    """Items that are answered greedily at each evaluation; 0 for none."""
+    held_out_task: str | None = None
+    """Task of these items; derived: the test split of rl.task, none where that is json:FILE."""
     stall_steps: int = 20
     """Steps in a row without a group of differing rewards after which the run stops."""
 

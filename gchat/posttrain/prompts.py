@@ -7,6 +7,17 @@ import jax
 import numpy as np
 
 
+def shuffled(items: Sequence[int], size: int, seed: int, index: int) -> np.ndarray:
+    """The items of one of endless batches, int64 [size]: each epoch is a shuffle of all of them."""
+    epochs, places = np.divmod(np.arange(index * size, (index + 1) * size), len(items))
+    batch = np.zeros(size, np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        order = np.random.default_rng([seed, int(epoch)]).permutation(np.asarray(items))
+        batch[here] = order[places[here]]
+    return batch
+
+
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Prompts:
@@ -44,15 +55,7 @@ class PromptOrder:
 
     def row_ids(self, step: int) -> np.ndarray:
         """Places in the task of a batch's items."""
-        numbers = np.arange(step * self._prompts, (step + 1) * self._prompts)
-        epochs, places = np.divmod(numbers, len(self._items))
-        items = np.asarray(self._items)
-        batch = np.zeros(len(numbers), np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            shuffled = np.random.default_rng([self._seed, int(epoch)]).permutation(items)
-            batch[here] = shuffled[places[here]]
-        return batch
+        return shuffled(self._items, self._prompts, self._seed, step)
 
     def metrics(self, step: int) -> dict[str, float]:
         """Nothing: the update tells of its rollouts."""

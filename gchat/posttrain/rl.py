@@ -19,7 +19,7 @@ from gchat.posttrain import start
 from gchat.posttrain.improve import Policy
 from gchat.posttrain.rewards import FunctionRewards, Rewards, TaskRewards
 from gchat.run.loop import Stage
-from gchat.tasks.opening import open_task
+from gchat.tasks.opening import JSON, named
 from gchat.tasks.task import Item, Task
 
 _ROW = 128  # rows are a multiple of this long
@@ -46,10 +46,20 @@ def fitting(task: Task, chat_format: ChatFormat, config: TrainConfig) -> tuple[l
     return items, max(sizes[i] for i in items)
 
 
-def _task(config: TrainConfig, split: str, limit: int | None = None) -> Task:
+def _held_out(config: TrainConfig) -> Task | None:
+    """The task to evaluate on."""
     rl = config.rl
-    assert rl.task is not None
-    return open_task(rl.task, split=split, source=rl.source, limit=limit)
+    name = rl.held_out_task or (None if str(rl.task).startswith(f"{JSON}:") else rl.task)
+    return named(name, limit=rl.held_out) if name and rl.held_out else None
+
+
+def _whole(name: str | None) -> str | None:
+    """A task's name with an absolute path of its source."""
+    for mark in ("=", f"{JSON}:"):
+        before, there, path = (name or "").partition(mark)
+        if there and os.path.exists(path):
+            return f"{before}{mark}{os.path.abspath(path)}"
+    return name
 
 
 def _check(config: TrainConfig) -> None:
@@ -76,9 +86,8 @@ def prepared(setting: start.Setting) -> start.Prepared:
     if rl.reward is not None:
         path, colon, name = rl.reward.rpartition(":")
         rl = replace(rl, reward=f"{os.path.abspath(path)}{colon}{name}")
-    if rl.source is not None and os.path.exists(rl.source):
-        rl = replace(rl, source=os.path.abspath(rl.source))
-    items, _ = fitting(_task(config, rl.split), setting.format, config)
+    rl = replace(rl, task=_whole(rl.task), held_out_task=_whole(rl.held_out_task))
+    items, _ = fitting(named(str(rl.task), rl.split), setting.format, config)
     rows, training, stage = rl.prompts * rl.samples, config.training, config.stage
     if "--training.batch-size" in setting.typed and training.batch_size != rows:
         raise ConfigError(
@@ -113,12 +122,11 @@ def stage(started: start.Started) -> Stage:
             f"gchat rl runs in one process, not in {session.group.count}", "use one host"
         )
     assert started.format is not None
-    rl, task = config.rl, _task(config, config.rl.split)
+    rl, task = config.rl, named(str(config.rl.task), config.rl.split)
     items, longest = fitting(task, started.format, config)
     length = min(config.model.seq_len, -(-(longest + rl.max_new_tokens) // _ROW) * _ROW)
     held_out: list[Item] = []
-    if rl.held_out:
-        test = _task(config, rl.held_out_split, rl.held_out)
+    if test := _held_out(config):
         held_out = [test[i] for i in fitting(test, started.format, config)[0]]
     rewards: Rewards = TaskRewards(task)
     if rl.reward is not None:
