@@ -24,6 +24,8 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   train                train on a prepared data set: gchat train CONFIG.yaml --data-dir DIR
   midtrain             continue a run on text, or on tasks and chats: --base RUN --data FILE
   sft                  fine-tune on chats: gchat sft --base RUN --data FILE.jsonl --epochs 3
+  dpo                  prefer the better of two answers: gchat dpo --base RUN --data pairs.jsonl
+  rl                   improve by rewards: gchat rl --base RUN --task gsm8k
   sample               continue a prompt: gchat sample --run runs/cpu --prompt "The"
   chat                 talk with it: gchat chat --run runs/cpu [-p QUESTION]
   generate             answer a file of questions: gchat generate IN.jsonl OUT.jsonl --run runs/cpu
@@ -125,6 +127,18 @@ def _midtrain(args: list[str]) -> None:
 
 def _sft(args: list[str]) -> None:
     from gchat.posttrain.sft import run
+
+    run(args)
+
+
+def _dpo(args: list[str]) -> None:
+    from gchat.posttrain.dpo import run
+
+    run(args)
+
+
+def _rl(args: list[str]) -> None:
+    from gchat.posttrain.rl import run
 
     run(args)
 
@@ -330,6 +344,8 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "midtrain": _midtrain,
     "sft": _sft,
+    "dpo": _dpo,
+    "rl": _rl,
     "sample": _sample,
     "chat": _chat,
     "generate": _generate,

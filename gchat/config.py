@@ -22,6 +22,7 @@ from gchat.model import GPTConfig
 from gchat.model_config import DIALS, without_derived
 from gchat.model_shape import flops_per_token, matmul_params
 from gchat.ranges import check_ranges
+from gchat.reward_config import DPOConfig, RLConfig
 from gchat.run_config import CheckpointConfig, EvalConfig, MetricsConfig, RunConfig
 from gchat.run_length import with_own_length, with_typed_length
 from gchat.stage_config import StageConfig
@@ -155,6 +156,8 @@ class TrainConfig:
     guards: GuardConfig = field(default_factory=GuardConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     stage: StageConfig = field(default_factory=StageConfig)
+    dpo: DPOConfig = field(default_factory=DPOConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
 
     @property
     def checkpoints(self) -> str:

@@ -111,6 +111,22 @@ RANGES = {
     "guards.max_rollbacks": _SOME,
     "guards.max_skips": _SOME,
     "guards.hang_minutes": _SOME,
+    "dpo.beta": _ABOVE,
+    "dpo.label_smoothing": Range(0, 0.5, open_high=True),
+    "dpo.held_out": _SOME,
+    "rl.reward_seconds": _ABOVE,
+    "rl.prompts": _COUNT,
+    "rl.samples": _COUNT,
+    "rl.max_new_tokens": _COUNT,
+    "rl.temperature": _SOME,
+    "rl.clip_low": _SHARE,
+    "rl.clip_high": _SOME,
+    "rl.kl": _SOME,
+    "rl.passes": _COUNT,
+    "rl.correction_cap": _ABOVE,
+    "rl.slots": _COUNT,
+    "rl.held_out": _SOME,
+    "rl.stall_steps": _COUNT,
 }  # fmt: skip
 """Fields of TrainConfig that hold numbers, with what each may be; None is always "derived"."""
 

@@ -49,6 +49,9 @@ STAGE_ALIASES = {
     "--epochs": "--stage.epochs",
     "--output": "--run.dir",
     "--lora-rank": "--model.lora-rank",
+    "--beta": "--dpo.beta",
+    "--task": "--rl.task",
+    "--reward": "--rl.reward",
 }
 """Short names of the stages, beside those of `gchat train`."""
 
@@ -85,6 +88,8 @@ class Prepared(NamedTuple):
     """Prepared shards; None for a stage that makes its own batches."""
     chat: bool
     """The run is trained on conversations, and says so in its folder."""
+    config: TrainConfig | None = None
+    """Where the stage makes its own batches: the configuration with batch, steps and epochs."""
 
 
 class Setting(NamedTuple):
@@ -210,6 +215,10 @@ def _asks_for_help(args: Sequence[str]) -> bool:
 
 def _check_typed(verb: Verb, config: TrainConfig, typed: set[str]) -> None:
     """Refuses, before anything is read, values that cannot work and options without effect."""
+    for stage in ("dpo", "rl"):
+        others = sorted(option for option in typed if option.startswith(f"--{stage}."))
+        if others and stage != verb.name:
+            raise ConfigError(f"{others[0]} is of `gchat {stage}`", "leave it out")
     for name in ("name", "base-commit", "chat"):
         if f"--stage.{name}" in typed:
             raise ConfigError(f"--stage.{name} follows from the base run", "leave it out")
@@ -266,7 +275,7 @@ def _started(
         config = _with_lineage(verb, config, base)
         chat_format = read_format(base.path, tokenizer, wanted="chat")
         prepared = _prepared(verb, Setting(config, base, chat_format, typed, group))
-        data = None
+        data, config = None, prepared.config or config
         if prepared.chat:
             config = replace(config, stage=replace(config.stage, chat=chat_format.kind))
         if prepared.folder is not None:
