@@ -16,7 +16,7 @@ import numpy as np
 
 import runs
 
-WORDS = "fox owl elk bee cat hen ape ray cow emu gnu yak".split()
+WORDS = ["fox", "owl", "elk", "bee", "cat", "hen", "ape", "ray", "cow", "emu", "gnu", "yak"]
 """In an order that nothing of the words tells."""
 HELD_OUT = 12  # unordered pairs
 

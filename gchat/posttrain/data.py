@@ -11,21 +11,27 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gaia import storage
-from gaia.data.manifest import MANIFEST
+from gaia.data.manifest import MANIFEST, load_manifest
 from gaia.errors import ConfigError, DataError
 from gchat.chat_format import ChatFormat
 from gchat.conversation import Conversation
-from gchat.data import prepare
-from gchat.posttrain.shards_for_now import prepare_conversations
+from gchat.data import chat_units
+from gchat.data.chat_check import check_chats
+from gchat.data.chats import prepare_conversations
+from gchat.data.prepare import prepare
+from gchat.data.sources.unit import Corpus
+from gchat.posttrain.base_run import check_tokenizer
 from gchat.posttrain.start import Prepared, Setting
 from gchat.tasks.opening import named
 from gchat.tasks.task import Task
+from gchat.tokenizer import Tokenizer
 
-TEXTS = (".txt", ".md", ".parquet")
+TEXTS = (".txt", ".md")
 _TIMES = re.compile(r"(.+)@(\d+(?:\.\d+)?)")
 
 
@@ -38,6 +44,39 @@ class Entry(NamedTuple):
     """Number of times that it is taken."""
 
 
+class Source(NamedTuple):
+    """Conversations of one entry: of files, or of a task."""
+
+    entry: Entry
+    files: Corpus | None
+    task: Task | None
+
+    def identity(self, seed: int) -> Any:
+        """All that decides the conversations."""
+        if self.files is not None:
+            return [self.files.identity, self.entry.times]
+        assert self.task is not None
+        return [self.entry.name, len(self.task), seed, self.entry.times]
+
+    def once(self) -> Iterator[Conversation]:
+        """Yields each conversation once, in a fixed order."""
+        if self.files is not None:
+            for unit in self.files.units:
+                for line in unit.documents(self.files.tally()):
+                    yield Conversation.from_json(json.loads(line))
+        for index in range(len(self.task or ())):
+            assert self.task is not None
+            yield self.task.conversation(self.task[index])
+
+    def taken(self) -> Iterator[Conversation]:
+        """Yields them as often as they are taken; of a part of a time, the first."""
+        for _ in range(int(self.entry.times)):
+            yield from self.once()
+        if part := self.entry.times % 1:
+            conversations = list(self.once())
+            yield from conversations[: max(1, round(part * len(conversations)))]
+
+
 def conversations(setting: Setting) -> Prepared:
     """Prepares the conversations that `--data` names.
 
@@ -46,7 +85,7 @@ def conversations(setting: Setting) -> Prepared:
         DataError: a file is missing, or a row is no conversation.
     """
     entries = parsed(setting.config.stage.data)
-    if shards := _prepared_set(entries):
+    if shards := _prepared_set(setting, entries):
         return shards
     for entry in entries:
         if _is_text(entry):
@@ -61,18 +100,18 @@ def text_or_conversations(setting: Setting) -> Prepared:
     """The same, or a text to continue pretraining on.
 
     Raises:
-        ConfigError: nothing is named, or text and conversations together.
+        ConfigError: nothing is named, or text and something else.
         DataError: a file is missing or cannot be used.
     """
     entries = parsed(setting.config.stage.data)
-    if shards := _prepared_set(entries):
+    if shards := _prepared_set(setting, entries):
         return shards
     texts = [entry for entry in entries if _is_text(entry)]
     if not texts:
         return _conversations(setting, entries)
-    if len(entries) > 1:
+    if len(entries) > 1 or texts[0].times != 1:
         raise ConfigError(
-            f"--data names text ({texts[0].name}) and something else",
+            f"--data names text ({texts[0].name}) and something else, or takes it several times",
             "give one text file, folder or glob, or only conversations and tasks",
         )
     return _text(setting, texts[0])
@@ -96,155 +135,91 @@ def parsed(data: Sequence[str]) -> list[Entry]:
     return entries
 
 
-def _prepared_set(entries: Sequence[Entry]) -> Prepared | None:
+def _prepared_set(setting: Setting, entries: Sequence[Entry]) -> Prepared | None:
     """A data set that was prepared before, where `--data` names one."""
     sets = [e for e in entries if storage.exists(storage.join(e.name, MANIFEST))]
     if not sets:
         return None
+    place = sets[0].name
     if len(entries) > 1 or sets[0].times != 1:
         raise ConfigError(
-            f"--data {sets[0].name} is a prepared data set and stands beside others",
-            "give it alone, or use --data.mixture",
+            f"--data {place} is a prepared data set and stands beside others", "give it alone"
         )
-    manifest = prepare.load_manifest(sets[0].name)
-    return Prepared(Path(sets[0].name), chat=manifest.learned is not None)
+    manifest = load_manifest(place)
+    check_tokenizer(setting.base, Tokenizer.load(place), place)
+    if manifest.learned is None:
+        return Prepared(place, chat=False)
+    return _whole_conversations(setting, place)
 
 
 def _is_text(entry: Entry) -> bool:
-    """Tells text from conversations: by the ending, and .jsonl by the fields of its first row."""
-    path = Path(entry.name)
+    """Tells text from conversations: by the ending, and .jsonl by its first row's fields."""
+    path = Path(entry.name).expanduser()
     if path.is_dir():
-        return any(p.suffix in TEXTS for p in path.iterdir())
-    if path.suffix in TEXTS or any(c in path.name for c in "*?["):
+        return any(child.suffix in TEXTS for child in path.iterdir())
+    if path.suffix in TEXTS:
         return True
-    if not path.is_file() or path.suffix != ".jsonl":
+    if path.suffix != ".jsonl" or not path.is_file():
         return False
-    first = next(iter(_rows(path)), None)
-    return first is not None and isinstance(first[1], dict) and set(first[1]) & {"text"} != set()
+    with open(path, encoding="utf-8", errors="replace") as file:
+        line = next((line for line in file if line.strip()), "")
+    try:
+        return "text" in json.loads(line)
+    except (ValueError, TypeError):
+        return False
 
 
 def _text(setting: Setting, entry: Entry) -> Prepared:
     """Text, tokenized as the base run's was."""
-    base = setting.base
-    paths = _files(Path(entry.name)) if Path(entry.name).exists() else []
-    key = _key({"files": [_digest(p) for p in paths] or entry.name, "t": base.tokenizer.sha256})
-    out = setting.config.run.folder / "data" / key
-    prepare.prepare(
-        source="text", input=entry.name, out=out, tokenizer=str(base.path / "tokenizer.json")
-    )
-    return Prepared(out, chat=False)
+    config, base = setting.config, setting.base
+    # A folder of another text is told by its manifest: preparing compares the files.
+    out = config.run.folder / "data" / _key([str(Path(entry.name).absolute())])
+    prepare(source="text", input=entry.name, out=out, tokenizer=str(base.path / "tokenizer.json"))
+    return Prepared(str(out), chat=False)
 
 
 def _conversations(setting: Setting, entries: Sequence[Entry]) -> Prepared:
-    """Conversations of files and tasks, rendered, masked and packed into shards."""
+    """Conversations of files and tasks, rendered and masked in shards."""
     config, chat_format = setting.config, setting.format
-    sources = [_source(entry, config.training.seed) for entry in entries]
-    key = _key(
-        {
-            "sources": [source.identity for source in sources],
-            "tokenizer": chat_format.tokenizer.sha256,
-            "format": [chat_format.kind, chat_format.jinja()],
-            "row": config.model.seq_len,
-        }
-    )
-    out = config.run.folder / "data" / key
-    prepare_conversations(_all(sources), chat_format, out, config.model.seq_len)
-    return Prepared(out, chat=True)
+    seed = config.training.seed
+    sources = [_source(entry, seed) for entry in entries]
+    facts = [*_format_facts(chat_format), config.model.seq_len]
+    out = config.run.folder / "data" / _key([*facts, *(s.identity(seed) for s in sources)])
+    if not (out / MANIFEST).exists():
+        made = (one for source in sources for one in source.taken())
+        prepare_conversations(made, chat_format, out, config.model.seq_len, seed=seed)
+    return _whole_conversations(setting, str(out))
 
 
-class Source(NamedTuple):
-    """Conversations of one entry."""
-
-    identity: Any
-    """What decides them: hashes of files, or a task's name and length."""
-    times: float
-    files: tuple[Path, ...]
-    task: Task | None
+def _whole_conversations(setting: Setting, place: str) -> Prepared:
+    """Prepared conversations, of the model's format, and packed whole unless it is said how."""
+    config = setting.config
+    if "--data.packing" not in setting.typed:
+        config = replace(config, data=replace(config.data, packing="best_fit"))
+    manifest, packing = load_manifest(place), config.data.packing
+    check_chats(manifest, setting.format, config.model.seq_len, packing)
+    return Prepared(place, chat=True, config=config)
 
 
 def _source(entry: Entry, seed: int) -> Source:
-    path = Path(entry.name)
+    """Opens one entry.
+
+    Raises:
+        ConfigError: it is no path, and no task of that name.
+        DataError: nothing is there.
+    """
+    path = Path(entry.name).expanduser()
     if path.exists():
-        files = tuple(_files(path))
-        return Source([[_digest(p) for p in files], entry.times], entry.times, files, None)
+        return Source(entry, chat_units.corpus([entry.name]), None)
     if (path.suffix or "/" in entry.name) and not {"=", ":"} & set(entry.name):
         raise DataError(f"--data {entry.name} does not exist", "check the path")
-    task = named(entry.name, "train", seed=seed)
-    return Source([entry.name, len(task), seed, entry.times], entry.times, (), task)
+    return Source(entry, None, named(entry.name, "train", seed=seed))
 
 
-def _files(path: Path) -> list[Path]:
-    """The .jsonl files of a folder, or the file itself.
-
-    Raises:
-        DataError: the folder holds none.
-    """
-    if not path.is_dir():
-        return [path]
-    files = sorted(p for p in path.rglob("*") if p.suffix in (".jsonl", *TEXTS) and p.is_file())
-    if not files:
-        raise DataError(f"--data {path} holds no .jsonl file", "check the path")
-    return files
-
-
-def _all(sources: Sequence[Source]) -> Iterator[Conversation]:
-    """All conversations, source after source, each as often as it is taken."""
-    for source in sources:
-        whole, part = int(source.times), source.times % 1
-        for _ in range(whole):
-            yield from _once(source)
-        if part:
-            all_of_it = list(_once(source))
-            yield from all_of_it[: round(part * len(all_of_it))]
-
-
-def _once(source: Source) -> Iterator[Conversation]:
-    if source.task is not None:
-        for index in range(len(source.task)):
-            yield source.task.conversation(source.task[index])
-    for path in source.files:
-        for number, row in _rows(path):
-            try:
-                yield Conversation.from_json(row)
-            except DataError as error:
-                raise DataError(f"{path} line {number}: {error.problem}", error.remedy) from None
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, row) of a .jsonl file; blank lines are left out.
-
-    Raises:
-        DataError: the file cannot be read, or a line is no JSON.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    try:
-                        yield number, json.loads(line)
-                    except ValueError as error:
-                        raise DataError(
-                            f"{path} line {number} is no JSON ({error})", "mend the line"
-                        ) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start}", "convert it") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror})", "check the path") from None
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror})", "check the path") from None
+def _format_facts(chat_format: ChatFormat) -> list[str | None]:
+    template = chat_format.template
+    return [chat_format.tokenizer.sha256, chat_format.kind, template and template.text]
 
 
 def _key(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def describe_format(chat_format: ChatFormat) -> str:
-    """One sentence on the tags around messages."""
-    return f"conversations: format {chat_format.kind}"

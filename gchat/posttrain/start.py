@@ -84,12 +84,13 @@ class Verb:
 class Prepared(NamedTuple):
     """Training data of a stage."""
 
-    folder: Path | None
-    """Prepared shards; None for a stage that makes its own batches."""
+    folder: str | None
+    """Folder or address of prepared shards; None for a stage that makes its own batches."""
     chat: bool
     """The run is trained on conversations, and says so in its folder."""
     config: TrainConfig | None = None
-    """Where the stage makes its own batches: the configuration with batch, steps and epochs."""
+    """The configuration with what follows from the data: for a stage that makes its own batches,
+    batch, steps and epochs; None where nothing does."""
 
 
 class Setting(NamedTuple):
@@ -279,8 +280,8 @@ def _started(
         if prepared.chat:
             config = replace(config, stage=replace(config.stage, chat=chat_format.kind))
         if prepared.folder is not None:
-            data = TrainingData(replace(config.data, dir=str(prepared.folder)))
-            check_tokenizer(base, data.tokenizer, str(prepared.folder))
+            data = TrainingData(replace(config.data, dir=prepared.folder))
+            check_tokenizer(base, data.tokenizer, prepared.folder)
             config, said = with_length(config, data.rows(config), verb, typed)
             sentences += said
         config, said = _derived(config, data, tokenizer)
