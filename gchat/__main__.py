@@ -1,8 +1,8 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | sample | chat | generate | plan | dashboard | checkpoints | eval bpb|core
-      | eval identity | synth identity|qpt|docstrings
-      | import hf|gguf | sweep | compare | ladder | research run
+gchat speedrun | train | midtrain | sft | sample | chat | generate | plan | dashboard
+      | checkpoints | eval bpb|core|chat|identity | import hf|gguf | synth identity|qpt|docstrings
+      | sweep | compare | ladder | research run
       | data prepare|chat|curate|download|count|verify|upload | tokenizer train|eval
 """
 
@@ -23,6 +23,10 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
 
   speedrun             from text to a trained model and its report, in one command
   train                train on a prepared data set: gchat train CONFIG.yaml --data-dir DIR
+  midtrain             continue a run on text, or on tasks and chats: --base RUN --data FILE
+  sft                  fine-tune on chats: gchat sft --base RUN --data FILE.jsonl --epochs 3
+  dpo                  prefer the better of two answers: gchat dpo --base RUN --data pairs.jsonl
+  rl                   improve by rewards: gchat rl --base RUN --task gsm8k
   sample               continue a prompt: gchat sample --run runs/cpu --prompt "The"
   chat                 talk with it: gchat chat --run runs/cpu [-p QUESTION]
   generate             answer a file of questions: gchat generate IN.jsonl OUT.jsonl --run runs/cpu
@@ -32,6 +36,7 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   eval bpb             bits per byte of a text: gchat eval bpb --run runs/cpu --text FILE
   import hf|gguf       a model made elsewhere as a run: gchat import gguf FILE --out RUN
   eval core            CORE, 22 tasks: gchat eval core --run runs/cpu --max-per-task 100
+  eval chat            ChatCORE, tasks asked as conversations: gchat eval chat --run runs/chat
   data prepare         text to token shards: gchat data prepare --source text --input F --out DIR
   data curate          drop documents not worth training on: rules, duplicates, a report
   data chat            conversations to shards: gchat data chat F --out DIR --base RUN
@@ -118,6 +123,30 @@ def _train(args: list[str]) -> None:
     run(args, prog="gchat train")
 
 
+def _midtrain(args: list[str]) -> None:
+    from gchat.posttrain.midtrain import run
+
+    run(args)
+
+
+def _sft(args: list[str]) -> None:
+    from gchat.posttrain.sft import run
+
+    run(args)
+
+
+def _dpo(args: list[str]) -> None:
+    from gchat.posttrain.dpo import run
+
+    run(args)
+
+
+def _rl(args: list[str]) -> None:
+    from gchat.posttrain.rl import run
+
+    run(args)
+
+
 def _plan(args: list[str]) -> None:
     from gchat.scaling.cli import plan_main
 
@@ -197,12 +226,10 @@ def _generate(args: list[str]) -> None:
 def _eval(args: list[str]) -> None:
     from gaia.config import parse
 
-    verb = _known("gchat eval", args, ["bpb", "core", "identity"])
-    if verb == "core":
-        _eval_core(args[1:])
-        return
-    if verb == "identity":
-        _eval_identity(args[1:])
+    verb = _known("gchat eval", args, ["bpb", "core", "chat", "identity"])
+    if verb != "bpb":
+        others = {"core": _eval_core, "chat": _eval_chat, "identity": _eval_identity}
+        others[verb](args[1:])
         return
     options = parse(EvalBpb, args[1:], prog="gchat eval bpb", description=EvalBpb.__doc__)
     from gchat.run.loading import load_run
@@ -239,6 +266,17 @@ def _eval_core(args: list[str]) -> None:
     raise_on_interrupt()
     with may_go_away(), joined(processes) as group:
         core.main(options, group)
+
+
+def _eval_chat(args: list[str]) -> None:
+    from gaia.config import parse
+    from gaia.output import may_go_away
+    from gchat.ask.evaluate import EvalChat
+
+    options = parse(EvalChat, args, prog="gchat eval chat", description=EvalChat.__doc__)
+    raise_on_interrupt()
+    with may_go_away():
+        options.main()
 
 
 def _checkpoints(args: list[str]) -> None:
@@ -329,6 +367,10 @@ def _research(args: list[str]) -> None:
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "speedrun": _speedrun,
     "train": _train,
+    "midtrain": _midtrain,
+    "sft": _sft,
+    "dpo": _dpo,
+    "rl": _rl,
     "sample": _sample,
     "chat": _chat,
     "generate": _generate,
