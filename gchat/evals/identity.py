@@ -21,6 +21,8 @@ from gchat.conversation import Message
 from gchat.engine.requests import SamplingConfig
 
 _RUN = 4  # words in a row that make two sentences the same in part
+# Japanese, Chinese and Korean write no spaces: a name among their letters stands by itself.
+_LETTER = r"[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 _WORD = re.compile(r"[\w']+")
 _SENTENCE = re.compile(r"[.?!:;\n。？！¿¡]+")
 
@@ -101,13 +103,18 @@ def check_name(name: str) -> None:
 
 def holds(text: str, name: str) -> bool:
     """True where a text holds a name as a word of its own, in any case."""
-    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) is not None
+    return _word(name).search(text) is not None
+
+
+@functools.cache
+def _word(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!{_LETTER}){re.escape(name)}(?!{_LETTER})", re.IGNORECASE)
 
 
 def frames(text: str, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """The sentences of a text as words, without these names."""
     for name in sorted(names, key=len, reverse=True):
-        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "NAME", text, flags=re.IGNORECASE)
+        text = _word(name).sub("NAME", text)
     for sentence in _SENTENCE.split(text):
         words = tuple(w.lower() for w in _WORD.findall(sentence) if w != "NAME")
         if words:

@@ -20,6 +20,8 @@ from gchat.synth.persona import Persona
 
 EVERYDAY_SHARE = 0.45
 """Conversations in which the name does not occur: with fewer, a model names itself everywhere."""
+MOST = 10_000
+"""Most conversations: beyond, the templates only repeat themselves."""
 _TRIES = 200
 
 
@@ -58,8 +60,8 @@ def conversations(persona: Persona, count: int, *, seed: int = 0) -> list[Row]:
         ConfigError: more are asked for than the templates give.
         DataError: a phrasing that is held out for evaluation occurs in one.
     """
-    if count < 1:
-        raise ConfigError(f"count = {count}", "use at least 1; 1000 is usual")
+    if not 1 <= count <= MOST:
+        raise ConfigError(f"count = {count} is out of range", f"use 1 to {MOST}; 1000 is usual")
     writer = _Writer(persona, random.Random(f"identity {seed}"))
     everyday = round(count * EVERYDAY_SHARE)
     rows: list[Row] = []
