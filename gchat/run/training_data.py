@@ -17,6 +17,7 @@ from gaia.parallel import rows_here
 from gaia.processes.group import Group
 from gaia.storage import gcs, region
 from gchat.config import DataConfig, TrainConfig, derive
+from gchat.data.chat_check import check_rows
 from gchat.data.on_the_fly import TextSet, changed_files, open_text
 from gchat.tokenizer import Tokenizer
 
@@ -104,6 +105,8 @@ class TrainingData:
             vocab_size=self.tokenizer.vocab_size,
             padded_vocab_size=self.tokenizer.padded_vocab_size,
         )
+        for manifest in self.manifests.values():
+            check_rows(manifest, derived.model.seq_len, derived.data.packing)
         optim = derived.optim
         if optim.weight_decay_steps or optim.matrix_weight_decay_steps:
             per_epoch = self.rows(derived) / derived.training.amounts.batch_size

@@ -106,10 +106,10 @@ def _of_file(path: Path) -> Iterator[Function]:
 
 def _first_sentence(docstring: str | None) -> str | None:
     """The sentence that begins a docstring; None where it is none that a person would say."""
-    match = _SENTENCE.match((docstring or "").strip())
+    match = _SENTENCE.match((docstring or "").replace("`", "").strip())
     if match is None:
         return None
-    sentence = " ".join(match[1].replace("``", "").replace("`", "").split())
+    sentence = " ".join(match[1].split())
     fits = len(sentence) in _CHARS and sentence.isascii() and sentence.count(" ") >= 3
     return sentence if fits and not _ODD.search(sentence) else None
 
