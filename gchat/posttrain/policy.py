@@ -153,7 +153,9 @@ def _gain(
         return advantage_bt * logprob_bt, jnp.zeros_like(ratio_bt)
     bounded_bt = jnp.clip(ratio_bt, 1 - config.clip_low, 1 + config.clip_high)
     free_bt, held_bt = ratio_bt * advantage_bt, bounded_bt * advantage_bt
-    return jnp.minimum(free_bt, held_bt), (held_bt < free_bt).astype(jnp.float32)
+    clipped_bt = held_bt < free_bt
+    # Not `minimum`, which halves the gradient where both are equal, as at a clip range of 0.
+    return jnp.where(clipped_bt, held_bt, free_bt), clipped_bt.astype(jnp.float32)
 
 
 def _correction(config: RLConfig, drift_bt: jax.Array) -> jax.Array:
