@@ -22,9 +22,8 @@ from gchat.run.folder import write_atomically
 
 STATE = "speedrun.json"
 """File of a speedrun's folder: what was asked for, and the time of each step."""
-BASE_SHARE = 0.5
-"""Share of a CPU's hours that the base stage plans with; of an accelerator's, `ACCELERATOR_SHARE`."""
-ACCELERATOR_SHARE = 0.85
+BASE_SHARE, ACCELERATOR_SHARE = 0.5, 0.85
+"""Shares of the hours that the base stage plans with, on a CPU and on an accelerator."""
 CPU_HOURS = 1 / 6
 
 
