@@ -1,8 +1,9 @@
 """The `gchat` command: verbs and printing only.
 
 gchat speedrun | train | midtrain | sft | sample | chat | generate | plan | dashboard
-      | checkpoints | eval bpb|core|chat | import hf|gguf | sweep | compare | ladder | research run
-      | data prepare|curate|download|count|verify|upload | tokenizer train|eval
+      | checkpoints | eval bpb|core|chat|identity | import hf|gguf | synth identity|qpt|docstrings
+      | sweep | compare | ladder | research run
+      | data prepare|chat|curate|download|count|verify|upload | tokenizer train|eval
 """
 
 import json
@@ -38,6 +39,7 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   eval chat            ChatCORE, tasks asked as conversations: gchat eval chat --run runs/chat
   data prepare         text to token shards: gchat data prepare --source text --input F --out DIR
   data curate          drop documents not worth training on: rules, duplicates, a report
+  data chat            conversations to shards: gchat data chat F --out DIR --base RUN
   data download        a data set of the hub, tokenized: climbmix, fineweb, hf://ORG/NAME
   data count           count the tokens of a data set
   data verify          re-read every shard against the manifest, local or gs://
@@ -45,6 +47,8 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   data upload          copy a data set to a bucket: gchat data upload DIR gs://bucket/prefix
   tokenizer train      a vocabulary of your own: gchat tokenizer train --input F --out DIR
   tokenizer eval       compare tokenizers on several kinds of text
+  synth identity       conversations that teach a model its name; also synth qpt, docstrings
+  eval identity        the share of questions about itself that it answers with its name
   compare              branches, trained alike: gchat compare main my-idea --minutes 10
   ladder               sizes, the law of their losses, the next size: gchat ladder --depths 2 3 4 5
   research run         one experiment of an agent's loop: gchat research run --minutes 5 --json
@@ -222,9 +226,10 @@ def _generate(args: list[str]) -> None:
 def _eval(args: list[str]) -> None:
     from gaia.config import parse
 
-    verb = _known("gchat eval", args, ["bpb", "core", "chat"])
+    verb = _known("gchat eval", args, ["bpb", "core", "chat", "identity"])
     if verb != "bpb":
-        {"core": _eval_core, "chat": _eval_chat}[verb](args[1:])
+        others = {"core": _eval_core, "chat": _eval_chat, "identity": _eval_identity}
+        others[verb](args[1:])
         return
     options = parse(EvalBpb, args[1:], prog="gchat eval bpb", description=EvalBpb.__doc__)
     from gchat.run.loading import load_run
@@ -238,6 +243,16 @@ def _eval(args: list[str]) -> None:
             f"{options.text}: {score.bpb:.4f} bits per byte, loss {score.loss:.4f}, perplexity "
             f"{score.perplexity:.2f} ({score.tokens:,} tokens, {score.bytes:,} bytes)"
         )
+
+
+def _eval_identity(args: list[str]) -> None:
+    from gaia.config import parse
+    from gchat.ask.identity import EvalIdentity
+
+    description = EvalIdentity.__doc__
+    options = parse(EvalIdentity, args, prog="gchat eval identity", description=description)
+    raise_on_interrupt()
+    options.evaluate()
 
 
 def _eval_core(args: list[str]) -> None:
@@ -310,6 +325,16 @@ def _tokenizer(args: list[str]) -> None:
     parse(command, args[1:], prog=f"gchat tokenizer {verb}", description=command.__doc__).run()
 
 
+def _synth(args: list[str]) -> None:
+    from gaia.config import parse
+    from gchat.synth.cli import VERBS
+
+    raise_on_interrupt()
+    verb = _known("gchat synth", args, VERBS)
+    command = VERBS[verb]
+    parse(command, args[1:], prog=f"gchat synth {verb}", description=command.__doc__).run()
+
+
 def _sweep(args: list[str]) -> None:
     from gchat.research.cli import sweep_main
 
@@ -356,6 +381,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "import": _import,
     "data": _data,
     "tokenizer": _tokenizer,
+    "synth": _synth,
     "sweep": _sweep,
     "compare": _compare,
     "ladder": _ladder,

@@ -177,7 +177,8 @@ def test_a_template_that_trims_and_one_that_forgets():
         forgets.pieces(conversation.messages)
     two = chats.plain()[2].messages[:3]
     assert chats.chatml().decode(forgets.prompt(two)) == (
-        "/think <|im_start|>user\none two<|im_end|><|im_start|>assistant\n a space in front<|im_end|>"
+        "/think <|im_start|>user\none two<|im_end|>"
+        "<|im_start|>assistant\n a space in front<|im_end|>"
         "<|im_start|>user\nthree\n\n<|im_end|><|im_start|>assistant\n"
     )
 
