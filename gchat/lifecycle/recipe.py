@@ -160,10 +160,12 @@ def _data(speedrun: Speedrun) -> list[Step]:
     identity, functions = speedrun.made("identity"), speedrun.made("functions")
     about = speedrun.about or str(speedrun.folder / "chats" / "persona.md")
     words = ["synth", "identity", "--name", speedrun.name, "--about", about,
-             "--count", str(recipe.persons), "--out", str(identity)]  # fmt: skip
+             "--count", str(recipe.persons), "--out", str(identity), "--overwrite"]  # fmt: skip
     made.append(Step("identity", "make", lambda: words, identity))
     if recipe.functions:
-        pairs = ["synth", "docstrings", "--count", str(recipe.functions), "--out", str(functions)]
+        unseen = str(speedrun.made("functions-held-out"))
+        pairs = ["synth", "docstrings", "--count", str(recipe.functions), "--held-out", unseen,
+                 "--out", str(functions), "--overwrite"]  # fmt: skip
         made.append(Step("functions", "make", lambda: pairs, functions))
     return made
 
