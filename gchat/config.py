@@ -174,8 +174,9 @@ FREE_ON_RESUME = (
 
 DESCRIPTION = """Train a base model on a prepared data set. Besides the options below: --resume
 continues the run in --run-dir, with --extend --max-steps N for longer than it was to train;
---allow-restart lets --resume begin again where there is no checkpoint; --coordinator HOST:PORT,
---num-processes N and --process-id I start one of several processes (default
+--allow-restart lets --resume begin again where there is no checkpoint; --batch auto takes as many
+rows at once as the compiled update has memory for, and accumulates up to the batch; --coordinator
+HOST:PORT, --num-processes N and --process-id I start one of several processes (default
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or what JAX detects); --join-seconds
 and --heartbeat-seconds say how long to wait for the others."""
 

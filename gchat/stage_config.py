@@ -5,6 +5,9 @@ from typing import Literal
 
 StageName = Literal["base", "mid", "sft", "dpo", "rl"]
 
+VERBS = {"base": "train", "mid": "midtrain", "sft": "sft", "dpo": "dpo", "rl": "rl"}
+"""Verbs of `gchat` by the name of their stage."""
+
 
 @dataclass(frozen=True)
 class StageConfig:

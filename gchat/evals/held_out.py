@@ -4,21 +4,19 @@ Conversations are packed as in training, each a segment of its own, and scored w
 hold: answers, calls of tools, and the tokens that end them. The loss is the mean over these; bits
 per byte leaves out those that stand for no text.
 
-Shapes: B batch rows, T time, N tokens of all conversations.
+Shapes: B batch rows, T time.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from gaia.data.batch import Batch
-from gaia.data.chunks import Stream
 from gaia.data.loader import iter_examples
-from gaia.data.packing import Example
-from gaia.data.rows import Decoded
+from gaia.data.packing import Example, pack_examples
 from gaia.errors import DataError
 from gchat.config import TrainConfig
 from gchat.engine.requests import SamplingConfig
@@ -56,9 +54,9 @@ class HeldOut:
         self._token_bytes = tokenizer.token_bytes()
         where = config.data.place
         examples = _up_to(iter_examples(where, "val"), config.eval.tokens)
-        if not any(example.mask_N[1:].any() for example in examples):
+        if not any(example.loss_mask[1:].any() for example in examples):
             raise DataError(f"{where} holds out no answer to validate on", "prepare it again")
-        self._batches = packed(examples, self._seq_len, rows, tokenizer.bos_id)
+        self._batches = packed(examples, self._seq_len, rows)
         self._files = {
             name: bpb.pack(
                 [encode_file(path, tokenizer)],
@@ -129,35 +127,25 @@ class HeldOut:
         )
 
 
-def packed(
-    examples: Iterable[Example], seq_len: int, batch_size: int, bos_id: int
-) -> list[Batch]:
+def packed(examples: Sequence[Example], seq_len: int, batch_size: int) -> list[Batch]:
     """Examples in packed rows, in batches of one size; the last one is filled with padding."""
-    examples = list(examples)
-    tokens_N = np.concatenate([example.tokens for example in examples])
-    mask_N = np.concatenate([example.mask_N for example in examples])
-    lengths = [len(example.tokens) for example in examples]
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    rows = Decoded(Stream(tokens_N, starts, mask_N), seq_len, "best_fit", bos_id)
-    batches = []
-    for first in range(0, len(rows), batch_size):
-        ids = np.arange(first, min(first + batch_size, len(rows)))
-        batch = rows.gather(ids)
-        empty = Batch.padding(batch_size - len(ids), seq_len)
-        batches.append(
-            Batch(*(None if a is None else np.concatenate([a, e]) for a, e in zip(batch, empty)))
-        )
-    return batches
+    rows = pack_examples(examples, seq_len)
+    empty = Batch.padding(-len(rows.inputs_BT) % batch_size, seq_len)
+    whole = [np.concatenate(pair) for pair in zip(rows[:4], empty[:4], strict=True)]
+    return [
+        Batch(*(array[first : first + batch_size] for array in whole))
+        for first in range(0, len(whole[0]), batch_size)
+    ]
 
 
 def question(example: Example) -> tuple[list[int], list[int]]:
     """Ids up to the first learned one, and those of the answer that follows."""
-    learned = np.flatnonzero(example.mask_N)
+    learned = np.flatnonzero(example.loss_mask)
     if not len(learned):
         return [], []
     first = int(learned[0])
     end = first
-    while end < len(example.mask_N) and example.mask_N[end]:
+    while end < len(example.loss_mask) and example.loss_mask[end]:
         end += 1
     return example.tokens[:first].tolist(), example.tokens[first:end].tolist()
 

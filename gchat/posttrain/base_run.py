@@ -56,7 +56,8 @@ def open_base(given: str, *, step: int | None, allow_unfinished: bool) -> BaseRu
     if step is not None and step not in steps:
         known = ", ".join(map(str, steps))
         raise ConfigError(
-            f"stage.base_step is {step}, which --base {given!r} does not have", f"use one of {known}"
+            f"stage.base_step is {step}, which --base {given!r} does not have",
+            f"use one of {known}",
         )
     if step is None:
         step, last = steps[-1], config.training.steps

@@ -85,9 +85,7 @@ class Preferences:
     def __init__(self, started: start.Started) -> None:
         self._started, config = started, started.config
         assert started.format is not None
-        pairs, _ = rendered(
-            read_pairs(config.stage.data), started.format, config.model.seq_len
-        )
+        pairs, _ = rendered(read_pairs(config.stage.data), started.format, config.model.seq_len)
         held = config.dpo.held_out or 0
         order = np.random.default_rng(config.training.seed).permutation(len(pairs))
         self._pairs = [pairs[i] for i in (*sorted(order[held:]), *sorted(order[:held]))]
@@ -203,9 +201,7 @@ class Preferences:
 def prepared(setting: start.Setting) -> start.Prepared:
     """Length of the run, and how many pairs are held out."""
     config = setting.config
-    pairs, said = rendered(
-        read_pairs(config.stage.data), setting.format, config.model.seq_len
-    )
+    pairs, said = rendered(read_pairs(config.stage.data), setting.format, config.model.seq_len)
     for sentence in said:
         print(sentence)
     held = config.dpo.held_out
@@ -234,8 +230,9 @@ def stage(started: start.Started) -> Stage:
             "use fsdp or tensor",
         )
     preferences = Preferences(started)
-    positions, progress = config.training.amounts.batch_size * preferences.length, (
-        started.session.progress
+    positions, progress = (
+        config.training.amounts.batch_size * preferences.length,
+        (started.session.progress),
     )
     progress.flops_per_step *= positions / progress.tokens_per_step
     progress.tokens_per_step = positions

@@ -5,11 +5,9 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Protocol
 
-from gaia.data.loader import make_loader
 from gaia.errors import ConfigError
 from gaia.parallel import ROWS, make_mesh
 from gchat.config import TrainConfig
-from gchat.run.training_data import TrainingData
 
 
 class Shares(Protocol):
@@ -24,21 +22,6 @@ class Shares(Protocol):
     def evaluations(self) -> int:
         """Number of evaluations on the way."""
         ...
-
-
-def rows_of(config: TrainConfig, data: TrainingData) -> float:
-    """Training rows that hold the data once; of text that is not tokenized yet, about as many."""
-    seq_len = config.model.seq_len
-    if data.text is not None:
-        return max(1.0, data.text.tokens / seq_len)
-    where = dict(data.config.mixture) or data.config.place
-    loader = make_loader(
-        where, seq_len=seq_len, batch_size=1, seed=0, packing=config.data.packing, prefetch=0
-    )
-    try:
-        return float(len(loader.rows))
-    finally:
-        loader.close()
 
 
 def with_length(
@@ -95,6 +78,4 @@ def _with_batch(config: TrainConfig, rows: int, typed: bool) -> tuple[TrainConfi
     while smaller % (accum * parts):
         accum -= 1
     said = f"batch: {smaller} rows in place of the base run's {batch}: the data makes {rows}"
-    return replace(
-        config, training=replace(training, batch_size=smaller, grad_accum=accum)
-    ), [said]
+    return replace(config, training=replace(training, batch_size=smaller, grad_accum=accum)), [said]

@@ -172,4 +172,3 @@ def _one(batch: Batch) -> jax.Array:
     """The weights are shares of the whole step already: the counts of all devices make 1."""
     del batch
     return jnp.float32(1 / parallel.size(*parallel.TOKENS))
-

@@ -152,7 +152,7 @@ _TRUNCATING = ("--top-k", "--top-p", "--min-p", "--repetition-penalty")
 VERB = start.Verb(
     "rl",
     "gchat rl",
-    """Improve a run by rewards: sample answers to a task's items, and make the better ones likelier.
+    """Improve a run by rewards: sample answers to a task, and make the better ones likelier.
 
     gchat rl --base runs/sft --task gsm8k --max-steps 100
     gchat rl --base runs/sft --task json:questions.jsonl --reward rewards.py:polite

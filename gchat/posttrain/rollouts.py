@@ -48,9 +48,7 @@ class _Sample:
             self._add((news.stopped_by,), (news.stop_logprob,), False)
             self.ended = True
 
-    def _add(
-        self, ids: Sequence[int], logprobs: Sequence[TokenLogprob], forced: bool
-    ) -> None:
+    def _add(self, ids: Sequence[int], logprobs: Sequence[TokenLogprob], forced: bool) -> None:
         self.ids += ids
         self.chosen += [not forced] * len(ids)
         self.logprobs += [0.0] * len(ids) if forced else [one.logprob for one in logprobs]

@@ -20,10 +20,7 @@ the base run's. --resume continues the run in --run-dir; --allow-unfinished begi
 that has not reached its last step. All fields of the trainer:""",
     stage=supervised,
     data=conversations,
-    defaults={
-        "optim": {"schedule": "wsd", "decay_fraction": 1.0, "final_lr_fraction": 0.0},
-        "data": {"packing": "best_fit"},
-    },
+    defaults={"optim": {"schedule": "wsd", "decay_fraction": 1.0, "final_lr_fraction": 0.0}},
     lr_share=0.1,
 )
 

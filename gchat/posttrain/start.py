@@ -25,17 +25,19 @@ from gaia.processes.group import Group, joined, take_options
 from gaia.runtime import Machine
 from gaia.runtime import start as start_machine
 from gchat.chat_format import ChatFormat, read_format, write_format
-from gchat.config import ALIASES, TrainConfig, derive, load_tree, typed_options
+from gchat.config import TrainConfig, derive, load_tree, typed_options
 from gchat.posttrain.base_run import BaseRun, check_tokenizer, handed_down, open_base
-from gchat.posttrain.lengths import rows_of, with_length
+from gchat.posttrain.lengths import with_length
 from gchat.ranges import check_ranges
 from gchat.run import mirror
+from gchat.run.fitting import fitted_for_all, take_batch
 from gchat.run.folder import check_free, check_resumable, read_config
 from gchat.run.loading import load_params
 from gchat.run.loop import Loop, Stage
 from gchat.run.report import write_report
 from gchat.run.session import Session
 from gchat.run.training_data import TrainingData
+from gchat.stage_config import VERBS
 from gchat.tokenizer import Tokenizer
 from gchat.train import config_for_all, say_how_to_go_on, take_flags
 from gchat.train_state import TrainState, abstract_state, graphdef, init_state
@@ -46,7 +48,6 @@ STAGE_ALIASES = {
     "--data": "--stage.data",
     "--epochs": "--stage.epochs",
     "--output": "--run.dir",
-    "--batch": "--training.batch-size",
     "--lora-rank": "--model.lora-rank",
     "--beta": "--dpo.beta",
     "--task": "--rl.task",
@@ -83,12 +84,13 @@ class Verb:
 class Prepared(NamedTuple):
     """Training data of a stage."""
 
-    folder: Path | None
-    """Prepared shards; None for a stage that makes its own batches."""
+    folder: str | None
+    """Folder or address of prepared shards; None for a stage that makes its own batches."""
     chat: bool
     """The run is trained on conversations, and says so in its folder."""
     config: TrainConfig | None = None
-    """Where the stage makes its own batches: the configuration with batch, steps and epochs."""
+    """The configuration with what follows from the data: for a stage that makes its own batches,
+    batch, steps and epochs; None where nothing does."""
 
 
 class Setting(NamedTuple):
@@ -136,13 +138,16 @@ def run(verb: Verb, args: Sequence[str]) -> dict[str, Any]:
         GaiaError: one line naming what cannot work and the remedy; nothing of a run was written.
     """
     processes, rest = take_options(spelled(args))
+    auto_batch, rest = take_batch(rest)
     flags, rest = take_flags(rest, "--resume", "--allow-unfinished", "--allow-restart")
     if flags["--allow-restart"] and not flags["--resume"]:
         raise ConfigError("--allow-restart is given without --resume", "add --resume")
-    if flags["--allow-unfinished"] and flags["--resume"]:
-        raise ConfigError(
-            "--allow-unfinished with --resume: a resumed run has begun already", "leave it out"
-        )
+    flags["--batch auto"] = auto_batch
+    for name in ("--allow-unfinished", "--batch auto"):
+        if flags[name] and flags["--resume"]:
+            raise ConfigError(
+                f"{name} with --resume: a resumed run has begun already", "leave it out"
+            )
     with may_go_away(), joined(processes) as group:
         raise_on_interrupt()
         own = _given(verb, rest, resume=flags["--resume"]) if group.first else None
@@ -177,7 +182,7 @@ def _given(verb: Verb, args: list[str], *, resume: bool) -> TrainConfig:
         if config.stage.name != verb.name:
             raise ConfigError(
                 f"run.dir {str(config.run.folder)!r} is a run of stage {config.stage.name}",
-                f"resume it with {_VERB_OF.get(config.stage.name, 'gchat train')}",
+                f"resume it with `gchat {VERBS[config.stage.name]}`",
             )
         return config
     path = _base_path(args)
@@ -207,9 +212,6 @@ def _base_path(args: Sequence[str]) -> Path | None:
 
 def _asks_for_help(args: Sequence[str]) -> bool:
     return bool({"-h", "--help"} & set(args))
-
-
-_VERB_OF = {"mid": "gchat midtrain", "sft": "gchat sft", "dpo": "gchat dpo", "rl": "gchat rl"}
 
 
 def _check_typed(verb: Verb, config: TrainConfig, typed: set[str]) -> None:
@@ -278,11 +280,14 @@ def _started(
         if prepared.chat:
             config = replace(config, stage=replace(config.stage, chat=chat_format.kind))
         if prepared.folder is not None:
-            data = TrainingData(replace(config.data, dir=str(prepared.folder)))
-            check_tokenizer(base, data.tokenizer, str(prepared.folder))
-            config, said = with_length(config, rows_of(config, data), verb, typed)
+            data = TrainingData(replace(config.data, dir=prepared.folder))
+            check_tokenizer(base, data.tokenizer, prepared.folder)
+            config, said = with_length(config, data.rows(config), verb, typed)
             sentences += said
         config, said = _derived(config, data, tokenizer)
+        if flags["--batch auto"]:
+            config, chosen = fitted_for_all(config, group)
+            sentences += chosen
         sentences = [*said[2:], *sentences, f"begins with step {base.step} of {base.path}"]
     if data is not None:
         data.check_same(group)
@@ -298,9 +303,7 @@ def _started(
     mesh = parallel.make_mesh(config.mesh)
     where = config.run.folder if resume else config.training.init_from
     chat_format = read_format(str(where), tokenizer, wanted="chat") if config.stage.chat else None
-    return Started(
-        config, session, tokenizer, chat_format, data, mesh, graphdef(config), sentences
-    )
+    return Started(config, session, tokenizer, chat_format, data, mesh, graphdef(config), sentences)
 
 
 def _with_lineage(verb: Verb, config: TrainConfig, base: BaseRun) -> TrainConfig:
@@ -318,7 +321,9 @@ def _with_lineage(verb: Verb, config: TrainConfig, base: BaseRun) -> TrainConfig
 
 def _whole(place: str) -> str:
     """A path as an absolute one; names of tasks and addresses as they are."""
-    path, at, times = place.rpartition("@") if place.rpartition("@")[2].isdigit() else (place, "", "")
+    path, at, times = place.rpartition("@")
+    if not os.path.exists(path) or os.path.exists(place):
+        path, at, times = place, "", ""
     return f"{os.path.abspath(path)}{at}{times}" if os.path.exists(path) else place
 
 

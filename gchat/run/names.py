@@ -3,6 +3,7 @@
 VAL_BPB = "eval/val_bpb"
 CORE = "eval/core_v1"
 CORE_TASK = "eval/core/"
+CHAT_TASK = "eval/chat/"
 
 METRICS = {
     "train/loss": "Loss of the step's batch, nats per target",
@@ -56,11 +57,15 @@ METRICS = {
     "eval/core_v1": "CORE with nanochat's baselines, on eval.core_max_per_task items a task",
     "eval/core_v2": "The same with DCLM's corrected baselines",
     "eval/core/*": "Accuracy of a task of CORE",
+    "eval/chatcore": "ChatCORE, on eval.chat_max_per_task items a task",
+    "eval/chat/*": "Accuracy of a task of ChatCORE, or of another one of eval.chat_tasks",
 }
 """Metrics by name, with their meaning; `*` stands for a name that the user or the data gives."""
 
 SUMMARY = {
     "preset": "Name of the run (run.name)",
+    "stage": "Kind of training: base, mid, sft, dpo or rl",
+    "base": "Folder of the run that it began with; null where it began from nothing",
     "run_dir": "Folder of the run",
     "finished": "True if the last step was reached and saved",
     "device": "Number and kind of devices",
@@ -89,6 +94,7 @@ SUMMARY = {
     "seconds_to_target_bpb": "Seconds until validation first reached run.target_bpb",
     "core_v1": "Last CORE while training, nanochat's baselines",
     "core_v2": "The same with DCLM's corrected baselines",
+    "chatcore": "Last ChatCORE while training",
     "seconds_to_target_core": "Seconds until CORE first reached run.target_core",
     "cost_usd": "US dollars at run.price_per_hour",
     "commit": "Commit of the code, with + where the tree had changes",

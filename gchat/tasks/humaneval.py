@@ -7,7 +7,7 @@ run in the sandbox of `gchat.engine.sandbox` only.
 import re
 
 from gchat.conversation import Message
-from gchat.engine import humaneval
+from gchat.engine import humaneval, sandbox
 from gchat.engine.sandbox import Limits
 from gchat.tasks.places import Place
 from gchat.tasks.rows import Row
@@ -39,6 +39,11 @@ def item(row: Row) -> Item:
         answer=assistant(prompt + row.text("canonical_solution")),
         meta={"prompt": prompt, "entry_point": entry, "test": row.text("test")},
     )
+
+
+def check() -> None:
+    """Raises SandboxError where this machine cannot contain programs."""
+    sandbox.run("pass", LIMITS)
 
 
 def grade(asked: Item, said: Message) -> float:

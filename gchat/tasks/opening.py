@@ -34,6 +34,8 @@ class Recipe:
     place: Place = Place()  # noqa: RUF009 - frozen
     header: tuple[str, ...] = ()
     """Columns of .csv files that name none."""
+    check: Callable[[], None] = lambda: None
+    """Raises GaiaError where answers cannot be graded on this machine."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ TASKS: dict[str, Recipe | Maker] = {
     "mmlu": Recipe("choice", 0.25, mmlu.item, choices.grade, mmlu.PLACE, mmlu.HEADER),
     "gsm8k": Recipe("generate", 0.0, gsm8k.item, gsm8k.grade, gsm8k.PLACE),
     "gsm8k_flexible": Recipe("generate", 0.0, gsm8k.item, gsm8k.grade_flexible, gsm8k.PLACE),
-    "humaneval": Recipe("generate", 0.0, humaneval.item, humaneval.grade, humaneval.PLACE),
+    "humaneval": Recipe(
+        "generate", 0.0, humaneval.item, humaneval.grade, humaneval.PLACE, check=humaneval.check
+    ),
     "smoltalk": Recipe("text", 0.0, conversations.item, None, conversations.SMOLTALK),
     "identity": Recipe("text", 0.0, conversations.item, None, conversations.IDENTITY),
     "spelling": Maker(made.spelling, gsm8k.grade),
@@ -98,7 +102,7 @@ def open_task(
     rows = Rows(find(name, recipe.place, source, split), recipe.header)
     own = source is not None and not source.startswith("hf://")
     items = _picked(rows, recipe.item, limit, seed, check=own)
-    return Task(name, recipe.kind, recipe.baseline, items, recipe.grade)
+    return Task(name, recipe.kind, recipe.baseline, items, recipe.grade, recipe.check)
 
 
 def named(text: str, split: str = "test", limit: int | None = None, seed: int = SEED) -> Task:

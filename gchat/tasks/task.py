@@ -60,6 +60,7 @@ class Task:
         baseline: accuracy of guessing.
         items: in the order in which they are asked.
         grade: gives 0 to 1 for an item and an answer; None where answers have no grade.
+        check: raises GaiaError where answers cannot be graded on this machine.
     """
 
     def __init__(
@@ -69,9 +70,10 @@ class Task:
         baseline: float,
         items: Items,
         grade: Callable[[Item, Message], float] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.name, self.kind, self.baseline = name, kind, baseline
-        self._items, self._grade = items, grade
+        self._items, self._grade, self._check = items, grade, check
 
     def __len__(self) -> int:
         return len(self._items)
@@ -102,6 +104,15 @@ class Task:
             raise ConfigError(f"answers to {self.name} have no grade", "use it for training only")
         said = answer if isinstance(answer, Message) else Message("assistant", answer)
         return self._grade(item, said)
+
+    def ready(self) -> None:
+        """Raises GaiaError where answers cannot be graded on this machine."""
+        self._check()
+
+    def first(self, count: int) -> "Task":
+        """The same task with its first items alone."""
+        items = Picked(self._items, range(min(count, len(self))))
+        return Task(self.name, self.kind, self.baseline, items, self._grade, self._check)
 
     def centred(self, accuracy: float) -> float:
         """(accuracy - baseline) / (1 - baseline): 0 for guessing, 1 for all right."""
