@@ -16,8 +16,8 @@ import numpy as np
 
 import runs
 
-FOODS = "fig nut pea yam oat rye ham egg pie jam".split()
-TOOLS = "saw axe pin nib rod jar cup pen mop hoe".split()
+FOODS = ["fig", "nut", "pea", "yam", "oat", "rye", "ham", "egg", "pie", "jam"]
+TOOLS = ["saw", "axe", "pin", "nib", "rod", "jar", "cup", "pen", "mop", "hoe"]
 WORDS = FOODS + TOOLS
 HELD_OUT = 20  # of the 100 pairs of a food and a tool
 

@@ -18,6 +18,7 @@ from gaia.data.batch import IGNORE, Batch
 from gaia.errors import ConfigError, DataError
 from gaia.parallel import rows_here
 from gchat.posttrain import start
+from gchat.posttrain.chat_curve import chat_curve
 from gchat.posttrain.lengths import with_length
 from gchat.posttrain.pairs import Pair, read_pairs, rendered, row_length, rows
 from gchat.posttrain.preference_loss import objective, pair_loss
@@ -243,6 +244,7 @@ def stage(started: start.Started) -> Stage:
         update=make_train_step(started.graph, config, mesh, objective(config.dpo)),
         batches=preferences.batches,
         evaluate=preferences.evaluate,
+        chat=chat_curve(started),
     )
 
 

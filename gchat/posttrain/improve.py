@@ -22,7 +22,7 @@ from gchat.posttrain.transcript import transcript
 from gchat.run.loop import Alive, TrainingFailed
 from gchat.run.report import read_series
 from gchat.tasks.task import Item, Task
-from gchat.train_state import TrainState
+from gchat.train_state import TrainState, graphdef
 from gchat.train_step import StepMetrics, make_scorer, make_train_step
 
 
@@ -34,17 +34,18 @@ class Policy:
         task: whose items are the prompts.
         items: places in it of the prompts that fit.
         length: of a row of prompt and answer.
+        room: positions that the longest prompt and its answer take, those held out included.
         rewards: of answers.
         held_out: items to evaluate on.
     """
 
     def __init__(
         self, started: start.Started, task: Task, items: Sequence[int], length: int,
-        rewards: Rewards, held_out: Sequence[Item],
+        room: int, rewards: Rewards, held_out: Sequence[Item],
     ) -> None:  # fmt: skip
         config, mesh, graph = started.config, started.mesh, started.graph
         self._started, self._config, self._rl, self._mesh = started, config, config.rl, mesh
-        self._task, self._items, self._length = task, items, length
+        self._task, self._items, self._length, self._room = task, items, length, room
         self._rewards, self._held_out = rewards, held_out
         steps = config.training.amounts.steps * config.rl.passes
         of_updates = replace(config, training=replace(config.training, steps=steps))
@@ -93,11 +94,15 @@ class Policy:
     ) -> list[list[Rollout]]:  # fmt: skip
         config, chat_format = self._config, self._started.format
         assert chat_format is not None
+        params = self._started.whole(params)
         if self._sampler is None:
             engine = make_engine(
-                self._started.graph, params, self._started.tokenizer, config.model.seq_len,
+                graphdef(self._started.plain()),
+                params,
+                self._started.tokenizer,
+                self._room,
                 slots=self._rl.slots,
-            )  # fmt: skip
+            )
             self._sampler = Sampler(engine, chat_format, self._rl.max_new_tokens)
         return self._sampler.draw(
             params,

@@ -18,6 +18,7 @@ import jax
 from jax.sharding import Mesh
 
 from gaia import parallel
+from gaia.adapters import merged
 from gaia.errors import ConfigError
 from gaia.interrupt import raise_on_interrupt
 from gaia.output import may_go_away
@@ -129,6 +130,15 @@ class Started(NamedTuple):
     def blank(self) -> TrainState:
         """Describes that state, for reading a checkpoint into it."""
         return abstract_state(self.config, self.mesh)
+
+    def plain(self) -> TrainConfig:
+        """The configuration of the model with its adapters merged."""
+        return replace(self.config, model=self.config.model.without_adapters())
+
+    def whole(self, params: Any) -> Any:
+        """Parameters as others than the update take them: with adapters merged."""
+        model = self.config.model
+        return merged(params, model.lora_scale) if model.lora_rank else params
 
 
 def run(verb: Verb, args: Sequence[str]) -> dict[str, Any]:
@@ -285,6 +295,10 @@ def _started(
             config, said = with_length(config, data.rows(config), verb, typed)
             sentences += said
         config, said = _derived(config, data, tokenizer)
+        if prepared.folder is None:
+            said = said[:2] + said[3:]  # its rows are no seq_len long
+            if flags["--batch auto"]:
+                raise ConfigError(f"--batch auto is not of {verb.prog}", "give a number")
         if flags["--batch auto"]:
             config, chosen = fitted_for_all(config, group)
             sentences += chosen

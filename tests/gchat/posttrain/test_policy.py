@@ -73,9 +73,7 @@ def test_the_gradient_of_a_two_token_policy_is_the_analytic_one(loss):
     expected = away / (rewards[0].std(ddof=1) + 1e-4) if loss in ("dapo", "grpo") else away
     np.testing.assert_allclose(advantage[0], expected, rtol=1e-6)
 
-    batch = policy.rows(
-        [rollout([0], [a]) for a in actions], advantage[0], np.ones(5, bool), rl, 1
-    )
+    batch = policy.rows([rollout([0], [a]) for a in actions], advantage[0], np.ones(5, bool), rl, 1)
     value, _, grads = gradient(config, rl, params, graph, batch)
 
     hidden_D = state_before_the_answer(graph, params)
@@ -194,7 +192,9 @@ def test_loss_and_gradients_equal_the_papers_formulas(changes):
         np.testing.assert_allclose(ours, theirs, atol=3e-4 * scale, err_msg=str(path))
 
 
-@pytest.mark.parametrize("loss", ["grpo", *(pytest.param(o, marks=SLOW) for o in ("dapo", "dr_grpo"))])
+@pytest.mark.parametrize(
+    "loss", ["grpo", *(pytest.param(o, marks=SLOW) for o in ("dapo", "dr_grpo"))]
+)
 def test_at_ratio_1_clipped_losses_are_the_policy_gradient(loss):
     """-sum w A grad log p, whatever the clip range; the sums say ratio 1, nothing clipped."""
     rl = RLConfig(loss=loss, clip_low=0.0, clip_high=0.0, correction="none", max_new_tokens=9)
@@ -258,6 +258,7 @@ def test_groups_without_differences_teach_nothing_and_count_nowhere():
     assert (batch.targets_BT != IGNORE).sum() == 8  # the log still tells of all that was sampled
 
 
+@SLOW
 def test_weights_of_a_step_do_not_depend_on_how_it_is_split():
     """Micro-batches of the update give the loss of the whole."""
     from gaia import parallel
