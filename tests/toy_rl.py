@@ -1,6 +1,8 @@
 """A toy for `gchat rl` and `gchat dpo`: which of two things can be eaten.
 
-    PYTHONPATH=tests python -m toy_rl FOLDER        (makes the base run and the task files)
+    PYTHONPATH=tests python -m toy_rl FOLDER
+
+makes a base run and task files, improves it by rewards and, for comparison, by shuffled ones.
 
 The base run answers with one of the two words at random. Held out are pairs, in both orders, that
 are trained on in neither: only a model that has learned what each word is answers them.
@@ -88,5 +90,42 @@ def make(folder, *, steps=400, chats=20000):
     return folder
 
 
+def command(folder, run, *more, steps=60):
+    """Arguments of `gchat` that improve the base run, measured on held-out pairs."""
+    options = (
+        "--base", folder / "base", "--task", f"json:{folder}/train.jsonl",
+        "--rl.held-out-task", f"json:{folder}/test.jsonl", "--run-dir", run,
+        "--rl.max-new-tokens", 4, "--rl.prompts", 16, "--rl.samples", 8, "--rl.slots", 64,
+        "--lr", "1e-3", "--max-steps", steps, "--eval.every-steps", 20,
+    )  # fmt: skip
+    return ["rl", *map(str, options), *more]
+
+
+def graded(folder, run):
+    """Share of held-out pairs that a run answers rightly, greedily, by the task's own grade."""
+    from gchat.chat_format import read_format
+    from gchat.engine.requests import SamplingConfig
+    from gchat.run.loading import load_run
+    from gchat.tasks.opening import named
+
+    loaded, task = load_run(str(run)), named(f"json:{folder}/test.jsonl")
+    chat_format = read_format(run, loaded.tokenizer)
+    items = [task[i] for i in range(len(task))]
+    answers = loaded.engine(slots=16).generate(
+        [chat_format.prompt(item.question) for item in items],
+        max_new_tokens=4,
+        sampling=SamplingConfig(temperature=0.0),
+    )
+    grades = [
+        task.grade(item, chat_format.parse(ids)) for item, ids in zip(items, answers, strict=True)
+    ]
+    return sum(grades) / len(grades)
+
+
 if __name__ == "__main__":
-    make(sys.argv[1])
+    from gchat.__main__ import main
+
+    place = make(sys.argv[1])
+    for name, reward in (("rl", ()), ("shuffled", ("--reward", f"{place}/shuffled.py:reward"))):
+        assert main(command(place, place / name, *reward)) == 0
+        print(f"{name}: {graded(place, place / name):.3f} of held-out pairs are right")

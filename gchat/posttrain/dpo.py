@@ -137,7 +137,7 @@ class Preferences:
         return self._scored(self._started.init().params, self._pairs, alive)
 
     def _fingerprint(self) -> str:
-        """What the reference is of: the pairs, their order, and the base run."""
+        """Names all that the reference depends on: the pairs, their order, and the base run."""
         stage, base = self._started.config.stage, self._started.config.training.init_from
         digest = hashlib.sha256(f"{base} {stage.base_step} {self._training}".encode())
         for pair in self._pairs:
@@ -223,7 +223,7 @@ def prepared(setting: start.Setting) -> start.Prepared:
 
 
 def stage(started: start.Started) -> Stage:
-    """What the loop trains."""
+    """Builds the stage that the loop trains."""
     config, mesh = started.config, started.mesh
     if mesh.shape["sequence"] > 1:
         raise ConfigError(

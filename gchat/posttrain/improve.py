@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gaia import parallel
@@ -106,7 +107,7 @@ class Policy:
             self._sampler = Sampler(engine, chat_format, self._rl.max_new_tokens)
         return self._sampler.draw(
             params,
-            [chat_format.prompt(item.question) for item in items],
+            [tuple(chat_format.prompt(item.question)) for item in items],
             samples=samples,
             temperature=temperature,
             seeds=seeds(config.training.seed, batch, len(items)),
@@ -188,7 +189,7 @@ def _figures(
     rollouts: Sequence[Rollout], batch: Batch, reward_Gn: np.ndarray, kept_G: np.ndarray,
     seconds: float,
 ) -> dict[str, float]:  # fmt: skip
-    """What the log says of a step's rollouts."""
+    """Figures of a step's rollouts for the log."""
     tokens = [len(rollout.ids) for rollout in rollouts]
     chosen, learned = batch.targets_BT != IGNORE, np.asarray(batch.weights_BT) > 0
     known = [rewards[np.isfinite(rewards)] for rewards in reward_Gn]
@@ -209,14 +210,7 @@ def _figures(
 def _mean(passes: Sequence[StepMetrics], figures: dict[str, float]) -> StepMetrics:
     """One step's metrics out of those of its updates."""
 
-    def mean(name: str) -> Any:
-        return sum(metrics.more[name] for metrics in passes) / len(passes)
-
-    more = figures | {name: mean(name) for name in policy.SUMS}
-    more["rl/clip_share"] /= max(figures["rl/learned_share"], 1e-9)  # of what could be clipped
-    return StepMetrics(
-        sum(metrics.loss for metrics in passes) / len(passes),
-        sum(metrics.grad_norm for metrics in passes) / len(passes),
-        passes[0].lr_share,
-        more,
-    )
+    mean: StepMetrics = jax.tree.map(lambda *x: jnp.mean(jnp.stack(x)), *passes)
+    clipped = mean.more["rl/clip_share"] / max(figures["rl/learned_share"], 1e-9)
+    more = {**mean.more, **figures, "rl/clip_share": clipped}
+    return mean._replace(lr_share=passes[0].lr_share, more=more)

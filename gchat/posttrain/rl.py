@@ -115,7 +115,7 @@ def prepared(setting: start.Setting) -> start.Prepared:
 
 
 def stage(started: start.Started) -> Stage:
-    """What the loop trains."""
+    """Builds the stage that the loop trains."""
     config, session = started.config, started.session
     _check(config)
     if session.group.count > 1:

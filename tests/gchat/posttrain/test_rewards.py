@@ -9,7 +9,7 @@ from gchat.chat_format import Message
 from gchat.posttrain.rewards import FunctionRewards
 from gchat.tasks.task import Item
 
-FILE = '''
+FILE = """
 import sys, time
 
 calls = 0
@@ -40,7 +40,7 @@ def bad(text, item):
 
 
 not_a_function = 5
-'''
+"""
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_failures_are_counted_said_once_and_give_no_reward(file, capfd):
     assert rewards.failures == 7
     said = capfd.readouterr().out.splitlines()
     assert [line for line in said if "ValueError: no digit in it" in line] == [said[0]]
-    assert "reward bad: ValueError: no digit in it; the answer takes no part" == said[0]
+    assert said[0] == "reward bad: ValueError: no digit in it; the answer takes no part"
     assert any("it returned nan" in line for line in said)
     assert any("took more than 0.5 s (rl.reward_seconds)" in line for line in said)
     assert any("its process ended" in line for line in said)

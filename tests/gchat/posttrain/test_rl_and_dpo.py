@@ -1,4 +1,4 @@
-"""`gchat rl` and `gchat dpo` as people run them: what they write, refuse, and repeat after a kill."""
+"""`gchat rl` and `gchat dpo` as people run them: what they write and refuse, and kills."""
 
 import json
 import random
@@ -64,12 +64,13 @@ def dpo(base, files, run, *more):
     ]  # fmt: skip
 
 
-def test_rl_writes_what_its_answers_earned(base, files, tmp_path, capsys):
+def test_rl_earns_more_and_writes_what_its_answers_earned(base, files, tmp_path, capsys):
     run = tmp_path / "run"
-    args = rl(base, files, run, "--max-steps", 2, "--eval.every-steps", 1, "--eval.sample-every", 1)
-    assert main(args) == 0
+    assert main(rl(base, files, run, "--max-steps", 12, "--eval.every-steps", 6)) == 0
     log = [record for record in runs.logged(run) if "rl/reward" in record]
-    assert [record["step"] for record in log] == [1, 2]
+    assert [record["step"] for record in log] == list(range(1, 13))
+    rewards = [record["rl/reward"] for record in log]
+    assert np.mean(rewards[-3:]) > 1.5 * np.mean(rewards[:3])
     for record in log:
         known = [n for n in record if any(fnmatch(n, k) for k in names.METRICS)]
         assert set(record) - set(known) == {"step", "time"}
@@ -78,11 +79,11 @@ def test_rl_writes_what_its_answers_earned(base, files, tmp_path, capsys):
         assert 1 <= record["rl/answer_tokens"] <= 6 and record["rl/ungraded"] == 0
         assert record["train/grad_norm"] > 0
     shown = (run / "samples.txt").read_text()
-    assert re.search(r"── step 2\n\d+: the \w+\n  \[0(\.\d+)?\] '", shown)
-    _, second = LocalSource(tmp_path).texts("run")  # as dashboards show them
-    assert (second["step"], second["text"]) == (2, shown.split("── step 2\n")[1].strip())
+    assert re.search(r"── step 12\n\d+: the \w+\n  \[0(\.\d+)?\] '", shown)
+    *_, last = LocalSource(tmp_path).texts("run")  # as dashboards show them
+    assert (last["step"], last["text"]) == (12, shown.split("── step 12\n")[1].strip())
     summary = json.loads((run / "summary.json").read_text())
-    assert (summary["stage"], summary["steps"], summary["finished"]) == ("rl", 2, True)
+    assert (summary["stage"], summary["steps"], summary["finished"]) == ("rl", 12, True)
     config = read_config(run)
     assert config.rl.task == f"json:{files}/questions.jsonl" and config.training.batch_size == 8
     assert config.optim.weight_decay == 0 and config.stage.chat == "native"

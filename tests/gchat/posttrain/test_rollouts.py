@@ -35,9 +35,7 @@ def tokenizer():
 
 def made(tokenizer, dtype="float32"):
     config = TrainConfig(
-        model=GPTConfig(
-            depth=2, dim=128, head_dim=16, hidden=64, seq_len=64, compute_dtype=dtype
-        ),
+        model=GPTConfig(depth=2, dim=128, head_dim=16, hidden=64, seq_len=64, compute_dtype=dtype),
         training=TrainingConfig(batch_size=4, steps=10),
         optim=OptimConfig(warmup_steps=0),
         data=DataConfig(),
@@ -63,9 +61,7 @@ def gap(config, graph, params, sampler, tokenizer, temperature):
     """Distances of the sampler's log-probabilities from the trainer's, and the rollouts."""
     ask = format_of(tokenizer, wanted="chat").prompt
     prompts = [tuple(ask((Message("user", text),))) for text in ("the sum", "what is it")]
-    groups = sampler.draw(
-        params, prompts, samples=3, temperature=temperature, seeds=seeds(1, 0, 2)
-    )
+    groups = sampler.draw(params, prompts, samples=3, temperature=temperature, seeds=seeds(1, 0, 2))
     rollouts = [one for group in groups for one in group]
     rl = RLConfig(temperature=temperature)
     batch = policy.rows(rollouts, np.ones(6), np.ones(6, bool), rl, 48)
