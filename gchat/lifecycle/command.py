@@ -106,15 +106,15 @@ def _stages(text: str) -> tuple[StageName, ...]:
 
 def _folder(args: Sequence[str]) -> Path:
     """Folder of the whole speedrun: --run-dir, or runs/NAME."""
-    found: dict[str, str] = {}
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    values: dict[str, str] = {}
+    for word, following in zip(args, [*args[1:], ""], strict=False):
         name, equals, value = word.partition("=")
         name = name.replace("_", "-")
-        found[ALIASES.get(name, name)] = value if equals else following
-    if "--run.dir" in found:
-        return Path(found["--run.dir"])
-    if "--run.name" in found:
-        return Path("runs") / found["--run.name"]
+        values[ALIASES.get(name, name)] = value if equals else following
+    if "--run.dir" in values:
+        return Path(values["--run.dir"])
+    if "--run.name" in values:
+        return Path("runs") / values["--run.name"]
     preset = "cpu" if runtime.accelerator_hardware() is None else "speedrun"
     named = [args[0]] if args and not args[0].startswith("-") else []
     return load(named, preset=preset).run.folder
@@ -198,12 +198,12 @@ def _without(args: Sequence[str], names: Sequence[str]) -> list[str]:
 
 def _value(args: Sequence[str], option: str) -> str | None:
     """The last value of an option; None where it is not given."""
-    found = None
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    last = None
+    for word, following in zip(args, [*args[1:], ""], strict=False):
         name, equals, value = word.partition("=")
         if name == option:
-            found = value if equals else following
-    return found
+            last = value if equals else following
+    return last
 
 
 def _save(asked: Speedrun) -> None:

@@ -36,10 +36,10 @@ class Recipe:
     mid_epochs: float
     sft_epochs: float
     tasks: tuple[str, ...]
-    """Of `gchat eval chat`."""
+    """Tasks of `gchat eval chat`."""
     max_per_task: int
     max_tokens: int
-    """Of a written answer."""
+    """Limit of a written answer."""
     rl_task: str
     rl_steps: int
     persons: int
@@ -97,7 +97,7 @@ class Speedrun:
 
     @property
     def recipe(self) -> Recipe:
-        """What the later stages train on."""
+        """Data and lengths of the later stages."""
         return OFFLINE if self.offline else HUB
 
     def run(self, stage: str) -> Path:
