@@ -22,9 +22,9 @@ from gchat.run.folder import write_atomically
 
 STATE = "speedrun.json"
 """File of a speedrun's folder: what was asked for, and the time of each step."""
-BASE_SHARE, ACCELERATOR_SHARE = 0.5, 0.85
-"""Shares of the hours that the base stage plans with, on a CPU and on an accelerator."""
-CPU_HOURS = 1 / 6
+BASE_SHARE, ACCELERATOR_SHARE = 0.6, 0.85
+"""Shares of given hours that the base stage plans with, on a CPU and on an accelerator. Without
+them a CPU's base stage takes its own six minutes, and the others about three more."""
 
 
 def main(args: list[str]) -> None:
@@ -106,15 +106,15 @@ def _stages(text: str) -> tuple[StageName, ...]:
 
 def _folder(args: Sequence[str]) -> Path:
     """Folder of the whole speedrun: --run-dir, or runs/NAME."""
-    found: dict[str, str] = {}
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    values: dict[str, str] = {}
+    for word, following in zip(args, [*args[1:], ""], strict=False):
         name, equals, value = word.partition("=")
         name = name.replace("_", "-")
-        found[ALIASES.get(name, name)] = value if equals else following
-    if "--run.dir" in found:
-        return Path(found["--run.dir"])
-    if "--run.name" in found:
-        return Path("runs") / found["--run.name"]
+        values[ALIASES.get(name, name)] = value if equals else following
+    if "--run.dir" in values:
+        return Path(values["--run.dir"])
+    if "--run.name" in values:
+        return Path("runs") / values["--run.name"]
     preset = "cpu" if runtime.accelerator_hardware() is None else "speedrun"
     named = [args[0]] if args and not args[0].startswith("-") else []
     return load(named, preset=preset).run.folder
@@ -141,7 +141,7 @@ def _all_stages(own: _Own, rest: list[str], folder: Path, resume: bool) -> None:
             f"run.dir {str(folder)!r} already holds a speedrun",
             "add --resume to go on with it, or choose another --run.name",
         )
-    if (folder / CONFIG).exists():
+    if not resume and (folder / CONFIG).exists():
         raise ConfigError(
             f"run.dir {str(folder)!r} already holds a run",
             "choose another --run.name, or --stages base --resume to go on with it",
@@ -170,11 +170,15 @@ def _asked(own: _Own, rest: Sequence[str], folder: Path) -> Speedrun:
     default: tuple[StageName, ...] = ("base", "mid", "sft", "chat")
     stages = own.stages or (default if offline else ("base", "core", "mid", "sft", "chat"))
     words = _without(rest, ("--run-dir", "--run.dir"))
-    if not any(word.partition("=")[0] == "--hours" for word in words):
-        if on_cpu:
-            words += ["--hours", f"{CPU_HOURS * BASE_SHARE:.4f}"]
-    else:
-        words = _shared_hours(words, BASE_SHARE if on_cpu else ACCELERATOR_SHARE)
+    given = _value(words, "--hours")
+    try:
+        options = base_stage.Options(hours=None if given is None else float(given))
+        hours, why = base_stage.budget(options, on_cpu)
+    except ValueError:
+        hours, why = 0.0, base_stage.CPU_DEFAULT  # the base stage says what is wrong with it
+    if why != base_stage.CPU_DEFAULT:
+        share = BASE_SHARE if on_cpu else ACCELERATOR_SHARE
+        words = [*_without(words, ("--hours",)), "--hours", f"{hours * share:.4f}"]
     return Speedrun(
         folder, stages, offline, tuple(words), own.name, own.about and os.path.abspath(own.about),
         tuple(own.chats),
@@ -192,15 +196,14 @@ def _without(args: Sequence[str], names: Sequence[str]) -> list[str]:
     return kept
 
 
-def _shared_hours(words: Sequence[str], share: float) -> list[str]:
-    """The base stage's part of the hours that were given."""
-    kept = _without(words, ("--hours",))
-    given = [word for word in words if word not in kept]
-    text = given[0].partition("=")[2] if "=" in given[0] else given[-1]
-    try:
-        return [*kept, "--hours", f"{float(text) * share:.4f}"]
-    except ValueError:
-        return list(words)  # the base stage says what is wrong with it
+def _value(args: Sequence[str], option: str) -> str | None:
+    """The last value of an option; None where it is not given."""
+    last = None
+    for word, following in zip(args, [*args[1:], ""], strict=False):
+        name, equals, value = word.partition("=")
+        if name == option:
+            last = value if equals else following
+    return last
 
 
 def _save(asked: Speedrun) -> None:

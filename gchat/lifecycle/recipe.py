@@ -36,10 +36,10 @@ class Recipe:
     mid_epochs: float
     sft_epochs: float
     tasks: tuple[str, ...]
-    """Of `gchat eval chat`."""
+    """Tasks of `gchat eval chat`."""
     max_per_task: int
     max_tokens: int
-    """Of a written answer."""
+    """Limit of a written answer."""
     rl_task: str
     rl_steps: int
     persons: int
@@ -52,18 +52,19 @@ class Recipe:
 
 
 OFFLINE = Recipe(
-    mid=("{functions}", "spelling@0.02", "sums@0.1"),
-    sft=("{functions}", "{identity}", "sums@0.03"),
-    mid_epochs=1.0,
-    sft_epochs=3.0,
+    mid=("{functions}", "spelling@0.015", "sums@0.05"),
+    sft=("{functions}", "{identity}", "sums@0.015"),
+    mid_epochs=2.0,
+    sft_epochs=6.0,
     tasks=("sums", "spelling"),
     max_per_task=40,
-    max_tokens=48,
+    max_tokens=64,
     rl_task="sums",
     rl_steps=20,
-    persons=600,
-    functions=1500,
-    sft_options=("--training.batch-size=8",),
+    persons=400,
+    functions=330,
+    mid_options=("--training.batch-size=4",),
+    sft_options=("--training.batch-size=2", "--optim.lr=0.006"),
 )
 HUB = Recipe(
     mid=("smoltalk", "mmlu@1", "gsm8k@2", "{identity}@2", "spelling", "sums@0.5"),
@@ -96,12 +97,12 @@ class Speedrun:
 
     @property
     def recipe(self) -> Recipe:
-        """What the later stages train on."""
+        """Data and lengths of the later stages."""
         return OFFLINE if self.offline else HUB
 
     def run(self, stage: str) -> Path:
-        """Folder of a stage's run."""
-        return self.folder / stage
+        """Folder of a stage's run: the base's is the speedrun's own, the others lie in it."""
+        return self.folder if stage == "base" else self.folder / stage
 
     def made(self, name: str) -> Path:
         """File of conversations that a step makes."""
@@ -114,8 +115,8 @@ class Speedrun:
 
     def parent(self, stage: str) -> Path:
         """The run that a stage begins with."""
-        before = {"mid": ("base",), "sft": ("mid", "base"), "rl": ("sft", "mid", "base")}[stage]
-        return self.run(next(s for s in before if s in self.stages or self.run(s).exists()))
+        before = {"mid": (), "sft": ("mid",), "rl": ("sft", "mid")}[stage]
+        return self.run(next((s for s in before if s in self.stages), "base"))
 
 
 def steps(speedrun: Speedrun, write_questions: Callable[[Speedrun], None]) -> list[Step]:

@@ -14,8 +14,9 @@ from gchat.run.folder import write_atomically
 from gchat.run.progress import clock
 from gchat.run.report import environment, read_series
 
-REPORT, PICTURE = "report.md", "stages.png"
+REPORT, BASE_REPORT, PICTURE = "report.md", "base.md", "stages.png"
 TRAINED = ("base", "mid", "sft", "rl")
+_STAGES = "## Stages"
 TASKS = {
     "arc_easy": "ARC-E", "arc_challenge": "ARC-C", "mmlu": "MMLU", "gsm8k": "GSM8K",
     "humaneval": "HumanEval", "sums": "sums", "spelling": "spelling",
@@ -67,8 +68,10 @@ def write(speedrun: Speedrun) -> dict[str, Any]:
         "cost_usd": round(sum(row["cost"] for row in rows), 4),
     }
     draw(speedrun, rows, folder / PICTURE)
+    base = (folder / REPORT).read_text(encoding="utf-8") if (folder / REPORT).exists() else ""
+    if base and _STAGES not in base:  # that of the base stage, which lies in the same folder
+        write_atomically(folder / BASE_REPORT, base)
     write_atomically(folder / REPORT, _markdown(speedrun, rows, summary))
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
 
@@ -76,9 +79,11 @@ def _markdown(
     speedrun: Speedrun, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
 ) -> str:
     times = [f"| {name} | {clock(value)} |" for name, value in summary["seconds_by_step"].items()]
+    places = {row["stage"]: f"{row['stage']}/" for row in rows} | {"base": ""}
     details = [
-        f"- [{row['stage']}]({row['stage']}/report.md): ![curves]({row['stage']}/curves.png)"
-        for row in rows
+        f"- [{stage}]({places[stage]}{REPORT if places[stage] else BASE_REPORT}): "
+        f"![curves]({places[stage]}curves.png)"
+        for stage in (row["stage"] for row in rows)
     ]
     return "\n".join(
         [
@@ -86,7 +91,7 @@ def _markdown(
             f"{clock(summary['seconds'])} in all, ${summary['cost_usd']:.2f}. Talk with it: "
             f"`gchat chat --run {summary['run']}`\n",
             f"![loss by stage, bits per byte, tasks]({PICTURE})\n",
-            "## Stages\n",
+            f"{_STAGES}\n",
             *table(rows),
             "\nLoss is of the last training step, in nats per target; validation is of text that "
             "was held out, after the base stage of answers that were held out. Tasks are shares of "

@@ -187,11 +187,10 @@ class Preferences:
         pairs, reference = self._pairs[self._training :], self._reference[self._training :]
         if not pairs:
             return {}
-        scored = self._scored(params, pairs, alive)
-        logprob_BT = rows(pairs, self.length, scored).more["reference"]
-        result = pair_loss(
-            self._started.config.dpo, logprob_BT, rows(pairs, self.length, reference)
-        )
+        scored = rows(pairs, self.length, self._scored(params, pairs, alive)).more
+        assert scored is not None
+        compared = rows(pairs, self.length, reference)
+        result = pair_loss(self._started.config.dpo, scored["reference"], compared)
         return {
             "eval/dpo_loss": float(np.mean(result.loss_b)),
             "eval/dpo_accuracy": float(np.mean(result.right_b())),
