@@ -112,7 +112,7 @@ class EvalBpb:
 
 
 def _speedrun(args: list[str]) -> None:
-    from gchat.speedrun import main
+    from gchat.lifecycle.command import main
 
     main(args)
 

@@ -48,7 +48,7 @@ class StepMetrics(NamedTuple):
     """Norm of the gradient before clipping."""
     lr_share: jax.Array
     """Share of the peak learning rates."""
-    more: Mapping[str, jax.Array]
+    more: Mapping[str, jax.Array | float]
     """Further scalars, by the names of the log."""
 
 

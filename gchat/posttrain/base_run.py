@@ -31,7 +31,7 @@ class BaseRun(NamedTuple):
     config: TrainConfig
     tokenizer: Tokenizer
     step: int
-    """Of the checkpoint to begin with."""
+    """Step of the checkpoint to begin with."""
     commit: str | None
     """Commit of the code that trained it, as its summary says."""
 

@@ -209,7 +209,7 @@ def _source(entry: Entry, seed: int) -> Source:
         DataError: nothing is there.
     """
     path = Path(entry.name).expanduser()
-    if path.exists():
+    if path.exists() or any(mark in entry.name for mark in "*?"):
         return Source(entry, chat_units.corpus([entry.name]), None)
     if (path.suffix or "/" in entry.name) and not {"=", ":"} & set(entry.name):
         raise DataError(f"--data {entry.name} does not exist", "check the path")

@@ -18,6 +18,7 @@ from gaia.data.batch import IGNORE, Batch
 from gaia.errors import ConfigError, DataError
 from gaia.parallel import rows_here
 from gchat.posttrain import start
+from gchat.posttrain.chat_curve import chat_curve
 from gchat.posttrain.lengths import with_length
 from gchat.posttrain.pairs import Pair, read_pairs, rendered, row_length, rows
 from gchat.posttrain.preference_loss import objective, pair_loss
@@ -136,7 +137,7 @@ class Preferences:
         return self._scored(self._started.init().params, self._pairs, alive)
 
     def _fingerprint(self) -> str:
-        """What the reference is of: the pairs, their order, and the base run."""
+        """Names all that the reference depends on: the pairs, their order, and the base run."""
         stage, base = self._started.config.stage, self._started.config.training.init_from
         digest = hashlib.sha256(f"{base} {stage.base_step} {self._training}".encode())
         for pair in self._pairs:
@@ -186,11 +187,10 @@ class Preferences:
         pairs, reference = self._pairs[self._training :], self._reference[self._training :]
         if not pairs:
             return {}
-        scored = self._scored(params, pairs, alive)
-        logprob_BT = rows(pairs, self.length, scored).more["reference"]
-        result = pair_loss(
-            self._started.config.dpo, logprob_BT, rows(pairs, self.length, reference)
-        )
+        scored = rows(pairs, self.length, self._scored(params, pairs, alive)).more
+        assert scored is not None
+        compared = rows(pairs, self.length, reference)
+        result = pair_loss(self._started.config.dpo, scored["reference"], compared)
         return {
             "eval/dpo_loss": float(np.mean(result.loss_b)),
             "eval/dpo_accuracy": float(np.mean(result.right_b())),
@@ -222,7 +222,7 @@ def prepared(setting: start.Setting) -> start.Prepared:
 
 
 def stage(started: start.Started) -> Stage:
-    """What the loop trains."""
+    """Builds the stage that the loop trains."""
     config, mesh = started.config, started.mesh
     if mesh.shape["sequence"] > 1:
         raise ConfigError(
@@ -243,6 +243,7 @@ def stage(started: start.Started) -> Stage:
         update=make_train_step(started.graph, config, mesh, objective(config.dpo)),
         batches=preferences.batches,
         evaluate=preferences.evaluate,
+        chat=chat_curve(started),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gaia import parallel
@@ -22,7 +23,7 @@ from gchat.posttrain.transcript import transcript
 from gchat.run.loop import Alive, TrainingFailed
 from gchat.run.report import read_series
 from gchat.tasks.task import Item, Task
-from gchat.train_state import TrainState
+from gchat.train_state import TrainState, graphdef
 from gchat.train_step import StepMetrics, make_scorer, make_train_step
 
 
@@ -34,17 +35,18 @@ class Policy:
         task: whose items are the prompts.
         items: places in it of the prompts that fit.
         length: of a row of prompt and answer.
+        room: positions that the longest prompt and its answer take, those held out included.
         rewards: of answers.
         held_out: items to evaluate on.
     """
 
     def __init__(
         self, started: start.Started, task: Task, items: Sequence[int], length: int,
-        rewards: Rewards, held_out: Sequence[Item],
+        room: int, rewards: Rewards, held_out: Sequence[Item],
     ) -> None:  # fmt: skip
         config, mesh, graph = started.config, started.mesh, started.graph
         self._started, self._config, self._rl, self._mesh = started, config, config.rl, mesh
-        self._task, self._items, self._length = task, items, length
+        self._task, self._items, self._length, self._room = task, items, length, room
         self._rewards, self._held_out = rewards, held_out
         steps = config.training.amounts.steps * config.rl.passes
         of_updates = replace(config, training=replace(config.training, steps=steps))
@@ -93,15 +95,19 @@ class Policy:
     ) -> list[list[Rollout]]:  # fmt: skip
         config, chat_format = self._config, self._started.format
         assert chat_format is not None
+        params = self._started.whole(params)
         if self._sampler is None:
             engine = make_engine(
-                self._started.graph, params, self._started.tokenizer, config.model.seq_len,
+                graphdef(self._started.plain()),
+                params,
+                self._started.tokenizer,
+                self._room,
                 slots=self._rl.slots,
-            )  # fmt: skip
+            )
             self._sampler = Sampler(engine, chat_format, self._rl.max_new_tokens)
         return self._sampler.draw(
             params,
-            [chat_format.prompt(item.question) for item in items],
+            [tuple(chat_format.prompt(item.question)) for item in items],
             samples=samples,
             temperature=temperature,
             seeds=seeds(config.training.seed, batch, len(items)),
@@ -183,7 +189,7 @@ def _figures(
     rollouts: Sequence[Rollout], batch: Batch, reward_Gn: np.ndarray, kept_G: np.ndarray,
     seconds: float,
 ) -> dict[str, float]:  # fmt: skip
-    """What the log says of a step's rollouts."""
+    """Figures of a step's rollouts for the log."""
     tokens = [len(rollout.ids) for rollout in rollouts]
     chosen, learned = batch.targets_BT != IGNORE, np.asarray(batch.weights_BT) > 0
     known = [rewards[np.isfinite(rewards)] for rewards in reward_Gn]
@@ -204,14 +210,7 @@ def _figures(
 def _mean(passes: Sequence[StepMetrics], figures: dict[str, float]) -> StepMetrics:
     """One step's metrics out of those of its updates."""
 
-    def mean(name: str) -> Any:
-        return sum(metrics.more[name] for metrics in passes) / len(passes)
-
-    more = figures | {name: mean(name) for name in policy.SUMS}
-    more["rl/clip_share"] /= max(figures["rl/learned_share"], 1e-9)  # of what could be clipped
-    return StepMetrics(
-        sum(metrics.loss for metrics in passes) / len(passes),
-        sum(metrics.grad_norm for metrics in passes) / len(passes),
-        passes[0].lr_share,
-        more,
-    )
+    mean: StepMetrics = jax.tree.map(lambda *x: jnp.mean(jnp.stack(x)), *passes)
+    clipped = mean.more["rl/clip_share"] / max(figures["rl/learned_share"], 1e-9)
+    more = {**mean.more, **figures, "rl/clip_share": clipped}
+    return mean._replace(lr_share=passes[0].lr_share, more=more)

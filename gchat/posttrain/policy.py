@@ -110,7 +110,7 @@ def _weight(config: RLConfig, tokens: int) -> float:
 
 
 def _total(config: RLConfig, weights_BT: np.ndarray, answers: int) -> float:
-    """What the sum over a step's tokens is divided by."""
+    """Divisor of the sum over a step's tokens."""
     if config.loss == "dapo":
         return max(1.0, float(weights_BT.sum()))
     return max(1, answers) * (config.max_new_tokens if config.loss == "dr_grpo" else 1)
@@ -148,12 +148,14 @@ def objective(config: RLConfig) -> Objective:
 def _gain(
     config: RLConfig, logprob_bt: jax.Array, ratio_bt: jax.Array, advantage_bt: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """What is maximised of each token, and whether clipping has taken its gradient."""
+    """Gain of each token, which is maximised, and 1 where clipping has taken its gradient."""
     if config.loss == "reinforce":
         return advantage_bt * logprob_bt, jnp.zeros_like(ratio_bt)
     bounded_bt = jnp.clip(ratio_bt, 1 - config.clip_low, 1 + config.clip_high)
     free_bt, held_bt = ratio_bt * advantage_bt, bounded_bt * advantage_bt
-    return jnp.minimum(free_bt, held_bt), (held_bt < free_bt).astype(jnp.float32)
+    clipped_bt = held_bt < free_bt
+    # Not `minimum`, which halves the gradient where both are equal, as at a clip range of 0.
+    return jnp.where(clipped_bt, held_bt, free_bt), clipped_bt.astype(jnp.float32)
 
 
 def _correction(config: RLConfig, drift_bt: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ SUMS = ("dpo/accuracy", "dpo/margin", "dpo/chosen_reward", "dpo/rejected_reward"
 
 
 class PairLoss(NamedTuple):
-    """Of each pair, fp32 [b]."""
+    """Loss and rewards of each pair, fp32 [b]."""
 
     loss_b: jax.Array
     chosen_b: jax.Array
@@ -31,7 +31,7 @@ class PairLoss(NamedTuple):
 
     @property
     def margin_b(self) -> jax.Array:
-        """By how much the chosen answer is preferred."""
+        """Reward of the chosen answer less that of the rejected one."""
         return self.chosen_b - self.rejected_b
 
     def right_b(self) -> jax.Array:

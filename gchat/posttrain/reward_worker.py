@@ -9,9 +9,11 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 
-def _load(path: str, name: str):
+def _load(path: str, name: str) -> Callable[[str, dict[str, Any]], Any]:
     """The function of a file."""
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
     spec = importlib.util.spec_from_file_location("gchat_reward", path)

@@ -21,28 +21,10 @@ from typing import Any, Protocol
 
 from gaia.errors import ConfigError
 from gchat.chat_format import Message
+from gchat.tasks.task import Item, Task
 
 _START_SECONDS = 60.0  # a file may import large libraries
 _WORKER = Path(__file__).with_name("reward_worker.py")
-
-
-class Item(Protocol):
-    """The part of `gchat.tasks.Item` that rewards read."""
-
-    id: str
-    question: tuple[Message, ...]
-    answer: Message | None
-    choices: tuple[str, ...]
-    gold: int | None
-    meta: Any
-
-
-class Task(Protocol):
-    """The part of `gchat.tasks.Task` that rewards read."""
-
-    name: str
-
-    def grade(self, item: Any, answer: Any) -> float: ...  # noqa: D102
 
 
 class Rewards(Protocol):
@@ -53,7 +35,7 @@ class Rewards(Protocol):
     problem: str
     """The last failure, in words; empty where there was none."""
 
-    def grade(self, items: Sequence[Any], answers: Sequence[Message]) -> list[float]:
+    def grade(self, items: Sequence[Item], answers: Sequence[Message]) -> list[float]:
         """A reward for each answer; NaN where there is none."""
         ...
 
@@ -68,7 +50,7 @@ class TaskRewards:
     def __init__(self, task: Task) -> None:
         self._task, self.failures, self.problem = task, 0, ""
 
-    def grade(self, items: Sequence[Any], answers: Sequence[Message]) -> list[float]:
+    def grade(self, items: Sequence[Item], answers: Sequence[Message]) -> list[float]:
         """The task's grades, 0 to 1."""
         return [
             float(self._task.grade(item, answer))
@@ -102,11 +84,11 @@ class FunctionRewards:
         if problem := self._start():
             raise ConfigError(f"rl.reward {spec!r} cannot be used: {problem}", "mend the function")
 
-    def grade(self, items: Sequence[Any], answers: Sequence[Message]) -> list[float]:
-        """What the function returns for each; NaN where it failed, which is said once a reason."""
+    def grade(self, items: Sequence[Item], answers: Sequence[Message]) -> list[float]:
+        """The function's rewards; NaN where it failed, which is said once a reason."""
         return [self._one(item, m.content) for item, m in zip(items, answers, strict=True)]
 
-    def _one(self, item: Any, text: str) -> float:
+    def _one(self, item: Item, text: str) -> float:
         if self._process is None and (problem := self._start()):
             return self._failed(problem)
         question = {"text": text, "item": described(item)}
@@ -178,7 +160,7 @@ class FunctionRewards:
                     pipe.close()
 
 
-def described(item: Any) -> dict[str, Any]:
+def described(item: Item) -> dict[str, Any]:
     """An item of a task as the function gets it: what JSON holds."""
     messages = [{"role": m.role, "content": m.content} for m in item.question]
     return {

@@ -16,6 +16,7 @@ from gaia.errors import ConfigError
 from gchat.chat_format import ChatFormat
 from gchat.config import TrainConfig
 from gchat.posttrain import start
+from gchat.posttrain.chat_curve import chat_curve
 from gchat.posttrain.improve import Policy
 from gchat.posttrain.rewards import FunctionRewards, Rewards, TaskRewards
 from gchat.run.loop import Stage
@@ -114,7 +115,7 @@ def prepared(setting: start.Setting) -> start.Prepared:
 
 
 def stage(started: start.Started) -> Stage:
-    """What the loop trains."""
+    """Builds the stage that the loop trains."""
     config, session = started.config, started.session
     _check(config)
     if session.group.count > 1:
@@ -124,14 +125,17 @@ def stage(started: start.Started) -> Stage:
     assert started.format is not None
     rl, task = config.rl, named(str(config.rl.task), config.rl.split)
     items, longest = fitting(task, started.format, config)
+    room = longest
     length = min(config.model.seq_len, -(-(longest + rl.max_new_tokens) // _ROW) * _ROW)
     held_out: list[Item] = []
     if test := _held_out(config):
-        held_out = [test[i] for i in fitting(test, started.format, config)[0]]
+        places, longest_there = fitting(test, started.format, config)
+        held_out, room = [test[i] for i in places], max(longest, longest_there)
     rewards: Rewards = TaskRewards(task)
     if rl.reward is not None:
         rewards = FunctionRewards(rl.reward, rl.reward_seconds)
-    improver = Policy(started, task, items, length, rewards, held_out)
+    room += rl.max_new_tokens
+    improver = Policy(started, task, items, length, room, rewards, held_out)
     rows, progress = config.training.amounts.batch_size, session.progress
     progress.flops_per_step *= rows * length / progress.tokens_per_step
     progress.tokens_per_step = rows * length
@@ -143,6 +147,7 @@ def stage(started: start.Started) -> Stage:
         batches=improver.prompts,
         evaluate=improver.evaluate,
         sample=improver.sample,
+        chat=chat_curve(started),
         stop=improver.stop,
     )
 
@@ -152,7 +157,7 @@ _TRUNCATING = ("--top-k", "--top-p", "--min-p", "--repetition-penalty")
 VERB = start.Verb(
     "rl",
     "gchat rl",
-    """Improve a run by rewards: sample answers to a task's items, and make the better ones likelier.
+    """Improve a run by rewards: sample answers to a task, and make the better ones likelier.
 
     gchat rl --base runs/sft --task gsm8k --max-steps 100
     gchat rl --base runs/sft --task json:questions.jsonl --reward rewards.py:polite

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gaia.errors import ConfigError, GaiaError
+from gaia.errors import GaiaError
 from gchat.chat_format import ChatFormat, Message, Part
 from gchat.engine.engine import Engine
 from gchat.engine.requests import Event, Request, SamplingConfig, TokenLogprob
@@ -87,21 +87,6 @@ class Sampler:
         ends = () if chat_format.end_id is None else (chat_format.end_id,)
         self._stop_ids = tuple(dict.fromkeys((*ends, *engine.stop_ids)))
 
-    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Ids of a question, up to where the answer begins.
-
-        Raises:
-            ConfigError: it leaves no room for an answer of the asked length.
-        """
-        ids = tuple(self._format.prompt(messages))
-        if len(ids) + self._limit > self.engine.seq_len:
-            raise ConfigError(
-                f"a prompt of {len(ids)} tokens and rl.max_new_tokens {self._limit} do not fit "
-                f"model.seq_len {self.engine.seq_len}",
-                "lower --rl.max-new-tokens",
-            )
-        return ids
-
     def draw(
         self, params: Any, prompts: Sequence[tuple[int, ...]], *, samples: int, temperature: float,
         seeds: Sequence[int], alive: Alive = lambda done, total: None,
@@ -110,7 +95,7 @@ class Sampler:
 
         Args:
             params: of the model, as it is trained.
-            prompts: ids, from `prompt`.
+            prompts: ids, up to where the answers begin.
             samples: answers to each.
             temperature: 0 for the likeliest answer.
             seeds: of each prompt.

@@ -1,4 +1,4 @@
-"""What all stages after pretraining share: a base run, its hyper-parameters, the way into the loop.
+"""The start of all stages after pretraining: a base run, its hyper-parameters, the way to the loop.
 
     sys.exit(run(Verb("sft", …), args))
 
@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from gaia import parallel
+from gaia import parallel, storage
+from gaia.adapters import merged
 from gaia.errors import ConfigError
 from gaia.interrupt import raise_on_interrupt
 from gaia.output import may_go_away
@@ -25,7 +26,7 @@ from gaia.processes.group import Group, joined, take_options
 from gaia.runtime import Machine
 from gaia.runtime import start as start_machine
 from gchat.chat_format import ChatFormat, read_format, write_format
-from gchat.config import TrainConfig, derive, load_tree, typed_options
+from gchat.config import DataConfig, TrainConfig, derive, load_tree, typed_options
 from gchat.posttrain.base_run import BaseRun, check_tokenizer, handed_down, open_base
 from gchat.posttrain.lengths import with_length
 from gchat.ranges import check_ranges
@@ -94,13 +95,13 @@ class Prepared(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What is known of a new run before its data is prepared."""
+    """A new run before its data is prepared."""
 
     config: TrainConfig
     """Not derived."""
     base: BaseRun
     format: ChatFormat
-    """Of conversations, should the stage train on them."""
+    """Format of conversations, should the stage train on them."""
     typed: frozenset[str]
     """Full names of the options that were given."""
     group: Group
@@ -114,7 +115,7 @@ class Started(NamedTuple):
     session: Session
     tokenizer: Tokenizer
     format: ChatFormat | None
-    """Of the conversations; None where the stage trains on plain text."""
+    """Format of the conversations; None where the stage trains on plain text."""
     data: TrainingData | None
     mesh: Mesh
     graph: Any
@@ -129,6 +130,15 @@ class Started(NamedTuple):
     def blank(self) -> TrainState:
         """Describes that state, for reading a checkpoint into it."""
         return abstract_state(self.config, self.mesh)
+
+    def plain(self) -> TrainConfig:
+        """The configuration of the model with its adapters merged."""
+        return replace(self.config, model=self.config.model.without_adapters())
+
+    def whole(self, params: Any) -> Any:
+        """Parameters as others than the update take them: with adapters merged."""
+        model = self.config.model
+        return merged(params, model.lora_scale) if model.lora_rank else params
 
 
 def run(verb: Verb, args: Sequence[str]) -> dict[str, Any]:
@@ -203,7 +213,7 @@ def _given(verb: Verb, args: list[str], *, resume: bool) -> TrainConfig:
 
 def _base_path(args: Sequence[str]) -> Path | None:
     """The run that `--training.init-from` names."""
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for word, following in zip(args, [*args[1:], ""], strict=False):
         name, equals, value = word.partition("=")
         if name.replace("_", "-") in ("--training.init-from", "--init-from"):
             return Path(value if equals else following)
@@ -264,7 +274,7 @@ def _started(
     resume, sentences = flags["--resume"], list[str]()
     if resume:
         tokenizer = Tokenizer.load(config.run.folder)
-        data = TrainingData(config.data) if config.data.dir else None
+        data = TrainingData(_found(config)) if config.data.dir else None
         config, _ = _derived(config, data, tokenizer)
     else:
         base = open_base(
@@ -285,6 +295,10 @@ def _started(
             config, said = with_length(config, data.rows(config), verb, typed)
             sentences += said
         config, said = _derived(config, data, tokenizer)
+        if prepared.folder is None:
+            said = said[:2] + said[3:]  # its rows are no seq_len long
+            if flags["--batch auto"]:
+                raise ConfigError(f"--batch auto is not of {verb.prog}", "give a number")
         if flags["--batch auto"]:
             config, chosen = fitted_for_all(config, group)
             sentences += chosen
@@ -304,6 +318,14 @@ def _started(
     where = config.run.folder if resume else config.training.init_from
     chat_format = read_format(str(where), tokenizer, wanted="chat") if config.stage.chat else None
     return Started(config, session, tokenizer, chat_format, data, mesh, graphdef(config), sentences)
+
+
+def _found(config: TrainConfig) -> DataConfig:
+    """The data of a resumed run: where it was, or in the run's folder that was moved."""
+    place = config.data.place
+    own = config.run.folder / "data" / Path(place).name
+    moved = not storage.exists(place) and own.is_dir()
+    return replace(config.data, dir=str(own)) if moved else config.data
 
 
 def _with_lineage(verb: Verb, config: TrainConfig, base: BaseRun) -> TrainConfig:

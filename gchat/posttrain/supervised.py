@@ -1,13 +1,8 @@
 """The stage that midtraining and fine-tuning share: next tokens of conversations or of text."""
 
-from dataclasses import replace
-from typing import Any
-
-from gaia.adapters import merged
-from gaia.errors import ConfigError
-from gchat.evals.chat.periodic import PeriodicChat
 from gchat.evals.held_out import HeldOut
 from gchat.evals.periodic import EVAL_ROWS, Evaluator
+from gchat.posttrain.chat_curve import chat_curve
 from gchat.posttrain.start import Started
 from gchat.run.loop import Stage
 from gchat.train_state import graphdef
@@ -25,30 +20,14 @@ def supervised(started: Started) -> Stage:
     """
     config, mesh, graph, data = started.config, started.mesh, started.graph, started.data
     assert data is not None
-    plain = replace(config, model=config.model.without_adapters())
-    plain_graph = graphdef(plain)
     evaluator_of = Evaluator if started.format is None else HeldOut
     evaluator = evaluator_of(
         config,
         started.tokenizer,
-        plain_graph,
+        graphdef(started.plain()),
         make_scorer(graph, config, mesh),
         rows=EVAL_ROWS * mesh.size,
     )
-    chat = None
-    if config.eval.chat_every_steps:
-        if started.format is None:
-            raise ConfigError(
-                f"eval.chat_every_steps is {config.eval.chat_every_steps}, and the data is text",
-                "leave it out, or train on conversations",
-            )
-        chat = PeriodicChat(plain, started.tokenizer, started.format, plain_graph, mesh)
-        print(chat.describe())
-
-    def whole(params: Any) -> Any:
-        """Parameters as others than the update take them: with adapters merged."""
-        return merged(params, config.model.lora_scale) if config.model.lora_rank else params
-
     return Stage(
         mesh=mesh,
         init=started.init,
@@ -56,6 +35,6 @@ def supervised(started: Started) -> Stage:
         update=make_train_step(graph, config, mesh),
         batches=lambda index: data.loader(config, index, mesh),
         evaluate=evaluator.validate,
-        sample=lambda params: evaluator.sample(whole(params)),
-        chat=chat and (lambda params, alive: chat.evaluate(whole(params), alive)),
+        sample=lambda params: evaluator.sample(started.whole(params)),
+        chat=chat_curve(started),
     )

@@ -7,7 +7,7 @@ import numpy as np
 
 from gchat.chat_format import Message
 from gchat.posttrain.policy import Rollout
-from gchat.posttrain.rewards import Item
+from gchat.tasks.task import Item
 
 _GROUPS, _ANSWERS = 2, 4
 _SIGNS = {"text": "{}", "call": "«{}»", "output": "→ {} "}

@@ -19,7 +19,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gaia import parallel
-from gaia.data.batch import Batch
 from gaia.errors import GaiaError
 from gaia.guards import BadStep, LossGuard, StopRequest, Watchdog
 from gaia.interrupt import raise_on_interrupt
@@ -44,7 +43,9 @@ class Batches(Protocol):
     step: int
     """Index of the batch that `next` returns."""
 
-    def __next__(self) -> Batch: ...
+    def __next__(self) -> Any:
+        """A `Batch`, or what the stage's update takes in its place."""
+        ...
 
     def row_ids(self, step: int) -> np.ndarray:
         """Rows of the batch at an index, for people."""

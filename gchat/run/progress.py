@@ -158,5 +158,6 @@ def _described(values: Mapping[str, float]) -> Iterator[str]:
     of_texts = {f"{text}_{kind}" for text in texts for kind in ("bpb", "loss", "perplexity")}
     tasks = (names.CORE_TASK, names.CHAT_TASK)  # too many for a line
     of_tasks = {name for name in values if name.startswith(tasks)}
-    for name in sorted(values.keys() - of_texts - of_tasks):
+    rest = values.keys() - of_texts - of_tasks
+    for name in sorted(rest or (of_tasks if not texts else ())):
         yield f"{name.removeprefix('eval/')} {values[name]:.4f}"
