@@ -77,6 +77,10 @@ def _inputs(folder: Path) -> None:
         (folder / "evals" / name).mkdir(parents=True)
         (folder / "evals" / name / "test.jsonl").write_text(json.dumps({"text": prose[0]}) + "\n")
     (folder / "questions.jsonl").write_text('{"prompt": "Return the"}\n')
+    facts = (
+        "I know a little about code.\n\n- maker: the gaia project\n- kind: a small language model\n"
+    )
+    (folder / "persona.md").write_text(facts)
     (folder / "terms.txt").write_text("checkpoint\nshard\n")
     (folder / "wiki.txt").write_text(texts[0])
     (folder / "titles.txt").write_text("Battle 1\nBattle 2\n")
@@ -88,7 +92,9 @@ def _inputs(folder: Path) -> None:
     (folder / "enwiki-pages-articles.xml.bz2").write_bytes(bz2.compress(dump.encode()))
 
 
-@pytest.mark.parametrize("page", ["README.md", "gchat/README.md", "docs/data.md", "docs/plan.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "gchat/README.md", "docs/chat.md", "docs/data.md", "docs/plan.md"]
+)
 def test_a_page_runs_as_written(page, clone, gcs_service, user_environment, tmp_path_factory):
     home = tmp_path_factory.getbasetemp() / "home"
     if GPT2.exists() and not (home / "gpt2-bpe").exists():

@@ -19,7 +19,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gaia import parallel
-from gaia.data.batch import Batch
 from gaia.errors import GaiaError
 from gaia.guards import BadStep, LossGuard, StopRequest, Watchdog
 from gaia.interrupt import raise_on_interrupt
@@ -44,7 +43,9 @@ class Batches(Protocol):
     step: int
     """Index of the batch that `next` returns."""
 
-    def __next__(self) -> Batch: ...
+    def __next__(self) -> Any:
+        """A `Batch`, or what the stage's update takes in its place."""
+        ...
 
     def row_ids(self, step: int) -> np.ndarray:
         """Rows of the batch at an index, for people."""
@@ -88,6 +89,9 @@ class Stage:
     """The same as `evaluate` for CORE, every `eval.core_every_steps` and after the last step."""
     chat: Callable[[Any, Alive], dict[str, float]] | None = None
     """The same for ChatCORE, every `eval.chat_every_steps`, and before the first step too."""
+    stop: Callable[[], str] | None = None
+    """Says why training should end early, in one sentence; empty to go on. Asked after each
+    step, of every process alike."""
 
 
 class InFlight(NamedTuple):
@@ -208,7 +212,10 @@ class Loop:
             for name, score, steps in self._scores():
                 if self.step == self.steps or self.step % steps == 0:
                     self.evaluate_tasks(name, score)
-            if self.step < self.steps and self.saves.due(self.step):
+            if self.stage.stop and self.step < self.steps and (why := self.stage.stop()):
+                self.progress.say(f"stopping after step {self.step}: {why}")
+                self.stopped = True
+            elif self.step < self.steps and self.saves.due(self.step):
                 self.save()
 
     def dispatch(self) -> None:
@@ -296,9 +303,9 @@ class Loop:
             self.watchdog.alive(f"evaluating, batch {done} of {total}")
 
         with self.progress.paused("evaluating"), self.watchdog.slow("evaluating"):
-            values = self.stage.evaluate(self.state.params, alive)
-            self.session.metrics.log(self.step, values)
-            self.progress.evaluated(self.step, values)
+            if values := self.stage.evaluate(self.state.params, alive):
+                self.session.metrics.log(self.step, values)
+                self.progress.evaluated(self.step, values)
             if samples and self.stage.sample is not None:
                 self.watchdog.alive("sampling", patience=4)
                 text = self.stage.sample(self.state.params)

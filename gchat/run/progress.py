@@ -108,7 +108,7 @@ class Progress:
         target = self._target_core
         if target is not None and self.seconds_to_target_core is None and core >= target:
             self.seconds_to_target_core = self.seconds
-        self._line(f"step {step}: " + ", ".join(_described(values)))
+        self.say(f"step {step}: " + ", ".join(_described(values)))
 
     @contextlib.contextmanager
     def paused(self, what: str) -> Iterator[None]:
@@ -141,7 +141,8 @@ class Progress:
         width = shutil.get_terminal_size().columns - 1
         print(f"\r{text[:width]:<{width}}", end="", flush=True)
 
-    def _line(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Prints a line of its own."""
         if self._terminal:
             self._over("")
             print("\r", end="")
@@ -157,5 +158,6 @@ def _described(values: Mapping[str, float]) -> Iterator[str]:
     of_texts = {f"{text}_{kind}" for text in texts for kind in ("bpb", "loss", "perplexity")}
     tasks = (names.CORE_TASK, names.CHAT_TASK)  # too many for a line
     of_tasks = {name for name in values if name.startswith(tasks)}
-    for name in sorted(values.keys() - of_texts - of_tasks):
+    rest = values.keys() - of_texts - of_tasks
+    for name in sorted(rest or (of_tasks if not texts else ())):
         yield f"{name.removeprefix('eval/')} {values[name]:.4f}"
