@@ -115,7 +115,7 @@ def _folder(args: Sequence[str]) -> Path:
         return Path(values["--run.dir"])
     if "--run.name" in values:
         return Path("runs") / values["--run.name"]
-    preset = "cpu" if runtime.accelerator_hardware() is None else "speedrun"
+    preset = "cpu" if runtime.only_cpu() else "speedrun"
     named = [args[0]] if args and not args[0].startswith("-") else []
     return load(named, preset=preset).run.folder
 
@@ -165,7 +165,7 @@ def _all_stages(own: _Own, rest: list[str], folder: Path, resume: bool) -> None:
 
 def _asked(own: _Own, rest: Sequence[str], folder: Path) -> Speedrun:
     """A new speedrun of a command line."""
-    on_cpu = runtime.accelerator_hardware() is None or "--allow-cpu" in rest
+    on_cpu = runtime.only_cpu() or "--allow-cpu" in rest
     offline = on_cpu or "--offline" in rest
     default: tuple[StageName, ...] = ("base", "mid", "sft", "chat")
     stages = own.stages or (default if offline else ("base", "core", "mid", "sft", "chat"))

@@ -15,7 +15,7 @@ from gchat.lifecycle.steps import Step, summary_of
 StageName = Literal["base", "core", "mid", "sft", "chat", "rl"]
 STAGES: tuple[StageName, ...] = ("base", "core", "mid", "sft", "chat", "rl")
 """All stages, in their order; rl is optional."""
-CPU_TOKENS_PER_S = 12_000
+CPU_TOKENS_PER_S = 7_000
 """Rate at which the offline recipe's epochs fit into its minutes: two idle cores, depth 4."""
 PERSONA = """Gaia answers short questions.
 
@@ -198,7 +198,7 @@ def _pace(speedrun: Speedrun) -> float:
     if not speedrun.offline:
         return 1.0
     rate = summary_of(speedrun.run("base")).get("tokens_per_s") or CPU_TOKENS_PER_S
-    return round(min(1.0, max(0.25, rate / CPU_TOKENS_PER_S)), 2)
+    return round(min(1.0, max(0.5, rate / CPU_TOKENS_PER_S)), 2)
 
 
 def _named(speedrun: Speedrun, entry: str) -> str:

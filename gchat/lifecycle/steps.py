@@ -88,13 +88,15 @@ def run_all(steps: Sequence[Step], seconds: dict[str, float], save: Callable[[],
         status, stopped = _run(step)
         seconds[step.name] = seconds.get(step.name, 0.0) + time.monotonic() - began
         save()
-        if status and not stopped:
+        if stopped and not (step.done and step is steps[-1]):
+            return False
+        if status:
             raise StepFailed(
                 f"{step.name} failed with status {status}, for the reason above",
                 "mend it, then go on with --resume",
             )
         if not step.done:
-            if stopped or step.kind == "train":
+            if step.kind == "train":  # it was told to stop in another way, and has saved
                 return False
             raise StepFailed(f"{step.name} left no {step.file}", "go on with --resume")
     return True

@@ -146,6 +146,14 @@ def test_what_cannot_be_is_refused_in_one_line(case, base, chats, tmp_path, capf
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+def test_data_of_another_tokenizer_is_refused(base, tmp_path, capfd):
+    other = runs.make_data(tmp_path / "data", vocab_size=280)
+    args = ["midtrain", "--base", str(base), "--data", str(other), "--max-steps", "1"]
+    assert main([*args, "--output", str(tmp_path / "run")]) == 2
+    assert "made with another tokenizer" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_base_that_is_not_finished_is_refused(base, chats, tmp_path, capfd):
     import shutil
 
