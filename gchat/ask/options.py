@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gaia.errors import ConfigError
-from gchat.chat_format import format_of
+from gchat.chat_format import Wanted, read_format
 from gchat.client import Budget, Client
 from gchat.endpoint_client import KEY_VARIABLE, EndpointClient, read_key
 from gchat.engine import grammar as grammars
@@ -89,8 +89,9 @@ class Model:
     """Folder of the run."""
     endpoint: str | None = None
     """Address of an OpenAI-compatible server in place of a run: http://HOST:8000/v1."""
-    format: Literal["auto", "chat", "text"] = "auto"
-    """Tags around messages: those the run was trained on, chat (those it has), text (none)."""
+    format: Wanted = "auto"
+    """Tags around messages: those the run was trained on (auto), those it has (chat), native,
+    chatml, or none (text)."""
     tools: bool = True
     """Let a run's answers call the calculator, where its tokenizer has the tags for it."""
     weights: Literal["float32", "bfloat16", "int8"] | None = None
@@ -135,7 +136,7 @@ class Model:
         assert self.run is not None
         loaded = load_run(self.run)
         tokenizer = loaded.tokenizer
-        chat_format = format_of(tokenizer, wanted=self.format)
+        chat_format = read_format(self.run, tokenizer, wanted=self.format)
         calls = self.tools and chat_format.kind == "native" and has_tools(tokenizer)
         return EngineClient(
             loaded.engine(slots=slots, weights=self.weights, kv=self.kv),
