@@ -50,7 +50,7 @@ class Train(Source, _Out):
         """Trains, stores and describes it."""
         if self.kind != "bpe" and self.digits != DEFAULT_DIGITS:
             raise ConfigError(
-                f"digits = {self.digits} with kind = {self.kind!r}: SentencePiece splits all digits",
+                f"digits = {self.digits}: SentencePiece takes single digits",
                 "leave --digits out, or use --kind bpe",
             )
         years = forced.years(self.forced_years) if self.forced_years else ()

@@ -162,7 +162,7 @@ class Run:
 
 
 def _named(ours: str, depth: int) -> list[tuple[str, int | None]]:
-    """Hugging Face's names of the tensors that one of our arrays holds, and where they lie in it."""
+    """Hugging Face's names of the tensors in one of our arrays, and where in it they lie."""
     if ours in WHOLE:
         return [(WHOLE[ours], None)]
     theirs = BLOCK[ours.removeprefix("blocks.")]

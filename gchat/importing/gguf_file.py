@@ -51,9 +51,7 @@ def read(path: Path) -> Source:
         shape = tuple(int(n) for n in reversed(tensor.shape))
         theirs = gguf_names.their_name(name)
         arch = options.get("general.architecture")
-        heads = gguf_names.rotated_heads(
-            theirs, arch, heads=layout.heads, kv_heads=layout.kv_heads
-        )
+        heads = gguf_names.rotated_heads(theirs, arch, heads=layout.heads, kv_heads=layout.kv_heads)
         if heads:
             reader = partial(_fp32_unpermuted, path, tensor, heads)
         else:
@@ -162,7 +160,8 @@ def _rope_factors(
         return rope.linear(half, scale)
     if factors.shape != (half,):
         raise ImportRefused(
-            f"{options.where}: tensor {gguf_names.ROPE_FACTORS} is {list(factors.shape)}, not [{half}]",
+            f"{options.where}: tensor {gguf_names.ROPE_FACTORS} is {list(factors.shape)}, "
+            f"not [{half}]",
             _FETCH,
         )
     return rope.given((scale * factors).tolist())

@@ -1,8 +1,8 @@
 """Names and layouts of a GGUF file's tensors, for reading and writing alike.
 
-Names are those of the specification (ggml/docs/gguf.md). llama.cpp rotates neighbouring values where
-`llama` stands as architecture, so the rows of its q and k are stored in another order than Hugging
-Face's; `qwen3` is stored as there.
+Names are those of the specification (ggml/docs/gguf.md). llama.cpp rotates neighbouring values
+where `llama` stands as architecture, so the rows of its q and k are stored in another order than
+Hugging Face's; `qwen3` is stored as there.
 """
 
 import numpy as np

@@ -44,16 +44,18 @@ def read(options: Options, rows: int) -> Vocabulary:
             f"only {', '.join(SPLITS)} are supported",
             "import the model's Hugging Face folder",
         )
+    bos = _token(options, "bos_token_id", tokens)
+    add_bos = options.get("tokenizer.ggml.add_bos_token", split.add_bos)
     by_kind = list(enumerate(zip(tokens, kinds, strict=True)))
+    added = {t: (i, k == CONTROL) for i, (t, k) in by_kind if k in (CONTROL, USER_DEFINED)}
     definition = tokenizer_json(
         {token: i for i, (token, kind) in by_kind if kind != UNUSED},
         _merges(options, tokens),
-        {t: (i, k == CONTROL) for i, (t, k) in by_kind if k in (CONTROL, USER_DEFINED)},
+        added,
         split.patterns,
         ignore_merges=split.ignore_merges,
+        bos=bos if add_bos and bos in added else None,
     )
-    bos = _token(options, "bos_token_id", tokens)
-    add_bos = options.get("tokenizer.ggml.add_bos_token", split.add_bos)
     ends = [
         _token(options, key, tokens) for key in ("eos_token_id", "eot_token_id", "eom_token_id")
     ]

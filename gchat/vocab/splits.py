@@ -1,4 +1,4 @@
-r"""Split patterns: where a text is cut before byte pairs are merged, and llama.cpp's names for them.
+r"""Split patterns: where text is cut before byte pairs are merged, and llama.cpp's names for them.
 
 llama.cpp has its patterns built in and knows them by the name that a GGUF file carries, so a
 vocabulary can be exported there only if its pattern is one of these. Numbers of up to two digits,
@@ -13,9 +13,7 @@ instead of one by one, which makes encoding 1.4 times as fast (measured, same id
 from typing import NamedTuple
 
 _NUMBERS = {1: r"\p{N}", 2: r"\p{N}{1,2}", 3: r"\p{N}{1,3}"}
-_SPLIT = (
-    r"(?:'%s|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n])|\s+(?!\S)|\s+"
-)
+_SPLIT = r"(?:'%s|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n])|\s+(?!\S)|\s+"
 # Both cases spelled out, as llama.cpp does: without case, Unicode counts U+017F as an s.
 _ENDINGS = r"(?:[sdmtSDMT]|[lL][lL]|[vV][eE]|[rR][eE])"
 DIGITS = {
