@@ -1,8 +1,8 @@
 """The `gchat` command: verbs and printing only.
 
 gchat speedrun | train | midtrain | sft | sample | chat | generate | plan | dashboard
-      | checkpoints | eval bpb|core|chat|identity | import hf|gguf | synth identity|qpt|docstrings
-      | sweep | compare | ladder | research run
+      | checkpoints | eval bpb|core|chat|identity | import hf|gguf | export hf|gguf|check
+      | synth identity|qpt|docstrings | sweep | compare | ladder | research run
       | data prepare|chat|curate|download|count|verify|upload | tokenizer train|eval
 """
 
@@ -35,6 +35,8 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   checkpoints          steps of a run with size, time and validation: gchat checkpoints runs/cpu
   eval bpb             bits per byte of a text: gchat eval bpb --run runs/cpu --text FILE
   import hf|gguf       a model made elsewhere as a run: gchat import gguf FILE --out RUN
+  export hf|gguf       a run for other programs: gchat export gguf --run runs/cpu --out cpu.gguf
+  export check         an exported file beside its run, in every program that is here
   eval core            CORE, 22 tasks: gchat eval core --run runs/cpu --max-per-task 100
   eval chat            ChatCORE, tasks asked as conversations: gchat eval chat --run runs/chat
   data prepare         text to token shards: gchat data prepare --source text --input F --out DIR
@@ -296,6 +298,15 @@ def _import(args: list[str]) -> None:
     parse(command, args[1:], prog=f"gchat import {verb}", description=command.__doc__).run()
 
 
+def _export(args: list[str]) -> None:
+    from gaia.config import parse
+    from gchat.exporting.cli import VERBS
+
+    verb = _known("gchat export", args, VERBS)
+    command = VERBS[verb]
+    parse(command, args[1:], prog=f"gchat export {verb}", description=command.__doc__).start()
+
+
 def _data(args: list[str]) -> None:
     from gchat.data.cli import VERBS, Curate, parse_verb
 
@@ -379,6 +390,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "checkpoints": _checkpoints,
     "eval": _eval,
     "import": _import,
+    "export": _export,
     "data": _data,
     "tokenizer": _tokenizer,
     "synth": _synth,

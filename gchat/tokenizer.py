@@ -34,9 +34,11 @@ from gaia import storage
 from gaia.data.manifest import TokenizerInfo
 from gaia.errors import ConfigError, DataError
 from gchat.vocab import forced, hub, sentencepieces
-from gchat.vocab.byte_pairs import GPT2_PATTERN, PATTERN, BytePairs
+from gchat.vocab.byte_level import byte_letters
+from gchat.vocab.byte_pairs import BytePairs
 from gchat.vocab.hub import IMPORTED
 from gchat.vocab.specials import ASSISTANT_END, BOS, BY_VERSION, NEWEST, SPECIALS
+from gchat.vocab.splits import DEFAULT_DIGITS, DIGITS, GPT2_PATTERN
 
 FILE = "tokenizer.json"
 PAD_TO = 128  # a vocabulary of 50,257 rows could not be split over any mesh
@@ -273,7 +275,7 @@ def gpt2(folder: str | Path | None = None) -> Tokenizer:
     """
     lines = _gpt2_merges(folder).decode().split("\n")[1:-1]
     # GPT-2 writes bytes as printable characters; the byte tokens come in the order of that table.
-    byte = hub.byte_letters()
+    byte = byte_letters()
     pieces = [bytes([b]) for b in byte.values()]
     pieces += [bytes(byte[c] for c in line.replace(" ", "")) for line in lines]
     names = ("<|endoftext|>", *SPECIALS)
@@ -314,14 +316,18 @@ def train_bpe(
     *,
     years: Sequence[str] = (),
     terms: Sequence[str] = (),
+    digits: int = DEFAULT_DIGITS,
 ) -> Tokenizer:
     """Trains a byte-pair encoding; `vocab_size` counts the sixteen specials.
 
     A corpus with fewer pairs than asked for gives a smaller vocabulary.
 
     Args:
+        texts: to train on.
+        vocab_size: ids.
         years: years that become single tokens (`forced.years`).
         terms: words and phrases that become single tokens, alone and after a space.
+        digits: most digits of a piece of a number (`gchat.vocab.splits.DIGITS`).
 
     Raises:
         ConfigError: vocab_size below 256 bytes + 16 specials, or too small for what is forced.
@@ -337,7 +343,8 @@ def train_bpe(
             f"vocab_size = {vocab_size} is too small",
             f"use at least {least}: 256 bytes and {len(SPECIALS)} special tokens{forced_too}",
         )
-    pattern = forced.pattern(PATTERN, years, terms) if wanted else PATTERN
+    base = DIGITS[digits]
+    pattern = forced.pattern(base, years, terms) if wanted else base
     trainer = rustbpe.Tokenizer()  # pyright: ignore[reportAttributeAccessIssue]
     trainer.train_from_iterator(iter(texts), vocab_size - len(SPECIALS), pattern=pattern)
     learned = {bytes(piece): rank for piece, rank in trainer.get_mergeable_ranks()}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from gchat.data.sources.choose import Source
 from gchat.data.sources.unit import Tally
 from gchat.tokenizer import Tokenizer
 from gchat.vocab import forced
+from gchat.vocab.splits import DEFAULT_DIGITS
 
 _EVAL_CHARS = 20_000_000  # of each text
 
@@ -32,9 +33,12 @@ class Train(Source, _Out):
     """Train a tokenizer on a text."""
 
     kind: Literal["bpe", "sentencepiece"] = "bpe"
-    """bpe: byte pairs with nanochat's split pattern; sentencepiece: its BPE with byte fallback."""
+    """bpe: byte pairs within GPT-4's split; sentencepiece: its BPE with byte fallback."""
     vocab_size: int = 8192
     """Ids, special tokens included."""
+    digits: Literal[1, 2, 3] = DEFAULT_DIGITS
+    """Most digits that one token of a number has, of kind bpe. llama.cpp knows the split patterns
+    of 1 and 3, so that models with such a vocabulary can be exported as GGUF; not that of 2."""
     forced_years: str | None = None
     """Range of years that become single tokens, as 1900-1949."""
     forced_months: bool = False
@@ -44,11 +48,17 @@ class Train(Source, _Out):
 
     def run(self) -> Tokenizer:
         """Trains, stores and describes it."""
+        if self.kind != "bpe" and self.digits != DEFAULT_DIGITS:
+            raise ConfigError(
+                f"digits = {self.digits}: SentencePiece takes single digits",
+                "leave --digits out, or use --kind bpe",
+            )
         years = forced.years(self.forced_years) if self.forced_years else ()
         terms = self._terms()
         texts = training_text(self.corpus(exclude=self._folder()), 0.0)
-        train = tokenizers.train_bpe if self.kind == "bpe" else tokenizers.train_sentencepiece
-        made = train(texts, self.vocab_size, years=years, terms=terms)
+        made = _trained(
+            self.kind, texts, self.vocab_size, digits=self.digits, years=years, terms=terms
+        )
         made.save(self.out)
         count = len(forced.pieces(years, terms))
         extra = f", {count} forced pieces" if count else ""
@@ -80,6 +90,8 @@ class Eval:
     """Their vocabularies."""
     kinds: tuple[Literal["bpe", "sentencepiece"], ...] = ("bpe",)
     """Their kinds."""
+    digits: tuple[Literal[1, 2, 3], ...] = (DEFAULT_DIGITS,)
+    """Most digits of a token of a number, of those of kind bpe."""
     out: Path | None = None
     """File (.md or .json) for the report."""
     json: bool = False
@@ -117,11 +129,28 @@ class Eval:
             return
         source = Source(input=self.train_on)
         for kind in self.kinds:
-            train = tokenizers.train_bpe if kind == "bpe" else tokenizers.train_sentencepiece
             for size in self.sizes:
-                texts = training_text(source.corpus(), 0.0, progress=False)
                 label = f"{size // 1024}K" if size % 1024 == 0 else f"{size}"
-                yield f"{kind} {label}", train(texts, size)
+                for digits in self.digits if kind == "bpe" else (DEFAULT_DIGITS,):
+                    texts = training_text(source.corpus(), 0.0, progress=False)
+                    more = "" if self.digits == (DEFAULT_DIGITS,) else f", {digits} digits"
+                    name = f"{kind} {label}{more if kind == 'bpe' else ''}"
+                    yield name, _trained(kind, texts, size, digits=digits)
+
+
+def _trained(
+    kind: str,
+    texts: Iterable[str],
+    size: int,
+    *,
+    digits: int,
+    years: Sequence[str] = (),
+    terms: Sequence[str] = (),
+) -> Tokenizer:
+    """Trains a tokenizer of a kind."""
+    if kind == "sentencepiece":
+        return tokenizers.train_sentencepiece(texts, size, years=years, terms=terms)
+    return tokenizers.train_bpe(texts, size, years=years, terms=terms, digits=digits)
 
 
 def _named(given: str) -> tuple[str, str]:

@@ -1,8 +1,6 @@
 """A GGUF file: llama.cpp's format, read and dequantised by `gguf`, its authors' own package.
 
-Keys and tensor names are those of the specification (ggml/docs/gguf.md). llama.cpp rotates
-neighbouring values where `llama` stands as architecture, so the rows of its q and k are stored in
-another order than Hugging Face's; `qwen3` is stored as there.
+Keys are those of the specification (ggml/docs/gguf.md), tensor names `gguf_names`'.
 """
 
 from functools import partial
@@ -13,39 +11,15 @@ import numpy as np
 
 from gaia.errors import ConfigError
 from gaia.extras import install
-from gchat.importing import gguf_vocabulary, rope
+from gchat.importing import gguf_names, gguf_vocabulary, rope
 from gchat.importing.options import Options
-from gchat.importing.source import (
-    EMBED,
-    FINAL_NORM,
-    HEAD,
-    ImportRefused,
-    Layout,
-    Source,
-    Tensor,
-    in_layer,
-)
+from gchat.importing.source import ImportRefused, Layout, Source, Tensor
 
 ARCHITECTURES = ("llama", "qwen3")
 KINDS = (
     *("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
 )
-_ROPE_FACTORS = "rope_freqs.weight"
-_WHOLE = {"token_embd.weight": EMBED, "output_norm.weight": FINAL_NORM, "output.weight": HEAD}
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 _FETCH = "fetch it again"
 
 
@@ -68,18 +42,17 @@ def read(path: Path) -> Source:
                 f"{path}: tensor {name} is {tensor.tensor_type.name}",
                 f"take a file of one of {', '.join(KINDS)}",
             )
-    factors = stored.pop(_ROPE_FACTORS, None)
+    factors = stored.pop(gguf_names.ROPE_FACTORS, None)
     layout = _layout(
         options, tied="output.weight" not in stored, factors=factors and _fp32(path, factors)
     )
     tensors = {}
     for name, tensor in stored.items():
         shape = tuple(int(n) for n in reversed(tensor.shape))
-        theirs = _their_name(name)
-        heads = {"q_proj": layout.heads, "k_proj": layout.kv_heads}.get(
-            theirs.rpartition(".weight")[0].rpartition(".")[2]
-        )
-        if heads and options.get("general.architecture") == "llama":
+        theirs = gguf_names.their_name(name)
+        arch = options.get("general.architecture")
+        heads = gguf_names.rotated_heads(theirs, arch, heads=layout.heads, kv_heads=layout.kv_heads)
+        if heads:
             reader = partial(_fp32_unpermuted, path, tensor, heads)
         else:
             reader = partial(_fp32, path, tensor)
@@ -90,7 +63,7 @@ def read(path: Path) -> Source:
         if options.get(f"general.{key}")
     }
     vocabulary = gguf_vocabulary.read(options, layout.rows)
-    return Source(path, "gguf", layout, tensors, vocabulary, about, _name_in_file)
+    return Source(path, "gguf", layout, tensors, vocabulary, about, gguf_names.name_in_file)
 
 
 def _open(path: Path) -> Any:
@@ -187,31 +160,11 @@ def _rope_factors(
         return rope.linear(half, scale)
     if factors.shape != (half,):
         raise ImportRefused(
-            f"{options.where}: tensor {_ROPE_FACTORS} is {list(factors.shape)}, not [{half}]",
+            f"{options.where}: tensor {gguf_names.ROPE_FACTORS} is {list(factors.shape)}, "
+            f"not [{half}]",
             _FETCH,
         )
     return rope.given((scale * factors).tolist())
-
-
-def _their_name(name: str) -> str:
-    """Hugging Face's name of a tensor; the same where it has none."""
-    if name in _WHOLE:
-        return _WHOLE[name]
-    parts = name.split(".")
-    is_layer = len(parts) == 4 and parts[0] == "blk" and parts[1].isdigit()
-    if is_layer and parts[2] in _LAYER and parts[3] == "weight":
-        return in_layer(int(parts[1]), _LAYER[parts[2]])
-    return name
-
-
-def _name_in_file(name: str) -> str:
-    """The inverse of `_their_name`."""
-    own = {theirs: ours for ours, theirs in _WHOLE.items()}
-    layer = {theirs: ours for ours, theirs in _LAYER.items()}
-    parts = name.removesuffix(".weight").split(".", 3)
-    if len(parts) == 4 and parts[:2] == ["model", "layers"] and parts[3] in layer:
-        return f"blk.{parts[2]}.{layer[parts[3]]}.weight"
-    return own.get(name, name)
 
 
 def _fp32(path: Path, tensor: Any) -> np.ndarray:
@@ -230,6 +183,4 @@ def _fp32(path: Path, tensor: Any) -> np.ndarray:
 
 
 def _fp32_unpermuted(path: Path, tensor: Any, heads: int) -> np.ndarray:
-    """The same with the rows of each head as halves: pairs (2i, 2i + 1) become (i, i + H/2)."""
-    w = _fp32(path, tensor)
-    return w.reshape(heads, -1, 2, w.shape[-1]).swapaxes(1, 2).reshape(w.shape)
+    return gguf_names.unpermuted(_fp32(path, tensor), heads)

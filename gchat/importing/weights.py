@@ -33,7 +33,7 @@ BLOCK = {
     "mlp.up.kernel": "mlp.up_proj",
     "mlp.down.kernel": "mlp.down_proj",
 }
-_WHOLE = {"embed.table": EMBED, "final_norm.scale": FINAL_NORM, "head.kernel": HEAD}
+WHOLE = {"embed.table": EMBED, "final_norm.scale": FINAL_NORM, "head.kernel": HEAD}
 
 
 class OnDisk(np.memmap):
@@ -80,8 +80,8 @@ def parameters(
 
 def _parts(name: str, array: np.ndarray) -> Iterator[tuple[np.ndarray, str]]:
     """Parts of one of our parameters with the names of the tensors that fill them."""
-    if name in _WHOLE:
-        yield array, _WHOLE[name]
+    if name in WHOLE:
+        yield array, WHOLE[name]
         return
     theirs = BLOCK[name.removeprefix("blocks.")]
     for i, layer in enumerate(array):

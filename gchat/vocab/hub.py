@@ -16,6 +16,7 @@ import numpy as np
 
 from gaia.errors import ConfigError, DataError
 from gaia.extras import install
+from gchat.vocab.byte_level import byte_letters
 
 IMPORTED = "imported"
 _SPACE = "\u2581"  # stands for a space in pieces of SentencePiece's kind
@@ -119,13 +120,6 @@ def parse(definition: str) -> Any:
     except Exception as error:  # the library raises no narrower kind
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"tokenizer.json is damaged ({reason})", "fetch it again") from None
-
-
-def byte_letters() -> dict[str, int]:
-    """The printable character that byte-level BPE writes for each byte (GPT-2's table)."""
-    printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
-    rest = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(rest)}
 
 
 def _reader_of_pieces(definition: Mapping[str, Any]) -> Any:

@@ -1,0 +1,103 @@
+"""Files beside their place until they are whole: an export appears at once, or not at all.
+
+OUT's folder/.NAME.exporting/        what is being written; of a killed export, cleared by the next
+OUT's folder/.NAME.exporting.lock    held by the process that writes
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gaia.errors import ConfigError, DataError
+from gaia.writer_lock import WriterLock
+
+FACTS = "export.json"
+"""File of an exported folder that says where it comes from."""
+
+
+@contextlib.contextmanager
+def beside(out: Path, needed: int) -> Iterator[Path]:
+    """A folder to write in, which is gone in the end; whoever enters moves its files himself.
+
+    Args:
+        out: what will be there.
+        needed: bytes that the export takes while it is written.
+
+    Raises:
+        FolderInUse: another process exports to `out`.
+        DataError: the disk is full, or `out` cannot be written.
+    """
+    partial = out.with_name(f".{out.name}.exporting")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with WriterLock(partial.with_name(f"{partial.name}.lock"), f"an export to {out}"):
+            shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+            _check_room(out, needed)
+            try:
+                partial.mkdir()
+                yield partial
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                f"no space left on device: {out.parent} is full, nothing was written to {out}",
+                "make room, or choose another --out",
+            ) from None
+        raise DataError(
+            f"out = {str(out)!r} cannot be written ({error.strerror})", "choose another --out"
+        ) from None
+
+
+def _check_room(out: Path, needed: int) -> None:
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise DataError(
+            f"no space left on device: {out.parent} has {free / 1e6:,.1f} MB free, the export "
+            f"takes {needed / 1e6:,.1f} MB while it is written",
+            "make room, or choose another --out",
+        )
+
+
+def check_free(out: Path, *, overwrite: bool, is_export: bool) -> None:
+    """Raises ConfigError where something lies at `out` that may not be replaced.
+
+    Args:
+        out: file or folder.
+        overwrite: replace an export that lies there.
+        is_export: what lies there is an export of this kind, as its content says.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not is_export:
+        raise ConfigError(f"out = {str(out)!r} holds something else", "choose another --out")
+    if not overwrite:
+        raise ConfigError(
+            f"out = {str(out)!r} holds an export", "add --overwrite, or choose another --out"
+        )
+
+
+def move_folder(partial: Path, out: Path) -> None:
+    """Puts a finished folder in its place; an export that lies there goes when it is replaced."""
+    old = out.with_name(f".{out.name}.replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.rename(out, old)
+    os.rename(partial, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def move_files(moves: Mapping[Path, Path]) -> None:
+    """Puts finished files in their places, in order: the last one says that all are there."""
+    for source, out in moves.items():
+        os.replace(source, out)
+
+
+def flush(file: Any) -> None:
+    """Waits until a file's content is on disk."""
+    file.flush()
+    os.fsync(file.fileno())
