@@ -1,0 +1,117 @@
+"""The application: which path is answered by what."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from gchat.serve import chat
+from gchat.serve.bodies import Strict, read_json
+from gchat.serve.errors import ApiError
+from gchat.serve.guard import Guard
+from gchat.serve.metrics import CONTENT_TYPE
+from gchat.serve.service import Service
+from gchat.serve.sse import ClientGone
+
+OWNER = "gchat"
+"""`owned_by` of runs in the list of models."""
+Answer = Callable[[Service, Any, HttpRequest, dict[str, Any]], Awaitable[Response]]
+
+POSTS: dict[str, tuple[type[Strict], Answer]] = {
+    "/v1/chat/completions": (chat.ChatBody, chat.chat),
+}
+"""What a model answers: the body that a path takes, for the description, and what answers it."""
+
+
+def make_app(service: Service, *, max_bytes: int = 4 << 20, body_s: float = 60.0) -> ASGIApp:
+    """The ASGI application of a server.
+
+    Args:
+        service: its state.
+        max_bytes: of a request's body.
+        body_s: seconds for a body to come.
+    """
+    app = FastAPI(title="gchat serve", docs_url=None, redoc_url=None)
+    _add_facts(app, service)
+    for path, (body, answer) in POSTS.items():
+        _add_post(app, service, path, body, answer)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientGone, _gone)
+    app.add_exception_handler(Exception, _bug)
+    paths = [route.path for route in app.routes if hasattr(route, "path")]
+    return Guard(app, service, paths, max_bytes=max_bytes, body_s=body_s)
+
+
+def _add_post(
+    app: FastAPI, service: Service, path: str, body: type[Strict], answer: Answer
+) -> None:
+    async def route(request: HttpRequest) -> Response:
+        data = await read_json(request)
+        return await answer(service, service.model(data.get("model")), request, data)
+
+    app.add_api_route(path, route, methods=["POST"], name=path, response_class=JSONResponse)
+
+
+def _add_facts(app: FastAPI, service: Service) -> None:
+    @app.get("/health")
+    def health() -> Response:
+        """Tells whether questions are answered."""
+        if service.leaving:
+            return JSONResponse({"status": "shutting down"}, 503)
+        if not service.driver.alive:
+            return JSONResponse({"status": "the engine has stopped"}, 503)
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        """Numbers for Prometheus."""
+        return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    @app.get("/v1/models")
+    def models() -> Response:
+        """Lists the models."""
+        listed = [describe(model) for model in service.models.values()]
+        return JSONResponse({"object": "list", "data": listed})
+
+    @app.get("/v1/models/{name:path}")
+    def model(name: str) -> Response:
+        """Describes one model."""
+        return JSONResponse(describe(service.model(name)))
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """`Model` of the list of models; `max_model_len` is vLLM's."""
+    facts = {"id": model.name, "object": "model", "created": model.created, "owned_by": OWNER}
+    return facts | {"max_model_len": model.seq_len}
+
+
+# ── Errors ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _api_error(_: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def _http_error(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = {404: "no such path; see /openapi.json", 405: "not by this method"}.get(
+        error.status_code, str(error.detail)
+    )
+    return await _api_error(
+        request, ApiError(error.status_code, message, headers=error.headers, code=None)
+    )
+
+
+async def _gone(_: HttpRequest, __: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; nginx's number, for the log
+
+
+async def _bug(_: HttpRequest, __: Exception) -> Response:
+    # The traceback is in the server's log.
+    return JSONResponse(ApiError(500, "an error of the server; its log has it").body(), 500)
