@@ -4,12 +4,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
-from gchat.serve import chat
+from gchat.serve import chat, completions, llama, responses, responses_body, tokens
 from gchat.serve.bodies import Strict, read_json
 from gchat.serve.errors import ApiError
 from gchat.serve.guard import Guard
@@ -23,8 +24,13 @@ Answer = Callable[[Service, Any, HttpRequest, dict[str, Any]], Awaitable[Respons
 
 POSTS: dict[str, tuple[type[Strict], Answer]] = {
     "/v1/chat/completions": (chat.ChatBody, chat.chat),
+    "/v1/completions": (completions.CompletionBody, completions.completions),
+    "/v1/responses": (responses_body.ResponsesBody, responses.responses),
+    "/tokenize": (tokens.TokenizeBody, tokens.tokenize),
+    "/detokenize": (tokens.DetokenizeBody, tokens.detokenize),
+    "/completion": (llama.LlamaBody, llama.completion),
 }
-"""What a model answers: the body that a path takes, for the description, and what answers it."""
+"""Questions to a model: the body that a path takes, for the description, and what answers it."""
 
 
 def make_app(service: Service, *, max_bytes: int = 4 << 20, body_s: float = 60.0) -> ASGIApp:
@@ -39,6 +45,7 @@ def make_app(service: Service, *, max_bytes: int = 4 << 20, body_s: float = 60.0
     _add_facts(app, service)
     for path, (body, answer) in POSTS.items():
         _add_post(app, service, path, body, answer)
+    _describe_bodies(app)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientGone, _gone)
@@ -52,9 +59,30 @@ def _add_post(
 ) -> None:
     async def route(request: HttpRequest) -> Response:
         data = await read_json(request)
-        return await answer(service, service.model(data.get("model")), request, data)
+        return await answer(service, service.model(data.get("model"), named), request, data)
 
-    app.add_api_route(path, route, methods=["POST"], name=path, response_class=JSONResponse)
+    named = body.model_fields["model"].is_required()
+    schema = {"$ref": f"#/components/schemas/{body.__name__}"}
+    described = {"required": True, "content": {"application/json": {"schema": schema}}}
+    app.add_api_route(
+        path, route, methods=["POST"], name=path, response_class=JSONResponse,
+        description=answer.__doc__ or "", openapi_extra={"requestBody": described},
+    )  # fmt: skip
+
+
+def _describe_bodies(app: FastAPI) -> None:
+    """Adds the bodies' schemas to the description: routes read their bodies themselves."""
+    bodies = [(body, "validation") for body, _ in POSTS.values()]
+    _, made = models_json_schema(bodies, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        described = plain()
+        schemas = described.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(made.get("$defs", {}))
+        return described
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _add_facts(app: FastAPI, service: Service) -> None:
@@ -77,6 +105,11 @@ def _add_facts(app: FastAPI, service: Service) -> None:
         """Lists the models."""
         listed = [describe(model) for model in service.models.values()]
         return JSONResponse({"object": "list", "data": listed})
+
+    @app.get("/tokenizer_info")
+    def tokenizer_info(model: str | None = None) -> Response:
+        """Facts of a model's tokenizer."""
+        return JSONResponse(tokens.info(service.model(model, named=False)))
 
     @app.get("/v1/models/{name:path}")
     def model(name: str) -> Response:

@@ -41,12 +41,18 @@ class Service:
     leaving: bool = False
     began: float = field(default_factory=time.monotonic)
 
-    def model(self, name: Any) -> Any:
+    def model(self, name: Any, named: bool = True) -> Any:
         """The model of a name.
+
+        Args:
+            name: of the model.
+            named: it must be given; else the first model is meant where it is not.
 
         Raises:
             ApiError: there is none.
         """
+        if name is None and not named:
+            return next(iter(self.models.values()))
         if not isinstance(name, str):
             raise ApiError(400, "model is missing: name one of /v1/models", param="model",
                            code="invalid_value")  # fmt: skip
