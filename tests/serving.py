@@ -24,7 +24,7 @@ from gchat.serve.open_models import watch
 from gchat.serve.service import Service
 from gchat.tokenizer import train_bpe
 
-SEQ_LEN, SLOTS = 256, 4
+SEQ_LEN, SLOTS = 1024, 4
 TEXT = '{"name": "get_weather", "arguments": {"city": "Oslo", "n": 12}} The quick brown fox. '
 
 

@@ -13,10 +13,12 @@ from starlette.types import ASGIApp
 from gchat.serve import chat, completions, llama, responses, responses_body, tokens
 from gchat.serve.bodies import Strict, read_json
 from gchat.serve.errors import ApiError
+from gchat.serve.forward import forward
 from gchat.serve.guard import Guard
 from gchat.serve.metrics import CONTENT_TYPE
 from gchat.serve.service import Service
 from gchat.serve.sse import ClientGone
+from gchat.serve.upstream import Upstream
 
 OWNER = "gchat"
 """`owned_by` of runs in the list of models."""
@@ -50,7 +52,7 @@ def make_app(service: Service, *, max_bytes: int = 4 << 20, body_s: float = 60.0
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientGone, _gone)
     app.add_exception_handler(Exception, _bug)
-    paths = [route.path for route in app.routes if hasattr(route, "path")]
+    paths = [path for route in app.routes if (path := getattr(route, "path", None))]
     return Guard(app, service, paths, max_bytes=max_bytes, body_s=body_s)
 
 
@@ -59,7 +61,10 @@ def _add_post(
 ) -> None:
     async def route(request: HttpRequest) -> Response:
         data = await read_json(request)
-        return await answer(service, service.model(data.get("model"), named), request, data)
+        model = service.model(data.get("model"), named)
+        if isinstance(model, Upstream):
+            return await forward(service, model, request, data)
+        return await answer(service, model, request, data)
 
     named = body.model_fields["model"].is_required()
     schema = {"$ref": f"#/components/schemas/{body.__name__}"}
@@ -91,7 +96,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
         """Tells whether questions are answered."""
         if service.leaving:
             return JSONResponse({"status": "shutting down"}, 503)
-        if not service.driver.alive:
+        if service.driver.needed and not service.driver.alive:
             return JSONResponse({"status": "the engine has stopped"}, 503)
         return JSONResponse({"status": "ok"})
 
@@ -109,7 +114,10 @@ def _add_facts(app: FastAPI, service: Service) -> None:
     @app.get("/tokenizer_info")
     def tokenizer_info(model: str | None = None) -> Response:
         """Facts of a model's tokenizer."""
-        return JSONResponse(tokens.info(service.model(model, named=False)))
+        chosen = service.model(model, named=False)
+        if isinstance(chosen, Upstream):
+            raise ApiError(404, f"{chosen.name!r} is an upstream's model: its tokenizer is there")
+        return JSONResponse(tokens.info(chosen))
 
     @app.get("/v1/models/{name:path}")
     def model(name: str) -> Response:
@@ -120,7 +128,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
 def describe(model: Any) -> dict[str, Any]:
     """`Model` of the list of models; `max_model_len` is vLLM's."""
     facts = {"id": model.name, "object": "model", "created": model.created, "owned_by": OWNER}
-    return facts | {"max_model_len": model.seq_len}
+    return facts | ({} if model.seq_len is None else {"max_model_len": model.seq_len})
 
 
 # ── Errors ──────────────────────────────────────────────────────────────────────────────────────

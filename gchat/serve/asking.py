@@ -4,13 +4,16 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING
 
 from gaia.errors import GaiaError
 from gchat.engine.requests import Event, Request
 from gchat.engine.tools import Piece
 from gchat.serve.errors import ApiError, leaving, printable
-from gchat.serve.local_model import LocalModel
 from gchat.serve.usage import Usage
+
+if TYPE_CHECKING:
+    from gchat.serve.local_model import LocalModel
 
 News = Event | Piece
 
@@ -35,7 +38,7 @@ class Asked:
 
     def __init__(
         self,
-        model: LocalModel,
+        model: "LocalModel",
         holder: str,
         requests: Sequence[Request],
         limit_s: float,
@@ -116,7 +119,7 @@ class _Job:
 
     def __init__(
         self,
-        model: LocalModel,
+        model: "LocalModel",
         request: Request,
         first: int,
         calculator: bool,

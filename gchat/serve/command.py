@@ -11,6 +11,8 @@ from gaia.errors import ConfigError
 from gaia.parallel import MeshConfig
 from gchat.serve import keys as api_keys
 
+UPSTREAM_KEY = "GCHAT_UPSTREAM_KEY"
+
 
 @dataclass(frozen=True)
 class Serve:
@@ -23,6 +25,18 @@ class Serve:
 
     run: tuple[str, ...] = ()
     """Folders of runs, each by its own name or as NAME=FOLDER."""
+    upstream: tuple[str, ...] = ()
+    """Other servers behind this one: URL (all of its models) or NAME=URL (its only one)."""
+    upstream_api: Literal["openai", "completion"] = "openai"
+    """Protocol of upstreams: OpenAI's, or llama.cpp's own /completion with the prompt made here."""
+    upstream_tokenizer: str | None = None
+    """Run folder or tokenizer.json of the model that llama.cpp runs, for /completion."""
+    upstream_key_env: str = UPSTREAM_KEY
+    """Environment variable with the upstreams' API key."""
+    upstream_key_file: str | None = None
+    """File with the upstreams' API key, in place of the variable."""
+    upstream_slots: int = 64
+    """Requests that are open at once at each upstream; more wait their turn."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is every one."""
     port: int = 8000
@@ -65,9 +79,15 @@ class Serve:
         """Raises ConfigError naming the option that cannot work."""
         if self.new_key is not None:
             return
-        if not self.run:
-            raise ConfigError("no --run is given", "name the folder of a run")
-        for name in ("slots", "max_queue"):
+        if not self.run and not self.upstream:
+            raise ConfigError("neither --run nor --upstream is given", "name what to serve")
+        if (self.upstream_api == "completion") != (self.upstream_tokenizer is not None):
+            raise ConfigError(
+                "only one of --upstream-api completion and --upstream-tokenizer is given",
+                "give both, or neither",
+            )
+        self._check_effects()
+        for name in ("slots", "max_queue", "upstream_slots"):
             if getattr(self, name) < 1:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} is {getattr(self, name)}", "use at least 1"
@@ -80,6 +100,16 @@ class Serve:
             raise ConfigError(f"--drain is {self.drain}", "use seconds, 0 or more")
         if self.max_tokens < 0:
             raise ConfigError(f"--max-tokens is {self.max_tokens}", "use 0 or more")
+
+    def _check_effects(self) -> None:
+        """Raises ConfigError where an option has nothing to act on."""
+        plain = Serve()
+        for kind, names in (("run", _OF_RUNS), ("upstream", _OF_UPSTREAMS)):
+            for name in names:
+                if not getattr(self, kind) and getattr(self, name) != getattr(plain, name):
+                    raise ConfigError(
+                        f"--{name.replace('_', '-')} has no effect without --{kind}", "leave it out"
+                    )
 
     def runs(self) -> dict[str, str]:
         """Folders by the names of their models.
@@ -96,6 +126,12 @@ class Serve:
                 raise ConfigError(f"--run {given!r} has no name of its own", "write NAME=FOLDER")
             named[name] = folder
         return named
+
+
+_OF_RUNS = ("step", "calculator", "slots", "weights", "kv", "mesh", "warm_up")
+_OF_UPSTREAMS = (
+    "upstream_api", "upstream_tokenizer", "upstream_key_env", "upstream_key_file", "upstream_slots"
+)  # fmt: skip
 
 
 def serve(options: Serve) -> None:

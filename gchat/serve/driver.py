@@ -42,6 +42,11 @@ class Driver:
         self._thread.join(patience_s)
 
     @property
+    def needed(self) -> bool:
+        """Tells whether there is an engine to run."""
+        return bool(self._engines)
+
+    @property
     def alive(self) -> bool:
         """Tells whether the thread runs."""
         return self._thread.is_alive()

@@ -18,6 +18,7 @@ from gchat.serve.keys import Keys
 from gchat.serve.limits import Rates
 from gchat.serve.local_model import LocalModel
 from gchat.serve.metrics import Metrics
+from gchat.serve.open_upstreams import open_upstreams
 from gchat.serve.service import Service
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ def open_service(options: "Serve", keys: Keys) -> Service:
         CheckpointError: a run cannot be used.
         ConfigError: an option does not fit a run.
     """
-    loaded = {name: load_run(folder, make_mesh(options.mesh), step=options.step)
-              for name, folder in options.runs().items()}  # fmt: skip
+    runs = options.runs()
+    mesh = make_mesh(options.mesh) if runs else None
+    loaded = {name: load_run(folder, mesh, step=options.step) for name, folder in runs.items()}
     engines = {
         name: run.engine(slots=options.slots, weights=options.weights, kv=options.kv)
         for name, run in loaded.items()
@@ -63,6 +65,8 @@ def open_service(options: "Serve", keys: Keys) -> Service:
         )
         if options.warm_up:
             warm_up(name, engines[name], tokenizer.vocab_size)
+    if options.upstream:
+        service.models |= open_upstreams(options, service)
     watch(service)
     return service
 

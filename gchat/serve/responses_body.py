@@ -150,9 +150,10 @@ class ResponsesBody(Strict):
             data["tool_choice"] = choice
         form = self.text.format if self.text else None
         if form is not None:
-            data["response_format"] = {"type": form.type}
+            wanted: dict[str, Any] = {"type": form.type}
             if form.type == "json_schema":
-                data["response_format"]["json_schema"] = {
+                wanted["json_schema"] = {
                     "name": form.name or "answer", "schema": form.schema_
                 }  # fmt: skip
+            data["response_format"] = wanted
         return checked(ChatBody, data)

@@ -84,15 +84,14 @@ class Service:
             self.rates.used(holder, usage.prompt_tokens + usage.completion_tokens)
             self.metrics.tokens.labels(model.name, "cached").inc(usage.cached_tokens)
 
-        asked = Asked(model, holder, requests, self.limit_s, calculator=calculator, ended=ended)
+        asked = model.ask(holder, requests, self.limit_s, calculator=calculator, ended=ended)
         self.metrics.tokens.labels(model.name, "prompt").inc(asked.usage.prompt_tokens)
         return asked
 
     def end_all(self) -> None:
         """Ends all answers with an error: the time to finish them is over."""
         for model in self.models.values():
-            for asked in list(getattr(model, "asked", ())):
-                asked.abort(leaving())
+            model.end()
 
 
 def holder_of(http: HttpRequest) -> str:
