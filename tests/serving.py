@@ -34,13 +34,18 @@ def tokenizer():
 
 
 @functools.cache
-def engine():
+def model():
+    """(graph, params) of a model of one layer."""
     config = GPTConfig(
         depth=1, dim=32, head_dim=16, hidden=32, seq_len=SEQ_LEN, compute_dtype="float32"
     )  # fmt: skip
-    made = tiny.make(config.derive(tokenizer().vocab_size, tokenizer().padded_vocab_size))
+    return tiny.make(config.derive(tokenizer().vocab_size, tokenizer().padded_vocab_size))
+
+
+@functools.cache
+def engine():
     return Engine(
-        *made, seq_len=SEQ_LEN, stop_ids=(tokenizer().bos_id,), slots=SLOTS, piece=64,
+        *model(), seq_len=SEQ_LEN, stop_ids=(tokenizer().bos_id,), slots=SLOTS, piece=64,
         decode_bytes=tokenizer().decode_bytes,
     )  # fmt: skip
 
