@@ -159,9 +159,14 @@ async def read_json(request: HttpRequest) -> dict[str, Any]:
             code="unsupported_media_type",
         )  # fmt: skip
     try:
-        data = json.loads(await request.body(), parse_constant=_no_constant)
-    except UnicodeDecodeError:
-        raise ApiError(400, "the body is not UTF-8", code="invalid_json") from None
+        raw = await request.body()
+        data = json.loads(raw, parse_constant=_no_constant)
+        if b"\\ud" in raw.lower():  # a pair of surrogates is a character, one alone is none
+            json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeError:
+        raise ApiError(
+            400, "the body is not UTF-8, or holds half a character", code="invalid_json"
+        ) from None
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else printable(str(error))
         raise ApiError(400, f"the body is not JSON ({why})", code="invalid_json") from None

@@ -163,7 +163,7 @@ def offer(tools: Sequence[Tool] | None, choice: ToolChoice | None) -> Offer:
 
 
 class CallReader:
-    """Tells calls from text while an answer grows.
+    """Tells calls from text while an answer grows; white space before a call is no text.
 
     Args:
         offer: a forced call is all of the answer; without functions all of it is text.
@@ -171,7 +171,7 @@ class CallReader:
 
     def __init__(self, offer: Offer) -> None:
         self._forced, self._any = offer.forced, bool(offer.functions)
-        self._held = ""
+        self._held, self._called = "", False
 
     def add(self, text: str) -> list[str | Call]:
         """What is certain now: pieces of text, and calls that are complete."""
@@ -183,7 +183,7 @@ class CallReader:
     def end(self) -> list[str | Call]:
         """The rest, when nothing follows; a call that broke off stays text."""
         held, self._held = self._held, ""
-        if not held:
+        if not held or (self._called and held.isspace()):
             return []
         body = held if self._forced else held.removeprefix(START)
         return [_call(body) or held]
@@ -197,15 +197,17 @@ class CallReader:
                     (n for n in range(len(START) - 1, 0, -1) if self._held.endswith(START[:n])), 0
                 )
                 sure, self._held = _split(self._held, len(self._held) - keep)
+                sure, self._held = sure.rstrip(), sure[len(sure.rstrip()) :] + self._held
                 return news + ([sure] if sure else [])
             sure, self._held = _split(self._held, at)
-            if sure.strip():
+            if sure := sure.rstrip():
                 news.append(sure)
             end = self._held.find(END)
             if end < 0:
                 return news
             whole, self._held = _split(self._held, end + len(END))
             news.append(_call(whole.removeprefix(START).removesuffix(END)) or whole)
+            self._called = True
 
 
 def _split(text: str, at: int) -> tuple[str, str]:
