@@ -117,6 +117,14 @@ class Running:
         assert not self._thread.is_alive()
 
 
+def until(condition, seconds=20):
+    """Waits for something that another thread does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 @contextlib.contextmanager
 def running(service=None, **options):
     server = Running(service or make_service(), **options)

@@ -119,6 +119,19 @@ def _add_facts(app: FastAPI, service: Service) -> None:
             raise ApiError(404, f"{chosen.name!r} is an upstream's model: its tokenizer is there")
         return JSONResponse(tokens.info(chosen))
 
+    @app.get("/props")
+    def props(model: str | None = None) -> Response:
+        """Facts of a model by llama.cpp's names."""
+        chosen = service.model(model, named=False)
+        return JSONResponse(
+            {
+                "default_generation_settings": {"n_ctx": chosen.seq_len},
+                "total_slots": chosen.queue.slots,
+                "model_alias": chosen.name,
+                "is_sleeping": False,
+            }
+        )
+
     @app.get("/v1/models/{name:path}")
     def model(name: str) -> Response:
         """Describes one model."""

@@ -38,7 +38,7 @@ class FairQueue:
         self, slots: int, longest: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._room, self._longest, self._clock = slots + _AHEAD, longest, clock
-        self._slots = slots
+        self.slots = slots
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()
         self.waiting = 0
         """Samples that wait."""
@@ -61,7 +61,7 @@ class FairQueue:
             )  # fmt: skip
         ready = self._room - self.working if not self.waiting else 0
         if self.waiting + samples - max(0, ready) > self._longest:
-            ahead = (self.waiting + self.working) / self._slots
+            ahead = (self.waiting + self.working) / self.slots
             raise busy("the server is busy; ask again later", min(60, ahead * self._sample_s))
         self._waiting.setdefault(holder, deque()).extend(jobs)
         self.waiting += samples

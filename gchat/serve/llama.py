@@ -5,7 +5,7 @@ top-k 40, top-p 0.95, min-p 0.05, and no limit of the answer but the model's win
 """
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
@@ -39,6 +39,7 @@ class LlamaBody(Strict):
     top_p: float | None = Field(None, gt=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
     repeat_penalty: float | None = Field(None, gt=0, le=100)
+    repeat_last_n: Literal[-1] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n_probs: int | None = Field(None, ge=0, le=20)
     json_schema: dict[str, Any] | None = None

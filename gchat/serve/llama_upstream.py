@@ -18,6 +18,7 @@ from gchat.engine.grammar import Grammar
 from gchat.engine.requests import Event, Finish, Request, TokenLogprob
 from gchat.ranges import MAX_SEED
 from gchat.serve.errors import ApiError, leaving
+from gchat.serve.fair_queue import FairQueue
 from gchat.serve.forward import lines
 from gchat.serve.local_model import TokenText
 from gchat.serve.metrics import Metrics
@@ -62,6 +63,11 @@ class LlamaModel(TokenText):
         ends = () if self.chat_format.end_id is None else (self.chat_format.end_id,)
         self.stop_ids = tuple(dict.fromkeys((*self.tokenizer.stop_ids, *ends)))
         self.max_tokens = min(self.max_tokens or self.seq_len, self.seq_len)
+
+    @property
+    def queue(self) -> FairQueue:
+        """Those who wait."""
+        return self.address.queue
 
     def mask(self, grammar: Grammar | None) -> Callable[[], Any] | None:
         """The form of an answer.

@@ -10,6 +10,7 @@ import pytest
 
 import serving
 from gchat.engine import programs
+from serving import until
 
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
 LONG = {"model": "tiny", "prompt": "The quick", "max_tokens": 900, "temperature": 1, "seed": 1,
@@ -24,13 +25,6 @@ def connection(port, path, body):
     with socket.create_connection(("127.0.0.1", port), timeout=20) as made:
         made.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(raw) + raw)
         yield made
-
-
-def until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 @contextlib.contextmanager
@@ -56,14 +50,22 @@ def counted(monkeypatch):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_while_its_prompt_is_read(server, counted, stream):
-    engine, queue = serving.engine(), server.service.models["tiny"].queue
-    prompt = list(range(1, 300)) * 3  # 14 pieces of 64 tokens
-    with standing_still(engine):
-        with connection(server.port, PLAIN, LONG | {"prompt": prompt, "stream": stream}):
-            until(lambda: queue.working == 1)
-        until(lambda: engine._cancelled)
-    assert server.idle() and counted == [0, 0]
+def test_a_client_that_leaves_while_its_prompt_is_read(server, counted, monkeypatch, stream):
+    engine, counting = serving.engine(), programs.read_prompt
+    gone = threading.Event()
+
+    def waiting(*args):
+        made = counting(*args)
+        assert gone.wait(20)
+        return made
+
+    monkeypatch.setattr(programs, "read_prompt", waiting)
+    prompt = [1 + stream, *list(range(1, 300)) * 3]  # 15 pieces of 64 tokens
+    with connection(server.port, PLAIN, LONG | {"prompt": prompt, "stream": stream}):
+        until(lambda: counted[0] == 1)
+    until(lambda: engine._cancelled)
+    gone.set()
+    assert server.idle() and counted == [1, 0]
     assert len(engine._scheduler.slots.free()) == serving.SLOTS
 
 
