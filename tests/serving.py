@@ -17,7 +17,6 @@ from gchat.serve.app import make_app
 from gchat.serve.driver import Driver
 from gchat.serve.fair_queue import FairQueue
 from gchat.serve.http_server import HttpServer, listen
-from gchat.serve.keys import Keys
 from gchat.serve.local_model import LocalModel
 from gchat.serve.metrics import Metrics
 from gchat.serve.open_models import watch
@@ -103,7 +102,9 @@ class Running:
         model = self.service.models["tiny"]
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if model.engine.idle and not (model.queue.waiting or model.queue.working or model.asked):
+            if model.engine.idle and not (
+                model.queue.waiting or model.queue.working or model.asked
+            ):
                 return True
             time.sleep(0.01)
         return False

@@ -47,7 +47,7 @@ def make_app(service: Service, *, max_bytes: int = 4 << 20, body_s: float = 60.0
     _add_facts(app, service)
     for path, (body, answer) in POSTS.items():
         _add_post(app, service, path, body, answer)
-    _describe_bodies(app)
+    _describe_bodies(app, service)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientGone, _gone)
@@ -75,7 +75,7 @@ def _add_post(
     )  # fmt: skip
 
 
-def _describe_bodies(app: FastAPI) -> None:
+def _describe_bodies(app: FastAPI, service: Service) -> None:
     """Adds the bodies' schemas to the description: routes read their bodies themselves."""
     bodies = [(body, "validation") for body, _ in POSTS.values()]
     _, made = models_json_schema(bodies, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
@@ -85,6 +85,9 @@ def _describe_bodies(app: FastAPI) -> None:
         described = plain()
         schemas = described.setdefault("components", {}).setdefault("schemas", {})
         schemas.update(made.get("$defs", {}))
+        names = list(service.models)
+        for body, _ in POSTS.values():  # so that whoever reads it can ask
+            schemas[body.__name__]["properties"]["model"] = {"type": "string", "enum": names}
         return described
 
     app.openapi = openapi  # type: ignore[method-assign]

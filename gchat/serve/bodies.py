@@ -18,6 +18,7 @@ from gchat.engine.requests import MAX_STOPS, SamplingConfig
 from gchat.ranges import MAX_SEED
 from gchat.serve.errors import ApiError, printable
 
+_COLDEST = 1e-5
 MAX_SAMPLES = 128
 """Answers to one prompt, as OpenAI limits them."""
 
@@ -62,7 +63,7 @@ class Drawing(Strict):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
@@ -83,7 +84,7 @@ class Drawing(Strict):
     def sampling(self) -> SamplingConfig:
         """Options as the engine takes them; without a seed each request draws anew."""
         return SamplingConfig(
-            1.0 if self.temperature is None else self.temperature,
+            temperature_of(self.temperature, 1.0),
             max(0, self.top_k or 0),
             1.0 if self.top_p is None else self.top_p,
             seed_of(self.seed),
@@ -104,6 +105,12 @@ class Drawing(Strict):
     def wants_usage(self) -> bool:
         """The stream ends with a chunk of the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+
+def temperature_of(temperature: float | None, otherwise: float) -> float:
+    """A temperature of the engine; one so low that logits would overflow is that of no draw."""
+    given = otherwise if temperature is None else temperature
+    return given if given >= _COLDEST else 0.0
 
 
 def seed_of(seed: int | None) -> int:

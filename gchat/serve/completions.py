@@ -76,7 +76,7 @@ def prepare(model: LocalModel, body: CompletionBody) -> list[Request]:
                 ids,
                 max(1, limit),
                 sampling,
-                None,
+                model.stop_ids,
                 body.stops(),
                 body.samples,
                 body.logprobs,

@@ -16,7 +16,7 @@ from gaia.errors import GaiaError
 from gchat.engine import grammar as grammars
 from gchat.engine.requests import Request, SamplingConfig
 from gchat.serve.asking import Asked, News
-from gchat.serve.bodies import Strict, bias_of, checked, seed_of, stops_of
+from gchat.serve.bodies import Strict, bias_of, checked, seed_of, stops_of, temperature_of
 from gchat.serve.chat import answer_limit
 from gchat.serve.errors import ApiError, refused
 from gchat.serve.local_model import LocalModel
@@ -38,7 +38,7 @@ class LlamaBody(Strict):
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     top_p: float | None = Field(None, gt=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
-    repeat_penalty: float | None = Field(None, gt=0, le=100)
+    repeat_penalty: float | None = Field(None, ge=0.01, le=100)
     repeat_last_n: Literal[-1] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n_probs: int | None = Field(None, ge=0, le=20)
@@ -63,7 +63,7 @@ class LlamaBody(Strict):
         wanted = None if self.n_predict in (None, -1) else self.n_predict
         limit = answer_limit(model, wanted, len(ids), "n_predict")
         sampling = SamplingConfig(
-            _given(self.temperature, 0.8),
+            temperature_of(self.temperature, 0.8),
             max(0, _given(self.top_k, 40)),
             _given(self.top_p, 0.95),
             seed_of(None if self.seed == -1 else self.seed),

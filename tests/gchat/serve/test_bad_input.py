@@ -93,7 +93,11 @@ def test_a_wrong_field_is_named(server, name):
         (b"\xff\xfe", "application/json", 400),
         (b"[1]", "application/json", 400),
         (b'{"model": "tiny", "prompt": "x", "temperature": NaN}', "application/json", 400),
-        (b'{"model": "tiny", "prompt": "x", "seed": ' + b"9" * 5000 + b"}", "application/json", 400),
+        (
+            b'{"model": "tiny", "prompt": "x", "seed": ' + b"9" * 5000 + b"}",
+            "application/json",
+            400,
+        ),
         (b'{"a":' * 100_000, "application/json", 400),
         (b'{"model": "tiny", "prompt": "x"}', "text/plain", 415),
         (b"model=tiny", "application/x-www-form-urlencoded", 415),

@@ -1,4 +1,4 @@
-"""Answers of every endpoint: OpenAI's shapes, streams equal to wholes, numbers equal to a reference."""
+"""Answers of every endpoint: OpenAI's shapes, streams equal to wholes, numbers to a reference."""
 
 import json
 import math

@@ -13,6 +13,7 @@ from gchat.engine import programs
 from serving import until
 
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
+HELLO = [{"role": "user", "content": "x"}]
 LONG = {"model": "tiny", "prompt": "The quick", "max_tokens": 900, "temperature": 1, "seed": 1,
         "logit_bias": {str(serving.tokenizer().bos_id): -100}}  # fmt: skip
 
@@ -72,11 +73,12 @@ def test_a_client_that_leaves_while_its_prompt_is_read(server, counted, monkeypa
 @pytest.mark.parametrize("path", [CHAT, PLAIN, "/v1/responses", "/completion"])
 def test_a_client_that_leaves_within_a_stream_ends_the_work(server, counted, path):
     body = {"model": "tiny", "stream": True}
+    endless = {"logit_bias": LONG["logit_bias"]}
     body |= {
-        CHAT: {"messages": [{"role": "user", "content": "x"}], "n": 3, "logit_bias": LONG["logit_bias"]},
+        CHAT: {"messages": HELLO, "n": 3} | endless,
         PLAIN: LONG | {"n": 3},
         "/v1/responses": {"input": "x"},
-        "/completion": {"prompt": "x", "logit_bias": LONG["logit_bias"]},
+        "/completion": {"prompt": "x"} | endless,
     }[path]  # fmt: skip
     with connection(server.port, path, body) as client:
         assert client.recv(100).startswith(b"HTTP/1.1 200")
@@ -100,7 +102,9 @@ def test_clients_that_leave_the_queue(server, counted):
 
 
 def test_a_batch_that_leaves_takes_all_of_its_prompts_along(server):
-    with connection(server.port, PLAIN, LONG | {"prompt": ["a", "b", "c"] * 8, "stream": True}) as c:
+    with connection(
+        server.port, PLAIN, LONG | {"prompt": ["a", "b", "c"] * 8, "stream": True}
+    ) as c:
         assert c.recv(100)
     assert server.idle()
 
@@ -116,7 +120,7 @@ def test_an_engine_that_fails_answers_so_and_goes_on(server, monkeypatch):
     answer = server.post(PLAIN, **LONG)
     assert answer.status_code == 500 and "RESOURCE_EXHAUSTED" in answer.json()["error"]["message"]
     monkeypatch.setattr(programs, "decode", failing)
-    *_, last = server.events(CHAT, model="tiny", messages=[{"role": "user", "content": "x"}])
+    *_, last = server.events(CHAT, model="tiny", messages=HELLO)
     assert last["error"]["type"] == "server_error"
     assert server.post(PLAIN, model="tiny", prompt="x", max_tokens=2).status_code == 200
     assert server.idle()
@@ -128,7 +132,9 @@ def test_an_answer_that_takes_too_long(server):
         with standing_still(serving.engine()):
             answer = server.post(PLAIN, **LONG)
             assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
-            *_, last = server.events(CHAT, model="tiny", messages=[{"role": "user", "content": "x"}])
+            *_, last = server.events(
+                CHAT, model="tiny", messages=[{"role": "user", "content": "x"}]
+            )
             assert last["error"]["code"] == "timeout"
     finally:
         server.service.limit_s = 600

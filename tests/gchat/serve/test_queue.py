@@ -104,7 +104,10 @@ def test_keys_are_kept_as_hashes(tmp_path, monkeypatch):
     assert file.stat().st_mode & 0o777 == 0o600
     assert all(key not in file.read_text() for key in made.values())
     read = keys.read(str(file))
-    assert {name: read.holder(key) for name, key in made.items()} == {"alice": "alice", "bob": "bob"}
+    assert {name: read.holder(key) for name, key in made.items()} == {
+        "alice": "alice",
+        "bob": "bob",
+    }
     for wrong in ("", "x", made["alice"] + "x", made["alice"][:-1], "\udcff"):
         assert read.holder(wrong) is None
     monkeypatch.setenv("KEYS", " ".join(file.read_text().split()))
@@ -140,6 +143,10 @@ def test_calls_are_told_from_text_however_it_is_cut(seed):
 
 
 def test_what_is_no_call_stays_text():
-    for text in ("<tool_call>no json</tool_call>", '<tool_call>{"a": 1}</tool_call>', "<tool_call>"):
+    for text in (
+        "<tool_call>no json</tool_call>",
+        '<tool_call>{"a": 1}</tool_call>',
+        "<tool_call>",
+    ):
         reader = CallReader(Offer((Function(name="f"),)))
         assert "".join(map(str, reader.add(text) + reader.end())) == text

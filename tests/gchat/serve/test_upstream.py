@@ -1,4 +1,4 @@
-"""Other servers behind this one: passed on with keys and limits, and what happens when they fail."""
+"""Other servers behind this one: passed on with keys and limits, also when they fail."""
 
 import json
 import os
@@ -154,8 +154,8 @@ def test_streams_that_break_off_end_with_an_error(fault):
 def test_a_client_that_leaves_ends_the_upstreams_work():
     with openai_api.serve(delay_s=0.05) as far, front(far.url) as server:
         far.reply = lambda body: "word " * 400
-        with server.http.stream("POST", CHAT, json={"model": "small", "messages": HELLO,
-                                                    "stream": True, "max_tokens": 400}) as answer:  # fmt: skip
+        ask = {"model": "small", "messages": HELLO, "stream": True, "max_tokens": 400}
+        with server.http.stream("POST", CHAT, json=ask) as answer:
             next(answer.iter_lines())
         serving.until(lambda: far.gone == 1)
         serving.until(lambda: server.service.models["small"].queue.working == 0)
