@@ -30,7 +30,10 @@ lock cpu train cpu
 constraints+=(--constraint requirements/cpu.txt)
 lock tpu train tpu gcs
 lock cuda train cuda gcs
-lock test train cpu aot gcs metrics ui google cluster curate tokenizers wiki dashboard grammar import test
+# What deploy/serve/Dockerfile installs.
+lock serve train cpu serve import
+lock test train cpu aot gcs metrics ui google cluster curate tokenizers wiki dashboard grammar import \
+    serve test
 # Installed after test.txt, for the tests marked slow.
 constraints+=(--constraint requirements/test.txt)
 lock slow test-slow

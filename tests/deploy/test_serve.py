@@ -1,0 +1,187 @@
+"""deploy/serve without containers: each RUN line in a clean environment, files by their schemas."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+
+import runs
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy/serve"
+PINNED = re.compile(r"^[a-z0-9./-]+:[\w.-]*\d[\w.-]*$")
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return runs.make_data(tmp_path_factory.mktemp("data"), vocab_size=300)
+
+
+def instructions():
+    """(word, arguments) of each instruction of the Dockerfile."""
+    text = re.sub(r"^#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.M)
+    return [line.split(None, 1) for line in text.replace("\\\n", " ").splitlines() if line]
+
+
+def values(word):
+    return [rest for name, rest in instructions() if name == word]
+
+
+def test_images_are_pinned_and_nothing_but_the_proxy_is_public():
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    services = compose["services"]
+    assert PINNED.match(values("FROM")[0])
+    for name, service in services.items():
+        assert PINNED.match(service["image"]) or service["image"] == "gaia-serve"
+        assert (name == "caddy") == ("ports" in service)
+        assert service["restart"] == "unless-stopped"
+        for volume in service.get("volumes", ()):
+            source = re.sub(r"\$\{\w+:-(.*?)\}", r"\1", volume).split(":")[0]
+            assert source.startswith("./") or source in compose["volumes"]
+    assert services["caddy"]["ports"] == ["${GCHAT_BIND:-127.0.0.1}:443:443"]
+    assert {"--ctx-size=4096", "--n-predict=1024"} <= set(services["llama"]["command"])
+    build = services["gchat"]["build"]
+    assert (DEPLOY / build["context"] / build["dockerfile"]).resolve() == DEPLOY / "Dockerfile"
+
+
+def test_the_servers_options_are_options():
+    """Whatever the files start, `gchat serve` takes."""
+    from gaia.config import parse
+    from gchat.serve.command import Serve
+
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    entry = json.loads(values("ENTRYPOINT")[0])[2:]
+    commands = [entry + json.loads(values("CMD")[0])]
+    commands += [entry + [str(word) for word in compose["services"][name]["command"]]
+                 for name in ("gchat", "front")]  # fmt: skip
+    unit = (DEPLOY / "gchat-serve.service").read_text()
+    plain = re.search(r"gchat serve (.*)", unit.split("ExecStart=")[1])[1]
+    options = re.search(r'^Environment="GCHAT_OPTIONS=([^"]+)"', unit, re.M)[1]
+    commands.append(plain.replace("$GCHAT_OPTIONS", options).split())
+    for command in commands:
+        given = parse(Serve, command)
+        given.check()
+        assert given.api_keys
+        # Both wait longer than answers that have begun may take.
+        assert given.drain < int(re.search(r"TimeoutStopSec=(\d+)", unit)[1])
+    for name in ("gchat", "front"):
+        assert compose["services"][name]["stop_grace_period"] == "45s"
+    llama = (DEPLOY / "llama-server.service").read_text()
+    assert "--ctx-size 4096 --n-predict 1024" in llama and "Restart=always" in llama
+
+
+def test_proxies_pass_events_as_they_come():
+    nginx = (DEPLOY / "nginx.conf").read_text()
+    for line in ("proxy_buffering off;", "gzip off;", "proxy_http_version 1.1;",
+                 "proxy_read_timeout 600s;"):  # fmt: skip
+        assert line in nginx
+    assert "flush_interval -1" in (DEPLOY / "Caddyfile").read_text()
+
+
+@pytest.mark.slow
+def test_compose_by_its_schema():
+    pytest.importorskip("check_jsonschema", reason="check-jsonschema is not installed (slow.txt)")
+    for file in (DEPLOY / "compose.yaml", ROOT / "deploy/compose.yaml"):
+        command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema",
+                   "vendor.compose-spec", file]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_units_by_systemd(tmp_path):
+    """Their programs are not here; all else must be as systemd wants it."""
+    for file in DEPLOY.glob("*.service"):
+        text = re.sub(r"/opt/gaia/.venv/bin/gchat|/usr/local/bin/llama-server", "/bin/true",
+                      file.read_text())  # fmt: skip
+        (tmp_path / file.name).write_text(text)
+    shutil.copy(DEPLOY / "gchat-health@.timer", tmp_path)
+    for name in ("gchat-serve.service", "llama-server.service", "gchat-health@8000.timer"):
+        unit = tmp_path / name
+        if "@8000" in name:
+            unit.symlink_to(tmp_path / "gchat-health@.timer")
+        done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+        ours = [line for line in (done.stdout + done.stderr).splitlines() if str(tmp_path) in line
+                or line.startswith(("gchat", "llama"))]  # fmt: skip
+        assert not ours, ours
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx (apt install nginx-light)")
+def test_nginx_takes_its_file(tmp_path):
+    key, certificate = tmp_path / "privkey.pem", tmp_path / "fullchain.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x", "-keyout",
+         key, "-out", certificate], check=True, capture_output=True,
+    )  # fmt: skip
+    text = (DEPLOY / "nginx.conf").read_text()
+    text = text.replace("/etc/letsencrypt/live/chat.example.org", str(tmp_path))
+    (tmp_path / "nginx.conf").write_text(
+        f"pid {tmp_path}/pid; error_log {tmp_path}/log;\nevents {{}}\nhttp {{\n{text}\n}}\n"
+    )
+    done = subprocess.run(["nginx", "-t", "-c", tmp_path / "nginx.conf"], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.slow
+def test_each_line_of_the_dockerfile_in_a_clean_environment(data_dir, tmp_path):
+    """What the image would hold, made in an empty folder with an empty home; then it serves."""
+    work, home = tmp_path / "srv/gaia", tmp_path / "home"
+    work.mkdir(parents=True)
+    home.mkdir()
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(home)}
+    environment |= {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")
+                    or k.startswith(("PIP_", "UV_", "SSL_"))}  # fmt: skip
+    for word, rest in instructions():
+        if word == "ENV":
+            environment |= dict(pair.split("=", 1) for pair in rest.split())
+        elif word == "COPY":
+            *sources, target = rest.split()
+            for source in sources:
+                place = work / target / Path(source).name if target.endswith("/") else work / target
+                place.parent.mkdir(parents=True, exist_ok=True)
+                copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+                copy(ROOT / source, place)
+        elif word == "RUN":
+            done = subprocess.run(["/bin/sh", "-c", rest], cwd=work, env=environment,
+                                  capture_output=True, text=True, timeout=550)  # fmt: skip
+            assert done.returncode == 0, (rest, done.stderr[-3000:])
+    folder = tmp_path / "run"
+    from gchat.__main__ import main
+
+    assert main(["train", *runs.arguments(data_dir, folder, steps=10)]) == 0
+    entry = json.loads(values("ENTRYPOINT")[0])
+    entry[entry.index("8000")] = str(port := 18000 + os.getpid() % 1000)
+    read_only = environment | {"HOME": "/nonexistent", "GAIA_HOME": str(tmp_path / "cache")}
+    server = subprocess.Popen([*entry, "--run", f"model={folder}"], cwd=work, env=read_only)
+    try:
+        check = json.loads(re.search(r"CMD (\[.*\])", values("HEALTHCHECK")[0])[1])
+        check[-1] = check[-1].replace("8000", str(port))
+        end = time.monotonic() + 180
+        while subprocess.run(check, cwd=work, capture_output=True).returncode:
+            assert server.poll() is None and time.monotonic() < end
+            time.sleep(1)
+        body = {"model": "model", "prompt": "the small", "max_tokens": 3}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(),
+            {"content-type": "application/json"},
+        )  # fmt: skip
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert json.load(answer)["usage"]["completion_tokens"] == 3
+        server.terminate()
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+        server.wait()
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
