@@ -1,7 +1,7 @@
 """Keys and values of earlier tokens, and attention of new queries over them (decoding).
 
-A row of the cache belongs to one sequence. Position p lies in slot p + 1: slot 0 takes what rows at
-position -1 write, the idle ones, and nobody attends to it.
+A row of the cache belongs to one sequence, and position p lies in slot p. What rows at position -1
+write, the idle ones, goes into the last slots, which no sequence comes to.
 
 Attention walks over blocks of slots, as far as the furthest row has come: the program does not
 depend on that, and a block that a row does not see leaves its sums as they are, to the last bit.
@@ -35,7 +35,7 @@ class KVCache(NamedTuple):
 
 
 def empty_cache(B: int, K: int, S: int, H: int, dtype: jnp.dtype) -> KVCache:
-    """Zeroed keys and values of one layer, for sequences of up to S - 1 tokens."""
+    """Zeroed keys and values of one layer; `cache_slots` tells the S that sequences need."""
 
     def zeros() -> jax.Array:
         return jnp.zeros((B, K, S, H), dtype)
@@ -46,16 +46,21 @@ def empty_cache(B: int, K: int, S: int, H: int, dtype: jnp.dtype) -> KVCache:
     return KVCache(zeros(), zeros(), scale, jnp.ones_like(scale))
 
 
-def cache_slots(tokens: int) -> int:
-    """The slots to give sequences of `tokens`: their positions and slot 0, in whole blocks."""
-    return -(-(tokens + 1) // BLOCK) * BLOCK
+def cache_slots(tokens: int, width: int = 1) -> int:
+    """The slots to give sequences of `tokens`, in whole blocks.
+
+    `width` is the most tokens that a call gives rows of which some are idle, or whose last tokens
+    may lie beyond their sequence's end.
+    """
+    return -(-(tokens + width) // BLOCK) * BLOCK
 
 
 def write_cache(
     cache: KVCache, k_BTKH: jax.Array, v_BTKH: jax.Array, positions_BT: jax.Array
 ) -> KVCache:
     """The cache with new keys and values at consecutive positions of each row."""
-    start_B = positions_BT[:, 0] + 1
+    first_B, T = positions_BT[:, 0], positions_BT.shape[1]
+    start_B = jnp.where(first_B < 0, cache.k.shape[2] - T, first_B)
     k, k_scale = _stored(k_BTKH.transpose(0, 2, 1, 3), cache.k.dtype)
     v, v_scale = _stored(v_BTKH.transpose(0, 2, 1, 3), cache.v.dtype)
     return KVCache(
@@ -109,7 +114,7 @@ def attend_cache(
     block = BLOCK if on_cpu or S % _BLOCK_ACCELERATOR else _BLOCK_ACCELERATOR
     q_BKGTH = (q_BTNH.astype(jnp.float32) * H**-0.5).reshape(B, T, K, N // K, H)
     q_BKQH = q_BKGTH.transpose(0, 2, 3, 1, 4).reshape(B, K, N // K * T, H).astype(dtype)
-    slot_BQ = jnp.broadcast_to(positions_BT[:, None] + 1, (B, N // K, T)).reshape(B, -1)
+    slot_BQ = jnp.broadcast_to(positions_BT[:, None], (B, N // K, T)).reshape(B, -1)
 
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -123,7 +128,7 @@ def attend_cache(
         if cache.k_scale is not None:
             score_BKQS *= part(cache.k_scale, i)[:, :, None]
         slot_11S = (i * block + jnp.arange(block))[None, None]
-        seen_BQS = (slot_11S >= 1) & (slot_11S <= slot_BQ[..., None])
+        seen_BQS = slot_11S <= slot_BQ[..., None]
         if window is not None:
             seen_BQS &= slot_11S > slot_BQ[..., None] - window
         score_BKQS = jnp.where(seen_BQS[:, None], score_BKQS, _HIDDEN)
@@ -139,7 +144,7 @@ def attend_cache(
 
     zero_BKQ = jnp.zeros(q_BKQH.shape[:3], jnp.float32)
     start = (zero_BKQ + _HIDDEN, zero_BKQ, jnp.zeros(q_BKQH.shape, jnp.float32))
-    blocks = (jnp.max(positions_BT) + 1) // block + 1
+    blocks = jnp.maximum(jnp.max(positions_BT), 0) // block + 1
     _, mass_BKQ, out_BKQH = jax.lax.fori_loop(0, blocks, one, start)
     out_BKGTH = (out_BKQH / mass_BKQ[..., None]).reshape(B, K, N // K, T, H)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q_BTNH.dtype)

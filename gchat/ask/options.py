@@ -97,6 +97,8 @@ class Model:
     """Format of a run's weights; that of its matrix products when left out."""
     kv: Literal["int8"] | None = None
     """Format of a run's keys and values; that of its matrix products when left out."""
+    speculate: int = 0
+    """Tokens that a step drafts out of a run's own text and checks (prompt lookup); 0 is off."""
     model: str | None = None
     """Name of the endpoint's model; needed where it has several."""
     server: Literal["openai", "vllm", "llama.cpp"] | None = None
@@ -138,7 +140,7 @@ class Model:
         chat_format = format_of(tokenizer, wanted=self.format)
         calls = self.tools and chat_format.kind == "native" and has_tools(tokenizer)
         return EngineClient(
-            loaded.engine(slots=slots, weights=self.weights, kv=self.kv),
+            loaded.engine(slots=slots, weights=self.weights, kv=self.kv, speculate=self.speculate),
             tokenizer,
             chat_format,
             model=f"{Path(self.run).resolve().name}@{loaded.step}",
@@ -176,7 +178,7 @@ class Model:
         return self.open_endpoint() if self.run is None else self.open_run(slots=1)
 
 
-_RUN_ONLY = ("format", "tools", "weights", "kv", "slots")
+_RUN_ONLY = ("format", "tools", "weights", "kv", "speculate", "slots")
 _ENDPOINT_ONLY = (
     "model", "server", "key_env", "key_file", "tries", "timeout", "concurrency", "max_requests",
     "max_total_tokens",
