@@ -87,7 +87,7 @@ class Engine:
         self._plan = programs.plan_for(graph, params, speculate)
         config = nnx.merge(graph, params).config
         self._params = programs.pack_weights(params, tied, weights or config.compute_dtype, depth)
-        self._length = cache_slots(-(-seq_len // piece) * piece, 1 + speculate)
+        self._length = cache_slots(-(-seq_len // piece) * piece)
         self._state: DeviceState | None = None
         self._scheduler = Scheduler(slots, piece, self._vocab)
         self._lock = threading.RLock()  # of the scheduler and the device's state

@@ -7,7 +7,8 @@ Shapes: B slots, S positions, C tokens of a piece of prompt, V vocabulary, T tok
 k drafted tokens, W = k + 1 tokens that a step reads of each row, N alternatives.
 """
 
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,8 +29,13 @@ MAX_STEPS = 32
 """Tokens per row that one call decodes at most."""
 
 
-class Plan(NamedTuple):
-    """Everything a program is compiled for, beside the shapes of its arguments."""
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything a program is compiled for, beside the shapes of its arguments.
+
+    There is one object for each content (`_plan`): JAX hashes and compares what is static at every
+    call, which takes a millisecond of the host for the graph of a model.
+    """
 
     graph: Any
     """Static part of the model, from `nnx.split`."""
@@ -60,10 +66,15 @@ def plan_for(graph: Any, params: Any, speculate: int = 0) -> Plan:
     """
     sharding = params["blocks"]["attn"]["k"]["kernel"].sharding
     platform = next(iter(sharding.device_set)).platform
-    cache = None
+    keys = None
     if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
         split = "tensor" if "tensor" in sharding.spec else None
-        cache = NamedSharding(sharding.mesh, P(None, split))
+        keys = NamedSharding(sharding.mesh, P(None, split))
+    return _plan(graph, keys, platform, speculate)
+
+
+@cache
+def _plan(graph: Any, cache: NamedSharding | None, platform: str, speculate: int) -> Plan:
     return Plan(graph, cache, platform, speculate)
 
 
