@@ -10,7 +10,7 @@ from gchat.client import Budget, Client
 from gchat.endpoint_client import KEY_VARIABLE, EndpointClient, read_key
 from gchat.engine import grammar as grammars
 from gchat.engine.grammar import Grammar
-from gchat.engine.requests import SamplingConfig
+from gchat.engine.requests import SamplingConfig, check_draft
 
 if TYPE_CHECKING:
     from gchat.engine_client import EngineClient
@@ -117,6 +117,7 @@ class Model:
         if (self.run is None) == (self.endpoint is None):
             given = "neither --run nor" if self.run is None else "both --run and"
             raise ConfigError(f"{given} --endpoint is given", "give one of them")
+        check_draft(self.speculate)
         others = _ENDPOINT_ONLY if self.run is not None else _RUN_ONLY
         defaults = {field.name: field.default for field in fields(self)}
         for name in others:

@@ -28,9 +28,8 @@ from gaia.errors import ConfigError, GaiaError
 from gaia.kernels.cached_attention import cache_slots
 from gaia.kernels.packed import WeightFormat
 from gchat.engine import programs
-from gchat.engine.lookup import MAX_DRAFT
 from gchat.engine.programs import MAX_STEPS, Decoded, DeviceState
-from gchat.engine.requests import Event, Request, SamplingConfig
+from gchat.engine.requests import Event, Request, SamplingConfig, check_draft
 from gchat.engine.scheduler import Sample, Scheduler
 from gchat.engine.slots import Slot
 from gchat.engine.text import TextStream
@@ -75,8 +74,7 @@ class Engine:
             raise ConfigError(f"slots is {slots}", "use at least 1")
         if piece < 16 or piece & (piece - 1):
             raise ConfigError(f"piece is {piece}", "use a power of two, at least 16")
-        if not 0 <= speculate <= MAX_DRAFT:
-            raise ConfigError(f"speculate is {speculate}", f"use 0 (off) to {MAX_DRAFT}")
+        check_draft(speculate)
         self.seq_len, self.stop_ids, self.speculate = seq_len, tuple(stop_ids), speculate
         self._decode_bytes, self._kv = decode_bytes, kv
         # Sharded or not: the compiler places decoding.

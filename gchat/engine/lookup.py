@@ -16,7 +16,6 @@ Shapes: B rows, S positions, k drafted tokens.
 import jax
 import jax.numpy as jnp
 
-MAX_DRAFT = 16
 _LONGEST = 4
 """Tokens before the next one that are compared."""
 

@@ -13,8 +13,8 @@ from scipy import stats
 import tiny
 from gaia.errors import ConfigError
 from gchat.engine.engine import Engine
-from gchat.engine.lookup import MAX_DRAFT, draft
-from gchat.engine.requests import Request, SamplingConfig
+from gchat.engine.lookup import draft
+from gchat.engine.requests import MAX_DRAFT, Request, SamplingConfig
 
 SEQ_LEN, K = 96, 4
 drafted = jax.jit(draft, static_argnums=2)
