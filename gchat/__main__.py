@@ -1,7 +1,7 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | sample | chat | generate | plan | dashboard | checkpoints | eval bpb|core
-      | import hf|gguf | sweep | compare | ladder | research run
+gchat speedrun | train | sample | chat | generate | serve | plan | dashboard | checkpoints
+      | eval bpb|core | import hf|gguf | sweep | compare | ladder | research run
       | data prepare|curate|download|count|verify|upload | tokenizer train|eval
 """
 
@@ -25,6 +25,7 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   sample               continue a prompt: gchat sample --run runs/cpu --prompt "The"
   chat                 talk with it: gchat chat --run runs/cpu [-p QUESTION]
   generate             answer a file of questions: gchat generate IN.jsonl OUT.jsonl --run runs/cpu
+  serve                answer over HTTP, as OpenAI does: gchat serve --run runs/cpu
   plan                 memory, time and cost on a slice: gchat plan speedrun --sku v6e-8
   dashboard            the same as a page with sliders
   checkpoints          steps of a run with size, time and validation: gchat checkpoints runs/cpu
@@ -195,6 +196,14 @@ def _generate(args: list[str]) -> None:
     job.generate()
 
 
+def _serve(args: list[str]) -> None:
+    from gaia.config import parse
+    from gchat.serve.command import Serve, serve
+
+    options = parse(Serve, args, prog="gchat serve", description=Serve.__doc__)
+    serve(options)
+
+
 def _eval(args: list[str]) -> None:
     from gaia.config import parse
 
@@ -309,6 +318,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "sample": _sample,
     "chat": _chat,
     "generate": _generate,
+    "serve": _serve,
     "plan": _plan,
     "dashboard": _dashboard,
     "checkpoints": _checkpoints,

@@ -94,7 +94,7 @@ class EndpointClient:
     ) -> None:
         import httpx2
 
-        self._url = _checked(url)
+        self._url = base_url(url)
         for name, value in (("tries", tries), ("concurrency", concurrency)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}", "use at least 1")
@@ -120,12 +120,7 @@ class EndpointClient:
         if model is not None and server is not None:
             return model, server
         try:
-            listed = [dict(one) for one in self._get("models")["data"]]
-            owners = {str(one["id"]): str(one.get("owned_by", "")) for one in listed}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ClientError(
-                f"{self._url}/models is no list of models ({error})", "check --endpoint", fatal=True
-            ) from None
+            owners = self.models()
         except ClientError as error:
             if model is None or error.status not in (404, 405, 501):
                 raise
@@ -136,6 +131,20 @@ class EndpointClient:
         model = model if model is not None else next(iter(owners))
         owner = owners.get(model) or next(iter(owners.values()), "")
         return model, server or wire.kind_of(owner)
+
+    def models(self) -> dict[str, str]:
+        """Owners of the models that the endpoint lists, by the models' names.
+
+        Raises:
+            ClientError: it cannot be reached, or has no such list.
+        """
+        try:
+            listed = [dict(one) for one in self.get("models")["data"]]
+            return {str(one["id"]): str(one.get("owned_by", "")) for one in listed}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ClientError(
+                f"{self._url}/models is no list of models ({error})", "check --endpoint", fatal=True
+            ) from None
 
     def check(self, question: Question) -> None:
         """Raises ConfigError where the question cannot be asked here."""
@@ -263,7 +272,8 @@ class EndpointClient:
 
     # ── HTTP ────────────────────────────────────────────────────────────────────────────────────
 
-    def _get(self, path: str) -> Any:
+    def get(self, path: str) -> Any:
+        """The JSON at a path below the address; ClientError where there is none."""
         return self._trying(lambda: self._once("GET", path, None))
 
     def _once(self, method: str, path: str, body: Any) -> Any:
@@ -331,7 +341,7 @@ class _Passing(ClientError):
         self.after_s = after_s
 
 
-def _checked(url: str) -> str:
+def base_url(url: str) -> str:
     """The base address without a slash at its end.
 
     Raises:

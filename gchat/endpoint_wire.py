@@ -17,7 +17,7 @@ from gchat.client import Answer, Choice, ClientError, Delta, Question, Token, Us
 from gchat.engine.requests import SamplingConfig
 
 Kind = Literal["openai", "vllm", "llama.cpp"]
-_OWNERS: dict[str, Kind] = {"vllm": "vllm", "llamacpp": "llama.cpp"}
+_OWNERS: dict[str, Kind] = {"vllm": "vllm", "llamacpp": "llama.cpp", "gchat": "vllm"}
 """Servers by `owned_by` in their list of models."""
 _PENALTY: dict[str, str] = {"vllm": "repetition_penalty", "llama.cpp": "repeat_penalty"}
 

@@ -28,7 +28,7 @@ from gaia.errors import ConfigError, GaiaError
 from gaia.kernels.cached_attention import cache_slots
 from gaia.kernels.packed import WeightFormat
 from gchat.engine import programs
-from gchat.engine.programs import MAX_STEPS, Decoded, DeviceState
+from gchat.engine.programs import MAX_STEPS, Decoded, DeviceState, Scored
 from gchat.engine.requests import Event, Request, SamplingConfig, check_draft
 from gchat.engine.scheduler import Sample, Scheduler
 from gchat.engine.slots import Slot
@@ -222,16 +222,25 @@ class Engine:
                 self._begin(slot)
             read = bool(slot.sample.pieces)
             if read:
-                ids, start = scheduler.piece(slot)
-                where = np.int32(slot.number), np.int32(start)
-                self._state = programs.read_prompt(
-                    self._plan, self._params, self._ready(), ids, *where
-                )
+                self._read_piece(slot)
             if not slot.sample.pieces:
                 scheduler.ready(slot)
                 scheduler.reading.popleft()
             if read:
                 return
+
+    def _read_piece(self, slot: Slot) -> None:
+        scheduler = self._scheduler
+        ids, start = scheduler.piece(slot)
+        where = np.int32(slot.number), np.int32(start)
+        if not slot.sample.scores:
+            self._state = programs.read_prompt(self._plan, self._params, self._ready(), ids, *where)
+            return
+        following = scheduler.following(slot, start, len(ids))
+        self._state, scored = programs.score_prompt(
+            self._plan, self._params, self._ready(), ids, following, *where
+        )
+        scheduler.note_scores(slot, start, Scored(*(parallel.to_host(x) for x in scored)))
 
     def _begin(self, slot: Slot) -> None:
         source = self._scheduler.begin(slot)
@@ -242,6 +251,10 @@ class Engine:
             seen = np.zeros(self._vocab, bool)
             seen[np.asarray(slot.sample.request.ids)] = True
             self._state = programs.set_seen(self._ready(), np.int32(slot.number), seen)
+        if bias := slot.sample.request.logit_bias:
+            added = np.zeros(self._vocab, np.float32)
+            added[list(bias)] = list(bias.values())
+            self._state = programs.set_bias(self._ready(), np.int32(slot.number), added)
 
     def _decode(self) -> None:
         """Decodes a few tokens for all rows that have their prompt."""

@@ -86,6 +86,8 @@ class DeviceState(NamedTuple):
     """True for ids that occurred; kept for rows with a repetition penalty only."""
     ids_BS: jax.Array
     """Ids of each row, for drafts; [B, 0] where none are made."""
+    bias_BV: jax.Array
+    """Additions to the logits; those of rows without one are never looked at."""
 
 
 class Rows(NamedTuple):
@@ -102,6 +104,14 @@ class Rows(NamedTuple):
     alone_B: Any
     """True where the host must be asked before each token: no draft."""
     knobs: Knobs
+
+
+class Scored(NamedTuple):
+    """Log-probabilities of the tokens that follow those of a piece of prompt."""
+
+    logprob_C: Any
+    top_CN: Any
+    top_logprob_CN: Any
 
 
 class Decoded(NamedTuple):
@@ -140,8 +150,9 @@ def empty_state(plan: Plan, params: Any, slots: int, length: int, kv: str | None
     model: GPT = nnx.merge(plan.graph, params)
     vocab = model.config.sizes.padded_vocab
     caches = plan.placed(model.empty_cache(slots, length, kv))
+    bias_BV = jnp.zeros((slots, vocab), jnp.float32)
     ids_BS = jnp.zeros((slots, length if plan.speculate else 0), jnp.int32)
-    return DeviceState(caches, jnp.zeros((slots, vocab), bool), ids_BS)
+    return DeviceState(caches, jnp.zeros((slots, vocab), bool), ids_BS, bias_BV)
 
 
 @partial(jax.jit, static_argnums=(0,), donate_argnums=(2,))
@@ -153,17 +164,49 @@ def read_prompt(
     What lies behind the prompt's end is written too, and written over before anything attends it.
     """
     model: GPT = nnx.merge(plan.graph, params)
+    return _read(plan, model, state, ids_C, slot, start)[0]
+
+
+@partial(jax.jit, static_argnums=(0,), donate_argnums=(2,))
+def score_prompt(
+    plan: Plan,
+    params: Any,
+    state: DeviceState,
+    ids_C: jax.Array,
+    next_C: jax.Array,
+    slot: Any,
+    start: Any,
+) -> tuple[DeviceState, Scored]:
+    """Fills a row's cache as `read_prompt` does, and scores the token that follows each."""
+    model: GPT = nnx.merge(plan.graph, params)
+    state, x_CD = _read(plan, model, state, ids_C, slot, start)
+    with parallel.traced_for(plan.platform):
+        logits_CV = model.logits(x_CD)
+    # One sum for both: whoever compares the two values asks for equal floats.
+    norm_C1 = jax.lax.optimization_barrier(
+        jax.scipy.special.logsumexp(logits_CV, axis=-1, keepdims=True)
+    )
+    logprob_CV = logits_CV - norm_C1
+    chosen_C = jnp.take_along_axis(logprob_CV, next_C[:, None], axis=1)[:, 0]
+    top_logprob_CN, top_CN = jax.lax.top_k(logprob_CV, MAX_LOGPROBS)
+    return state, Scored(chosen_C, top_CN, top_logprob_CN)
+
+
+def _read(
+    plan: Plan, model: GPT, state: DeviceState, ids_C: jax.Array, slot: Any, start: Any
+) -> tuple[DeviceState, jax.Array]:
+    """The state with a piece of a row's prompt, and the piece's hidden states [C, D]."""
     row = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, slot, 1, axis=0), state.caches)
     positions_1C = (start + jnp.arange(ids_C.shape[0], dtype=jnp.int32))[None]
     with parallel.traced_for(plan.platform):
-        _, row = model(ids_C[None], positions_BT=positions_1C, cache=row)
+        x_1CD, row = model(ids_C[None], positions_BT=positions_1C, cache=row)
     caches = jax.tree.map(
         lambda a, r: jax.lax.dynamic_update_slice_in_dim(a, r, slot, axis=0), state.caches, row
     )
     ids_BS = state.ids_BS
     if plan.speculate:
         ids_BS = jax.lax.dynamic_update_slice(ids_BS, ids_C[None], (slot, start))
-    return state._replace(caches=plan.placed(caches), ids_BS=ids_BS)
+    return state._replace(caches=plan.placed(caches), ids_BS=ids_BS), x_1CD[0]
 
 
 @partial(jax.jit, static_argnums=(0,), donate_argnums=(1,))
@@ -183,6 +226,12 @@ def copy_row(plan: Plan, state: DeviceState, source: Any, target: Any) -> Device
 def set_seen(state: DeviceState, slot: Any, seen_V: jax.Array) -> DeviceState:
     """The state with the ids that occurred in one row's prompt."""
     return state._replace(seen_BV=state.seen_BV.at[slot].set(seen_V))
+
+
+@partial(jax.jit, donate_argnums=(0,))
+def set_bias(state: DeviceState, slot: Any, bias_V: jax.Array) -> DeviceState:
+    """The state with the additions to one row's logits."""
+    return state._replace(bias_BV=state.bias_BV.at[slot].set(bias_V))
 
 
 @partial(jax.jit, static_argnums=(0,), donate_argnums=(2,))
@@ -237,7 +286,7 @@ def decode(
         def take(carry):
             w, live_B, seen_BV, ids_BS, rows, out = carry
             logits_BV = jax.lax.dynamic_index_in_dim(logits_BWV, w, axis=1, keepdims=False)
-            choice = choose(logits_BV, rows.knobs, seen_BV, rows.position_B + 1)
+            choice = choose(logits_BV, rows.knobs, seen_BV, rows.position_B + 1, state.bias_BV)
             seen_BV, rows, out = _chosen(choice, live_B, seen_BV, rows, out)
             if plan.speculate:
                 ids_BS = _noted(ids_BS, jnp.where(live_B, rows.position_B, -1), rows.token_B)

@@ -5,8 +5,9 @@ the temperature, before anything is cut off (top-k, top-p, min-p, a mask). Where
 0 they are those at temperature 1.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -98,6 +99,11 @@ class Request:
     """Log-probability of each token, and of this many most likely ones beside it."""
     mask: Callable[[], LogitMask] | None = None
     """Makes the mask of one sample."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Additions to the logits of some ids before the draw; log-probabilities are without them."""
+    prompt_logprobs: int | None = None
+    """Log-probability of each token of the prompt after those before it (at temperature 1), and
+    of this many most likely ones beside it; the whole prompt is read for that."""
 
     def check(self, vocab: int, longest: int) -> None:
         """Raises ConfigError naming what cannot work, for a model of `vocab` ids."""
@@ -106,8 +112,16 @@ class Request:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}", "use at least 1")
         if not 1 <= self.n <= MAX_SAMPLES:
             raise ConfigError(f"n is {self.n}", f"use 1 to {MAX_SAMPLES}")
-        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
-            raise ConfigError(f"logprobs is {self.logprobs}", f"use 0 to {MAX_LOGPROBS}")
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(self, name)
+            if count is not None and not 0 <= count <= MAX_LOGPROBS:
+                raise ConfigError(f"{name} is {count}", f"use 0 to {MAX_LOGPROBS}")
+        for number, value in self.logit_bias.items():
+            if not 0 <= number < vocab or not math.isfinite(value):
+                raise ConfigError(
+                    f"logit_bias holds {value} for id {number}",
+                    f"use finite numbers for ids 0 to {vocab - 1}",
+                )
         if len(self.stop) > MAX_STOPS or "" in self.stop:
             raise ConfigError(
                 f"stop holds {len(self.stop)} texts, {self.stop.count('')} of them empty",
@@ -159,3 +173,6 @@ class Event:
     """One line that says why, where `finish` is "error"."""
     cached: int = 0
     """Prompt tokens that were not read again, in the last event."""
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    """Log-probabilities of the prompt's tokens but the first, in the first event of sample 0 of a
+    request that asked for them."""

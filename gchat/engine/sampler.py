@@ -37,6 +37,8 @@ class Knobs(NamedTuple):
     masked_B: Any
     mask_BW: Any
     """Bits of the allowed ids, uint32, where `masked_B`."""
+    biased_B: Any = None
+    """True for rows with a bias; None where no row can have one."""
 
 
 class Choice(NamedTuple):
@@ -49,7 +51,13 @@ class Choice(NamedTuple):
     top_logprob_BN: jax.Array
 
 
-def choose(logits_BV: jax.Array, knobs: Knobs, seen_BV: jax.Array, position_B: jax.Array) -> Choice:
+def choose(
+    logits_BV: jax.Array,
+    knobs: Knobs,
+    seen_BV: jax.Array,
+    position_B: jax.Array,
+    bias_BV: jax.Array | None = None,
+) -> Choice:
     """Samples one id per row from fp32 logits; ids with -inf logits are never chosen.
 
     Args:
@@ -57,24 +65,42 @@ def choose(logits_BV: jax.Array, knobs: Knobs, seen_BV: jax.Array, position_B: j
         knobs: of each row.
         seen_BV: True for ids that occurred, for rows with a penalty.
         position_B: of the token to be chosen; with the row's key it decides the draw.
+        bias_BV: added to the logits of rows that have one, for the choice alone.
     """
     with jax.named_scope("sample"):
-        return _choose(_in_columns(logits_BV), knobs, _in_columns(seen_BV), position_B)
+        return _choose(_in_columns(logits_BV), knobs, _in_columns(seen_BV), position_B, bias_BV)
 
 
-def _choose(x_BRC: jax.Array, knobs: Knobs, seen_BRC: jax.Array, position_B: jax.Array) -> Choice:
+def _choose(
+    x_BRC: jax.Array,
+    knobs: Knobs,
+    seen_BRC: jax.Array,
+    position_B: jax.Array,
+    bias_BV: jax.Array | None,
+) -> Choice:
     x_BRC = jax.lax.cond(
         jnp.any(knobs.penalty_B != 1), lambda: _penalised(x_BRC, knobs, seen_BRC), lambda: x_BRC
     )
     greedy_B = knobs.temperature_B == 0
-    scaled_BRC = x_BRC / _each(jnp.where(greedy_B, 1.0, knobs.temperature_B))
+    temperature_B = jnp.where(greedy_B, 1.0, knobs.temperature_B)
+    scaled_BRC = x_BRC / _each(temperature_B)
     best_B = _max(scaled_BRC)
     mass_BRC = jnp.exp(scaled_BRC - _each(best_B))
     log_total_B = jnp.log(_sum(mass_BRC))
     allowed_BRC = jax.lax.cond(
         jnp.any(knobs.masked_B), lambda: _masked(scaled_BRC, knobs), lambda: scaled_BRC
     )
-    kept_best_B = jax.lax.cond(jnp.any(knobs.masked_B), lambda: _max(allowed_BRC), lambda: best_B)
+    moved = jnp.any(knobs.masked_B)
+    if bias_BV is not None and knobs.biased_B is not None:
+        shift_B = jnp.where(knobs.biased_B, 1 / temperature_B, 0.0)
+        before_BRC = allowed_BRC
+        allowed_BRC = jax.lax.cond(
+            jnp.any(knobs.biased_B),
+            lambda: before_BRC + _each(shift_B) * _in_columns(bias_BV, 0.0),
+            lambda: before_BRC,
+        )
+        moved = moved | jnp.any(knobs.biased_B)
+    kept_best_B = jax.lax.cond(moved, lambda: _max(allowed_BRC), lambda: best_B)
     floor_B = _floor(allowed_BRC, kept_best_B, knobs)
 
     def draw() -> jax.Array:
@@ -290,10 +316,10 @@ def _invert(mass_BN: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Arr
 # ── Rows of the vocabulary as matrices [R, C] ───────────────────────────────────────────────────
 
 
-def _in_columns(x_BV: jax.Array) -> jax.Array:
+def _in_columns(x_BV: jax.Array, fill: float = -jnp.inf) -> jax.Array:
     """[B, V] -> [B, R, C], id = r * C + c; filled up with -inf, or False."""
     B, V = x_BV.shape
-    fill = False if x_BV.dtype == bool else -jnp.inf
+    fill = False if x_BV.dtype == bool else fill
     x_BV = jnp.pad(x_BV, ((0, 0), (0, -V % _COLUMNS)), constant_values=fill)
     return x_BV.reshape(B, -1, _COLUMNS)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gchat.engine.programs import Decoded, Rows
+from gchat.engine.programs import Decoded, Rows, Scored
 from gchat.engine.requests import (
     MAX_STOP_IDS,
     Event,
@@ -53,6 +53,13 @@ class Sample:
     """Tokens of the prompt that another had read."""
     position: int = -1
     """Position of `token`; -1 while the prompt is read."""
+    scored: list[TokenLogprob] = field(default_factory=list)
+    """Log-probabilities of the prompt's tokens from the second on, where they are wanted."""
+
+    @property
+    def scores(self) -> bool:
+        """The prompt is scored while it is read; once for all samples."""
+        return self.request.prompt_logprobs is not None and self.index == 0
 
 
 class Scheduler:
@@ -98,7 +105,9 @@ class Scheduler:
         """Plans the reading of a row's prompt; returns the row to copy first, if any."""
         sample: Sample = slot.sample
         sample.planned = True
-        source, sample.cached = self.slots.source(slot, sample.prompt)
+        source = None
+        if not sample.scores:
+            source, sample.cached = self.slots.source(slot, sample.prompt)
         slot.read = sample.prompt[: sample.cached]
         sample.pieces.extend(pieces(sample.cached, len(sample.prompt), self.slots.piece))
         return source if sample.cached and source is not slot else None
@@ -107,12 +116,32 @@ class Scheduler:
         """The next ids of a row's prompt, filled up with 0, and their first position."""
         start, size = slot.sample.pieces.popleft()
         ids = slot.sample.prompt[start : start + size]
-        slot.read = slot.sample.prompt[: start + len(ids)]
+        # What another program has read is not equal to the last bit: nobody takes it over.
+        if not slot.sample.scores:
+            slot.read = slot.sample.prompt[: start + len(ids)]
         return np.pad(ids, (0, size - len(ids))), start
+
+    def following(self, slot: Slot, start: int, size: int) -> np.ndarray:
+        """The ids that follow those of a piece, filled up with 0."""
+        ids = np.asarray(slot.sample.request.ids[start + 1 : start + size + 1], np.int32)
+        return np.pad(ids, (0, size - len(ids)))
+
+    def note_scores(self, slot: Slot, start: int, scored: Scored) -> None:
+        """Takes the log-probabilities of what follows a piece that began at `start`."""
+        sample: Sample = slot.sample
+        count = sample.request.prompt_logprobs or 0
+        for c, number in enumerate(
+            sample.request.ids[start + 1 : start + len(scored.logprob_C) + 1]
+        ):
+            top = _top(scored.top_CN[c, :count], scored.top_logprob_CN[c, :count])
+            sample.scored.append(TokenLogprob(int(number), float(scored.logprob_C[c]), top))
 
     def ready(self, slot: Slot) -> None:
         """The row has its prompt: it decodes from now on."""
-        slot.sample.position = len(slot.sample.prompt)
+        s: Sample = slot.sample
+        s.position = len(s.prompt)
+        if s.scores:
+            s.tell(Event(s.number, s.index, prompt_logprobs=tuple(s.scored)))
 
     def ask_masks(self) -> None:
         """Asks the masks what may follow; a sample whose mask cannot say ends with an error."""
@@ -139,7 +168,7 @@ class Scheduler:
         min_p, penalty = np.zeros(B, np.float32), np.ones(B, np.float32)
         top_k, key = np.zeros(B, np.int32), np.zeros((B, 2), np.uint32)
         logprobs, masked, mask = np.zeros(B, bool), np.zeros(B, bool), self._no_mask
-        alone = np.zeros(B, bool)
+        alone, biased = np.zeros(B, bool), np.zeros(B, bool)
         for slot in self.decoding():
             b, s = slot.number, slot.sample
             ask = s.request.sampling
@@ -148,11 +177,14 @@ class Scheduler:
             temperature[b], top_k[b], top_p[b] = ask.temperature, ask.top_k, ask.top_p
             min_p[b], penalty[b] = ask.min_p, ask.repetition_penalty
             key[b] = ask.seed, s.index
-            logprobs[b], alone[b] = bool(s.request.logprobs), s.mask is not None
+            logprobs[b], biased[b] = bool(s.request.logprobs), bool(s.request.logit_bias)
+            alone[b] = s.mask is not None
             if s.words is not None:
                 mask = mask.copy() if mask is self._no_mask else mask
                 mask[b, : len(s.words)], masked[b] = s.words, True
-        knobs = Knobs(temperature, top_k, top_p, min_p, penalty, logprobs, key, masked, mask)
+        knobs = Knobs(
+            temperature, top_k, top_p, min_p, penalty, logprobs, key, masked, mask, biased
+        )
         return Rows(token, position, left, stop, alone, knobs)
 
     def one_by_one(self) -> bool:
@@ -266,6 +298,10 @@ def _line(error: BaseException) -> str:
 
 def _logprob(request: Request, token: int, d: Any, t: int, b: int) -> TokenLogprob:
     count = request.logprobs or 0
-    pairs = zip(d.top_TBN[t, b, :count], d.top_logprob_TBN[t, b, :count], strict=True)
-    top = tuple((int(i), float(p)) for i, p in pairs if p > -math.inf)
+    top = _top(d.top_TBN[t, b, :count], d.top_logprob_TBN[t, b, :count])
     return TokenLogprob(token, float(d.logprob_TB[t, b]), top)
+
+
+def _top(top_N: Any, logprob_N: Any) -> tuple[tuple[int, float], ...]:
+    pairs = zip(top_N, logprob_N, strict=True)
+    return tuple((int(i), float(p)) for i, p in pairs if p > -math.inf)

@@ -1,0 +1,1 @@
+"""`gchat serve`: trained runs, and other servers, behind OpenAI's protocol."""

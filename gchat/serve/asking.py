@@ -1,0 +1,162 @@
+"""Questions to an engine from the event loop: what waits, what runs, and what comes back."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING
+
+from gaia.errors import GaiaError
+from gchat.engine.requests import Event, Request
+from gchat.engine.tools import Piece
+from gchat.serve.errors import ApiError, leaving, printable
+from gchat.serve.usage import Usage
+
+if TYPE_CHECKING:
+    from gchat.serve.local_model import LocalModel
+
+News = Event | Piece
+
+
+class Asked:
+    """The prompts of one HTTP request at one engine; its answers are numbered prompt by prompt.
+
+    Args:
+        model: that is asked.
+        holder: of the key that came with the request.
+        requests: one for each prompt, n samples each.
+        limit_s: seconds after which the answers are broken off.
+        calculator: lets the answers call it, where the model can.
+        ended: is told the tokens that were used, once.
+
+    Attributes:
+        usage: tokens so far.
+
+    Raises:
+        ApiError: too much waits already; nothing was begun.
+    """
+
+    def __init__(
+        self,
+        model: "LocalModel",
+        holder: str,
+        requests: Sequence[Request],
+        limit_s: float,
+        *,
+        calculator: bool = False,
+        ended: Callable[[Usage], None] = lambda usage: None,
+    ) -> None:
+        self._model, self._holder, self._ended = model, holder, ended
+        self._events: asyncio.Queue[tuple[int, News] | ApiError] = asyncio.Queue()
+        self._began = time.monotonic()
+        self._end = self._began + limit_s
+        self.usage = Usage(prompt_tokens=sum(len(request.ids) for request in requests))
+        first, self._jobs = 0, list[_Job]()
+        for request in requests:
+            self._jobs.append(_Job(model, request, first, calculator, self._events.put_nowait))
+            first += request.n
+        self._open = self.count = first
+        model.queue.add(holder, list(self._jobs))
+        model.asked.add(self)
+
+    async def news(self) -> AsyncIterator[tuple[int, News]]:
+        """Yields (answer, news of it) up to the last of all answers; closing it cancels them.
+
+        Raises:
+            ApiError: an answer could not be finished.
+        """
+        try:
+            while self._open:
+                index, news = await self._next()
+                if news.finish == "error":
+                    raise ApiError(500, f"the answer ended: {printable(news.error)}")
+                if news.finish == "cancelled":
+                    raise leaving()
+                self._note(news)
+                yield index, news
+        finally:
+            self.cancel()
+
+    async def _next(self) -> tuple[int, News]:
+        try:
+            async with asyncio.timeout(self._end - time.monotonic()):
+                item = await self._events.get()
+        except TimeoutError:
+            seconds = round(self._end - self._began)
+            raise ApiError(
+                504, f"the answer took longer than {seconds} s and was ended", code="timeout"
+            ) from None
+        if isinstance(item, ApiError):
+            raise item
+        return item
+
+    def _note(self, news: News) -> None:
+        metrics = self._model.metrics
+        if self.usage.completion_tokens == 0 and (news.ids or news.finish):
+            metrics.first_token.observe(time.monotonic() - self._began)
+        self.usage.completion_tokens += len(news.ids)
+        metrics.tokens.labels(self._model.name, "completion").inc(len(news.ids))
+        if news.finish is not None:
+            self._open -= 1
+            self.usage.cached_tokens += news.cached
+
+    def cancel(self) -> None:
+        """Ends what still waits or runs."""
+        if self not in self._model.asked:
+            return
+        self._model.asked.discard(self)
+        self._ended(self.usage)
+        for job in self._jobs:
+            job.cancel(self._holder)
+
+    def abort(self, error: ApiError) -> None:
+        """Makes `news` raise this error."""
+        self._events.put_nowait(error)
+
+
+class _Job:
+    """One prompt: in the queue, at the engine, or done."""
+
+    def __init__(
+        self,
+        model: "LocalModel",
+        request: Request,
+        first: int,
+        calculator: bool,
+        tell: Callable[[tuple[int, News] | ApiError], None],
+    ) -> None:
+        self.samples = self._left = request.n
+        self._model, self._request, self._first, self._tell = model, request, first, tell
+        self._calculator = calculator
+        self._loop = asyncio.get_running_loop()
+        self._cancel: Callable[[], None] | None = None
+        self._began = 0.0
+
+    def begin(self) -> None:
+        self._began = time.monotonic()
+        try:
+            self._cancel = self._model.submit(
+                self._request, self._from_engine, calculator=self._calculator
+            )
+        except GaiaError as error:
+            self._tell(ApiError(400, printable(str(error))))
+            self._left = 0
+            self._loop.call_soon(self._model.queue.ended, self.samples, 0.0)
+
+    def _from_engine(self, news: News) -> None:
+        """Hears from the engine, in its thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens any more
+            self._loop.call_soon_threadsafe(self._hear, news)
+
+    def _hear(self, news: News) -> None:
+        if news.finish is not None:
+            self._left -= 1
+            self._model.queue.ended(1, time.monotonic() - self._began)
+        self._tell((self._first + news.index, news))
+
+    def cancel(self, holder: str) -> None:
+        if self._cancel is None:
+            self._model.queue.leave(holder, self)
+        elif self._left:
+            self._cancel()
+            self._model.driver.wake()

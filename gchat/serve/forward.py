@@ -1,0 +1,200 @@
+"""Requests passed on to an upstream, and its answers passed back, with this server's limits."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from gchat.serve import probe
+from gchat.serve.errors import ApiError, leaving
+from gchat.serve.service import Service, holder_of
+from gchat.serve.sse import EventStream, event, while_there
+from gchat.serve.upstream import Upstream
+from gchat.serve.usage import Usage
+
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+
+_COUNTS = {"prompt_tokens": "input_tokens", "completion_tokens": "output_tokens"}
+"""Counts of tokens by chats' names and by those of responses."""
+
+T = TypeVar("T")
+
+
+async def forward(
+    service: Service, upstream: Upstream, http: HttpRequest, data: dict[str, Any]
+) -> Response:
+    """Answers with what the upstream answers.
+
+    Raises:
+        ApiError: the upstream has no such path, the server is busy, or a field is ignored there.
+    """
+    if http.url.path not in PATHS:
+        raise ApiError(404, f"{upstream.name!r} is an upstream's model, which has no such path")
+    if service.leaving:
+        raise leaving()
+    path = http.url.path.removeprefix("/v1/")
+    body = _limited(upstream, data) | {"model": upstream.model}
+    exchange = _Exchange(service, upstream, holder_of(http), path, body)
+    if not body.get("stream"):
+        return JSONResponse(await while_there(http, exchange.whole()))
+    events = exchange.events()
+    # Its first event, so that a refusal becomes an HTTP status.
+    first = await while_there(http, anext(events, None))  # type: ignore[arg-type]
+    return EventStream(_after(first, events), b"")
+
+
+async def _after(first: bytes | None, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        if first is not None:
+            yield first
+        async for piece in events:
+            yield piece
+    finally:
+        await events.aclose()  # type: ignore[attr-defined]
+
+
+def _limited(upstream: Upstream, data: dict[str, Any]) -> dict[str, Any]:
+    """The body with an answer of limited length, where there is a limit."""
+    for name in _LIMITS:
+        value = data.get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise ApiError(400, f"{name} is no whole number", param=name, code="invalid_value")
+        if value is not None and upstream.max_tokens and value > upstream.max_tokens:
+            raise ApiError(400, f"{name} is {value}; an answer has at most {upstream.max_tokens} "
+                           "tokens", param=name, code="invalid_value")  # fmt: skip
+    if upstream.max_tokens and not any(data.get(name) for name in _LIMITS):
+        name = "max_output_tokens" if "input" in data else "max_tokens"
+        return data | {name: upstream.max_tokens}
+    return data
+
+
+class _Exchange:
+    """One request to an upstream."""
+
+    def __init__(
+        self, service: Service, upstream: Upstream, holder: str, path: str, body: dict[str, Any]
+    ) -> None:
+        self._service, self._upstream, self._holder = service, upstream, holder
+        self._path, self._body = path, body
+        self._url = f"{upstream.address.url}/{path}"
+        self._usage = Usage()
+        options = body.get("stream_options")
+        self._wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
+
+    async def whole(self) -> dict[str, Any]:
+        """The whole answer."""
+
+        async def work() -> dict[str, Any]:
+            async with self._upstream.address.turn(self._holder):
+                await probe.check(self._upstream, self._path, self._body)
+                return await self._upstream.address.json(self._url, self._body)
+
+        try:
+            async with asyncio.timeout(self._service.limit_s):
+                answer = await self._upstream.while_open(work())
+        except TimeoutError:
+            raise _too_slow() from None
+        self._count(answer)
+        self._end()
+        return self._renamed(answer)
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """Events of the answer as they come; a stream that breaks off ends with an error."""
+        address, body = self._upstream.address, self._body
+        if self._path != "responses":  # the tokens count against a rate, whoever asks for them
+            options = body.get("stream_options") or {}
+            body = body | {"stream_options": {**options, "include_usage": True}}
+        deadline = asyncio.get_running_loop().time() + self._service.limit_s
+        try:
+            async with address.turn(self._holder):
+                await probe.check(self._upstream, self._path, self._body)
+                async with address.post(self._url, body) as response:
+                    pieces = lines(response.aiter_bytes())
+                    while (piece := await self._by(deadline, anext(pieces, None))) is not None:
+                        if (passed := self._passed(*piece)) is not None:
+                            yield passed
+                        if self._ended(piece[1]):
+                            return
+            raise ApiError(
+                502, "the upstream's stream broke off before its end; ask again",
+                code="upstream_error",
+            )  # fmt: skip
+        finally:
+            self._end()
+
+    async def _by(self, deadline: float, work: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._upstream.while_open(work)
+        except TimeoutError:
+            raise _too_slow() from None
+
+    def _ended(self, data: str) -> bool:
+        if self._path != "responses":
+            return data == "[DONE]"
+        ends = ("response.completed", "response.incomplete", "response.failed", "error")
+        return json.loads(data).get("type") in ends
+
+    def _passed(self, name: str | None, data: str) -> bytes | None:
+        """An event as it is passed on; None where only this server asked for it."""
+        if data == "[DONE]":
+            return b"data: [DONE]\n\n"
+        chunk = self._upstream.address.parsed(data)
+        if chunk.get("error"):
+            hidden = self._upstream.address.hide(json.dumps(chunk["error"]))
+            raise ApiError(502, f"the upstream broke off: {hidden}", code="upstream_error")
+        self._count(chunk)
+        if not self._wants_usage and self._path != "responses":
+            if not chunk.get("choices"):
+                return None
+            chunk.pop("usage", None)
+        return event(self._renamed(chunk), name)
+
+    def _renamed(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """The answer under the name that the model has here."""
+        inner = answer.get("response")
+        if isinstance(inner, dict):
+            return {**answer, "response": {**inner, "model": self._upstream.name}}
+        return {**answer, "model": self._upstream.name} if "model" in answer else answer
+
+    def _count(self, answer: dict[str, Any]) -> None:
+        inner = answer.get("response")
+        usage = (inner if isinstance(inner, dict) else answer).get("usage")
+        if isinstance(usage, dict):
+            for ours, theirs in _COUNTS.items():
+                names = (ours, theirs)
+                value = next((usage[n] for n in names if isinstance(usage.get(n), int)), 0)
+                setattr(self._usage, ours, max(value, getattr(self._usage, ours)))
+
+    def _end(self) -> None:
+        """Counts what was used."""
+        used, self._usage = self._usage, Usage()
+        tokens = self._service.metrics.tokens
+        tokens.labels(self._upstream.name, "prompt").inc(used.prompt_tokens)
+        tokens.labels(self._upstream.name, "completion").inc(used.completion_tokens)
+        self._service.rates.used(self._holder, used.prompt_tokens + used.completion_tokens)
+
+
+def _too_slow() -> ApiError:
+    return ApiError(504, "the answer took too long and was ended", code="timeout")
+
+
+async def lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[str | None, str]]:
+    """(name, data) of server-sent events; lines end in LF or CR LF and nothing else."""
+    buffer, name = b"", None
+    data: list[str] = []
+    async for chunk in chunks:
+        *lines, buffer = (buffer + chunk).split(b"\n")
+        for line in lines:
+            line = line.removesuffix(b"\r")
+            if line.startswith(b"data:"):
+                data.append(line[5:].removeprefix(b" ").decode("utf-8", "replace"))
+            elif line.startswith(b"event:"):
+                name = line[6:].strip().decode("utf-8", "replace")
+            elif not line and data:
+                yield name, "\n".join(data)
+                name, data = None, []

@@ -1,0 +1,228 @@
+"""Functions that a model may call: how they are told to it, and how its calls are read.
+
+The text is that of Hermes and Qwen, which models without special tokens of their own follow best:
+`<tools>` with one JSON per line in the system message, `<tool_call>{"name": …, "arguments": …}
+</tool_call>` in the answer, `<tool_response>` for what came of it. A forced call is a grammar, so
+that any model can be made to call.
+"""
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import Field
+
+from gchat.engine import grammar as grammars
+from gchat.engine.grammar import Grammar
+from gchat.serve.bodies import Strict
+from gchat.serve.errors import ApiError
+
+START, END = "<tool_call>", "</tool_call>"
+
+
+class Function(Strict):
+    """A function as it is offered."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Strict):
+    """A function in the list of tools."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class Named(Strict):
+    """The name of a function that must be called."""
+
+    name: str
+
+
+class Choice(Strict):
+    """A function that must be called."""
+
+    type: Literal["function"]
+    function: Named
+
+
+ToolChoice = Literal["none", "auto", "required"] | Choice
+
+
+class CalledFunction(Strict):
+    """A call in an earlier message."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Strict):
+    """A call in an earlier message, with its id."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+    def text(self) -> str:
+        """The call as the model wrote it."""
+        try:
+            arguments = json.loads(self.function.arguments or "{}")
+        except ValueError:
+            arguments = self.function.arguments
+        call = {"name": self.function.name, "arguments": arguments}
+        return f"{START}\n{json.dumps(call, ensure_ascii=False)}\n{END}"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that the model made."""
+
+    name: str
+    arguments: str
+    """JSON."""
+    id: str = field(default_factory=lambda: f"call_{secrets.token_hex(12)}")
+
+    def body(self) -> dict[str, Any]:
+        """The call as chats have it."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The functions that one answer may call, and whether it must."""
+
+    functions: tuple[Function, ...] = ()
+    forced: bool = False
+    """The answer is one call and nothing else."""
+
+    def told(self) -> str:
+        """The text that tells the model of them; empty where there are none."""
+        if not self.functions:
+            return ""
+        lines = "\n".join(
+            json.dumps(
+                {"type": "function", "function": one.model_dump(exclude_none=True)},
+                ensure_ascii=False,
+            )
+            for one in self.functions
+        )
+        return (
+            "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+            f"You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
+            f"{lines}\n</tools>\n\nFor each function call, return a json object with function name "
+            f"and arguments within {START}{END} XML tags:\n{START}\n"
+            f'{{"name": <function-name>, "arguments": <args-json-object>}}\n{END}'
+        )
+
+    def grammar(self) -> Grammar | None:
+        """The form of a forced call."""
+        if not self.forced:
+            return None
+        return grammars.json_schema(
+            {
+                "anyOf": [
+                    {
+                        "type": "object",
+                        "properties": {
+                            "name": {"const": one.name},
+                            "arguments": one.parameters or {"type": "object"},
+                        },
+                        "required": ["name", "arguments"],
+                        "additionalProperties": False,
+                    }
+                    for one in self.functions
+                ]
+            }
+        )
+
+
+def offer(tools: Sequence[Tool] | None, choice: ToolChoice | None) -> Offer:
+    """What `tools` and `tool_choice` come to.
+
+    Raises:
+        ApiError: a function must be called that is not offered.
+    """
+    functions = tuple(tool.function for tool in tools or ())
+    if choice is None or choice in ("auto", "none"):
+        return Offer(functions if choice != "none" else ())
+    if not functions:
+        raise ApiError(400, "tool_choice asks for a call, and tools is empty", param="tool_choice")
+    if isinstance(choice, Choice):
+        name = choice.function.name
+        functions = tuple(one for one in functions if one.name == name)
+        if not functions:
+            raise ApiError(400, "tool_choice names a function that tools does not have",
+                           param="tool_choice")  # fmt: skip
+    return Offer(functions, forced=True)
+
+
+class CallReader:
+    """Tells calls from text while an answer grows; white space before a call is no text.
+
+    Args:
+        offer: a forced call is all of the answer; without functions all of it is text.
+    """
+
+    def __init__(self, offer: Offer) -> None:
+        self._forced, self._any = offer.forced, bool(offer.functions)
+        self._held, self._called = "", False
+
+    def add(self, text: str) -> list[str | Call]:
+        """What is certain now: pieces of text, and calls that are complete."""
+        if not self._any:
+            return [text] if text else []
+        self._held += text
+        return [] if self._forced else self._taken()
+
+    def end(self) -> list[str | Call]:
+        """The rest, when nothing follows; a call that broke off stays text."""
+        held, self._held = self._held, ""
+        if not held or (self._called and held.isspace()):
+            return []
+        body = held if self._forced else held.removeprefix(START)
+        return [_call(body) or held]
+
+    def _taken(self) -> list[str | Call]:
+        news: list[str | Call] = []
+        while True:
+            at = self._held.find(START)
+            if at < 0:
+                keep = next(
+                    (n for n in range(len(START) - 1, 0, -1) if self._held.endswith(START[:n])), 0
+                )
+                sure, self._held = _split(self._held, len(self._held) - keep)
+                sure, self._held = sure.rstrip(), sure[len(sure.rstrip()) :] + self._held
+                return news + ([sure] if sure else [])
+            sure, self._held = _split(self._held, at)
+            if sure := sure.rstrip():
+                news.append(sure)
+            end = self._held.find(END)
+            if end < 0:
+                return news
+            whole, self._held = _split(self._held, end + len(END))
+            news.append(_call(whole.removeprefix(START).removesuffix(END)) or whole)
+            self._called = True
+
+
+def _split(text: str, at: int) -> tuple[str, str]:
+    return text[:at], text[at:]
+
+
+def _call(text: str) -> Call | None:
+    """The call in a text; None where it is none."""
+    try:
+        data = json.loads(text)
+        name, arguments = data["name"], data.get("arguments", {})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    if not isinstance(name, str):
+        return None
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return Call(name, arguments)

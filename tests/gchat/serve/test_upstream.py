@@ -1,0 +1,219 @@
+"""Other servers behind this one: passed on with keys and limits, also when they fail."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+import serving
+from gaia.errors import ConfigError, GaiaError
+from gchat.client import ClientError
+from gchat.serve.command import UPSTREAM_KEY, Serve
+from gchat.serve.open_upstreams import open_upstreams
+from tests.fakes import openai_api
+
+CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
+HELLO = [{"role": "user", "content": "Where is Oslo?"}]
+
+
+def front(*urls, models=(), key="", **options):
+    """A server with nothing but upstreams."""
+    service = serving.make_service()
+    service.models.clear()
+    service.driver = serving.Driver([])
+    with mock.patch.dict(os.environ, {UPSTREAM_KEY: key}):
+        service.models |= open_upstreams(Serve(upstream=urls, **options), service)
+    assert not models or sorted(service.models) == sorted(models)
+    return serving.running(service)
+
+
+@pytest.fixture(scope="module")
+def behind():
+    with serving.running() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    serving.tokenizer().save(folder)
+    return str(folder / "tokenizer.json")
+
+
+def text_of(answer):
+    (choice,) = answer["choices"]
+    return choice["text"] if "text" in choice else choice["message"]["content"]
+
+
+ASKS = {
+    CHAT: {"messages": HELLO, "max_tokens": 12, "temperature": 0, "logprobs": True},
+    PLAIN: {"prompt": "Oslo", "max_tokens": 12, "temperature": 0, "logprobs": 1},
+    "/v1/responses": {"input": "Oslo", "max_output_tokens": 12, "temperature": 0},
+}
+
+
+@pytest.mark.parametrize("path", ASKS)
+@pytest.mark.parametrize("api", ["openai", "completion"])
+def test_an_upstreams_answer_is_the_upstreams(behind, tokenizer_file, path, api):
+    """Our own server behind: by OpenAI's protocol, and by llama.cpp's with the prompt made here."""
+    options = {"openai": {}, "completion": {"upstream_tokenizer": tokenizer_file, "format": "chat"}}
+    url = f"far={behind.url}/v1"
+    with front(url, models=["far"], upstream_api=api, **options[api]) as server:
+        own = behind.post(path, model="tiny", **ASKS[path]).json()
+        far = server.post(path, model="far", **ASKS[path])
+        assert far.status_code == 200, far.text
+        far = far.json()
+        assert far["model"] == "far"
+        if path == "/v1/responses":
+            assert far["output"][0]["content"] == own["output"][0]["content"]
+        else:
+            assert text_of(far) == text_of(own)
+        assert far["usage"]["total_tokens"] == own["usage"]["total_tokens"]
+        *events, last = list(server.events(path, model="far", **ASKS[path]))
+        if path == "/v1/responses":
+            whole = "".join(e["delta"] for e in events if e["type"].endswith("text.delta"))
+            assert last["response"]["model"] == "far"
+            assert whole == own["output"][0]["content"][0]["text"]
+        else:
+            assert last == "[DONE]" and all(e["choices"] for e in events)  # no usage: none asked
+            pieces = [c.get("text", c.get("delta", {}).get("content", ""))
+                      for e in events for c in e["choices"]]  # fmt: skip
+            assert "".join(pieces) == text_of(own)
+        assert server.service.models["far"].queue.working == 0
+        used = 'gchat_tokens_total{kind="completion",model="far"} 24.0'
+        assert used in server.http.get("/metrics").text
+
+
+def test_a_prompt_made_here_holds_no_tag_of_the_user(behind, tokenizer_file):
+    seen, submit = [], serving.engine().submit
+
+    def noting(request, listener=None):
+        seen.append(list(request.ids))
+        return submit(request, listener)
+
+    serving.engine().submit = noting
+    try:
+        with front(f"far={behind.url}/v1", upstream_api="completion", format="chat",
+                   upstream_tokenizer=tokenizer_file) as server:  # fmt: skip
+            tag = [{"role": "user", "content": "<|im_end|>"}]
+            assert server.post(CHAT, model="far", messages=tag, max_tokens=2).status_code == 200
+    finally:
+        del serving.engine().submit
+    (ids,), letters = seen, serving.tokenizer().encode("<|im_end|>")
+    special = [i for i in ids if serving.tokenizer().is_special(i)]
+    assert [i for i in ids if i not in special] == letters and len(special) == 4
+
+
+def test_what_an_upstream_ignores_is_refused():
+    with openai_api.serve(kind="llama.cpp") as far, front(far.url) as server:
+        ask = {"model": "small", "prompt": "one", "max_tokens": 2}
+        for _ in range(2):
+            answer = server.post(PLAIN, **ask, echo=True, logprobs=1)
+            assert answer.status_code == 400
+            error = answer.json()["error"]
+            assert error["param"] == "echo" and error["code"] == "unsupported_parameter"
+        assert len(far.seen) == 1  # tried once
+        assert server.post(PLAIN, **ask).status_code == 200
+
+
+@pytest.mark.parametrize("fault", [*openai_api.ERRORS, "hang up", "garbage"])
+def test_errors_of_an_upstream(fault):
+    """An error in OpenAI's shape, without the key that it was sent."""
+    key = openai_api.KEY
+    with openai_api.serve(key=key) as far, front(far.url, key=key) as server:
+        for ask in (server.post, streamed):
+            far.faults.append(fault)
+            args = (server,) if ask is streamed else ()
+            answer = ask(*args, CHAT, model="small", messages=HELLO)
+            assert 400 <= answer.status_code < 600
+            assert not openai_api.problems("ErrorResponse", answer.json()), answer.text
+            assert key not in answer.text
+        assert server.post(CHAT, model="small", messages=HELLO).status_code == 200
+
+
+def streamed(server, path, **body):
+    return server.post(path, **body, stream=True)
+
+
+@pytest.mark.parametrize("fault", ["cut", "early end", "stream error"])
+def test_streams_that_break_off_end_with_an_error(fault):
+    key = openai_api.KEY
+    with openai_api.serve(key=key) as far, front(far.url, key=key) as server:
+        far.faults.append(fault)
+        *events, last = server.events(CHAT, model="small", messages=HELLO)
+        assert events and last["error"]["code"] == "upstream_error" and key not in json.dumps(last)
+        assert server.post(CHAT, model="small", messages=HELLO).status_code == 200
+
+
+def test_a_client_that_leaves_ends_the_upstreams_work():
+    with openai_api.serve(delay_s=0.05) as far, front(far.url) as server:
+        far.reply = lambda body: "word " * 400
+        ask = {"model": "small", "messages": HELLO, "stream": True, "max_tokens": 400}
+        with server.http.stream("POST", CHAT, json=ask) as answer:
+            next(answer.iter_lines())
+        serving.until(lambda: far.gone == 1)
+        serving.until(lambda: server.service.models["small"].queue.working == 0)
+
+
+SCRIPT = """
+import sys
+from tests.fakes import openai_api
+with openai_api.serve(delay_s=0.05) as far:
+    far.reply = lambda body: "word " * 400
+    print(far.url, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_an_upstream_that_is_killed_within_a_stream():
+    """A clear error event; this server lives, and says what is wrong until the other is back."""
+    root = Path(__file__).parents[3]
+    far = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(root)}, cwd=root,
+    )  # fmt: skip
+    with far:
+        assert far.stdout is not None
+        with front(far.stdout.readline().strip()) as server:
+            events, begun = [], threading.Event()
+
+            def listen():
+                for one in server.events(CHAT, model="small", messages=HELLO, max_tokens=400):
+                    events.append(one)
+                    if len(events) > 3:
+                        begun.set()
+
+            listener = threading.Thread(target=listen)
+            listener.start()
+            assert begun.wait(20)
+            far.send_signal(signal.SIGKILL)
+            far.wait(20)
+            listener.join(20)
+            assert not listener.is_alive()
+            assert events[-1]["error"]["code"] == "upstream_error"
+            assert "broke off" in events[-1]["error"]["message"]
+            answer = server.post(CHAT, model="small", messages=HELLO)
+            assert answer.status_code == 502 and "reached" in answer.json()["error"]["message"]
+            assert server.http.get("/health").status_code == 200
+
+
+def test_addresses_that_cannot_be_used():
+    with openai_api.serve(models=("a", "b")) as far:
+        with front(far.url, models=["a", "b"]):
+            pass
+        with pytest.raises(ConfigError, match="2 models"):
+            front(f"one={far.url}")
+        with pytest.raises(ConfigError, match="'a'"):
+            front(far.url, far.url)
+        gone = far.url
+    with pytest.raises(ClientError, match="reached"):
+        front(gone)
+    for url in ("nonsense", "http://key@host/v1", "ftp://host/v1"):
+        with pytest.raises(GaiaError):
+            front(url)
