@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gaia.errors import ConfigError
-from gchat.chat_format import format_of
+from gchat.chat_format import Wanted, read_format
 from gchat.client import Budget, Client
 from gchat.endpoint_client import KEY_VARIABLE, EndpointClient, read_key
 from gchat.engine import grammar as grammars
@@ -14,6 +14,7 @@ from gchat.engine.requests import SamplingConfig, check_draft
 
 if TYPE_CHECKING:
     from gchat.engine_client import EngineClient
+    from gchat.run.loading import LoadedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +90,9 @@ class Model:
     """Folder of the run."""
     endpoint: str | None = None
     """Address of an OpenAI-compatible server in place of a run: http://HOST:8000/v1."""
-    format: Literal["auto", "chat", "text"] = "auto"
-    """Tags around messages: those the run was trained on, chat (those it has), text (none)."""
+    format: Wanted = "auto"
+    """Tags around messages: those the run was trained on (auto), those it has (chat), native,
+    chatml, or none (text)."""
     tools: bool = True
     """Let a run's answers call the calculator, where its tokenizer has the tags for it."""
     weights: Literal["float32", "bfloat16", "int8"] | None = None
@@ -131,14 +133,19 @@ class Model:
     def open_run(self, slots: int) -> "EngineClient":
         """Loads the run; raises CheckpointError where it cannot be used."""
         # An endpoint is asked without jax, which takes seconds to import.
-        from gchat.engine.tools import Tools, has_tools
-        from gchat.engine_client import EngineClient
         from gchat.run.loading import load_run
 
         assert self.run is not None
-        loaded = load_run(self.run)
+        return self.client_of(load_run(self.run), slots)
+
+    def client_of(self, loaded: "LoadedRun", slots: int) -> "EngineClient":
+        """The client of a run that is loaded already."""
+        from gchat.engine.tools import Tools, has_tools
+        from gchat.engine_client import EngineClient
+
+        assert self.run is not None
         tokenizer = loaded.tokenizer
-        chat_format = format_of(tokenizer, wanted=self.format)
+        chat_format = read_format(self.run, tokenizer, wanted=self.format)
         calls = self.tools and chat_format.kind == "native" and has_tools(tokenizer)
         return EngineClient(
             loaded.engine(slots=slots, weights=self.weights, kv=self.kv, speculate=self.speculate),
