@@ -96,6 +96,8 @@ class Sample:
     """Format of the weights; that of the run's matrix products when left out."""
     kv: Literal["int8"] | None = None
     """Format of keys and values; that of the run's matrix products when left out."""
+    speculate: int = 0
+    """Tokens that a step drafts out of the text so far and checks (prompt lookup); 0 is off."""
     json: bool = False
     """Print one JSON object."""
 
@@ -170,7 +172,7 @@ def _sample(args: list[str]) -> None:
     options = parse(Sample, args, prog="gchat sample", description=Sample.__doc__)
     from gchat.ask.options import grammar_of
     from gchat.engine.grammar import mask_maker
-    from gchat.engine.requests import Request, SamplingConfig
+    from gchat.engine.requests import Request, SamplingConfig, check_draft
     from gchat.run.loading import load_run
 
     sampling = SamplingConfig(
@@ -182,9 +184,12 @@ def _sample(args: list[str]) -> None:
         options.repetition_penalty,
     )
     sampling.check()  # before anything is read or printed
+    check_draft(options.speculate)
     grammar = grammar_of(options.schema, options.regex, options.choice)
     loaded = load_run(options.run, step=options.step)
-    engine = loaded.engine(slots=1, weights=options.weights, kv=options.kv)
+    engine = loaded.engine(
+        slots=1, weights=options.weights, kv=options.kv, speculate=options.speculate
+    )
     prompt = [loaded.tokenizer.bos_id, *loaded.tokenizer.encode(options.prompt)]
     mask = mask_maker(grammar, loaded.tokenizer, engine.stop_ids)
     request = Request(prompt, options.max_tokens, sampling, stop=options.stop, mask=mask)

@@ -58,6 +58,11 @@ class EngineClient:
         self._stop_ids = tuple(dict.fromkeys((*engine.stop_ids, *ends)))
         self._vocabulary = Vocabulary(tokenizer, self._stop_ids)
 
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Tokens that a step of decoding gave an answer on average; None without speculation."""
+        return self._engine.tokens_per_step if self._engine.speculate else None
+
     def ids(self, question: Question) -> list[int]:
         """Ids that the model reads for a question."""
         if question.prompt is not None:

@@ -174,6 +174,8 @@ class GPT(nnx.Module):
                 x_BTD = self._run_blocks(x_BTD, rope, segment_ids_BT, key)
             else:
                 positions_BT = jnp.broadcast_to(positions_BT, (B, T))
+                # XLA on CPU would compute the cosines anew in each layer, for every head.
+                rope = jax.lax.optimization_barrier(rope)
                 x_BTD, caches = self._run_cached(x_BTD, rope, cache, positions_BT)
         with jax.named_scope("final_norm"):
             return self.final_norm(x_BTD), caches

@@ -10,7 +10,7 @@ from gchat.client import Budget, Client
 from gchat.endpoint_client import KEY_VARIABLE, EndpointClient, read_key
 from gchat.engine import grammar as grammars
 from gchat.engine.grammar import Grammar
-from gchat.engine.requests import SamplingConfig
+from gchat.engine.requests import SamplingConfig, check_draft
 
 if TYPE_CHECKING:
     from gchat.engine_client import EngineClient
@@ -99,6 +99,8 @@ class Model:
     """Format of a run's weights; that of its matrix products when left out."""
     kv: Literal["int8"] | None = None
     """Format of a run's keys and values; that of its matrix products when left out."""
+    speculate: int = 0
+    """Tokens that a step drafts out of a run's own text and checks (prompt lookup); 0 is off."""
     model: str | None = None
     """Name of the endpoint's model; needed where it has several."""
     server: Literal["openai", "vllm", "llama.cpp"] | None = None
@@ -117,6 +119,7 @@ class Model:
         if (self.run is None) == (self.endpoint is None):
             given = "neither --run nor" if self.run is None else "both --run and"
             raise ConfigError(f"{given} --endpoint is given", "give one of them")
+        check_draft(self.speculate)
         others = _ENDPOINT_ONLY if self.run is not None else _RUN_ONLY
         defaults = {field.name: field.default for field in fields(self)}
         for name in others:
@@ -145,7 +148,7 @@ class Model:
         chat_format = read_format(self.run, tokenizer, wanted=self.format)
         calls = self.tools and chat_format.kind == "native" and has_tools(tokenizer)
         return EngineClient(
-            loaded.engine(slots=slots, weights=self.weights, kv=self.kv),
+            loaded.engine(slots=slots, weights=self.weights, kv=self.kv, speculate=self.speculate),
             tokenizer,
             chat_format,
             model=f"{Path(self.run).resolve().name}@{loaded.step}",
@@ -183,7 +186,7 @@ class Model:
         return self.open_endpoint() if self.run is None else self.open_run(slots=1)
 
 
-_RUN_ONLY = ("format", "tools", "weights", "kv", "slots")
+_RUN_ONLY = ("format", "tools", "weights", "kv", "speculate", "slots")
 _ENDPOINT_ONLY = (
     "model", "server", "key_env", "key_file", "tries", "timeout", "concurrency", "max_requests",
     "max_total_tokens",

@@ -28,8 +28,8 @@ from gaia.errors import ConfigError, GaiaError
 from gaia.kernels.cached_attention import cache_slots
 from gaia.kernels.packed import WeightFormat
 from gchat.engine import programs
-from gchat.engine.programs import MAX_STEPS, Decoded, DeviceState, Plan, Scored
-from gchat.engine.requests import Event, Request, SamplingConfig
+from gchat.engine.programs import MAX_STEPS, Decoded, DeviceState, Scored
+from gchat.engine.requests import Event, Request, SamplingConfig, check_draft
 from gchat.engine.scheduler import Sample, Scheduler
 from gchat.engine.slots import Slot
 from gchat.engine.text import TextStream
@@ -52,6 +52,8 @@ class Engine:
         piece: tokens of a prompt that are read at once, a power of two.
         weights: format of the matrices; the compute dtype where left out.
         kv: "int8" keeps keys and values in int8; the compute dtype where left out.
+        speculate: tokens that a step drafts for each row, out of its own text (`lookup.py`), and
+            checks; 0 is off. The text is the same, up to rounding.
     """
 
     def __init__(
@@ -66,19 +68,21 @@ class Engine:
         piece: int = 128,
         weights: WeightFormat | None = None,
         kv: str | None = None,
+        speculate: int = 0,
     ) -> None:
         if slots < 1:
             raise ConfigError(f"slots is {slots}", "use at least 1")
         if piece < 16 or piece & (piece - 1):
             raise ConfigError(f"piece is {piece}", "use a power of two, at least 16")
-        self.seq_len, self.stop_ids = seq_len, tuple(stop_ids)
+        check_draft(speculate)
+        self.seq_len, self.stop_ids, self.speculate = seq_len, tuple(stop_ids), speculate
         self._decode_bytes, self._kv = decode_bytes, kv
         # Sharded or not: the compiler places decoding.
         params = parallel.automatic(params)
         tied = "head" not in params
         self._vocab, _ = params["embed"]["table"].shape
         depth = params["blocks"]["attn_norm"]["scale"].shape[0]
-        self._plan = Plan(graph, programs.cache_sharding(params))
+        self._plan = programs.plan_for(graph, params, speculate)
         config = nnx.merge(graph, params).config
         self._packing = tied, weights or config.compute_dtype, depth
         self._params = programs.pack_weights(params, *self._packing)
@@ -157,6 +161,11 @@ class Engine:
     def idle(self) -> bool:
         """True where there is nothing to do."""
         return not self._inbox and self._scheduler.idle
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens that a step of decoding gave a row, on average so far: 1 without drafts."""
+        return self._scheduler.tokens / max(1, self._scheduler.row_steps)
 
     def generate(
         self,
@@ -289,7 +298,7 @@ class Engine:
             np.bool_(bool(scheduler.waiting)),
         )  # fmt: skip
         decoded = Decoded(*(parallel.to_host(x) for x in decoded))
-        self._step_seconds = (time.perf_counter() - began) / max(1, int(decoded.steps))
+        self._step_seconds = (time.perf_counter() - began) / max(1, int(decoded.steps_B.max()))
         scheduler.take_in(decoded)
 
     def _drive(self, events: "queue.SimpleQueue[Event]") -> Event:

@@ -39,7 +39,7 @@ class LoadedRun:
     step: int
 
     def engine(self, **options: Any) -> Engine:
-        """Decodes with these parameters; `options` are `Engine`'s: slots, piece, weights, kv."""
+        """Decodes with these parameters; `options` are `Engine`'s: slots, weights, speculate, …"""
         seq_len = self.config.model.seq_len
         return make_engine(self.graph, self.params, self.tokenizer, seq_len, **options)
 

@@ -1,6 +1,7 @@
 """The engine on a mesh (tensor parallel) of two fake devices, and compiled for a TPU."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from gaia.kernels.cached_attention import cache_slots
 from gaia.parallel import MeshConfig, make_mesh
 from gaia.params import specs
 from gchat.engine import programs
-from gchat.engine.programs import Plan, Rows, cache_sharding
+from gchat.engine.programs import Rows, plan_for
 from gchat.engine.requests import MAX_STOP_IDS
 from gchat.engine.sampler import Knobs
 from gchat.model_config import GPTConfig
@@ -48,7 +49,7 @@ def abstract_rows(slots: int, vocab: int) -> Rows:
         each(f32), each(i32), each(f32), each(f32), each(f32), each(bool),
         each(jnp.uint32, 2), each(bool), each(jnp.uint32, vocab // 32),
     )  # fmt: skip
-    return Rows(each(i32), each(i32), each(i32), each(i32, MAX_STOP_IDS), knobs)
+    return Rows(each(i32), each(i32), each(i32), each(i32, MAX_STOP_IDS), each(bool), knobs)
 
 
 @pytest.mark.slow
@@ -70,7 +71,12 @@ def test_decoding_compiles_for_v6e(tensor, monkeypatch):
     memory = compiled.memory_analysis()
     donated = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(caches)) // tensor
     assert memory.alias_size_in_bytes >= donated  # the cache is changed in place
-    assert ("all-reduce" in compiled.as_text()) == (tensor > 1)
+    text = compiled.as_text()
+    assert ("all-reduce" in text) == (tensor > 1)
+    # What a TPU runs, not the program of a CPU, which widens blocks of 128 slots to fp32.
+    heads = 4 // tensor
+    assert f"bf16[4,{heads},512,128]" in text
+    assert not re.search(rf"f32\[4,{heads},(128|512|1024),128\]", text)
 
 
 def compile_decode(devices, tensor):
@@ -84,7 +90,8 @@ def compile_decode(devices, tensor):
         shape.arrays,
         specs(shape.placements, shape.arrays, mesh),
     )
-    plan = Plan(shape.graph, cache_sharding(params))
+    plan = plan_for(shape.graph, params)
+    assert plan.platform == "tpu" != jax.default_backend()
 
     def pack(params):
         return programs.pack_weights(params, False, "bfloat16", config.depth)
