@@ -265,11 +265,11 @@ def _work(plan: Plan, corpus: Corpus, place: WorkFolder, parameters: dict[str, A
 
 def _learned(folder: Path, manifest: Manifest) -> dict[str, int]:
     """Ids of each split that are learned."""
-    counted = dict.fromkeys(SPLITS, 0)
+    counted: dict[str, int] = {}
     for split in SPLITS:
-        for shard in manifest.shards(split):
-            mask_N = read_shard(folder, shard, manifest).mask_N
-            counted[split] += int(np.count_nonzero(mask_N))
+        streams = (read_shard(folder, shard, manifest) for shard in manifest.shards(split))
+        masks = (stream.mask_N for stream in streams)
+        counted[split] = sum(int(mask_N.sum()) for mask_N in masks if mask_N is not None)
     return counted
 
 

@@ -28,7 +28,7 @@ class Fitted:
             setattr(self, name, getattr(self, name) + other[name])
 
     def sentence(self, seq_len: int) -> str:
-        """What a person should know of it."""
+        """Says for people what became of the conversations."""
         said = f"{self.conversations:,} conversations with {self.answers:,} answers"
         if self.cut or self.skipped:
             said += (

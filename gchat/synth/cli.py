@@ -178,9 +178,9 @@ class Docstrings(_Out):
             check_out(path, overwrite=self.overwrite)
         if self.out.resolve() == self.held_out.resolve():
             raise ConfigError("--out and --held-out are one file", "name two")
-        found = docstrings.functions(self.packages, self.workers)
+        functions = docstrings.functions(self.packages, self.workers)
         train, unseen = docstrings.pairs(
-            found, count=self.count, share=self.held_out_share, seed=self.seed
+            functions, count=self.count, share=self.held_out_share, seed=self.seed
         )
         write_rows(self.held_out, unseen)
         write_rows(self.out, train)

@@ -58,14 +58,14 @@ def functions(packages: Sequence[str] = (), processes: int = 2) -> list[Function
     paths = [path for path in docs.files() if not packages or _module(path)[0] in packages]
     if not paths:
         raise DataError(f"packages = {list(packages)} hold no module", "use e.g. json os jax")
-    found: dict[str, Function] = {}
+    by_name: dict[str, Function] = {}
     said: set[str] = set()
     for group in docs.parsed(paths, processes, _of_files):
         for function in group:
-            if function.name not in found and function.says not in said:
-                found[function.name] = function
+            if function.name not in by_name and function.says not in said:
+                by_name[function.name] = function
                 said.add(function.says)
-    return sorted(found.values(), key=lambda one: one.name)
+    return sorted(by_name.values(), key=lambda one: one.name)
 
 
 def _module(path: Path) -> list[str]:
@@ -121,12 +121,12 @@ def held_out(module: str, share: float) -> bool:
 
 
 def pairs(
-    found: Sequence[Function], *, count: int | None = None, share: float = 0.1, seed: int = 0
+    given: Sequence[Function], *, count: int | None = None, share: float = 0.1, seed: int = 0
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows for training, and of held-out modules.
 
     Args:
-        found: functions.
+        given: functions.
         count: most of them to take, drawn by the seed; all when None.
         share: of modules that are held out.
         seed: of the phrasings and the order.
@@ -140,7 +140,7 @@ def pairs(
     if count is not None and count < 1:
         raise ConfigError(f"count = {count}", "use at least 1")
     draw = random.Random(f"docstrings {seed}")
-    shuffled = list(found)
+    shuffled = list(given)
     draw.shuffle(shuffled)
     sides: tuple[list[dict[str, Any]], ...] = ([], [])
     for function in shuffled[:count]:

@@ -6,7 +6,7 @@ Row i of the result is a function of (persona, seed, i, the rows before).
 
 import functools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -21,7 +21,7 @@ from gchat.synth.persona import Persona
 EVERYDAY_SHARE = 0.45
 """Conversations in which the name does not occur: with fewer, a model names itself everywhere."""
 MOST = 10_000
-"""Most conversations: beyond, the templates only repeat themselves."""
+"""Limit of conversations: beyond, the templates only repeat themselves."""
 _TRIES = 200
 
 
@@ -225,9 +225,3 @@ class _Writer:
 
 def _upper(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def users(rows: Sequence[Row]) -> Iterator[str]:
-    """What people say in conversations."""
-    for row in rows:
-        yield from (m.content for m in row.conversation.messages if m.role == "user")
