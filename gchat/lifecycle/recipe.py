@@ -109,6 +109,11 @@ class Speedrun:
         return self.folder / "chats" / f"{name}.jsonl"
 
     @property
+    def answers(self) -> Path:
+        """Answers of the last model to the report's questions."""
+        return self.folder / "evals" / f"answers-{self.last}.jsonl"
+
+    @property
     def last(self) -> str:
         """The last stage that trains."""
         return next(s for s in ("rl", "sft", "mid", "base") if s in self.stages)
@@ -218,7 +223,7 @@ def _measured(speedrun: Speedrun, stage: str) -> Step:
 
 
 def _answers(speedrun: Speedrun, write_questions: Callable[[Speedrun], None]) -> Step:
-    asked, out = speedrun.made("questions"), speedrun.folder / "evals" / "answers.jsonl"
+    asked, out = speedrun.made("questions"), speedrun.answers
 
     def words() -> list[str]:
         write_questions(speedrun)
