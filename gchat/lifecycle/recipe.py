@@ -53,9 +53,9 @@ class Recipe:
 
 OFFLINE = Recipe(
     mid=("{functions}", "spelling@0.015", "sums@0.05"),
-    sft=("{functions}", "{identity}", "sums@0.015"),
+    sft=("{functions}@2", "{identity}", "sums@0.015"),
     mid_epochs=2.0,
-    sft_epochs=6.0,
+    sft_epochs=5.0,
     tasks=("sums", "spelling"),
     max_per_task=40,
     max_tokens=64,
@@ -203,7 +203,7 @@ def _pace(speedrun: Speedrun) -> float:
     if not speedrun.offline:
         return 1.0
     rate = summary_of(speedrun.run("base")).get("tokens_per_s") or CPU_TOKENS_PER_S
-    return round(min(1.0, max(0.5, rate / CPU_TOKENS_PER_S)), 2)
+    return round(min(1.0, max(0.6, rate / CPU_TOKENS_PER_S)), 2)
 
 
 def _named(speedrun: Speedrun, entry: str) -> str:

@@ -67,7 +67,7 @@ def test_the_steps_of_a_speedrun(asked):
     by_name = {step.name: step for step in made}
     words = by_name["sft"].command()
     assert words[words.index("--base") + 1] == str(asked.run("mid"))
-    assert words[words.index("--data") + 1] == str(asked.made("functions"))
+    assert words[words.index("--data") + 1] == f"{asked.made('functions')}@2"
     only = Speedrun(asked.folder, ("sft",), True, ())
     words = {step.name: step for step in steps(only, questions.write)}["sft"].command()
     assert words[words.index("--base") + 1] == str(only.folder)  # the base run that lies there
