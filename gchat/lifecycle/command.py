@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from gaia import runtime
@@ -124,10 +124,13 @@ def _all_stages(own: _Own, rest: list[str], folder: Path, resume: bool) -> None:
     if resume:
         asked = Speedrun(**_read(folder))
         extra = [word for word in rest if word not in ("--resume", "--allow-restart")]
-        if own.stages or own.chats or len(extra) > 2:
+        if own.stages:  # more of them
+            more = tuple(s for s in STAGES if s in {*asked.stages, *own.stages})
+            asked = replace(asked, stages=more)
+        if own.chats or len(extra) > 2:
             raise ConfigError(
                 "--resume with other options: a resumed speedrun has its plan already",
-                "give --resume and --run-dir alone",
+                "give --resume and --run-dir alone, or with --stages",
             )
     else:
         asked = _asked(own, rest, folder)
@@ -141,10 +144,11 @@ def _all_stages(own: _Own, rest: list[str], folder: Path, resume: bool) -> None:
             f"run.dir {str(folder)!r} already holds a speedrun",
             "add --resume to go on with it, or choose another --run.name",
         )
-    if not resume and (folder / CONFIG).exists():
+    if not resume and (folder / CONFIG).exists() == ("base" in asked.stages):
+        there = "already holds a run" if "base" in asked.stages else "holds no base run"
         raise ConfigError(
-            f"run.dir {str(folder)!r} already holds a run",
-            "choose another --run.name, or --stages base --resume to go on with it",
+            f"run.dir {str(folder)!r} {there}",
+            "choose another --run-dir, or leave out or add base in --stages",
         )
     folder.mkdir(parents=True, exist_ok=True)
     with WriterLock(folder / ".speedrun.lock", f"the speedrun in {folder}"):

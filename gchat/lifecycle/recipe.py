@@ -53,9 +53,9 @@ class Recipe:
 
 OFFLINE = Recipe(
     mid=("{functions}", "spelling@0.015", "sums@0.05"),
-    sft=("{functions}", "{identity}", "sums@0.015"),
+    sft=("{functions}@2", "{identity}", "sums@0.015"),
     mid_epochs=2.0,
-    sft_epochs=6.0,
+    sft_epochs=5.0,
     tasks=("sums", "spelling"),
     max_per_task=40,
     max_tokens=64,
@@ -107,6 +107,11 @@ class Speedrun:
     def made(self, name: str) -> Path:
         """File of conversations that a step makes."""
         return self.folder / "chats" / f"{name}.jsonl"
+
+    @property
+    def answers(self) -> Path:
+        """Answers of the last model to the report's questions."""
+        return self.folder / "evals" / f"answers-{self.last}.jsonl"
 
     @property
     def last(self) -> str:
@@ -198,7 +203,7 @@ def _pace(speedrun: Speedrun) -> float:
     if not speedrun.offline:
         return 1.0
     rate = summary_of(speedrun.run("base")).get("tokens_per_s") or CPU_TOKENS_PER_S
-    return round(min(1.0, max(0.5, rate / CPU_TOKENS_PER_S)), 2)
+    return round(min(1.0, max(0.6, rate / CPU_TOKENS_PER_S)), 2)
 
 
 def _named(speedrun: Speedrun, entry: str) -> str:
@@ -218,7 +223,7 @@ def _measured(speedrun: Speedrun, stage: str) -> Step:
 
 
 def _answers(speedrun: Speedrun, write_questions: Callable[[Speedrun], None]) -> Step:
-    asked, out = speedrun.made("questions"), speedrun.folder / "evals" / "answers.jsonl"
+    asked, out = speedrun.made("questions"), speedrun.answers
 
     def words() -> list[str]:
         write_questions(speedrun)

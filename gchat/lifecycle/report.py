@@ -130,7 +130,7 @@ def _cell(name: str, value: Any) -> str:
 
 def answers(speedrun: Speedrun) -> list[str]:
     """Questions with the model's answers and the references, as lines of Markdown."""
-    path = speedrun.folder / "evals" / "answers.jsonl"
+    path = speedrun.answers
     if not path.exists():
         return ["(none)"]
     asked = [json.loads(line) for line in speedrun.made("questions").read_text().splitlines()]

@@ -67,7 +67,7 @@ def test_the_steps_of_a_speedrun(asked):
     by_name = {step.name: step for step in made}
     words = by_name["sft"].command()
     assert words[words.index("--base") + 1] == str(asked.run("mid"))
-    assert words[words.index("--data") + 1] == str(asked.made("functions"))
+    assert words[words.index("--data") + 1] == f"{asked.made('functions')}@2"
     only = Speedrun(asked.folder, ("sft",), True, ())
     words = {step.name: step for step in steps(only, questions.write)}["sft"].command()
     assert words[words.index("--base") + 1] == str(only.folder)  # the base run that lies there
@@ -108,7 +108,7 @@ def test_the_report_has_a_row_for_each_stage_and_real_answers(asked):
     asked_of_it = [json.loads(line)["messages"][0]["content"] for line in lines]
     assert "Who are you?" in asked_of_it and "What does a.b do?" in asked_of_it
     answers = [{"line": i + 1, "text": f"answer {i}"} for i in range(len(lines))]
-    (evals / "answers.jsonl").write_text("".join(f"{json.dumps(a)}\n" for a in answers))
+    (evals / "answers-sft.jsonl").write_text("".join(f"{json.dumps(a)}\n" for a in answers))
     chat = {"chatcore": None, "tasks": {"sums": {"accuracy": 0.25}}}
     (evals / "chat-sft.json").write_text(json.dumps(chat))
     asked.seconds.update(base=61.0, sft=62.0)
@@ -143,9 +143,11 @@ def test_bad_options_are_one_line(tmp_path, monkeypatch, capsys, args, named):
 
 def test_a_taken_folder_is_refused(tmp_path, capsys):
     command._save(Speedrun(tmp_path, (), True, ()))
+    assert main(["speedrun", "--run-dir", str(tmp_path / "other"), "--stages", "sft"]) == 2
+    assert "holds no base run" in capsys.readouterr().err
     assert main(["speedrun", "--run-dir", str(tmp_path)]) == 2
     assert "already holds a speedrun" in capsys.readouterr().err
-    assert main(["speedrun", "--run-dir", str(tmp_path), "--resume", "--stages", "rl"]) == 2
+    assert main(["speedrun", "--run-dir", str(tmp_path), "--resume", "--chats", __file__]) == 2
     assert "has its plan already" in capsys.readouterr().err
 
 
@@ -191,5 +193,5 @@ def test_a_killed_speedrun_goes_on_where_it_was(tmp_path, user_environment):
         lines = (run / stage / "metrics.jsonl").read_text().splitlines()
         logged = [json.loads(line)["step"] for line in lines]
         assert logged == sorted(set(logged))
-    assert len((run / "evals" / "answers.jsonl").read_text().splitlines()) > 10
+    assert len((run / "evals" / "answers-sft.jsonl").read_text().splitlines()) > 10
     assert OFFLINE.functions and Path(run / "stages.png").exists()
