@@ -170,6 +170,7 @@ class TrainConfig:
 FREE_ON_RESUME = (
     "run.", "eval.", "checkpoint.", "guards.", "metrics.", "mesh.", "data.dir", "data.mixture",
     "data.cache_", "data.text", "data.patience_minutes", "model.scan_unroll", "model.remat",
+    "rl.reward_seconds", "rl.stall_steps",
 )  # fmt: skip
 
 DESCRIPTION = """Train a base model on a prepared data set. Besides the options below: --resume

@@ -144,6 +144,8 @@ def rendered(
         if max(len(one.ids) for one in made) - 1 > seq_len:
             too_long += 1
             continue
+        if not all(any(one.mask) for one in made):
+            raise DataError("a pair has an answer without a token to learn", "leave it out")
         equal += made[0].ids == made[1].ids
         chosen, rejected = (
             (np.asarray(one.ids, np.int32), np.asarray(one.mask, bool)) for one in made

@@ -28,12 +28,12 @@ from gaia.runtime import start as start_machine
 from gchat.chat_format import ChatFormat, read_format, write_format
 from gchat.config import DataConfig, TrainConfig, derive, load_tree, typed_options
 from gchat.posttrain.base_run import BaseRun, check_tokenizer, handed_down, open_base
+from gchat.posttrain.first_state import first_state
 from gchat.posttrain.lengths import with_length
 from gchat.ranges import check_ranges
 from gchat.run import mirror
 from gchat.run.fitting import fitted_for_all, take_batch
 from gchat.run.folder import check_free, check_resumable, read_config
-from gchat.run.loading import load_params
 from gchat.run.loop import Loop, Stage
 from gchat.run.report import write_report
 from gchat.run.session import Session
@@ -41,7 +41,7 @@ from gchat.run.training_data import TrainingData
 from gchat.stage_config import VERBS
 from gchat.tokenizer import Tokenizer
 from gchat.train import config_for_all, say_how_to_go_on, take_flags
-from gchat.train_state import TrainState, abstract_state, graphdef, init_state
+from gchat.train_state import TrainState, abstract_state, graphdef
 
 STAGE_ALIASES = {
     "--base": "--training.init-from",
@@ -368,26 +368,6 @@ def _derived(
     return derive(config, **sizes)
 
 
-def first_state(config: TrainConfig, mesh: Mesh) -> TrainState:
-    """The base run's parameters under a fresh optimizer, and fresh adapters where there are any."""
-    base = Path(str(config.training.init_from))
-    state = init_state(config, mesh)
-    theirs = load_params(
-        str(base), read_config(base), mesh, model=config.model, step=config.stage.base_step
-    )
-    return state._replace(params=with_base(state.params, theirs.state))
-
-
-def with_base(params: Any, base: Any) -> Any:
-    """Parameters with those of a base run in their places; adapters, which it lacks, stay."""
-    if not isinstance(params, Mapping):
-        return base
-    return {
-        name: with_base(value, base[name]) if name in base else value
-        for name, value in params.items()
-    }
-
-
 def _fit(verb: Verb, started: Started) -> dict[str, Any]:
     """Trains, reports, and says how to go on."""
     session, config = started.session, started.config
@@ -400,7 +380,9 @@ def _fit(verb: Verb, started: Started) -> dict[str, Any]:
             params = sum(leaf.size for leaf in jax.tree.leaves(loop.state.params))
             summary = write_report(
                 session,
-                started.data.describe() if started.data else ", ".join(config.stage.data),
+                started.data.describe()
+                if started.data
+                else ", ".join(config.stage.data) or str(config.rl.task),
                 epochs=config.stage.epochs,
                 params=params,
                 baselines=None,
