@@ -332,7 +332,7 @@ def sku(name: str) -> Sku:
         if family and "x" in match[2]:
             return _by_topology(text, key, match[2], family)
         for item in family:
-            if item.name.rsplit("-", 1)[1] == match[2]:
+            if item.name.rpartition("-")[2] == match[2]:
                 return item
         if family:
             raise _unknown(text, _nearest(family, _chips_in(family[0].chip, int(match[2]))))

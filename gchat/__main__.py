@@ -1,8 +1,9 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | sample | chat | generate | plan | dashboard | checkpoints | eval bpb|core
-      | import hf|gguf | export hf|gguf|check | sweep | compare | ladder | research run
-      | data prepare|curate|download|count|verify|upload | tokenizer train|eval
+gchat speedrun | train | midtrain | sft | sample | chat | generate | plan | dashboard
+      | checkpoints | eval bpb|core|chat|identity | import hf|gguf
+      | export hf|gguf|check | synth identity|qpt|docstrings | sweep | compare | ladder | research run
+      | data prepare|chat|curate|download|count|verify|upload | tokenizer train|eval
 """
 
 import json
@@ -22,6 +23,10 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
 
   speedrun             from text to a trained model and its report, in one command
   train                train on a prepared data set: gchat train CONFIG.yaml --data-dir DIR
+  midtrain             continue a run on text, or on tasks and chats: --base RUN --data FILE
+  sft                  fine-tune on chats: gchat sft --base RUN --data FILE.jsonl --epochs 3
+  dpo                  prefer the better of two answers: gchat dpo --base RUN --data pairs.jsonl
+  rl                   improve by rewards: gchat rl --base RUN --task gsm8k
   sample               continue a prompt: gchat sample --run runs/cpu --prompt "The"
   chat                 talk with it: gchat chat --run runs/cpu [-p QUESTION]
   generate             answer a file of questions: gchat generate IN.jsonl OUT.jsonl --run runs/cpu
@@ -33,8 +38,10 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   export hf|gguf       a run for other programs: gchat export gguf --run runs/cpu --out cpu.gguf
   export check         an exported file beside its run, in every program that is here
   eval core            CORE, 22 tasks: gchat eval core --run runs/cpu --max-per-task 100
+  eval chat            ChatCORE, tasks asked as conversations: gchat eval chat --run runs/chat
   data prepare         text to token shards: gchat data prepare --source text --input F --out DIR
   data curate          drop documents not worth training on: rules, duplicates, a report
+  data chat            conversations to shards: gchat data chat F --out DIR --base RUN
   data download        a data set of the hub, tokenized: climbmix, fineweb, hf://ORG/NAME
   data count           count the tokens of a data set
   data verify          re-read every shard against the manifest, local or gs://
@@ -42,6 +49,8 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   data upload          copy a data set to a bucket: gchat data upload DIR gs://bucket/prefix
   tokenizer train      a vocabulary of your own: gchat tokenizer train --input F --out DIR
   tokenizer eval       compare tokenizers on several kinds of text
+  synth identity       conversations that teach a model its name; also synth qpt, docstrings
+  eval identity        the share of questions about itself that it answers with its name
   compare              branches, trained alike: gchat compare main my-idea --minutes 10
   ladder               sizes, the law of their losses, the next size: gchat ladder --depths 2 3 4 5
   research run         one experiment of an agent's loop: gchat research run --minutes 5 --json
@@ -105,7 +114,7 @@ class EvalBpb:
 
 
 def _speedrun(args: list[str]) -> None:
-    from gchat.speedrun import main
+    from gchat.lifecycle.command import main
 
     main(args)
 
@@ -114,6 +123,30 @@ def _train(args: list[str]) -> None:
     from gchat.train import run
 
     run(args, prog="gchat train")
+
+
+def _midtrain(args: list[str]) -> None:
+    from gchat.posttrain.midtrain import run
+
+    run(args)
+
+
+def _sft(args: list[str]) -> None:
+    from gchat.posttrain.sft import run
+
+    run(args)
+
+
+def _dpo(args: list[str]) -> None:
+    from gchat.posttrain.dpo import run
+
+    run(args)
+
+
+def _rl(args: list[str]) -> None:
+    from gchat.posttrain.rl import run
+
+    run(args)
 
 
 def _plan(args: list[str]) -> None:
@@ -195,8 +228,10 @@ def _generate(args: list[str]) -> None:
 def _eval(args: list[str]) -> None:
     from gaia.config import parse
 
-    if _known("gchat eval", args, ["bpb", "core"]) == "core":
-        _eval_core(args[1:])
+    verb = _known("gchat eval", args, ["bpb", "core", "chat", "identity"])
+    if verb != "bpb":
+        others = {"core": _eval_core, "chat": _eval_chat, "identity": _eval_identity}
+        others[verb](args[1:])
         return
     options = parse(EvalBpb, args[1:], prog="gchat eval bpb", description=EvalBpb.__doc__)
     from gchat.run.loading import load_run
@@ -212,6 +247,16 @@ def _eval(args: list[str]) -> None:
         )
 
 
+def _eval_identity(args: list[str]) -> None:
+    from gaia.config import parse
+    from gchat.ask.identity import EvalIdentity
+
+    description = EvalIdentity.__doc__
+    options = parse(EvalIdentity, args, prog="gchat eval identity", description=description)
+    raise_on_interrupt()
+    options.evaluate()
+
+
 def _eval_core(args: list[str]) -> None:
     from gaia.config import parse
     from gaia.output import may_go_away
@@ -223,6 +268,17 @@ def _eval_core(args: list[str]) -> None:
     raise_on_interrupt()
     with may_go_away(), joined(processes) as group:
         core.main(options, group)
+
+
+def _eval_chat(args: list[str]) -> None:
+    from gaia.config import parse
+    from gaia.output import may_go_away
+    from gchat.ask.evaluate import EvalChat
+
+    options = parse(EvalChat, args, prog="gchat eval chat", description=EvalChat.__doc__)
+    raise_on_interrupt()
+    with may_go_away():
+        options.main()
 
 
 def _checkpoints(args: list[str]) -> None:
@@ -280,6 +336,16 @@ def _tokenizer(args: list[str]) -> None:
     parse(command, args[1:], prog=f"gchat tokenizer {verb}", description=command.__doc__).run()
 
 
+def _synth(args: list[str]) -> None:
+    from gaia.config import parse
+    from gchat.synth.cli import VERBS
+
+    raise_on_interrupt()
+    verb = _known("gchat synth", args, VERBS)
+    command = VERBS[verb]
+    parse(command, args[1:], prog=f"gchat synth {verb}", description=command.__doc__).run()
+
+
 def _sweep(args: list[str]) -> None:
     from gchat.research.cli import sweep_main
 
@@ -312,6 +378,10 @@ def _research(args: list[str]) -> None:
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "speedrun": _speedrun,
     "train": _train,
+    "midtrain": _midtrain,
+    "sft": _sft,
+    "dpo": _dpo,
+    "rl": _rl,
     "sample": _sample,
     "chat": _chat,
     "generate": _generate,
@@ -323,6 +393,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "export": _export,
     "data": _data,
     "tokenizer": _tokenizer,
+    "synth": _synth,
     "sweep": _sweep,
     "compare": _compare,
     "ladder": _ladder,

@@ -52,6 +52,7 @@ class EngineClient:
     ) -> None:
         self.model, self.converses = model, chat_format.kind != "text"
         self._engine, self._tokenizer, self._format = engine, tokenizer, chat_format
+        self.chat_format = chat_format
         self._ahead, self._tools = slots * _AHEAD, tools
         ends = () if chat_format.end_id is None else (chat_format.end_id,)
         self._stop_ids = tuple(dict.fromkeys((*engine.stop_ids, *ends)))

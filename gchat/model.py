@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from gaia import parallel
+from gaia.adapters import attach
 from gaia.kernels.attention import ATTENTION
 from gaia.kernels.cached_attention import KVCache, empty_cache
 from gaia.kernels.matmul import PRODUCT
@@ -114,7 +115,11 @@ class GPT(nnx.Module):
         @nnx.split_rngs(splits=config.depth)
         @nnx.vmap(in_axes=0, out_axes=0)
         def make_blocks(rngs: nnx.Rngs) -> Block:
-            return Block(config, rngs=rngs)
+            block = Block(config, rngs=rngs)
+            if config.lora_rank:
+                rank, scale = config.lora_rank, config.lora_scale
+                attach(block, config.lora_targets, rank, scale, rngs=rngs)
+            return block
 
         self.blocks = make_blocks(rngs)
         self.final_norm = RMSNorm(s.dim, eps=config.norm_eps)

@@ -1,4 +1,4 @@
-"""The one command: plan, corpus, tokenizer, shards, training, report.
+"""The base stage of the one command: plan, corpus, tokenizer, shards, training, report.
 
     bash gchat/speedrun.sh [CONFIG.yaml] [--hours H] [--dry-run] [--resume] [--group.field value …]
 
@@ -39,8 +39,14 @@ from gchat.train import config_for_all, pretrain
 
 USAGE = """usage: bash gchat/speedrun.sh [CONFIG.yaml] [options] [--group.field value …]
 
-From text to a trained model and its report, on whatever this machine is.
+From text to a model to chat with and its report, on whatever this machine is: base, midtraining,
+fine-tuning, and on request reinforcement; or the base model alone.
 
+  --stages A,B    some of base,core,mid,sft,chat,rl; default base,mid,sft,chat, and on an
+                  accelerator CORE too; base alone is the trainer alone
+  --name NAME     name that the model gives itself (default Gaia)
+  --about FILE    what it knows about itself: docs/posttraining.md
+  --chats FILE    conversations of your own, mixed into fine-tuning; may be repeated
   --hours H       budget of the whole command (default: until the machine's deadline in
                   GAIA_DEADLINE, else 3 on an accelerator and 0.1 on a CPU)
   --dry-run       print the plan; train nothing, download nothing
@@ -137,7 +143,7 @@ def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] 
             allow_restart=options.allow_restart,
             group=group,
         )
-    hours, why = _budget(options, on_cpu)
+    hours, why = budget(options, on_cpu)
     peak, peak_source = runtime.peak_flops(machine, config.model.compute_dtype)
     strict = why != CPU_DEFAULT
     deadline, asked = began + 3600 * hours, bool(typed_lengths(typed_options(args)))
@@ -211,7 +217,7 @@ def _deadline(text: str) -> float:
     )
 
 
-def _budget(options: Options, on_cpu: bool) -> tuple[float, str]:
+def budget(options: Options, on_cpu: bool) -> tuple[float, str]:
     """Hours for the whole command, and where the figure is from."""
     if options.hours is not None:
         return options.hours, "--hours"

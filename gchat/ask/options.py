@@ -14,6 +14,7 @@ from gchat.engine.requests import SamplingConfig
 
 if TYPE_CHECKING:
     from gchat.engine_client import EngineClient
+    from gchat.run.loading import LoadedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +130,17 @@ class Model:
     def open_run(self, slots: int) -> "EngineClient":
         """Loads the run; raises CheckpointError where it cannot be used."""
         # An endpoint is asked without jax, which takes seconds to import.
-        from gchat.engine.tools import Tools, has_tools
-        from gchat.engine_client import EngineClient
         from gchat.run.loading import load_run
 
         assert self.run is not None
-        loaded = load_run(self.run)
+        return self.client_of(load_run(self.run), slots)
+
+    def client_of(self, loaded: "LoadedRun", slots: int) -> "EngineClient":
+        """The client of a run that is loaded already."""
+        from gchat.engine.tools import Tools, has_tools
+        from gchat.engine_client import EngineClient
+
+        assert self.run is not None
         tokenizer = loaded.tokenizer
         chat_format = read_format(self.run, tokenizer, wanted=self.format)
         calls = self.tools and chat_format.kind == "native" and has_tools(tokenizer)

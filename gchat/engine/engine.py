@@ -80,7 +80,8 @@ class Engine:
         depth = params["blocks"]["attn_norm"]["scale"].shape[0]
         self._plan = Plan(graph, programs.cache_sharding(params))
         config = nnx.merge(graph, params).config
-        self._params = programs.pack_weights(params, tied, weights or config.compute_dtype, depth)
+        self._packing = tied, weights or config.compute_dtype, depth
+        self._params = programs.pack_weights(params, *self._packing)
         self._length = cache_slots(-(-seq_len // piece) * piece)
         self._state: DeviceState | None = None
         self._scheduler = Scheduler(slots, piece, self._vocab)
@@ -104,6 +105,8 @@ class Engine:
             ConfigError: the request cannot work; nothing was queued.
         """
         request.check(self._vocab, self.seq_len)
+        if self._params is None:
+            raise ConfigError("the engine has no parameters", "hand it some with `use`")
         if request.stop and self._decode_bytes is None:
             raise ConfigError("stop texts need a tokenizer", "give the engine decode_bytes")
         with self._mutex:
@@ -129,6 +132,26 @@ class Engine:
     def cancel(self, number: int) -> None:
         """Ends a request at the next step; its samples get a last event `cancelled`."""
         self._cancelled.add(number)
+
+    def use(self, params: Any | None) -> None:
+        """Takes other parameters of the same model; nothing is compiled again.
+
+        Prompts in the cache were read with the old ones and are forgotten. `None` lets go of
+        parameters and cache, for a training step that wants the memory, until others come.
+
+        Raises:
+            ConfigError: requests are under way, whose answers would be of two models.
+        """
+        with self._lock:
+            if not self.idle:
+                raise ConfigError("the engine has requests under way", "wait for their answers")
+            self._scheduler.slots.forget()
+            self._params = None  # room for those that replace them
+            if params is None:
+                self._state = None
+            else:
+                params = parallel.automatic(params)
+                self._params = programs.pack_weights(params, *self._packing)
 
     @property
     def idle(self) -> bool:

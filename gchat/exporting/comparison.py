@@ -159,7 +159,7 @@ def model_of_file(source: Source, scratch: Path) -> Model:
 
 def model_of_run(run: Run) -> Model:
     """The run's own model, in fp32 whatever it was trained in."""
-    config = replace(run.config.model, compute_dtype="float32")
+    config = replace(run.config.model.without_adapters(), compute_dtype="float32")
     path = str(run.path)
     params = load_params(path, run.config, make_mesh(), step=run.step).state
     return Model(config, params)

@@ -24,6 +24,7 @@ import optax  # noqa: E402
 
 import tiny  # noqa: E402
 from gaia import parallel  # noqa: E402
+from gaia.adapters import merged  # noqa: E402
 from gaia.data.batch import Batch  # noqa: E402
 from gaia.data.packing import Example, pack_examples  # noqa: E402
 from gaia.parallel import MeshConfig, make_mesh  # noqa: E402
@@ -63,10 +64,10 @@ def sgd(_config, _steps, _roles) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda p: jax.tree.map(jax.numpy.zeros_like, p), update)
 
 
-def start(mesh, optimizer: str, packing="split", **training):
+def start(mesh, optimizer: str, packing="split", lora_rank=0, **training):
     """The step function and the state with random weights in every place, on this mesh."""
     config = tiny.train_config(
-        model=MODEL,
+        model=MODEL | {"lora_rank": lora_rank},
         optim={"name": optimizer},
         training={"batch_size": ROWS} | training,
         data={"packing": packing},
@@ -78,9 +79,9 @@ def start(mesh, optimizer: str, packing="split", **training):
     return config, graph, state._replace(params=put)
 
 
-def train(mesh, optimizer: str, steps: int, packing="split", **training):
+def train(mesh, optimizer: str, steps: int, packing="split", lora_rank=0, **training):
     """(losses, parameters, optimizer state after the first step), on the host."""
-    config, graph, state = start(mesh, optimizer, packing, **training)
+    config, graph, state = start(mesh, optimizer, packing, lora_rank, **training)
     step = train_step.make_train_step(graph, config, mesh)
     whole = batch() if packing == "split" else packed_batch()
     rows = jax.tree.map(lambda a: parallel.shard_rows(a, mesh), whole)
@@ -91,7 +92,8 @@ def train(mesh, optimizer: str, steps: int, packing="split", **training):
         if packing != "split":
             losses += [float(value) for value in metrics.more.values()]
         first = jax.device_get(state.opt_state) if first is None else first
-    return np.array(losses), jax.device_get(state.params), first
+    params = merged(state.params, config.model.lora_scale) if lora_rank else state.params
+    return np.array(losses), jax.device_get(params), first
 
 
 def evaluate(mesh):
@@ -126,8 +128,11 @@ def results(mesh, **training) -> dict:
     with patch.object(train_state, "make_optimizer", sgd):
         losses, params, gradients = train(mesh, "adamw", STEPS, **training)
         packed = train(mesh, "adamw", 5, "best_fit", **training)
+        adapted = train(mesh, "adamw", 3, lora_rank=4, **training)
     found = {"losses": losses, "params": params, "gradients": gradients}
     found |= {"packed_losses": packed[0], "packed_params": packed[1], "packed_gradients": packed[2]}
+    found |= {"adapted_losses": adapted[0], "adapted_params": adapted[1]}
+    found["adapted_gradients"] = adapted[2]
     for name in ("adamw", "muon"):
         found[f"{name}_losses"], found[f"{name}_params"], _ = train(mesh, name, 5, **training)
     found["nats"], found["scores"], found["tokens"] = evaluate(mesh)

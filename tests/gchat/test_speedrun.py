@@ -30,7 +30,7 @@ def machine(monkeypatch, tmp_path):
 
 def test_dry_run_on_a_cpu_prints_the_plan_and_writes_nothing(machine, tmp_path, capsys):
     machine(CPU, 4.6e11)
-    assert main(["speedrun", "--dry-run"]) == 0
+    assert main(["speedrun", "--stages=base", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     for part in ("cpu` preset", "offline corpus", "0.10 h", "$0.00", "depth 4", "FLOP", "GiB"):
         assert part in printed
@@ -47,7 +47,7 @@ def test_a_cpu_with_amx_says_what_is_not_used(machine, monkeypatch, tmp_path, ca
     info = tmp_path / "cpuinfo"
     info.write_text(f"processor\t: 0\nmodel name\t: amx_bf16 by name\n{flags}\n" * 2)
     monkeypatch.setattr(runtime, "CPUINFO", info)
-    assert main(["speedrun", "--dry-run"]) == 0
+    assert main(["speedrun", "--stages=base", "--dry-run"]) == 0
     assert capsys.readouterr().out.count("this CPU has AMX tiles") == said
     info.unlink()
     assert not runtime.has_amx()  # another system
@@ -81,18 +81,21 @@ def test_a_faster_cpu_trains_a_deeper_model(machine):
 def test_the_cpu_preset_by_path_leaves_the_depth_to_the_plan(machine, tmp_path, capsys):
     machine(CPU, 2e10)
     shipped = str(preset_path("cpu"))
-    assert main(["speedrun", shipped, "--dry-run"]) == 0
+    assert main(["speedrun", shipped, "--stages=base", "--dry-run"]) == 0
     assert "model: depth 2 " in capsys.readouterr().out
     own = tmp_path / "own.yaml"
     own.write_text("base: cpu\n")
-    assert main(["speedrun", str(own), "--dry-run"]) == 0
+    assert main(["speedrun", str(own), "--stages=base", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "model: depth 4 " in printed and f"the depth is that of {own}" in printed
 
 
 def test_a_text_that_looks_like_help_is_a_text(machine, capsys):
     machine(CPU, 4.6e11)
-    assert main(["speedrun", "--dry-run", "--eval.prompts", "-h", "--depth", "2"]) == 0
+    assert (
+        main(["speedrun", "--stages=base", "--dry-run", "--eval.prompts", "-h", "--depth", "2"])
+        == 0
+    )
     printed = capsys.readouterr().out
     assert printed.startswith("no accelerator here") and "usage:" not in printed
     assert main(["plan", "--sku", "v6e-8", "--run.name", "-h"]) == 0
@@ -116,7 +119,7 @@ def test_an_accelerator_gets_the_largest_depth_that_ends_in_time(machine, capsys
     machine(V6E, 8 * 918e12)
     depths = []
     for hours in ("0.5", "3", "24"):
-        assert main(["speedrun", "--dry-run", "--hours", hours]) == 0
+        assert main(["speedrun", "--stages=base", "--dry-run", "--hours", hours]) == 0
         printed = capsys.readouterr().out
         assert "climbmix" in printed and "8 x TPU v6 lite" in printed
         depths.append(int(printed.split("model: depth ")[1].split()[0]))
@@ -128,41 +131,41 @@ def test_an_accelerator_gets_the_largest_depth_that_ends_in_time(machine, capsys
 def test_dollars_follow_the_price_of_the_machine(machine, monkeypatch, capsys):
     machine(V6E, 8 * 918e12)
     monkeypatch.setenv("GAIA_PRICE_PER_HOUR", "21.6")
-    assert main(["speedrun", "--dry-run", "--hours", "2"]) == 0
+    assert main(["speedrun", "--stages=base", "--dry-run", "--hours", "2"]) == 0
     assert "at most $43.20 at $21.60/h" in capsys.readouterr().out
 
 
 def test_data_that_gml_brought_is_used_unless_other_data_is_named(machine, monkeypatch, capsys):
     machine(CPU, 4.6e11)
     monkeypatch.setenv("GAIA_DATA", "gs://bucket/tokens")
-    assert main(["speedrun", "--dry-run"]) == 0
+    assert main(["speedrun", "--stages=base", "--dry-run"]) == 0
     assert "data: gs://bucket/tokens" in capsys.readouterr().out
     for own in (["--data-dir", "mine"], ["--data.source", "text", "--data.input", "a.txt"]):
-        assert main(["speedrun", "--dry-run", *own]) == 0
+        assert main(["speedrun", "--stages=base", "--dry-run", *own]) == 0
         assert "gs://bucket" not in capsys.readouterr().out
 
 
 def test_the_deadline_of_the_machine_is_the_budget(machine, monkeypatch, capsys):
     machine(V6E, 8 * 918e12)
     monkeypatch.setenv("GAIA_DEADLINE", str(time.time() + 2 * 3600))
-    assert main(["speedrun", "--dry-run"]) == 0
+    assert main(["speedrun", "--stages=base", "--dry-run"]) == 0
     assert "plan: 1.80 h (this machine's deadline" in capsys.readouterr().out
     monkeypatch.setenv("GAIA_DEADLINE", str(time.time() + 60))
-    assert main(["speedrun", "--dry-run"]) == 2
+    assert main(["speedrun", "--stages=base", "--dry-run"]) == 2
     assert "GAIA_DEADLINE" in capsys.readouterr().err
     for text in ("abc", "1,5", "nan", "inf", "2026-11-28"):
         monkeypatch.setenv("GAIA_DEADLINE", text)
-        assert main(["speedrun", "--dry-run"]) == 2
+        assert main(["speedrun", "--stages=base", "--dry-run"]) == 2
         said = capsys.readouterr().err
         assert f"GAIA_DEADLINE is {text!r}; use seconds" in said and said.count("\n") == 1
 
 
 def test_unused_accelerator_hardware_stops_it(machine, capsys):
     machine(CPU, 4.6e11, hardware="an NVIDIA GPU")
-    assert main(["speedrun", "--dry-run"]) == 2
+    assert main(["speedrun", "--stages=base", "--dry-run"]) == 2
     message = capsys.readouterr().err
     assert "NVIDIA" in message and "--allow-cpu" in message and message.count("\n") == 1
-    assert main(["speedrun", "--dry-run", "--allow-cpu"]) == 0
+    assert main(["speedrun", "--stages=base", "--dry-run", "--allow-cpu"]) == 0
 
 
 def test_an_unreachable_hub_stops_it_before_anything_is_written(machine, monkeypatch, tmp_path):
@@ -197,7 +200,7 @@ def _refuse(*_args, **_kwargs):
 )
 def test_bad_options_are_one_line(machine, capsys, args, named):
     machine(CPU, 4.6e11)
-    assert main(["speedrun", "--dry-run", *args]) == 2
+    assert main(["speedrun", "--stages=base", "--dry-run", *args]) == 2
     message = capsys.readouterr().err
     assert named in message and message.count("\n") == 1
 

@@ -56,7 +56,7 @@ def test_run_syncs_trains_streams_fetches_the_report_and_deletes(hosts, home, tm
             env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
-    done = gml(*words, "bash", "gchat/speedrun.sh", *TINY)
+    done = gml(*words, "bash", "gchat/speedrun.sh", "--stages", "base", *TINY)
     assert done.returncode == 0, done.stderr[-4000:]
     outcome = json.loads(done.stdout)
     assert (outcome["exit_code"], outcome["fetched"], outcome["deleted"]) == (0, ["runs"], True)

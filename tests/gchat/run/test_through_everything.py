@@ -81,7 +81,14 @@ def test_read_killed_moved_and_resumed_it_ends_where_an_undisturbed_run_ends(
     environment = user_environment | {"GAIA_HOME": str(tmp_path / "home")}
 
     def speedrun(name):
-        words = ["-m", "gchat", "speedrun", "--data.source=text", f"--data.input={texts}"]
+        words = [
+            "-m",
+            "gchat",
+            "speedrun",
+            "--stages=base",
+            "--data.source=text",
+            f"--data.input={texts}",
+        ]
         words += [*SIZES, f"--run.name={name}", f"--run.dir=runs/{name}"]
         return runs.Process([sys.executable, *words], environment)
 

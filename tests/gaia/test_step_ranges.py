@@ -1,0 +1,59 @@
+"""Weight decay by step ranges: what an option says, and what an update does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gaia.errors import ConfigError
+from gaia.optim import OptimConfig, make_optimizer
+from gaia.step_ranges import in_steps, read_changes, stepwise
+
+
+def test_epochs_become_steps():
+    assert in_steps("f", ("0.05@2epochs", "0.01@3.5epochs"), 10.0) == ("0.05@20", "0.01@35")
+    assert in_steps("f", ("0.05@1epoch", "0@70"), 12.4) == ("0.05@12", "0@70")
+    with pytest.raises(ConfigError, match="order"):
+        in_steps("f", ("0.05@2epochs", "0.01@15"), 10.0)  # step 15 lies before epoch 2
+
+
+@pytest.mark.parametrize(
+    "text", ["0.05", "0.05@", "@4", "0.05@-3", "-1@3", "nan@3", "inf@3", "x@3", "0.05@2weeks"]
+)
+def test_a_change_that_is_none_is_refused(text):
+    with pytest.raises(ConfigError, match=r"VALUE@STEP"):
+        read_changes("optim.weight_decay_steps", (text,))
+
+
+def test_changes_out_of_order_and_epochs_without_data_are_refused():
+    with pytest.raises(ConfigError, match="order"):
+        read_changes("f", ("0.05@20", "0.01@10"))
+    with pytest.raises(ConfigError, match="how many steps"):
+        stepwise(0.1, ("0.05@2epochs",), "f")
+
+
+@pytest.mark.parametrize(("name", "role"), [("adamw", "matrix"), ("muon", "matrix")])
+def test_the_decay_of_each_step_is_that_of_its_range(name, role):
+    """Without gradients a matrix shrinks by lr * decay, and by nothing else."""
+    lr = 0.5
+    config = OptimConfig(
+        name=name, lr=lr, matrix_lr=lr, schedule="constant", warmup_steps=0, clip_norm=0.0,
+        weight_decay=0.1, weight_decay_steps=("0.05@2", "0@4"),
+        matrix_weight_decay=0.1,
+        matrix_weight_decay_steps=("0.05@2", "0@4") if name == "muon" else (),
+    )  # fmt: skip
+    config.check(10)
+    optimizer = make_optimizer(config, 10, {"w": role})
+    weights = {"w": jnp.full((1, 4, 4), 2.0)}
+    state, zeros, seen = optimizer.init(weights), jax.tree.map(jnp.zeros_like, weights), []
+    for _ in range(6):
+        updates, state = optimizer.update(zeros, state, weights)
+        new = jax.tree.map(jnp.add, weights, updates)
+        seen.append(float(1 - new["w"][0, 0, 0] / weights["w"][0, 0, 0]) / lr)
+        weights = new
+    np.testing.assert_allclose(seen, [0.1, 0.1, 0.05, 0.05, 0.0, 0.0], atol=1e-6)
+
+
+def test_muons_changes_have_no_effect_on_adamw():
+    with pytest.raises(ConfigError, match="is of muon"):
+        OptimConfig(warmup_steps=0, matrix_weight_decay_steps=("0.1@3",)).check(10)
