@@ -68,9 +68,10 @@ def card(
 
 def _sizes(run: Run, outtype: str) -> str:
     layout = run.layout
+    millions = all_params(run.config.model.without_adapters()) / 1e6
     family = "Qwen3" if layout.qk_norm else "Llama"
     return (
-        f"{all_params(run.config.model.without_adapters()) / 1e6:,.1f}M parameters in {outtype}, {family}'s layout: "
+        f"{millions:,.1f}M parameters in {outtype}, {family}'s layout: "
         f"{layout.depth} layers, width {layout.dim:,}, {layout.heads} heads of {layout.head_dim} "
         f"({layout.kv_heads} for keys and values), hidden size {layout.hidden:,}, {layout.rows:,} "
         f"ids, {'tied' if layout.tied else 'untied'} head, context {layout.context:,}."
