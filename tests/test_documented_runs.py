@@ -29,6 +29,7 @@ ELSEWHERE = {
     "gchat data download wikipedia": "gchat/data/test_wikipedia.py",
     "gchat data download": "gchat/test_other_data.py",
     "gchat import": "gchat/importing/test_layouts.py",  # a model made elsewhere
+    "gchat export": "gchat/exporting/test_files.py",  # other programs
     "gchat eval core": "gchat/evals/core/test_command.py",  # the bundle
     "gchat chat": "gchat/ask/test_chat.py",  # a terminal
     "python -m gchat.scaling.calibrate": "gchat/test_aot.py",  # compiles for hours

@@ -37,8 +37,8 @@ class Train(Source, _Out):
     vocab_size: int = 8192
     """Ids, special tokens included."""
     digits: Literal[1, 2, 3] = DEFAULT_DIGITS
-    """Most digits that one token of a number has, of kind bpe. llama.cpp knows the split patterns
-    of 1 and 3, so that models with such a vocabulary can be exported as GGUF; not that of 2."""
+    """Limit of the digits in one token, for kind bpe. llama.cpp knows the split patterns of 1 and
+    3, so that models with such a vocabulary can be exported as GGUF; not that of 2."""
     forced_years: str | None = None
     """Range of years that become single tokens, as 1900-1949."""
     forced_months: bool = False
@@ -91,7 +91,7 @@ class Eval:
     kinds: tuple[Literal["bpe", "sentencepiece"], ...] = ("bpe",)
     """Their kinds."""
     digits: tuple[Literal[1, 2, 3], ...] = (DEFAULT_DIGITS,)
-    """Most digits of a token of a number, of those of kind bpe."""
+    """Limits of the digits in one token, for tokenizers of kind bpe."""
     out: Path | None = None
     """File (.md or .json) for the report."""
     json: bool = False

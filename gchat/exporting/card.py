@@ -68,9 +68,10 @@ def card(
 
 def _sizes(run: Run, outtype: str) -> str:
     layout = run.layout
+    millions = all_params(run.config.model.without_adapters()) / 1e6
     family = "Qwen3" if layout.qk_norm else "Llama"
     return (
-        f"{all_params(run.config.model) / 1e6:,.1f}M parameters in {outtype}, {family}'s layout: "
+        f"{millions:,.1f}M parameters in {outtype}, {family}'s layout: "
         f"{layout.depth} layers, width {layout.dim:,}, {layout.heads} heads of {layout.head_dim} "
         f"({layout.kv_heads} for keys and values), hidden size {layout.hidden:,}, {layout.rows:,} "
         f"ids, {'tied' if layout.tied else 'untied'} head, context {layout.context:,}."
@@ -83,6 +84,8 @@ def _training(run: Run) -> dict[str, Any]:
     rows: dict[str, Any] = {"data": data and data.rstrip("/").rpartition("/")[2]}
     if config.data.mixture:
         rows["data"] = ", ".join(config.data.mixture)
+    if run.config.stage.data:
+        rows["data"] = ", ".join(p.rstrip("/").rpartition("/")[2] for p in run.config.stage.data)
     if run.imported:
         return {"data": "see the model it was imported from"}
     rows |= {
@@ -106,7 +109,9 @@ def _lineage(run: Run, licence: str | None) -> dict[str, Any]:
         "run": run.path.resolve().name,
         "step": run.step,
         "commit": summary.get("commit"),
+        "stage": run.config.stage.name,
         "began with": base and base.rstrip("/").rpartition("/")[2],
+        "commit of that": run.config.stage.base_commit,
         "imported from": imported.get("name"),
         "licence": licence or "not stated: ask whoever trained it before using it",
         "tokenizer": f"{run.tokenizer.kind}, sha256 {run.tokenizer.sha256[:16]}",

@@ -91,17 +91,17 @@ class Check:
                     "name the run that it was exported from",
                 )
             asked = self._probes(run)
-            found, model = comparison.compare(run, source, asked)
-            found |= {"path": str(self.path), "run": self.run, "step": run.step}
+            findings, model = comparison.compare(run, source, asked)
+            findings |= {"path": str(self.path), "run": self.run, "step": run.step}
             if program is not None and where is not None:
                 answer = programs.ask(program, asked.job(self.path.resolve()), where=where)
                 ours = [run.tokenizer.encode(text) for text in asked.texts]
-                found[program] = comparison.other_program(asked, ours, model, answer)
-        found["problems"] = verdict(found, program)
-        print(json.dumps(found) if self.json else table(found, program))
-        if found["problems"]:
-            raise Differs(f"{self.path} differs from {self.run}: {found['problems'][0]}")
-        return found
+                findings[program] = comparison.other_program(asked, ours, model, answer)
+        findings["problems"] = verdict(findings, program)
+        print(json.dumps(findings) if self.json else table(findings, program))
+        if findings["problems"]:
+            raise Differs(f"{self.path} differs from {self.run}: {findings['problems'][0]}")
+        return findings
 
     def _check_numbers(self) -> None:
         for name in ("prompts", "perplexity_tokens", "greedy_tokens"):
@@ -180,41 +180,41 @@ def _talks(run: Run) -> tuple[list[list[dict[str, str]]], list[list[int]]]:
     return talks, ids
 
 
-def verdict(found: dict[str, Any], program: str | None) -> list[str]:
+def verdict(findings: dict[str, Any], program: str | None) -> list[str]:
     """Sentences about what differs and should not."""
     problems = []
-    kinds = found["arrays"]["kinds"]
-    if kinds == ["F32"] and found["arrays"]["equal"] < found["arrays"]["tensors"]:
+    kinds = findings["arrays"]["kinds"]
+    if kinds == ["F32"] and findings["arrays"]["equal"] < findings["arrays"]["tensors"]:
         problems.append("arrays of an F32 file differ from the run's")
     for name in filter(None, ("gchat", program)):
-        facts = found[name]
+        facts = findings[name]
         for what in ("texts", "talks"):
             if facts.get(what, {}).get("other"):
                 problems.append(f"{name}: {facts[what]['other']} {what} have other ids")
     if program is None or set(kinds) - {*_EXACT[program]}:
         return problems
-    logits = found[program]["logits"]
+    logits = findings[program]["logits"]
     unit = logits["std"] if program == "llama.cpp" else 1.0
     if logits["largest"] > TOLERANCE[program] * unit:
         problems.append(f"{program}: logits differ by up to {logits['largest']:.2g}")
-    for row in found[program]["greedy"]:
+    for row in findings[program]["greedy"]:
         if row["at"] is not None and row["gap"] > 2 * TOLERANCE[program] * unit:
             problems.append(f"{program}: greedy id {row['at']} differs by {row['gap']:.2g}")
     return problems
 
 
-def table(found: dict[str, Any], program: str | None) -> str:
+def table(findings: dict[str, Any], program: str | None) -> str:
     """The findings for people."""
-    arrays = found["arrays"]
+    arrays = findings["arrays"]
     lines = [
-        f"{found['path']} beside step {found['step']} of {found['run']}: "
+        f"{findings['path']} beside step {findings['step']} of {findings['run']}: "
         f"{arrays['equal']} of {arrays['tensors']} tensors equal, relative error "
         f"{arrays['relative_error']:.2g} ({', '.join(arrays['kinds'])})",
         "",
         f"{'program':14}{'token ids':24}{'logits: largest, std':26}{'KL':10}{'top':8}greedy",
     ]
     for name in filter(None, ("gchat", program)):
-        facts = found[name]
+        facts = findings[name]
         texts, logits = facts["texts"], facts["logits"]
         count = f"{texts['count']:,} texts "
         apart = f"{logits['largest']:.2g}, {logits['std']:.3g}"
@@ -224,14 +224,14 @@ def table(found: dict[str, Any], program: str | None) -> str:
             f"{logits['kl']:<10.2g}{logits['same_top']:<8.2%}{_greedy(facts.get('greedy'))}"
         )
     for name in filter(None, ("gchat", program)):
-        if "talks" in found[name]:
-            other = found[name]["talks"]["other"]
+        if "talks" in findings[name]:
+            other = findings[name]["talks"]["other"]
             lines.append(f"{name}: chat template {'equal' if not other else 'DIFFERS'}")
-        if "perplexity" in found[name]:
-            lines.append(f"{name}: perplexity {found[name]['perplexity']:.4f}")
-    if "run_perplexity" in found:
-        lines.append(f"the run: perplexity {found['run_perplexity']:.4f}")
-    lines += [f"DIFFERS: {problem}" for problem in found["problems"]]
+        if "perplexity" in findings[name]:
+            lines.append(f"{name}: perplexity {findings[name]['perplexity']:.4f}")
+    if "run_perplexity" in findings:
+        lines.append(f"the run: perplexity {findings['run_perplexity']:.4f}")
+    lines += [f"DIFFERS: {problem}" for problem in findings["problems"]]
     if program is None:
         lines.append("no other program is here: give --python or --llama-cpp")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What an exported file computes beside its run: arrays, token ids, logits, likelihoods.
+"""An exported file beside its run: arrays, token ids, logits, likelihoods.
 
 B batch, T time, V vocab; P positions whose logits are compared, of all rows together.
 """
@@ -31,7 +31,7 @@ _BATCH_TOKENS = 1024  # whose logits are in memory at once
 
 @dataclass(frozen=True)
 class Probes:
-    """What all programs are given."""
+    """Questions that all programs are asked."""
 
     texts: list[str]
     talks: list[list[dict[str, str]]]
@@ -159,7 +159,7 @@ def model_of_file(source: Source, scratch: Path) -> Model:
 
 def model_of_run(run: Run) -> Model:
     """The run's own model, in fp32 whatever it was trained in."""
-    config = replace(run.config.model, compute_dtype="float32")
+    config = replace(run.config.model.without_adapters(), compute_dtype="float32")
     path = str(run.path)
     params = load_params(path, run.config, make_mesh(), step=run.step).state
     return Model(config, params)
@@ -171,7 +171,7 @@ def compare(run: Run, source: Source, probes: Probes) -> tuple[dict[str, Any], M
     Returns:
         The findings, and the file's model for the comparison with other programs.
     """
-    found: dict[str, Any] = {"arrays": arrays(run, source)}
+    findings: dict[str, Any] = {"arrays": arrays(run, source)}
     ours = [run.tokenizer.encode(text) for text in probes.texts]
     theirs = [*map(tokenizer_of(source).encode, probes.texts)]
     gchat: dict[str, Any] = {"texts": differing(probes.texts, ours, theirs)}
@@ -179,22 +179,22 @@ def compare(run: Run, source: Source, probes: Probes) -> tuple[dict[str, Any], M
         model = model_of_file(source, Path(scratch))
     of_file = model.logits(probes.rows, probes.positions)
     of_run = of_file
-    if found["arrays"]["equal"] < found["arrays"]["tensors"]:
+    if findings["arrays"]["equal"] < findings["arrays"]["tensors"]:
         own = model_of_run(run)
         of_run = own.logits(probes.rows, probes.positions)
         if probes.windows:
-            found["run_perplexity"] = perplexity(own.nll(probes.windows), probes)
+            findings["run_perplexity"] = perplexity(own.nll(probes.windows), probes)
     gchat["logits"] = logits_apart(of_run, of_file)
     if probes.windows:
         gchat["perplexity"] = perplexity(model.nll(probes.windows), probes)
-    found["gchat"] = gchat
-    return found, model
+    findings["gchat"] = gchat
+    return findings, model
 
 
 def other_program(
     probes: Probes, ours: Sequence[Sequence[int]], model: Model, answer: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """What another program said, beside our own reading of the same file.
+    """Compares another program's answer with our own reading of the same file.
 
     Args:
         probes: given to it.
@@ -203,19 +203,19 @@ def other_program(
         answer: of `reference.py`.
     """
     texts = _lists(answer["texts"], answer["texts_lengths"])
-    found: dict[str, Any] = {"texts": differing(probes.texts, ours, texts)}
-    found["logits"] = logits_apart(model.logits(probes.rows, probes.positions), answer["logits"])
+    findings: dict[str, Any] = {"texts": differing(probes.texts, ours, texts)}
+    findings["logits"] = logits_apart(model.logits(probes.rows, probes.positions), answer["logits"])
     talks = _lists(answer["talks"], answer["talks_lengths"])
     if any(talks):
         said = [str(talk) for talk in probes.talks]
-        found["talks"] = differing(said, probes.talk_ids, talks)
-    found["greedy"] = [
+        findings["talks"] = differing(said, probes.talk_ids, talks)
+    findings["greedy"] = [
         _first_difference(model, row, [int(i) for i in chosen])
         for row, chosen in zip(probes.greedy, answer["greedy"], strict=True)
     ]
     if probes.windows:
-        found["perplexity"] = perplexity(float(answer["nll"].sum()), probes)
-    return found
+        findings["perplexity"] = perplexity(float(answer["nll"].sum()), probes)
+    return findings
 
 
 def _lists(flat: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
@@ -232,7 +232,7 @@ def differing(
 
 
 def logits_apart(ours_PV: np.ndarray, theirs_PV: np.ndarray) -> dict[str, Any]:
-    """How far logits are from one another."""
+    """Measures how far logits are from one another."""
     difference = np.abs(ours_PV - theirs_PV)
     log_p, log_q = (x - _log_sum(x) for x in (ours_PV, theirs_PV))
     return {

@@ -124,13 +124,13 @@ def _rope(layout: Layout) -> dict[str, Any]:
     """RoPE as version 5 of transformers states it, and as versions before."""
     scaling = {"rope_type": "default"}
     if layout.rope_factors is not None:
-        found = rope.as_options(layout.rope_factors, layout.rope_theta)
-        if found is None:
+        scaling_of = rope.as_options(layout.rope_factors, layout.rope_theta)
+        if scaling_of is None:
             raise ExportRefused(
                 "model.rope_factors follow neither a linear scaling nor Llama 3's",
                 "export it as GGUF, which lists them",
             )
-        scaling = found
+        scaling = scaling_of
     parameters = scaling | {"rope_theta": layout.rope_theta}
     old = None if scaling["rope_type"] == "default" else scaling
     return {

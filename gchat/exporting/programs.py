@@ -46,8 +46,8 @@ def llama_cpp(given: Path | None) -> Path | None:
         return folder
     places = [Path(os.environ[LLAMA_CPP])] if os.environ.get(LLAMA_CPP) else []
     for name in ("llama-quantize", "llama-cli", "llama-server"):
-        if (found := shutil.which(name)) is not None:
-            home = Path(found).resolve().parent
+        if (program := shutil.which(name)) is not None:
+            home = Path(program).resolve().parent
             places += [home, home.parent / "lib"]
     spec = find_spec("llama_cpp")
     if spec is not None and spec.origin is not None:

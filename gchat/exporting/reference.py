@@ -241,7 +241,7 @@ def quantize(source: str, out: str, folder: str, ftype: int) -> int:
 
 
 def answer(engine: Any, job: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
-    """What a job asks for."""
+    """Answers a job."""
     out: dict[str, Any] = {}
     for name, one in (("texts", engine.tokenize), ("talks", engine.talk)):
         lists = [one(item) for item in job.get(name, [])]

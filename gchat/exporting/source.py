@@ -14,6 +14,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from gaia.adapters import merged
 from gaia.checkpoint import Checkpointer
 from gaia.errors import CheckpointError, DataError
 from gchat.config import TrainConfig
@@ -134,18 +135,33 @@ class Run:
             yield parameter, np.ascontiguousarray(values, np.float32)
 
     def _leaves(self) -> dict[str, Any]:
-        """Our arrays by dotted name, without their values."""
-        flat, _ = jax.tree_util.tree_flatten_with_path(model_shape(self.config.model).arrays)
+        """Our arrays by dotted name, without their values; adapters are no arrays of their own."""
+        plain = model_shape(self.config.model.without_adapters()).arrays
+        flat, _ = jax.tree_util.tree_flatten_with_path(plain)
         return {".".join(str(key.key) for key in path): leaf for path, leaf in flat}
 
+    @property
+    def _stored(self) -> Any:
+        """The tree of the checkpoint, without its values."""
+        return model_shape(self.config.model).arrays
+
     def _read(self, name: str, leaf: Any) -> np.ndarray:
+        """Reads one of our arrays; what adapters add to it is added."""
         host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-        part: Any = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host)
-        for key in reversed(("params", *name.split("."))):
+
+        def described(leaf: Any) -> Any:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host)
+
+        *path, last = name.split(".")
+        module = functools.reduce(lambda tree, key: tree[key], path, self._stored)
+        part: Any = {last: described(leaf)}
+        if last == "kernel" and "adapter" in module:
+            part["adapter"] = {key: described(each) for key, each in module["adapter"].items()}
+        for key in reversed(("params", *path)):
             part = {key: part}
-        state = self._checkpoints.restore_part(self.step, part).state
-        array = functools.reduce(lambda tree, key: tree[key], name.split("."), state["params"])
-        return np.asarray(array)
+        state = self._checkpoints.restore_part(self.step, part).state["params"]
+        state = merged(state, self.config.model.lora_scale)
+        return np.asarray(functools.reduce(lambda tree, key: tree[key], [*path, last], state))
 
     def facts(self, name: str) -> dict[str, Any]:
         """A JSON file of the run's folder; empty where there is none."""

@@ -1,0 +1,100 @@
+"""Exports in the programs they are for: transformers and llama.cpp, where these are here.
+
+GAIA_LLAMA_CPP names the folder of llama.cpp's libraries, GAIA_TRANSFORMERS a Python with torch and
+transformers; tests/golden/make_import.py says how both are had.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import exported
+import smollm2
+from gchat.__main__ import main
+from gchat.importing import gguf_names
+
+pytestmark = pytest.mark.slow
+TORTURE = Path(__file__).parents[2] / "golden" / "torture.txt"
+PYTHON, LLAMA_CPP = os.environ.get("GAIA_TRANSFORMERS"), os.environ.get("GAIA_LLAMA_CPP")
+with_llama_cpp = pytest.mark.skipif(not LLAMA_CPP, reason="GAIA_LLAMA_CPP is not set")
+with_transformers = pytest.mark.skipif(not PYTHON, reason="GAIA_TRANSFORMERS is not set")
+MODELS = {
+    "untied": ({"digits": 1}, {"qk_norm": False}),
+    "gqa_tied": ({"digits": 3}, {"qk_norm": False, "tied": True, "heads": 4, "kv_heads": 2}),
+    "qk_norm": ({"digits": 1}, {"heads": 4, "kv_heads": 2, "head_dim": 32}),
+}
+
+
+@pytest.fixture(params=MODELS)
+def run(request, tmp_path):
+    words, sizes = MODELS[request.param]
+    sizes = {"seq_len": 256} | sizes
+    return exported.make_run(tmp_path / "run", exported.tokenizer(**words), **sizes)
+
+
+def check(path, run, *options):
+    """Status and findings of `gchat export check`."""
+    command = ["export", "check", str(path), "--run", str(run), "--texts", str(TORTURE), "--json"]
+    return main([*command, *options])
+
+
+@with_llama_cpp
+def test_llama_cpp_computes_the_same(run, tmp_path, capsys):
+    out = tmp_path / "m.gguf"
+    assert main(["export", "gguf", "--run", str(run), "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert check(out, run) == 0
+    found = json.loads(capsys.readouterr().out)["llama.cpp"]
+    assert found["texts"]["other"] == 0 and found["texts"]["count"] > 10_000
+    assert found["logits"]["largest"] < 1e-3 * found["logits"]["std"]
+
+
+@with_llama_cpp
+def test_without_the_permutation_the_check_fails(tmp_path, capsys, monkeypatch):
+    words, sizes = MODELS["untied"]
+    run = exported.make_run(tmp_path / "run", exported.tokenizer(**words), seq_len=256, **sizes)
+    monkeypatch.setattr(gguf_names, "permuted", lambda w, heads: w)
+    monkeypatch.setattr(gguf_names, "unpermuted", lambda w, heads: w)  # our reader is as wrong
+    out = tmp_path / "m.gguf"
+    assert main(["export", "gguf", "--run", str(run), "--out", str(out)]) == 0
+    assert check(out, run, "--random-texts", "10") == 1
+    assert "llama.cpp: logits differ" in capsys.readouterr().err
+
+
+@with_llama_cpp
+def test_k_quants(tmp_path, capsys):
+    run = exported.make_run(
+        tmp_path / "run", exported.tokenizer(), dim=256, head_dim=64, hidden=512, seq_len=256
+    )
+    out = tmp_path / "m.gguf"
+    command = ["export", "gguf", "--run", str(run), "--out", str(out), "--outtype", "q4_K_M"]
+    assert main([*command, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert set(said["types"]) == {"Q4_K", "Q6_K", "F32"} and said["notes"] == [
+        "no chat template: the run was not trained on conversations"
+    ]
+    assert check(out, run, "--random-texts", "10") == 0  # rounded, so nothing is demanded
+
+
+@with_transformers
+def test_transformers_computes_the_same(run, tmp_path, capsys):
+    out = tmp_path / "m"
+    assert main(["export", "hf", "--run", str(run), "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert check(out, run, "--python", PYTHON) == 0
+    found = json.loads(capsys.readouterr().out)["transformers"]
+    assert found["texts"]["other"] == 0 and found["logits"]["largest"] < 1e-4
+
+
+@pytest.mark.skipif(smollm2.path() is None, reason=smollm2.MISSING)
+@with_llama_cpp
+def test_smollm2_goes_out_as_it_came_in(tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "m.gguf"
+    assert main(["import", "gguf", str(smollm2.path()), "--out", str(run), "--seq-len", "512"]) == 0
+    assert main(["export", "gguf", "--run", str(run), "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert check(out, run, "--greedy", "2") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["arrays"]["equal"] == found["arrays"]["tensors"] == 272
