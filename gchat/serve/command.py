@@ -151,6 +151,7 @@ def serve(options: Serve) -> None:
         app = make_app(service, max_bytes=round(options.max_body_mib * 2**20))
         server = HttpServer(app, service, drain_s=options.drain)
         _log_to_stderr()
+        listener.listen(2048)  # whoever reads the next line may ask at once
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         names = ", ".join(service.models)

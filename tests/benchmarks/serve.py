@@ -33,41 +33,6 @@ import harness
 
 sys.path.insert(0, str(harness.ROOT / "tests"))
 LEAVE = 0.3
-WORDS = [
-    "the",
-    "a",
-    "small",
-    "model",
-    "reads",
-    "and",
-    "writes",
-    "text",
-    "one",
-    "token",
-    "at",
-    "time",
-    "because",
-    "every",
-    "byte",
-    "counts",
-    "so",
-    "that",
-    "loss",
-    "falls",
-    "while",
-    "steps",
-    "go",
-    "on",
-    "over",
-    "data",
-    "from",
-    "many",
-    "old",
-    "books",
-    "with",
-    "simple",
-    "words",
-]
 
 
 class Server:
@@ -271,10 +236,12 @@ def prepare(folder: Path, run: Path | None, depth: int) -> Path:
 
 def make_prompts(run: Path, count: int) -> list[list[int]]:
     """Prompts of 8 to 200 tokens, no two alike."""
+    import runs
     from gchat.tokenizer import Tokenizer
 
     tokenizer, rng = Tokenizer.load(run / "tokenizer.json"), random.Random(0)
-    texts = (" ".join(rng.choices(WORDS, k=rng.randint(6, 120))) for _ in range(count))
+    words = runs.TEXT.split()
+    texts = (" ".join(rng.choices(words, k=rng.randint(6, 120))) for _ in range(count))
     return [[tokenizer.bos_id, *tokenizer.encode(f"{i} {text}")[:200]]
             for i, text in enumerate(texts)]  # fmt: skip
 
