@@ -233,7 +233,8 @@ def _generate(args: list[str]) -> None:
 
 def _serve(args: list[str]) -> None:
     from gaia.config import parse
-    from gchat.serve.command import Serve, serve
+    from gchat.serve.command import serve
+    from gchat.serve.options import Serve
 
     options = parse(Serve, args, prog="gchat serve", description=Serve.__doc__)
     serve(options)

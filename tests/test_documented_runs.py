@@ -32,6 +32,8 @@ ELSEWHERE = {
     "gchat export": "gchat/exporting/test_files.py",  # other programs
     "gchat eval core": "gchat/evals/core/test_command.py",  # the bundle
     "gchat chat": "gchat/ask/test_chat.py",  # a terminal
+    "gchat serve": "gchat/serve/test_command.py",  # serves until it is stopped
+    "python tests/benchmarks/serve.py": "test_benchmarks.py",  # minutes
     "python -m gchat.scaling.calibrate": "gchat/test_aot.py",  # compiles for hours
     "gchat plan --sku v6e-8 --search": "gchat/test_aot.py",
     "gchat dashboard": "gchat/scaling/test_dashboard.py",  # serves until it is stopped

@@ -4,18 +4,34 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from gaia.errors import GaiaError
 from gchat.engine.requests import Event, Request
 from gchat.engine.tools import Piece
+from gchat.serve.driver import Driver
 from gchat.serve.errors import ApiError, leaving, printable
+from gchat.serve.fair_queue import FairQueue
+from gchat.serve.metrics import Metrics
 from gchat.serve.usage import Usage
 
-if TYPE_CHECKING:
-    from gchat.serve.local_model import LocalModel
-
 News = Event | Piece
+
+
+class Model(Protocol):
+    """An engine and those who wait for it, as `gchat.serve.local_model` has them."""
+
+    name: str
+    queue: FairQueue
+    driver: Driver
+    metrics: Metrics
+    asked: "set[Asked]"
+
+    def submit(
+        self, request: Request, listener: Callable[[News], None], *, calculator: bool
+    ) -> Callable[[], None]:
+        """Gives a request to the engine; returns what cancels it."""
+        ...
 
 
 class Asked:
@@ -38,7 +54,7 @@ class Asked:
 
     def __init__(
         self,
-        model: "LocalModel",
+        model: Model,
         holder: str,
         requests: Sequence[Request],
         limit_s: float,
@@ -119,7 +135,7 @@ class _Job:
 
     def __init__(
         self,
-        model: "LocalModel",
+        model: Model,
         request: Request,
         first: int,
         calculator: bool,

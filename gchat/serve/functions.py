@@ -143,7 +143,7 @@ class Offer:
 
 
 def offer(tools: Sequence[Tool] | None, choice: ToolChoice | None) -> Offer:
-    """What `tools` and `tool_choice` come to.
+    """The offer that `tools` and `tool_choice` come to.
 
     Raises:
         ApiError: a function must be called that is not offered.
@@ -174,7 +174,7 @@ class CallReader:
         self._held, self._called = "", False
 
     def add(self, text: str) -> list[str | Call]:
-        """What is certain now: pieces of text, and calls that are complete."""
+        """Takes text; gives what of it is certain: pieces of text, and calls that are complete."""
         if not self._any:
             return [text] if text else []
         self._held += text

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,13 +18,11 @@ from gchat.serve.limits import Rates
 from gchat.serve.local_model import LocalModel
 from gchat.serve.metrics import Metrics
 from gchat.serve.open_upstreams import open_upstreams
+from gchat.serve.options import Serve
 from gchat.serve.service import Service
 
-if TYPE_CHECKING:
-    from gchat.serve.command import Serve
 
-
-def open_service(options: "Serve", keys: Keys) -> Service:
+def open_service(options: Serve, keys: Keys) -> Service:
     """Loads all runs.
 
     Raises:

@@ -32,6 +32,7 @@ _PACKAGES = (
 # What a benchmark imports, where that is not the trainer's packages.
 _NEEDS = {
     "gml_cli": ("typer",),
+    "serve": (*_PACKAGES, "fastapi", "uvicorn", "prometheus_client", "llguidance"),
     "metrics_client": ("google_crc32c", "grpc", "numpy", "opentelemetry.proto", "psutil", "chdb"),
     "metrics_queries": ("chdb",),
     "metrics_ui": ("duckdb", "pandas", "playwright", "pyarrow", "psutil"),

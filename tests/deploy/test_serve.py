@@ -56,7 +56,7 @@ def test_images_are_pinned_and_nothing_but_the_proxy_is_public():
 def test_the_servers_options_are_options():
     """Whatever the files start, `gchat serve` takes."""
     from gaia.config import parse
-    from gchat.serve.command import Serve
+    from gchat.serve.options import Serve
 
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     entry = json.loads(values("ENTRYPOINT")[0])[2:]
@@ -135,7 +135,7 @@ def test_nginx_takes_its_file(tmp_path):
 
 @pytest.mark.slow
 def test_each_line_of_the_dockerfile_in_a_clean_environment(data_dir, tmp_path):
-    """What the image would hold, made in an empty folder with an empty home; then it serves."""
+    """Makes what the image would hold, in an empty folder with an empty home; then it serves."""
     work, home = tmp_path / "srv/gaia", tmp_path / "home"
     work.mkdir(parents=True)
     home.mkdir()

@@ -126,7 +126,7 @@ def test_responses_by_their_types(client):
         tool_choice="required",
     )  # fmt: skip
     Response.model_validate_json(raw.content)
-    form = {"type": "json_schema", "name": "weather", "strict": True, "schema": {"enum": ["Oslo", "Köln"]}}
+    form = {"type": "json_schema", "name": "x", "schema": {"enum": ["Oslo", "Köln"]}}
     ask |= {"text": {"format": form}, "max_output_tokens": 300}
     with client.responses.stream(**ask) as stream:  # one that ends by itself
         kinds = [event.type for event in stream]
@@ -203,7 +203,8 @@ def run(command, **environment):
 
 TASKS = {
     "score": "output_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_choice: "
-    "'{{choices}}'\ntarget_delimiter: ''\ndoc_to_target: '{{gold}}'\nmetric_list: [{metric: acc}]\n",
+    "'{{choices}}'\ntarget_delimiter: ''\ndoc_to_target: '{{gold}}'\n"
+    "metric_list: [{metric: acc}]\n",
     "write": "output_type: generate_until\ndoc_to_text: '{{question}}'\ndoc_to_target: ' x'\n"
     "generation_kwargs: {until: ['.'], max_gen_toks: 12}\nmetric_list: [{metric: exact_match}]\n",
 }

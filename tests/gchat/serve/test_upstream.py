@@ -14,8 +14,8 @@ import pytest
 import serving
 from gaia.errors import ConfigError, GaiaError
 from gchat.client import ClientError
-from gchat.serve.command import UPSTREAM_KEY, Serve
 from gchat.serve.open_upstreams import open_upstreams
+from gchat.serve.options import UPSTREAM_KEY, Serve
 from tests.fakes import openai_api
 
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
