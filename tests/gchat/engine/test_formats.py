@@ -188,7 +188,8 @@ def test_formats_change_log_probabilities_little(tied, options, close):
     common = set(first) & set(other)
     assert len(common) >= 3
     differences = [abs(first[i] - other[i]) for i in common]
-    assert 0 < max(differences) < close
+    # A table of unit variance as head makes logits sqrt(dim) as large, their rounding with them.
+    assert 0 < max(differences) < close * (4 if tied else 1)
 
 
 def test_weights_are_kept_in_the_format_and_its_bytes():
