@@ -1,13 +1,13 @@
 """Keys and values of earlier tokens, and attention of new queries over them (decoding).
 
 A row of the cache belongs to one sequence, and position p lies in slot p. Slots lie in chunks, each
-an array of its own: 128, 128, 256, 512, …, the next as long as all before it. Attention takes as
-many whole chunks as the furthest row has come to. So no cache is read for more than twice its
-length, and none is copied: out of a part of one array XLA on CPU makes another array before it
-multiplies, which took three times as long as the products (gchat/EXPERIMENTS.md, "decoding").
+an array of its own: 256, 256, 512, 1,024, …, the next as long as all before it. Attention takes as
+many whole chunks as the furthest row has come to. So little more than twice a row is read, and
+nothing copied: out of a part of one array XLA on CPU makes another array before it multiplies,
+which took three times as long as the products (gchat/EXPERIMENTS.md, "decoding").
 
-The number of chunks does not show in a row's result: a chunk that it does not see adds zeros, to
-the last bit. So a row's result does not depend on the rows beside it.
+The number of chunks does not show in a row's result: one that it does not see leaves its sums as
+they are, to the last bit. So a row's result does not depend on the rows beside it.
 
 Shapes: B rows, T new tokens, S slots, C slots of a chunk, K kv heads, N query heads, G = N / K,
 Q = G * T queries of a kv head, H head dim.
@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from gaia import parallel
 
 BLOCK = 128
-"""Slots of the smallest chunk; a cache has a multiple of it."""
+"""A cache has a multiple of so many slots."""
+_FIRST_CHUNK = 256
 _UNROLLED_ROWS = 8  # rows written one by one; XLA's scatter is slower than that on CPU
 _HIDDEN = -1e30  # finite, so that a row that sees nothing yet gives no NaN
 
@@ -61,7 +62,7 @@ def cache_slots(tokens: int) -> int:
 
 def _chunks(S: int) -> list[int]:
     """Slots of each chunk."""
-    sizes = [BLOCK]
+    sizes = [min(S, _FIRST_CHUNK)]
     while (sofar := sum(sizes)) < S:
         sizes.append(min(sofar, S - sofar))
     return sizes
@@ -159,39 +160,51 @@ def attend_cache(
     q_BKGTH = (q_BTNH.astype(jnp.float32) * H**-0.5).reshape(B, T, K, N // K, H)
     q_BKQH = q_BKGTH.transpose(0, 2, 3, 1, 4).reshape(B, K, N // K * T, H).astype(dtype)
     slot_BQ = jnp.broadcast_to(positions_BT[:, None], (B, N // K, T)).reshape(B, -1)
-    furthest = jnp.max(positions_BT)
-    reached = sum((furthest >= first).astype(jnp.int32) for first in _firsts(cache.k)[1:])
-    counts = [partial(_attend, count, window) for count in range(1, len(cache.k) + 1)]
-    out_BKQH = jax.lax.switch(reached, counts, q_BKQH, slot_BQ, cache)
-    out_BKGTH = out_BKQH.reshape(B, K, N // K, T, H)
+    zero_BKQ = jnp.zeros(q_BKQH.shape[:3], jnp.float32)
+    sums = _Sums(zero_BKQ + _HIDDEN, zero_BKQ, jnp.zeros(q_BKQH.shape, jnp.float32))
+    firsts, furthest = _firsts(cache.k), jnp.max(positions_BT)
+
+    def further(j: int, sums: _Sums) -> _Sums:
+        """The sums with the chunks from the j-th on, as far as any row has come."""
+        sums = _attend(q_BKQH, slot_BQ, cache, j, window, sums)
+        if j + 1 == len(firsts):
+            return sums
+        reached = furthest >= firsts[j + 1]
+        return jax.lax.cond(reached, partial(further, j + 1), lambda sums: sums, sums)
+
+    _, mass_BKQ, out_BKQH = further(0, sums)
+    out_BKGTH = (out_BKQH / mass_BKQ[..., None]).reshape(B, K, N // K, T, H)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q_BTNH.dtype)
 
 
+class _Sums(NamedTuple):
+    """Attention so far, fp32: highest score, sum of weights relative to it, weighted values."""
+
+    top_BKQ: jax.Array
+    mass_BKQ: jax.Array
+    out_BKQH: jax.Array
+
+
 def _attend(
-    count: int, window: int | None, q_BKQH: jax.Array, slot_BQ: jax.Array, cache: KVCache
-) -> jax.Array:
-    """Attention over the first `count` chunks, fp32 [B, K, Q, H]."""
+    q_BKQH: jax.Array, slot_BQ: jax.Array, cache: KVCache, j: int, window: int | None, sums: _Sums
+) -> _Sums:
+    """The sums with chunk `j`."""
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    dtype, scores = q_BKQH.dtype, []
-    for j, first in enumerate(_firsts(cache.k)[:count]):
-        score_BKQC = product("bkqh,bkch->bkqc", q_BKQH, cache.k[j].astype(dtype))
-        if cache.k_scale:
-            score_BKQC *= cache.k_scale[j][:, :, None]
-        slot_11C = (first + jnp.arange(cache.k[j].shape[2]))[None, None]
-        seen_BQC = slot_11C <= slot_BQ[..., None]
-        if window is not None:
-            seen_BQC &= slot_11C > slot_BQ[..., None] - window
-        scores.append(jnp.where(seen_BQC[:, None], score_BKQC, _HIDDEN))
-    top_BKQ = jnp.max(scores[0], axis=-1)
-    for score_BKQC in scores[1:]:
-        top_BKQ = jnp.maximum(top_BKQ, jnp.max(score_BKQC, axis=-1))
-    mass_BKQ = jnp.zeros(q_BKQH.shape[:3], jnp.float32)
-    out_BKQH = jnp.zeros(q_BKQH.shape, jnp.float32)
-    for j, score_BKQC in enumerate(scores):
-        weight_BKQC = jnp.exp(score_BKQC - top_BKQ[..., None])
-        mass_BKQ += jnp.sum(weight_BKQC, axis=-1)
-        if cache.v_scale:
-            weight_BKQC *= cache.v_scale[j][:, :, None]
-        v_BKCH = cache.v[j].astype(dtype)
-        out_BKQH += product("bkqc,bkch->bkqh", weight_BKQC.astype(dtype), v_BKCH)
-    return out_BKQH / mass_BKQ[..., None]
+    dtype, first = q_BKQH.dtype, _firsts(cache.k)[j]
+    score_BKQC = product("bkqh,bkch->bkqc", q_BKQH, cache.k[j].astype(dtype))
+    if cache.k_scale:
+        score_BKQC *= cache.k_scale[j][:, :, None]
+    slot_11C = (first + jnp.arange(score_BKQC.shape[-1]))[None, None]
+    seen_BQC = slot_11C <= slot_BQ[..., None]
+    if window is not None:
+        seen_BQC &= slot_11C > slot_BQ[..., None] - window
+    score_BKQC = jnp.where(seen_BQC[:, None], score_BKQC, _HIDDEN)
+    top_BKQ = jnp.maximum(sums.top_BKQ, jnp.max(score_BKQC, axis=-1))
+    shrink_BKQ = jnp.exp(sums.top_BKQ - top_BKQ)
+    weight_BKQC = jnp.exp(score_BKQC - top_BKQ[..., None])
+    mass_BKQ = sums.mass_BKQ * shrink_BKQ + jnp.sum(weight_BKQC, axis=-1)
+    if cache.v_scale:
+        weight_BKQC *= cache.v_scale[j][:, :, None]
+    v_BKCH = cache.v[j].astype(dtype)
+    new_BKQH = product("bkqc,bkch->bkqh", weight_BKQC.astype(dtype), v_BKCH)
+    return _Sums(top_BKQ, mass_BKQ, sums.out_BKQH * shrink_BKQ[..., None] + new_BKQH)

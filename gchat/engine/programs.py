@@ -245,14 +245,6 @@ def decode(
     model: GPT = nnx.merge(plan.graph, params)
     B, W = rows.token_B.shape[0], plan.speculate + 1
     started_B = rows.position_B >= 0
-    out = Decoded(
-        jnp.full((MAX_STEPS, B), -1, jnp.int32),
-        jnp.zeros((MAX_STEPS, B), jnp.float32),
-        jnp.zeros((MAX_STEPS, B, MAX_LOGPROBS), jnp.int32),
-        jnp.zeros((MAX_STEPS, B, MAX_LOGPROBS), jnp.float32),
-        jnp.int32(0),
-        jnp.zeros(B, jnp.int32),
-    )
     if plan.speculate:
         state = state._replace(ids_BS=_noted(state.ids_BS, rows.position_B, rows.token_B))
 
@@ -298,8 +290,19 @@ def decode(
         _, _, seen_BV, ids_BS, rows, out = carry
         return state._replace(seen_BV=seen_BV, ids_BS=ids_BS), rows, out
 
-    state, _, out = jax.lax.while_loop(more, one, (state, rows, out))
+    state, _, out = jax.lax.while_loop(more, one, (state, rows, _nothing(B)))
     return state, out
+
+
+def _nothing(B: int) -> Decoded:
+    return Decoded(
+        jnp.full((MAX_STEPS, B), -1, jnp.int32),
+        jnp.zeros((MAX_STEPS, B), jnp.float32),
+        jnp.zeros((MAX_STEPS, B, MAX_LOGPROBS), jnp.int32),
+        jnp.zeros((MAX_STEPS, B, MAX_LOGPROBS), jnp.float32),
+        jnp.int32(0),
+        jnp.zeros(B, jnp.int32),
+    )
 
 
 def _chosen(

@@ -120,7 +120,7 @@ def test_attention_over_blocks_is_attention_and_rows_are_alone(lengths, window, 
     dtype=st.sampled_from(["float32", "int8"]),
 )
 def test_what_is_written_lies_at_its_positions_and_nothing_else_changes(firsts, tokens, dtype):
-    """Over the edges of chunks (at 128, 256), beyond the end, and not at all for idle rows."""
+    """Over the edge of two chunks (at 256), beyond the end, and not at all for idle rows."""
     many, slots = B, 512
     draw = np.random.default_rng(tokens)
     before = empty_cache(many, K, slots, H, dtype)
@@ -129,7 +129,7 @@ def test_what_is_written_lies_at_its_positions_and_nothing_else_changes(firsts, 
     positions = np.array(firsts)[:, None] + np.arange(tokens)[None]
     after = writing(before, new, new, positions.astype(np.int32))
     whole = np.concatenate(before.k, axis=2).astype(np.float32)
-    assert whole.shape == (many, K, slots, H) and len(before.k) == 3
+    assert whole.shape == (many, K, slots, H) and [c.shape[2] for c in before.k] == [256, 256]
     for b, first in enumerate(firsts):
         for t in range(tokens if first >= 0 else 0):
             if first + t < slots:
@@ -190,7 +190,8 @@ def test_formats_change_log_probabilities_little(tied, options, close):
     common = set(first) & set(other)
     assert len(common) >= 3
     differences = [abs(first[i] - other[i]) for i in common]
-    assert 0 < max(differences) < close
+    # A table of unit variance as head makes logits sqrt(dim) as large, their rounding with them.
+    assert 0 < max(differences) < close * (4 if tied else 1)
 
 
 def test_weights_are_kept_in_the_format_and_its_bytes():

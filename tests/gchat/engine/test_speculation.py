@@ -21,7 +21,7 @@ drafted = jax.jit(draft, static_argnums=2)
 
 
 def draft_by_hand(ids, k):
-    """What followed the latest of the longest matches of up to 4 last ids, repeated."""
+    """The ids behind the latest of the longest matches of up to 4 last ids, repeated."""
     for n in range(min(4, len(ids) - 1), 0, -1):
         for end in range(len(ids) - 1, n - 1, -1):
             if ids[end - n : end] == ids[-n:]:
