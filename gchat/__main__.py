@@ -1,7 +1,7 @@
 """The `gchat` command: verbs and printing only.
 
 gchat speedrun | train | sample | chat | generate | plan | dashboard | checkpoints | eval bpb|core
-      | import hf|gguf | sweep | compare | ladder | research run
+      | import hf|gguf | sweep | compare | ladder | research run|ideas|with
       | data prepare|curate|download|count|verify|upload | tokenizer train|eval
 """
 
@@ -43,6 +43,8 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   compare              branches, trained alike: gchat compare main my-idea --minutes 10
   ladder               sizes, the law of their losses, the next size: gchat ladder --depths 2 3 4 5
   research run         one experiment of an agent's loop: gchat research run --minutes 5 --json
+  research ideas       ideas that ship as patches: gchat compare main +relu2
+  research with        any verb with ideas applied: gchat research with +fast train --data-dir DIR
   sweep                variants x sizes x seeds of a YAML file: gchat sweep FILE.yaml
 
 --debug anywhere shows a traceback instead of one line."""
@@ -291,11 +293,15 @@ def _ladder(args: list[str]) -> None:
 
 
 def _research(args: list[str]) -> None:
-    from gchat.research.cli import research_main
-
     raise_on_interrupt()
-    _known("gchat research", args, ["run"])
-    research_main(args[1:])
+    verb = _known("gchat research", args, ["run", "with", "ideas"])
+    if verb == "with":
+        from gchat.research.patched import run
+
+        run(args[1:])
+    from gchat.research.cli import ideas_main, research_main
+
+    (research_main if verb == "run" else ideas_main)(args[1:])
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {

@@ -1,4 +1,4 @@
-"""The verbs of research: `gchat sweep`, `compare`, `ladder`, `research run`."""
+"""The verbs of research: `gchat sweep`, `compare`, `ladder`, `research run`, `research ideas`."""
 
 import json
 import time
@@ -14,7 +14,7 @@ from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError, GaiaError
 from gchat.config import derive, load
 from gchat.model_shape import matmul_params
-from gchat.research import cells, experiment, ladder, picture, worktrees
+from gchat.research import cells, experiment, ideas, ladder, picture, worktrees
 from gchat.research import compare as comparing
 from gchat.research import sweep as sweeping
 from gchat.research.statistics import LEVEL
@@ -43,7 +43,8 @@ class Compare:
     """Train branches with the same data, options and seeds, and say how they differ."""
 
     branches: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Branches, commits or merges (a+b); `.` is the working tree. The first one is the baseline."""
+    """Branches, commits, merges (a+b) or ideas (+NAME, see gchat research ideas); `.` is the working
+    tree. The first one is the baseline."""
     preset: str = "cpu"
     """Preset of every training."""
     minutes: float | None = None
@@ -142,6 +143,32 @@ class Research:
     """Folder of results.tsv, diffs and runs."""
     json: bool = False
     """Print the line as JSON."""
+
+
+@dataclass(frozen=True)
+class Ideas:
+    """List the ideas that ship as patches, for `gchat compare main +NAME`."""
+
+    json: bool = False
+    """Print them as one JSON list."""
+
+
+def ideas_main(args: list[str]) -> None:
+    """`gchat research ideas`."""
+    shown = parse(Ideas, args, prog="gchat research ideas", description=Ideas.__doc__)
+    listed = [(ideas.read(name), ideas.title(name)) for name in ideas.names()]
+    if shown.json:
+        rows = [
+            {"name": idea.name, "title": title, "options": idea.options,
+             "patches": [str(patch) for patch in idea.patches],
+             "not_exportable": idea.not_exportable}
+            for idea, title in listed
+        ]  # fmt: skip
+        print(json.dumps(rows))
+        return
+    width = max(len(idea.name) for idea, _ in listed) + 1
+    for idea, title in listed:
+        print(f"{'+' + idea.name:{width}}  {title}")
 
 
 def ladder_main(args: list[str]) -> None:

@@ -31,6 +31,7 @@ from gaia.writer_lock import WriterLock
 from gchat.config import load
 from gchat.research import cells
 from gchat.research.cells import Cell, Code, Result
+from gchat.research.options import options
 from gchat.run.progress import clock
 
 RESULTS = "results.jsonl"
@@ -145,19 +146,6 @@ def read_sweep(path: Path) -> tuple[Sweep, str | None]:
     sweep.check()
     data = tree.get("data")
     return sweep, None if data is None else str(data)
-
-
-def options(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """`{model.depth: 2}` as `--model.depth=2`; lists become several words."""
-    words: list[str] = []
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            words += options({f"{name}.{key}": one for key, one in value.items()})
-        elif isinstance(value, list):
-            words += [f"--{name}", *map(str, value)]
-        else:
-            words.append(f"--{name}={value}")
-    return tuple(words)
 
 
 def _groups(path: Path, name: str, tree: Any) -> dict[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Source trees of branches side by side: one git worktree each, evaluated by the same code.
+"""Source trees of branches and ideas side by side: one git worktree each, one judge for all.
 
 What judges a run (`JUDGES`) is taken from the first branch in every tree, so that a branch cannot
 grade itself; where a branch changes it, that is said.
@@ -10,8 +10,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from gaia.errors import DataError, GaiaError
+from gaia.errors import ConfigError, DataError, GaiaError
+from gchat.research import ideas
 from gchat.research.cells import Code, code_at
+from gchat.research.ideas import Idea
 
 JUDGES = ("gchat/evals", "gchat/run/scorer.py", "gchat/run/names.py")
 """Paths of the code that measures a run."""
@@ -28,16 +30,19 @@ class Tree:
     """One variant's code.
 
     Attributes:
-        name: as given: a branch, a commit, `a+b` for their merge, `.` for the working tree.
+        name: as given: a branch, a commit, `.` for the working tree, `a+b` for the merge of two
+            branches; a part that is an idea is applied as a patch, and `+idea` to the first tree.
         code: its state on disk.
         size: files, lines added, lines removed, against the first tree.
         notes: sentences that the report must hold.
+        options: of `gchat train` that belong to its ideas.
     """
 
     name: str
     code: Code
     size: tuple[int, int, int] = (0, 0, 0)
     notes: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 def repository() -> Path:
@@ -54,6 +59,11 @@ def repository() -> Path:
     return Path(done.stdout.strip())
 
 
+def head(root: Path) -> str:
+    """Full hash of the clone's HEAD."""
+    return _commit(root, "HEAD")
+
+
 def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
     """Lays out one variant below `folder`.
 
@@ -66,17 +76,25 @@ def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
     Raises:
         TreeError: the name is unknown, the branches do not merge, or the disk is full.
     """
-    parts = name.split("+") if name != WORKING_TREE else ["HEAD"]
-    commits = [_commit(root, part) for part in parts]
-    place = folder / f"{name.replace('/', '_') if name != WORKING_TREE else 'working-tree'}"
+    branches, wanted = _parts(root, name, first)
+    commits = [_commit(root, part) for part in branches]
+    place = folder / (name.replace("/", "_") if name != WORKING_TREE else "working-tree")
     remove_tree(root, place)
     folder.mkdir(parents=True, exist_ok=True)
     _run(root, "worktree", "add", "--detach", "--force", str(place), commits[0])
-    for part, commit in zip(parts[1:], commits[1:], strict=True):
+    for part, commit in zip(branches[1:], commits[1:], strict=True):
         _run(place, "merge", "--no-edit", "-m", f"{name}: {part}", commit)
-    notes = list(_copy_changes(root, place) if name == WORKING_TREE else _left_out(root, parts))
+    on_changes = first is not None and first.name == WORKING_TREE and name.startswith("+")
+    takes_changes = name == WORKING_TREE or on_changes
+    notes = list(_copy_changes(root, place) if takes_changes else _left_out(root, branches))
+    for idea in wanted:
+        for patch in idea.patches:
+            apply(place, patch)
+    options = tuple(option for idea in wanted for option in idea.options)
+    if options:
+        notes.append(f"{name} trains with {' '.join(options)}")
     if first is None:
-        return Tree(name, code_at(place), notes=tuple(notes))
+        return Tree(name, code_at(place), notes=tuple(notes), options=options)
     base = first.code.commit
     changed = _run(place, "diff", "--name-only", base, "--", *JUDGES).split()
     if changed:
@@ -84,7 +102,50 @@ def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
         _run(place, "checkout", base, "--", *present)
         notes.append(f"{', '.join(changed)} of {name} counts for nothing: {first.name}'s judges")
     size = _size(_run(place, "diff", "--numstat", base, "--", "*.py", "*.yaml"))
-    return Tree(name, code_at(place), size, tuple(notes))
+    return Tree(name, code_at(place), size, tuple(notes), options)
+
+
+def _parts(root: Path, name: str, first: Tree | None) -> tuple[list[str], list[Idea]]:
+    """Branches to merge and ideas to apply, of a name; a branch goes before an idea of its name.
+
+    Raises:
+        TreeError: a part is neither.
+    """
+    if name == WORKING_TREE:
+        return ["HEAD"], []
+    start, *parts = name.split("+")
+    branches = [start or (first.code.commit if first else "HEAD")]
+    wanted = []
+    for part in parts:
+        try:
+            _commit(root, part)
+            branches.append(part)
+        except TreeError:
+            try:
+                wanted.append(ideas.read(part))
+            except ConfigError as error:
+                raise TreeError(
+                    f"{part!r} of {name} is no branch, commit or idea", error.remedy
+                ) from None
+    return branches, wanted
+
+
+def apply(place: Path, patch: Path) -> None:
+    """Applies an idea's patch to a source tree, by a merge where the code has moved on.
+
+    Raises:
+        TreeError: it does not fit.
+    """
+    try:
+        _run(place, "apply", "--index", str(patch))
+    except TreeError:
+        try:
+            _run(place, "apply", "--index", "--3way", str(patch))
+        except TreeError as error:
+            raise TreeError(
+                f"{patch.parent.name} does not fit this code ({error.problem})",
+                "leave it out, or make a branch of it and mend that",
+            ) from None
 
 
 def remove_tree(root: Path, place: Path) -> None:
