@@ -43,7 +43,7 @@ class Compare:
     """Train branches with the same data, options and seeds, and say how they differ."""
 
     branches: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Branches, commits, merges (a+b) or ideas (+NAME, see gchat research ideas); `.` is the working
+    """Branches, commits, merges (a+b) or ideas (+NAME of gchat research ideas); `.` is the working
     tree. The first one is the baseline."""
     preset: str = "cpu"
     """Preset of every training."""

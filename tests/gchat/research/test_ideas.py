@@ -55,7 +55,7 @@ def test_every_patch_fits_this_code(tmp_path):
 
 
 def test_ideas_are_listed_with_a_page_each():
-    assert NAMES == sorted(path.name for path in ideas.FOLDER.iterdir() if path.is_dir())
+    assert sorted(path.name for path in ideas.FOLDER.iterdir() if path.is_dir()) == NAMES
     for name in NAMES:
         idea = ideas.read(name)
         assert idea.patches or idea.options

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from gaia.hyper_connections import HyperConnection, sinkhorn
 
 import tiny
 from gaia import hyper_connections
-from gaia.hyper_connections import HyperConnection, sinkhorn
 from gchat import model
 from gchat.model import GPT, Block
 

@@ -4,12 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from gaia.kernels.smear import Smear
 
 import tiny
 from gaia.errors import ConfigError
 from gaia.kernels.cached_attention import empty_cache
 from gaia.kernels.segments import Trie
-from gaia.kernels.smear import Smear
 
 
 @pytest.fixture

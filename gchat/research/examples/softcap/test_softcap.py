@@ -13,9 +13,10 @@ N, D, V, USED = 13, 8, 16, 11
 def plain(x, head, targets):
     """Autodiff's own."""
     logits = SOFTCAP * jnp.tanh(x @ head / SOFTCAP)[:, :USED]
-    nll = jax.nn.logsumexp(logits, axis=1) - jnp.take_along_axis(
-        logits, jnp.maximum(targets, 0)[:, None], axis=1
-    )[:, 0]
+    nll = (
+        jax.nn.logsumexp(logits, axis=1)
+        - jnp.take_along_axis(logits, jnp.maximum(targets, 0)[:, None], axis=1)[:, 0]
+    )
     return jnp.where(targets >= 0, nll, 0.0)
 
 

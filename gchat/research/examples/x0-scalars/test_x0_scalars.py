@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from gaia.blend import Blend
 
 import tiny
-from gaia.blend import Blend
 from gchat.model import GPT
 
 
