@@ -81,12 +81,12 @@ def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
     place = folder / (name.replace("/", "_") if name != WORKING_TREE else "working-tree")
     remove_tree(root, place)
     folder.mkdir(parents=True, exist_ok=True)
-    _run(root, "worktree", "add", "--detach", "--force", str(place), commits[0])
+    run_git(root, "worktree", "add", "--detach", "--force", str(place), commits[0])
     for part, commit in zip(branches[1:], commits[1:], strict=True):
-        _run(place, "merge", "--no-edit", "-m", f"{name}: {part}", commit)
+        run_git(place, "merge", "--no-edit", "-m", f"{name}: {part}", commit)
     on_changes = first is not None and first.name == WORKING_TREE and name.startswith("+")
     takes_changes = name == WORKING_TREE or on_changes
-    notes = list(_copy_changes(root, place) if takes_changes else _left_out(root, branches))
+    notes = list(copy_changes(root, place) if takes_changes else _left_out(root, branches))
     for idea in wanted:
         for patch in idea.patches:
             apply(place, patch)
@@ -96,12 +96,12 @@ def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
     if first is None:
         return Tree(name, code_at(place), notes=tuple(notes), options=options)
     base = first.code.commit
-    changed = _run(place, "diff", "--name-only", base, "--", *JUDGES).split()
+    changed = run_git(place, "diff", "--name-only", base, "--", *JUDGES).split()
     if changed:
         present = [path for path in JUDGES if (Path(first.code.path) / path).exists()]
-        _run(place, "checkout", base, "--", *present)
+        run_git(place, "checkout", base, "--", *present)
         notes.append(f"{', '.join(changed)} of {name} counts for nothing: {first.name}'s judges")
-    size = _size(_run(place, "diff", "--numstat", base, "--", "*.py", "*.yaml"))
+    size = _size(run_git(place, "diff", "--numstat", base, "--", "*.py", "*.yaml"))
     return Tree(name, code_at(place), size, tuple(notes), options)
 
 
@@ -137,10 +137,10 @@ def apply(place: Path, patch: Path) -> None:
         TreeError: it does not fit.
     """
     try:
-        _run(place, "apply", "--index", str(patch))
+        run_git(place, "apply", "--index", str(patch))
     except TreeError:
         try:
-            _run(place, "apply", "--index", "--3way", str(patch))
+            run_git(place, "apply", "--index", "--3way", str(patch))
         except TreeError as error:
             raise TreeError(
                 f"{patch.parent.name} does not fit this code ({error.problem})",
@@ -170,13 +170,13 @@ _AUTHOR = {
 
 def _commit(root: Path, name: str) -> str:
     try:
-        return _run(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
+        return run_git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
     except TreeError:
-        branches = _run(root, "branch", "--format", "%(refname:short)").split()
+        branches = run_git(root, "branch", "--format", "%(refname:short)").split()
         raise TreeError(f"{name!r} is no branch or commit", f"use {', '.join(branches)}") from None
 
 
-def _copy_changes(root: Path, place: Path) -> list[str]:
+def copy_changes(root: Path, place: Path) -> list[str]:
     """Brings the working tree's uncommitted changes along; says what was brought."""
     patch = subprocess.run(
         ["git", "-C", str(root), "diff", "HEAD", "--binary"], capture_output=True, check=True
@@ -189,9 +189,10 @@ def _copy_changes(root: Path, place: Path) -> list[str]:
             check=False,
         )
         if done.returncode:
-            raise TreeError("the working tree's changes do not apply", done.stderr.decode().strip())
-    new = _run(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *_HERE).split("\0")
-    for file in filter(None, new):
+            said = " ".join(done.stderr.decode().split())
+            raise TreeError("the working tree's changes do not apply", said)
+    new = run_git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *_HERE)
+    for file in filter(None, new.split("\0")):
         (place / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / file, place / file)
     state = code_at(place)
@@ -219,7 +220,12 @@ def _size(numstat: str) -> tuple[int, int, int]:
     return len(rows), added, removed
 
 
-def _run(folder: Path, *words: str) -> str:
+def run_git(folder: Path, *words: str) -> str:
+    """Output of a git command in a folder.
+
+    Raises:
+        TreeError: it failed.
+    """
     environment = os.environ | _AUTHOR | {"GIT_TERMINAL_PROMPT": "0"}
     done = subprocess.run(
         ["git", "-C", str(folder), *words],
