@@ -33,7 +33,7 @@ RATES = {"embedding_lr": 0.3, "unembedding_lr": 0.008, "matrix_lr": 0.02, "scala
 DECAY = 0.28  # base_train's, falling to 0 by a cosine
 SHARE = 0.9  # of nanochat's tokens, for `fast`
 BUDGETS, BATCHES, SCALES = (1_310_720, 2_490_368), (4096, 16384), (0.5, 1.0, 2.0)
-EVAL_TOKENS = 65_536
+EVAL_TOKENS, QUICK_EVAL_TOKENS, POINTS = 32_768, 4_096, 5
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def gchat(words: list[str], tree: Path) -> None:
     subprocess.run([sys.executable, "-m", "gchat", *words], env=environment, check=True)
 
 
-def options(cell: Cell, data: Path) -> list[str]:
+def options(cell: Cell, data: Path, eval_tokens: int = EVAL_TOKENS) -> list[str]:
     """Of `gchat train`, for one of our cells."""
     preset = "baseline" if cell.side == "baseline" else "cpu"
     words = [preset, "--data-dir", str(data), f"--training.tokens={cell.tokens}"]
@@ -110,7 +110,7 @@ def options(cell: Cell, data: Path) -> list[str]:
     words += [f"--model.hidden={HIDDEN}", f"--model.seq-len={T}", "--model.compute-dtype=float32"]
     words += [f"--training.batch-size={cell.batch // T}", f"--training.seed={cell.seed}"]
     words += [
-        f"--eval.tokens={EVAL_TOKENS}",
+        f"--eval.tokens={eval_tokens}",
         "--eval.sample-tokens=1",
         "--training.loss-chunk=1024",
     ]
@@ -119,13 +119,15 @@ def options(cell: Cell, data: Path) -> list[str]:
     return words
 
 
-def train_ours(cell: Cell, data: Path, trees: dict[str, Path], folder: Path) -> dict[str, Any]:
+def train_ours(
+    cell: Cell, data: Path, trees: dict[str, Path], folder: Path, eval_tokens: int
+) -> dict[str, Any]:
     """Trains one of our cells; a run that was killed is resumed."""
     from gchat.research.ideas import read
     from gchat.run.report import read_series
 
-    words = options(cell, data)
-    every = max(1, cell.tokens // cell.batch // 10)
+    words = options(cell, data, eval_tokens)
+    every = max(1, cell.tokens // cell.batch // POINTS)
     if cell.side == "fast":
         words[1:1] = read("fast").options
     name = f"{cell.side}-{cell.tokens}-{cell.batch}-s{cell.seed}"
@@ -145,7 +147,7 @@ def train_theirs(cell: Cell, args: argparse.Namespace, data: Path) -> dict[str, 
     """Trains one of nanochat's cells in a process of its own."""
     rows = written_rows(cell, data, args.out)
     job = {"cell": asdict(cell), "rows": str(rows), "validation": str(args.out / "val.npz")}
-    job["compile"] = not args.quick
+    job |= {"compile": not args.quick, "points": 1 if args.quick else POINTS}
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(args.nanochat), str(harness.ROOT)]),
         "NANOCHAT_DTYPE": "float32",
@@ -183,7 +185,7 @@ def written_rows(cell: Cell, data: Path, out: Path) -> Path:
     return path
 
 
-def write_validation(data: Path, out: Path) -> None:
+def write_validation(data: Path, out: Path, eval_tokens: int) -> None:
     """The windows that our validation scores, each in a row of its own, with bytes per target."""
     import numpy as np
 
@@ -192,7 +194,7 @@ def write_validation(data: Path, out: Path) -> None:
     from gchat.evals.periodic import validation_documents
     from gchat.run.training_data import TrainingData
 
-    config = load(options(Cell("cpu", BUDGETS[0], BATCHES[0], 1.0, 1), data))
+    config = load(options(Cell("cpu", BUDGETS[0], BATCHES[0], 1.0, 1), data, eval_tokens))
     source = TrainingData(config.data)
     config, _ = source.derive(config)
     token_bytes = source.tokenizer.token_bytes()
@@ -231,7 +233,7 @@ def work(job: dict[str, Any]) -> None:
     warm, down = 40, round(0.65 * steps)
     curve, times = [], []
     for step in range(steps):
-        if step % max(1, steps // 10) == 0:
+        if step % max(1, steps // job["points"]) == 0:
             curve.append([step * cell["batch"], validation(run, job["validation"], micro)])
         began = time.perf_counter()
         for part in np.split(rows[step].astype(np.int64), rows.shape[1] // micro):
@@ -307,7 +309,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     args.nanochat = args.nanochat.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     data, results = prepare(args), Results(args.out / "results.jsonl")
-    write_validation(data, args.out)
+    eval_tokens = QUICK_EVAL_TOKENS if args.quick else EVAL_TOKENS
+    write_validation(data, args.out, eval_tokens)
     trees = {"fast": fast_tree(args.out), "cpu": harness.ROOT, "baseline": harness.ROOT}
     budgets = (81_920,) if args.quick else args.tokens
     seeds = args.seeds[:1] if args.quick else args.seeds
@@ -320,7 +323,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             theirs = cell.side == "nanochat"
             row = (
                 train_theirs(cell, args, data) if theirs
-                else train_ours(cell, data, trees, args.out / "runs")
+                else train_ours(cell, data, trees, args.out / "runs", eval_tokens)
             )  # fmt: skip
             results.add(cell, row)
             print(f"  {row['bpb']:.4f} bits per byte in {row['seconds']:.0f} s", flush=True)
