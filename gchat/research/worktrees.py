@@ -80,7 +80,12 @@ def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
     commits = [_commit(root, part) for part in branches]
     place = folder / (name.replace("/", "_") if name != WORKING_TREE else "working-tree")
     remove_tree(root, place)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TreeError(
+            f"{folder} cannot be made ({error.strerror})", "give another --out"
+        ) from None
     run_git(root, "worktree", "add", "--detach", "--force", str(place), commits[0])
     for part, commit in zip(branches[1:], commits[1:], strict=True):
         run_git(place, "merge", "--no-edit", "-m", f"{name}: {part}", commit)

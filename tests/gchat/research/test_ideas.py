@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gaia.errors import ConfigError
-from gchat.research import ideas
+from gchat.research import ideas, patched
 
 ROOT = Path(__file__).parents[3]
 NAMES = ideas.names()
@@ -94,6 +94,54 @@ def test_parts_come_first(tmp_path):
     assert idea.options == ("--model.depth=2", "--model.depth=3")
     assert [patch.parent.name for patch in idea.patches] == ["b"]
     assert idea.preset == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "names no idea"),
+        (["fast", "train"], "names no verb"),
+        (["+fast"], "names no verb"),
+        (["+fsat", "train"], "perhaps you meant .fast"),
+    ],
+)
+def test_with_says_what_is_missing(words, said):
+    with pytest.raises(ConfigError, match=said):
+        patched.command(words)
+
+
+def test_the_options_of_ideas_come_before_what_is_typed():
+    fast = [ideas.read("fast")]
+    words = patched._with_options(["--depth", "2"], fast)
+    assert words == ["cpu", *fast[0].options, "--depth", "2"]
+    words = patched._with_options(["baseline", "--depth", "2"], fast)
+    assert words == ["baseline", *fast[0].options, "--depth", "2"]
+
+
+@pytest.mark.slow
+def test_fast_is_trained_and_sampled_by_one_command_each(tmp_path, data_dir, user_environment):
+    """What decodes: value embeddings beside packed matrices, smear's cache, the capped logits."""
+    clone, tiny = tmp_path / "clone", "--model.dim=32 --model.head-dim=16 --model.hidden=64"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    tiny += " --model.depth=2 --model.seq-len=64 --training.batch-size=2 --training.steps=4"
+    tiny += " --warmup=1 --eval.tokens=400 --eval.sample-tokens=4"
+    environment = user_environment | {"PYTHONPATH": str(clone)}
+
+    def with_fast(*words):
+        command = [sys.executable, "-m", "gchat", "research", "with", "+fast", *words]
+        done = subprocess.run(
+            command, cwd=clone, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    said = with_fast("train", "--data-dir", str(data_dir), "--run-dir", "runs/x", *tiny.split())
+    assert "step 4" in said
+    answer = with_fast(
+        "sample", "--run", "runs/x", "--prompt", "The", "--max-tokens", "5", "--json"
+    )
+    assert "text" in answer
+    assert len(list((clone / "runs" / "with").iterdir())) == 1  # one tree for both
 
 
 @pytest.mark.slow
