@@ -44,27 +44,28 @@ class Idea:
     not_exportable: tuple[str, ...] = ()
 
 
-def names(folder: Path = FOLDER) -> list[str]:
+def names(folder: Path | None = None) -> list[str]:
     """The ideas that there are."""
-    return sorted(p.parent.name for p in folder.glob("*/README.md"))
+    return sorted(p.parent.name for p in (folder or FOLDER).glob("*/README.md"))
 
 
-def title(name: str, folder: Path = FOLDER) -> str:
+def title(name: str) -> str:
     """First line of an idea's page."""
-    return (folder / name / "README.md").read_text().partition("\n")[0].lstrip("# ")
+    return (FOLDER / name / "README.md").read_text().partition("\n")[0].lstrip("# ")
 
 
-def read(name: str, folder: Path = FOLDER, *, within: Sequence[str] = ()) -> Idea:
+def read(name: str, folder: Path | None = None, *, within: Sequence[str] = ()) -> Idea:
     """Reads an idea with its parts.
 
     Args:
         name: of its folder.
-        folder: that holds the folders.
+        folder: that holds the folders; the shipped ones when left out.
         within: ideas that it is a part of.
 
     Raises:
         ConfigError: there is none of that name, or its settings cannot work.
     """
+    folder = folder or FOLDER
     known = names(folder)
     if name not in known:
         nearest = get_close_matches(name, known, n=1)
