@@ -299,7 +299,7 @@ def fast_tree(out: Path) -> Path:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """`--quick`: twenty steps of one cell of each side; nothing is concluded from it."""
+    """`--quick`: ten steps of one cell of each side; nothing is concluded from it."""
     from vs_nanochat import reason_to_skip
 
     args.out = args.out.resolve()
@@ -312,7 +312,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     eval_tokens = QUICK_EVAL_TOKENS if args.quick else EVAL_TOKENS
     write_validation(data, args.out, eval_tokens)
     trees = {"fast": fast_tree(args.out), "cpu": harness.ROOT, "baseline": harness.ROOT}
-    budgets = (81_920,) if args.quick else args.tokens
+    budgets = (40_960,) if args.quick else args.tokens
     seeds = args.seeds[:1] if args.quick else args.seeds
     batches, scales = ((4096,), (1.0,)) if args.quick else (BATCHES, SCALES)
 
