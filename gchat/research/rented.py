@@ -28,7 +28,7 @@ _HOME = "results"
 
 @dataclass(frozen=True)
 class Rental:
-    """What may be spent.
+    """A machine and the most that it may cost.
 
     Attributes:
         on: instance type, or words of `gml run` such as `v6e-1 --spot`.
@@ -51,7 +51,7 @@ class Rental:
         return int(self.budget / (self.lifetime_minutes / 60) * 100) / 100
 
     def words(self) -> list[str]:
-        """Of `gml run`, for the machine."""
+        """Words of `gml run` for the machine."""
         on = shlex.split(self.on)
         machine = on if on[0].startswith("-") else ["--instance-type", *on]
         limits = ["--timeout", f"{self.lifetime_minutes}m", "--max-price", f"{self.max_price:.2f}"]

@@ -103,7 +103,7 @@ def gchat(words: list[str], tree: Path) -> None:
 
 
 def options(cell: Cell, data: Path, eval_tokens: int = EVAL_TOKENS) -> list[str]:
-    """Of `gchat train`, for one of our cells."""
+    """Words of `gchat train` for one of our cells."""
     preset = "baseline" if cell.side == "baseline" else "cpu"
     words = [preset, "--data-dir", str(data), f"--training.tokens={cell.tokens}"]
     words += [f"--model.depth={DEPTH}", f"--model.dim={DIM}", f"--model.head-dim={DIM // HEADS}"]

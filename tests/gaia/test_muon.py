@@ -19,7 +19,7 @@ def matrices(seed, shape=SHAPE):
 
 
 def directions(rule, grads):
-    """What the rule makes of each gradient."""
+    """Update that the rule makes of each gradient."""
     transform = scale_by_muon(rule)
     state, made = transform.init(jnp.asarray(grads[0])), []
     update = jax.jit(transform.update)

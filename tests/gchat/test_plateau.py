@@ -1,4 +1,4 @@
-"""What can flatten a loss curve, each as it must not be (docs/plateau.md has the curves)."""
+"""Usual suspects of a flat loss curve, each as it must not be (docs/plateau.md has the curves)."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What a rented comparison may cost, what is sent, and the line that the machine runs."""
+"""A rented comparison: its cost, the clone that is sent, the line that the machine runs."""
 
 import subprocess
 
