@@ -151,6 +151,7 @@ def train_theirs(cell: Cell, args: argparse.Namespace, data: Path) -> dict[str, 
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(args.nanochat), str(harness.ROOT)]),
         "NANOCHAT_DTYPE": "float32",
+        "OMP_WAIT_POLICY": "PASSIVE",  # where cores are shared, spinning threads wait for others
     }
     command = [args.python, __file__, "--worker", json.dumps(job)]
     done = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE, check=True)

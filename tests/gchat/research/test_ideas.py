@@ -120,7 +120,7 @@ def test_the_options_of_ideas_come_before_what_is_typed():
 
 @pytest.mark.slow
 def test_fast_is_trained_and_sampled_by_one_command_each(tmp_path, data_dir, user_environment):
-    """All that decodes: value embeddings beside packed matrices, smear's cache, the capped logits."""
+    """Decoding too: value embeddings beside packed matrices, smear's cache, capped logits."""
     clone, tiny = tmp_path / "clone", "--model.dim=32 --model.head-dim=16 --model.hidden=64"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
     tiny += " --model.depth=2 --model.seq-len=64 --training.batch-size=2 --training.steps=4"
