@@ -61,8 +61,8 @@ class OptimConfig:
     momentum_warmup_steps: int = 300
     """Steps over which momentum_start rises to momentum."""
     momentum_final: float | None = None
-    """Muon's momentum at the last step, reached linearly while wsd decays; momentum when left
-    out."""
+    """Muon's momentum at the last step, reached linearly over decay_fraction of the steps; momentum
+    when left out."""
     normuon_beta2: float = 0.0
     """Decay of the mean squares by which NorMuon evens out the neurons of a Muon update; 0 is
     off."""
@@ -83,7 +83,7 @@ class OptimConfig:
     warmup_steps: int = 100
     """Steps of linear warm-up from 0."""
     decay_fraction: float = 0.65
-    """Share of all steps that wsd spends decaying."""
+    """Share of all steps that wsd spends decaying, and momentum_final falling."""
     final_lr_fraction: float = 0.05
     """Learning rate at the last step, as a share of the peak."""
     batch_reference: int | None = None
@@ -143,33 +143,19 @@ class OptimConfig:
         return self.lr if lr is None else lr
 
     def check(self, steps: int) -> None:
-        """Raises ConfigError where options do not fit together or a run of `steps` steps."""
+        """Raises ConfigError where the warm-up is longer than a run of `steps` steps."""
         if self.warmup_steps > steps:
             raise ConfigError(
                 f"optim.warmup_steps is {self.warmup_steps}, the run has only {steps} steps",
                 "lower it or train longer",
             )
-        if self.name != "muon":
-            plain = OptimConfig()
-            for name in _ONLY_MUON:
-                if (value := getattr(self, name)) != getattr(plain, name):
-                    raise ConfigError(
-                        f"optim.{name} is {value} but optim.name is {self.name}",
-                        "leave it out, or use --optim.name muon",
-                    )
-        if self.momentum_final is not None and self.schedule != "wsd":
-            raise ConfigError(
-                f"optim.momentum_final is {self.momentum_final} but optim.schedule is "
-                f"{self.schedule}",
-                "leave it out, or use --optim.schedule wsd",
-            )
 
 
-_ONLY_MUON = (
+ONLY_MUON = (
     "momentum_start", "momentum_final", "cautious_decay", "normuon_beta2", "muon_equilibrate",
     "muon_renormalize", "newton_schulz",
 )  # fmt: skip
-"""Options that would be without effect under AdamW."""
+"""Options that are without effect under AdamW."""
 
 
 def schedule(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
@@ -191,7 +177,7 @@ def schedule(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
 
 
 def _left(config: OptimConfig, steps: int, step: Any) -> jax.Array:
-    """1 while wsd is stable, then falling linearly to 0 at the last step."""
+    """1, then falling linearly over decay_fraction of the steps to 0 at the last one."""
     decay_steps = max(1, round(config.decay_fraction * steps))
     return jnp.clip((steps - 1 - jnp.asarray(step, jnp.float32)) / decay_steps, 0.0, 1.0)
 

@@ -175,16 +175,6 @@ def test_rates_by_width():
     assert muon.matrix_lr == 0.02 and muon.lr == pytest.approx(3e-4)
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"normuon_beta2": 0.9}, "optim.normuon_beta2 is 0.9 but optim.name is adamw"),
-        ({"newton_schulz": "quintic"}, "optim.newton_schulz is quintic"),
-        ({"name": "muon", "momentum_final": 0.9}, "optim.schedule is cosine"),
-    ],
-)
-def test_what_would_be_without_effect_is_refused(options, named):
-    with pytest.raises(ConfigError, match=named):
-        OptimConfig(warmup_steps=0, **options).check(10)
+def test_a_width_rule_needs_a_width():
     with pytest.raises(ConfigError, match="without optim"):
         OptimConfig(width_rule="mup").scaled(1, 1)

@@ -130,14 +130,16 @@ def test_coordinates_change_alike_up_to_512():
 @pytest.mark.slow
 def test_the_best_rate_is_that_of_the_reference_width():
     """On a grid of sqrt(2): within one step of each other with mup, and wandering without."""
-    steps, grid = 40, 2.0 ** (np.arange(-15, -1) / 2)
+    steps, grid = 40, 2.0 ** (np.arange(-22, -6) / 2)
     batches = jnp.asarray(text(steps, 4))
 
     def best(width, rule):
         run = jax.jit(lambda lr: trained(width, rule, steps, batches, lr)[0])
         losses = [float(np.mean(run(jnp.float32(lr))[-10:])) for lr in grid]
-        return int(np.nanargmin(losses))
+        at = int(np.nanargmin(losses))
+        assert 0 < at < len(grid) - 1, losses  # inside of the grid
+        return at
 
-    best_of = {rule: [best(width, rule) for width in (64, 256)] for rule in ("mup", "standard")}
+    best_of = {rule: [best(width, rule) for width in (32, 256)] for rule in ("mup", "standard")}
     assert abs(best_of["mup"][0] - best_of["mup"][1]) <= 1, best_of
     assert best_of["standard"][0] - best_of["standard"][1] >= 2, best_of

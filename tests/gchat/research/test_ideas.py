@@ -111,11 +111,12 @@ def test_with_says_what_is_missing(words, said):
 
 
 def test_the_options_of_ideas_come_before_what_is_typed():
-    fast = [ideas.read("fast")]
-    words = patched._with_options(["--depth", "2"], fast)
-    assert words == ["cpu", *fast[0].options, "--depth", "2"]
-    words = patched._with_options(["baseline", "--depth", "2"], fast)
-    assert words == ["baseline", *fast[0].options, "--depth", "2"]
+    both = [ideas.read("fast"), ideas.read("windows")]
+    own = "--model.window_pattern=SSSL"
+    words = patched._with_options(["--depth", "4"], both)
+    assert words == ["cpu", own, "--depth", "4"]
+    words = patched._with_options(["baseline", "--depth", "4"], both)
+    assert words == ["baseline", own, "--depth", "4"]
 
 
 @pytest.mark.slow
