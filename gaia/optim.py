@@ -1,9 +1,9 @@
-"""Optimizers and schedules: AdamW, and Muon for the matrices inside the blocks.
+"""Optimizers and schedules: AdamW, and Muon (`gaia.muon`) for the matrices inside the blocks.
 
 A parameter belongs to one of five groups by the role it is born with (`gaia.params`): `matrix`
 (kernels of the stacked blocks), `embed` (tables), `head` (the output kernel), `adapter` (low-rank
-adapters, always AdamW) and `gain` (all else). Weight decay is decoupled and touches matrices only:
-block matrices, the head and adapters.
+adapters, always AdamW) and `gain` (all else). Weight decay is decoupled; unless told otherwise it
+touches matrices only: block matrices, the head and adapters.
 """
 
 from collections.abc import Callable, Hashable
@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gaia import parallel
 from gaia.errors import ConfigError
+from gaia.muon import Iteration, Muon, scale_by_muon
 from gaia.step_ranges import in_steps, read_changes, stepwise
 
 Decay = float | Callable[[Any], Any]
@@ -33,24 +33,52 @@ class OptimConfig:
     """Peak learning rate of embedding tables; lr when left out."""
     head_lr: float | None = None
     """Peak learning rate of the output head; lr when left out."""
+    gain_lr: float | None = None
+    """Peak learning rate of gains and all else that is no matrix or table; lr when left out."""
     matrix_lr: float = 0.02
     """Peak Muon learning rate of block matrices."""
     beta1: float = 0.9
     """AdamW first-moment decay."""
     beta2: float = 0.95
     """AdamW second-moment decay."""
+    embed_betas: tuple[float, float] | None = None
+    """AdamW decays of embedding tables; beta1 and beta2 when left out."""
+    head_betas: tuple[float, float] | None = None
+    """AdamW decays of the output head; beta1 and beta2 when left out."""
     eps: float = 1e-10
     """AdamW epsilon; gradients are means over many tokens, so second moments are tiny."""
     weight_decay: float = 0.1
     """Decoupled decay of matrices under AdamW, times the learning rate."""
+    embed_weight_decay: float = 0.0
+    """Decoupled decay of embedding tables, times their learning rate."""
     matrix_weight_decay: float = 0.0
     """Decoupled decay of block matrices under Muon, times the learning rate."""
     weight_decay_steps: tuple[str, ...] = ()
     """Changes of weight_decay, each its value from a step or epoch on: 0.05@2epochs 0.01@9000."""
     matrix_weight_decay_steps: tuple[str, ...] = ()
     """The same for matrix_weight_decay."""
+    decay_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of all weight decays over the run: as they are, or falling to 0 at the last step."""
+    cautious_decay: bool = False
+    """Decay block matrices under Muon only where the update shrinks them, too."""
     momentum: float = 0.95
     """Muon's Nesterov momentum."""
+    momentum_start: float | None = None
+    """Muon's momentum at the first step, rising linearly; momentum from the start when left out."""
+    momentum_warmup_steps: int = 300
+    """Steps over which momentum_start rises to momentum."""
+    momentum_final: float | None = None
+    """Muon's momentum at the last step, reached linearly over decay_fraction of the steps; momentum
+    when left out."""
+    normuon_beta2: float = 0.0
+    """Decay of the mean squares by which NorMuon evens out the neurons of a Muon update; 0 is
+    off."""
+    muon_equilibrate: bool = False
+    """Scale the columns of a Muon update to one norm before it is orthogonalized (MuonEq)."""
+    muon_renormalize: bool = False
+    """Give each Muon update the norm of an exactly orthogonal one (Muon+)."""
+    newton_schulz: Iteration = "polar_express"
+    """Polynomials that orthogonalize a Muon update: Polar Express, or Muon's first quintic."""
     newton_schulz_steps: int = 5
     """Iterations that orthogonalize a Muon update."""
     newton_schulz_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -62,34 +90,64 @@ class OptimConfig:
     warmup_steps: int = 100
     """Steps of linear warm-up from 0."""
     decay_fraction: float = 0.65
-    """Share of all steps that wsd spends decaying."""
+    """Share of all steps that wsd spends decaying, and momentum_final falling."""
     final_lr_fraction: float = 0.05
     """Learning rate at the last step, as a share of the peak."""
     batch_reference: int | None = None
     """Tokens per step the rates above are meant for; others scale them by a square root."""
     width_reference: int | None = None
-    """Model width the AdamW rates are meant for; others scale them by its inverse root."""
+    """Model width the AdamW rates are meant for; others scale them as width_rule says."""
+    width_rule: Literal["root", "mup"] = "root"
+    """Scaling of the AdamW rates with the width: root takes its inverse root for all groups; mup
+    its inverse for matrices and the head alone, so that the best rates are those of the reference
+    width."""
 
     def scaled(self, batch_tokens: int, dim: int) -> tuple["OptimConfig", str]:
-        """Learning rates for this batch and width, and a sentence that says what was done."""
+        """Learning rates for this batch and width, and a sentence that says what was done.
+
+        Sources: inverse roots as in nanochat; mup is Yang et al. 2022, table 8, with the decay of
+        Dey et al. 2025 (CompleteP). Muon's updates have one operator norm at every width, so
+        their rate needs no scaling. AdamW's epsilon is so small that it needs none either.
+
+        Raises:
+            ConfigError: mup has no width to scale from.
+        """
         batch, width = self.batch_reference, self.width_reference
         by_batch = 1.0 if batch is None else (batch_tokens / batch) ** 0.5
-        by_width = 1.0 if width is None else (width / dim) ** 0.5
-        adam = by_batch * by_width
+        narrower = 1.0 if width is None else width / dim
+        mup, muon = self.width_rule == "mup", self.name == "muon"
+        if mup and width is None:
+            raise ConfigError(
+                "optim.width_rule is mup without optim.width_reference",
+                "give the width that the rates are meant for",
+            )
+        if mup and self.weight_decay_steps:
+            raise ConfigError(
+                "optim.weight_decay_steps does not go with optim.width_rule mup",
+                "use --optim.decay-schedule, or --optim.width-rule root",
+            )
+        by_width = narrower if mup else narrower**0.5  # of what multiplies activations
+        others = by_batch * (1.0 if mup else by_width)
+        gain_lr = self.peak(self.gain_lr) if mup else self.gain_lr
         result = replace(
             self,
-            lr=self.lr * adam,
-            embed_lr=self.peak(self.embed_lr) * adam,
-            head_lr=self.peak(self.head_lr) * adam,
+            lr=self.lr * (others if muon else by_batch * by_width),
+            embed_lr=self.peak(self.embed_lr) * others,
+            head_lr=self.peak(self.head_lr) * by_batch * by_width,
+            gain_lr=None if gain_lr is None else gain_lr * others,
             matrix_lr=self.matrix_lr * by_batch,
+            # Decay is times the rate: under mup their product stays as it is.
+            weight_decay=self.weight_decay / (narrower if mup else 1.0),
             batch_reference=None,
             width_reference=None,
+            width_rule="root",
         )
-        matrix = f", matrices {result.matrix_lr:.3g} (muon)" if self.name == "muon" else ""
+        matrix = f", matrices {result.matrix_lr:.3g} (muon)" if muon else ""
         return result, (
             f"optimizer: {self.name}, lr {result.lr:.3g}, embedding {result.embed_lr:.3g}, "
             f"head {result.head_lr:.3g}{matrix}; scaled by {by_batch:.3f} for the batch and "
-            f"{by_width:.3f} for the width; {self.schedule}, warm-up {self.warmup_steps} steps"
+            f"{by_width:.3f} for the width{' (mup)' if mup else ''}; {self.schedule}, "
+            f"warm-up {self.warmup_steps} steps"
         )
 
     def peak(self, lr: float | None) -> float:
@@ -121,26 +179,35 @@ class OptimConfig:
             )
 
 
+ONLY_MUON = (
+    "momentum_start", "momentum_final", "cautious_decay", "normuon_beta2", "muon_equilibrate",
+    "muon_renormalize", "newton_schulz",
+)  # fmt: skip
+"""Options that are without effect under AdamW."""
+
+
 def schedule(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
     """Share of the peak learning rate at a step counted from 0, for a run of `steps` steps."""
     warmup, floor = config.warmup_steps, config.final_lr_fraction
-    decay_steps = {
-        "cosine": max(1, steps - warmup),
-        "wsd": max(1, round(config.decay_fraction * steps)),
-        "constant": 1,
-    }[config.schedule]
+    decay_steps = {"cosine": max(1, steps - warmup), "constant": 1}.get(config.schedule)
 
     def share(step):
         step = jnp.asarray(step, jnp.float32)
         rising = jnp.minimum(1.0, (step + 1) / max(1, warmup))
-        left = jnp.clip((steps - 1 - step) / decay_steps, 0.0, 1.0)  # 0 at the last step
         if config.schedule == "constant":
             return rising
-        if config.schedule == "cosine":
-            left = 0.5 * (1 - jnp.cos(jnp.pi * left))
-        return rising * (floor + (1 - floor) * left)
+        if decay_steps is None:
+            return rising * (floor + (1 - floor) * _left(config, steps, step))
+        left = jnp.clip((steps - 1 - step) / decay_steps, 0.0, 1.0)  # 0 at the last step
+        return rising * (floor + (1 - floor) * 0.5 * (1 - jnp.cos(jnp.pi * left)))
 
     return share
+
+
+def _left(config: OptimConfig, steps: int, step: Any) -> jax.Array:
+    """1, then falling linearly over decay_fraction of the steps to 0 at the last one."""
+    decay_steps = max(1, round(config.decay_fraction * steps))
+    return jnp.clip((steps - 1 - jnp.asarray(step, jnp.float32)) / decay_steps, 0.0, 1.0)
 
 
 def make_optimizer(config: OptimConfig, steps: int, roles: Any) -> optax.GradientTransformation:
@@ -153,110 +220,103 @@ def make_optimizer(config: OptimConfig, steps: int, roles: Any) -> optax.Gradien
     """
     share = schedule(config, steps)
 
+        """Raises ConfigError where the warm-up is longer than a run of `steps` steps, or a change
+        of weight decay cannot be read or has no effect."""
+        read_changes("optim.weight_decay_steps", self.weight_decay_steps)
+        read_changes("optim.matrix_weight_decay_steps", self.matrix_weight_decay_steps)
+        if self.name != "muon" and self.matrix_weight_decay_steps:
+            raise ConfigError(
+                "optim.matrix_weight_decay_steps is of muon, optim.name is adamw",
+                "use --optim.weight-decay-steps",
+            )
+
+    embed_lr, head_lr = config.peak(config.embed_lr), config.peak(config.head_lr)
+    groups: dict[Hashable, optax.GradientTransformation] = {
     weight_decay, matrix_weight_decay = (
         stepwise(getattr(config, name), getattr(config, f"{name}_steps"), f"optim.{name}_steps")
         for name in ("weight_decay", "matrix_weight_decay")
     )
 
-    def adamw(peak: float, decay: Decay) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.scale_by_adam(config.beta1, config.beta2, config.eps),
-            optax.add_decayed_weights(decay) if decay else optax.identity(),
-            optax.scale_by_schedule(lambda step: -peak * share(step)),
-        )
+    def by_rate(peak: float) -> optax.GradientTransformation:
+        return optax.scale_by_schedule(lambda step: -peak * share(step))
+
+    def adamw(
+        peak: float, decay: Decay, betas: tuple[float, float] | None = None
+    ) -> optax.GradientTransformation:
+        beta1, beta2 = betas or (config.beta1, config.beta2)
+        adam = optax.scale_by_adam(beta1, beta2, config.eps)
+        return optax.chain(adam, _decay(config, steps, decay), by_rate(peak))
 
     def muon() -> optax.GradientTransformation:
-        decay = matrix_weight_decay
-        return optax.chain(
-            scale_by_muon(config.momentum, config.newton_schulz_steps, config.newton_schulz_dtype),
-            optax.add_decayed_weights(decay) if decay else optax.identity(),
-            optax.scale_by_schedule(lambda step: -config.matrix_lr * share(step)),
-        )
-
-    groups: dict[Hashable, optax.GradientTransformation] = {
-        "matrix": muon() if config.name == "muon" else adamw(config.lr, weight_decay),
-        "embed": adamw(config.peak(config.embed_lr), 0.0),
-        "head": adamw(config.peak(config.head_lr), weight_decay),
-        "gain": adamw(config.lr, 0.0),
-        "adapter": adamw(config.lr, weight_decay),
+        decay = _decay(config, steps, matrix_weight_decay, cautious=config.cautious_decay)
+        return optax.chain(scale_by_muon(_muon(config, steps)), decay, by_rate(config.matrix_lr))
     }
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, optax.partition(groups, roles))
 
 
-class MuonState(NamedTuple):
-    """Momentum of each matrix, fp32."""
+def _muon(config: OptimConfig, steps: int) -> Muon:
+    """The rule of Muon that the options describe, for a run of `steps` steps."""
+    peak, start, final = config.momentum, config.momentum_start, config.momentum_final
 
-    momentum: Any
+    def momentum(step: jax.Array) -> jax.Array:
+        step, value = jnp.asarray(step, jnp.float32), jnp.asarray(peak, jnp.float32)
+        if start is not None:
+            rising = jnp.clip(step / max(1, config.momentum_warmup_steps), 0.0, 1.0)
+            value = start + (peak - start) * rising
+        if final is not None:
+            value = final + (value - final) * _left(config, steps, step)
+        return value
 
-
-# Quintic coefficients by iteration that take every singular value in [1e-3, 1] to 1 within
-# bf16 precision (Polar Express: Amsel et al. 2025, algorithm 1 and its table, safety 1.02).
-_POLAR_EXPRESS = (
-    (8.156554524902461, -22.48329292557795, 15.878769915207462),
-    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
-    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
-    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
-)
-
-
-def orthogonalize(g: jax.Array, steps: int, dtype: str = "float32") -> jax.Array:
-    """The nearest semi-orthogonal matrix to each matrix [..., in, out] of `g`, approximately.
-
-    Singular values end within about 0.7 .. 1.2 of 1 (bf16 or fp32 alike). Source: Jordan et al.
-    2024 (Muon) with the coefficients of Polar Express.
-    """
-    x = g.astype(dtype)
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    norm = jnp.linalg.norm(x.astype(jnp.float32), axis=(-2, -1), keepdims=True)
-    x = x / (norm * 1.02 + 1e-6).astype(dtype)
-
-    def step(x, abc):
-        a, b, c = abc
-        gram = x @ x.mT
-        return a * x + (b * gram + c * (gram @ gram)) @ x, None
-
-    coefficients = [_POLAR_EXPRESS[min(i, len(_POLAR_EXPRESS) - 1)] for i in range(steps)]
-    if parallel.size(*parallel.AXES) == 1:
-        for abc in coefficients:
-            x, _ = step(x, abc)
-    else:  # one iteration to compile for each stack of matrices, not all of them
-        x, _ = jax.lax.scan(step, x, jnp.asarray(coefficients, dtype))
-    return (x.mT if tall else x).astype(jnp.float32)
+    return Muon(
+        momentum=peak if start is None and final is None else momentum,
+        steps=config.newton_schulz_steps,
+        dtype=config.newton_schulz_dtype,
+        iteration=config.newton_schulz,
+        equilibrate=config.muon_equilibrate,
+        renormalize=config.muon_renormalize,
+        normuon_beta2=config.normuon_beta2,
+    )
 
 
-def scale_by_muon(
-    momentum: float, newton_schulz_steps: int, newton_schulz_dtype: str
+class _DecayState(NamedTuple):
+    """Updates so far, int32."""
+
+    count: jax.Array
+
+
+def _decay(
+    config: OptimConfig, steps: int, strength: Decay, *, cautious: bool = False
 ) -> optax.GradientTransformation:
-    """Nesterov momentum, orthogonalized, scaled by sqrt(max(1, out/in)) (Jordan et al. 2024).
+    """Decoupled weight decay, times the learning rate that follows it.
 
-    Leaves are [layers, in, out], each layer a matrix of its own. On a mesh the iterations are
-    shared out over the devices, layer by layer (`parallel.by_layer`).
+    Args:
+        config: says how the decay changes over the run.
+        steps: of the run.
+        strength: at the first step, or as a function of finished steps.
+        cautious: decay an element only where its update points to 0 as well (Liang et al. 2024;
+            arXiv 2510.12402).
     """
+    if not strength:
+        return optax.identity()
+    if config.decay_schedule == "constant" and not cautious:
+        return optax.add_decayed_weights(strength)
 
-    def orthogonal(g_LIO: jax.Array) -> jax.Array:
-        return orthogonalize(g_LIO, newton_schulz_steps, newton_schulz_dtype).astype(g_LIO.dtype)
-
-    def init(params):
-        return MuonState(jax.tree.map(jnp.zeros_like, params))
+    def at(step: jax.Array) -> jax.Array:
+        peak = strength(step) if callable(strength) else strength
+        done = step.astype(jnp.float32) / max(1, steps - 1)
+        if config.decay_schedule == "cosine":
+            return peak * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
+        linear = config.decay_schedule == "linear"
+        return peak * (1 - jnp.clip(done, 0, 1) if linear else jnp.ones(()))
 
     def update(updates, state, params=None):
-        del params
-        grads = updates
-        average = jax.tree.map(
-            lambda m, g: momentum * m + (1 - momentum) * g, state.momentum, grads
-        )
+        now = at(state.count)
 
-        def step(m, g):
-            nesterov = momentum * m + (1 - momentum) * g
-            scale = max(1.0, g.shape[-1] / g.shape[-2]) ** 0.5
-            # Cast first: half the bytes travel, and the iterations would cast anyway.
-            nesterov = nesterov.astype(newton_schulz_dtype)
-            with jax.named_scope("muon"):
-                return scale * parallel.by_layer(orthogonal, nesterov).astype(jnp.float32)
+        def one(u, p):
+            decayed = now * p
+            return u + (jnp.where(u * p >= 0, decayed, 0.0) if cautious else decayed)
 
-        return jax.tree.map(step, average, grads), MuonState(average)
+        return jax.tree.map(one, updates, params), _DecayState(state.count + 1)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(lambda _: _DecayState(jnp.zeros((), jnp.int32)), update)

@@ -245,6 +245,14 @@ def by_layer(function: Callable[[jax.Array], jax.Array], x_LIO: jax.Array) -> ja
     )(x_LIO)
 
 
+def whole(x: jax.Array) -> jax.Array:
+    """The same array, whole on every device; outside of a mesh itself."""
+    sharding = jax.typeof(x).sharding
+    if all(axes is None for axes in sharding.spec):
+        return x
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, P()))
+
+
 # ── Inside `per_device`: axes of one device, or outside of it, are the identity ────────────────
 
 

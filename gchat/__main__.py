@@ -1,8 +1,8 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | midtrain | sft | sample | chat | generate | serve | plan | dashboard
+gchat speedrun | train | midtrain | sft | dpo | rl | sample | chat | generate | serve | plan | dashboard
       | checkpoints | eval bpb|core|chat|identity | import hf|gguf | export hf|gguf|check
-      | synth identity|qpt|docstrings | sweep | compare | ladder | research run
+      | synth identity|qpt|docstrings | sweep | compare | ladder | research run|ideas|with
       | data prepare|chat|curate|download|count|verify|upload | tokenizer train|eval
 """
 
@@ -55,6 +55,8 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   compare              branches, trained alike: gchat compare main my-idea --minutes 10
   ladder               sizes, the law of their losses, the next size: gchat ladder --depths 2 3 4 5
   research run         one experiment of an agent's loop: gchat research run --minutes 5 --json
+  research ideas       ideas that ship as patches: gchat compare main +relu2
+  research with        any verb with ideas applied: gchat research with +fast train --data-dir DIR
   sweep                variants x sizes x seeds of a YAML file: gchat sweep FILE.yaml
 
 --debug anywhere shows a traceback instead of one line."""
@@ -383,11 +385,15 @@ def _ladder(args: list[str]) -> None:
 
 
 def _research(args: list[str]) -> None:
-    from gchat.research.cli import research_main
-
     raise_on_interrupt()
-    _known("gchat research", args, ["run"])
-    research_main(args[1:])
+    verb = _known("gchat research", args, ["run", "with", "ideas"])
+    if verb == "with":
+        from gchat.research.patched import run
+
+        run(args[1:])
+    from gchat.research.cli import ideas_main, research_main
+
+    (research_main if verb == "run" else ideas_main)(args[1:])
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {

@@ -15,7 +15,7 @@ from gaia.config import load_preset, load_yaml, parse
 from gaia.data.packing import Packing
 from gaia.errors import ConfigError
 from gaia.guards import GuardConfig
-from gaia.optim import OptimConfig
+from gaia.optim import ONLY_MUON, OptimConfig
 from gaia.parallel import MeshConfig
 from gchat.init_from import with_model_of_base
 from gchat.model import GPTConfig
@@ -228,10 +228,18 @@ def load_tree(
     Raises:
         ConfigError: naming the option, its value and the remedy.
     """
-    tree = with_typed_length(tree, typed_options(args, aliases))
-    return parse(
-        TrainConfig, args, preset=tree, aliases=aliases, prog=prog, description=description
-    )
+    typed = typed_options(args, aliases)
+    config = parse(
+        TrainConfig, args, preset=with_typed_length(tree, typed), aliases=aliases, prog=prog,
+        description=description,
+    )  # fmt: skip
+    for name in ONLY_MUON if config.optim.name != "muon" else ():
+        if f"--optim.{name.replace('_', '-')}" in typed:
+            raise ConfigError(
+                f"optim.{name} is typed but optim.name is {config.optim.name}",
+                "leave it out, or use --optim.name muon",
+            )
+    return config
 
 
 def without_places(tree: Mapping[str, Any], *, of_new_run: bool = False) -> dict[str, Any]:

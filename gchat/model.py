@@ -171,12 +171,22 @@ class GPT(nnx.Module):
         caches = None
         with jax.named_scope("blocks"):
             if cache is None:
-                x_BTD = self._run_blocks(x_BTD, rope, segment_ids_BT, key)
+                x_BTD = self._run_blocks(
+                    x_BTD,
+                    rope,
+                    segment_ids_BT,
+                    key,
+                )
             else:
                 positions_BT = jnp.broadcast_to(positions_BT, (B, T))
                 # XLA on CPU would compute the cosines anew in each layer, for every head.
                 rope = jax.lax.optimization_barrier(rope)
-                x_BTD, caches = self._run_cached(x_BTD, rope, cache, positions_BT)
+                x_BTD, caches = self._run_cached(
+                    x_BTD,
+                    rope,
+                    cache,
+                    positions_BT,
+                )
         with jax.named_scope("final_norm"):
             return self.final_norm(x_BTD), caches
 
@@ -200,7 +210,11 @@ class GPT(nnx.Module):
         def one_layer(x_BTD: jax.Array, layer: Any, kind: str):
             block_params, key = layer
             return nnx.merge(graph, block_params)(
-                x_BTD, rope, segment_ids_BT=segment_ids_BT, window=self._window(kind), key=key
+                x_BTD,
+                rope,
+                segment_ids_BT=segment_ids_BT,
+                window=self._window(kind),
+                key=key,
             )[0]
 
         def one_period(x_BTD: jax.Array, layers: Any):

@@ -14,11 +14,5 @@ cd "$(dirname "$0")/.."
 . requirements/venv.sh
 
 # The lock decides which JAX is installed, so the hardware is asked before JAX exists.
-platform=cpu
-if [ -e /dev/nvidiactl ] || { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; }; then
-    platform=cuda
-elif [ -e /dev/accel0 ] || [ -n "${TPU_ACCELERATOR_TYPE:-}" ] || ls /dev/vfio/[0-9]* >/dev/null 2>&1; then
-    platform=tpu
-fi
-gaia_venv "$platform"
+gaia_venv "$(gaia_platform)"
 exec .venv/bin/python -m gchat speedrun "$@"

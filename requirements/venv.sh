@@ -6,6 +6,17 @@
 
 gaia_say() { printf 'gaia: %s\n' "$*" >&2; }
 
+# Prints the name of the lock for this machine's hardware: cuda, tpu or cpu.
+gaia_platform() {
+    if [ -e /dev/nvidiactl ] || { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; }; then
+        echo cuda
+    elif [ -e /dev/accel0 ] || [ -n "${TPU_ACCELERATOR_TYPE:-}" ] || ls /dev/vfio/[0-9]* >/dev/null 2>&1; then
+        echo tpu
+    else
+        echo cpu
+    fi
+}
+
 # Prints the newest suitable Python on PATH, if any. 3.11 comes first: it is what CI runs.
 gaia_python() {
     local python

@@ -94,7 +94,7 @@ def parse(command: Command) -> None:
         AssertionError: the program refuses them, or no program is known for the command.
     """
     words = command.words
-    if words[0] == "git":
+    if words[0] in ("git", "sed"):
         return None
     if words[0] == "export":  # variables: their names must be read somewhere
         return _check_variable(words[1])
@@ -205,7 +205,9 @@ def _parsers_stop() -> Iterator[None]:
 
     from gaia.processes.group import DistributedConfig, joined
     from gchat import config, speedrun, train
+    from gchat.__main__ import _verb
     from gchat.config import load
+    from gchat.research import ideas, patched
     from gchat.run import mirror
     from gchat.scaling.cli import PlanOptions
 
@@ -219,6 +221,11 @@ def _parsers_stop() -> Iterator[None]:
 
         return call
 
+    def with_ideas(words):  # no tree is laid out
+        for name in words[0].removeprefix("+").split("+"):
+            ideas.read(name)
+        _verb(words[1:])
+
     parse_args = argparse.ArgumentParser.parse_args
     first = (DistributedConfig, PlanOptions, speedrun.Options)
     with (
@@ -226,6 +233,7 @@ def _parsers_stop() -> Iterator[None]:
         mock.patch.object(argparse.ArgumentParser, "parse_args", stopping(parse_args)),
         mock.patch.object(speedrun, "speedrun", lambda options, rest, group: load(rest)),
         mock.patch.object(train, "joined", lambda processes: joined(DistributedConfig())),
+        mock.patch.object(patched, "run", with_ideas),
         mock.patch.object(config, "with_model_of_base", lambda tree, *_: tree),  # reads that run
         mock.patch.object(mirror, "fetch"),  # looks into the bucket first, for the run's own config
         mock.patch.object(sys, "path", [str(ROOT / "tests" / "benchmarks"), *sys.path]),

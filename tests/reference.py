@@ -113,3 +113,18 @@ def wsd_share(step, steps, warmup, floor, decay_fraction):
     begin = last - round(decay_fraction * steps)
     falling = 1.0 if step < begin else max(0, last - step) / (last - begin)
     return rising * (floor + (1 - floor) * falling)
+
+
+def normuon(updates, beta2):
+    """Li et al. 2025 (NorMuon), for one matrix [in, out]: what it makes of a series of updates.
+
+    Neurons along the longer dim are divided by the root of a running mean of their mean squares;
+    each update keeps its Frobenius norm.
+    """
+    over = 0 if updates[0].shape[1] >= updates[0].shape[0] else 1
+    second, made = 0.0, []
+    for x in updates:
+        second = beta2 * second + (1 - beta2) * np.mean(x**2, axis=over, keepdims=True)
+        y = x / np.sqrt(second)
+        made.append(y * np.linalg.norm(x) / np.linalg.norm(y))
+    return made

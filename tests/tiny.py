@@ -97,3 +97,14 @@ def train_config(**groups):
         data=DataConfig(**groups.get("data", {})),
     )
     return derive(config, vocab_size=VOCAB, padded_vocab_size=PADDED)[0]
+
+
+def decoded(graph, params, tokens_BT) -> np.ndarray:
+    """fp32 logits [B, T, VOCAB] of the same rows read token by token, with a cache."""
+    model: GPT = nnx.merge(graph, params)
+    cache, pieces = model.empty_cache(tokens_BT.shape[0], 128), []
+    for t in range(tokens_BT.shape[1]):
+        at_B1 = np.full((tokens_BT.shape[0], 1), t, np.int32)
+        x_B1D, cache = model(tokens_BT[:, t : t + 1], positions_BT=at_B1, cache=cache)
+        pieces.append(np.asarray(model.logits(x_B1D))[..., :VOCAB])
+    return np.concatenate(pieces, axis=1)

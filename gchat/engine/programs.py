@@ -131,12 +131,13 @@ class Decoded(NamedTuple):
 def pack_weights(params: Any, tied: bool, form: WeightFormat, depth: int) -> Any:
     """Parameters as decoding reads them: each layer apart, matrices in the format."""
     packed = dict(params)
-    packed["blocks"] = jax.tree_util.tree_map_with_path(
-        lambda path, stacked: PerLayer(
-            tuple(pack(stacked[i], form) if stacked.ndim == 3 else stacked[i] for i in range(depth))
-        ),
-        params["blocks"],
-    )
+
+    def apart(path: Any, stacked: jax.Array) -> PerLayer:
+        is_kernel = path[-1].key == "kernel"  # of a Linear; a table of a block is looked up in
+        layers = (stacked[i] for i in range(depth))
+        return PerLayer(tuple(pack(layer, form) if is_kernel else layer for layer in layers))
+
+    packed["blocks"] = jax.tree_util.tree_map_with_path(apart, params["blocks"])
     if tied:
         packed["embed"] = {"table": PackedTable(pack(params["embed"]["table"].T, form))}
     else:

@@ -1,4 +1,4 @@
-"""The verbs of research: `gchat sweep`, `compare`, `ladder`, `research run`."""
+"""The verbs of research: `gchat sweep`, `compare`, `ladder`, `research run`, `research ideas`."""
 
 import json
 import time
@@ -14,7 +14,7 @@ from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError, GaiaError
 from gchat.config import derive, load
 from gchat.model_shape import matmul_params
-from gchat.research import cells, experiment, ladder, picture, worktrees
+from gchat.research import cells, experiment, ideas, ladder, picture, rented, worktrees
 from gchat.research import compare as comparing
 from gchat.research import sweep as sweeping
 from gchat.research.statistics import LEVEL
@@ -43,7 +43,8 @@ class Compare:
     """Train branches with the same data, options and seeds, and say how they differ."""
 
     branches: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Branches, commits or merges (a+b); `.` is the working tree. The first one is the baseline."""
+    """Branches, commits, merges (a+b) or ideas (+NAME of gchat research ideas); `.` is the working
+    tree. The first one is the baseline."""
     preset: str = "cpu"
     """Preset of every training."""
     minutes: float | None = None
@@ -64,6 +65,10 @@ class Compare:
     """Folder of worktrees, runs and results; default: runs/compare/BRANCHES."""
     allow_different: bool = False
     """Compare although data, tokenizer or evaluation differ; the report says so."""
+    on: str | None = None
+    """Instance type to rent for it through gml, or words of gml run: v6e-1, "v6e-1 --spot"."""
+    budget: str | None = None
+    """With --on, the most it may cost, e.g. 10USD: lifetime and price of the machine obey it."""
     dry_run: bool = False
     """Print the plan; train nothing."""
     json: bool = False
@@ -78,8 +83,10 @@ class Compare:
             )
         if len(set(self.seeds)) < 2 or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"--seeds are {list(self.seeds)}", "give two different ones or more")
-        if self.minutes is not None and self.tokens is not None:
+        if self.minutes is not None and self.tokens is not None and self.on is None:
             raise ConfigError("--minutes and --tokens are given", "give one of them")
+        if self.budget is not None and self.on is None:
+            raise ConfigError(f"--budget {self.budget} is given without --on", "name a machine")
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             raise ConfigError(f"--minutes is {self.minutes}", "use a number above 0")
         if self.tokens is not None and self.tokens < 1:
@@ -142,6 +149,32 @@ class Research:
     """Folder of results.tsv, diffs and runs."""
     json: bool = False
     """Print the line as JSON."""
+
+
+@dataclass(frozen=True)
+class Ideas:
+    """List the ideas that ship as patches, for `gchat compare main +NAME`."""
+
+    json: bool = False
+    """Print them as one JSON list."""
+
+
+def ideas_main(args: list[str]) -> None:
+    """`gchat research ideas`."""
+    shown = parse(Ideas, args, prog="gchat research ideas", description=Ideas.__doc__)
+    listed = [(ideas.read(name), ideas.title(name)) for name in ideas.names()]
+    if shown.json:
+        rows = [
+            {"name": idea.name, "title": title, "options": idea.options,
+             "patches": [str(patch) for patch in idea.patches],
+             "not_exportable": idea.not_exportable}
+            for idea, title in listed
+        ]  # fmt: skip
+        print(json.dumps(rows))
+        return
+    width = max(len(idea.name) for idea, _ in listed) + 1
+    for idea, title in listed:
+        print(f"{'+' + idea.name:{width}}  {title}")
 
 
 def ladder_main(args: list[str]) -> None:
@@ -236,6 +269,9 @@ def compare_main(args: list[str]) -> None:
     load(arguments, prog="gchat compare")  # a misspelt field is named before anything is done
     named = "-vs-".join(name.replace("/", "_") for name in options.branches)
     folder = Path(options.out or f"runs/compare/{named}").resolve()
+    if options.on is not None:
+        _rented(options, folder)
+        return
     arguments += _length(options, arguments)
     print(f"each of {len(options.branches) * len(options.seeds)} runs: {' '.join(arguments)}")
     if options.dry_run:
@@ -259,6 +295,30 @@ def compare_main(args: list[str]) -> None:
     print(json.dumps(facts) if options.json else "\n".join(lines))
     if not options.json:
         print(f"picture: {folder / 'curves.png'}, page: {folder / 'report.html'}")
+
+
+def _rented(options: Compare, folder: Path) -> None:
+    """The comparison on a rented machine: the same options, but for the machine and folders."""
+    assert options.on is not None
+    spent = rented.rental(options.on, options.budget, options.minutes)
+    words = ["--preset", options.preset, "--level", str(options.level)]
+    words += ["--seeds", *map(str, options.seeds), "--axes", *options.axes]
+    length = ("--tokens", str(options.tokens)) if options.tokens else ("--minutes", spent.minutes)
+    words += map(str, length)
+    words += ["--set", *options.set] if options.set else []
+    words += ["--allow-different"] * options.allow_different
+    print(
+        f"on {options.on}: at most {spent.lifetime_minutes} minutes at ${spent.max_price:.2f} an "
+        f"hour, together at most ${spent.budget:g}"
+    )
+    rented.check(
+        rented.compare_on(
+            spent, options.branches, words, folder, data=options.data, dry_run=options.dry_run
+        )
+    )
+    facts = folder / "comparison.json"
+    if facts.exists():
+        print(facts.read_text() if options.json else f"picture: {folder / 'curves.png'}")
 
 
 def _length(options: Compare, arguments: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`gchat compare main my-idea [a+b]`: the same training from each branch, and how they differ.
+"""`gchat compare main my-idea [a+b] [+idea]`: the same training from each, and how they differ.
 
 Every branch trains with the same options, data and seeds, in a worktree of its own. The first one
 is the baseline. Compared are final bits per byte at equal tokens; at equal FLOPs and equal time a
@@ -72,7 +72,7 @@ def compare(
     """Trains each branch and compares.
 
     Args:
-        names: branches, commits, merges `a+b`, or `.`; the first one judges.
+        names: branches, commits, merges `a+b`, ideas `+idea`, or `.`; the first one judges.
         arguments: options of `gchat train` for all of them, with the length in tokens.
         data_dir: a prepared data set.
         seeds: at least two.
@@ -120,7 +120,7 @@ def _train(
     own: Mapping[str, tuple[str, ...]] | None = None,
 ) -> dict[str, list[Result]]:
     """Results of every tree, seed by seed."""
-    options = {tree.name: (own or {}).get(tree.name, ()) for tree in trees}
+    options = {tree.name: tree.options + (own or {}).get(tree.name, ()) for tree in trees}
     sweep = Sweep(tuple(arguments), options, {"": ()}, tuple(seeds))
     cells = sweep.cells({tree.name: tree.code for tree in trees}, data_dir)
     grouped: dict[str, list[Result]] = {tree.name: [] for tree in trees}

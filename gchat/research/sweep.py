@@ -32,6 +32,7 @@ from gchat.config import load
 from gchat.evals.progress_line import clock
 from gchat.research import cells
 from gchat.research.cells import Cell, Code, Result
+from gchat.research.options import options
 
 RESULTS = "results.jsonl"
 _FIELDS = ("preset", "data", "set", "variants", "sizes", "seeds", "early_stop")
@@ -145,19 +146,6 @@ def read_sweep(path: Path) -> tuple[Sweep, str | None]:
     sweep.check()
     data = tree.get("data")
     return sweep, None if data is None else str(data)
-
-
-def options(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """`{model.depth: 2}` as `--model.depth=2`; lists become several words."""
-    words: list[str] = []
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            words += options({f"{name}.{key}": one for key, one in value.items()})
-        elif isinstance(value, list):
-            words += [f"--{name}", *map(str, value)]
-        else:
-            words.append(f"--{name}={value}")
-    return tuple(words)
 
 
 def _groups(path: Path, name: str, tree: Any) -> dict[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Source trees of branches side by side: one git worktree each, evaluated by the same code.
+"""Source trees of branches and ideas side by side: one git worktree each, one judge for all.
 
 What judges a run (`JUDGES`) is taken from the first branch in every tree, so that a branch cannot
 grade itself; where a branch changes it, that is said.
@@ -10,8 +10,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from gaia.errors import DataError, GaiaError
+from gaia.errors import ConfigError, DataError, GaiaError
+from gchat.research import ideas
 from gchat.research.cells import Code, code_at
+from gchat.research.ideas import Idea
 
 JUDGES = ("gchat/evals", "gchat/run/scorer.py", "gchat/run/names.py")
 """Paths of the code that measures a run."""
@@ -28,16 +30,19 @@ class Tree:
     """One variant's code.
 
     Attributes:
-        name: as given: a branch, a commit, `a+b` for their merge, `.` for the working tree.
+        name: as given: a branch, a commit, `.` for the working tree, `a+b` for the merge of two
+            branches; a part that is an idea is applied as a patch, and `+idea` to the first tree.
         code: its state on disk.
         size: files, lines added, lines removed, against the first tree.
         notes: sentences that the report must hold.
+        options: of `gchat train` that belong to its ideas.
     """
 
     name: str
     code: Code
     size: tuple[int, int, int] = (0, 0, 0)
     notes: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 def repository() -> Path:
@@ -54,6 +59,11 @@ def repository() -> Path:
     return Path(done.stdout.strip())
 
 
+def head(root: Path) -> str:
+    """Full hash of the clone's HEAD."""
+    return _commit(root, "HEAD")
+
+
 def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
     """Lays out one variant below `folder`.
 
@@ -66,25 +76,81 @@ def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
     Raises:
         TreeError: the name is unknown, the branches do not merge, or the disk is full.
     """
-    parts = name.split("+") if name != WORKING_TREE else ["HEAD"]
-    commits = [_commit(root, part) for part in parts]
-    place = folder / f"{name.replace('/', '_') if name != WORKING_TREE else 'working-tree'}"
+    branches, wanted = _parts(root, name, first)
+    commits = [_commit(root, part) for part in branches]
+    place = folder / (name.replace("/", "_") if name != WORKING_TREE else "working-tree")
     remove_tree(root, place)
-    folder.mkdir(parents=True, exist_ok=True)
-    _run(root, "worktree", "add", "--detach", "--force", str(place), commits[0])
-    for part, commit in zip(parts[1:], commits[1:], strict=True):
-        _run(place, "merge", "--no-edit", "-m", f"{name}: {part}", commit)
-    notes = list(_copy_changes(root, place) if name == WORKING_TREE else _left_out(root, parts))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TreeError(
+            f"{folder} cannot be made ({error.strerror})", "give another --out"
+        ) from None
+    run_git(root, "worktree", "add", "--detach", "--force", str(place), commits[0])
+    for part, commit in zip(branches[1:], commits[1:], strict=True):
+        run_git(place, "merge", "--no-edit", "-m", f"{name}: {part}", commit)
+    on_changes = first is not None and first.name == WORKING_TREE and name.startswith("+")
+    takes_changes = name == WORKING_TREE or on_changes
+    notes = list(copy_changes(root, place) if takes_changes else _left_out(root, branches))
+    for idea in wanted:
+        for patch in idea.patches:
+            apply(place, patch)
+    options = tuple(option for idea in wanted for option in idea.options)
+    if options:
+        notes.append(f"{name} trains with {' '.join(options)}")
     if first is None:
-        return Tree(name, code_at(place), notes=tuple(notes))
+        return Tree(name, code_at(place), notes=tuple(notes), options=options)
     base = first.code.commit
-    changed = _run(place, "diff", "--name-only", base, "--", *JUDGES).split()
+    changed = run_git(place, "diff", "--name-only", base, "--", *JUDGES).split()
     if changed:
         present = [path for path in JUDGES if (Path(first.code.path) / path).exists()]
-        _run(place, "checkout", base, "--", *present)
+        run_git(place, "checkout", base, "--", *present)
         notes.append(f"{', '.join(changed)} of {name} counts for nothing: {first.name}'s judges")
-    size = _size(_run(place, "diff", "--numstat", base, "--", "*.py", "*.yaml"))
-    return Tree(name, code_at(place), size, tuple(notes))
+    size = _size(run_git(place, "diff", "--numstat", base, "--", "*.py", "*.yaml"))
+    return Tree(name, code_at(place), size, tuple(notes), options)
+
+
+def _parts(root: Path, name: str, first: Tree | None) -> tuple[list[str], list[Idea]]:
+    """Branches to merge and ideas to apply, of a name; a branch goes before an idea of its name.
+
+    Raises:
+        TreeError: a part is neither.
+    """
+    if name == WORKING_TREE:
+        return ["HEAD"], []
+    start, *parts = name.split("+")
+    branches = [start or (first.code.commit if first else "HEAD")]
+    wanted = []
+    for part in parts:
+        try:
+            _commit(root, part)
+            branches.append(part)
+        except TreeError:
+            try:
+                wanted.append(ideas.read(part))
+            except ConfigError as error:
+                raise TreeError(
+                    f"{part!r} of {name} is no branch, commit or idea", error.remedy
+                ) from None
+    return branches, wanted
+
+
+def apply(place: Path, patch: Path) -> None:
+    """Applies an idea's patch to a source tree, by a merge where the code has moved on.
+
+    Raises:
+        TreeError: it does not fit.
+    """
+    try:
+        run_git(place, "apply", "--index", str(patch))
+    except TreeError:
+        try:
+            run_git(place, "apply", "--index", "--3way", str(patch))
+        except TreeError as error:
+            raise TreeError(
+                f"{patch.parent.name} does not fit this code ({error.problem})",
+                "leave it out, or make a branch of it and mend that",
+            ) from None
 
 
 def remove_tree(root: Path, place: Path) -> None:
@@ -109,13 +175,13 @@ _AUTHOR = {
 
 def _commit(root: Path, name: str) -> str:
     try:
-        return _run(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
+        return run_git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
     except TreeError:
-        branches = _run(root, "branch", "--format", "%(refname:short)").split()
+        branches = run_git(root, "branch", "--format", "%(refname:short)").split()
         raise TreeError(f"{name!r} is no branch or commit", f"use {', '.join(branches)}") from None
 
 
-def _copy_changes(root: Path, place: Path) -> list[str]:
+def copy_changes(root: Path, place: Path) -> list[str]:
     """Brings the working tree's uncommitted changes along; says what was brought."""
     patch = subprocess.run(
         ["git", "-C", str(root), "diff", "HEAD", "--binary"], capture_output=True, check=True
@@ -128,9 +194,10 @@ def _copy_changes(root: Path, place: Path) -> list[str]:
             check=False,
         )
         if done.returncode:
-            raise TreeError("the working tree's changes do not apply", done.stderr.decode().strip())
-    new = _run(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *_HERE).split("\0")
-    for file in filter(None, new):
+            said = " ".join(done.stderr.decode().split())
+            raise TreeError("the working tree's changes do not apply", said)
+    new = run_git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *_HERE)
+    for file in filter(None, new.split("\0")):
         (place / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / file, place / file)
     state = code_at(place)
@@ -158,7 +225,12 @@ def _size(numstat: str) -> tuple[int, int, int]:
     return len(rows), added, removed
 
 
-def _run(folder: Path, *words: str) -> str:
+def run_git(folder: Path, *words: str) -> str:
+    """Output of a git command in a folder.
+
+    Raises:
+        TreeError: it failed.
+    """
     environment = os.environ | _AUTHOR | {"GIT_TERMINAL_PROMPT": "0"}
     done = subprocess.run(
         ["git", "-C", str(folder), *words],

@@ -8,7 +8,8 @@ import pytest
 
 import reference
 from gaia.errors import ConfigError
-from gaia.optim import OptimConfig, make_optimizer, orthogonalize, schedule
+from gaia.muon import orthogonalize
+from gaia.optim import OptimConfig, make_optimizer, schedule
 
 SHAPES = {
     ("embed", "table"): (11, 6),

@@ -39,6 +39,14 @@ ROWS, STEPS = 8, 20
 MODEL = {"depth": 3, "dim": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "seq_len": 32}
 
 
+# Everything that Muon can be told: what it adds to the plain rule must know the mesh, too.
+MUON = {
+    "normuon_beta2": 0.9, "muon_equilibrate": True, "muon_renormalize": True,
+    "momentum_start": 0.8, "matrix_weight_decay": 0.1, "decay_schedule": "cosine",
+    "cautious_decay": True,
+}  # fmt: skip
+
+
 def batch() -> Batch:
     tokens = tiny.tokens(ROWS, MODEL["seq_len"] + 1)
     targets = tokens[:, 1:].copy()
@@ -68,7 +76,7 @@ def start(mesh, optimizer: str, packing="split", lora_rank=0, **training):
     """The step function and the state with random weights in every place, on this mesh."""
     config = tiny.train_config(
         model=MODEL | {"lora_rank": lora_rank},
-        optim={"name": optimizer},
+        optim={"name": optimizer} | (MUON if optimizer == "muon" else {}),
         training={"batch_size": ROWS} | training,
         data={"packing": packing},
     )

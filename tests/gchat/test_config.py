@@ -276,3 +276,15 @@ def test_a_sink_that_is_not_installed_is_told_before_anything_is_made(tmp_path, 
 def test_a_folder_is_no_preset(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         load([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["--optim.normuon-beta2=0.9", "--optim.newton_schulz=quintic", "--optim.momentum-final=0.9"],
+)
+def test_muon_s_options_are_refused_where_they_would_do_nothing(typed):
+    """Typed ones: a preset of Muon's may be trained with AdamW by one option."""
+    with pytest.raises(ConfigError, match="is typed but optim"):
+        load(["baseline", typed])
+    assert load(["cpu", "--optim.name=adamw"]).optim.name == "adamw"
+    assert load(["cpu", typed]).optim.name == "muon"

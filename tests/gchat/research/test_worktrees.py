@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from gchat.research import worktrees
+from gchat.research import ideas, worktrees
 from gchat.research.worktrees import TreeError, make_tree
 
 
@@ -87,6 +87,64 @@ def test_uncommitted_changes_are_taken_by_a_dot_and_said_otherwise(clone, tmp_pa
     ("name", "said"), [("mian", "no branch or commit"), ("idea+clash", "git merge failed")]
 )
 def test_what_cannot_be_laid_out_is_one_line(clone, first, tmp_path, name, said):
+    with pytest.raises(TreeError, match=said) as refused:
+        make_tree(clone, name, tmp_path / "code", first)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(clone, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TreeError, match="cannot be made") as refused:
+        make_tree(clone, "main", tmp_path / "file" / "code", None)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """Two ideas of this clone: a patch, and one that is made of it and an option."""
+    shelf = tmp_path / "examples"
+    for name in ("change", "both", "stale"):
+        (shelf / name).mkdir(parents=True)
+        (shelf / name / "README.md").write_text(f"# {name}\n")
+    patch = "--- a/gchat/model.py\n+++ b/gchat/model.py\n@@ -1,2 +1,2 @@\n-a = {old}\n+a = 7\n \n"
+    (shelf / "change" / "change.patch").write_text(patch.format(old=1))
+    (shelf / "stale" / "change.patch").write_text(patch.format(old=55))
+    (shelf / "both" / "idea.yaml").write_text("parts: [change]\nset: {model.depth: 2}\n")
+    monkeypatch.setattr(ideas, "FOLDER", shelf)
+    return shelf
+
+
+def test_an_idea_is_a_patch_on_the_first_tree_and_options(clone, first, shelf, tmp_path):
+    tree = make_tree(clone, "+both", tmp_path / "code", first)
+    text = (tmp_path / "code" / "+both" / "gchat" / "model.py").read_text()
+    assert text == "a = 7\n\n\n\n\nb = 2\n"
+    assert tree.options == ("--model.depth=2",)
+    assert tree.notes == ("+both trains with --model.depth=2",)
+    assert tree.size == (1, 1, 1)
+    assert tree.code.changes and tree.code.commit == first.code.commit
+    on_a_branch = make_tree(clone, "other+change", tmp_path / "code", first)
+    text = (tmp_path / "code" / "other+change" / "gchat" / "model.py").read_text()
+    assert text == "a = 7\n\n\n\n\nb = 4\n"
+    assert on_a_branch.options == ()
+
+
+def test_an_idea_goes_on_top_of_the_working_tree(clone, shelf, tmp_path):
+    (clone / "gchat" / "model.py").write_text("a = 1\n\n\n\n\nb = 9\n")
+    here = make_tree(clone, ".", tmp_path / "code", None)
+    make_tree(clone, "+change", tmp_path / "code", here)
+    text = (tmp_path / "code" / "+change" / "gchat" / "model.py").read_text()
+    assert text == "a = 7\n\n\n\n\nb = 9\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("+chnage", "is no branch, commit or idea; perhaps you meant .change"),
+        ("+stale", "stale does not fit this code"),
+        ("idea+change", "change does not fit this code"),
+    ],
+)
+def test_ideas_that_cannot_be_applied_are_one_line(clone, first, shelf, tmp_path, name, said):
     with pytest.raises(TreeError, match=said) as refused:
         make_tree(clone, name, tmp_path / "code", first)
     assert "\n" not in str(refused.value)

@@ -1,0 +1,75 @@
+"""`gchat research with +NAME VERB …`: any verb, run by this code with ideas applied to it.
+
+The patched tree lies in `runs/with/`, named by what is in it: laid out once, then used again, so
+that a model that was trained there can be sampled, chatted with and evaluated there too.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gaia.errors import ConfigError
+from gchat.research import worktrees
+from gchat.research.ideas import Idea, read
+
+FOLDER = Path("runs/with")
+TRAINS = ("train", "speedrun")
+"""Verbs that take the ideas' options."""
+
+
+def command(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The command line and environment that run a verb in a patched tree, which is laid out.
+
+    Args:
+        words: `+NAME[+NAME …]`, a verb, and the verb's own words.
+
+    Raises:
+        ConfigError: no idea or no verb is named, or an idea is unknown.
+        TreeError: a patch does not fit.
+    """
+    if len(words) < 2 or not words[0].startswith("+"):
+        raise ConfigError(
+            f"gchat research with {' '.join(words)} names no {'verb' if words else 'idea'}",
+            "write e.g. gchat research with +fast train --data-dir DIR",
+        )
+    ideas = [read(name) for name in words[0][1:].split("+")]
+    place = _tree(words[0], ideas)
+    verb, *rest = words[1:]
+    if verb in TRAINS:
+        rest = _with_options(rest, ideas)
+    # Safe path: the working directory may be a clone, whose packages would come first.
+    environment = os.environ | {"PYTHONPATH": str(place), "PYTHONSAFEPATH": "1"}
+    return [sys.executable, "-m", "gchat", verb, *rest], environment
+
+
+def run(words: Sequence[str]) -> None:
+    """Becomes the verb's process; does not return."""
+    line, environment = command(words)
+    sys.stdout.flush()
+    os.execve(line[0], line, environment)
+
+
+def _tree(name: str, ideas: Sequence[Idea]) -> Path:
+    """The patched tree of this commit, made where it is not there yet."""
+    root = worktrees.repository()
+    commit = worktrees.head(root)
+    digest = hashlib.sha256(commit.encode())
+    for idea in ideas:
+        for patch in idea.patches:
+            digest.update(patch.read_bytes())
+    folder = FOLDER.resolve() / digest.hexdigest()[:12]
+    place = folder / name
+    if not (folder / "whole").exists():
+        worktrees.make_tree(root, name, folder, None)
+        (folder / "whole").touch()
+    return place
+
+
+def _with_options(words: Sequence[str], ideas: Sequence[Idea]) -> list[str]:
+    """The words with the ideas' preset, if none is named, and options; what is typed counts."""
+    named = bool(words) and not words[0].startswith("-")
+    presets = [idea.preset for idea in ideas if idea.preset]
+    start = [words[0]] if named else presets[:1]
+    return [*start, *(o for idea in ideas for o in idea.options), *words[int(named) :]]

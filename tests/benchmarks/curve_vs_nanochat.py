@@ -1,0 +1,388 @@
+"""Learning curves against nanochat's own torch code: bits per byte by tokens and by time.
+
+    python tests/benchmarks/curve_vs_nanochat.py --nanochat DIR [--python TORCH_PYTHON] [--quick]
+
+DIR is a checkout of karpathy/nanochat; TORCH_PYTHON has torch and nanochat's requirements (this
+interpreter by default). Without either the benchmark says why and reports `skipped`.
+
+Both sides train on the same rows in the same order (the `docs` corpus, 8,192 ids), with the same
+matmul parameters (within 2%, or it stops), and read the same validation windows with the same
+context. nanochat trains over a grid, 4,096 and 16,384 tokens a step x rates x 0.5, 1, 2 (its
+base_train's defaults, not scaled by the batch), with one seed; its best cell then with all seeds.
+`fast` trains nine tenths of nanochat's tokens, `cpu` and `baseline` all of them, each with a whole
+schedule. Every finished training is a line of results.jsonl in --out: killed, or run on another
+day, the benchmark goes on where it was. Other jobs on the machine falsify the times, not the bits.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import harness
+
+DEPTH, DIM, HEADS, T, VOCAB = 4, 256, 4, 512, 8192
+HIDDEN = 688  # of SwiGLU: as many parameters as nanochat's 4 x 256 of ReLU^2, within 1%
+RATES = {"embedding_lr": 0.3, "unembedding_lr": 0.008, "matrix_lr": 0.02, "scalar_lr": 0.5}
+DECAY = 0.28  # base_train's, falling to 0 by a cosine
+SHARE = 0.9  # of nanochat's tokens, for `fast`
+BUDGETS, BATCHES, SCALES = (1_310_720, 2_490_368), (4096, 16384), (0.5, 1.0, 2.0)
+EVAL_TOKENS, QUICK_EVAL_TOKENS, POINTS = 32_768, 4_096, 5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of either side."""
+
+    side: str
+    tokens: int
+    """Training tokens."""
+    batch: int
+    """Tokens of a step."""
+    scale: float
+    """Factor of nanochat's rates; 1 for ours."""
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Name of its line."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+class Results:
+    """Finished cells on disk, by key."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._rows = path, {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                    self._rows[row["key"]] = row
+                except (ValueError, KeyError):
+                    continue  # torn by a kill
+
+    def __contains__(self, cell: Cell) -> bool:
+        return cell.key in self._rows
+
+    def __getitem__(self, cell: Cell) -> dict[str, Any]:
+        return self._rows[cell.key]
+
+    def add(self, cell: Cell, row: dict[str, Any]) -> None:
+        """Writes a line and keeps it."""
+        row = {"key": cell.key, **asdict(cell), **row, "load": os.getloadavg()[0]}
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._rows[cell.key] = row
+
+
+def prepare(args: argparse.Namespace) -> Path:
+    """The data set: named, or the docs corpus with its own tokenizer."""
+    if args.data is not None:
+        return args.data.resolve()
+    place = args.out / "data"
+    if not (place / "manifest.json").exists():
+        words = ["data", "prepare", "--source", "docs", "--out", str(place)]
+        words += ["--tokenizer", "bpe", "--vocab-size", str(VOCAB)]
+        gchat(words, harness.ROOT)
+    return place
+
+
+def gchat(words: list[str], tree: Path) -> None:
+    """Runs a verb of the code in `tree`."""
+    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1"}
+    subprocess.run([sys.executable, "-m", "gchat", *words], env=environment, check=True)
+
+
+def options(cell: Cell, data: Path, eval_tokens: int = EVAL_TOKENS) -> list[str]:
+    """Words of `gchat train` for one of our cells."""
+    preset = "baseline" if cell.side == "baseline" else "cpu"
+    words = [preset, "--data-dir", str(data), f"--training.tokens={cell.tokens}"]
+    words += [f"--model.depth={DEPTH}", f"--model.dim={DIM}", f"--model.head-dim={DIM // HEADS}"]
+    words += [f"--model.hidden={HIDDEN}", f"--model.seq-len={T}", "--model.compute-dtype=float32"]
+    words += [f"--training.batch-size={cell.batch // T}", f"--training.seed={cell.seed}"]
+    words += [
+        f"--eval.tokens={eval_tokens}",
+        "--eval.sample-tokens=1",
+        "--training.loss-chunk=1024",
+    ]
+    if preset == "baseline":  # whose rates are meant for depth 12 and 524,288 tokens a step
+        words += ["--optim.lr=0.002", "--optim.warmup-steps=20"]
+    return words
+
+
+def train_ours(
+    cell: Cell, data: Path, trees: dict[str, Path], folder: Path, eval_tokens: int
+) -> dict[str, Any]:
+    """Trains one of our cells; a run that was killed is resumed."""
+    from gchat.research.ideas import read
+    from gchat.run.report import read_series
+
+    words = options(cell, data, eval_tokens)
+    every = max(1, cell.tokens // cell.batch // POINTS)
+    if cell.side == "fast":
+        words[1:1] = read("fast").options
+    name = f"{cell.side}-{cell.tokens}-{cell.batch}-s{cell.seed}"
+    run = folder / name
+    resume = ["--resume"] if any(run.glob("checkpoints/[0-9]*")) else []
+    words += [f"--eval.every-steps={every}", "--run-dir", str(run), *resume]
+    gchat(["train", *words], trees[cell.side])
+    series = read_series(run / "metrics.jsonl")
+    tokens = dict(series["train/tokens"])
+    steps_ms = [value for _, value in series["perf/step_ms"]]
+    curve = [[tokens.get(step, 0), value] for step, value in series["eval/val_bpb"]]
+    seconds = statistics.fmean(steps_ms[3:]) * len(steps_ms) / 1000
+    return {"bpb": curve[-1][1], "seconds": round(seconds, 1), "curve": curve}
+
+
+def train_theirs(cell: Cell, args: argparse.Namespace, data: Path) -> dict[str, Any]:
+    """Trains one of nanochat's cells in a process of its own."""
+    rows = written_rows(cell, data, args.out)
+    job = {"cell": asdict(cell), "rows": str(rows), "validation": str(args.out / "val.npz")}
+    job |= {"compile": not args.quick, "points": 1 if args.quick else POINTS}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(args.nanochat), str(harness.ROOT)]),
+        "NANOCHAT_DTYPE": "float32",
+        "OMP_WAIT_POLICY": "PASSIVE",  # where cores are shared, spinning threads wait for others
+    }
+    command = [args.python, __file__, "--worker", json.dumps(job)]
+    done = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE, check=True)
+    answers = [line for line in done.stdout.splitlines() if line.startswith("answer ")]
+    return json.loads(answers[-1].removeprefix("answer "))
+
+
+def written_rows(cell: Cell, data: Path, out: Path) -> Path:
+    """The rows that our loader hands to this seed and batch, [steps, rows, T + 1], as a file."""
+    import numpy as np
+
+    from gaia.parallel import MeshConfig, make_mesh
+    from gchat.config import load
+    from gchat.run.training_data import TrainingData
+
+    path = out / f"rows-{cell.tokens}-{cell.batch}-s{cell.seed}.npy"
+    if path.exists():
+        return path
+    config = load(options(Cell("cpu", cell.tokens, cell.batch, 1.0, cell.seed), data))
+    source = TrainingData(config.data)
+    config, _ = source.derive(config)
+    batches = iter(source.loader(config, 0, make_mesh(MeshConfig())))
+    rows = []
+    for _ in range(config.training.amounts.steps):
+        batch = next(batches)
+        rows.append(
+            np.concatenate([batch.inputs_BT, batch.targets_BT[:, -1:]], 1).astype(np.uint16)
+        )
+    partial = path.with_suffix(".partial.npy")
+    np.save(partial, np.stack(rows))
+    partial.rename(path)
+    return path
+
+
+def write_validation(data: Path, out: Path, eval_tokens: int) -> None:
+    """The windows that our validation scores, each in a row of its own, with bytes per target."""
+    import numpy as np
+
+    from gchat.config import load
+    from gchat.evals import bpb
+    from gchat.evals.periodic import validation_documents
+    from gchat.run.training_data import TrainingData
+
+    config = load(options(Cell("cpu", BUDGETS[0], BATCHES[0], 1.0, 1), data, eval_tokens))
+    source = TrainingData(config.data)
+    config, _ = source.derive(config)
+    token_bytes = source.tokenizer.token_bytes()
+    stride = max(1, round(T * config.eval.stride_fraction))
+    rows = [w for d in validation_documents(config) for w in bpb.windows(np.asarray(d), T, stride)]
+    inputs, targets = np.zeros((len(rows), T), np.int64), np.full((len(rows), T), -1, np.int64)
+    for row, (tokens, skip) in enumerate(rows):
+        n = len(tokens) - 1
+        inputs[row, :n] = tokens[:-1]
+        targets[row, skip:n] = tokens[1 + skip :]
+    scored = np.where(targets >= 0, token_bytes[np.maximum(targets, 0)], 0)
+    targets[scored == 0] = -1  # specials
+    np.savez(out / "val.npz", inputs=inputs, targets=targets, bytes=scored.sum())
+
+
+def work(job: dict[str, Any]) -> None:
+    """The worker: nanochat's model, optimizer and schedules on our rows, as its base_train does."""
+    import math
+
+    import numpy as np
+    import torch
+    from nanochat.gpt import GPT, GPTConfig
+
+    cell, rows = job["cell"], np.load(job["rows"])
+    torch.manual_seed(cell["seed"])
+    config = GPTConfig(
+        sequence_len=T, vocab_size=VOCAB, n_layer=DEPTH, n_head=HEADS, n_kv_head=HEADS,
+        n_embd=DIM, window_pattern="L",
+    )  # fmt: skip
+    model = GPT(config)
+    model.init_weights()
+    rates = {name: rate * cell["scale"] for name, rate in RATES.items()}
+    optimizer = model.setup_optimizer(weight_decay=DECAY, **rates)
+    run = torch.compile(model, dynamic=False) if job["compile"] else model
+    steps, micro = len(rows), min(rows.shape[1], 8)
+    warm, down = 40, round(0.65 * steps)
+    curve, times = [], []
+    for step in range(steps):
+        if step % max(1, steps // job["points"]) == 0:
+            curve.append([step * cell["batch"], validation(run, job["validation"], micro)])
+        began = time.perf_counter()
+        for part in np.split(rows[step].astype(np.int64), rows.shape[1] // micro):
+            tokens = torch.from_numpy(part)
+            loss = run(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+            (loss / (rows.shape[1] // micro)).backward()
+        left = (steps - step) / down
+        share = (step + 1) / warm if step < warm else 1.0 if left >= 1 else left + (1 - left) * 0.05
+        momentum = 0.85 + 0.12 * min(1, step / 400)
+        if step >= 400 and left < 1:
+            momentum = 0.97 * left + 0.90 * (1 - left)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * share
+            if group["kind"] == "muon":
+                group["momentum"] = momentum
+                group["weight_decay"] = DECAY * 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
+        times.append(time.perf_counter() - began)
+    curve.append([steps * cell["batch"], validation(run, job["validation"], micro)])
+    seconds = statistics.fmean(times[3:]) * steps
+    answer = {"bpb": curve[-1][1], "seconds": round(seconds, 1), "curve": curve}
+    print("answer " + json.dumps(answer | {"matmul_params": model.num_matmul_params()}), flush=True)
+
+
+def validation(model: Any, path: str, rows: int) -> float:
+    """Bits per byte of the windows."""
+    import math
+
+    import numpy as np
+    import torch
+
+    kept, nats = np.load(path), 0.0
+    inputs, targets = kept["inputs"], kept["targets"]
+    with torch.no_grad():
+        for at in range(0, len(inputs), rows):
+            part, wanted = inputs[at : at + rows], targets[at : at + rows]
+            fill = rows - len(part)  # one shape to compile
+            part, wanted = (
+                np.pad(a, ((0, fill), (0, 0)), constant_values=v)
+                for a, v in ((part, 0), (wanted, -1))
+            )
+            loss = model(torch.from_numpy(part), torch.from_numpy(wanted), loss_reduction="sum")
+            nats += float(loss)
+    return nats / (math.log(2) * float(kept["bytes"]))
+
+
+def our_params(data: Path) -> int:
+    """Matmul parameters of our plain model."""
+    from gchat.config import load
+    from gchat.model_shape import matmul_params
+    from gchat.run.training_data import TrainingData
+
+    config = load(options(Cell("cpu", BUDGETS[0], BATCHES[0], 1.0, 1), data))
+    return matmul_params(TrainingData(config.data).derive(config)[0].model)
+
+
+def fast_tree(out: Path) -> Path:
+    """This commit's code with the ideas of `fast`."""
+    from gchat.research import worktrees
+
+    return Path(worktrees.make_tree(harness.ROOT, "+fast", out / "code", None).code.path)
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """`--quick`: ten steps of one cell of each side; nothing is concluded from it."""
+    from vs_nanochat import reason_to_skip
+
+    args.out = args.out.resolve()
+    if (reason := reason_to_skip(args)) is not None:
+        print(f"skipped: {reason}")
+        return {"rows": [], "skipped": reason}
+    args.nanochat = args.nanochat.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    data, results = prepare(args), Results(args.out / "results.jsonl")
+    eval_tokens = QUICK_EVAL_TOKENS if args.quick else EVAL_TOKENS
+    write_validation(data, args.out, eval_tokens)
+    trees = {"fast": fast_tree(args.out), "cpu": harness.ROOT, "baseline": harness.ROOT}
+    budgets = (40_960,) if args.quick else args.tokens
+    seeds = args.seeds[:1] if args.quick else args.seeds
+    batches, scales = ((4096,), (1.0,)) if args.quick else (BATCHES, SCALES)
+
+    def result(cell: Cell) -> dict[str, Any]:
+        if cell not in results:
+            print(f"{cell.side} {cell.tokens:,} tokens, {cell.batch:,} a step, x {cell.scale}, "
+                  f"seed {cell.seed} …", flush=True)  # fmt: skip
+            theirs = cell.side == "nanochat"
+            row = (
+                train_theirs(cell, args, data) if theirs
+                else train_ours(cell, data, trees, args.out / "runs", eval_tokens)
+            )  # fmt: skip
+            results.add(cell, row)
+            print(f"  {row['bpb']:.4f} bits per byte in {row['seconds']:.0f} s", flush=True)
+        return results[cell]
+
+    rows = []
+    for tokens in budgets:
+        grid = [Cell("nanochat", tokens, b, s, seeds[0]) for b in batches for s in scales]
+        best = min(grid, key=lambda cell: result(cell)["bpb"])
+        params = result(best)["matmul_params"]
+        if abs(our_params(data) / params - 1) > 0.02:
+            sys.exit(f"matmul parameters differ: ours {our_params(data):,}, nanochat's {params:,}")
+        row: dict[str, Any] = {"tokens": tokens, "batch": best.batch, "rates_x": best.scale}
+        for side, share in (("nanochat", 1.0), ("fast", SHARE), ("cpu", 1.0), ("baseline", 1.0)):
+            batch, scale = (best.batch, best.scale) if side == "nanochat" else (4096, 1.0)
+            length = round(tokens * share / batch) * batch
+            made = [result(Cell(side, length, batch, scale, seed)) for seed in seeds]
+            row[side] = {
+                "bpb": [one["bpb"] for one in made],
+                "seconds": [one["seconds"] for one in made],
+                "tokens": length,
+            }
+        row["fast_reaches_it"] = bool(
+            statistics.fmean(row["fast"]["bpb"]) <= statistics.fmean(row["nanochat"]["bpb"])
+        )
+        row["fast_time_ratio"] = round(
+            statistics.fmean(row["fast"]["seconds"])
+            / statistics.fmean(row["nanochat"]["seconds"]), 3
+        )  # fmt: skip
+        rows.append(row)
+        print(shown(row), flush=True)
+    return {"rows": rows, "params": {"ours": our_params(data)}}
+
+
+def shown(row: dict[str, Any]) -> str:
+    """One budget in lines."""
+    lines = [f"{row['tokens']:,} tokens; nanochat at {row['batch']:,} a step, x {row['rates_x']}"]
+    for side in ("nanochat", "fast", "cpu", "baseline"):
+        bits, seconds = row[side]["bpb"], row[side]["seconds"]
+        spread = f" ± {statistics.stdev(bits):.4f}" if len(bits) > 1 else ""
+        lines.append(
+            f"  {side:9} {statistics.fmean(bits):.4f}{spread} bits per byte after "
+            f"{row[side]['tokens']:,} tokens in {statistics.fmean(seconds):.0f} s"
+        )
+    return "\n".join(lines)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nanochat", type=Path, help="checkout of karpathy/nanochat")
+    parser.add_argument("--python", default=sys.executable, help="interpreter that has torch")
+    parser.add_argument("--data", type=Path, help="prepared data set with 8,192 ids")
+    parser.add_argument("--out", type=Path, default=Path("runs/curve_vs_nanochat"))
+    parser.add_argument("--tokens", type=int, nargs="+", default=list(BUDGETS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        work(json.loads(sys.argv[2]))
+    else:
+        harness.run(main, __doc__, _arguments)

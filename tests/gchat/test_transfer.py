@@ -1,0 +1,145 @@
+"""Rates that keep over widths: a coordinate check, and the best rate of each width on a grid.
+
+Both are done twice, with `optim.width_rule mup` and with unscaled rates, which must fail them.
+"""
+
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import tiny
+from gaia import params as statements
+from gaia.optim import OptimConfig, make_optimizer
+from gchat.model import GPT
+from gchat.model_shape import model_shape
+from gchat.objective import next_token
+
+REFERENCE, T = 128, 16
+
+
+def model_of(width):
+    return tiny.gpt_config(dim=width, head_dim=32, hidden=2 * width, depth=2, seq_len=T)
+
+
+def rates(rule, width):
+    """Factors of the rates of this width: those of an OptimConfig whose rates are all 1."""
+    optim = OptimConfig(lr=1.0, warmup_steps=1, schedule="constant", weight_decay=0.0)
+    if rule == "standard":
+        return replace(optim, embed_lr=1.0, head_lr=1.0, gain_lr=1.0)
+    return replace(optim, width_rule="mup", width_reference=REFERENCE).scaled(1, width)[0]
+
+
+def trained(width, rule, steps, batches_SBT, lr):
+    """(losses, parameters before, parameters after) of a few steps at a rate."""
+    config = tiny.train_config(model={"dim": width})
+    config = replace(config, model=model_of(width))
+    graph = model_shape(config.model).graph
+    roles = statements.roles(model_shape(config.model).placements)
+    start = nnx.to_pure_dict(nnx.state(GPT(config.model, rngs=nnx.Rngs(0))))
+    factors = rates(rule, width)
+    optim = replace(
+        factors,
+        **{name: lr * getattr(factors, name) for name in ("lr", "embed_lr", "head_lr", "gain_lr")},
+    )
+    optimizer = make_optimizer(optim, steps, roles)
+
+    def step(carry, tokens_BT):
+        params, state = carry
+
+        def loss(params):
+            batch = tiny_batch(tokens_BT)
+            return next_token.loss(config, nnx.merge(graph, params), batch, None) / batch[0].size
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), value
+
+    (after, _), losses = jax.lax.scan(step, (start, optimizer.init(start)), batches_SBT[:steps])
+    return losses, start, after
+
+
+def tiny_batch(tokens_BT):
+    from gaia.data.batch import Batch
+
+    return Batch(tokens_BT[:, :-1], tokens_BT[:, 1:])
+
+
+@cache
+def text(steps, rows):
+    """Rows of a Markov chain whose next token has two likely values."""
+    rng = np.random.default_rng(0)
+    likely = rng.integers(0, tiny.VOCAB, (tiny.VOCAB, 2))
+    tokens = np.zeros((steps, rows, T + 1), np.int32)
+    tokens[..., 0] = rng.integers(0, tiny.VOCAB, (steps, rows))
+    for t in range(T):
+        follow = likely[tokens[..., t], rng.integers(0, 2, (steps, rows))]
+        other = rng.integers(0, tiny.VOCAB, (steps, rows))
+        tokens[..., t + 1] = np.where(rng.random((steps, rows)) < 0.9, follow, other)
+    return tokens
+
+
+def changes(width, rule):
+    """Root mean squares of what four steps change: in the stream behind the blocks, and logits."""
+    batches = jnp.asarray(text(4, 4))
+    _, before, after = jax.jit(lambda: trained(width, rule, 4, batches, 0.01))()
+    graph = model_shape(model_of(width)).graph
+
+    @jax.jit
+    def coordinates(params):
+        model: GPT = nnx.merge(graph, params)
+        x_BTD, _ = model(batches[0, :, :-1])
+        return model.logits(x_BTD)[..., : tiny.VOCAB], x_BTD @ x_BTD[0, 0]
+
+    def size(x):
+        return float(jnp.sqrt(jnp.mean(jnp.square(x))))
+
+    ours, others = coordinates(after), coordinates(before)
+    stream = size(ours[1] - others[1]) / width
+    return size(ours[0] - others[0]), stream
+
+
+def slope(widths, sizes):
+    """Exponent of the size's growth with the width."""
+    return float(np.polyfit(np.log(widths), np.log(sizes), 1)[0])
+
+
+def check_coordinates(widths):
+    logits = {
+        rule: slope(widths, [changes(width, rule)[0] for width in widths])
+        for rule in ("mup", "standard")
+    }
+    assert abs(logits["mup"]) < 0.2, logits
+    assert logits["standard"] > 0.5, logits
+
+
+def test_coordinates_change_alike_at_every_width():
+    check_coordinates((64, 256))
+
+
+@pytest.mark.slow
+def test_coordinates_change_alike_up_to_512():
+    check_coordinates((128, 256, 512))
+
+
+@pytest.mark.slow
+def test_the_best_rate_is_that_of_the_reference_width():
+    """On a grid of sqrt(2): within one step of each other with mup, and wandering without."""
+    steps, grid = 40, 2.0 ** (np.arange(-22, -6) / 2)
+    batches = jnp.asarray(text(steps, 4))
+
+    def best(width, rule):
+        run = jax.jit(lambda lr: trained(width, rule, steps, batches, lr)[0])
+        losses = [float(np.mean(run(jnp.float32(lr))[-10:])) for lr in grid]
+        at = int(np.nanargmin(losses))
+        assert 0 < at < len(grid) - 1, losses  # inside of the grid
+        return at
+
+    best_of = {rule: [best(width, rule) for width in (32, 256)] for rule in ("mup", "standard")}
+    assert abs(best_of["mup"][0] - best_of["mup"][1]) <= 1, best_of
+    assert best_of["standard"][0] - best_of["standard"][1] >= 2, best_of
