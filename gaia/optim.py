@@ -219,19 +219,6 @@ def make_optimizer(config: OptimConfig, steps: int, roles: Any) -> optax.Gradien
         roles: the tree of parameters with the role of each (`gaia.params.roles`).
     """
     share = schedule(config, steps)
-
-        """Raises ConfigError where the warm-up is longer than a run of `steps` steps, or a change
-        of weight decay cannot be read or has no effect."""
-        read_changes("optim.weight_decay_steps", self.weight_decay_steps)
-        read_changes("optim.matrix_weight_decay_steps", self.matrix_weight_decay_steps)
-        if self.name != "muon" and self.matrix_weight_decay_steps:
-            raise ConfigError(
-                "optim.matrix_weight_decay_steps is of muon, optim.name is adamw",
-                "use --optim.weight-decay-steps",
-            )
-
-    embed_lr, head_lr = config.peak(config.embed_lr), config.peak(config.head_lr)
-    groups: dict[Hashable, optax.GradientTransformation] = {
     weight_decay, matrix_weight_decay = (
         stepwise(getattr(config, name), getattr(config, f"{name}_steps"), f"optim.{name}_steps")
         for name in ("weight_decay", "matrix_weight_decay")
@@ -250,6 +237,14 @@ def make_optimizer(config: OptimConfig, steps: int, roles: Any) -> optax.Gradien
     def muon() -> optax.GradientTransformation:
         decay = _decay(config, steps, matrix_weight_decay, cautious=config.cautious_decay)
         return optax.chain(scale_by_muon(_muon(config, steps)), decay, by_rate(config.matrix_lr))
+
+    embed_lr, head_lr = config.peak(config.embed_lr), config.peak(config.head_lr)
+    groups: dict[Hashable, optax.GradientTransformation] = {
+        "matrix": muon() if config.name == "muon" else adamw(config.lr, weight_decay),
+        "embed": adamw(embed_lr, config.embed_weight_decay, config.embed_betas),
+        "head": adamw(head_lr, weight_decay, config.head_betas),
+        "gain": adamw(config.peak(config.gain_lr), 0.0),
+        "adapter": adamw(config.lr, weight_decay),
     }
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, optax.partition(groups, roles))

@@ -1,8 +1,8 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | midtrain | sft | dpo | rl | sample | chat | generate | serve | plan | dashboard
-      | checkpoints | eval bpb|core|chat|identity | import hf|gguf | export hf|gguf|check
-      | synth identity|qpt|docstrings | sweep | compare | ladder | research run|ideas|with
+gchat speedrun | train | midtrain | sft | dpo | rl | sample | chat | generate | serve | plan
+      | dashboard | checkpoints | eval bpb|core|chat|identity | import hf|gguf
+      | export hf|gguf|check | synth identity|qpt|docstrings | sweep | compare | ladder | research run|ideas|with
       | data prepare|chat|curate|download|count|verify|upload | tokenizer train|eval
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 # All else is imported by the verbs: without the extra `train`, and on Ctrl-C, this must answer.
 from gaia.errors import GaiaError, run_cli
@@ -60,48 +60,6 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   sweep                variants x sizes x seeds of a YAML file: gchat sweep FILE.yaml
 
 --debug anywhere shows a traceback instead of one line."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Continue a prompt with a trained run."""
-
-    run: str
-    """Folder of the run."""
-    prompt: str
-    """Text to continue."""
-    max_tokens: int = 128
-    """Limit of the tokens to add."""
-    temperature: float = 0.8
-    """0 always takes the most likely token."""
-    top_k: int = 0
-    """Keep the k most likely tokens; 0 keeps all."""
-    top_p: float = 1.0
-    """Keep the most likely tokens that together reach this probability."""
-    min_p: float = 0.0
-    """Keep tokens at least this share as likely as the most likely one."""
-    repetition_penalty: float = 1.0
-    """Make tokens that occurred less likely; 1 is off."""
-    seed: int = 0
-    """Same seed, same text."""
-    step: str = "last"
-    """Checkpoint: a number of steps, best (lowest validation bits per byte) or last."""
-    stop: tuple[str, ...] = ()
-    """Texts that end the answer."""
-    schema: str | None = None
-    """File with a JSON schema that the answer must fit."""
-    regex: str | None = None
-    """Regular expression that the whole answer must match."""
-    choice: tuple[str, ...] = ()
-    """Texts of which the answer must be one."""
-    weights: Literal["float32", "bfloat16", "int8"] | None = None
-    """Format of the weights; that of the run's matrix products when left out."""
-    kv: Literal["int8"] | None = None
-    """Format of keys and values; that of the run's matrix products when left out."""
-    speculate: int = 0
-    """Tokens that a step drafts out of the text so far and checks (prompt lookup); 0 is off."""
-    json: bool = False
-    """Print one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -170,48 +128,9 @@ def _dashboard(args: list[str]) -> None:
 
 def _sample(args: list[str]) -> None:
     from gaia.config import parse
+    from gchat.ask.sample import Sample
 
-    options = parse(Sample, args, prog="gchat sample", description=Sample.__doc__)
-    from gchat.ask.options import grammar_of
-    from gchat.engine.grammar import mask_maker
-    from gchat.engine.requests import Request, SamplingConfig, check_draft
-    from gchat.run.loading import load_run
-
-    sampling = SamplingConfig(
-        options.temperature,
-        options.top_k,
-        options.top_p,
-        options.seed,
-        options.min_p,
-        options.repetition_penalty,
-    )
-    sampling.check()  # before anything is read or printed
-    check_draft(options.speculate)
-    grammar = grammar_of(options.schema, options.regex, options.choice)
-    loaded = load_run(options.run, step=options.step)
-    engine = loaded.engine(
-        slots=1, weights=options.weights, kv=options.kv, speculate=options.speculate
-    )
-    prompt = [loaded.tokenizer.bos_id, *loaded.tokenizer.encode(options.prompt)]
-    mask = mask_maker(grammar, loaded.tokenizer, engine.stop_ids)
-    request = Request(prompt, options.max_tokens, sampling, stop=options.stop, mask=mask)
-    stream = engine.submit(request)
-    ids: list[int] = []
-    text: list[str] = []
-    if not options.json:
-        print(options.prompt, end="", flush=True)
-    for event in stream:
-        if event.finish == "error":
-            raise GaiaError(f"the answer ended: {event.error}", "try again")
-        ids += event.ids
-        text.append(event.text)
-        if not options.json:
-            print(event.text, end="", flush=True)
-    if options.json:
-        facts = {"prompt": options.prompt, "text": "".join(text), "tokens": ids}
-        print(json.dumps(facts | {"step": loaded.step}))
-    else:
-        print()
+    parse(Sample, args, prog="gchat sample", description=Sample.__doc__).run_it()
 
 
 def _chat(args: list[str]) -> None:
