@@ -2,7 +2,8 @@
 
 gchat speedrun | train | midtrain | sft | dpo | rl | sample | chat | generate | serve | plan
       | dashboard | checkpoints | eval bpb|core|chat|identity | import hf|gguf
-      | export hf|gguf|check | synth identity|qpt|docstrings | sweep | compare | ladder | research run|ideas|with
+      | export hf|gguf|check | synth identity|qpt|docstrings | sweep | compare | ladder
+      | research run|ideas|with
       | data prepare|chat|curate|download|count|verify|upload | tokenizer train|eval
 """
 
