@@ -116,6 +116,8 @@ def options(cell: Cell, data: Path, eval_tokens: int = EVAL_TOKENS) -> list[str]
     ]
     if preset == "baseline":  # whose rates are meant for depth 12 and 524,288 tokens a step
         words += ["--optim.lr=0.002", "--optim.warmup-steps=20"]
+    if cell.tokens < BUDGETS[0] // 2:  # --quick
+        words.append("--optim.warmup-steps=2")
     return words
 
 
