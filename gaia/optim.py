@@ -314,4 +314,8 @@ def _decay(
 
         return jax.tree.map(one, updates, params), _DecayState(state.count + 1)
 
-    return optax.GradientTransformation(lambda _: _DecayState(jnp.zeros((), jnp.int32)), update)
+    def init(params):
+        del params
+        return _DecayState(jnp.zeros((), jnp.int32))
+
+    return optax.GradientTransformation(init, update)
