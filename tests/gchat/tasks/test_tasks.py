@@ -14,7 +14,7 @@ from gaia.errors import ConfigError, DataError
 from gchat.conversation import Message
 from gchat.data.sources import hub
 from gchat.engine.calculator import calculate
-from gchat.tasks import made
+from gchat.tasks import choices, made
 from gchat.tasks.mixture import Mixture
 from gchat.tasks.opening import TASKS, named, open_task
 
@@ -61,7 +61,8 @@ def test_arc_reads_every_layout(tmp_path, row, gold):
     task = open_task("arc_easy", source=str(lines(tmp_path, "arc.jsonl", [row])))
     item = task[0]
     assert item.answer.content == item.choices[item.gold] == gold
-    letters = "\n".join(f"- {text}={x}" for text, x in zip(item.meta["texts"], item.choices, strict=True))  # fmt: skip  # noqa: E501
+    pairs = zip(item.meta["texts"], item.choices, strict=True)
+    letters = "\n".join(f"- {text}={letter}" for text, letter in pairs)
     assert item.question[0].content == (
         f"Multiple Choice question: Which is a gas?\n{letters}\n\n"
         "Respond only with the letter of the correct answer."
@@ -145,8 +146,6 @@ def test_programs_are_run_against_their_tests(tmp_path, text, right):
     ],
 )  # fmt: skip
 def test_a_written_answer_names_its_letter(text, chosen):
-    from gchat.tasks import choices
-
     assert choices.chosen(text, "ABCD") == chosen
 
 
@@ -181,8 +180,8 @@ def test_what_is_tested_is_not_trained():
 
 def test_conversations_keep_their_system_message_and_weights(tmp_path):
     system = {"role": "system", "content": "Be brief."}
-    unlearned = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]  # noqa: E501  # fmt: skip
-    row = {"messages": [system, *unlearned, *CHAT["messages"]]}
+    read = {"role": "assistant", "content": "b", "weight": 0}
+    row = {"messages": [system, {"role": "user", "content": "a"}, read, *CHAT["messages"]]}
     path = lines(tmp_path, "identity.jsonl", [row])
     task = open_task("identity", source=str(path))
     assert [m.role for m in task[0].question] == ["system", "user", "assistant", "user"]
@@ -194,14 +193,16 @@ def test_conversations_keep_their_system_message_and_weights(tmp_path):
 
 
 def test_files_of_ones_own_are_of_one_kind(tmp_path):
-    rows = [{"question": "2 + 2?", "choices": ["3", "4"], "answer": answer} for answer in (1, "B", "4")]  # noqa: E501  # fmt: skip
+    asked = {"question": "2 + 2?", "choices": ["3", "4"]}
+    rows = [asked | {"answer": answer} for answer in (1, "B", "4")]
     choice = open_task(f"json:{lines(tmp_path, 'c.jsonl', rows)}")
     assert choice.kind == "choice" and choice.baseline == 0.5
     assert {item.answer.content for item in choice} == {"B"}
-    rows = [{"question": "Capital?", "answer": ["Paris", "City of Light"]}, {"question": "n", "answer": 42}]  # noqa: E501  # fmt: skip
-    own = open_task(f"json:{lines(tmp_path, 'q.json', [])}") if False else open_task(
-        f"json:{lines(tmp_path, 'q.jsonl', rows)}"
-    )  # fmt: skip
+    rows = [
+        {"question": "Capital?", "answer": ["Paris", "City of Light"]},
+        {"question": "n", "answer": 42},
+    ]
+    own = open_task(f"json:{lines(tmp_path, 'q.jsonl', rows)}")
     by = {item.id: item for item in own}
     assert own.grade(by["0"], "paris.") == own.grade(by["0"], "City of light") == 1.0
     assert own.grade(by["0"], "Rome") == 0.0
