@@ -1,4 +1,4 @@
-"""Makes the hub's fake importable, by its file: on the path, fakes/google.py would hide `google`."""
+"""Makes the fake hub importable, by its file: on the path, fakes/google.py would hide `google`."""
 
 import importlib.util
 import sys

@@ -49,7 +49,11 @@ def scores(values):
 def test_a_random_scorer_lands_on_chance(choices, form):
     rng = np.random.default_rng(0)
     made = entries.entries([choices])
-    records = sum(evaluate.scored(made, scores(iter(rng.normal(size=1600))), form), [])
+    records = list(
+        itertools.chain.from_iterable(
+            evaluate.scored(made, scores(iter(rng.normal(size=1600))), form)
+        )
+    )
     figures = summary.summary([choices], records)["tasks"][choices.name]
     low, high = figures["accuracy_interval"]
     assert low <= 0.25 <= high and high - low < 0.1 and len(records) == 400
@@ -62,10 +66,9 @@ def test_the_likeliest_letter_is_chosen_and_the_first_of_equals(choices, form):
     seen = []
 
     def stream(pairs):
-        for batch in scores(values)(seen.append(pair) or pair for pair in pairs):
-            yield batch
+        return scores(values)(seen.append(pair) or pair for pair in pairs)
 
-    records = sum(evaluate.scored(made, stream, form), [])
+    records = list(itertools.chain.from_iterable(evaluate.scored(made, stream, form)))
     assert [record["chosen"] for record in records] == [1, 0]
     assert records[0]["nats"] == [-3.0, -1.0, -2.0, -4.0]
     assert [record["grade"] for record in records] == [
@@ -106,10 +109,12 @@ class Client:
 def test_an_endpoint_is_asked_for_alternatives_or_for_a_text(choices):
     made = entries.entries([choices])[:4]
     top = (("The", -0.2), (" C", -1.0), ("A", -1.5), ("C", -2.0))
-    told = sum(evaluate.asked(made, Client(top)), [])
+    told = list(itertools.chain.from_iterable(evaluate.asked(made, Client(top))))
     assert {record["chosen"] for record in told} == {2}
     assert told[0]["nats"] == [-1.5, None, -1.0, None]
-    plain = sum(evaluate.asked(made, Client()), [])  # "#### 97" names no letter
+    plain = list(
+        itertools.chain.from_iterable(evaluate.asked(made, Client()))
+    )  # "#### 97" names no letter
     assert {(record["chosen"], record["grade"]) for record in plain} == {(None, 0.0)}
 
 
@@ -119,7 +124,8 @@ def test_written_answers_are_graded_kept_and_counted():
     fails = [ConfigError("too long"), ClientError("no answer")]
     kept, seen = [], []
     client = Client(fails=fails)
-    parts = [("answers", 4, evaluate.answered(made, client, evaluate.Writing(temperature=1, samples=3)))]  # noqa: E501  # fmt: skip
+    writing = evaluate.Writing(temperature=1, samples=3)
+    parts = [("answers", 4, evaluate.answered(made, client, writing))]
     unanswered = evaluate.evaluate(parts, record=kept.extend, progress=seen.append)
     assert unanswered == 1 and seen[-1].items == 4 and seen[-1].seconds_left == 0
     by = {record["item"]: record for record in kept}
@@ -131,7 +137,7 @@ def test_written_answers_are_graded_kept_and_counted():
         right = [str(size + i) == item.meta["number"] for i in range(3)]
         assert record["grades"] == [float(each) for each in right] and record["tokens"] == 9
     again = Client()
-    list(evaluate.answered(made[3:], again, evaluate.Writing(temperature=1, samples=3)))
+    list(evaluate.answered(made[3:], again, writing))
     assert again.seeds == client.seeds[:1]  # of the item, not of its place
     assert len(set(client.seeds)) == 2
 
