@@ -34,6 +34,10 @@ def choices(tmp_path):
     return open_task(f"json:{path}")
 
 
+def flat(batches):
+    return list(itertools.chain.from_iterable(batches))
+
+
 def scores(values):
     """A scorer that gives these values in turn, seven at a time and each seven backwards."""
 
@@ -68,7 +72,7 @@ def test_the_likeliest_letter_is_chosen_and_the_first_of_equals(choices, form):
     def stream(pairs):
         return scores(values)(seen.append(pair) or pair for pair in pairs)
 
-    records = list(itertools.chain.from_iterable(evaluate.scored(made, stream, form)))
+    records = flat(evaluate.scored(made, stream, form))
     assert [record["chosen"] for record in records] == [1, 0]
     assert records[0]["nats"] == [-3.0, -1.0, -2.0, -4.0]
     assert [record["grade"] for record in records] == [
@@ -109,7 +113,7 @@ class Client:
 def test_an_endpoint_is_asked_for_alternatives_or_for_a_text(choices):
     made = entries.entries([choices])[:4]
     top = (("The", -0.2), (" C", -1.0), ("A", -1.5), ("C", -2.0))
-    told = list(itertools.chain.from_iterable(evaluate.asked(made, Client(top))))
+    told = flat(evaluate.asked(made, Client(top)))
     assert {record["chosen"] for record in told} == {2}
     assert told[0]["nats"] == [-1.5, None, -1.0, None]
     plain = list(
