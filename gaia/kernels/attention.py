@@ -89,18 +89,13 @@ def attention(
         if isinstance(segment_ids_BT, Trie):
             raise ConfigError("attention impl is reference for a trie", "use auto or xla")
         return reference_attention(
-            q_BTNH,
-            k_BSKH,
-            v_BSKH,
-            segment_ids_BT=segment_ids_BT,
-            window=window,
-            causal=causal,
-            scale=factor,
-        )
+            q_BTNH, k_BSKH, v_BSKH, segment_ids_BT=segment_ids_BT,
+            window=window, causal=causal, scale=factor,
+        )  # fmt: skip
     part, k_BSKH, v_BSKH, ids = _whole_rows(k_BSKH, v_BSKH, segment_ids_BT)
     impl = _best(q_BTNH, k_BSKH, ids, part) if impl == "auto" else impl
-    trie = isinstance(segment_ids_BT, Trie)
-    static = _Static(causal, window, factor, _block_size(q_BTNH.shape[1], trie=trie))
+    block = _block_size(q_BTNH.shape[1], trie=isinstance(segment_ids_BT, Trie))
+    static = _Static(causal, window, factor, block)
     if impl == "splash":
         return _splash(q_BTNH, k_BSKH, v_BSKH, ids, part, static)
     if impl == "cudnn":

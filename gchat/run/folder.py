@@ -189,8 +189,8 @@ def _portable(config: TrainConfig) -> TrainConfig:
 def _absolute_source(task: str) -> str:
     """NAME=SOURCE or json:PATH with an absolute path."""
     sign = ":" if task.startswith("json:") else "="
-    name, found, source = task.partition(sign)
-    here = found and source and not source.startswith("hf://")
+    name, _, source = task.partition(sign)
+    here = source and not source.startswith("hf://")
     return f"{name}{sign}{_absolute(source)}" if here else task
 
 

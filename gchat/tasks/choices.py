@@ -67,7 +67,7 @@ def chosen(text: str, letters: Sequence[str]) -> int | None:
     for pattern in (
         rf"[\W_]*({some})[\W_]*",
         rf"[(\"'*]*({some})[)\"'*]*(?:[.:,;=]|\n|\s-).*",
-        rf".*\banswer(?:\s+is)?\s*:?\s*[(\"'*]*({some})\b.*",
+        rf".*\b[Aa]nswer(?:\s+is)?\s*:?\s*[(\"'*]*({some})\b.*",
     ):
         if match := re.fullmatch(pattern, text, re.DOTALL):
             return list(letters).index(match[1])

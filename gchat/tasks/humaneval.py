@@ -54,7 +54,7 @@ def grade(asked: Item, said: Message) -> float:
 
 
 def program(asked: Item, text: str) -> tuple[str, str]:
-    """What the tests run after: (what the prompt gives, what the answer gives).
+    """The program before its tests: (part of the prompt, part of the answer).
 
     An answer that defines the function comes after the imports and helpers of the prompt; any other
     is the function's body, and goes on with the whole prompt.

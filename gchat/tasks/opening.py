@@ -25,7 +25,7 @@ JSON = "json"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a task is made of rows."""
+    """Recipe of a task that is made of rows."""
 
     kind: Kind
     baseline: float
@@ -40,7 +40,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Maker:
-    """How a task is made of nothing but a seed."""
+    """Recipe of a task that is made of nothing but a seed."""
 
     make: Callable[[random.Random, str, str], Item]
     grade: Callable[[Item, Message], float]

@@ -39,7 +39,7 @@ class Place:
     files: tuple[str, ...] = ()
 
     def prefix(self, split: str) -> str:
-        """How names of a split's files begin."""
+        """Beginning of the names of a split's files."""
         return dict(self.splits).get(split, split)
 
 

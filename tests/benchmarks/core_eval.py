@@ -12,9 +12,10 @@ forwarded, padding included on both sides.
 `share_of_peak` is the time that the scorer's program takes alone over the harness's; the aim is
 0.7. Alone means: as many batches of each row length as the harness forwards, every row full, 4
 targets a row, the best of several, one behind the other, nothing done on the host. So attention's
-share, which grows with a row, counts on both sides; padding, the host's work, waiting, and the head's
-work for more targets count against the harness. `share_of_best` is the same against the row length
-with most tokens per second: prompts that need long rows make it small, however good the harness is.
+share, which grows with a row, counts on both sides; padding, the host's work, waiting, and the
+head's work for more targets count against the harness. `share_of_best` is the same against the row
+length with most tokens per second: prompts that need long rows make it small however good the
+harness is.
 
 The mixture of N items a task is not that of all items, of which most tokens are language
 identification's: `--count-only` counts the tokens of all items on both sides, for rows of 2,048
