@@ -131,11 +131,14 @@ def packed(examples: Sequence[Example], seq_len: int, batch_size: int) -> list[B
     """Examples in packed rows, in batches of one size; the last one is filled with padding."""
     rows = pack_examples(examples, seq_len)
     empty = Batch.padding(-len(rows.inputs_BT) % batch_size, seq_len)
-    whole = [np.concatenate(pair) for pair in zip(rows[:4], empty[:4], strict=True)]
-    return [
-        Batch(*(array[first : first + batch_size] for array in whole))
-        for first in range(0, len(whole[0]), batch_size)
-    ]
+    inputs, targets, positions, segments = (
+        np.concatenate(pair) for pair in zip(rows[:4], empty[:4], strict=True)
+    )
+    batches = []
+    for first in range(0, len(inputs), batch_size):
+        here = slice(first, first + batch_size)
+        batches.append(Batch(inputs[here], targets[here], positions[here], segments[here]))
+    return batches
 
 
 def question(example: Example) -> tuple[list[int], list[int]]:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from gaia import runtime
 from gaia.config import asks_for_help
@@ -215,7 +216,7 @@ def _save(asked: Speedrun) -> None:
     write_atomically(asked.folder / STATE, json.dumps(facts, indent=1) + "\n")
 
 
-def _read(folder: Path) -> dict[str, object]:
+def _read(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads((folder / STATE).read_text(encoding="utf-8"))
         tuples = {name: tuple(facts[name]) for name in ("stages", "base_args", "chats")}

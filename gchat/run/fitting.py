@@ -78,10 +78,9 @@ def fitted(
         tried = replace(config, training=replace(config.training, grad_accum=accums[middle]))
         taken = ask(tried, mesh)
         rows = config.training.amounts.batch_size // accums[middle]
-        fits = taken is not None and taken <= limit
         size = "more than there is" if taken is None else f"{taken / 2**30:.2f} GiB"
         report(f"batch: {rows} rows at once take {size}")
-        if fits:
+        if taken is not None and taken <= limit:
             chosen, high = (tried, taken), middle - 1
         else:
             smallest, low = taken or 0, middle + 1
