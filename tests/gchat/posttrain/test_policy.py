@@ -89,6 +89,7 @@ def test_the_gradient_of_a_two_token_policy_is_the_analytic_one(loss):
     np.testing.assert_allclose(value, -weight * gains.sum(), rtol=1e-4, atol=1e-6)
 
 
+@SLOW
 def test_expected_reward_rises_along_the_gradient():
     """Over all actions, each as often as the policy takes it, the gradient is that of E[R]:
     dE/dz_k = p_k (r_k - E)."""
