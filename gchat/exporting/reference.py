@@ -141,7 +141,8 @@ class LlamaCpp:
         self._context = llama.llama_init_from_model(loaded, self._context_options(longest))
         if not self._context:
             sys.exit("llama.cpp makes no context")
-        threads = min(4, os.cpu_count() or 1)
+        # Threads wait for one another by turning: on a busy machine one is faster than two.
+        threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
         llama.llama_set_n_threads(self._context, threads, threads)
         self._batch = llama.llama_batch_init(longest, 0, 1)
 
