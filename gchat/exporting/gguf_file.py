@@ -55,7 +55,7 @@ def write(
     ends: Ends,
     about: Mapping[str, str],
     path: Path,
-    progress: Callable[[int], None],
+    progress: Callable[[int], object],
 ) -> None:
     """Writes a file in a format that `gguf` writes; of any other one in F32.
 

@@ -23,6 +23,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,7 @@ class Transformers:
     """A Hugging Face folder, in fp32."""
 
     def __init__(self, model: str, longest: int) -> None:
-        import torch
-        import transformers
-
+        torch, transformers = import_module("torch"), import_module("transformers")
         transformers.logging.set_verbosity_error()
         self._torch = torch
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(model)
