@@ -171,9 +171,7 @@ class Gguf(_Export):
     def check_place(self) -> None:
         """Raises ConfigError where nothing may be written."""
         if self.out.suffix != ".gguf":
-            raise ConfigError(
-                f"out = {str(self.out)!r} is no name of a file", "let it end in .gguf"
-            )
+            raise ConfigError(f"out = {str(self.out)!r} is no GGUF file", "let it end in .gguf")
         is_export = False
         if self.out.is_file():
             with open(self.out, "rb") as file:

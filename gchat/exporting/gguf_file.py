@@ -55,7 +55,7 @@ def write(
     ends: Ends,
     about: Mapping[str, str],
     path: Path,
-    progress: Callable[[int], None],
+    progress: Callable[[int], object],
 ) -> None:
     """Writes a file in a format that `gguf` writes; of any other one in F32.
 
@@ -89,16 +89,19 @@ def write(
     if extra is not None:
         name = gguf_names.ROPE_FACTORS
         writer.add_tensor_info(name, extra.shape, extra.dtype, extra.nbytes)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for parameter, values in run.tensors():
-        writer.write_tensor_data(_stored(gguf, parameter, values, outtype, arch, run.layout))
-        progress(values.size)
-    if extra is not None:
-        writer.write_tensor_data(extra)
-    flush(writer.fout[0])
-    writer.close()
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for parameter, values in run.tensors():
+            writer.write_tensor_data(_stored(gguf, parameter, values, outtype, arch, run.layout))
+            progress(values.size)
+        if extra is not None:
+            writer.write_tensor_data(extra)
+        flush(writer.fout[0])
+    finally:
+        for file in writer.fout or ():
+            file.close()  # the writer's own close() would flush to a full disk once more
 
 
 def _announce(gguf: Any, writer: Any, parameter: Parameter, kind: str) -> None:

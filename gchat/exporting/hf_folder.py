@@ -29,7 +29,7 @@ ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 def weights(
-    run: Run, outtype: Outtype, folder: Path, *, most: int, progress: Callable[[int], None]
+    run: Run, outtype: Outtype, folder: Path, *, most: int, progress: Callable[[int], object]
 ) -> None:
     """Writes the weights, one tensor after the other.
 
@@ -51,7 +51,7 @@ def weights(
 
 
 def _checked(
-    run: Run, outtype: Outtype, progress: Callable[[int], None]
+    run: Run, outtype: Outtype, progress: Callable[[int], object]
 ) -> Iterator[tuple[str, np.ndarray]]:
     for parameter, values in run.tensors():
         if outtype.name == "F16" and np.abs(values).max() > LARGEST_F16:

@@ -23,6 +23,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,7 @@ class Transformers:
     """A Hugging Face folder, in fp32."""
 
     def __init__(self, model: str, longest: int) -> None:
-        import torch
-        import transformers
-
+        torch, transformers = import_module("torch"), import_module("transformers")
         transformers.logging.set_verbosity_error()
         self._torch = torch
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(model)
@@ -141,7 +140,8 @@ class LlamaCpp:
         self._context = llama.llama_init_from_model(loaded, self._context_options(longest))
         if not self._context:
             sys.exit("llama.cpp makes no context")
-        threads = min(4, os.cpu_count() or 1)
+        # Threads wait for one another by turning: on a busy machine one is faster than two.
+        threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
         llama.llama_set_n_threads(self._context, threads, threads)
         self._batch = llama.llama_batch_init(longest, 0, 1)
 

@@ -98,7 +98,7 @@ def test_forced_vocabularies_are_not_for_llama_cpp():
 
 def test_sentencepiece_is_refused():
     pytest.importorskip("sentencepiece")
-    made = tokenizers.train_sentencepiece(exported.TEXTS, 450)
+    made = tokenizers.train_sentencepiece(exported.TEXTS, 360)
     for refused in (
         lambda: vocabulary.definition(made),
         lambda: vocabulary.for_llama_cpp(made, made.vocab_size),
