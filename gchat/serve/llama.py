@@ -60,7 +60,8 @@ class LlamaBody(Strict):
                 ids.append(part)
             else:  # BOS before a text that begins the prompt, as llama.cpp does
                 ids += model.ids(part) if i == 0 else model.tokenizer.encode(part)
-        if -1 < (self.repeat_last_n or -1) < model.seq_len and _given(self.repeat_penalty, 1) != 1:
+        last = _given(self.repeat_last_n, -1)
+        if -1 < last < model.seq_len and _given(self.repeat_penalty, 1) != 1:
             raise ApiError(
                 400, f"repeat_last_n is {self.repeat_last_n}; this server looks at all tokens, "
                 "which is -1", param="repeat_last_n",
