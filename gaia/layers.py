@@ -46,6 +46,9 @@ _KERNEL_DIMS: dict[Split, tuple[Dim, Dim]] = {
 class Linear(nnx.Module):
     """y = x @ kernel, no bias. `kernel` is [in, out], fp32; `split` as in `project`."""
 
+    adapter: Callable[[jax.Array], jax.Array] | None = None
+    """Product that is added to the result (`gaia.adapters`)."""
+
     def __init__(
         self,
         d_in: int,
@@ -90,7 +93,11 @@ def products(x: jax.Array, *layers: Linear, name: str | None = PRODUCT) -> tuple
             f"layers that are multiplied together are split {', '.join(splits)}", "use one split"
         )
     kernels = (layer.kernel[...] for layer in layers)
-    return project(x, *kernels, split=splits[0], name=name)
+    ys = project(x, *kernels, split=splits[0], name=name)
+    return tuple(
+        y if layer.adapter is None else y + layer.adapter(x)
+        for y, layer in zip(ys, layers, strict=True)
+    )
 
 
 class RMSNorm(nnx.Module):

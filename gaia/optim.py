@@ -1,8 +1,9 @@
 """Optimizers and schedules: AdamW, and Muon for the matrices inside the blocks.
 
-A parameter belongs to one of four groups by the role it is born with (`gaia.params`): `matrix`
-(kernels of the stacked blocks), `embed` (tables), `head` (the output kernel) and `gain` (all
-else). Weight decay is decoupled and touches matrices only: block matrices and the head.
+A parameter belongs to one of five groups by the role it is born with (`gaia.params`): `matrix`
+(kernels of the stacked blocks), `embed` (tables), `head` (the output kernel), `adapter` (low-rank
+adapters, always AdamW) and `gain` (all else). Weight decay is decoupled and touches matrices only:
+block matrices, the head and adapters.
 """
 
 from collections.abc import Callable, Hashable
@@ -15,6 +16,9 @@ import optax
 
 from gaia import parallel
 from gaia.errors import ConfigError
+from gaia.step_ranges import in_steps, read_changes, stepwise
+
+Decay = float | Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class OptimConfig:
     """Decoupled decay of matrices under AdamW, times the learning rate."""
     matrix_weight_decay: float = 0.0
     """Decoupled decay of block matrices under Muon, times the learning rate."""
+    weight_decay_steps: tuple[str, ...] = ()
+    """Changes of weight_decay, each its value from a step or epoch on: 0.05@2epochs 0.01@9000."""
+    matrix_weight_decay_steps: tuple[str, ...] = ()
+    """The same for matrix_weight_decay."""
     momentum: float = 0.95
     """Muon's Nesterov momentum."""
     newton_schulz_steps: int = 5
@@ -88,8 +96,24 @@ class OptimConfig:
         """A group's own peak rate, or `lr` where it has none."""
         return self.lr if lr is None else lr
 
+    def in_steps(self, steps_per_epoch: float) -> "OptimConfig":
+        """The configuration with changes at epochs as changes at steps."""
+        resolved = {
+            name: in_steps(f"optim.{name}", getattr(self, name), steps_per_epoch)
+            for name in ("weight_decay_steps", "matrix_weight_decay_steps")
+        }
+        return replace(self, **resolved)
+
     def check(self, steps: int) -> None:
-        """Raises ConfigError where the warm-up is longer than a run of `steps` steps."""
+        """Raises ConfigError where the warm-up is longer than a run of `steps` steps, or a change
+        of weight decay cannot be read or has no effect."""
+        read_changes("optim.weight_decay_steps", self.weight_decay_steps)
+        read_changes("optim.matrix_weight_decay_steps", self.matrix_weight_decay_steps)
+        if self.name != "muon" and self.matrix_weight_decay_steps:
+            raise ConfigError(
+                "optim.matrix_weight_decay_steps is of muon, optim.name is adamw",
+                "use --optim.weight-decay-steps",
+            )
         if self.warmup_steps > steps:
             raise ConfigError(
                 f"optim.warmup_steps is {self.warmup_steps}, the run has only {steps} steps",
@@ -129,7 +153,12 @@ def make_optimizer(config: OptimConfig, steps: int, roles: Any) -> optax.Gradien
     """
     share = schedule(config, steps)
 
-    def adamw(peak: float, decay: float) -> optax.GradientTransformation:
+    weight_decay, matrix_weight_decay = (
+        stepwise(getattr(config, name), getattr(config, f"{name}_steps"), f"optim.{name}_steps")
+        for name in ("weight_decay", "matrix_weight_decay")
+    )
+
+    def adamw(peak: float, decay: Decay) -> optax.GradientTransformation:
         return optax.chain(
             optax.scale_by_adam(config.beta1, config.beta2, config.eps),
             optax.add_decayed_weights(decay) if decay else optax.identity(),
@@ -137,7 +166,7 @@ def make_optimizer(config: OptimConfig, steps: int, roles: Any) -> optax.Gradien
         )
 
     def muon() -> optax.GradientTransformation:
-        decay = config.matrix_weight_decay
+        decay = matrix_weight_decay
         return optax.chain(
             scale_by_muon(config.momentum, config.newton_schulz_steps, config.newton_schulz_dtype),
             optax.add_decayed_weights(decay) if decay else optax.identity(),
@@ -145,10 +174,11 @@ def make_optimizer(config: OptimConfig, steps: int, roles: Any) -> optax.Gradien
         )
 
     groups: dict[Hashable, optax.GradientTransformation] = {
-        "matrix": muon() if config.name == "muon" else adamw(config.lr, config.weight_decay),
+        "matrix": muon() if config.name == "muon" else adamw(config.lr, weight_decay),
         "embed": adamw(config.peak(config.embed_lr), 0.0),
-        "head": adamw(config.peak(config.head_lr), config.weight_decay),
+        "head": adamw(config.peak(config.head_lr), weight_decay),
         "gain": adamw(config.lr, 0.0),
+        "adapter": adamw(config.lr, weight_decay),
     }
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, optax.partition(groups, roles))

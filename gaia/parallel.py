@@ -20,7 +20,9 @@ Shapes: B rows of the whole step, b rows of one process, T time.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -269,7 +271,20 @@ def platform(x: jax.Array) -> str:
     """`cpu`, `gpu` or `tpu`: what `x` is traced for, which an AOT topology sets apart from here."""
     device = jax.typeof(x).sharding.mesh.abstract_device
     device = device or jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device else jax.default_backend()
+    return device.platform if device else _platform.get() or jax.default_backend()
+
+
+_platform: ContextVar[str] = ContextVar("platform", default="")
+
+
+@contextmanager
+def traced_for(platform: str) -> Iterator[None]:
+    """What is traced inside is for this platform, where arrays have no mesh that tells."""
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
 
 
 def psum(x: Any, axes: Sequence[str]) -> Any:

@@ -10,6 +10,7 @@ dims in front; these lie whole on every device.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -23,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from gaia.errors import GaiaError
 from gaia.parallel import AXES, TOKENS, check_divides, psum, spread
 
-Role = Literal["matrix", "head", "embed", "gain"]
+Role = Literal["matrix", "head", "embed", "gain", "adapter"]
 Dim = str | tuple[str, ...] | None
 """Mesh axes that one dim is split over, the outermost first; None where it is whole."""
 
@@ -65,8 +66,8 @@ def parameter(
         value: its first value, fp32.
         dims: mesh axes of each dim. Matrices lie on `WEIGHTS` along one dim, and on `tensor`
             along the dim of heads, hidden units or vocabulary.
-        role: `matrix` and `head` multiply activations, `embed` is a table of rows, `gain` is
-            all else.
+        role: `matrix` and `head` multiply activations, `embed` is a table of rows, `adapter` is
+            trained in place of all others (`gaia.adapters`), `gain` is all else.
         within_split: say so where it is whole over `tensor` but used between a product with
             split `out` and the next with split `in`: each device then knows the gradient of its
             own heads or hidden units only, and these are summed.
@@ -176,6 +177,31 @@ def placements(model: nnx.Module) -> Any:
 def roles(placements: Any) -> Any:
     """The same with what each is to the optimizer."""
     return jax.tree.map(lambda placement: placement.role, placements)
+
+
+def trained(tree: Any, placements: Any) -> Any:
+    """The part of a tree like the parameters that is trained: adapters, or all where none are."""
+    if not any(place.role == "adapter" for place in jax.tree.leaves(placements)):
+        return tree
+    return _adapters(tree, placements)
+
+
+def _adapters(tree: Any, placements: Any) -> dict[str, Any]:
+    part: dict[str, Any] = {}
+    for name, place in placements.items():
+        if not isinstance(place, Mapping):
+            if place.role == "adapter":
+                part[name] = tree[name]
+        elif below := _adapters(tree[name], place):
+            part[name] = below
+    return part
+
+
+def with_trained(tree: Any, part: Any) -> Any:
+    """A tree with the part that `trained` gave, or another one like it, in its place."""
+    if not isinstance(part, Mapping):
+        return part
+    return {**tree, **{name: with_trained(tree[name], value) for name, value in part.items()}}
 
 
 def specs(placements: Any, arrays: Any, mesh: Mesh) -> Any:

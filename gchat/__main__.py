@@ -1,8 +1,9 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | sample | chat | generate | serve | plan | dashboard | checkpoints
-      | eval bpb|core | import hf|gguf | sweep | compare | ladder | research run
-      | data prepare|curate|download|count|verify|upload | tokenizer train|eval
+gchat speedrun | train | midtrain | sft | sample | chat | generate | serve | plan | dashboard
+      | checkpoints | eval bpb|core|chat|identity | import hf|gguf | synth identity|qpt|docstrings
+      | sweep | compare | ladder | research run
+      | data prepare|chat|curate|download|count|verify|upload | tokenizer train|eval
 """
 
 import json
@@ -22,6 +23,10 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
 
   speedrun             from text to a trained model and its report, in one command
   train                train on a prepared data set: gchat train CONFIG.yaml --data-dir DIR
+  midtrain             continue a run on text, or on tasks and chats: --base RUN --data FILE
+  sft                  fine-tune on chats: gchat sft --base RUN --data FILE.jsonl --epochs 3
+  dpo                  prefer the better of two answers: gchat dpo --base RUN --data pairs.jsonl
+  rl                   improve by rewards: gchat rl --base RUN --task gsm8k
   sample               continue a prompt: gchat sample --run runs/cpu --prompt "The"
   chat                 talk with it: gchat chat --run runs/cpu [-p QUESTION]
   generate             answer a file of questions: gchat generate IN.jsonl OUT.jsonl --run runs/cpu
@@ -32,8 +37,10 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   eval bpb             bits per byte of a text: gchat eval bpb --run runs/cpu --text FILE
   import hf|gguf       a model made elsewhere as a run: gchat import gguf FILE --out RUN
   eval core            CORE, 22 tasks: gchat eval core --run runs/cpu --max-per-task 100
+  eval chat            ChatCORE, tasks asked as conversations: gchat eval chat --run runs/chat
   data prepare         text to token shards: gchat data prepare --source text --input F --out DIR
   data curate          drop documents not worth training on: rules, duplicates, a report
+  data chat            conversations to shards: gchat data chat F --out DIR --base RUN
   data download        a data set of the hub, tokenized: climbmix, fineweb, hf://ORG/NAME
   data count           count the tokens of a data set
   data verify          re-read every shard against the manifest, local or gs://
@@ -41,6 +48,8 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   data upload          copy a data set to a bucket: gchat data upload DIR gs://bucket/prefix
   tokenizer train      a vocabulary of your own: gchat tokenizer train --input F --out DIR
   tokenizer eval       compare tokenizers on several kinds of text
+  synth identity       conversations that teach a model its name; also synth qpt, docstrings
+  eval identity        the share of questions about itself that it answers with its name
   compare              branches, trained alike: gchat compare main my-idea --minutes 10
   ladder               sizes, the law of their losses, the next size: gchat ladder --depths 2 3 4 5
   research run         one experiment of an agent's loop: gchat research run --minutes 5 --json
@@ -85,6 +94,8 @@ class Sample:
     """Format of the weights; that of the run's matrix products when left out."""
     kv: Literal["int8"] | None = None
     """Format of keys and values; that of the run's matrix products when left out."""
+    speculate: int = 0
+    """Tokens that a step drafts out of the text so far and checks (prompt lookup); 0 is off."""
     json: bool = False
     """Print one JSON object."""
 
@@ -115,6 +126,30 @@ def _train(args: list[str]) -> None:
     run(args, prog="gchat train")
 
 
+def _midtrain(args: list[str]) -> None:
+    from gchat.posttrain.midtrain import run
+
+    run(args)
+
+
+def _sft(args: list[str]) -> None:
+    from gchat.posttrain.sft import run
+
+    run(args)
+
+
+def _dpo(args: list[str]) -> None:
+    from gchat.posttrain.dpo import run
+
+    run(args)
+
+
+def _rl(args: list[str]) -> None:
+    from gchat.posttrain.rl import run
+
+    run(args)
+
+
 def _plan(args: list[str]) -> None:
     from gchat.scaling.cli import plan_main
 
@@ -135,7 +170,7 @@ def _sample(args: list[str]) -> None:
     options = parse(Sample, args, prog="gchat sample", description=Sample.__doc__)
     from gchat.ask.options import grammar_of
     from gchat.engine.grammar import mask_maker
-    from gchat.engine.requests import Request, SamplingConfig
+    from gchat.engine.requests import Request, SamplingConfig, check_draft
     from gchat.run.loading import load_run
 
     sampling = SamplingConfig(
@@ -147,9 +182,12 @@ def _sample(args: list[str]) -> None:
         options.repetition_penalty,
     )
     sampling.check()  # before anything is read or printed
+    check_draft(options.speculate)
     grammar = grammar_of(options.schema, options.regex, options.choice)
     loaded = load_run(options.run, step=options.step)
-    engine = loaded.engine(slots=1, weights=options.weights, kv=options.kv)
+    engine = loaded.engine(
+        slots=1, weights=options.weights, kv=options.kv, speculate=options.speculate
+    )
     prompt = [loaded.tokenizer.bos_id, *loaded.tokenizer.encode(options.prompt)]
     mask = mask_maker(grammar, loaded.tokenizer, engine.stop_ids)
     request = Request(prompt, options.max_tokens, sampling, stop=options.stop, mask=mask)
@@ -203,8 +241,10 @@ def _serve(args: list[str]) -> None:
 def _eval(args: list[str]) -> None:
     from gaia.config import parse
 
-    if _known("gchat eval", args, ["bpb", "core"]) == "core":
-        _eval_core(args[1:])
+    verb = _known("gchat eval", args, ["bpb", "core", "chat", "identity"])
+    if verb != "bpb":
+        others = {"core": _eval_core, "chat": _eval_chat, "identity": _eval_identity}
+        others[verb](args[1:])
         return
     options = parse(EvalBpb, args[1:], prog="gchat eval bpb", description=EvalBpb.__doc__)
     from gchat.run.loading import load_run
@@ -220,6 +260,16 @@ def _eval(args: list[str]) -> None:
         )
 
 
+def _eval_identity(args: list[str]) -> None:
+    from gaia.config import parse
+    from gchat.ask.identity import EvalIdentity
+
+    description = EvalIdentity.__doc__
+    options = parse(EvalIdentity, args, prog="gchat eval identity", description=description)
+    raise_on_interrupt()
+    options.evaluate()
+
+
 def _eval_core(args: list[str]) -> None:
     from gaia.config import parse
     from gaia.output import may_go_away
@@ -231,6 +281,17 @@ def _eval_core(args: list[str]) -> None:
     raise_on_interrupt()
     with may_go_away(), joined(processes) as group:
         core.main(options, group)
+
+
+def _eval_chat(args: list[str]) -> None:
+    from gaia.config import parse
+    from gaia.output import may_go_away
+    from gchat.ask.evaluate import EvalChat
+
+    options = parse(EvalChat, args, prog="gchat eval chat", description=EvalChat.__doc__)
+    raise_on_interrupt()
+    with may_go_away():
+        options.main()
 
 
 def _checkpoints(args: list[str]) -> None:
@@ -279,6 +340,16 @@ def _tokenizer(args: list[str]) -> None:
     parse(command, args[1:], prog=f"gchat tokenizer {verb}", description=command.__doc__).run()
 
 
+def _synth(args: list[str]) -> None:
+    from gaia.config import parse
+    from gchat.synth.cli import VERBS
+
+    raise_on_interrupt()
+    verb = _known("gchat synth", args, VERBS)
+    command = VERBS[verb]
+    parse(command, args[1:], prog=f"gchat synth {verb}", description=command.__doc__).run()
+
+
 def _sweep(args: list[str]) -> None:
     from gchat.research.cli import sweep_main
 
@@ -311,6 +382,10 @@ def _research(args: list[str]) -> None:
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "speedrun": _speedrun,
     "train": _train,
+    "midtrain": _midtrain,
+    "sft": _sft,
+    "dpo": _dpo,
+    "rl": _rl,
     "sample": _sample,
     "chat": _chat,
     "generate": _generate,
@@ -322,6 +397,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "import": _import,
     "data": _data,
     "tokenizer": _tokenizer,
+    "synth": _synth,
     "sweep": _sweep,
     "compare": _compare,
     "ladder": _ladder,

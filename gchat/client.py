@@ -150,6 +150,11 @@ class Client(Protocol):
     converses: bool
     """Messages get tags around them; else they are one text that goes on."""
 
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Tokens that a step of decoding gave an answer on average; None without speculation."""
+        ...
+
     def check(self, question: Question) -> None:
         """Raises ConfigError where the question cannot be asked here; asks nothing."""
         ...

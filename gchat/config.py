@@ -22,8 +22,10 @@ from gchat.model import GPTConfig
 from gchat.model_config import DIALS, without_derived
 from gchat.model_shape import flops_per_token, matmul_params
 from gchat.ranges import check_ranges
+from gchat.reward_config import DPOConfig, RLConfig
 from gchat.run_config import CheckpointConfig, EvalConfig, MetricsConfig, RunConfig
 from gchat.run_length import with_own_length, with_typed_length
+from gchat.stage_config import StageConfig
 
 ALIASES = {
     "--depth": "--model.depth",
@@ -153,6 +155,9 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
+    dpo: DPOConfig = field(default_factory=DPOConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
 
     @property
     def checkpoints(self) -> str:
@@ -169,8 +174,9 @@ FREE_ON_RESUME = (
 
 DESCRIPTION = """Train a base model on a prepared data set. Besides the options below: --resume
 continues the run in --run-dir, with --extend --max-steps N for longer than it was to train;
---allow-restart lets --resume begin again where there is no checkpoint; --coordinator HOST:PORT,
---num-processes N and --process-id I start one of several processes (default
+--allow-restart lets --resume begin again where there is no checkpoint; --batch auto takes as many
+rows at once as the compiled update has memory for, and accumulates up to the batch; --coordinator
+HOST:PORT, --num-processes N and --process-id I start one of several processes (default
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or what JAX detects); --join-seconds
 and --heartbeat-seconds say how long to wait for the others."""
 
@@ -202,21 +208,28 @@ def load(args: list[str], *, preset: str | None = None, prog: str = "gchat train
     return load_tree(with_model_of_base(tree, args, CONFIG), args, prog=prog)
 
 
-def typed_options(args: Sequence[str]) -> set[str]:
+def typed_options(args: Sequence[str], aliases: Mapping[str, str] = ALIASES) -> set[str]:
     """Options of a command line by their full names."""
     options = {arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")}
-    return {ALIASES.get(option, option) for option in options}
+    return {aliases.get(option, option) for option in options}
 
 
-def load_tree(tree: Mapping[str, Any], args: Sequence[str], *, prog: str) -> TrainConfig:
+def load_tree(
+    tree: Mapping[str, Any],
+    args: Sequence[str],
+    *,
+    prog: str,
+    aliases: Mapping[str, str] = ALIASES,
+    description: str = DESCRIPTION,
+) -> TrainConfig:
     """A preset's fields and `--group.field value …` to a config.
 
     Raises:
         ConfigError: naming the option, its value and the remedy.
     """
-    tree = with_typed_length(tree, typed_options(args))
+    tree = with_typed_length(tree, typed_options(args, aliases))
     return parse(
-        TrainConfig, args, preset=tree, aliases=ALIASES, prog=prog, description=DESCRIPTION
+        TrainConfig, args, preset=tree, aliases=aliases, prog=prog, description=description
     )
 
 

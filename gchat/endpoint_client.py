@@ -77,6 +77,7 @@ class EndpointClient:
     model: str
     server: wire.Kind
     converses = True
+    tokens_per_step = None
 
     def __init__(
         self,

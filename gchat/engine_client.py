@@ -52,10 +52,16 @@ class EngineClient:
     ) -> None:
         self.model, self.converses = model, chat_format.kind != "text"
         self._engine, self._tokenizer, self._format = engine, tokenizer, chat_format
+        self.chat_format = chat_format
         self._ahead, self._tools = slots * _AHEAD, tools
         ends = () if chat_format.end_id is None else (chat_format.end_id,)
         self._stop_ids = tuple(dict.fromkeys((*engine.stop_ids, *ends)))
         self._vocabulary = Vocabulary(tokenizer, self._stop_ids)
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Tokens that a step of decoding gave an answer on average; None without speculation."""
+        return self._engine.tokens_per_step if self._engine.speculate else None
 
     def ids(self, question: Question) -> list[int]:
         """Ids that the model reads for a question."""

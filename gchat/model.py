@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from gaia import parallel
+from gaia.adapters import attach
 from gaia.kernels.attention import ATTENTION
 from gaia.kernels.cached_attention import KVCache, empty_cache
 from gaia.kernels.matmul import PRODUCT
@@ -114,7 +115,11 @@ class GPT(nnx.Module):
         @nnx.split_rngs(splits=config.depth)
         @nnx.vmap(in_axes=0, out_axes=0)
         def make_blocks(rngs: nnx.Rngs) -> Block:
-            return Block(config, rngs=rngs)
+            block = Block(config, rngs=rngs)
+            if config.lora_rank:
+                rank, scale = config.lora_rank, config.lora_scale
+                attach(block, config.lora_targets, rank, scale, rngs=rngs)
+            return block
 
         self.blocks = make_blocks(rngs)
         self.final_norm = RMSNorm(s.dim, eps=config.norm_eps)
@@ -169,6 +174,8 @@ class GPT(nnx.Module):
                 x_BTD = self._run_blocks(x_BTD, rope, segment_ids_BT, key)
             else:
                 positions_BT = jnp.broadcast_to(positions_BT, (B, T))
+                # XLA on CPU would compute the cosines anew in each layer, for every head.
+                rope = jax.lax.optimization_barrier(rope)
                 x_BTD, caches = self._run_cached(x_BTD, rope, cache, positions_BT)
         with jax.named_scope("final_norm"):
             return self.final_norm(x_BTD), caches

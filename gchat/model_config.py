@@ -10,6 +10,7 @@ from typing import Any, Literal
 from gaia.errors import ConfigError
 from gchat.ranges import check_ranges
 
+LORA_TARGETS = ("q", "k", "v", "out", "gate", "up", "down")
 Remat = Literal["none", "dots", "attention", "full", "offload"]
 
 
@@ -69,6 +70,13 @@ class GPTConfig:
     """Results of a block that the forward pass keeps for the backward pass, most first: none
     recomputes nothing; dots keeps matrix products and attention; attention keeps that and its
     inputs; full keeps nothing; offload is dots with the products in the host's memory."""
+    lora_rank: int = 0
+    """Rank of adapters that are trained in place of all other parameters (LoRA); 0 for none. Of
+    `gchat midtrain`, `sft`, `dpo` and `rl`."""
+    lora_alpha: float | None = None
+    """Factor of the adapters, divided by the rank; derived: twice the rank."""
+    lora_targets: tuple[str, ...] = LORA_TARGETS
+    """Matrices of each block that get an adapter: q, k, v, out, gate, up, down."""
 
     def derive(self, vocab_size: int, padded_vocab_size: int) -> "GPTConfig":
         """Fills every derived field and checks that the sizes fit together.
@@ -89,6 +97,9 @@ class GPTConfig:
             vocab_size=_given(self.vocab_size, vocab_size),
             padded_vocab_size=_given(self.padded_vocab_size, padded_vocab_size),
             window=_given(self.window, _window(self.seq_len)),
+            lora_alpha=self.lora_alpha
+            if self.lora_alpha is not None or not self.lora_rank
+            else 2.0 * self.lora_rank,
         )
         derived._check(vocab_size)
         return derived
@@ -108,6 +119,7 @@ class GPTConfig:
                 f"model.kv_heads is {s.kv_heads}, which does not divide model.heads {s.heads}",
                 "choose a divisor",
             )
+        self._check_lora()
         if s.vocab < tokenizer_vocab:
             raise ConfigError(
                 f"model.vocab_size is {s.vocab}, below the tokenizer's {tokenizer_vocab}",
@@ -127,6 +139,40 @@ class GPTConfig:
                 f"model.window_pattern {self.window_pattern!r} does not tile depth {self.depth}",
                 "use a length that divides the depth",
             )
+
+    def _check_lora(self) -> None:
+        """Raises ConfigError for adapters that cannot be, and options of ones that are not."""
+        if not self.lora_rank and (
+            self.lora_alpha is not None or self.lora_targets != LORA_TARGETS
+        ):
+            raise ConfigError(
+                "model.lora_alpha and lora_targets have no effect while model.lora_rank is 0",
+                "give --lora-rank, or leave them out",
+            )
+        smallest = min(self.sizes.dim, self.sizes.kv_heads * self.head_dim, self.sizes.hidden)
+        if self.lora_rank > smallest:
+            raise ConfigError(
+                f"model.lora_rank is {self.lora_rank}, the smallest matrix has {smallest} columns",
+                "use a smaller rank, e.g. 8, or train the whole model",
+            )
+        unknown = [name for name in self.lora_targets if name not in LORA_TARGETS]
+        if unknown or not self.lora_targets:
+            why = ""
+            if unknown and unknown[0] in ("head", "embed"):
+                why = ", one table for embedding and head" if self.tied else ", outside the blocks"
+            named = f"names {unknown[0]!r}{why}" if unknown else "is empty"
+            raise ConfigError(
+                f"model.lora_targets {named}", f"use some of {', '.join(LORA_TARGETS)}"
+            )
+
+    @property
+    def lora_scale(self) -> float:
+        """Factor of the adapters' products, of a derived model that has them."""
+        return float(self.lora_alpha or 0.0) / max(1, self.lora_rank)
+
+    def without_adapters(self) -> "GPTConfig":
+        """The model that adapters are merged into."""
+        return replace(self, lora_rank=0, lora_alpha=None, lora_targets=LORA_TARGETS)
 
     @property
     def sizes(self) -> "Sizes":
@@ -153,6 +199,13 @@ class Sizes:
 
 SIZES = ("dim", "heads", "kv_heads", "hidden", "window", "vocab_size", "padded_vocab_size")
 """Fields that `derive()` fills."""
+
+
+def plain_model(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's fields without those of adapters: the model that they are merged into."""
+    return {name: value for name, value in fields.items() if not name.startswith("lora_")}
+
+
 DIALS = ("depth", "aspect_ratio", "head_dim", "dim", "heads", "seq_len")
 """Fields that others follow from."""
 

@@ -92,8 +92,13 @@ def mean_keys_seen(config: GPTConfig) -> float:
 def flops_per_token(config: GPTConfig) -> float:
     """Training FLOPs per token: 6 per matmul parameter + 6·T·N·H per layer of causal attention.
 
-    Only what a token can see is counted: the causal half, and a window's share of it.
-    Recomputation is not counted (PaLM, appendix B, halved for causality).
+    Where adapters are trained, 4 per matmul parameter, whose own gradients nobody needs, and 6 per
+    parameter of the adapters. Only what a token can see is counted: the causal half, and a
+    window's share of it. Recomputation is not counted (PaLM, appendix B, halved for causality).
     """
     features = sum(features for _, features in model_shape(config).heads)
-    return 6.0 * matmul_params(config) + 12.0 * mean_keys_seen(config) * features
+    attended = 12.0 * mean_keys_seen(config) * features
+    if config.lora_rank:
+        adapters = sum(p.size for p in model_shape(config).parameters if p.role == "adapter")
+        return 4.0 * matmul_params(config) + 6.0 * adapters + attended
+    return 6.0 * matmul_params(config) + attended

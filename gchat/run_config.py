@@ -46,6 +46,17 @@ class EvalConfig:
     """Folder of CORE's task files; nanochat's bundle, downloaded once, when left out."""
     core_max_per_task: int = 50
     """Items of each CORE task."""
+    chat_every_steps: int = 0
+    """Steps between evaluations on ChatCORE after pretraining, with one before the first step and
+    after the last; 0 turns it off."""
+    chat_tasks: tuple[str, ...] = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval")
+    """Tasks of these evaluations, as NAME or NAME=SOURCE."""
+    chat_max_per_task: int = 50
+    """Items of each task of these evaluations."""
+    chat_max_written: int = 24
+    """Items of tasks whose answers are written (gsm8k, humaneval), which take longer."""
+    chat_max_tokens: int = 256
+    """Limit of the tokens of a written answer."""
     prompts: tuple[str, ...] | None = None
     """Prompts of the samples, at temperature 0; derived: how validation documents begin."""
 

@@ -1,7 +1,8 @@
 """Pretraining: data, model and evaluation of a base model, handed to the loop.
 
     python -m gchat.train [CONFIG.yaml] [--group.field value …] [--resume]
-        [--allow-restart | --extend] [--coordinator HOST:PORT --num-processes N --process-id I]
+        [--allow-restart | --extend] [--batch auto]
+        [--coordinator HOST:PORT --num-processes N --process-id I]
 
 The loop is in `run/loop.py`, the update in `train_step.py`.
 """
@@ -27,12 +28,14 @@ from gchat.evals.core.periodic import PeriodicCore
 from gchat.evals.ngram import MAX_TOKENS, Baselines, ngram_baselines, score
 from gchat.evals.periodic import EVAL_ROWS, Evaluator, validation_documents
 from gchat.run import mirror
+from gchat.run.fitting import fitted_for_all, take_batch
 from gchat.run.folder import check_resumable, read_config
 from gchat.run.loading import load_params
 from gchat.run.loop import Loop, Stage, TrainingFailed
 from gchat.run.report import write_report
 from gchat.run.session import Outcome, Session
 from gchat.run.training_data import TrainingData
+from gchat.stage_config import VERBS, StageConfig
 from gchat.tokenizer import FILE as TOKENIZER
 from gchat.tokenizer import Tokenizer
 from gchat.train_state import TrainState, abstract_state, graphdef, init_state
@@ -48,6 +51,7 @@ def pretrain(
     resume: bool = False,
     allow_restart: bool = False,
     extend: bool = False,
+    auto_batch: bool = False,
     group: Group | None = None,
 ) -> dict[str, Any]:
     """Trains a base model to the end or to a stop.
@@ -58,6 +62,7 @@ def pretrain(
         resume: go on from the newest intact checkpoint in the run's folder.
         allow_restart: with `resume`, start over where there is no checkpoint.
         extend: with `resume`, train more steps than the run was to have.
+        auto_batch: choose the micro-batches by compiling (`gchat.run.fitting`).
         group: the processes of the run, each of which calls this.
 
     Returns:
@@ -68,12 +73,16 @@ def pretrain(
         TrainingFailed: training could not go on, or its end could not be saved.
     """
     group = group or Group()
+    _check_stage(config, resume)
     data = TrainingData(config.data)
     data.check_same(group)
     config, sentences = data.derive(_with_whole_address(config))
     if config.training.init_from is not None:
         sentence = _check_begun_from(config.training.init_from, data)
         sentences += [] if resume else [sentence]
+    if auto_batch:
+        config, said = fitted_for_all(config, group)
+        sentences += said
     session = Session(
         config,
         machine,
@@ -92,7 +101,7 @@ def pretrain(
         if group.first:
             params = sum(leaf.size for leaf in jax.tree.leaves(loop.state.params))
             summary = _report(session, data, outcome, params)
-    _say_how_to_go_on(session, outcome)
+    say_how_to_go_on(session, outcome)
     return summary
 
 
@@ -105,6 +114,12 @@ def pretraining(config: TrainConfig, data: TrainingData) -> Stage:
     mesh = parallel.make_mesh(config.mesh)
     graph = graphdef(config)
     scorer = make_scorer(graph, config, mesh)
+    if config.eval.chat_every_steps:
+        raise ConfigError(
+            f"eval.chat_every_steps is {config.eval.chat_every_steps}, and a base model has seen "
+            "no conversation",
+            "leave it to the stages after pretraining",
+        )
     core = None
     if config.eval.core_every_steps:
         core = PeriodicCore(config, data.tokenizer, graph, mesh)
@@ -125,6 +140,21 @@ def pretraining(config: TrainConfig, data: TrainingData) -> Stage:
         sample=evaluator.sample,
         core=core.evaluate if core else None,
     )
+
+
+def _check_stage(config: TrainConfig, resume: bool) -> None:
+    """Refuses what other verbs train."""
+    stage = config.stage
+    if stage.name != "base" and resume:
+        raise ConfigError(
+            f"run.dir {str(config.run.folder)!r} is a run of stage {stage.name}",
+            f"resume it with `gchat {VERBS[stage.name]}`",
+        )
+    if stage != StageConfig():
+        raise ConfigError(
+            f"stage.name is {stage.name}, stage.data {stage.data}: groups of later stages",
+            "use gchat midtrain, sft, dpo or rl, or leave out --stage",
+        )
 
 
 def _with_whole_address(config: TrainConfig) -> TrainConfig:
@@ -194,7 +224,7 @@ def _baselines(config: TrainConfig, data: TrainingData) -> Baselines | None:
     )
 
 
-def _say_how_to_go_on(session: Session, outcome: Outcome) -> None:
+def say_how_to_go_on(session: Session, outcome: Outcome) -> None:
     """Prints the command that resumes a stopped run.
 
     Raises:
@@ -250,11 +280,16 @@ def config_for_all(config: TrainConfig | None, group: Group) -> TrainConfig:
 def run(args: list[str], *, prog: str = COMMAND) -> dict[str, Any]:
     """Parses [CONFIG.yaml] --group.field value … [--resume [--allow-restart|--extend]], trains."""
     processes, args = take_options(args)
+    auto_batch, args = take_batch(args)
     flags, args = take_flags(args, "--resume", "--allow-restart", "--extend")
     resume, restart, extend = flags["--resume"], flags["--allow-restart"], flags["--extend"]
     if (restart or extend) and not resume:
         flag = "--allow-restart" if restart else "--extend"
         raise ConfigError(f"{flag} is given without --resume", "add --resume")
+    if auto_batch and resume:
+        raise ConfigError(
+            "--batch auto with --resume: a resumed run has its batches already", "leave it out"
+        )
     with may_go_away(), joined(processes) as group:
         if group.count > 1:
             raise_on_interrupt()  # the others are told
@@ -262,7 +297,13 @@ def run(args: list[str], *, prog: str = COMMAND) -> dict[str, Any]:
         config = config_for_all(own, group)
         machine = start(matmul_precision=config.model.matmul_precision)
         return pretrain(
-            config, machine, resume=resume, allow_restart=restart, extend=extend, group=group
+            config,
+            machine,
+            resume=resume,
+            allow_restart=restart,
+            extend=extend,
+            auto_batch=auto_batch,
+            group=group,
         )
 
 

@@ -32,19 +32,22 @@ class TrainState(NamedTuple):
 
 def optimizer_of(config: TrainConfig) -> optax.GradientTransformation:
     """The update rule of a derived configuration for its model's parameters."""
-    roles = params.roles(model_shape(config.model).placements)
+    placements = model_shape(config.model).placements
+    roles = params.roles(params.trained(placements, placements))
     return make_optimizer(config.optim, config.training.amounts.steps, roles)
 
 
 def _new_state(config: TrainConfig, key: jax.Array) -> TrainState:
     arrays = nnx.to_pure_dict(nnx.state(GPT(config.model, rngs=nnx.Rngs(key))))
-    return TrainState(arrays, optimizer_of(config).init(arrays), jnp.zeros((), jnp.int32))
+    part = params.trained(arrays, model_shape(config.model).placements)
+    return TrainState(arrays, optimizer_of(config).init(part), jnp.zeros((), jnp.int32))
 
 
 def _placements(config: TrainConfig) -> TrainState:
     """The statement of each array of the state (`gaia.params`)."""
     shape, optimizer = model_shape(config.model), optimizer_of(config)
-    opt_state = params.optimizer_placements(optimizer, shape.placements, shape.arrays)
+    part = partial(params.trained, placements=shape.placements)
+    opt_state = params.optimizer_placements(optimizer, part(shape.placements), part(shape.arrays))
     return TrainState(shape.placements, opt_state, params.WHOLE)
 
 
@@ -68,9 +71,11 @@ def graphdef(config: TrainConfig) -> Any:
 def optimizer_arrays(model: GPTConfig, optim: OptimConfig) -> tuple[Described, ...]:
     """The arrays of the optimizer's state, each with the statement of what it follows."""
     shape = model_shape(model)
-    optimizer = make_optimizer(optim, 1, params.roles(shape.placements))
-    places = params.optimizer_placements(optimizer, shape.placements, shape.arrays)
-    arrays = jax.eval_shape(optimizer.init, shape.arrays)
+    placements = params.trained(shape.placements, shape.placements)
+    shapes = params.trained(shape.arrays, shape.placements)
+    optimizer = make_optimizer(optim, 1, params.roles(placements))
+    places = params.optimizer_placements(optimizer, placements, shapes)
+    arrays = jax.eval_shape(optimizer.init, shapes)
     named = jax.tree_util.tree_leaves_with_path(arrays)
     return tuple(
         Described(jax.tree_util.keystr(path), x.shape, x.dtype.itemsize, place)

@@ -26,7 +26,7 @@ from gaia.guards import keep_if_finite
 from gaia.hardware import chip_of_device_kind
 from gaia.kernels.cross_entropy import token_nll
 from gaia.optim import schedule
-from gaia.params import sum_gradients
+from gaia.params import sum_gradients, trained, with_trained
 from gaia.xla_flags import compiler_options
 from gchat.config import TrainConfig
 from gchat.model import GPT
@@ -68,18 +68,19 @@ def make_train_step(
     optimizer = optimizer_of(config)
     lr_share = schedule(config.optim, config.training.amounts.steps)
     loss_and_grads = _loss_and_grads(graph, config, mesh, objective)
+    placements = param_placements(config)
 
     @partial(jax.jit, donate_argnums=0, compiler_options=_compiler_options(mesh))
     def train_step(state: TrainState, batch: Batch, limit=None):
         objective.check(batch)
         # Randomness is a function of (seed, step, place), so a resume needs no stored key.
         key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
-        loss, grads = loss_and_grads(state.params, key, batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(
-            loss, optax.tree.norm(grads), lr_share(state.step), _packing_metrics(batch)
-        )
+        (loss, sums), grads = loss_and_grads(state.params, key, batch)
+        part = trained(state.params, placements)
+        updates, opt_state = optimizer.update(grads, state.opt_state, part)
+        params = with_trained(state.params, optax.apply_updates(part, updates))
+        more = _packing_metrics(batch) | dict(zip(objective.sums, sums, strict=True))
+        metrics = StepMetrics(loss, optax.tree.norm(grads), lr_share(state.step), more)
         after = TrainState(params, opt_state, state.step + 1)
         if limit is not None:
             after = keep_if_finite(after, state, loss, metrics.grad_norm, limit)
@@ -99,14 +100,16 @@ def _packing_metrics(batch: Batch) -> dict[str, jax.Array]:
 
 def _loss_and_grads(
     graph: Any, config: TrainConfig, mesh: Mesh, objective: Objective
-) -> Callable[..., tuple[jax.Array, Any]]:
-    """(params, key, batch) -> loss and gradients of the step."""
+) -> Callable[..., tuple[Any, Any]]:
+    """(params, key, batch) -> (loss, further sums) and gradients of the step, where trained."""
     A = config.training.grad_accum
     specs, placements = param_specs(config, mesh), param_placements(config)
+    part_specs, part_placements = (trained(tree, placements) for tree in (specs, placements))
 
-    def loss_share(params, batch_mt: Batch, key, count):
-        model: GPT = nnx.merge(graph, params)
-        return objective.loss(config, model, batch_mt, key) / count
+    def loss_share(part, params, batch_mt: Batch, key, count):
+        model: GPT = nnx.merge(graph, with_trained(params, part))
+        loss, sums = objective.loss_and_sums(config, model, batch_mt, key)
+        return loss / count, tuple(x / count for x in sums)
 
     def loss_and_grads(params, key, batch_bt: Batch):
         """From the part of one device: the sums over all of them."""
@@ -115,15 +118,18 @@ def _loss_and_grads(
             count = jnp.maximum(count, 1).astype(jnp.float32)
         else:  # a sum of weights may lie below 1
             count = jnp.where(count == 0, 1.0, count)
-        loss, grads = sums(params, key, count, batch_bt)
-        return parallel.psum(loss, parallel.TOKENS), sum_gradients(grads, placements)
+        shares, grads = sums(params, key, count, batch_bt)
+        shares = jax.tree.map(lambda x: parallel.psum(x, parallel.TOKENS), shares)
+        return shares, sum_gradients(grads, part_placements)
 
     def sums(params, key, count, batch_bt: Batch):
         key = jax.random.fold_in(key, parallel.index(*parallel.TOKENS))
+        part = trained(params, placements)
 
         def micro(batch_mt: Batch, i):
             dropout_key = jax.random.fold_in(key, i) if config.model.dropout else None
-            return jax.value_and_grad(loss_share)(params, batch_mt, dropout_key, count)
+            loss_and_grads = jax.value_and_grad(loss_share, has_aux=True)
+            return loss_and_grads(part, params, batch_mt, dropout_key, count)
 
         if A == 1:
             return micro(batch_bt, 0)
@@ -132,12 +138,14 @@ def _loss_and_grads(
             return jax.tree.map(jnp.add, total, micro(*batch)), None
 
         split = jax.tree.map(lambda a: a.reshape(A, a.shape[0] // A, a.shape[1]), batch_bt)
-        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        nothing = (jnp.zeros(()), (jnp.zeros(()),) * len(objective.sums))
+        zeros = (nothing, jax.tree.map(jnp.zeros_like, part))
         return jax.lax.scan(add, zeros, (split, jnp.arange(A)))[0]
 
     def on_each_device(params, key, batch: Batch):
         rows = jax.tree.map(lambda _: parallel.batch_sharding(mesh).spec, batch)
-        arguments, results = (specs, P(), rows), (P(), specs)
+        shares = (P(), (P(),) * len(objective.sums))
+        arguments, results = (specs, P(), rows), (shares, part_specs)
         return parallel.per_device(loss_and_grads, mesh, arguments, results)(params, key, batch)
 
     return on_each_device
@@ -148,8 +156,13 @@ def _compiler_options(mesh: Mesh) -> dict[str, str] | None:
     return compiler_options(chip.key if chip else None) or None
 
 
-def make_scorer(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[[Any, Batch], jax.Array]:
-    """The jitted forward pass (params, batch of packed rows) -> nats per target [B, T], fp32."""
+def make_scorer(
+    graph: Any, config: TrainConfig, mesh: Mesh, *, temperature: float = 1.0
+) -> Callable[[Any, Batch], jax.Array]:
+    """The jitted forward pass (params, batch of packed rows) -> nats per target [B, T], fp32.
+
+    `temperature` divides the logits.
+    """
 
     def score(params, batch_bt: Batch):
         model: GPT = nnx.merge(graph, params)
@@ -160,6 +173,7 @@ def make_scorer(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[[Any, B
             batch_bt.targets_BT.reshape(-1),
             vocab_size=config.model.sizes.vocab,
             chunk=config.training.loss_chunk,
+            temperature=temperature,
         )
         return nll_n.reshape(batch_bt.targets_BT.shape)
 

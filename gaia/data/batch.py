@@ -3,6 +3,7 @@
 Shapes: B rows, T time.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,9 @@ class Batch(NamedTuple):
     """int32 segment of each token, from 1 in each row, 0 for padding; None: one segment a row."""
     weights_BT: Any = None
     """fp32 weight of each target in the loss; None: 1."""
+    more: Mapping[str, Any] | None = None
+    """Further arrays [B, T] by name, for the objective that reads them: the log-probabilities of
+    another model, advantages."""
 
     @classmethod
     def padding(cls, rows: int, seq_len: int) -> "Batch":

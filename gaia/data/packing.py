@@ -239,7 +239,10 @@ def pack_examples(
                 "give each token its place in the mask, and two tokens or more",
             )
     inputs = [np.asarray(e.tokens[:-1], np.int32) for e in examples]
-    targets = [np.where(e.loss_mask[1:], e.tokens[1:], IGNORE).astype(np.int32) for e in examples]
+    # Cast first: stored tokens are unsigned, and IGNORE is below 0.
+    targets = [
+        np.where(e.loss_mask[1:], np.asarray(e.tokens[1:], np.int32), IGNORE) for e in examples
+    ]
     lengths = np.array([len(tokens) for tokens in inputs], np.int64)
     made = plan(np.cumsum(lengths) - lengths, int(lengths.sum()), seq_len, packing)
     none = np.empty(0, np.int32)

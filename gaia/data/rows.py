@@ -71,7 +71,10 @@ class Decoded:
             if self._learned is not None:
                 self._learned_RT = view(self._learned[:-1], seq_len)[::seq_len]
             return
-        if (tokens_N[starts] != bos_id).any():
+        begins = tokens_N[starts] == bos_id
+        if mask_N is not None:  # what a document without BOS begins with is learned nowhere
+            begins |= ~mask_N[starts]
+        if not begins.all():
             raise ValueError(f"a document does not begin with BOS, id {bos_id}")
         self.plan = packers.plan(starts, len(tokens_N), seq_len, packing)
         self._tokens = np.append(tokens_N, np.array(bos_id, tokens_N.dtype))  # the last target

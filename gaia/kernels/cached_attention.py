@@ -1,17 +1,20 @@
 """Keys and values of earlier tokens, and attention of new queries over them (decoding).
 
-A row of the cache belongs to one sequence. Position p lies in slot p + 1: slot 0 takes what rows at
-position -1 write, the idle ones, and nobody attends to it.
+A row of the cache belongs to one sequence, and position p lies in slot p. Slots lie in chunks, each
+an array of its own: 256, 256, 512, 1,024, …, the next as long as all before it. Attention takes as
+many whole chunks as the furthest row has come to. So little more than twice a row is read, and
+nothing copied: out of a part of one array XLA on CPU makes another array before it multiplies,
+which took three times as long as the products (gchat/EXPERIMENTS.md, "decoding").
 
-Attention walks over blocks of slots, as far as the furthest row has come: the program does not
-depend on that, and a block that a row does not see leaves its sums as they are, to the last bit.
-So a row's result does not depend on the rows beside it.
+The number of chunks does not show in a row's result: one that it does not see leaves its sums as
+they are, to the last bit. So a row's result does not depend on the rows beside it.
 
-Shapes: B rows, T new tokens, S slots, K kv heads, N query heads, G = N / K, H head dim.
+Shapes: B rows, T new tokens, S slots, C slots of a chunk, K kv heads, N query heads, G = N / K,
+Q = G * T queries of a kv head, H head dim.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,50 +22,74 @@ import jax.numpy as jnp
 from gaia import parallel
 
 BLOCK = 128
-"""Slots that attention takes at once on CPU; a cache has a multiple of it."""
-_BLOCK_ACCELERATOR = 512
+"""A cache has a multiple of so many slots."""
+_FIRST_CHUNK = 256
 _UNROLLED_ROWS = 8  # rows written one by one; XLA's scatter is slower than that on CPU
 _HIDDEN = -1e30  # finite, so that a row that sees nothing yet gives no NaN
 
+Chunks = tuple[jax.Array, ...]
+
 
 class KVCache(NamedTuple):
-    """Keys and values [B, K, S, H]; in int8 with one scale for each vector, fp32 [B, K, S]."""
+    """Keys and values, [B, K, C, H] a chunk; in int8 one scale for each vector, fp32 [B, K, C].
 
-    k: jax.Array
-    v: jax.Array
-    k_scale: jax.Array | None = None
-    v_scale: jax.Array | None = None
+    The scales are empty in other dtypes.
+    """
+
+    k: Chunks
+    v: Chunks
+    k_scale: Chunks = ()
+    v_scale: Chunks = ()
 
 
 def empty_cache(B: int, K: int, S: int, H: int, dtype: jnp.dtype) -> KVCache:
-    """Zeroed keys and values of one layer, for sequences of up to S - 1 tokens."""
+    """Zeroed keys and values of one layer, for sequences of up to S tokens (see `cache_slots`)."""
+    sizes = _chunks(S)
 
-    def zeros() -> jax.Array:
-        return jnp.zeros((B, K, S, H), dtype)
+    def zeros() -> Chunks:
+        return tuple(jnp.zeros((B, K, C, H), dtype) for C in sizes)
 
     if jnp.dtype(dtype) != jnp.int8:
         return KVCache(zeros(), zeros())
-    scale = jnp.ones((B, K, S), jnp.float32)
-    return KVCache(zeros(), zeros(), scale, jnp.ones_like(scale))
+    scales = [tuple(jnp.ones((B, K, C), jnp.float32) for C in sizes) for _ in range(2)]
+    return KVCache(zeros(), zeros(), *scales)
 
 
 def cache_slots(tokens: int) -> int:
-    """The slots to give sequences of `tokens`: their positions and slot 0, in whole blocks."""
-    return -(-(tokens + 1) // BLOCK) * BLOCK
+    """The slots to give sequences of `tokens`."""
+    return -(-tokens // BLOCK) * BLOCK
+
+
+def _chunks(S: int) -> list[int]:
+    """Slots of each chunk."""
+    sizes = [min(S, _FIRST_CHUNK)]
+    while (sofar := sum(sizes)) < S:
+        sizes.append(min(sofar, S - sofar))
+    return sizes
+
+
+def _firsts(chunks: Chunks) -> list[int]:
+    """The first slot of each chunk."""
+    sizes = [chunk.shape[2] for chunk in chunks]
+    return [sum(sizes[:i]) for i in range(len(sizes))]
 
 
 def write_cache(
     cache: KVCache, k_BTKH: jax.Array, v_BTKH: jax.Array, positions_BT: jax.Array
 ) -> KVCache:
-    """The cache with new keys and values at consecutive positions of each row."""
-    start_B = positions_BT[:, 0] + 1
-    k, k_scale = _stored(k_BTKH.transpose(0, 2, 1, 3), cache.k.dtype)
-    v, v_scale = _stored(v_BTKH.transpose(0, 2, 1, 3), cache.v.dtype)
+    """The cache with new keys and values at consecutive positions of each row.
+
+    Rows that begin at position -1 write nothing, nor does what lies beyond the last slot.
+    """
+    first_B, T = positions_BT[:, 0], positions_BT.shape[1]
+    first_B = jnp.where(first_B < 0, -T, first_B)
+    k, k_scale = _stored(k_BTKH.transpose(0, 2, 1, 3), cache.k[0].dtype)
+    v, v_scale = _stored(v_BTKH.transpose(0, 2, 1, 3), cache.v[0].dtype)
     return KVCache(
-        _write(cache.k, k, start_B),
-        _write(cache.v, v, start_B),
-        None if cache.k_scale is None else _write(cache.k_scale, k_scale, start_B),
-        None if cache.v_scale is None else _write(cache.v_scale, v_scale, start_B),
+        _write(cache.k, k, first_B),
+        _write(cache.v, v, first_B),
+        () if k_scale is None else _write(cache.k_scale, k_scale, first_B),
+        () if v_scale is None else _write(cache.v_scale, v_scale, first_B),
     )
 
 
@@ -75,16 +102,40 @@ def _stored(x_BKTH: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array |
     return jnp.round(x / scale_BKT[..., None]).astype(jnp.int8), scale_BKT
 
 
-def _write(old: jax.Array, new: Any, start_B: jax.Array) -> jax.Array:
-    """`new` [B, K, T, …] into `old` [B, K, S, …] from slot `start_B` of each row on."""
-    rest = (0,) * (old.ndim - 3)
-    if old.shape[0] > _UNROLLED_ROWS:
-        return jax.vmap(lambda o, n, at: jax.lax.dynamic_update_slice(o, n, (0, at, *rest)))(
-            old, new, start_B
-        )
-    for b in range(old.shape[0]):
-        old = jax.lax.dynamic_update_slice(old, new[b : b + 1], (b, 0, start_B[b], *rest))
-    return old
+def _write(chunks: Chunks, new: jax.Array, first_B: jax.Array) -> Chunks:
+    """`new` [B, K, T, …] into chunks [B, K, C, …] from slot `first_B` of each row on."""
+    B = new.shape[0]
+    written = []
+    for chunk, first in zip(chunks, _firsts(chunks), strict=True):
+        at_B = first_B - first
+        if B > _UNROLLED_ROWS:
+            row = jax.vmap(lambda c, n, at: _write_row(c[None], n[None], at, 0)[0])
+            chunk = row(chunk, new, at_B)
+        else:
+            for b in range(B):
+                chunk = _write_row(chunk, new[b : b + 1], at_B[b], b)
+        written.append(chunk)
+    return tuple(written)
+
+
+def _write_row(chunk: jax.Array, new: jax.Array, at: jax.Array, b: int) -> jax.Array:
+    """Those of `new` [1, K, T, …] that fall into row `b` of the chunk, when the first is at `at`.
+
+    What lies in their neighbourhood is read and written again: the chunk is changed in place, at
+    the cost of the tokens and not of the chunk.
+    """
+    C, T = chunk.shape[2], new.shape[2]
+    n, rest = min(T, C), chunk.ndim - 3
+    start = jnp.clip(at, 0, C - n)
+    place = (b, 0, start, *(0,) * rest)
+    old = jax.lax.dynamic_slice(chunk, place, (1, new.shape[1], n, *chunk.shape[3:]))
+    shift = start - at  # the first slot takes this token
+    if T > 1:
+        around = jnp.pad(new, ((0, 0), (0, 0), (n, n), *((0, 0),) * rest))
+        new = jax.lax.dynamic_slice_in_dim(around, jnp.clip(shift + n, 0, T + n), n, axis=2)
+    token_n = shift + jnp.arange(n)
+    inside_n = ((token_n >= 0) & (token_n < T)).reshape(1, 1, n, *(1,) * rest)
+    return jax.lax.dynamic_update_slice(chunk, jnp.where(inside_n, new, old), place)
 
 
 def attend_cache(
@@ -102,44 +153,58 @@ def attend_cache(
         [B, T, N, H] in the dtype of `q_BTNH`.
     """
     B, T, N, H = q_BTNH.shape
-    K, S = cache.k.shape[1:3]
+    K = cache.k[0].shape[1]
     on_cpu = parallel.platform(q_BTNH) == "cpu"
-    # XLA on CPU has no fast product of few rows in bf16; blocks are small enough to widen.
-    dtype = jnp.float32 if on_cpu or cache.k_scale is not None else cache.k.dtype
-    block = BLOCK if on_cpu or S % _BLOCK_ACCELERATOR else _BLOCK_ACCELERATOR
+    # XLA on CPU has no fast product of few rows in bf16.
+    dtype = jnp.float32 if on_cpu or cache.k_scale else cache.k[0].dtype
     q_BKGTH = (q_BTNH.astype(jnp.float32) * H**-0.5).reshape(B, T, K, N // K, H)
     q_BKQH = q_BKGTH.transpose(0, 2, 3, 1, 4).reshape(B, K, N // K * T, H).astype(dtype)
-    slot_BQ = jnp.broadcast_to(positions_BT[:, None] + 1, (B, N // K, T)).reshape(B, -1)
-
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-
-    def part(x: jax.Array | None, i: jax.Array) -> jax.Array:
-        assert x is not None
-        return jax.lax.dynamic_slice_in_dim(x, i * block, block, axis=2)
-
-    def one(i: jax.Array, sums: tuple[jax.Array, jax.Array, jax.Array]):
-        top_BKQ, mass_BKQ, out_BKQH = sums
-        score_BKQS = product("bkqh,bksh->bkqs", q_BKQH, part(cache.k, i).astype(dtype))
-        if cache.k_scale is not None:
-            score_BKQS *= part(cache.k_scale, i)[:, :, None]
-        slot_11S = (i * block + jnp.arange(block))[None, None]
-        seen_BQS = (slot_11S >= 1) & (slot_11S <= slot_BQ[..., None])
-        if window is not None:
-            seen_BQS &= slot_11S > slot_BQ[..., None] - window
-        score_BKQS = jnp.where(seen_BQS[:, None], score_BKQS, _HIDDEN)
-        new_top_BKQ = jnp.maximum(top_BKQ, jnp.max(score_BKQS, axis=-1))
-        shrink_BKQ = jnp.exp(top_BKQ - new_top_BKQ)
-        weight_BKQS = jnp.exp(score_BKQS - new_top_BKQ[..., None])
-        mass_BKQ = mass_BKQ * shrink_BKQ + jnp.sum(weight_BKQS, axis=-1)
-        if cache.v_scale is not None:
-            weight_BKQS *= part(cache.v_scale, i)[:, :, None]
-        v_BKSH = part(cache.v, i).astype(dtype)
-        new_BKQH = product("bkqs,bksh->bkqh", weight_BKQS.astype(dtype), v_BKSH)
-        return new_top_BKQ, mass_BKQ, out_BKQH * shrink_BKQ[..., None] + new_BKQH
-
+    slot_BQ = jnp.broadcast_to(positions_BT[:, None], (B, N // K, T)).reshape(B, -1)
     zero_BKQ = jnp.zeros(q_BKQH.shape[:3], jnp.float32)
-    start = (zero_BKQ + _HIDDEN, zero_BKQ, jnp.zeros(q_BKQH.shape, jnp.float32))
-    blocks = (jnp.max(positions_BT) + 1) // block + 1
-    _, mass_BKQ, out_BKQH = jax.lax.fori_loop(0, blocks, one, start)
+    sums = _Sums(zero_BKQ + _HIDDEN, zero_BKQ, jnp.zeros(q_BKQH.shape, jnp.float32))
+    firsts, furthest = _firsts(cache.k), jnp.max(positions_BT)
+
+    def further(j: int, sums: _Sums) -> _Sums:
+        """The sums with the chunks from the j-th on, as far as any row has come."""
+        sums = _attend(q_BKQH, slot_BQ, cache, j, window, sums)
+        if j + 1 == len(firsts):
+            return sums
+        reached = furthest >= firsts[j + 1]
+        return jax.lax.cond(reached, partial(further, j + 1), lambda sums: sums, sums)
+
+    _, mass_BKQ, out_BKQH = further(0, sums)
     out_BKGTH = (out_BKQH / mass_BKQ[..., None]).reshape(B, K, N // K, T, H)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q_BTNH.dtype)
+
+
+class _Sums(NamedTuple):
+    """Attention so far, fp32: highest score, sum of weights relative to it, weighted values."""
+
+    top_BKQ: jax.Array
+    mass_BKQ: jax.Array
+    out_BKQH: jax.Array
+
+
+def _attend(
+    q_BKQH: jax.Array, slot_BQ: jax.Array, cache: KVCache, j: int, window: int | None, sums: _Sums
+) -> _Sums:
+    """The sums with chunk `j`."""
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    dtype, first = q_BKQH.dtype, _firsts(cache.k)[j]
+    score_BKQC = product("bkqh,bkch->bkqc", q_BKQH, cache.k[j].astype(dtype))
+    if cache.k_scale:
+        score_BKQC *= cache.k_scale[j][:, :, None]
+    slot_11C = (first + jnp.arange(score_BKQC.shape[-1]))[None, None]
+    seen_BQC = slot_11C <= slot_BQ[..., None]
+    if window is not None:
+        seen_BQC &= slot_11C > slot_BQ[..., None] - window
+    score_BKQC = jnp.where(seen_BQC[:, None], score_BKQC, _HIDDEN)
+    top_BKQ = jnp.maximum(sums.top_BKQ, jnp.max(score_BKQC, axis=-1))
+    shrink_BKQ = jnp.exp(sums.top_BKQ - top_BKQ)
+    weight_BKQC = jnp.exp(score_BKQC - top_BKQ[..., None])
+    mass_BKQ = sums.mass_BKQ * shrink_BKQ + jnp.sum(weight_BKQC, axis=-1)
+    if cache.v_scale:
+        weight_BKQC *= cache.v_scale[j][:, :, None]
+    v_BKCH = cache.v[j].astype(dtype)
+    new_BKQH = product("bkqc,bkch->bkqh", weight_BKQC.astype(dtype), v_BKCH)
+    return _Sums(top_BKQ, mass_BKQ, sums.out_BKQH * shrink_BKQ[..., None] + new_BKQH)

@@ -28,6 +28,7 @@ class _Static(NamedTuple):
     vocab_size: int
     chunk: int
     ignore_index: int
+    temperature: float = 1.0
 
 
 def cross_entropy(
@@ -39,6 +40,7 @@ def cross_entropy(
     vocab_size: int,
     chunk: int = 1024,
     ignore_index: int = -1,
+    temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Summed negative log-likelihood of `targets_N` under softmax(x @ head).
 
@@ -53,6 +55,7 @@ def cross_entropy(
         vocab_size: columns in use; the padding beyond gets no probability and no gradient.
         chunk: tokens whose logits exist at one time.
         ignore_index: target of a token that has no loss and no gradient.
+        temperature: divides the logits, as a sampler does.
 
     Returns:
         The sum, fp32, and the number of tokens that are not ignored, int32.
@@ -60,7 +63,7 @@ def cross_entropy(
     Raises:
         ConfigError: `vocab_size` exceeds the head, or `chunk` is below 1.
     """
-    static = _checked(head_DV, vocab_size, chunk, ignore_index)
+    static = _checked(head_DV, vocab_size, chunk, ignore_index)._replace(temperature=temperature)
     with jax.named_scope("head_and_loss"):
         total: jax.Array = _loss(x_ND, head_DV, targets_N, weights_N, static)
         return total, jnp.sum(targets_N != ignore_index)
@@ -74,16 +77,47 @@ def token_nll(
     vocab_size: int,
     chunk: int = 1024,
     ignore_index: int = -1,
+    temperature: float = 1.0,
 ) -> jax.Array:
     """Negative log-likelihood of each target in nats, fp32 [N]; 0 where the target is ignored.
 
     For evaluation: no gradients are prepared. Arguments as in `cross_entropy`.
     """
-    static = _checked(head_DV, vocab_size, chunk, ignore_index)
+    static = _checked(head_DV, vocab_size, chunk, ignore_index)._replace(temperature=temperature)
     head = _whole(head_DV, x_ND.dtype)
     x, targets, _ = _chunks(x_ND, targets_N, None, static)
     nll = jax.lax.map(lambda xt: _forward(xt[0], head, xt[1], static).nll, (x, targets))
     return nll.reshape(-1)[: x_ND.shape[0]]
+
+
+def token_nll_and_entropy(
+    x_ND: jax.Array,
+    head_DV: jax.Array,
+    targets_N: jax.Array,
+    *,
+    vocab_size: int,
+    chunk: int = 1024,
+    ignore_index: int = -1,
+    temperature: float = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+    """`token_nll` and the entropy of the distribution that each target is of, in nats, fp32 [N].
+
+    Both are 0 where the target is ignored. Arguments as in `cross_entropy`.
+    """
+    static = _checked(head_DV, vocab_size, chunk, ignore_index)._replace(temperature=temperature)
+    head = _whole(head_DV, x_ND.dtype)
+    x, targets, _ = _chunks(x_ND, targets_N, None, static)
+
+    def one_chunk(xt: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        f = _forward(xt[0], head, xt[1], static)
+        # ln sum e^x - sum p x, with x below the largest: padding has p 0 and no finite x.
+        below = jnp.where(f.exps > 0, jnp.log(jnp.where(f.exps > 0, f.exps, 1.0)), 0.0)
+        mean_n1 = parallel.psum(jnp.sum(f.exps * below, axis=1, keepdims=True), ("tensor",))
+        entropy_n = (jnp.log(f.total) - mean_n1 / f.total)[:, 0]
+        return f.nll, jnp.where(f.valid, entropy_n, 0.0)
+
+    nll, entropy = jax.lax.map(one_chunk, (x, targets))
+    return nll.reshape(-1)[: x_ND.shape[0]], entropy.reshape(-1)[: x_ND.shape[0]]
 
 
 def whole_head(head_DV: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -195,6 +229,8 @@ def _logits(x_nD: jax.Array, head_DV: jax.Array, vocab_size: int) -> tuple[jax.A
 
 def _forward(x_nD: jax.Array, head_DV: jax.Array, targets_n: jax.Array, s: _Static) -> _Forward:
     logits, _ = _logits(x_nD, head_DV, s.vocab_size)
+    if s.temperature != 1:
+        logits = logits / s.temperature
     valid = targets_n != s.ignore_index
     gold = _gold(logits, jnp.where(valid, targets_n, 0), _first_column(head_DV))
     top = parallel.pmax(jnp.max(logits, axis=1, keepdims=True), ("tensor",))
@@ -235,6 +271,8 @@ def _loss_fwd(x_ND, head_DV, targets_N, weights_N, static: _Static):
         dlogits = f.exps * row - hit.astype(jnp.float32)
         if weights_n is not None:
             dlogits *= weights_n[:, None]
+        if static.temperature != 1:
+            dlogits /= static.temperature
         dlogits = dlogits.astype(dtype)
         dx = jnp.matmul(dlogits, head.T, preferred_element_type=jnp.float32).astype(dtype)
         dx = parallel.psum(dx, ("tensor",))

@@ -139,7 +139,7 @@ class _Job:
                 self._say_stopped(stop)
                 raise
         self._answers.in_order()
-        seconds = time.monotonic() - began
+        seconds, per_step = time.monotonic() - began, self._client.tokens_per_step
         return {
             "lines": self._count,
             "answered": len(self._answers.keys) - self._before,
@@ -151,7 +151,7 @@ class _Job:
             "seconds": round(seconds, 3),
             "tokens_per_s": round(self._usage.completion_tokens / max(seconds, 1e-9), 1),
             "model": self._client.model,
-        }
+        } | ({} if per_step is None else {"tokens_per_step": round(per_step, 2)})
 
     def _check_all(self) -> None:
         """Every question is checked by the client, and those answered must be these."""
@@ -232,10 +232,12 @@ def _report(summary: dict[str, Any], path: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(summary))
     else:
+        per_step = summary.get("tokens_per_step")
+        drafted = "" if per_step is None else f", {per_step:.2f} a step"
         print(
             f"{path}: {summary['lines']:,} answers ({summary['answered']:,} now), "
             f"{summary['completion_tokens']:,} tokens in {summary['seconds']:.1f} s "
-            f"({summary['tokens_per_s']:,.1f}/s)"
+            f"({summary['tokens_per_s']:,.1f}/s{drafted})"
         )
     if summary["errors"]:
         raise LinesFailed(

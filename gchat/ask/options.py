@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gaia.errors import ConfigError
-from gchat.chat_format import format_of
+from gchat.chat_format import Wanted, read_format
 from gchat.client import Budget, Client
 from gchat.endpoint_client import KEY_VARIABLE, EndpointClient, read_key
 from gchat.engine import grammar as grammars
 from gchat.engine.grammar import Grammar
-from gchat.engine.requests import SamplingConfig
+from gchat.engine.requests import SamplingConfig, check_draft
 
 if TYPE_CHECKING:
     from gchat.engine_client import EngineClient
+    from gchat.run.loading import LoadedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,14 +90,17 @@ class Model:
     """Folder of the run."""
     endpoint: str | None = None
     """Address of an OpenAI-compatible server in place of a run: http://HOST:8000/v1."""
-    format: Literal["auto", "chat", "text"] = "auto"
-    """Tags around messages: those the run was trained on, chat (those it has), text (none)."""
+    format: Wanted = "auto"
+    """Tags around messages: those the run was trained on (auto), those it has (chat), native,
+    chatml, or none (text)."""
     tools: bool = True
     """Let a run's answers call the calculator, where its tokenizer has the tags for it."""
     weights: Literal["float32", "bfloat16", "int8"] | None = None
     """Format of a run's weights; that of its matrix products when left out."""
     kv: Literal["int8"] | None = None
     """Format of a run's keys and values; that of its matrix products when left out."""
+    speculate: int = 0
+    """Tokens that a step drafts out of a run's own text and checks (prompt lookup); 0 is off."""
     model: str | None = None
     """Name of the endpoint's model; needed where it has several."""
     server: Literal["openai", "vllm", "llama.cpp"] | None = None
@@ -115,6 +119,7 @@ class Model:
         if (self.run is None) == (self.endpoint is None):
             given = "neither --run nor" if self.run is None else "both --run and"
             raise ConfigError(f"{given} --endpoint is given", "give one of them")
+        check_draft(self.speculate)
         others = _ENDPOINT_ONLY if self.run is not None else _RUN_ONLY
         defaults = {field.name: field.default for field in fields(self)}
         for name in others:
@@ -128,17 +133,22 @@ class Model:
     def open_run(self, slots: int) -> "EngineClient":
         """Loads the run; raises CheckpointError where it cannot be used."""
         # An endpoint is asked without jax, which takes seconds to import.
-        from gchat.engine.tools import Tools, has_tools
-        from gchat.engine_client import EngineClient
         from gchat.run.loading import load_run
 
         assert self.run is not None
-        loaded = load_run(self.run)
+        return self.client_of(load_run(self.run), slots)
+
+    def client_of(self, loaded: "LoadedRun", slots: int) -> "EngineClient":
+        """The client of a run that is loaded already."""
+        from gchat.engine.tools import Tools, has_tools
+        from gchat.engine_client import EngineClient
+
+        assert self.run is not None
         tokenizer = loaded.tokenizer
-        chat_format = format_of(tokenizer, wanted=self.format)
+        chat_format = read_format(self.run, tokenizer, wanted=self.format)
         calls = self.tools and chat_format.kind == "native" and has_tools(tokenizer)
         return EngineClient(
-            loaded.engine(slots=slots, weights=self.weights, kv=self.kv),
+            loaded.engine(slots=slots, weights=self.weights, kv=self.kv, speculate=self.speculate),
             tokenizer,
             chat_format,
             model=f"{Path(self.run).resolve().name}@{loaded.step}",
@@ -176,7 +186,7 @@ class Model:
         return self.open_endpoint() if self.run is None else self.open_run(slots=1)
 
 
-_RUN_ONLY = ("format", "tools", "weights", "kv", "slots")
+_RUN_ONLY = ("format", "tools", "weights", "kv", "speculate", "slots")
 _ENDPOINT_ONLY = (
     "model", "server", "key_env", "key_file", "tries", "timeout", "concurrency", "max_requests",
     "max_total_tokens",

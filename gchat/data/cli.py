@@ -13,13 +13,16 @@ from gaia.data.lengths import LENGTHS, write_lengths
 from gaia.data.manifest import Manifest, load_manifest
 from gaia.data.shards import verify
 from gchat.data import prepare as preparation
+from gchat.data.chat_command import Chats, prepare_files
+from gchat.data.chats import COUNTS
 from gchat.data.curation import options as curation
 from gchat.data.curation.scores import Maker
 from gchat.data.download import Download
 from gchat.data.show import Show
 from gchat.data.upload import Uploaded, upload
 
-__all__ = ["VERBS", "Count", "Curate", "Download", "Lengths", "Prepare", "Show", "Upload", "Verify"]
+__all__ = ["VERBS", "Chat", "Count", "Curate", "Download", "Lengths", "Prepare", "Show", "Upload",
+           "Verify"]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,25 @@ class Prepare(preparation.Options):
         """Prepares and prints what came out."""
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return _report(preparation.prepare(**options), self.out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat(Chats):
+    """Turn conversations into token shards with loss masks. Run again, it goes on."""
+
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> Manifest:
+        """Prepares and prints what came out."""
+        manifest = prepare_files(self)
+        counts = json.loads((self.out.expanduser() / COUNTS).read_text(encoding="utf-8"))
+        if self.json:
+            facts = {"tokens": manifest.tokens("train"), "learned": manifest.learned}
+            print(json.dumps({"out": str(self.out), **facts, **counts}))
+            return manifest
+        print(f"{self.out}: {counts['conversations']:,} conversations, {manifest.describe()}")
+        return manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +174,7 @@ class Upload:
 
 VERBS = {
     "prepare": Prepare,
+    "chat": Chat,
     "curate": Curate,
     "download": Download,
     "count": Count,
@@ -162,7 +185,7 @@ VERBS = {
 }
 
 
-Verb = Prepare | Curate | Download | Count | Verify | Lengths | Show | Upload
+Verb = Prepare | Chat | Curate | Download | Count | Verify | Lengths | Show | Upload
 
 
 def parse_verb(verb: str, args: list[str]) -> Verb:

@@ -40,10 +40,11 @@ from gchat.tokenizer import Tokenizer
 TOKEN_BYTES = "token_bytes.npy"
 WORK = "prepare"
 _WHAT = "a data set"
-_SHARD = re.compile(r"tokens-\d{5,}\.arrayrecord|test-tokens\.arrayrecord")
+SHARD_NAMES = re.compile(r"tokens-\d{5,}\.arrayrecord|test-tokens\.arrayrecord")
 _TOKENIZER_CHARS = 200_000_000  # text the BPE is trained on
 _DOCUMENT_CAP = 10_000  # characters of one document that the BPE training looks at, as in nanochat
 _SUFFIXES = {"K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+_MORE = "use more text, a smaller --document-chars, or another --val-fraction"
 # Parameters that older data sets lack; a finished one is taken all the same.
 _ADDED = ("buckets",)
 
@@ -149,14 +150,14 @@ def prepare(*, progress: bool | None = None, **options: Any) -> Manifest:
     corpus = given.corpus(revision, exclude=folder)
     chosen = _chosen_tokenizer(given)  # before anything is replaced: it may lie in `out`
     parameters = _parameters(given, corpus, chosen)
-    if not given.overwrite and (finished := _finished(folder, parameters)) is not None:
+    if not given.overwrite and (finished := finished_set(folder, parameters)) is not None:
         return finished
     with WorkFolder(folder, WORK, what=_WHAT, markers="unit-*.json") as place:
         if given.overwrite:
-            place.clear(_names(folder))
-        elif (finished := _finished(folder, parameters)) is not None:  # by another process
+            place.clear(names_of(folder))
+        elif (finished := finished_set(folder, parameters)) is not None:  # by another process
             return finished
-        place.begin(parameters, [MANIFEST, LENGTHS, TOKEN_BYTES], later=_SHARD)
+        place.begin(parameters, [MANIFEST, LENGTHS, TOKEN_BYTES], later=SHARD_NAMES)
         encoder = _tokenizer(given, chosen, place, corpus, progress)
         return _work(given, corpus, encoder, place, parameters, progress)
 
@@ -178,21 +179,19 @@ def _work(
     corpus.check_bad(units)
     for sentence in oddities(units):
         print(sentence, file=sys.stderr, flush=True)
-    promoted = _promote(given, place, units)
+    promoted = promote(given.seed, place, units, _MORE)
     dtype = encoder.info.dtype
     runs = [buckets.Run(place.scratch / name, dtype) for u in units for name in u["runs"]]
     second = work.Shuffle(place.scratch, runs, dtype, given.buckets, promoted)
     limit = given.shard_limit(dtype.itemsize)
     shards = work.shuffle(second, place, limit, workers, progress)
-    array = io.BytesIO()
-    np.save(array, encoder.token_bytes())
-    storage.write_bytes(given.out / TOKEN_BYTES, array.getvalue())
+    write_token_bytes(given.out, encoder)
     manifest = Manifest(
         tokenizer=encoder.info,
         train=tuple(shards["train"]),
         val=tuple(shards["val"]),
-        documents=_total(units, "documents"),
-        text_bytes=_total(units, "text_bytes"),
+        documents=total(units, "documents"),
+        text_bytes=total(units, "text_bytes"),
         sources=corpus.sources,
         invalid_utf8=sum(unit["invalid_utf8"] for unit in units),
         dtype=dtype.name,
@@ -205,35 +204,49 @@ def _work(
     return manifest
 
 
-def _total(units: Sequence[dict[str, Any]], key: str) -> dict[str, int]:
+def write_token_bytes(folder: Path, encoder: Tokenizer) -> None:
+    """Writes the table of bytes for each id beside the shards."""
+    array = io.BytesIO()
+    np.save(array, encoder.token_bytes())
+    storage.write_bytes(folder / TOKEN_BYTES, array.getvalue())
+
+
+def total(units: Sequence[dict[str, Any]], key: str) -> dict[str, int]:
+    """Sums a figure of the units by split."""
     return {split: sum(unit[key][split] for unit in units) for split in ("train", "val")}
 
 
-def _promote(given: Options, place: WorkFolder, units: list[dict[str, Any]]) -> int | None:
+def promote(seed: int, place: WorkFolder, units: list[dict[str, Any]], remedy: str) -> int | None:
     """Key of the document that becomes validation where the hashes chose none.
+
+    Args:
+        seed: of the shuffle.
+        place: where the work is done.
+        units: records of the first pass; those that change are replaced.
+        remedy: of the error.
 
     Raises:
         DataError: a split would be empty all the same.
     """
-    documents = _total(units, "documents")
+    documents = total(units, "documents")
     chosen = min(
         ((u["lowest"], i) for i, u in enumerate(units) if u["lowest"] is not None), default=None
     )
     key = None
     if not documents["val"] and chosen is not None:
         (_, number, text_bytes), index = chosen
-        key = int(buckets.keys(given.seed, index, 1, number)[0])
+        key = int(buckets.keys(seed, index, 1, number)[0])
         for what, amount in (("documents", 1), ("text_bytes", text_bytes)):
             train = units[index][what]["train"] - amount
             units[index] = units[index] | {what: {"train": train, "val": amount}}
-        documents = _total(units, "documents")
+        documents = total(units, "documents")
     if documents["train"] and documents["val"]:
         return key
     for unit in place.scratch.glob("unit-*.json"):  # nothing here is worth keeping
         unit.unlink()
     raise DataError(
         f"the input gave {documents['train']} training and {documents['val']} validation documents",
-        "use more text, a smaller --document-chars, or another --val-fraction",
+        remedy,
     )
 
 
@@ -276,15 +289,15 @@ def _previous(folder: Path) -> dict[str, Any]:
     return unfinished(folder, WORK)
 
 
-def _names(folder: Path) -> list[str]:
-    """Files of the finished data set in a folder; none where there is no such set."""
+def names_of(folder: Path) -> list[str]:
+    """Names the files of the finished data set in a folder; none where there is no such set."""
     if not (folder / MANIFEST).exists():
         return []
-    shards = [name for name in storage.list_names(folder) if _SHARD.fullmatch(name)]
+    shards = [name for name in storage.list_names(folder) if SHARD_NAMES.fullmatch(name)]
     return [MANIFEST, LENGTHS, TOKEN_BYTES, tokenizers.FILE, *shards]
 
 
-def _finished(folder: Path, parameters: dict[str, Any]) -> Manifest | None:
+def finished_set(folder: Path, parameters: dict[str, Any]) -> Manifest | None:
     """The manifest in `folder` when it was made with these parameters and all shards are there."""
     if not (folder / MANIFEST).exists():
         return None

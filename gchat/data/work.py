@@ -9,7 +9,7 @@ in the second, whatever the size of the corpus.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from gchat.tokenizer import Tokenizer
 _RUN_TOKENS = 32 << 20  # tokens held by one process in the first pass: 64 MiB of uint16
 _GROUP_NAME = "group-{group:05d}-{{index:05d}}.arrayrecord"
 _VAL = -1  # the group of the validation split
+LEARNED = np.uint32(1 << 31)
+"""Bit of an id in a run of data with loss masks: the token is learned."""
 
 
 def position(document: str) -> float:
@@ -48,6 +50,22 @@ class Encode:
     max_bad: int = 0
     run_tokens: int = _RUN_TOKENS
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of ids in runs."""
+        return self.tokenizer.info.dtype
+
+    def encoded(self, document: str) -> Iterable[np.ndarray]:
+        """Ids of a document with its BOS, in `dtype`; several where it becomes several."""
+        ids = self.tokenizer.encode_array(document)
+        whole = np.empty(len(ids) + 1, self.dtype)
+        whole[0], whole[1:] = self.tokenizer.bos_id, ids
+        return (whole,)
+
+    def counts(self) -> dict[str, Any]:
+        """Further figures for the record of a unit."""
+        return {}
+
     def marker(self, index: int) -> Path:
         """Says that a unit is done, and what it held."""
         return self.scratch / f"unit-{index:06d}.json"
@@ -66,6 +84,7 @@ class Encode:
             "text_bytes": held.text_bytes,
             "lowest": None if held.lowest is None else list(held.lowest),
             **tally.counts(),
+            **self.counts(),
             "name": unit.name,
         }
         storage.write_text(self.marker(index), json.dumps(record))
@@ -87,33 +106,33 @@ class _Held:
         self._fill = 0
         self._lengths: list[int] = []
         self._is_val: list[bool] = []
-        self._tokens = np.empty(0, job.tokenizer.info.dtype)
+        self._tokens = np.empty(0, job.dtype)
 
     def add(self, document: str, split: str | None) -> None:
         """Tokenizes a document; its split follows from its hash unless it is given."""
-        ids = self.job.tokenizer.encode_array(document)
-        needed = self._fill + len(ids) + 1
-        if needed > self.job.run_tokens and self._lengths:
+        text_bytes = len(document) if document.isascii() else len(document.encode())
+        at = position(document) if split is None else None
+        is_val = split == "val" if at is None else at < self.job.val_fraction
+        for whole in self.job.encoded(document):
+            self._hold(whole)
+            if at is not None and not is_val and (self.lowest is None or at < self.lowest[0]):
+                self.lowest = (at, self._first + len(self._lengths), text_bytes)
+            name = SPLITS[is_val]
+            self.documents[name] += 1
+            self.text_bytes[name] += text_bytes
+            self._lengths.append(len(whole))
+            self._is_val.append(is_val)
+            text_bytes = 0  # is that of the first where a document becomes several
+
+    def _hold(self, whole: np.ndarray) -> None:
+        """Keeps ids, after writing those held where there is no more room."""
+        if self._fill + len(whole) > self.job.run_tokens and self._lengths:
             self.write()
-            needed = len(ids) + 1
+        needed = self._fill + len(whole)
         if needed > len(self._tokens):
             self._grow(needed)
-        self._tokens[self._fill] = self.job.tokenizer.bos_id
-        self._tokens[self._fill + 1 : needed] = ids
+        self._tokens[self._fill : needed] = whole
         self._fill = needed
-        text_bytes = len(document) if document.isascii() else len(document.encode())
-        if split is None:
-            at = position(document)
-            is_val = at < self.job.val_fraction
-            if not is_val and (self.lowest is None or at < self.lowest[0]):
-                self.lowest = (at, self._first + len(self._lengths), text_bytes)
-        else:
-            is_val = split == "val"
-        name = SPLITS[is_val]
-        self.documents[name] += 1
-        self.text_bytes[name] += text_bytes
-        self._lengths.append(len(ids) + 1)
-        self._is_val.append(is_val)
 
     def _grow(self, needed: int) -> None:
         size = max(needed, min(self.job.run_tokens, max(1 << 20, 2 * len(self._tokens))))
@@ -155,6 +174,13 @@ class Shuffle:
     buckets: int
     promoted: int | None
     """Key of a training document that goes to the validation split, which would be empty."""
+    masked: bool = False
+    """Runs hold loss masks (LEARNED), as uint32."""
+
+    @property
+    def run_dtype(self) -> np.dtype:
+        """Dtype of ids in runs."""
+        return np.dtype(np.uint32) if self.masked else self.dtype
 
     def marker(self, group: int) -> Path:
         """Says that a group is done, and which shards it gave."""
@@ -166,10 +192,14 @@ class Shuffle:
         options: dict[str, Any] = {"name": VAL_NAME, "shard_tokens": None}
         if group != _VAL:
             options = {"name": _GROUP_NAME.format(group=group), "shard_tokens": limit}
+        options["masked"] = self.masked
         with ShardWriter(self.scratch, dtype=self.dtype, **options) as writer:
             for bucket in range(first, end):
                 for document in self._bucket(bucket, val=group == _VAL):
-                    writer.add(document)
+                    if self.masked:
+                        writer.add(document & ~LEARNED, document >= LEARNED)
+                    else:
+                        writer.add(document)
         shards = [dataclasses.asdict(shard) for shard in writer.shards]
         storage.write_text(self.marker(group), json.dumps(shards))
         return shards

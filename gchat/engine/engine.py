@@ -28,8 +28,8 @@ from gaia.errors import ConfigError, GaiaError
 from gaia.kernels.cached_attention import cache_slots
 from gaia.kernels.packed import WeightFormat
 from gchat.engine import programs
-from gchat.engine.programs import MAX_STEPS, Decoded, DeviceState, Plan, Scored
-from gchat.engine.requests import Event, Request, SamplingConfig
+from gchat.engine.programs import MAX_STEPS, Decoded, DeviceState, Scored
+from gchat.engine.requests import Event, Request, SamplingConfig, check_draft
 from gchat.engine.scheduler import Sample, Scheduler
 from gchat.engine.slots import Slot
 from gchat.engine.text import TextStream
@@ -52,6 +52,8 @@ class Engine:
         piece: tokens of a prompt that are read at once, a power of two.
         weights: format of the matrices; the compute dtype where left out.
         kv: "int8" keeps keys and values in int8; the compute dtype where left out.
+        speculate: tokens that a step drafts for each row, out of its own text (`lookup.py`), and
+            checks; 0 is off. The text is the same, up to rounding.
     """
 
     def __init__(
@@ -66,21 +68,24 @@ class Engine:
         piece: int = 128,
         weights: WeightFormat | None = None,
         kv: str | None = None,
+        speculate: int = 0,
     ) -> None:
         if slots < 1:
             raise ConfigError(f"slots is {slots}", "use at least 1")
         if piece < 16 or piece & (piece - 1):
             raise ConfigError(f"piece is {piece}", "use a power of two, at least 16")
-        self.seq_len, self.stop_ids = seq_len, tuple(stop_ids)
+        check_draft(speculate)
+        self.seq_len, self.stop_ids, self.speculate = seq_len, tuple(stop_ids), speculate
         self._decode_bytes, self._kv = decode_bytes, kv
         # Sharded or not: the compiler places decoding.
         params = parallel.automatic(params)
         tied = "head" not in params
         self._vocab, _ = params["embed"]["table"].shape
         depth = params["blocks"]["attn_norm"]["scale"].shape[0]
-        self._plan = Plan(graph, programs.cache_sharding(params))
+        self._plan = programs.plan_for(graph, params, speculate)
         config = nnx.merge(graph, params).config
-        self._params = programs.pack_weights(params, tied, weights or config.compute_dtype, depth)
+        self._packing = tied, weights or config.compute_dtype, depth
+        self._params = programs.pack_weights(params, *self._packing)
         self._length = cache_slots(-(-seq_len // piece) * piece)
         self._state: DeviceState | None = None
         self._scheduler = Scheduler(slots, piece, self._vocab)
@@ -104,6 +109,8 @@ class Engine:
             ConfigError: the request cannot work; nothing was queued.
         """
         request.check(self._vocab, self.seq_len)
+        if self._params is None:
+            raise ConfigError("the engine has no parameters", "hand it some with `use`")
         if request.stop and self._decode_bytes is None:
             raise ConfigError("stop texts need a tokenizer", "give the engine decode_bytes")
         with self._mutex:
@@ -130,10 +137,35 @@ class Engine:
         """Ends a request at the next step; its samples get a last event `cancelled`."""
         self._cancelled.add(number)
 
+    def use(self, params: Any | None) -> None:
+        """Takes other parameters of the same model; nothing is compiled again.
+
+        Prompts in the cache were read with the old ones and are forgotten. `None` lets go of
+        parameters and cache, for a training step that wants the memory, until others come.
+
+        Raises:
+            ConfigError: requests are under way, whose answers would be of two models.
+        """
+        with self._lock:
+            if not self.idle:
+                raise ConfigError("the engine has requests under way", "wait for their answers")
+            self._scheduler.slots.forget()
+            self._params = None  # room for those that replace them
+            if params is None:
+                self._state = None
+            else:
+                params = parallel.automatic(params)
+                self._params = programs.pack_weights(params, *self._packing)
+
     @property
     def idle(self) -> bool:
         """True where there is nothing to do."""
         return not self._inbox and self._scheduler.idle
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens that a step of decoding gave a row, on average so far: 1 without drafts."""
+        return self._scheduler.tokens / max(1, self._scheduler.row_steps)
 
     def generate(
         self,
@@ -266,7 +298,7 @@ class Engine:
             np.bool_(bool(scheduler.waiting)),
         )  # fmt: skip
         decoded = Decoded(*(parallel.to_host(x) for x in decoded))
-        self._step_seconds = (time.perf_counter() - began) / max(1, int(decoded.steps))
+        self._step_seconds = (time.perf_counter() - began) / max(1, int(decoded.steps_B.max()))
         scheduler.take_in(decoded)
 
     def _drive(self, events: "queue.SimpleQueue[Event]") -> Event:

@@ -3,10 +3,12 @@
 They are functions of the model's graph and of shapes alone, so that every engine of one model in
 one process shares them. The cache is donated: it is changed in place.
 
-Shapes: B slots, C tokens of a piece of prompt, V vocabulary, T steps of a call, N alternatives.
+Shapes: B slots, S positions, C tokens of a piece of prompt, V vocabulary, T tokens of a call,
+k drafted tokens, W = k + 1 tokens that a step reads of each row, N alternatives.
 """
 
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,23 +17,34 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gaia import parallel
 from gaia.kernels.cached_attention import KVCache
 from gaia.kernels.packed import PackedTable, PerLayer, WeightFormat, pack
+from gchat.engine.lookup import draft
 from gchat.engine.requests import MAX_LOGPROBS
-from gchat.engine.sampler import Knobs, choose
+from gchat.engine.sampler import Choice, Knobs, choose
 from gchat.model import GPT
 
 MAX_STEPS = 32
 """Tokens per row that one call decodes at most."""
 
 
-class Plan(NamedTuple):
-    """Everything a program is compiled for, beside the shapes of its arguments."""
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything a program is compiled for, beside the shapes of its arguments.
+
+    There is one object for each content (`_plan`): JAX hashes and compares what is static at every
+    call, which takes a millisecond of the host for the graph of a model.
+    """
 
     graph: Any
     """Static part of the model, from `nnx.split`."""
     cache: NamedSharding | None
     """Sharding of keys and values [B, K, S, H]; None on one device."""
+    platform: str
+    """`cpu`, `gpu` or `tpu`: of the devices that hold the model, which may not be the default."""
+    speculate: int = 0
+    """Tokens of each row that a step drafts and checks."""
 
     def placed(self, caches: tuple[KVCache, ...]) -> tuple[KVCache, ...]:
         """The caches where they belong."""
@@ -46,12 +59,23 @@ class Plan(NamedTuple):
         )
 
 
-def cache_sharding(params: Any) -> NamedSharding | None:
-    """Keys and values lie as the heads do that made them: over `tensor`, where there is one."""
+def plan_for(graph: Any, params: Any, speculate: int = 0) -> Plan:
+    """The plan for parameters where they lie, on devices here or those of an AOT topology.
+
+    Keys and values lie as the heads do that made them: over `tensor`, where there is one.
+    """
     sharding = params["blocks"]["attn"]["k"]["kernel"].sharding
-    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
-        return None
-    return NamedSharding(sharding.mesh, P(None, "tensor" if "tensor" in sharding.spec else None))
+    platform = next(iter(sharding.device_set)).platform
+    keys = None
+    if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+        split = "tensor" if "tensor" in sharding.spec else None
+        keys = NamedSharding(sharding.mesh, P(None, split))
+    return _plan(graph, keys, platform, speculate)
+
+
+@cache
+def _plan(graph: Any, cache: NamedSharding | None, platform: str, speculate: int) -> Plan:
+    return Plan(graph, cache, platform, speculate)
 
 
 class DeviceState(NamedTuple):
@@ -60,6 +84,8 @@ class DeviceState(NamedTuple):
     caches: tuple[KVCache, ...]
     seen_BV: jax.Array
     """True for ids that occurred; kept for rows with a repetition penalty only."""
+    ids_BS: jax.Array
+    """Ids of each row, for drafts; [B, 0] where none are made."""
     bias_BV: jax.Array
     """Additions to the logits; those of rows without one are never looked at."""
 
@@ -75,6 +101,8 @@ class Rows(NamedTuple):
     """Tokens that the row may still get."""
     stop_BI: Any
     """Ids that end the row, filled up with -1."""
+    alone_B: Any
+    """True where the host must be asked before each token: no draft."""
     knobs: Knobs
 
 
@@ -87,13 +115,16 @@ class Scored(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Tokens of one call, -1 from where a row ended or was idle."""
+    """Tokens of one call, in order; -1 where a row got none."""
 
     ids_TB: Any
     logprob_TB: Any
     top_TBN: Any
     top_logprob_TBN: Any
-    steps: Any
+    used: Any
+    """Rows of T that are filled."""
+    steps_B: Any
+    """Steps that each row took part in, each of which gave it at least one token."""
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
@@ -120,7 +151,8 @@ def empty_state(plan: Plan, params: Any, slots: int, length: int, kv: str | None
     vocab = model.config.sizes.padded_vocab
     caches = plan.placed(model.empty_cache(slots, length, kv))
     bias_BV = jnp.zeros((slots, vocab), jnp.float32)
-    return DeviceState(caches, jnp.zeros((slots, vocab), bool), bias_BV)
+    ids_BS = jnp.zeros((slots, length if plan.speculate else 0), jnp.int32)
+    return DeviceState(caches, jnp.zeros((slots, vocab), bool), ids_BS, bias_BV)
 
 
 @partial(jax.jit, static_argnums=(0,), donate_argnums=(2,))
@@ -148,7 +180,8 @@ def score_prompt(
     """Fills a row's cache as `read_prompt` does, and scores the token that follows each."""
     model: GPT = nnx.merge(plan.graph, params)
     state, x_CD = _read(plan, model, state, ids_C, slot, start)
-    logits_CV = model.logits(x_CD)
+    with parallel.traced_for(plan.platform):
+        logits_CV = model.logits(x_CD)
     # One sum for both: whoever compares the two values asks for equal floats.
     norm_C1 = jax.lax.optimization_barrier(
         jax.scipy.special.logsumexp(logits_CV, axis=-1, keepdims=True)
@@ -165,11 +198,15 @@ def _read(
     """The state with a piece of a row's prompt, and the piece's hidden states [C, D]."""
     row = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, slot, 1, axis=0), state.caches)
     positions_1C = (start + jnp.arange(ids_C.shape[0], dtype=jnp.int32))[None]
-    x_1CD, row = model(ids_C[None], positions_BT=positions_1C, cache=row)
+    with parallel.traced_for(plan.platform):
+        x_1CD, row = model(ids_C[None], positions_BT=positions_1C, cache=row)
     caches = jax.tree.map(
         lambda a, r: jax.lax.dynamic_update_slice_in_dim(a, r, slot, axis=0), state.caches, row
     )
-    return state._replace(caches=plan.placed(caches)), x_1CD[0]
+    ids_BS = state.ids_BS
+    if plan.speculate:
+        ids_BS = jax.lax.dynamic_update_slice(ids_BS, ids_C[None], (slot, start))
+    return state._replace(caches=plan.placed(caches), ids_BS=ids_BS), x_1CD[0]
 
 
 @partial(jax.jit, static_argnums=(0,), donate_argnums=(1,))
@@ -180,7 +217,9 @@ def copy_row(plan: Plan, state: DeviceState, source: Any, target: Any) -> Device
         row = jax.lax.dynamic_slice_in_dim(a, source, 1, axis=0)
         return jax.lax.dynamic_update_slice_in_dim(a, row, target, axis=0)
 
-    return state._replace(caches=plan.placed(jax.tree.map(copy, state.caches)))
+    return state._replace(
+        caches=plan.placed(jax.tree.map(copy, state.caches)), ids_BS=copy(state.ids_BS)
+    )
 
 
 @partial(jax.jit, donate_argnums=(0,))
@@ -199,54 +238,103 @@ def set_bias(state: DeviceState, slot: Any, bias_V: jax.Array) -> DeviceState:
 def decode(
     plan: Plan, params: Any, state: DeviceState, rows: Rows, steps: Any, leave: Any
 ) -> tuple[DeviceState, Decoded]:
-    """Decodes up to `steps` tokens for every row that is not idle.
+    """Decodes up to `steps` times one token, with drafts several, for every row that is not idle.
 
     Ends sooner when all rows have ended or, where `leave` is true, when one has: it is wanted.
     """
     model: GPT = nnx.merge(plan.graph, params)
-    B = rows.token_B.shape[0]
+    B, W = rows.token_B.shape[0], plan.speculate + 1
     started_B = rows.position_B >= 0
-    out = Decoded(
+    if plan.speculate:
+        state = state._replace(ids_BS=_noted(state.ids_BS, rows.position_B, rows.token_B))
+
+    def more(carry) -> jax.Array:
+        _, rows, out = carry
+        running_B = rows.position_B >= 0
+        go_on = (jnp.max(out.steps_B) < steps) & (out.used + W <= MAX_STEPS) & jnp.any(running_B)
+        return go_on & ~(leave & jnp.any(started_B & ~running_B))
+
+    def one(carry):
+        state, rows, out = carry
+        running_B = rows.position_B >= 0
+        out = out._replace(steps_B=out.steps_B + running_B)
+        draft_Bk = jnp.zeros((B, 0), jnp.int32)
+        if plan.speculate:
+            draft_Bk = draft(state.ids_BS, rows.position_B, plan.speculate)
+            draft_Bk = jnp.where(rows.alone_B[:, None], -1, draft_Bk)
+        read_BW = jnp.concatenate([rows.token_B[:, None], jnp.maximum(draft_Bk, 0)], axis=1)
+        position_BW = rows.position_B[:, None] + jnp.arange(W)[None]
+        position_BW = jnp.where(running_B[:, None], position_BW, -1)
+        with parallel.traced_for(plan.platform):
+            x_BWD, caches = model(read_BW, positions_BT=position_BW, cache=state.caches)
+            assert caches is not None  # some went in
+            logits_BWV = model.logits(x_BWD)
+        state = state._replace(caches=plan.placed(caches))
+        expected_BW = jnp.pad(draft_Bk, ((0, 0), (0, 1)), constant_values=-1)
+
+        def on_course(carry) -> jax.Array:
+            return jnp.any(carry[1])
+
+        def take(carry):
+            w, live_B, seen_BV, ids_BS, rows, out = carry
+            logits_BV = jax.lax.dynamic_index_in_dim(logits_BWV, w, axis=1, keepdims=False)
+            choice = choose(logits_BV, rows.knobs, seen_BV, rows.position_B + 1, state.bias_BV)
+            seen_BV, rows, out = _chosen(choice, live_B, seen_BV, rows, out)
+            if plan.speculate:
+                ids_BS = _noted(ids_BS, jnp.where(live_B, rows.position_B, -1), rows.token_B)
+            live_B &= (rows.position_B >= 0) & (rows.token_B == expected_BW[:, w])
+            return w + 1, live_B, seen_BV, ids_BS, rows, out
+
+        carry = (jnp.int32(0), running_B, state.seen_BV, state.ids_BS, rows, out)
+        carry = jax.lax.while_loop(on_course, take, carry) if plan.speculate else take(carry)
+        _, _, seen_BV, ids_BS, rows, out = carry
+        return state._replace(seen_BV=seen_BV, ids_BS=ids_BS), rows, out
+
+    state, _, out = jax.lax.while_loop(more, one, (state, rows, _nothing(B)))
+    return state, out
+
+
+def _nothing(B: int) -> Decoded:
+    return Decoded(
         jnp.full((MAX_STEPS, B), -1, jnp.int32),
         jnp.zeros((MAX_STEPS, B), jnp.float32),
         jnp.zeros((MAX_STEPS, B, MAX_LOGPROBS), jnp.int32),
         jnp.zeros((MAX_STEPS, B, MAX_LOGPROBS), jnp.float32),
         jnp.int32(0),
+        jnp.zeros(B, jnp.int32),
     )
 
-    def more(carry) -> jax.Array:
-        _, rows, out = carry
-        running_B = rows.position_B >= 0
-        return (out.steps < steps) & jnp.any(running_B) & ~(leave & jnp.any(started_B & ~running_B))
 
-    def one(carry):
-        state, rows, out = carry
-        running_B, t = rows.position_B >= 0, out.steps
-        x_B1D, caches = model(
-            rows.token_B[:, None], positions_BT=rows.position_B[:, None], cache=state.caches
-        )
-        assert caches is not None  # some went in
-        choice = choose(
-            model.logits(x_B1D[:, 0]), rows.knobs, state.seen_BV, rows.position_B + 1, state.bias_BV
-        )
-        token_B = choice.token_B
-        left_B = rows.left_B - 1
-        ended_B = (left_B <= 0) | jnp.any(token_B[:, None] == rows.stop_BI, axis=1)
-        seen_BV = jax.lax.cond(
-            jnp.any(rows.knobs.penalty_B != 1),
-            lambda: state.seen_BV.at[jnp.arange(B), token_B].set(True),
-            lambda: state.seen_BV,
-        )
-        position_B = jnp.where(running_B & ~ended_B, rows.position_B + 1, -1)
-        out = Decoded(
-            out.ids_TB.at[t].set(jnp.where(running_B, token_B, -1)),
-            out.logprob_TB.at[t].set(choice.logprob_B),
-            out.top_TBN.at[t].set(choice.top_BN),
-            out.top_logprob_TBN.at[t].set(choice.top_logprob_BN),
-            t + 1,
-        )
-        rows = rows._replace(token_B=token_B, position_B=position_B, left_B=left_B)
-        return DeviceState(plan.placed(caches), seen_BV, state.bias_BV), rows, out
+def _chosen(
+    choice: Choice, live_B: jax.Array, seen_BV: jax.Array, rows: Rows, out: Decoded
+) -> tuple[jax.Array, Rows, Decoded]:
+    """The rows that are `live` one token further, and that token noted everywhere."""
+    token_B, B, t = choice.token_B, live_B.shape[0], out.used
+    left_B = rows.left_B - live_B
+    ended_B = (left_B <= 0) | jnp.any(token_B[:, None] == rows.stop_BI, axis=1)
+    seen_BV = jax.lax.cond(
+        jnp.any(rows.knobs.penalty_B != 1),
+        lambda: seen_BV.at[jnp.arange(B), token_B].max(live_B),
+        lambda: seen_BV,
+    )
+    further_B = jnp.where(ended_B, -1, rows.position_B + 1)
+    rows = rows._replace(
+        token_B=jnp.where(live_B, token_B, rows.token_B),
+        position_B=jnp.where(live_B, further_B, rows.position_B),
+        left_B=left_B,
+    )
+    out = out._replace(
+        ids_TB=out.ids_TB.at[t].set(jnp.where(live_B, token_B, -1)),
+        logprob_TB=out.logprob_TB.at[t].set(choice.logprob_B),
+        top_TBN=out.top_TBN.at[t].set(choice.top_BN),
+        top_logprob_TBN=out.top_logprob_TBN.at[t].set(choice.top_logprob_BN),
+        used=t + 1,
+    )
+    return seen_BV, rows, out
 
-    state, _, out = jax.lax.while_loop(more, one, (state, rows, out))
-    return state, out
+
+def _noted(ids_BS: jax.Array, position_B: jax.Array, token_B: jax.Array) -> jax.Array:
+    """The ids of each row with one more; rows at -1 get none."""
+    B, S = ids_BS.shape
+    place_B = jnp.where(position_B < 0, S, position_B)
+    return ids_BS.at[jnp.arange(B), place_B].set(token_B, mode="drop")

@@ -21,8 +21,16 @@ MAX_STOP_IDS = 8
 """Stop ids that the device looks for; the host finds further ones a few tokens later."""
 MAX_STOPS = 16
 MAX_SAMPLES = 1024
+MAX_DRAFT = 16
+"""Tokens that a step may draft."""
 
 Finish = Literal["stop", "length", "cancelled", "error"]
+
+
+def check_draft(speculate: int) -> None:
+    """Raises ConfigError where a step cannot draft so many tokens."""
+    if not 0 <= speculate <= MAX_DRAFT:
+        raise ConfigError(f"speculate is {speculate}", f"use 0 (off) to {MAX_DRAFT}")
 
 
 @dataclass(frozen=True)

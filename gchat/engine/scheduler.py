@@ -69,12 +69,17 @@ class Scheduler:
         slots: rows of the cache.
         piece: tokens of a prompt that are read at once.
         vocab: rows of the embedding, for masks.
+
+    Attributes:
+        tokens: that all rows were given so far.
+        row_steps: steps that took, summed over rows; fewer than tokens where drafts came true.
     """
 
     def __init__(self, slots: int, piece: int, vocab: int) -> None:
         self.slots = Slots(slots, piece)
         self.waiting: deque[Sample] = deque()
         self.reading: deque[Slot] = deque()
+        self.tokens = self.row_steps = 0
         self._mask_words = -(-vocab // 32)
         self._no_mask = np.zeros((slots, self._mask_words), np.uint32)
 
@@ -163,7 +168,7 @@ class Scheduler:
         min_p, penalty = np.zeros(B, np.float32), np.ones(B, np.float32)
         top_k, key = np.zeros(B, np.int32), np.zeros((B, 2), np.uint32)
         logprobs, masked, mask = np.zeros(B, bool), np.zeros(B, bool), self._no_mask
-        biased = np.zeros(B, bool)
+        alone, biased = np.zeros(B, bool), np.zeros(B, bool)
         for slot in self.decoding():
             b, s = slot.number, slot.sample
             ask = s.request.sampling
@@ -173,23 +178,27 @@ class Scheduler:
             min_p[b], penalty[b] = ask.min_p, ask.repetition_penalty
             key[b] = ask.seed, s.index
             logprobs[b], biased[b] = bool(s.request.logprobs), bool(s.request.logit_bias)
+            alone[b] = s.mask is not None
             if s.words is not None:
                 mask = mask.copy() if mask is self._no_mask else mask
                 mask[b, : len(s.words)], masked[b] = s.words, True
         knobs = Knobs(
             temperature, top_k, top_p, min_p, penalty, logprobs, key, masked, mask, biased
         )
-        return Rows(token, position, left, stop, knobs)
+        return Rows(token, position, left, stop, alone, knobs)
 
     def one_by_one(self) -> bool:
-        """True where a row must be asked for its mask after each token."""
-        return any(slot.sample.mask is not None for slot in self.decoding())
+        """True where a row must be asked for its mask after each token, or has none yet to show."""
+        samples = [slot.sample for slot in self.decoding()]
+        return any(s.mask is not None or s.position == len(s.prompt) for s in samples)
 
     # ── News ────────────────────────────────────────────────────────────────────────────────────
 
     def take_in(self, decoded: Decoded) -> None:
         """Hands the tokens of a call to their samples; those that have ended leave their rows."""
-        ids_TB = decoded.ids_TB[: int(decoded.steps)]
+        ids_TB = decoded.ids_TB[: int(decoded.used)]
+        self.row_steps += int(decoded.steps_B.sum())
+        self.tokens += int((ids_TB >= 0).sum())
         for slot in self.decoding():
             self._take_in(slot, ids_TB[:, slot.number], decoded)
 
@@ -199,8 +208,8 @@ class Scheduler:
         text: list[str] = []
         logprobs: list[TokenLogprob] = []
         for t, token in enumerate(ids_T.tolist()):
-            if token < 0:
-                break
+            if token < 0:  # the row's draft was wrong, or it has ended
+                continue
             logprob = _logprob(s.request, token, decoded, t, slot.number)
             if error := _impossible(s, token, logprob):
                 return self.end(slot, "error", ids, text, logprobs, error=error)

@@ -71,7 +71,7 @@ def pack(
 def lay_out(rows: Sequence[list[tuple[np.ndarray, int]]], batch_size: int, seq_len: int) -> Batch:
     """Windows (with their leading targets already scored) of each row as arrays."""
     laid = Batch.padding(batch_size, seq_len)
-    inputs, targets, positions, segments, _ = laid
+    inputs, targets, positions, segments, *_ = laid
     for b, row in enumerate(rows):
         at = 0
         for segment, (tokens, skip) in enumerate(row, start=1):

@@ -156,7 +156,7 @@ def make_engine(
 ) -> Engine:
     """An engine that stops at the end of a document or of an assistant's message.
 
-    `options` are those of `Engine`: slots, piece, weights, kv.
+    `options` are those of `Engine`: slots, piece, weights, kv, speculate.
     """
     return Engine(
         graph,

@@ -20,6 +20,7 @@ from gaia.config import to_dict
 from gaia.errors import CheckpointError, ConfigError
 from gaia.work_folder import refuse_difference
 from gaia.writer_lock import WriterLock
+from gchat.chat_format import CHAT_TEMPLATE
 from gchat.config import CHECKPOINTS, CONFIG, TrainConfig
 from gchat.importing.source import Source
 from gchat.importing.weights import parameters
@@ -29,7 +30,6 @@ from gchat.run.folder import IMPORTED, RunFolder, write_atomically
 from gchat.run_config import RunConfig
 from gchat.tokenizer import Tokenizer
 
-CHAT_TEMPLATE = "chat_template.jinja"
 _SCRATCH = ".tensors"
 
 

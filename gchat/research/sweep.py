@@ -29,9 +29,9 @@ from gaia.config import load_yaml
 from gaia.errors import ConfigError, DataError
 from gaia.writer_lock import WriterLock
 from gchat.config import load
+from gchat.evals.progress_line import clock
 from gchat.research import cells
 from gchat.research.cells import Cell, Code, Result
-from gchat.run.progress import clock
 
 RESULTS = "results.jsonl"
 _FIELDS = ("preset", "data", "set", "variants", "sizes", "seeds", "early_stop")

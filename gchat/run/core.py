@@ -4,9 +4,7 @@ The processes of several hosts are started alike (`--coordinator HOST:PORT …`,
 score, process 0 prints and writes.
 """
 
-import hashlib
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-
 import gaia_metrics
 from gaia import parallel
 from gaia.errors import CheckpointError, ConfigError
@@ -24,14 +20,12 @@ from gaia.processes.group import Group
 from gchat.evals.core import bundle as bundles
 from gchat.evals.core import evaluate, summary, tasks
 from gchat.evals.core.periodic import metrics
-from gchat.evals.core.results import Results
+from gchat.evals.progress_line import ProgressLine, clock
+from gchat.evals.results import Results
 from gchat.run.checkpoints import read_run
 from gchat.run.folder import write_atomically
 from gchat.run.loading import LoadedRun, load_run
-from gchat.run.progress import clock
 from gchat.score import Scorer
-
-_EVERY_S = 10.0  # between lines of progress where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -85,14 +79,15 @@ def main(options: EvalCore, group: Group) -> dict[str, Any]:
     begun = time.perf_counter()
     stream = partial(scorer.stream, run.params)
     if group.first:
-        with Results(path, facts) as results:
-            done = group.broadcast(lambda: _packed(results.done))
-            if kept := sum(1 for t, i in todo.order if i in results.done.get(t.name, {})):
+        before: dict[str, dict[int, bool]] = {}
+        with Results(path, facts, partial(evaluate.take, before)) as results:
+            done = group.broadcast(lambda: _packed(before))
+            if kept := sum(1 for t, i in todo.order if i in before.get(t.name, {})):
                 say(f"{kept:,} of {len(todo.order):,} items are done already")
             shown = _Shown(say, scorer)
             counts = evaluate.evaluate(
-                todo, run.tokenizer, stream, done=_unpacked(done), record=results.add,
-                progress=shown,
+                todo, run.tokenizer, stream, done=_unpacked(done), progress=shown,
+                record=lambda made: results.add([one.record() for one in made]),
             )  # fmt: skip
             shown.end()
     else:
@@ -131,13 +126,10 @@ def _say_about(bundle: bundles.Bundle, say: Callable[[str], None]) -> None:
 
 def _facts(run: LoadedRun, bundle: bundles.Bundle, limit: int | None) -> dict[str, Any]:
     """Everything that decides an item's outcome, for the first line of the results."""
-    smallest = min(jax.tree.leaves(run.params), key=lambda leaf: leaf.size)
-    # A gain of D numbers: all of them move with every update.
-    weights = hashlib.sha256(parallel.to_host(smallest).tobytes()).hexdigest()[:16]
     return {
         "evaluation": "core",
         "step": run.step,
-        "weights": weights,
+        "weights": run.weights_digest(),
         "bundle": bundle.digest,
         "max_per_task": limit,
         "seq_len": run.config.model.seq_len,
@@ -186,37 +178,27 @@ def _unpacked(packed: Mapping[str, str]) -> dict[str, dict[int, bool]]:
 
 
 class _Shown:
-    """Progress: on one terminal line, or a line now and then."""
+    """Progress with the score so far and its interval."""
 
     def __init__(self, say: Callable[[str], None], scorer: Scorer) -> None:
-        self._say, self._scorer = say, scorer
-        self._stream = sys.stderr
-        self._begun = self._last = time.perf_counter()
+        self._line, self._scorer = ProgressLine(say), scorer
+        self._begun = time.perf_counter()
+        self.end = self._line.end
 
     def __call__(self, state: evaluate.Progress) -> None:
-        now = time.perf_counter()
-        terminal = self._stream.isatty()
-        if not terminal and now - self._last < _EVERY_S:
-            return
-        self._last = now
-        rate = self._scorer.forwarded.tokens / (now - self._begun)
-        left = "?" if math.isinf(state.seconds_left) else clock(state.seconds_left)
+        self._line.show(lambda: self._text(state))
+
+    def _text(self, state: evaluate.Progress) -> str:
+        rate = self._scorer.forwarded.tokens / (time.perf_counter() - self._begun)
         counts = {name: count for name, count in state.counts.items() if count.of}
         so_far = ""
         if counts:
             low, high = summary.core_interval(counts, "core_v1")
             so_far = f"  so far {(low + high) / 2:.4f} ± {(high - low) / 2:.4f}"
-        text = f"core {state.items:,}/{state.of:,} items  {rate:,.0f} tok/s  ETA {left}{so_far}"
-        if terminal:
-            self._stream.write(f"\r{text:<79}")
-            self._stream.flush()
-        else:
-            self._say(text)
-
-    def end(self) -> None:
-        if self._stream.isatty():
-            self._stream.write("\r" + " " * 79 + "\r")
-            self._stream.flush()
+        return (
+            f"core {state.items:,}/{state.of:,} items  {rate:,.0f} tok/s  "
+            f"ETA {clock(state.seconds_left)}{so_far}"
+        )
 
 
 def _record(run: LoadedRun, folder: Path, figures: Mapping[str, Any]) -> None:

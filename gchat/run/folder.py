@@ -181,8 +181,17 @@ def _portable(config: TrainConfig) -> TrainConfig:
             config.eval,
             files=_all_absolute(config.eval.files),
             core_bundle=config.eval.core_bundle and _absolute(config.eval.core_bundle),
+            chat_tasks=tuple(map(_absolute_source, config.eval.chat_tasks)),
         ),
     )
+
+
+def _absolute_source(task: str) -> str:
+    """NAME=SOURCE or json:PATH with an absolute path."""
+    sign = ":" if task.startswith("json:") else "="
+    name, found, source = task.partition(sign)
+    here = found and source and not source.startswith("hf://")
+    return f"{name}{sign}{_absolute(source)}" if here else task
 
 
 def _tokenizer(name: str) -> str:

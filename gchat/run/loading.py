@@ -1,16 +1,19 @@
 """A trained run, read back: its configuration, tokenizer and newest intact parameters."""
 
+import hashlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
+from gaia.adapters import merged
 from gaia.checkpoint import Checkpointer, Restored
 from gaia.errors import CheckpointError
-from gaia.parallel import make_mesh
+from gaia.parallel import make_mesh, to_host
 from gaia.runtime import start
 from gchat.config import TrainConfig
 from gchat.engine.engine import Engine
@@ -36,9 +39,15 @@ class LoadedRun:
     step: int
 
     def engine(self, **options: Any) -> Engine:
-        """Decodes with these parameters; `options` are `Engine`'s: slots, piece, weights, kv."""
+        """Decodes with these parameters; `options` are `Engine`'s: slots, weights, speculate, …"""
         seq_len = self.config.model.seq_len
         return make_engine(self.graph, self.params, self.tokenizer, seq_len, **options)
+
+    def weights_digest(self) -> str:
+        """Name of these weights by their content."""
+        smallest = min(jax.tree.leaves(self.params), key=lambda leaf: leaf.size)
+        # A gain of D numbers: all of them move with every update.
+        return hashlib.sha256(to_host(smallest).tobytes()).hexdigest()[:16]
 
     def score_file(self, path: str) -> bpb.Score:
         """Bits per byte of a text file, read as one document."""
@@ -75,6 +84,7 @@ def load_run(path: str, mesh: Mesh | None = None, *, step: str = "last") -> Load
     start(matmul_precision=config.model.matmul_precision)
     restored = load_params(path, config, mesh or make_mesh(), step=chosen)
     tokenizer = Tokenizer.load(str(folder / "tokenizer.json"))
+    config = replace(config, model=config.model.without_adapters())
     return LoadedRun(config, tokenizer, graphdef(config), restored.state, restored.step)
 
 
@@ -86,7 +96,7 @@ def load_params(
     model: GPTConfig | None = None,
     step: int | None = None,
 ) -> Restored:
-    """Parameters of a run, whose optimizer's state stays on disk.
+    """Parameters of a run, adapters merged into them; its optimizer's state stays on disk.
 
     Args:
         path: folder of the run.
@@ -101,7 +111,14 @@ def load_params(
     Raises:
         CheckpointError: no checkpoint that can be used, or it holds other parameters.
     """
-    wanted = {"params": abstract_params(model or config.model, mesh)}
+    own = config.model
+    stored = replace(
+        model or own,
+        lora_rank=own.lora_rank,
+        lora_alpha=own.lora_alpha,
+        lora_targets=own.lora_targets,
+    )
+    wanted = {"params": abstract_params(stored, mesh)}
     checkpoints = Checkpointer(config.checkpoints, read_only=True)
     try:
         if step is None:
@@ -110,7 +127,7 @@ def load_params(
             restored = _intact(checkpoints, step, wanted)
     finally:
         checkpoints.close()
-    return restored._replace(state=restored.state["params"])
+    return restored._replace(state=merged(restored.state["params"], own.lora_scale))
 
 
 def _intact(checkpoints: Checkpointer, step: int, wanted: dict[str, Any]) -> Restored:

@@ -10,7 +10,7 @@ decides (a signal, a clock), they agree on the step first.
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -86,6 +86,11 @@ class Stage:
     """Describes that state for reading a checkpoint; `init` makes one where this is left out."""
     core: Callable[[Any, Alive], dict[str, float]] | None = None
     """The same as `evaluate` for CORE, every `eval.core_every_steps` and after the last step."""
+    chat: Callable[[Any, Alive], dict[str, float]] | None = None
+    """The same for ChatCORE, every `eval.chat_every_steps`, and before the first step too."""
+    stop: Callable[[], str] | None = None
+    """Says why training should end early, in one sentence; empty to go on. Asked after each
+    step, of every process alike."""
 
 
 class InFlight(NamedTuple):
@@ -182,9 +187,10 @@ class Loop:
     def train(self) -> None:
         """Runs steps until the last one, a stop, or a bad one (BadStep)."""
         every, sample_every = self.config.eval.every_steps, self.config.eval.sample_every
-        core_every = self.config.eval.core_every_steps
         if self.step == 0:
             self.evaluate()
+            if self.stage.chat is not None:
+                self.evaluate_tasks("ChatCORE", self.stage.chat)
         self.progress.start()
         self.saves.saved(self.step)
         while self.step < self.steps and not self.stopped:
@@ -202,9 +208,13 @@ class Loop:
                 self.evaluate(samples=True)
             elif every and self.step % every == 0:
                 self.evaluate(samples=bool(sample_every) and self.step % sample_every == 0)
-            if self.stage.core and (self.step == self.steps or self.step % core_every == 0):
-                self.evaluate_core()
-            if self.step < self.steps and self.saves.due(self.step):
+            for name, score, steps in self._scores():
+                if self.step == self.steps or self.step % steps == 0:
+                    self.evaluate_tasks(name, score)
+            if self.stage.stop and self.step < self.steps and (why := self.stage.stop()):
+                self.progress.say(f"stopping after step {self.step}: {why}")
+                self.stopped = True
+            elif self.step < self.steps and self.saves.due(self.step):
                 self.save()
 
     def dispatch(self) -> None:
@@ -292,25 +302,32 @@ class Loop:
             self.watchdog.alive(f"evaluating, batch {done} of {total}")
 
         with self.progress.paused("evaluating"), self.watchdog.slow("evaluating"):
-            values = self.stage.evaluate(self.state.params, alive)
-            self.session.metrics.log(self.step, values)
-            self.progress.evaluated(self.step, values)
+            if values := self.stage.evaluate(self.state.params, alive):
+                self.session.metrics.log(self.step, values)
+                self.progress.evaluated(self.step, values)
             if samples and self.stage.sample is not None:
                 self.watchdog.alive("sampling", patience=4)
                 text = self.stage.sample(self.state.params)
                 self.session.folder.append_samples(self.step, text)
                 self.session.metrics.text(self.step, "samples", text)
 
-    def evaluate_core(self) -> None:
-        """Evaluates on CORE at the current step."""
-        assert self.stage.core is not None
+    def _scores(self) -> Iterator[tuple[str, Callable[[Any, Alive], dict[str, float]], int]]:
+        """Evaluations on tasks that the stage has: name, function, steps between two."""
+        chosen = self.config.eval
+        if self.stage.core is not None:
+            yield "CORE", self.stage.core, chosen.core_every_steps
+        if self.stage.chat is not None:
+            yield "ChatCORE", self.stage.chat, chosen.chat_every_steps
+
+    def evaluate_tasks(self, name: str, score: Callable[[Any, Alive], dict[str, float]]) -> None:
+        """Evaluates on the tasks of CORE or ChatCORE at the current step."""
         self.read_metrics(keep=0)
 
         def alive(done: int, total: int) -> None:
-            self.watchdog.alive(f"evaluating CORE, item {done} of {total}")
+            self.watchdog.alive(f"evaluating {name}, item {done} of {total}")
 
-        with self.progress.paused("evaluating CORE"), self.watchdog.slow("evaluating CORE"):
-            values = self.stage.core(self.state.params, alive)
+        with self.progress.paused(f"evaluating {name}"), self.watchdog.slow(f"evaluating {name}"):
+            values = score(self.state.params, alive)
             self.session.metrics.log(self.step, values)
             self.progress.evaluated(self.step, values)
 

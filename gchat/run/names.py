@@ -3,6 +3,7 @@
 VAL_BPB = "eval/val_bpb"
 CORE = "eval/core_v1"
 CORE_TASK = "eval/core/"
+CHAT_TASK = "eval/chat/"
 
 METRICS = {
     "train/loss": "Loss of the step's batch, nats per target",
@@ -25,17 +26,46 @@ METRICS = {
     "data/cache_hits": "Shards found in the cache so far",
     "data/cache_misses": "Shards fetched so far",
     "run/cost_per_hour": "US dollars per hour of the machine",
+    "dpo/accuracy": "Share of the step's pairs whose chosen answer is preferred",
+    "dpo/margin": "Reward of the chosen answers less that of the rejected ones",
+    "dpo/chosen_reward": "Beta times the log-ratio of the chosen answers to the base run",
+    "dpo/rejected_reward": "The same of the rejected answers",
+    "rl/reward": "Mean reward of the step's answers",
+    "rl/reward_std": "Mean deviation of rewards within a group",
+    "rl/groups_kept": "Prompts whose answers have different rewards",
+    "rl/ungraded": "Answers without a reward: the function failed",
+    "rl/answer_tokens": "Mean length of an answer, tokens",
+    "rl/longest_answer": "Length of the longest answer, tokens",
+    "rl/cut_off": "Share of answers that reached rl.max_new_tokens",
+    "rl/learned_share": "Share of sampled tokens in groups that are kept",
+    "rl/rollout_seconds": "Seconds of sampling",
+    "rl/rollout_tokens_per_s": "Tokens sampled per second",
+    "rl/ratio": "Mean ratio of the policy to the one that sampled",
+    "rl/clip_share": "Share of learned tokens whose gradient was clipped away",
+    "rl/entropy": "Entropy of the policy at the sampled tokens, nats",
+    "rl/logprob_gap": "Mean distance of the sampler's log-probabilities from the trainer's, nats",
+    "rl/correction": "Mean weight of a token for that distance",
+    "rl/kl": "Divergence from the base run (k3), nats; 0 where rl.kl is 0",
+    "eval/dpo_loss": "Loss of the held-out pairs",
+    "eval/dpo_accuracy": "Share of the held-out pairs whose chosen answer is preferred",
+    "eval/dpo_margin": "Margin of the held-out pairs",
+    "eval/reward": "Mean reward of greedy answers to the held-out items",
+    "eval/answer_tokens": "Mean length of these answers, tokens",
     "eval/*_bpb": "Bits per byte of a text",
     "eval/*_loss": "Nats per token of a text",
     "eval/*_perplexity": "Perplexity of a text",
     "eval/core_v1": "CORE with nanochat's baselines, on eval.core_max_per_task items a task",
     "eval/core_v2": "The same with DCLM's corrected baselines",
     "eval/core/*": "Accuracy of a task of CORE",
+    "eval/chatcore": "ChatCORE, on eval.chat_max_per_task items a task",
+    "eval/chat/*": "Accuracy of a task of ChatCORE, or of another one of eval.chat_tasks",
 }
 """Metrics by name, with their meaning; `*` stands for a name that the user or the data gives."""
 
 SUMMARY = {
     "preset": "Name of the run (run.name)",
+    "stage": "Kind of training: base, mid, sft, dpo or rl",
+    "base": "Folder of the run that it began with; null where it began from nothing",
     "run_dir": "Folder of the run",
     "finished": "True if the last step was reached and saved",
     "device": "Number and kind of devices",
@@ -64,6 +94,7 @@ SUMMARY = {
     "seconds_to_target_bpb": "Seconds until validation first reached run.target_bpb",
     "core_v1": "Last CORE while training, nanochat's baselines",
     "core_v2": "The same with DCLM's corrected baselines",
+    "chatcore": "Last ChatCORE while training",
     "seconds_to_target_core": "Seconds until CORE first reached run.target_core",
     "cost_usd": "US dollars at run.price_per_hour",
     "commit": "Commit of the code, with + where the tree had changes",

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gchat.config import TrainConfig
+from gchat.evals.progress_line import clock
 from gchat.model_shape import flops_per_token
 from gchat.run import names
 
@@ -107,7 +108,7 @@ class Progress:
         target = self._target_core
         if target is not None and self.seconds_to_target_core is None and core >= target:
             self.seconds_to_target_core = self.seconds
-        self._line(f"step {step}: " + ", ".join(_described(values)))
+        self.say(f"step {step}: " + ", ".join(_described(values)))
 
     @contextlib.contextmanager
     def paused(self, what: str) -> Iterator[None]:
@@ -140,7 +141,8 @@ class Progress:
         width = shutil.get_terminal_size().columns - 1
         print(f"\r{text[:width]:<{width}}", end="", flush=True)
 
-    def _line(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Prints a line of its own."""
         if self._terminal:
             self._over("")
             print("\r", end="")
@@ -154,13 +156,7 @@ def _described(values: Mapping[str, float]) -> Iterator[str]:
         name = text.removeprefix("eval/")
         yield f"{name} {values[text + '_bpb']:.4f} bpb (loss {values[text + '_loss']:.4f})"
     of_texts = {f"{text}_{kind}" for text in texts for kind in ("bpb", "loss", "perplexity")}
-    of_tasks = {name for name in values if name.startswith(names.CORE_TASK)}  # too many for a line
+    tasks = (names.CORE_TASK, names.CHAT_TASK)  # too many for a line
+    of_tasks = {name for name in values if name.startswith(tasks)}
     for name in sorted(values.keys() - of_texts - of_tasks):
         yield f"{name.removeprefix('eval/')} {values[name]:.4f}"
-
-
-def clock(seconds: float) -> str:
-    """`4:05` or `2:03:09`."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"

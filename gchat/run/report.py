@@ -20,11 +20,11 @@ import gaia_metrics
 from gaia.config import to_yaml
 from gchat.config import TrainConfig
 from gchat.evals.ngram import Baselines
+from gchat.evals.progress_line import clock
 from gchat.model_shape import flops_per_token, matmul_params
 from gchat.run.folder import write_atomically
 from gchat.run.goodput import goodput
 from gchat.run.names import SUMMARY
-from gchat.run.progress import clock
 from gchat.run.session import Session
 
 Series = dict[str, list[tuple[int, float]]]
@@ -88,6 +88,8 @@ def _summary(
     )
     return {
         "preset": config.run.name,
+        "stage": config.stage.name,
+        "base": None if config.stage.name == "base" else config.training.init_from,
         "run_dir": str(folder.path),
         "device": f"{machine.devices} x {machine.device_kind}",
         "params": params,
@@ -114,6 +116,7 @@ def _summary(
         "seconds_to_target_bpb": progress.seconds_to_target,
         "core_v1": _last(series, "eval/core_v1"),
         "core_v2": _last(series, "eval/core_v2"),
+        "chatcore": _last(series, "eval/chatcore"),
         "seconds_to_target_core": progress.seconds_to_target_core,
         "cost_usd": round(price * progress.seconds / 3600, 4),
         "commit": git_commit(),
@@ -201,6 +204,7 @@ def _markdown(
 ) -> str:
     folder, config = session.folder, session.config
     rows = [
+        *([("stage", _stage(config))] if config.stage.name != "base" else []),
         ("validation", _number(summary["val_bpb"], 4, " bits per byte")),
         ("bigram model of the same tokens", _number(summary["bigram_bpb"], 4, " bits per byte")),
         ("unigram model of the same tokens", _number(summary["unigram_bpb"], 4, " bits per byte")),
@@ -240,8 +244,7 @@ def _markdown(
             *(f"| {name} | {value} |" for name, value in rows),
             "\n## Evaluation\n\n| text | loss | perplexity | bits per byte |\n|---|---|---|---|",
             *evals,
-            f"\nEach document begins with BOS; windows of {config.model.seq_len} tokens advance by "
-            f"{config.eval.stride_fraction:.0%} of that; every byte is scored once.",
+            f"\n{_protocol(config)}",
             "\n## Samples\n\n```",
             samples.read_text(encoding="utf-8").strip() if samples.exists() else "(none)",
             "```\n\n## Data\n",
@@ -253,6 +256,26 @@ def _markdown(
             "```\n",
         ]
     )
+
+
+def _protocol(config: TrainConfig) -> str:
+    """One sentence on how the texts are scored."""
+    windows = (
+        f"windows of {config.model.seq_len} tokens advance by {config.eval.stride_fraction:.0%} of "
+        "that; every byte is scored once."
+    )
+    if config.stage.chat:
+        return (
+            "val: the answers of held-out conversations, with the tokens that end them in the loss "
+            f"but not in bits per byte. Other texts: {windows}"
+        )
+    return f"Each document begins with BOS; {windows}"
+
+
+def _stage(config: TrainConfig) -> str:
+    stage = config.stage
+    commit = f", commit {stage.base_commit}" if stage.base_commit else ""
+    return f"{stage.name}, begun with step {stage.base_step} of {config.training.init_from}{commit}"
 
 
 def _goodput(summary: Mapping[str, Any]) -> str:

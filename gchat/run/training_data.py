@@ -99,11 +99,34 @@ class TrainingData:
 
     def derive(self, config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         """The configuration with every number that follows from it and the data (`derive`)."""
-        return derive(
+        derived, sentences = derive(
             replace(config, data=self.config),
             vocab_size=self.tokenizer.vocab_size,
             padded_vocab_size=self.tokenizer.padded_vocab_size,
         )
+        optim = derived.optim
+        if optim.weight_decay_steps or optim.matrix_weight_decay_steps:
+            per_epoch = self.rows(derived) / derived.training.amounts.batch_size
+            derived = replace(derived, optim=optim.in_steps(per_epoch))
+        return derived, sentences
+
+    def rows(self, config: TrainConfig) -> float:
+        """Training rows that hold the data once; of text that a run tokenizes, about as many."""
+        seq_len = config.model.seq_len
+        if self.text is not None:
+            return max(1.0, self.text.tokens / seq_len)
+        loader = make_loader(
+            dict(self.config.mixture) or self.config.place,
+            seq_len=seq_len,
+            batch_size=1,
+            seed=0,
+            packing=config.data.packing,
+            prefetch=0,
+        )
+        try:
+            return float(len(loader.rows))
+        finally:
+            loader.close()
 
     def check_same(self, group: Group) -> None:
         """Raises DataError where another process of the run sees other data."""

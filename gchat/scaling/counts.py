@@ -119,6 +119,13 @@ def state_bytes(config: TrainConfig, layout: Layout) -> tuple[int, int]:
     return _state_bytes(config.model, config.optim, layout)
 
 
+def trained_bytes(config: TrainConfig, layout: Layout) -> int:
+    """Bytes of the parameters that are trained, adapters or all, on one device."""
+    parameters = model_shape(config.model).parameters
+    adapters = [p for p in parameters if p.role == "adapter"]
+    return sum(p.itemsize * share_of(p, layout) for p in adapters or parameters)
+
+
 @lru_cache(maxsize=1024)
 def _state_bytes(model: GPTConfig, optim: OptimConfig, layout: Layout) -> tuple[int, int]:
     params, optimizer = model_shape(model).parameters, optimizer_arrays(model, optim)

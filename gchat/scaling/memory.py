@@ -22,6 +22,7 @@ from gchat.scaling.counts import (
     local_sizes,
     share_of,
     state_bytes,
+    trained_bytes,
 )
 from gchat.scaling.layout import Layout
 
@@ -91,7 +92,7 @@ def parts_of(config: TrainConfig, layout: Layout, chip: str = "") -> Parts:
     return Parts(
         params=params,
         optimizer=optimizer,
-        gradients=params * (2 if config.training.grad_accum > 1 else 1),
+        gradients=trained_bytes(config, layout) * (2 if config.training.grad_accum > 1 else 1),
         casts=size.layers * layer / layout.weight_shards * number if number < FP32 else 0.0,
         saved=tokens * size.layers * _saved_bytes(config, size),
         layer=tokens * _layer_features(size, config.model) * number,

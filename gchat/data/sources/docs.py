@@ -15,13 +15,15 @@ import platform
 import re
 import sysconfig
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 from gchat.data.sources.unit import Corpus, Unit
 
+T = TypeVar("T")
 MIN_CHARS = 200
 # The packages of the `train` extra; their requirements are followed.
 ROOTS: tuple[str, ...] = (
@@ -53,7 +55,7 @@ def documents(processes: int = 2) -> Generator[str, None, None]:
         processes: Python processes that parse (the parsing takes about 30 s of CPU time).
     """
     seen: set[bytes] = set()
-    for group in _parsed(files(), processes):
+    for group in parsed(files(), processes, _docstrings):
         for text in group:
             digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
             if digest not in seen:
@@ -104,18 +106,20 @@ def _distributions() -> dict[str, metadata.Distribution]:
     return distributions
 
 
-def _parsed(paths: Sequence[Path], processes: int) -> Iterator[list[str]]:
-    """The docstrings of each group of files, in the order of the files."""
+def parsed(
+    paths: Sequence[Path], processes: int, read: Callable[[Sequence[Path]], list[T]]
+) -> Iterator[list[T]]:
+    """Results of `read` for each group of files, in the order of the files."""
     groups = [paths[i : i + 64] for i in range(0, len(paths), 64)]
     # A daemonic worker may not have children, and a process that is itself being spawned must
     # not spawn: both read alone.
     if processes < 2 or multiprocessing.parent_process() is not None:
-        yield from map(_docstrings, groups)
+        yield from map(read, groups)
         return
     # Not fork: a process with JAX threads may deadlock in its child.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        yield from pool.map(_docstrings, groups)
+        yield from pool.map(read, groups)
 
 
 def _docstrings(paths: Sequence[Path]) -> list[str]:

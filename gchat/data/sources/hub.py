@@ -70,7 +70,7 @@ def corpus(
     repository, inside = match[1], match[2] or ""
     folder = cache or storage.home() / "hub" / repository.replace("/", "--")
     commit = pinned(repository, revision)
-    names = _listed(repository, commit, inside, folder / commit)
+    names = listed(repository, commit, inside, folder / commit)
     chosen = names if shards == -1 else names[:shards]
     hub = Files(repository, folder / commit, commit, chosen, ahead, keep)
     units = [
@@ -91,7 +91,7 @@ def corpus(
     )
 
 
-def _listed(repository: str, commit: str, inside: str, folder: Path) -> list[str]:
+def listed(repository: str, commit: str, inside: str, folder: Path) -> list[str]:
     """Names of the files with text, sorted; asked for once for each commit."""
     kept = folder / f"{inside.replace('/', '--')}{_LISTING}"
     if kept.exists():

@@ -12,8 +12,9 @@ from typing import NamedTuple
 from gaia.errors import ConfigError
 from gchat.evals.core import questions
 from gchat.evals.core.bundle import Bundle, Item
-from gchat.evals.core.summary import Count
 from gchat.evals.core.tasks import Task
+from gchat.evals.counts import Count
+from gchat.evals.results import Record
 from gchat.score import LogLikelihood
 from gchat.score_rows import Pair
 from gchat.tokenizer import Tokenizer
@@ -36,6 +37,23 @@ class Result(NamedTuple):
     gold: int | None
     scores: tuple[tuple[float, int], ...]
     """(nats, tokens) of each choice."""
+
+    def record(self) -> Record:
+        """The outcome as JSON holds it."""
+        return {
+            "task": self.task,
+            "item": self.item,
+            "correct": self.correct,
+            "chosen": self.chosen,
+            "gold": self.gold,
+            "nats": [nats for nats, _ in self.scores],
+            "tokens": [tokens for _, tokens in self.scores],
+        }
+
+
+def take(done: dict[str, dict[int, bool]], record: Record) -> None:
+    """Notes an outcome that was kept in `done`."""
+    done.setdefault(record["task"], {})[record["item"]] = record["correct"]
 
 
 class Progress(NamedTuple):

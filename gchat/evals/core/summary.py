@@ -1,58 +1,15 @@
 """From right and wrong answers to CORE: accuracies, centred on their baselines, and intervals.
 
-CORE is the plain mean of the centred accuracies of its tasks. Intervals are of 95%:
-
-- accuracy: Wilson's score interval (1927), which holds for few items, and for 0 or all right;
-- centred accuracy: the same interval, centred as the accuracy is;
-- CORE: normal, with the variance of each centred accuracy from Agresti and Coull's estimate (1998,
-  two right and two wrong answers more), tasks taken as independent.
-
-They say how far the score could be moved by other items of the same kind, not by another training
-run (nanochat's repeated runs spread by .016).
+CORE is the plain mean of the centred accuracies of its tasks; intervals are those of
+`gchat.evals.counts` (nanochat's repeated training runs spread by .016).
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from gchat.evals.core.tasks import TASKS, VERSIONS, Task
-
-Z = 1.959964
-"""Quantile of the normal distribution for 95%."""
-
-
-class Interval(NamedTuple):
-    """Ends of an interval of 95%."""
-
-    low: float
-    high: float
-
-
-class Count(NamedTuple):
-    """Answers to a task."""
-
-    right: int
-    of: int
-
-    @property
-    def accuracy(self) -> float:
-        """Share that is right."""
-        return self.right / self.of
-
-    @property
-    def interval(self) -> Interval:
-        """Wilson's interval of the accuracy."""
-        n, z2 = self.of, Z * Z
-        middle = (self.right + z2 / 2) / (n + z2)
-        half = Z / (n + z2) * math.sqrt(self.right * (n - self.right) / n + z2 / 4)
-        return Interval(max(0.0, middle - half), min(1.0, middle + half))
-
-    @property
-    def variance(self) -> float:
-        """Variance of the accuracy, positive also where all answers are right or wrong."""
-        n = self.of + Z * Z
-        share = (self.right + Z * Z / 2) / n
-        return share * (1 - share) / n
+from gchat.evals.core.tasks import TASKS, VERSIONS
+from gchat.evals.counts import Count, Interval, mean_interval
 
 
 def core(accuracies: Mapping[str, float], version: str) -> float:
@@ -64,14 +21,8 @@ def core(accuracies: Mapping[str, float], version: str) -> float:
 def core_interval(counts: Mapping[str, Count], version: str) -> Interval:
     """Interval of `core` over the same tasks."""
     there = [task for task in TASKS if task.name in counts]
-    variance = sum(counts[t.name].variance * _slope(t, version) ** 2 for t in there)
-    half = Z * math.sqrt(variance) / len(there)
     middle = core({name: count.accuracy for name, count in counts.items()}, version)
-    return Interval(middle - half, middle + half)
-
-
-def _slope(task: Task, version: str) -> float:
-    return task.centred(1.0, version) - task.centred(0.0, version)
+    return mean_interval(((counts[t.name], t.baseline(version)) for t in there), middle)
 
 
 def summary(counts: Mapping[str, Count]) -> dict[str, Any]:

@@ -38,8 +38,12 @@ class Task(NamedTuple):
 
     def centred(self, accuracy: float, version: str) -> float:
         """(accuracy - baseline) / (1 - baseline), with the baseline of `core_v1` or `core_v2`."""
-        baseline = self.baseline_v1 if version == "core_v1" else self.baseline_v2
+        baseline = self.baseline(version)
         return (accuracy - baseline) / (1 - baseline)
+
+    def baseline(self, version: str) -> float:
+        """The accuracy that counts as 0 under `core_v1` or `core_v2`."""
+        return self.baseline_v1 if version == "core_v1" else self.baseline_v2
 
 
 _MC: Kind = "multiple_choice"

@@ -214,6 +214,8 @@ def test_a_bad_line_is_named_before_anything_is_asked(line, words, tmp_path, cap
     [
         (["--run", "runs/x"], "both --run and --endpoint"),
         (["--weights", "int8"], "--weights has no effect with --endpoint"),
+        (["--speculate", "2"], "--speculate has no effect with --endpoint"),
+        (["--speculate", "17"], "speculate is 17; use 0 (off) to 16"),
         (["--schema", "/nowhere"], "--schema '/nowhere': No such file"),
         (["--regex", "a", "--choice", "b"], "--regex and --choice are given"),
         (["--concurrency", "0"], "concurrency is 0"), (["--tries", "0"], "tries is 0"),

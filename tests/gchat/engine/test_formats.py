@@ -111,6 +111,39 @@ def test_attention_over_blocks_is_attention_and_rows_are_alone(lengths, window, 
         np.testing.assert_array_equal(filled(dtype, window, k, v, q, beside)[0], out[0])
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    firsts=st.lists(st.integers(-1, 530), min_size=B, max_size=B),
+    tokens=st.sampled_from([1, 5, 300]),
+    dtype=st.sampled_from(["float32", "int8"]),
+)
+def test_what_is_written_lies_at_its_positions_and_nothing_else_changes(firsts, tokens, dtype):
+    """Over the edge of two chunks (at 256), beyond the end, and not at all for idle rows."""
+    many, slots = B, 512
+    draw = np.random.default_rng(tokens)
+    before = empty_cache(many, K, slots, H, dtype)
+    before = jax.tree.map(lambda a: jnp.asarray(draw.integers(1, 100, a.shape), a.dtype), before)
+    new = draw.standard_normal((many, tokens, K, H)).astype(np.float32)
+    positions = np.array(firsts)[:, None] + np.arange(tokens)[None]
+    after = writing(before, new, new, positions.astype(np.int32))
+    whole = np.concatenate(before.k, axis=2).astype(np.float32)
+    assert whole.shape == (many, K, slots, H) and [c.shape[2] for c in before.k] == [256, 256]
+    for b, first in enumerate(firsts):
+        for t in range(tokens if first >= 0 else 0):
+            if first + t < slots:
+                whole[b, :, first + t] = stored(new[b, t], dtype)
+    np.testing.assert_array_equal(np.concatenate(after.k, axis=2), whole)
+
+
+writing = jax.jit(write_cache)
+
+
+def stored(x_KH, dtype):
+    if dtype == "float32":
+        return x_KH
+    return np.round(x_KH / (np.abs(x_KH).max(-1, keepdims=True) / np.float32(127)))
+
+
 def test_many_rows_are_written_as_few_are():
     """Above a number of rows XLA's scatter writes, below it one update per row."""
     many = 12
@@ -121,8 +154,8 @@ def test_many_rows_are_written_as_few_are():
     for start in range(0, many, 4):
         rows = slice(start, start + 4)
         part = write(empty_cache(4, K, 128, H, jnp.float32), new[rows], new[rows], positions[rows])
-        np.testing.assert_array_equal(whole.k[rows], part.k)
-    assert isinstance(whole, KVCache) and whole.k_scale is None
+        np.testing.assert_array_equal(whole.k[0][rows], part.k[0])
+    assert isinstance(whole, KVCache) and not whole.k_scale
 
 
 # ── Through the engine ──────────────────────────────────────────────────────────────────────────
@@ -155,7 +188,8 @@ def test_formats_change_log_probabilities_little(tied, options, close):
     common = set(first) & set(other)
     assert len(common) >= 3
     differences = [abs(first[i] - other[i]) for i in common]
-    assert 0 < max(differences) < close
+    # A table of unit variance as head makes logits sqrt(dim) as large, their rounding with them.
+    assert 0 < max(differences) < close * (4 if tied else 1)
 
 
 def test_weights_are_kept_in_the_format_and_its_bytes():

@@ -51,9 +51,10 @@ def request(prompt, sampling, tokens, n=1):
 
 
 @functools.cache
-def alone(prompt, sampling, tokens, n=1):
+def alone(prompt, sampling, tokens, n=1, speculate=0):
     """Answers of a request that has a new engine to itself."""
-    return gathered(make_engine().submit(request(prompt, sampling, tokens, n)))
+    engine = make_engine(speculate=speculate)
+    return gathered(engine.submit(request(prompt, sampling, tokens, n)))
 
 
 def gathered(stream):
@@ -101,7 +102,7 @@ def check_mixture(engine, requests):
                     if left == 0:
                         streams[i].cancel()
     for stream, asked in zip(streams, requests, strict=True):
-        expected = alone(*asked[:4])
+        expected = alone(*asked[:4], engine.speculate)
         for index, (ids, logprobs, text, finish) in gathered(stream).items():
             whole_ids, whole_logprobs, whole_text, whole_finish = expected[index]
             if finish == "cancelled":
@@ -120,16 +121,23 @@ def test_an_answer_does_not_depend_on_what_runs_beside_it_or_ran_before(requests
 
 
 @functools.cache
-def shared_engine():
+def shared_engine(speculate=0):
     """One for all examples: its rows hold what earlier ones left."""
-    return make_engine()
+    return make_engine(speculate=speculate)
+
+
+@settings(max_examples=6, deadline=None)
+@given(requests=REQUESTS)
+def test_nor_does_it_with_drafts(requests):
+    check_mixture(shared_engine(3), requests)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("speculate", [0, 3])
 @settings(max_examples=150, deadline=None)
 @given(requests=REQUESTS)
-def test_an_answer_does_not_depend_on_others_in_many_more_mixtures(requests):
-    check_mixture(shared_engine(), requests)
+def test_an_answer_does_not_depend_on_others_in_many_more_mixtures(requests, speculate):
+    check_mixture(shared_engine(speculate), requests)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from gaia.kernels.cached_attention import cache_slots
 from gaia.parallel import MeshConfig, make_mesh
 from gaia.params import specs
 from gchat.engine import programs
-from gchat.engine.programs import Plan, Rows, cache_sharding
+from gchat.engine.programs import Rows, plan_for
 from gchat.engine.requests import MAX_STOP_IDS
 from gchat.engine.sampler import Knobs
 from gchat.model_config import GPTConfig
@@ -48,7 +48,7 @@ def abstract_rows(slots: int, vocab: int) -> Rows:
         each(f32), each(i32), each(f32), each(f32), each(f32), each(bool),
         each(jnp.uint32, 2), each(bool), each(jnp.uint32, vocab // 32),
     )  # fmt: skip
-    return Rows(each(i32), each(i32), each(i32), each(i32, MAX_STOP_IDS), knobs)
+    return Rows(each(i32), each(i32), each(i32), each(i32, MAX_STOP_IDS), each(bool), knobs)
 
 
 @pytest.mark.slow
@@ -64,17 +64,22 @@ def test_decoding_compiles_for_v6e(tensor, monkeypatch):
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name="v6e:2x2")
-        compiled, caches = compile_decode(list(topology.devices)[:tensor], tensor)
+        traced, compiled, caches = compile_decode(list(topology.devices)[:tensor], tensor)
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
     memory = compiled.memory_analysis()
     donated = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(caches)) // tensor
     assert memory.alias_size_in_bytes >= donated  # the cache is changed in place
-    assert ("all-reduce" in compiled.as_text()) == (tensor > 1)
+    text = compiled.as_text()
+    assert ("all-reduce" in text) == (tensor > 1)
+    # What a TPU runs, not the program of a CPU, which widens keys and values to fp32.
+    for chunk in (256, 512):
+        assert f"tensor<4x4x{chunk}x128xbf16>) -> tensor<4x4x1x{chunk}xf32>" in traced
+        assert f"tensor<4x4x{chunk}x128xf32>" not in traced
 
 
 def compile_decode(devices, tensor):
-    """(the decode program of a small bf16 model compiled for these devices, its caches)."""
+    """(lowered text, compiled program of decoding with a small bf16 model, its caches)."""
     config = GPTConfig(depth=2, dim=512, head_dim=128, seq_len=1000).derive(4096, 4096)
     shape = model_shape(config)
     mesh = make_mesh(MeshConfig(fsdp=1, tensor=tensor), devices)
@@ -84,7 +89,8 @@ def compile_decode(devices, tensor):
         shape.arrays,
         specs(shape.placements, shape.arrays, mesh),
     )
-    plan = Plan(shape.graph, cache_sharding(params))
+    plan = plan_for(shape.graph, params)
+    assert plan.platform == "tpu" != jax.default_backend()
 
     def pack(params):
         return programs.pack_weights(params, False, "bfloat16", config.depth)
@@ -106,4 +112,5 @@ def compile_decode(devices, tensor):
     rows = placed(abstract_rows(slots, 4096))
     # Packed inside the program, so that the matrices lie as those of training do.
     program = jax.jit(lambda p, *rest: programs.decode(plan, pack(p), *rest), donate_argnums=(1,))
-    return program.lower(params, state, rows, *scalar).compile(), state.caches
+    lowered = program.lower(params, state, rows, *scalar)
+    return lowered.as_text(), lowered.compile(), state.caches

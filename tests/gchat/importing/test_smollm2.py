@@ -135,7 +135,9 @@ def train(folder, data, place, *options, steps):
     return runs.Process.train(
         [
             *("--init-from", folder, "--data-dir", data, "--run-dir", place),
-            *("--model.seq-len", "32", "--batch-size", "2", "--max-steps", steps, "--warmup", "1"),
+            *("--model.seq-len", "32", "--batch-size", "2", "--max-steps", str(steps)),
+            "--warmup",
+            "1",
             *("--optim.name", "adamw", "--lr", "3e-4", "--eval.tokens", "200"),
             *("--eval.every-steps", "0", "--eval.prompts", "gaia", "--eval.sample-tokens", "2"),
             *("--checkpoint.every-steps", "3", "--log-interval", "1", *options),

@@ -16,7 +16,7 @@ import pytest
 import runs
 import small_core
 from gchat.__main__ import main
-from gchat.evals.core.results import Results
+from gchat.evals.results import Results
 
 SEQ_LEN = 128
 

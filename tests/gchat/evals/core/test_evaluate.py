@@ -18,8 +18,8 @@ from gaia.errors import ConfigError, DataError
 from gchat import train_state
 from gchat.config import TrainConfig, TrainingConfig, derive
 from gchat.evals.core import bundle, evaluate, summary
-from gchat.evals.core.results import Results
 from gchat.evals.core.tasks import TASKS, chosen
+from gchat.evals.results import Results
 from gchat.model import GPTConfig
 from gchat.score import LogLikelihood, Scorer
 from gchat.tokenizer import train_bpe
@@ -185,17 +185,21 @@ def test_a_stopped_evaluation_goes_on_where_it_was(small, model, tmp_path):
                 raise Stopped
             yield batch
 
-    with pytest.raises(Stopped), Results(path, facts) as results:
-        evaluate.evaluate(todo, tokenizer, until_third, record=results.add)
+    def keep(results):
+        return lambda made: results.add([one.record() for one in made])
+
+    with pytest.raises(Stopped), Results(path, facts, pytest.fail) as results:
+        evaluate.evaluate(todo, tokenizer, until_third, record=keep(results))
     kept = len(path.read_bytes().splitlines()) - 1
     assert 0 < kept < len(todo.order)
     with open(path, "ab") as file:
         file.write(b'{"task": "copa", "item": 1, "cor')  # what a kill leaves
-    with Results(path, facts) as results:
-        found, counts = outcomes(todo, model, done=results.done)
-        assert sum(len(items) for items in results.done.values()) == kept
+    done = {}
+    with Results(path, facts, partial(evaluate.take, done)) as results:
+        found, counts = outcomes(todo, model, done=done)
+        assert sum(len(items) for items in done.values()) == kept
         assert sum(len(items) for items in found.values()) == len(todo.order) - kept
-        evaluate.evaluate(todo, tokenizer, stream, done=results.done, record=results.add)
+        evaluate.evaluate(todo, tokenizer, stream, done=done, record=keep(results))
     assert counts == whole_counts
     lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
     again = {(r["task"], r["item"]): (r["correct"], r["chosen"]) for r in lines}
@@ -204,14 +208,14 @@ def test_a_stopped_evaluation_goes_on_where_it_was(small, model, tmp_path):
 
 
 def test_results_of_something_else_are_refused(tmp_path):
-    path = tmp_path / "core.jsonl"
-    with Results(path, {"step": 3, "weights": "aa"}):
+    path, take = tmp_path / "core.jsonl", partial(evaluate.take, {})
+    with Results(path, {"step": 3, "weights": "aa"}, take):
         pass
     with pytest.raises(DataError, match=r"made with another weights \(aa, now bb\); remove the"):
-        Results(path, {"step": 3, "weights": "bb"}).__enter__()
+        Results(path, {"step": 3, "weights": "bb"}, take).__enter__()
     path.write_text(path.read_text() + "{}\n")
     with pytest.raises(DataError, match=r"core\.jsonl, line 2: it is no outcome"):
-        Results(path, {"step": 3, "weights": "aa"}).__enter__()
+        Results(path, {"step": 3, "weights": "aa"}, take).__enter__()
     assert not list(tmp_path.glob(".*lock"))
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from gaia.errors import ConfigError
 from gchat.evals.core import summary
-from gchat.evals.core.summary import Count
 from gchat.evals.core.tasks import TASKS, VERSIONS, chosen
+from gchat.evals.counts import Count
 
 GPT2 = json.loads((Path(__file__).parents[3] / "golden/core_gpt2.json").read_text())
 DCLM = Path(__file__).parents[5] / "shared/data/core/dclm_published.jsonl"

@@ -1,6 +1,6 @@
 """Outcomes of an evaluation, one line an item, so that it goes on where it was stopped.
 
-    RUN/evals/core-step000160-1339d258-max100.jsonl      step of the model, bundle, items a task
+    RUN/evals/core-step000160-1339d258-max100.jsonl      step of the model, data, items a task
     RUN/evals/core-step000160-1339d258-max100.json       the summary, when all is done
 
 The first line says what was evaluated. Lines of a batch are on disk before the next one is read.
@@ -8,14 +8,16 @@ The first line says what was evaluated. Lines of a batch are on disk before the 
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from gaia.errors import DataError
 from gaia.writer_lock import WriterLock
-from gchat.evals.core.evaluate import Result
+
+Record = dict[str, Any]
+"""An item's outcome, as JSON holds it."""
 
 
 class Results:
@@ -24,18 +26,18 @@ class Results:
     Args:
         path: of the .jsonl file.
         facts: JSON values that decide the outcomes; a file of others is refused.
-
-    Attributes:
-        done: right or wrong by task and item, of earlier attempts; filled on entering.
+        take: called with each outcome of earlier attempts, on entering; KeyError, TypeError and
+            ValueError tell that it is none.
 
     Raises:
         FolderInUse: on entering, where another process evaluates into this file.
         DataError: on entering, where the file is of another evaluation, or cannot be written.
     """
 
-    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
-        self.path, self._facts = path, dict(facts)
-        self.done: dict[str, dict[int, bool]] = {}
+    def __init__(
+        self, path: Path, facts: Mapping[str, Any], take: Callable[[Record], None]
+    ) -> None:
+        self.path, self._facts, self._take = path, dict(facts), take
         self._lock = WriterLock(path.with_name(f".{path.name}.lock"), f"the evaluation {path}")
 
     def __enter__(self) -> Self:
@@ -63,26 +65,16 @@ class Results:
     ) -> None:
         self._lock.__exit__()
 
-    def add(self, results: Sequence[Result]) -> None:
+    def add(self, records: Sequence[Record]) -> None:
         """Appends outcomes; on disk when this returns."""
-        lines = [
-            {
-                "task": r.task,
-                "item": r.item,
-                "correct": r.correct,
-                "chosen": r.chosen,
-                "gold": r.gold,
-                "nats": [nats for nats, _ in r.scores],
-                "tokens": [tokens for _, tokens in r.scores],
-            }
-            for r in results
-        ]
+        if not records:
+            return
         try:
-            self._append(lines)
+            self._append(records)
         except OSError as error:
             raise self._unwritable(error) from None
 
-    def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
+    def _append(self, lines: Sequence[Record]) -> None:
         with open(self.path, "ab") as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
             file.flush()
@@ -111,7 +103,7 @@ class Results:
                 if number == 1:
                     self._check(record)
                 else:
-                    self.done.setdefault(record["task"], {})[record["item"]] = record["correct"]
+                    self._take(record)
             except (ValueError, KeyError, TypeError):
                 raise DataError(
                     f"{self.path}, line {number}: it is no outcome of an evaluation",

@@ -1,0 +1,1 @@
+"""Stages that continue a base run: midtraining, fine-tuning, preferences and rewards."""

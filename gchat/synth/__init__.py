@@ -1,0 +1,1 @@
+"""Training conversations that a program writes: identity, passages as answers, functions."""

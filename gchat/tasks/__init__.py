@@ -1,0 +1,1 @@
+"""Tasks: items that become conversations, and grades of the answers to them."""
