@@ -19,6 +19,7 @@ from gchat.engine.requests import SamplingConfig
 Kind = Literal["openai", "vllm", "llama.cpp"]
 _OWNERS: dict[str, Kind] = {"vllm": "vllm", "llamacpp": "llama.cpp", "gchat": "vllm"}
 """Servers by `owned_by` in their list of models."""
+_ALL = 65_536
 _PENALTY: dict[str, str] = {"vllm": "repetition_penalty", "llama.cpp": "repeat_penalty"}
 
 
@@ -77,8 +78,10 @@ def _own(sampling: SamplingConfig, kind: Kind) -> dict[str, Any]:
     if kind != "openai":
         own = {"top_k": sampling.top_k, "min_p": sampling.min_p}
         own[_PENALTY[kind]] = sampling.repetition_penalty
-        # llama.cpp looks at the last 64 tokens only, unless told; -1 is all of them.
-        return own | ({"repeat_last_n": -1} if kind == "llama.cpp" else {})
+        # llama.cpp looks at the last 64 tokens only, unless told. Its server refuses -1 (all of
+        # them) since 2026, and a number beyond its window is taken.
+        penalty = kind == "llama.cpp" and sampling.repetition_penalty != 1
+        return own | ({"repeat_last_n": _ALL} if penalty else {})
     defaults = SamplingConfig()
     for name in ("top_k", "min_p", "repetition_penalty"):
         if getattr(sampling, name) != getattr(defaults, name):

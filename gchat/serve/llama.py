@@ -5,7 +5,7 @@ top-k 40, top-p 0.95, min-p 0.05, and no limit of the answer but the model's win
 """
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
@@ -39,7 +39,7 @@ class LlamaBody(Strict):
     top_p: float | None = Field(None, gt=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
     repeat_penalty: float | None = Field(None, ge=0.01, le=100)
-    repeat_last_n: Literal[-1] | None = None
+    repeat_last_n: int | None = Field(None, ge=-1, lt=2**31)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n_probs: int | None = Field(None, ge=0, le=20)
     json_schema: dict[str, Any] | None = None
@@ -60,6 +60,12 @@ class LlamaBody(Strict):
                 ids.append(part)
             else:  # BOS before a text that begins the prompt, as llama.cpp does
                 ids += model.ids(part) if i == 0 else model.tokenizer.encode(part)
+        last = _given(self.repeat_last_n, -1)
+        if -1 < last < model.seq_len and _given(self.repeat_penalty, 1) != 1:
+            raise ApiError(
+                400, f"repeat_last_n is {self.repeat_last_n}; this server looks at all tokens, "
+                "which is -1", param="repeat_last_n",
+            )  # fmt: skip
         wanted = None if self.n_predict in (None, -1) else self.n_predict
         limit = answer_limit(model, wanted, len(ids), "n_predict")
         sampling = SamplingConfig(

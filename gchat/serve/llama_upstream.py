@@ -170,7 +170,7 @@ class LlamaAsked:
         address = self._model.address
         try:
             async with address.turn(self._holder):
-                body = _body(request, sample)
+                body = _body(request, sample, self._model.seq_len)
                 async with address.post(f"{address.root}/completion", body) as response:
                     async for _, data in lines(response.aiter_bytes()):
                         event = self._event(address.parsed(data), request)
@@ -202,7 +202,7 @@ class LlamaAsked:
         )  # fmt: skip
 
 
-def _body(request: Request, sample: int) -> dict[str, Any]:
+def _body(request: Request, sample: int, window: int) -> dict[str, Any]:
     """The request in llama.cpp's words; all that it would otherwise choose itself is said."""
     sampling = request.sampling
     body: dict[str, Any] = {
@@ -214,12 +214,13 @@ def _body(request: Request, sample: int) -> dict[str, Any]:
         "top_p": sampling.top_p,
         "min_p": sampling.min_p,
         "repeat_penalty": sampling.repetition_penalty,
-        "repeat_last_n": -1,
         "seed": (sampling.seed + sample) % (MAX_SEED + 1),
         "stop": list(request.stop),
         "cache_prompt": True,
         "return_tokens": True,
     }
+    if sampling.repetition_penalty != 1:
+        body["repeat_last_n"] = window  # else of the last 64 tokens only
     if request.logprobs is not None:
         body["n_probs"] = max(1, request.logprobs)
     if request.logit_bias:

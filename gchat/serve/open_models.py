@@ -6,7 +6,7 @@ import time
 import numpy as np
 
 from gaia.parallel import make_mesh
-from gchat.chat_format import format_of
+from gchat.chat_format import read_format
 from gchat.engine.engine import Engine
 from gchat.engine.requests import SamplingConfig
 from gchat.engine.tools import Tools, has_tools
@@ -46,7 +46,7 @@ def open_service(options: Serve, keys: Keys) -> Service:
     )
     for name, run in loaded.items():
         tokenizer = run.tokenizer
-        form = format_of(tokenizer, wanted=options.format)
+        form = read_format(runs[name], tokenizer, wanted=options.format)
         calls = options.calculator and form.kind == "native" and has_tools(tokenizer)
         service.models[name] = LocalModel(
             name,

@@ -88,7 +88,8 @@ async def detokenize(
 
 def info(model: LocalModel) -> dict[str, Any]:
     """Facts of a tokenizer."""
-    template = getattr(model.chat_format, "jinja", lambda: None)()
+    form = model.chat_format
+    template = None if form.kind == "text" else form.jinja(generation=False)
     return {
         "tokenizer_class": model.tokenizer.kind,
         "vocab_size": model.tokenizer.vocab_size,

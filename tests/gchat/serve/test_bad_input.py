@@ -138,6 +138,8 @@ def test_no_http_and_silent_or_slow_clients(monkeypatch):
         assert late.startswith(b"HTTP/1.1 408") and b'"error"' in late
         body = json.dumps({"model": "tiny", "prompt": "x", "stream": True, "max_tokens": 900,
                            "n": 64, "logprobs": 20, "temperature": 2}).encode()  # fmt: skip
+        # Small buffers of the kernel: connections have those of their listener.
+        server._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         raw = socket.socket()
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with raw:

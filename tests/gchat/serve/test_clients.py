@@ -28,7 +28,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": SCHEMA}}
-LONG = {"logit_bias": {str(serving.tokenizer().bos_id): -100}, "max_tokens": 900}
+LONG = {"logit_bias": serving.endless(), "max_tokens": 900}
 
 
 @pytest.fixture(scope="module")

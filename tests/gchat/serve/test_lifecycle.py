@@ -15,7 +15,7 @@ from serving import until
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "x"}]
 LONG = {"model": "tiny", "prompt": "The quick", "max_tokens": 900, "temperature": 1, "seed": 1,
-        "logit_bias": {str(serving.tokenizer().bos_id): -100}}  # fmt: skip
+        "logit_bias": serving.endless()}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -98,6 +98,7 @@ def test_clients_that_leave_the_queue(server, counted):
         until(lambda: queue.working == serving.SLOTS + 2 and queue.waiting == 12 - queue.working)
         clients.close()
         until(lambda: queue.waiting == 0)
+        until(lambda: len(serving.engine()._cancelled) == serving.SLOTS + 2)
     assert server.idle() and counted[1] == 0
 
 
