@@ -287,7 +287,7 @@ _platform: ContextVar[str] = ContextVar("platform", default="")
 
 @contextmanager
 def traced_for(platform: str) -> Iterator[None]:
-    """What is traced inside is for this platform, where arrays have no mesh that tells."""
+    """Traces what is inside for this platform, where arrays have no mesh that tells."""
     token = _platform.set(platform)
     try:
         yield

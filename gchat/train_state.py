@@ -128,7 +128,8 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
     check_rows(config, mesh)
     shape = (config.training.amounts.batch_size, config.model.seq_len)
     batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=parallel.batch_sharding(mesh))
-    return Batch(*(batch,) * (2 if config.data.packing == "split" else 4))
+    packed = None if config.data.packing == "split" else batch
+    return Batch(batch, batch, packed, packed)
 
 
 def init_state(config: TrainConfig, mesh: Mesh) -> TrainState:

@@ -14,6 +14,7 @@ from gaia import storage
 from gaia.errors import ConfigError, GaiaError
 from gchat.ask.options import Model
 from gchat.client import Budget, Client
+from gchat.engine_client import EngineClient
 from gchat.evals.chat import entries, summary
 from gchat.evals.chat.evaluate import Progress, Writing, answered, asked, evaluate, scored
 from gchat.evals.progress_line import ProgressLine, clock
@@ -175,6 +176,7 @@ class _Job:
         facts: dict[str, Any] = {"evaluation": "chat", "model": client.model}
         if self._run is not None:
             run = self._run
+            assert isinstance(client, EngineClient)
             facts |= {
                 "step": run.step,
                 "weights": run.weights_digest(),
@@ -195,6 +197,7 @@ class _Job:
         if self._run is None:
             chosen = asked(choices, client)
         else:
+            assert isinstance(client, EngineClient)
             chosen = scored(choices, _stream(self._run), client.chat_format)
         line = ProgressLine(self._say)
 

@@ -40,7 +40,7 @@ class Parameter:
     name: str
     """Hugging Face's."""
     shape: tuple[int, ...]
-    """As Hugging Face has it: matrices [out, in]."""
+    """Layout of Hugging Face: matrices [out, in]."""
     ours: str
     """Dotted name in our tree."""
     layer: int | None

@@ -72,7 +72,8 @@ class Task:
         grade: Callable[[Item, Message], float] | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.name, self.kind, self.baseline = name, kind, baseline
+        self.name, self.baseline = name, baseline
+        self.kind: Kind = kind
         self._items, self._grade, self._check = items, grade, check
 
     def __len__(self) -> int:
