@@ -119,7 +119,7 @@ def _parse_gchat(words: list[str], command: Command) -> None:
         try:
             _verb(words)
         except GaiaError as error:
-            missing = re.search(r"[Rr]equired|missing|no command is given", str(error))
+            missing = re.search(r"[Rr]equired|[Mm]issing|needs a run|no command is given", str(error))
             assert missing and not command.exact, f"{command}: {error}"
             return
         except SystemExit as end:
@@ -207,6 +207,8 @@ def _parsers_stop() -> Iterator[None]:
     from gchat import config, speedrun, train
     from gchat.__main__ import _verb
     from gchat.config import load
+    from gchat.lifecycle import command as lifecycle
+    from gchat.posttrain import start
     from gchat.research import ideas, patched
     from gchat.run import mirror
     from gchat.scaling.cli import PlanOptions
@@ -234,6 +236,10 @@ def _parsers_stop() -> Iterator[None]:
         mock.patch.object(speedrun, "speedrun", lambda options, rest, group: load(rest)),
         mock.patch.object(train, "joined", lambda processes: joined(DistributedConfig())),
         mock.patch.object(patched, "run", with_ideas),
+        mock.patch.object(start, "handed_down", lambda path: {}),
+        mock.patch.object(lifecycle, "check_files"),
+        mock.patch.object(lifecycle, "folder_of", lambda words: Path("runs/x")),
+        mock.patch.object(lifecycle, "all_stages", lambda own, rest, *_: speedrun.main(rest)),
         mock.patch.object(config, "with_model_of_base", lambda tree, *_: tree),  # reads that run
         mock.patch.object(mirror, "fetch"),  # looks into the bucket first, for the run's own config
         mock.patch.object(sys, "path", [str(ROOT / "tests" / "benchmarks"), *sys.path]),

@@ -41,7 +41,7 @@ def main(args: list[str]) -> None:
     processes, _ = take_options(rest)
     hosts = processes.num_processes or int(os.environ.get("JAX_NUM_PROCESSES") or 1)
     resume = "--resume" in rest
-    folder = _folder(rest)
+    folder = folder_of(rest)
     alone = own.stages == ("base",) or (resume and not (folder / STATE).exists())
     if hosts > 1 and not alone:
         if own.stages:
@@ -56,7 +56,7 @@ def main(args: list[str]) -> None:
         return
     raise_on_interrupt()
     with may_go_away():
-        _all_stages(own, rest, folder, resume)
+        all_stages(own, rest, folder, resume)
 
 
 class _Own:
@@ -89,10 +89,15 @@ def _split(args: Sequence[str]) -> tuple[_Own, list[str]]:
             own.chats.append(os.path.abspath(value))
         else:
             setattr(own, name[2:], value)
-    for path in [*own.chats, *([own.about] if own.about else [])]:
+    check_files([*own.chats, *([own.about] if own.about else [])])
+    return own, rest
+
+
+def check_files(paths: Sequence[str]) -> None:
+    """Raises ConfigError naming the file that is not there."""
+    for path in paths:
         if not Path(path).is_file():
             raise ConfigError(f"{path} does not exist", "check the path")
-    return own, rest
 
 
 def _stages(text: str) -> tuple[StageName, ...]:
@@ -105,7 +110,7 @@ def _stages(text: str) -> tuple[StageName, ...]:
     return tuple(stage for stage in STAGES if stage in asked)
 
 
-def _folder(args: Sequence[str]) -> Path:
+def folder_of(args: Sequence[str]) -> Path:
     """Folder of the whole speedrun: --run-dir, or runs/NAME."""
     values: dict[str, str] = {}
     for word, following in zip(args, [*args[1:], ""], strict=False):
@@ -121,7 +126,8 @@ def _folder(args: Sequence[str]) -> Path:
     return load(named, preset=preset).run.folder
 
 
-def _all_stages(own: _Own, rest: list[str], folder: Path, resume: bool) -> None:
+def all_stages(own: _Own, rest: list[str], folder: Path, resume: bool) -> None:
+    """Plans the stages, and runs what is not done."""
     if resume:
         asked = Speedrun(**_read(folder))
         extra = [word for word in rest if word not in ("--resume", "--allow-restart")]

@@ -10,7 +10,8 @@ import pytest
 import runs
 from gaia.config import load_yaml, parse, to_yaml
 from gaia.errors import ConfigError
-from gchat.__main__ import Sample, main
+from gchat.__main__ import main
+from gchat.ask.sample import Sample
 from gchat.config import TrainConfig, derive, load
 from gchat.run_config import EvalConfig
 

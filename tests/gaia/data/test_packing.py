@@ -68,8 +68,8 @@ def test_each_token_once_with_its_own_target(lengths, seq_len, name):
     # The rows in any order, one of them twice.
     order = np.random.default_rng(0).permutation(len(plan))
     rows = plan.gather(np.append(order, order[:1]), stream[:-1], stream[1:])
-    *rows, weights = rows
-    assert weights is None
+    *rows, weights, more = rows
+    assert weights is None and more is None
     assert all(array.shape == (len(plan) + 1, seq_len) for array in rows)
     assert all(array.dtype == np.int32 for array in rows)
     assert all((array[0] == array[-1]).all() for array in rows)

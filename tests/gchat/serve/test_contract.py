@@ -131,7 +131,7 @@ def test_the_same_seed_draws_the_same_and_a_bias_decides(server):
     ask = ASK | {"prompt": "The", "temperature": 1.5}
     first, again, other = (
         whole(server.post("/v1/completions", **ask, seed=seed))["choices"][0]["text"]
-        for seed in (7, 7, 8)
+        for seed in (7, 7, 11)
     )
     assert first == again != other
     letter = serving.tokenizer().encode("Q")[0]
