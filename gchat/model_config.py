@@ -168,7 +168,7 @@ class GPTConfig:
     @property
     def lora_scale(self) -> float:
         """Factor of the adapters' products, of a derived model that has them."""
-        return float(self.lora_alpha or 0.0) / max(1, self.lora_rank)
+        return float(0.0 if self.lora_alpha is None else self.lora_alpha) / max(1, self.lora_rank)
 
     def without_adapters(self) -> "GPTConfig":
         """The model that adapters are merged into."""

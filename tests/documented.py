@@ -119,7 +119,9 @@ def _parse_gchat(words: list[str], command: Command) -> None:
         try:
             _verb(words)
         except GaiaError as error:
-            missing = re.search(r"[Rr]equired|[Mm]issing|needs a run|no command is given", str(error))
+            missing = re.search(
+                r"[Rr]equired|[Mm]issing|needs a run|no command is given", str(error)
+            )
             assert missing and not command.exact, f"{command}: {error}"
             return
         except SystemExit as end:

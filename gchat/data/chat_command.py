@@ -76,7 +76,9 @@ class Chats:
         if self.base is not None:
             encoder = Tokenizer.load(self.base)
             chat_format = read_format(self.base, encoder, wanted=self.format)
-            return chat_format, self.seq_len or _rows_of(Path(self.base))
+            return chat_format, self.seq_len if self.seq_len is not None else _rows_of(
+                Path(self.base)
+            )
         assert self.tokenizer is not None
         if self.tokenizer == "gpt2":
             encoder = tokenizers.gpt2()
@@ -86,7 +88,8 @@ class Chats:
             raise ConfigError(
                 f"tokenizer = {self.tokenizer!r} is unknown", "use gpt2 or a tokenizer.json"
             )
-        return format_of(encoder, wanted=self.format), self.seq_len or SEQ_LEN
+        seq_len = SEQ_LEN if self.seq_len is None else self.seq_len
+        return format_of(encoder, wanted=self.format), seq_len
 
 
 def prepare_files(given: Chats, *, progress: bool | None = None) -> Manifest:

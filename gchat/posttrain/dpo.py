@@ -87,7 +87,7 @@ class Preferences:
         self._started, config = started, started.config
         assert started.format is not None
         pairs, _ = rendered(read_pairs(config.stage.data), started.format, config.model.seq_len)
-        held = config.dpo.held_out or 0
+        held = 0 if config.dpo.held_out is None else config.dpo.held_out
         order = np.random.default_rng(config.training.seed).permutation(len(pairs))
         self._pairs = [pairs[i] for i in (*sorted(order[held:]), *sorted(order[:held]))]
         self._training = len(pairs) - held

@@ -40,7 +40,7 @@ def with_length(
     """
     config, said = _with_batch(config, int(rows), "--training.batch-size" in typed)
     training, stage = config.training, config.stage
-    batch = training.batch_size or 1
+    batch = 1 if training.batch_size is None else training.batch_size
     steps = training.steps
     if steps is None and training.tokens is not None:
         steps = max(1, round(training.tokens / (batch * config.model.seq_len)))

@@ -4,6 +4,7 @@ Plain ASGI. Starlette's `BaseHTTPMiddleware` would hide that a client has gone a
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Collection
@@ -18,6 +19,7 @@ OPEN = ("/health",)
 """Paths that need no key: whoever watches a server must not hold one."""
 FREE = ("/health", "/metrics", "/v1/models")
 """Paths that count against no rate."""
+_LINGER_S, _LINGER_BYTES = 5.0, 64 << 20  # of a body that is too large and is thrown away
 _log = logging.getLogger("gchat.serve")
 
 
@@ -63,7 +65,7 @@ class Guard:
         except ApiError as error:
             if status:
                 raise
-            await answer(error, note)
+            await answer(error, note, receive if error.status == 413 else None)
         finally:
             self._write(scope, status, time.monotonic() - began)
 
@@ -133,10 +135,24 @@ def too_large(most: int) -> ApiError:
     )  # fmt: skip
 
 
-async def answer(error: ApiError, send: Send) -> None:
-    """Sends an error as the whole answer."""
+async def answer(error: ApiError, send: Send, unread: Receive | None = None) -> None:
+    """Sends an error as the whole answer.
+
+    With `unread`, the rest of the request is read and thrown away for a while: a connection that is
+    closed with bytes unread is reset, and the client that still sends loses the answer.
+    """
     raw = error.raw()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(raw))]
     headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": raw})
+    await send({"type": "http.response.body", "body": raw, "more_body": unread is not None})
+    if unread is not None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                left = _LINGER_BYTES
+                while left > 0:
+                    message = await unread()
+                    left -= len(message.get("body", b""))
+                    if message["type"] != "http.request" or not message.get("more_body", False):
+                        break
+        await send({"type": "http.response.body", "body": b""})
