@@ -31,6 +31,7 @@ from gchat.config import (
     typed_options,
 )
 from gchat.evals.periodic import an_opening
+from gchat.ranges import check_ranges
 from gchat.run.folder import check_free, check_resumable, read_config
 from gchat.run_length import typed_lengths
 from gchat.speedrun_plan import Plan
@@ -168,6 +169,32 @@ def main(args: list[str]) -> None:
     """Splits the speedrun's own options from the trainer's, runs, and says what to do next."""
     if asks_for_help(TrainConfig, args, ALIASES):
         print(USAGE)
+    own, rest = _split(args)
+    processes, rest = take_options(rest)
+    options = parse(Options, own, prog="gchat/speedrun.sh")
+    with may_go_away(), joined(processes) as group:
+        if group.count > 1:
+            raise_on_interrupt()  # the others are told
+        summary = speedrun(options, rest, group)
+    if summary and summary["finished"] and group.first:
+        run = Path(summary["run_dir"])
+        print(f"report: {run / 'report.md'}")
+        tokenizer = Tokenizer.load(str(run / "tokenizer.json"))
+        prompt = an_opening(read_config(run), tokenizer) or "The"
+        words = ["--run", str(run), f"--prompt={prompt}"]
+        print(f"try it: .venv/bin/gchat sample {shlex.join(words)}")
+
+
+def check_words(args: list[str]) -> None:
+    """Raises ConfigError where a word of the command line cannot be taken; does nothing else."""
+    own, rest = _split(args)
+    parse(Options, own, prog="gchat/speedrun.sh").check()
+    preset = "cpu" if runtime.only_cpu() else "speedrun"
+    check_ranges(load(take_options(rest)[1], preset=preset, prog="gchat/speedrun.sh"))
+
+
+def _split(args: list[str]) -> tuple[list[str], list[str]]:
+    """Own options, and the trainer's words."""
     own: list[str] = []
     rest: list[str] = []
     items = iter(args)
@@ -184,19 +211,7 @@ def main(args: list[str]) -> None:
             own += ["--hours", _number(value or next(items, ""))]
         else:
             rest.append(item)
-    processes, rest = take_options(rest)
-    options = parse(Options, own, prog="gchat/speedrun.sh")
-    with may_go_away(), joined(processes) as group:
-        if group.count > 1:
-            raise_on_interrupt()  # the others are told
-        summary = speedrun(options, rest, group)
-    if summary and summary["finished"] and group.first:
-        run = Path(summary["run_dir"])
-        print(f"report: {run / 'report.md'}")
-        tokenizer = Tokenizer.load(str(run / "tokenizer.json"))
-        prompt = an_opening(read_config(run), tokenizer) or "The"
-        words = ["--run", str(run), f"--prompt={prompt}"]
-        print(f"try it: .venv/bin/gchat sample {shlex.join(words)}")
+    return own, rest
 
 
 def _number(hours: str) -> str:

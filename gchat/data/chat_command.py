@@ -76,9 +76,8 @@ class Chats:
         if self.base is not None:
             encoder = Tokenizer.load(self.base)
             chat_format = read_format(self.base, encoder, wanted=self.format)
-            return chat_format, self.seq_len if self.seq_len is not None else _rows_of(
-                Path(self.base)
-            )
+            seq_len = _rows_of(Path(self.base)) if self.seq_len is None else self.seq_len
+            return chat_format, seq_len
         assert self.tokenizer is not None
         if self.tokenizer == "gpt2":
             encoder = tokenizers.gpt2()
@@ -105,13 +104,14 @@ def prepare_files(given: Chats, *, progress: bool | None = None) -> Manifest:
     """
     given.check()
     out = given.out.expanduser()
+    # Files first: a tokenizer may have to be fetched.
+    corpus = chat_units.corpus(given.inputs, exclude=out, max_bad=given.max_bad)
     chat_format, seq_len = given.opened()
     plan = Plan(
         out, chat_format, seq_len, given.seed, given.val_fraction, given.shard_tokens,
         given.workers or pool.cores(), given.overwrite, progress,
     )  # fmt: skip
     plan.check()
-    corpus = chat_units.corpus(given.inputs, exclude=out, max_bad=given.max_bad)
     if corpus.left_out:
         print(f"not read: {corpus.left_out}", file=sys.stderr, flush=True)
     return prepare(plan, corpus)

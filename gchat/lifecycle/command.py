@@ -157,6 +157,8 @@ def all_stages(own: _Own, rest: list[str], folder: Path, resume: bool) -> None:
             f"run.dir {str(folder)!r} {there}",
             "choose another --run-dir, or leave out or add base in --stages",
         )
+    if not resume and "base" in asked.stages:
+        base_stage.check_words(list(asked.base_args))
     folder.mkdir(parents=True, exist_ok=True)
     with WriterLock(folder / ".speedrun.lock", f"the speedrun in {folder}"):
         _save(asked)

@@ -98,9 +98,8 @@ def prepared(setting: start.Setting) -> start.Prepared:
         )
     steps = training.steps
     if steps is None:
-        steps = max(
-            1, round((1 if stage.epochs is None else stage.epochs) * len(items) / rl.prompts)
-        )
+        passes = 1 if stage.epochs is None else stage.epochs
+        steps = max(1, round(passes * len(items) / rl.prompts))
     epochs = round(steps * rl.prompts / len(items), 4)
     training = replace(
         training, batch_size=rows, steps=steps, grad_accum=math.gcd(rows, training.grad_accum)

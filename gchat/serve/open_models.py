@@ -6,6 +6,7 @@ import time
 import numpy as np
 
 from gaia.parallel import make_mesh
+from gaia.runtime import start
 from gchat.chat_format import read_format
 from gchat.engine.engine import Engine
 from gchat.engine.requests import SamplingConfig
@@ -30,6 +31,7 @@ def open_service(options: Serve, keys: Keys) -> Service:
         ConfigError: an option does not fit a run.
     """
     runs = options.runs()
+    start()  # before devices are asked for; a run sets its own precision
     mesh = make_mesh(options.mesh) if runs else None
     loaded = {name: load_run(folder, mesh, step=options.step) for name, folder in runs.items()}
     engines = {

@@ -131,6 +131,9 @@ def test_the_report_has_a_row_for_each_stage_and_real_answers(asked):
         (["--stages"], "--stages has no value"),
         (["--about", "nowhere.md"], "nowhere.md does not exist"),
         (["--chats", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        (["--no-such-option"], "unknown option --no-such-option"),
+        (["--hours", "soon"], "--hours"),
+        (["--training.steps", "0"], "training.steps is 0"),
     ],
 )
 def test_bad_options_are_one_line(tmp_path, monkeypatch, capsys, args, named):
