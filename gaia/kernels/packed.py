@@ -88,7 +88,9 @@ class PackedTable:
         """Rows [..., D] of `ids` [...]; itself for `parameter[...]`."""
         if ids is Ellipsis:
             return self
-        rows = self.head.values.T[ids].astype(jnp.float32)
+        # Columns of the head: XLA on CPU would transpose all of it for `values.T[ids]`.
+        columns = jnp.take(self.head.values, ids, axis=1, mode="clip")
+        rows = jnp.moveaxis(columns, 0, -1).astype(jnp.float32)
         return rows if self.head.scale is None else rows * self.head.scale[ids][..., None]
 
 
