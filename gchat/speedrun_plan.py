@@ -10,6 +10,7 @@ from gaia.errors import ConfigError
 from gaia.hardware import chip_of_device_kind
 from gchat.config import TrainConfig, derive, price_of_machine
 from gchat.data.prepare import prepare
+from gchat.data.sources import docs
 from gchat.model import GPTConfig
 from gchat.model_shape import matmul_params
 from gchat.scaling.estimate import (
@@ -190,6 +191,8 @@ class Plan:
         name = [data.source, Path(data.tokenizer).stem]
         if data.tokenizer == "bpe":
             name.append(str(data.vocab_size))
+        if data.source == "docs":
+            name.append(docs.fingerprint()[:8])
         if data.source == "climbmix":
             name.append(str(self._shards()))
         if data.input:

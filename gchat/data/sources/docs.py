@@ -44,7 +44,7 @@ def corpus() -> Corpus:
     return Corpus(
         units=[Unit(name="docs", documents=lambda _: iter(read()))],
         sources=tuple(versions()),
-        identity={"packages": hashlib.sha256("\n".join(versions()).encode()).hexdigest()},
+        identity={"packages": fingerprint()},
     )
 
 
@@ -61,6 +61,11 @@ def documents(processes: int = 2) -> Generator[str, None, None]:
             if digest not in seen:
                 seen.add(digest)
                 yield text
+
+
+def fingerprint() -> str:
+    """A hash of the packages read: another set of them is another corpus."""
+    return hashlib.sha256("\n".join(versions()).encode()).hexdigest()
 
 
 def versions() -> list[str]:
