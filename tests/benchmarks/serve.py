@@ -1,6 +1,6 @@
 """`gchat serve` under load: many streams at once, clients that leave, and every token checked.
 
-    python tests/benchmarks/serve.py [--run RUN] [--gguf FILE --llama PYTHON] [--quick]
+    python tests/benchmarks/serve.py [--run RUN] [--gguf FILE --llama PROGRAM] [--quick]
 
 Clients open streams without a pause, each with a prompt that no other has at that time, 30% of
 them leaving at a random token; after `--seconds` every finished answer is compared, token for
@@ -23,6 +23,7 @@ import json
 import os
 import random
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,8 @@ sys.path.insert(0, str(harness.ROOT / "tests"))
 LEAVE = 0.3
 LONG = 300
 """Tokens of the answer that its client leaves at the first."""
+WINDOW = 512
+"""Positions of a row of llama.cpp's server; prompts and answers have fewer."""
 
 
 class Server:
@@ -316,9 +319,16 @@ def main(args: argparse.Namespace) -> dict:
 
 def theirs(args, prompts, clients: int, seconds: float, slots: int, folder: Path) -> dict:
     """The same load on llama.cpp's server."""
-    script = harness.ROOT / "tests/llama_server.py"
-    command = [args.llama, script, args.gguf, "--slots", slots, "--window", 512,
-               "--threads", os.cpu_count()]  # fmt: skip
+    cores = os.cpu_count()
+    if Path(args.llama).name.startswith("llama-server"):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        command = [args.llama, "--model", args.gguf, "--port", port, "--parallel", slots,
+                   "--ctx-size", slots * WINDOW, "--threads", cores]  # fmt: skip
+    else:
+        script = harness.ROOT / "tests/llama_server.py"
+        command = [args.llama, script, args.gguf, "--slots", slots, "--window", WINDOW,
+                   "--threads", cores]  # fmt: skip
     server = Server(command, folder / "llama.log", told=r"http://127.0.0.1:(\d+)")
     try:
         loading = load(server.port, prompts, args.tokens, clients, seconds, LEAVE, server.rss)
@@ -331,7 +341,8 @@ def theirs(args, prompts, clients: int, seconds: float, slots: int, folder: Path
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, help="folder of a run")
     parser.add_argument("--gguf", type=Path, help="the same weights, for llama.cpp's server")
-    parser.add_argument("--llama", default=sys.executable, help="Python that has xllamacpp")
+    parser.add_argument("--llama", default=sys.executable,
+                        help="llama-server, or a Python that has xllamacpp")  # fmt: skip
     parser.add_argument("--clients", type=int, default=64, help="streams at once")
     parser.add_argument("--slots", type=int, default=0, help="rows of the engine; clients' number")
     parser.add_argument("--seconds", type=float, default=120, help="of the load")
