@@ -40,6 +40,7 @@ _NO_JOB = 1 << 40  # of `next`: far above any number of parts
 _JOBS = np.full((256, _WORDS), _NO_JOB, np.int64)  # far more than calls in flight at once
 _TURN = np.zeros(1, np.int64)
 _LOOPS = np.zeros(64, np.int64)
+_PARTS_A_THREAD = 4  # so that a thread that comes late finds a part, and not half of the work
 _PATIENCE = 20_000  # looks at parts that others work on, before the processor is given away
 
 _jobs, _turn, _loops = _JOBS.ctypes.data, _TURN.ctypes.data, _LOOPS.ctypes.data
@@ -194,11 +195,12 @@ def _handler() -> Callable:
         question, address = fields[_QUESTION:], job + 8 * _QUESTION
         question[0], question[1], question[2], question[3] = 32, 0, context, address + 32
         _call(word(api + _API_THREADS), address, 0)
-        parts = max(1, min(question[4], asked[1]))
+        threads = max(1, min(question[4], asked[1]))
+        parts = min(threads * _PARTS_A_THREAD, asked[1]) if threads > 1 else 1
         fields[_DONE], fields[_PARTS] = 0, parts
         _add(job + 8 * _NEXT, -_load(job + 8 * _NEXT))  # from here on it is there for the taking
         question[0], question[3], question[4] = 40, helper_address, job
-        for _ in range(parts - 1):
+        for _ in range(threads - 1):
             _call(word(api + _API_SCHEDULE), address, 0)
         _take_parts(job)
         looks = 0

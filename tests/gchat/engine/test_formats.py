@@ -26,9 +26,9 @@ def test_an_int8_product_of_xla_is_the_integers_own(monkeypatch):
     monkeypatch.setattr(cpu_rows, "available", lambda: False)
     packed = jax.jit(pack, static_argnums=1)(W_DF, "int8")
     scale_F = np.abs(W_DF).max(0) / np.float32(127)
-    np.testing.assert_array_equal(packed.values, np.round(W_DF / scale_F))
+    np.testing.assert_array_equal(packed.values.T, np.round(W_DF / scale_F))
     step_N = np.abs(X_ND).max(1, keepdims=True) / np.float32(127)
-    integers = np.round(X_ND / step_N).astype(np.int64) @ np.asarray(packed.values, np.int64)
+    integers = np.round(X_ND / step_N).astype(np.int64) @ np.asarray(packed.values, np.int64).T
     got = jax.jit(lambda x, w: fp32_product(x, w))(X_ND, packed)  # a trace of its own
     np.testing.assert_allclose(got, integers * step_N * scale_F, rtol=1e-6)
     error = np.abs(np.asarray(got) - X_ND @ W_DF) / np.linalg.norm(W_DF, axis=0)
