@@ -47,6 +47,7 @@ _jobs, _turn, _loops = _JOBS.ctypes.data, _TURN.ctypes.data, _LOOPS.ctypes.data
 _give_way = ctypes.CDLL(None).sched_yield
 _give_way.restype, _give_way.argtypes = ctypes.c_int, ()
 _kept: list[object] = []  # machine code that XLA may call until the process ends
+_kept_loops: list[object] = []
 
 _WORD = ir.IntType(64)
 
@@ -117,21 +118,30 @@ def dim(buffers, i, axis):
     return word(word(word(buffers + 8 * i) + _BUFFER_DIMS) + 8 * axis)
 
 
-def known(loops: list[Any]) -> None:
-    """Makes XLA know `TARGET`, whose first operand, int32 [2], is (number of the loop, parts).
+def known(loops: list[Any]) -> list[int]:
+    """Gives loops numbers and makes XLA know `TARGET`, which runs them.
+
+    Its first operand is int32 [2 or more]: number of the loop, parts, and what the loop likes.
 
     Args:
         loops: addresses of C functions `void loop(int64 *job, int64 part)`; parts of one job run
             at the same time. `operands(job)` and `results(job)` are its lists of buffers, for
             `data` and `dim`; operand 0 is the one above.
+
+    Returns:
+        The number of each loop; the same in every process that imports the modules of loops in the
+        same order, as programs from the compile cache need.
     """
-    for number, loop in enumerate(loops):
+    first = len(_kept_loops)
+    for number, loop in enumerate(loops, first):
         _LOOPS[number] = loop.address
-        _kept.append(loop)
-    handler = _handler()
-    capsule = ctypes.pythonapi.PyCapsule_New
-    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p] * 3
-    jax.ffi.register_ffi_target(TARGET, capsule(handler.address, None, None), platform="cpu")
+        _kept_loops.append(loop)
+    if not first:
+        handler = _handler()
+        capsule = ctypes.pythonapi.PyCapsule_New
+        capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p] * 3
+        jax.ffi.register_ffi_target(TARGET, capsule(handler.address, None, None), platform="cpu")
+    return [*range(first, len(_kept_loops))]
 
 
 @njit

@@ -154,8 +154,11 @@ for _rows, _columns in reversed(_TILES):
 
 
 @njit
-def _product(x, w, scale, y, begin, end):
-    """Columns `begin` to `end` of y [N, F] = x [N, D] @ w [F, D].T, times `scale` [F] or 1."""
+def product(x, w, scale, y, begin, end):
+    """Compiled: columns `begin` to `end` of y [N, F] = x [N, D] @ w [F, D].T times `scale` [F].
+
+    Without scales (length 0) times 1. Only those columns of w, scale and y need be there.
+    """
     for f in range(begin, end, _STRIP):
         _all_rows(x, w, y, 0, f, min(end, f + _STRIP))
     if len(scale):
@@ -172,7 +175,7 @@ def _part(job, part, w):
     x = carray(pointer(data(o, 1)), (N, D), np.float32)
     scale = carray(pointer(data(o, 3)), (dim(o, 3, 0),), np.float32)
     y = carray(pointer(data(results(job), 0)), (N, F), np.float32)
-    _product(x, w, scale, y, part * width, min(F, part * width + width))
+    product(x, w, scale, y, part * width, min(F, part * width + width))
 
 
 @njit
@@ -203,7 +206,7 @@ def _int8_part(job, part):
     _part(job, part, carray(_weights(job), _shape(job), np.int8))
 
 
-NUMBERS = {"float32": 0, "uint16": 1, "int8": 2}
+NUMBERS = dict(
+    zip(("float32", "uint16", "int8"), known([_fp32_part, _bf16_part, _int8_part]), strict=True)
+)
 """Number of the loop for each dtype of the weights; uint16 holds the bits of bf16."""
-
-known([_fp32_part, _bf16_part, _int8_part])

@@ -20,7 +20,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 
-MAX_ROWS = 16
+MAX_ROWS = 32
 """Limit of the rows: with more, XLA hides its detours behind enough arithmetic."""
 
 _LEAST_COLUMNS = 64  # of one thread's part: handing it over costs microseconds
