@@ -6,8 +6,8 @@ values where they belong and attends over the slots that a row has, and over no 
 the work is some rows' kv heads; each is computed alone, so that none depends on the others.
 
 Operands: (which, q [B, T, N, H], k [B, T, K, H], v [B, T, K, H], positions [B, T]), then the chunks
-[B, K, C, H] of the keys, those of the values and, in int8, their scales [B, K, C] likewise. Results:
-out [B, T, N, H], a scratch [B, K, Q * (H + S)], and the chunks once more, in the same memory.
+[B, K, C, H] of the keys, those of the values and, in int8, their scales [B, K, C] likewise.
+Results: out [B, T, N, H], a scratch [B, K, Q * (H + S)], and the chunks again, in the same memory.
 `which` is (number of the loop, parts, chunks, window or 0). Shapes as in `cached_attention`.
 
 Needs numba.
@@ -208,5 +208,7 @@ def _int8_part(job, part):
     _part(job, part, carray(pointer(job), 1, np.int8))
 
 
-NUMBERS = dict(zip(("float32", "int8"), known([_fp32_part, _int8_part]), strict=True))
+NUMBERS: dict[str, int] = dict(
+    zip(("float32", "int8"), known([_fp32_part, _int8_part]), strict=True)
+)
 """Number of the loop for each dtype of the cache."""

@@ -10,6 +10,7 @@ A sum's order depends on the machine's vectors alone: lane by lane, then the lan
 The machine code is kept in `__pycache__`. Needs numba.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
@@ -31,7 +32,7 @@ _STORED = {types.float32: _FLOAT, types.uint16: ir.IntType(16), types.int8: ir.I
 _FUSED = ("contract",)  # multiply and add in one instruction, where there is one
 
 
-def _loaded(builder: ir.IRBuilder, array: Any, k: Any, kind: ir.Type, lanes: int) -> Any:
+def _loaded(builder: Any, array: Any, k: Any, kind: Any, lanes: int) -> Any:
     """Elements k to k + lanes behind a pointer, as fp32; a vector, or one number."""
     place = builder.gep(array, [k])
     if lanes == 1:
@@ -50,7 +51,7 @@ def _loaded(builder: ir.IRBuilder, array: Any, k: Any, kind: ir.Type, lanes: int
     return builder.bitcast(builder.shl(builder.zext(value, wide), half), one_or_many(_FLOAT))
 
 
-def _lanes_added(builder: ir.IRBuilder, sums: Any) -> Any:
+def _lanes_added(builder: Any, sums: Any) -> Any:
     """The lanes of a vector in one number."""
     lanes = _LANES
     while lanes > 1:
@@ -67,7 +68,7 @@ def _lanes_added(builder: ir.IRBuilder, sums: Any) -> Any:
 class _Tile:
     """Code of a tile: rows n and following of x [N, D], columns f and following of w [F, D]."""
 
-    def __init__(self, builder: ir.IRBuilder, x: list, w: list, kind: ir.Type) -> None:
+    def __init__(self, builder: Any, x: list, w: list, kind: Any) -> None:
         self.builder, self.x, self.w, self.kind = builder, x, w, kind
 
     def add_up(self, sums: list[list[Any]], begin: Any, end: Any, lanes: int) -> None:
@@ -84,7 +85,12 @@ class _Tile:
                     builder.store(total, variable)
 
 
-@intrinsic(prefer_literal=True)
+def _literal(generator: Callable) -> Any:
+    """A function of compiled code that is told the values of constants."""
+    return intrinsic(prefer_literal=True)(generator)
+
+
+@_literal
 def _tile(typing_context, x, w, y, n, f, rows, columns):
     """Compiled: y[n + i, f + j] = x[n + i] . w[f + j], of arrays [N, D], [F, D], [N, F]."""
     kind = _STORED[w.dtype]
@@ -206,7 +212,7 @@ def _int8_part(job, part):
     _part(job, part, carray(_weights(job), _shape(job), np.int8))
 
 
-NUMBERS = dict(
+NUMBERS: dict[str, int] = dict(
     zip(("float32", "uint16", "int8"), known([_fp32_part, _bf16_part, _int8_part]), strict=True)
 )
 """Number of the loop for each dtype of the weights; uint16 holds the bits of bf16."""
