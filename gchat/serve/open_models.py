@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from gaia.parallel import make_mesh
 from gaia.runtime import start
 from gchat.chat_format import read_format
 from gchat.engine.engine import Engine
-from gchat.engine.requests import SamplingConfig
+from gchat.engine.requests import Request, SamplingConfig
 from gchat.engine.tools import Tools, has_tools
 from gchat.run.loading import load_run
 from gchat.serve.driver import Driver
@@ -71,13 +72,25 @@ def open_service(options: Serve, keys: Keys) -> Service:
 
 
 def warm_up(name: str, engine: Engine, vocab: int) -> None:
-    """Compiles the programs of prompts of all lengths, and that of decoding."""
+    """Compiles every program that a request may need, of prompts of all lengths."""
     began = time.monotonic()
     rng = np.random.default_rng(0)
     lengths = [n + 1 for n in (16, 32, 64, 128, 256) if n + 2 < engine.seq_len] or [1]
-    for length in lengths:
-        ids = rng.integers(0, vocab, length).tolist()
-        engine.generate([ids], max_new_tokens=1, sampling=SamplingConfig(0.0))
+
+    def ask(ids: list[int], penalty: float = 1.0, **options: Any) -> None:
+        for _ in engine.submit(
+            Request(ids, 1, SamplingConfig(0.0, repetition_penalty=penalty), **options)
+        ):
+            pass
+
+    for scores in (None, 0):
+        # The shortest once more: what the first one found was an empty state, which is another
+        # kind of argument than the state that a program has made.
+        for length in (*lengths, lengths[0]):
+            ask(rng.integers(0, vocab, length).tolist(), prompt_logprobs=scores)
+    ids = rng.integers(0, vocab, lengths[0]).tolist()
+    ask(ids, n=2)  # a row is copied
+    ask(ids, 1.1, logit_bias={0: 1.0})
     print(f"{name}: ready after {time.monotonic() - began:.1f} s of compiling", file=sys.stderr)
 
 

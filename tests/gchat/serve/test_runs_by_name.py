@@ -16,9 +16,12 @@ import exported
 import serving
 import tiny
 from gaia.checkpoint import Checkpointer
+from gchat.engine import programs
+from gchat.engine.engine import Engine
+from gchat.engine.requests import Request, SamplingConfig
 from gchat.run.checkpoints import read_run
 from gchat.serve.keys import Keys
-from gchat.serve.open_models import open_service
+from gchat.serve.open_models import open_service, warm_up
 from gchat.serve.options import Serve
 
 ROOT = Path(__file__).parents[3]
@@ -124,6 +127,32 @@ def test_the_template_of_an_imported_model(smol):
     same = smol.post(PLAIN, model="smol", prompt=asked, temperature=0, max_tokens=9,
                        logit_bias={str(end): -100}).json()  # fmt: skip
     assert answer["choices"][0]["message"]["content"] == same["choices"][0]["text"]
+
+
+@pytest.mark.slow
+def test_a_warm_engine_compiles_nothing_more():
+    """After `--warm-up` requests of every kind and length find their programs."""
+    names = ("read_prompt", "score_prompt", "decode", "copy_row", "set_seen", "set_bias")
+
+    def compiled():
+        return {name: getattr(programs, name)._cache_size() for name in names}
+
+    config = tiny.gpt_config(seq_len=300, depth=1, dim=48, head_dim=24)
+    none = compiled()
+    engine = Engine(*tiny.make(config), seq_len=300, stop_ids=(99,), slots=3)
+    warm_up("model", engine, tiny.VOCAB)
+    warm = compiled()
+    assert all(warm[name] > none[name] for name in names)
+    rng = np.random.default_rng(1)
+    for options in (
+        {}, {"n": 5}, {"logprobs": 3}, {"prompt_logprobs": 4}, {"logit_bias": {3: 2.0}},
+        {"sampling": SamplingConfig(0.9, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.3)},
+    ):  # fmt: skip
+        for length in (1, 9, 17, 30, 70, 128, 200, 290):
+            ids = rng.integers(0, tiny.VOCAB, length).tolist()
+            for _ in range(2):
+                list(engine.submit(Request(ids, 6, **options)))
+    assert compiled() == warm
 
 
 @pytest.mark.slow
