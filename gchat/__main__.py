@@ -176,7 +176,8 @@ def _eval(args: list[str]) -> None:
     loaded = load_run(options.run, step=options.step)
     score = loaded.score_file(options.text)
     if options.json:
-        print(json.dumps({"text": options.text, **score._asdict(), "step": loaded.step}))
+        figures = {**score._asdict(), "perplexity": score.perplexity}
+        print(json.dumps({"text": options.text, **figures, "step": loaded.step}))
     else:
         print(
             f"{options.text}: {score.bpb:.4f} bits per byte, loss {score.loss:.4f}, perplexity "
