@@ -84,7 +84,7 @@ class Engine:
         depth = params["blocks"]["attn_norm"]["scale"].shape[0]
         self._plan = programs.plan_for(graph, params, speculate)
         config = nnx.merge(graph, params).config
-        self._packing = tied, weights or config.compute_dtype, depth
+        self._packing = tied, weights or config.compute_dtype, depth, self._plan.platform
         self._params = programs.pack_weights(params, *self._packing)
         self._length = cache_slots(-(-seq_len // piece) * piece)
         self._state: DeviceState | None = None
