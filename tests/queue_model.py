@@ -135,8 +135,13 @@ class Machine(RuleBasedStateMachine):
             self.model.results.append((lease.item.id, result))
             self.model.cost += 0.5
 
-    @rule(lease=leases, wait=st.sampled_from([0, 1000]), counts=st.booleans(),
-          final=st.booleans(), reason=st.sampled_from(["time-out: of x", "schema", "a: b: c"]))  # fmt: skip
+    @rule(
+        lease=leases,
+        wait=st.sampled_from([0, 1000]),
+        counts=st.booleans(),
+        final=st.booleans(),
+        reason=st.sampled_from(["time-out: of x", "schema", "a: b: c"]),
+    )
     def fail(self, lease, wait, counts, final, reason):
         row = self.model.held(lease)
         told = self.queue.fail(lease, reason, retry_in=wait, counts=counts, final=final, cost=0.25)

@@ -1,21 +1,14 @@
 """The queue in a file: the protocol against a model, and what only a file can suffer."""
 
 import shutil
-import sqlite3
 import tempfile
-import threading
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from gaia.errors import ConfigError
-from gchat.__main__ import main
-from gchat.queue import Item, QueueError, open_queue
-from gchat.queue import sqlite_queue
+from gchat.queue import open_queue
 from queue_model import Machine
-from disks import fill, small_disk
 
 
 class SqliteMachine(Machine):
