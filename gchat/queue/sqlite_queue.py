@@ -67,18 +67,34 @@ class SqliteQueue(Closing):
             raise ConfigError(f"queue {str(path)!r} is no file", "name a file, such as work.queue")
         if path.stat().st_size == 0:  # made by a process that died, or by one that is just here
             return
-        uri = f"file:{quote(str(path.absolute()))}?mode=ro"
-        with self._explained(), contextlib.closing(sqlite3.connect(uri, uri=True)) as reader:
-            application = reader.execute("PRAGMA application_id").fetchone()[0]
-            version = reader.execute("PRAGMA user_version").fetchone()[0]
-            tables = reader.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if application == version == tables == 0:
-            return
-        if application != sql.APPLICATION:
+        application, version = self._header()
+        if application != sql.APPLICATION and (application or version or self._has_tables()):
             raise ConfigError(f"{str(path)!r} is a database, but no queue", "name another file")
+        if application:
+            self._check_version(version)
+
+    def _header(self) -> tuple[int, int]:
+        """Application and version that the file's header names; sqlite.org/fileformat2.html.
+
+        SQLite itself would leave a -wal and a -shm beside a file that it only reads.
+        """
+        with open(self._path, "rb") as file:
+            head = file.read(100)
+        if len(head) < 100 or not head.startswith(b"SQLite format 3\0"):
+            raise ConfigError(
+                f"queue {str(self._path)!r}: file is not a database", "check the path"
+            )
+        return int.from_bytes(head[68:72]), int.from_bytes(head[60:64])
+
+    def _has_tables(self) -> bool:
+        uri = f"file:{quote(str(self._path.absolute()))}?mode=ro"
+        with self._explained(), contextlib.closing(sqlite3.connect(uri, uri=True)) as reader:
+            return reader.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
+
+    def _check_version(self, version: int) -> None:
         if version != protocol.VERSION:
             raise ConfigError(
-                f"queue {str(path)!r} has version {version}, and this program reads "
+                f"queue {str(self._path)!r} has version {version}, and this program reads "
                 f"{protocol.VERSION}",
                 "finish it with the gaia that made it; it was not changed",
             )
@@ -96,7 +112,10 @@ class SqliteQueue(Closing):
     def _prepare(self, changed: dict[str, str]) -> None:
         """Makes the tables in one transaction, unless another process was faster."""
         with self._transaction(self._durable) as db:
-            if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version:  # the header may still lie in the log that a killed process left
+                self._check_version(version)
+            else:
                 for statement in sql.TABLES.split(";\n"):
                     db.execute(statement)
                 db.execute(f"PRAGMA application_id = {sql.APPLICATION}")

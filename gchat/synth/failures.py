@@ -1,4 +1,4 @@
-"""Errors of a client as a worker's failed attempts: whose fault they are, and what waiting helps."""
+"""Errors of a client as failed attempts of a worker: whose fault they are, what waiting helps."""
 
 from gaia.errors import GaiaError
 from gchat.client import ClientError
