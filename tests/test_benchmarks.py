@@ -61,3 +61,13 @@ def test_what_a_cpu_cannot_measure_is_refused_in_one_line():
     for option, line in cases.items():
         done = train_step("--shapes=tiny", option)
         assert (done.returncode, done.stderr.splitlines()[-1]) == (2, line)
+
+
+def test_the_work_queue_loses_and_doubles_nothing_at_speed():
+    command = [sys.executable, "tests/benchmarks/work_queue.py", "--quick", "--no-servers"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert (figures["lost"], figures["doubled"]) == (0, 0)
+    assert figures["items_per_s"] > 0 and 0 < figures["busy_share"] <= 1
+    assert figures["rows"][0]["sync"].startswith("FULL for adding, results")
