@@ -102,7 +102,7 @@ def arm(queue, at):
 def answer(payload):
     """The result of a payload; some fail at times, some always."""
     if payload.get("never"):
-        raise Failed("schema: never right")
+        raise Failed("schema: never right", after_s=0.01)
     if random.random() < payload.get("fails", 0.0):
         raise Failed(random.choice(["endpoint 500: x", "time-out: y", "schema: z"]), after_s=0.01)
     return {"square": payload["n"] ** 2, "cost": 0.001}
