@@ -52,6 +52,7 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   tokenizer train      a vocabulary of your own: gchat tokenizer train --input F --out DIR
   tokenizer eval       compare tokenizers on several kinds of text
   synth identity       conversations that teach a model its name; also synth qpt, docstrings
+  synth worker         work on a queue of questions; also synth status, priority, dead
   eval identity        the share of questions about itself that it answers with its name
   compare              branches, trained alike: gchat compare main my-idea --minutes 10
   ladder               sizes, the law of their losses, the next size: gchat ladder --depths 2 3 4 5
