@@ -1,7 +1,7 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | midtrain | sft | dpo | rl | sample | chat | generate | judge | serve
-      | plan
+gchat speedrun | train | midtrain | sft | dpo | rl | sample | chat | generate | judge | orchestrate
+      | serve | plan
       | dashboard | checkpoints | eval bpb|core|chat|identity | import hf|gguf
       | export hf|gguf|check | synth identity|qpt|docstrings | sweep | compare | ladder
       | research run|ideas|with
@@ -33,6 +33,7 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   chat                 talk with it: gchat chat --run runs/cpu [-p QUESTION]
   generate             answer a file of questions: gchat generate IN.jsonl OUT.jsonl --run runs/cpu
   judge                grade answers, the judge's own errors taken out: gchat judge IN OUT --run R
+  orchestrate          train, judge, generate by turns on one accelerator: gchat orchestrate PLAN
   serve                answer over HTTP, as OpenAI does: gchat serve --run runs/cpu
   plan                 memory, time and cost on a slice: gchat plan speedrun --sku v6e-8
   dashboard            the same as a page with sliders
@@ -157,6 +158,12 @@ def _generate(args: list[str]) -> None:
 
 def _judge(args: list[str]) -> None:
     from gchat.judge.command import main
+
+    main(args)
+
+
+def _orchestrate(args: list[str]) -> None:
+    from gchat.orchestrate.command import main
 
     main(args)
 
@@ -335,6 +342,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "chat": _chat,
     "generate": _generate,
     "judge": _judge,
+    "orchestrate": _orchestrate,
     "serve": _serve,
     "plan": _plan,
     "dashboard": _dashboard,
