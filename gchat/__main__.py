@@ -1,7 +1,7 @@
 """The `gchat` command: verbs and printing only.
 
 gchat speedrun | train | midtrain | sft | dpo | rl | sample | chat | generate | judge | orchestrate
-      | serve | plan
+      | models add|ls|show|compare|note|rm | serve | plan
       | dashboard | checkpoints | eval bpb|core|chat|identity | import hf|gguf
       | export hf|gguf|check | synth identity|qpt|docstrings | sweep | compare | ladder
       | research run|ideas|with
@@ -34,6 +34,7 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   generate             answer a file of questions: gchat generate IN.jsonl OUT.jsonl --run runs/cpu
   judge                grade answers, the judge's own errors taken out: gchat judge IN OUT --run R
   orchestrate          train, judge, generate by turns on one accelerator: gchat orchestrate PLAN
+  models               an archive of models: gchat models add|ls|show|compare|note|rm
   serve                answer over HTTP, as OpenAI does: gchat serve --run runs/cpu
   plan                 memory, time and cost on a slice: gchat plan speedrun --sku v6e-8
   dashboard            the same as a page with sliders
@@ -166,6 +167,12 @@ def _orchestrate(args: list[str]) -> None:
     from gchat.orchestrate.command import main
 
     main(args)
+
+
+def _models(args: list[str]) -> None:
+    from gchat.archive.command import VERBS, run
+
+    run(_known("gchat models", args, VERBS), args[1:])
 
 
 def _serve(args: list[str]) -> None:
@@ -343,6 +350,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "generate": _generate,
     "judge": _judge,
     "orchestrate": _orchestrate,
+    "models": _models,
     "serve": _serve,
     "plan": _plan,
     "dashboard": _dashboard,
