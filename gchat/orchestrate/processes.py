@@ -68,10 +68,16 @@ def described(process: psutil.Process) -> str:
         return str(process.pid)
 
 
-def kill(find: Callable[[], Sequence[psutil.Process]]) -> int:
+def kill(
+    find: Callable[[], Sequence[psutil.Process]], ended: dict[int, int] | None = None
+) -> int:
     """Kills all that `find` gives until it gives none; how many.
 
     All are stopped first, so that none of them can start another one meanwhile.
+
+    Args:
+        find: gives the processes that still run.
+        ended: gets the exit statuses of children that end here, as `reap` gives them.
     """
     killed: set[int] = set()
     while True:
@@ -85,7 +91,9 @@ def kill(find: Callable[[], Sequence[psutil.Process]]) -> int:
         for one in find():
             tell(one, signal.SIGKILL)
             killed.add(one.pid)
-        reap()
+        statuses = reap()
+        if ended is not None:
+            ended |= statuses
         time.sleep(_PAUSE_S)
 
 

@@ -205,6 +205,7 @@ class Runner:
                 self._say(f"{work.name}: waiting for turn {turn.id} of an orchestrator that died")
             for one in left:
                 processes.tell(one, signal.SIGTERM)
+                processes.tell(one, signal.SIGCONT)  # a stopped process hears nothing
             while processes.marked(mark) and time.monotonic() < until and not self._asked:
                 time.sleep(_TICK_S)
             processes.kill(lambda mark=mark: processes.marked(mark))

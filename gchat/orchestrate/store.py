@@ -21,6 +21,7 @@ from gchat.orchestrate.plan import Workload
 FILE, VERSION = "orchestrate.db", 1
 State = Literal["waiting", "running", "done", "failed", "stopped"]
 Outcome = Literal["done", "yielded", "failed", "lost"]
+FIRST_PAUSE_S = 5.0
 LOST_IN_A_ROW = 5
 """Turns in a row that may be lost before a workload counts as failed: it may kill its machine."""
 _TABLES = """
@@ -328,5 +329,5 @@ def _after(row: Row, outcome: Outcome, now: float) -> dict[str, Any]:
     failures = row.failures + 1
     if failures > row.work.retries:
         return {"state": "failed", "failures": failures}
-    pause = min(600.0, 5.0 * 2 ** (failures - 1))
+    pause = min(600.0, FIRST_PAUSE_S * 2 ** (failures - 1))
     return {"state": "waiting", "failures": failures, "not_before": now + pause}

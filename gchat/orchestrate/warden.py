@@ -59,9 +59,10 @@ def watch(words: list[str], log: Path, grace_s: float, parent: int) -> Result:
         result.status, result.problem = 127, f"{words[0]}: {error.strerror}"
         return result
     asked: set[int] = set()
-    status: int | None = None
+    ended: dict[int, int] = {}
     while True:
-        status = processes.reap().get(command.pid, status)
+        ended |= processes.reap()
+        status = ended.get(command.pid)
         ending = status is not None or stop_at is not None
         alive = processes.below() if ending else []  # it reads the whole table of processes
         if status is not None and not alive:
@@ -72,7 +73,7 @@ def watch(words: list[str], log: Path, grace_s: float, parent: int) -> Result:
         if stop_at is not None:
             _ask(alive, asked)
             if time.monotonic() >= stop_at:
-                result.killed += processes.kill(processes.below)
+                result.killed += processes.kill(processes.below, ended)
                 continue
         number = signal.sigtimedwait(_SIGNALS, _ENDING_TICK_S if ending else _TICK_S)
         if number is not None and number.si_signo != signal.SIGCHLD and not result.stopped:
