@@ -1,4 +1,4 @@
-"""What is written on a model in the archive: facts read from its run, and what people say of it."""
+"""Labels of the archive's models: facts read from their runs, and what people say of them."""
 
 import json
 import re
@@ -90,7 +90,7 @@ def descendants(archive: Path, name: str) -> list[str]:
 def table(cards: Sequence[Card]) -> str:
     """One line a model."""
     head = ("model", "status", "stage", "params", "step", "val bpb", "judge", "added", "last note")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for card in cards:
         facts, metrics = card.facts, card.metrics
         bpb, judge = metrics.get("val_bpb"), metrics.get("judge")

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -232,8 +233,20 @@ class Compare(_Of):
 VERBS = {"add": Add, "ls": Ls, "show": Show, "compare": Compare, "note": Note, "rm": Rm}
 
 
-def run(verb: str, args: list[str]) -> None:
-    """Runs one verb."""
-    command = VERBS[verb]
+def main(args: list[str]) -> None:
+    """Runs the command line.
+
+    Raises:
+        ConfigError: no verb is given, or an unknown one.
+    """
+    choices = f"use one of {', '.join(VERBS)}"
+    if not args:
+        raise ConfigError("no command is given after `gchat models`", choices)
+    command = VERBS.get(args[0])
+    if command is None:
+        nearest = get_close_matches(args[0], VERBS, n=1)
+        remedy = f"did you mean `gchat models {nearest[0]}`?" if nearest else choices
+        raise ConfigError(f"unknown command `gchat models {args[0]}`", remedy)
     raise_on_interrupt()
-    parse(command, args, prog=f"gchat models {verb}", description=command.__doc__).start()
+    prog = f"gchat models {args[0]}"
+    parse(command, args[1:], prog=prog, description=command.__doc__).start()

@@ -68,9 +68,7 @@ def described(process: psutil.Process) -> str:
         return str(process.pid)
 
 
-def kill(
-    find: Callable[[], Sequence[psutil.Process]], ended: dict[int, int] | None = None
-) -> int:
+def kill(find: Callable[[], Sequence[psutil.Process]], ended: dict[int, int] | None = None) -> int:
     """Kills all that `find` gives until it gives none; how many.
 
     All are stopped first, so that none of them can start another one meanwhile.

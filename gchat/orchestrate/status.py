@@ -61,7 +61,7 @@ def _workload(
 def table(facts: dict[str, Any]) -> str:
     """A table of the workloads, and the turn that runs."""
     head = ("workload", "state", "urgency", "turns", "failed", "time", "")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for one in facts["workloads"]:
         urgency = "" if one["urgency"] is None else f"{one['urgency']:.2f}"
         note = one["blocked"] or one["message"]
@@ -80,7 +80,9 @@ def table(facts: dict[str, Any]) -> str:
 
 def planned(plan: Plan) -> str:
     """The workloads of a plan in the order of their first turns, with their commands."""
-    rows = [("workload", "priority", "turn", "limit", "waits for", "command")]
+    rows: list[tuple[str, ...]] = [
+        ("workload", "priority", "turn", "limit", "waits for", "command")
+    ]
     for work in in_order(plan.workloads):
         waits = [*work.after, *([f"each turn of {work.each}"] if work.each else [])]
         times = [clock(t) if t is not None else "-" for t in (work.slice_s, work.limit_s)]

@@ -1,11 +1,10 @@
 """RUN/live.png: what matters of a run in one picture, while it trains and after.
 
-    python -m gchat.run.live RUN [EVERY_S PARENT]
+    python -m gchat.run.live RUN EVERY_S PARENT
 
-It is drawn by a process of its own, at a low priority and without jax, from the files of the run:
-no step waits for it, and whatever becomes of it, training goes on. With EVERY_S it draws whenever
-the files have changed, until the process PARENT is gone. Every picture replaces the one before
-whole.
+draws whenever the files of the run have changed, until the process PARENT is gone: a process of its
+own, at a low priority and without jax. No step waits for it, and whatever becomes of it, training
+goes on. Every picture replaces the one before whole. `gchat picture` draws once.
 """
 
 import json
@@ -70,11 +69,8 @@ class LivePicture:
 
 
 def main(arguments: list[str]) -> None:
-    """Draws once, or as long as the parent lives."""
+    """Draws as long as the parent lives."""
     run = Path(arguments[0])
-    if len(arguments) == 1:
-        print(draw(run))
-        return
     every_s, parent = float(arguments[1]), int(arguments[2])
     os.nice(10)
     ended: list[int] = []
