@@ -51,6 +51,7 @@ def test_the_head_says_what_matters(run):
         assert part in said, (part, said)
 
 
+@pytest.mark.slow
 def test_a_process_draws_as_the_files_change_and_ends_with_its_parent(run):
     picture = LivePicture(run, 0.05, FACTS)
     process = picture._process
@@ -75,6 +76,7 @@ def test_a_process_draws_as_the_files_change_and_ends_with_its_parent(run):
     assert process.wait(20) == 0 and not list(run.glob(".live.png*"))
 
 
+@pytest.mark.slow
 def test_the_painter_of_a_killed_trainer_ends(run):
     script = (
         "import os, sys; from pathlib import Path; from gchat.run.live import LivePicture; "
