@@ -134,6 +134,7 @@ def test_slices_take_turns_and_resume(here, capsys):
     assert states(path, capsys)["train"] == "done"
 
 
+@pytest.mark.slow
 def test_a_limit_ends_a_turn_that_hangs(here, capsys):
     path = write(here, {
         "hangs": sh("trap '' TERM; while :; do sleep 600; done", limit=0.3, grace=0.2, retries=0),
