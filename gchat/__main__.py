@@ -280,7 +280,8 @@ def _synth(args: list[str]) -> None:
     raise_on_interrupt()
     verb = _known("gchat synth", args, VERBS)
     command = VERBS[verb]
-    parse(command, args[1:], prog=f"gchat synth {verb}", description=command.__doc__).run()
+    given = parse(command, args[1:], prog=f"gchat synth {verb}", description=command.__doc__)
+    given.start()
 
 
 def _sweep(args: list[str]) -> None:

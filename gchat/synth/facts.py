@@ -5,11 +5,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import TypeVar
 
 from gchat.synth.features import KINDS, Feature, features
 from gchat.synth.styles import Style
 from gchat.synth.windows import Window
 
+T = TypeVar("T")
 _NAMES = ("person", "place", "event", "name")
 _GROUPS = {"names": _NAMES, "any": KINDS, "figure": ("date", "number")}
 _YEAR = re.compile(r"\b(1[0-9]\d\d|20\d\d)\b")
@@ -110,7 +112,7 @@ class Facts:
 
         "fact" is among them: what the record is about, the same for every style that asks it.
         """
-        draw = _Draw(f"{self.window.id} {style.name}")
+        draw = Draw(f"{self.window.id} {style.name}")
         if style.pick in ("sentence", "pair", "three"):
             return self._of_sentences(style.pick, draw)
         if style.pick in ("dates", "cause", "long", "whole", "outsider"):
@@ -124,7 +126,7 @@ class Facts:
         return self._of_feature(style, draw.one(self.of(style.pick)), draw)
 
     def _of_feature(
-        self, style: Style, feature: Feature | None, draw: "_Draw"
+        self, style: Style, feature: Feature | None, draw: "Draw"
     ) -> dict[str, str] | None:
         if feature is None:
             return None
@@ -148,7 +150,7 @@ class Facts:
         return fields | self._with_wrong(feature, sentence, wrong, draw)
 
     def _with_wrong(
-        self, feature: Feature, sentence: str, wrong: list[str], draw: "_Draw"
+        self, feature: Feature, sentence: str, wrong: list[str], draw: "Draw"
     ) -> dict[str, str]:
         options = draw.shuffled([feature.value, *wrong])
         lettered = [f"{_LETTERS[i]}) {option}" for i, option in enumerate(options)]
@@ -162,7 +164,7 @@ class Facts:
             "value_or_wrong": " or ".join(both),
         }
 
-    def wrong(self, feature: Feature, draw: "_Draw", count: int = 1) -> list[str]:
+    def wrong(self, feature: Feature, draw: "Draw", count: int = 1) -> list[str]:
         """Values of the same kind that the sentence does not have, at most `count`."""
         sentence = self.window.sentences[feature.sentence]
         here = [f.value for f in self.features if f.kind == feature.kind]
@@ -185,7 +187,7 @@ class Facts:
             "fact": f"{self.window.start + number}:sentence",
         }
 
-    def _of_sentences(self, pick: str, draw: "_Draw") -> dict[str, str] | None:
+    def _of_sentences(self, pick: str, draw: "Draw") -> dict[str, str] | None:
         length = {"sentence": 1, "pair": 2, "three": 3}[pick]
         listed = self.window.sentences
         start = draw.one(list(range(len(listed) - length + 1)))
@@ -194,7 +196,7 @@ class Facts:
         more = dict(zip(("next", "third"), listed[start + 1 : start + length], strict=False))
         return self._of_sentence(start) | more
 
-    def _of_cause(self, draw: "_Draw") -> dict[str, str] | None:
+    def _of_cause(self, draw: "Draw") -> dict[str, str] | None:
         if (chosen := draw.one(self._causes)) is None:
             return None
         number, effect, cause = chosen
@@ -203,7 +205,7 @@ class Facts:
         cause = cause[0].upper() + cause[1:]
         return self._of_sentence(number) | {"effect": lowered, "cause": cause}
 
-    def _of_long(self, draw: "_Draw") -> dict[str, str] | None:
+    def _of_long(self, draw: "Draw") -> dict[str, str] | None:
         if (number := draw.one(self._long)) is None:
             return None
         words = self.window.sentences[number].split()
@@ -211,7 +213,7 @@ class Facts:
         halves = {"half": " ".join(words[:at]), "rest": " ".join(words[at:])}
         return self._of_sentence(number) | halves
 
-    def _of_dates(self, draw: "_Draw") -> dict[str, str] | None:
+    def _of_dates(self, draw: "Draw") -> dict[str, str] | None:
         by_year = sorted(self._dated)
         pairs = [
             (a, b) for i, a in enumerate(by_year) for b in by_year[i + 1 :] if a[0] < b[0]
@@ -229,7 +231,7 @@ class Facts:
             "fact": f"{self.window.start + early[1]}:order:{early[0]}<{late[0]}",
         }  # fmt: skip
 
-    def _of_whole(self, draw: "_Draw") -> dict[str, str] | None:
+    def _of_whole(self, draw: "Draw") -> dict[str, str] | None:
         listed = self.window.sentences
         names = list(dict.fromkeys(f.value for f in self.of("names")))
         last = self._of_sentence(len(listed) - 1)["opening"]
@@ -243,7 +245,7 @@ class Facts:
             "fact": f"{self.window.start}:whole",
         }  # fmt: skip
 
-    def _of_outsider(self, draw: "_Draw") -> dict[str, str] | None:
+    def _of_outsider(self, draw: "Draw") -> dict[str, str] | None:
         text = self.window.text
         given = [v for kind in _NAMES for v in self._others.get(kind, ()) if v not in text]
         if (wrong := draw.one(given)) is None:
@@ -263,7 +265,7 @@ def _alike(a: str, b: str) -> bool:
     return True
 
 
-class _Draw:
+class Draw:
     """Choices that depend on a text alone, the same in every process."""
 
     def __init__(self, seed: str) -> None:
@@ -274,10 +276,10 @@ class _Draw:
         digest = hashlib.blake2b(f"{self._seed} {self._count}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little")
 
-    def one(self, given: Sequence):  # noqa: ANN201 - of whatever is given
+    def one(self, given: Sequence[T]) -> T | None:
         """One of them; None where there is none."""
         return given[self._number() % len(given)] if given else None
 
-    def shuffled(self, given: Sequence[str]) -> list[str]:
+    def shuffled(self, given: Sequence[T]) -> list[T]:
         """The same in another order."""
-        return sorted(given, key=lambda _: self._number())
+        return [given[i] for _, i in sorted((self._number(), i) for i in range(len(given)))]

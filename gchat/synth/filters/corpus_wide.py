@@ -1,0 +1,123 @@
+"""Filters that look at all records together: near-duplicates, evaluation sets, what is held out."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gchat.data.curation.contamination import EvalNgrams
+from gchat.data.curation.near import Duplicates, band_hashes, near_copies, signatures
+from gchat.data.curation.shingles import hashed
+from gchat.synth.filters.reason import Reason
+
+DUPLICATES = Duplicates(threshold=0.8, ngram=3, bands=32, rows=4)
+_BATCH = 4096
+_WORD = re.compile(r"\w+")
+Row = dict[str, Any]
+
+
+def plain(text: str) -> str:
+    """A text without case and marks."""
+    return " ".join(_WORD.findall(text.lower()))
+
+
+def near_duplicates(records: Sequence[Row]) -> list[Reason | None]:
+    """Records whose question came before, in these or nearly these words.
+
+    The two orders of a binary choice are one question here, and Q-PT's are told by their answers:
+    the same phrasing asks for many passages.
+    """
+    texts = [_compared(record) for record in records]
+    if not texts:
+        return []
+    rows, hashes = [], []
+    for start in range(0, len(texts), _BATCH):
+        made = signatures(hashed(texts[start : start + _BATCH]), DUPLICATES)
+        rows.append(made)
+        hashes.append(band_hashes(made, DUPLICATES))
+    signatures_DH, bands = np.concatenate(rows), np.concatenate(hashes, axis=1)
+    considered = np.array([len(text.split()) > 0 for text in texts])
+    copies = near_copies(
+        iter(bands), lambda numbers: signatures_DH[numbers], considered, DUPLICATES.threshold
+    )
+    # A pair's second order is its first's copy, and stays with it.
+    first: dict[str, bool] = {}
+    made_reasons: list[Reason | None] = []
+    for record, copy in zip(records, copies.tolist(), strict=True):
+        if record["kind"] == "contrast":
+            copy = first.setdefault(record["pair"], copy)
+        made_reasons.append(Reason("duplicate", "nearly the same was asked before") if copy else None)
+    return made_reasons
+
+
+def _compared(record: Row) -> str:
+    if record["kind"] == "qpt":
+        return plain(f"{record['question']} {record['answer']}")
+    if record["kind"] == "contrast":
+        question = record["question"]
+        for choice in record["choices"]:
+            question = question.replace(choice, " ")
+        return plain(f"{question} {' '.join(sorted(record['choices']))}")
+    return plain(record["question"])
+
+
+def contamination(known: EvalNgrams, where: str) -> Callable[[Sequence[Row]], list[Reason | None]]:
+    """Records that share 13 words in a row (or a whole shorter item) with an evaluation set."""
+
+    def check(records: Sequence[Row]) -> list[Reason | None]:
+        made: list[Reason | None] = []
+        for start in range(0, len(records), _BATCH):
+            part = records[start : start + _BATCH]
+            texts = [f"{r['question']} {r['answer']}" for r in part]
+            for hits in known.hits(hashed(texts)).tolist():
+                made.append(Reason("contaminated", f"{where} has words of it") if hits else None)
+        return made
+
+    return check
+
+
+def asked_elsewhere(records: Sequence[Row]) -> list[Reason | None]:
+    """Training questions that are, word for word, those of a held-out record."""
+    heldout = {plain(r["question"]) for r in records
+               if r["split"] == "heldout_phrasing" and r["kind"] != "qpt"}  # fmt: skip
+    return [
+        Reason("leak", "a held-out record asks the same")
+        if r["split"] == "train" and r["kind"] != "qpt" and plain(r["question"]) in heldout
+        else None
+        for r in records
+    ]
+
+
+def untrained(records: Sequence[Row]) -> list[Reason | None]:
+    """Held-out phrasings of facts that no training record teaches.
+
+    A fact is known where templates wrote the record: one of its sentence must be answered with its
+    value. Of a model's records the window stands for the fact.
+    """
+    facts: set[tuple[str, str]] = set()
+    said: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        if record["split"] == "train":
+            article, fact = record["source"]["article"], _fact(record)
+            facts.add((article, fact))
+            said.setdefault((article, fact.partition(":")[0]), []).append(plain(record["answer"]))
+
+    def taught(record: Row) -> bool:
+        article, fact = record["source"]["article"], _fact(record)
+        if (article, fact) in facts or record["kind"] == "qpt":
+            return (article, fact) in facts
+        number, _, rest = fact.partition(":")
+        value = plain(rest.partition(":")[2] or record["answer"])
+        return any(f" {value} " in f" {answer} " for answer in said.get((article, number), ()))
+
+    return [
+        Reason("untrained", "no training record is about its fact")
+        if record["split"] == "heldout_phrasing" and not taught(record)
+        else None
+        for record in records
+    ]
+
+
+def _fact(record: Row) -> str:
+    return str(record.get("fact", record["source"]["window"]))
