@@ -86,6 +86,11 @@ def load(paths: Sequence[str] = ()) -> dict[str, Style]:
     Raises:
         ConfigError: one line naming file, style and field.
     """
+    return dict(_loaded(tuple(paths)))
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(paths: tuple[str, ...]) -> dict[str, Style]:
     styles: dict[str, Style] = {}
     for name, text in _files(paths):
         for style in _read(name, text):
@@ -116,7 +121,10 @@ def chosen(styles: Mapping[str, Style], names: Iterable[str]) -> dict[str, Style
 def _files(paths: Sequence[str]) -> list[tuple[str, str]]:
     """(name, text) of each file."""
     if not paths:
-        return [(name, text) for name, text in _shipped()]
+        folder = files("gchat.synth") / "styles"
+        inside = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
+        inside.sort(key=lambda file: file.name)
+        return [(file.name, file.read_text(encoding="utf-8")) for file in inside]
     listed: list[Path] = []
     for path in map(Path, paths):
         inside = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
@@ -131,13 +139,6 @@ def _files(paths: Sequence[str]) -> list[tuple[str, str]]:
             reason = getattr(error, "strerror", None) or "not UTF-8"
             raise ConfigError(f"styles file {str(file)!r}: {reason}", "check the path") from None
     return made
-
-
-@functools.cache
-def _shipped() -> tuple[tuple[str, str], ...]:
-    folder = files("gchat.synth") / "styles"
-    inside = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
-    return tuple((f.name, f.read_text(encoding="utf-8")) for f in inside)
 
 
 def _read(file: str, text: str) -> list[Style]:

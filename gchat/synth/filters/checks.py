@@ -28,13 +28,13 @@ def checker(language: str, profile: Profile) -> Checker:
     return Checker(language, profile)
 
 
-def of_text(text: str, field: str, settings: Settings) -> Reason | None:
+def of_text(text: str, field: str, settings: Settings, source: str = "") -> Reason | None:
     """The first filter that one text of a record does not pass."""
     return (
         speech.length(text, field)
         or speech.refusal(text)
         or speech.meta(text)
-        or checker(settings.language, settings.profile).reason(text)
+        or checker(settings.language, settings.profile).reason(text, source)
     )
 
 
@@ -43,7 +43,7 @@ def of_record(
 ) -> tuple[str, Reason] | None:
     """(phase, reason) of the first filter that a record does not pass; None for a good one."""
     for field, text in texts(record):
-        if reason := of_text(text, field, settings):
+        if reason := of_text(text, field, settings, source):
             return field, reason
     if reason := support(source, record["question"], record["answer"], wrong=wrong):
         return "answer", reason

@@ -25,8 +25,8 @@ def plain(text: str) -> str:
 def near_duplicates(records: Sequence[Row]) -> list[Reason | None]:
     """Records whose question came before, in these or nearly these words.
 
-    The two orders of a binary choice are one question here, and Q-PT's are told by their answers:
-    the same phrasing asks for many passages.
+    The two orders of a binary choice are one question here. Q-PT's are left alone: the same
+    phrasing asks for many passages, and many phrasings for the same.
     """
     texts = [_compared(record) for record in records]
     if not texts:
@@ -53,7 +53,7 @@ def near_duplicates(records: Sequence[Row]) -> list[Reason | None]:
 
 def _compared(record: Row) -> str:
     if record["kind"] == "qpt":
-        return plain(f"{record['question']} {record['answer']}")
+        return ""
     if record["kind"] == "contrast":
         question = record["question"]
         for choice in record["choices"]:

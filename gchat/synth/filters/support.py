@@ -11,6 +11,7 @@ from gchat.synth.filters.reason import Reason
 
 MIN_SHARE = 0.6
 """Share of an answer's words that the source must have."""
+_FEW = 5
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _NAME = re.compile(r"(?<![.!?:] )(?<!\A)(?<!\n)(?<![“\"(])\b[A-Z][a-z]{2,}\b")
@@ -51,12 +52,14 @@ def support(source: str, question: str, answer: str, *, wrong: bool = False) -> 
         for name in _NAME.findall(text):
             if name not in _CAPITALS and name.lower() not in lowered:
                 return Reason("support", f"the {field}'s {name!r} is not in the source")
-    words = [w for w in map(str.lower, _WORD.findall(answer)) if w not in _COMMON and len(w) > 2]
+    words = [w for w in map(str.lower, _WORD.findall(_plain(answer)))
+             if w not in _COMMON and len(w) > 2 and "'" not in w]  # fmt: skip
     if not words:
         return None
     stems = {_stem(w) for w in _WORD.findall(given.lower())}
     share = sum(_stem(w) in stems for w in words) / len(words)
-    if share < MIN_SHARE:
+    # "With pleasure: it is Paulus": of few words one must be the source's.
+    if share < (MIN_SHARE if len(words) >= _FEW else 1 / _FEW):
         return Reason("support", f"{share:.0%} of the answer's words are in the source")
     return None
 
