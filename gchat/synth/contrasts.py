@@ -98,7 +98,9 @@ def write(
             yield _offline(facts, feature, wrong[0], name, "")
             if heldout and len(wrong) > 1:
                 # The same fact beside another name, in words that training does not have.
-                yield _offline(facts, feature, wrong[1], draw.one(list(heldout)), "heldout_phrasing")
+                yield _offline(
+                    facts, feature, wrong[1], draw.one(list(heldout)), "heldout_phrasing"
+                )
         else:
             yield _by_model(facts, feature, wrong[0], ask)
 
@@ -136,12 +138,16 @@ def _by_model(facts: Facts, feature: Feature, wrong: str, ask: Ask) -> Pair | Re
         why = Reason("swap", f"the question does not offer {either!r} once")
         return Rejected(fields, ("question", why))
     if right not in answer or wrong in answer:
-        return Rejected(fields, ("answer", Reason("swap", f"the answer does not say {right!r} alone")))
+        return Rejected(
+            fields, ("answer", Reason("swap", f"the answer does not say {right!r} alone"))
+        )
     for name in ("question", "answer"):
         if words := depends_on_order(made[name]):
             return Rejected(fields, (name, Reason("swap", f"{words!r} depends on the order")))
     first = question.replace(swapped, either)
-    return _pair(facts, feature, wrong, (first, first.replace(either, swapped)), answer, "model", "")
+    return _pair(
+        facts, feature, wrong, (first, first.replace(either, swapped)), answer, "model", ""
+    )
 
 
 def _pair(

@@ -10,6 +10,7 @@ from typing import TypeVar
 from gchat.synth.features import KINDS, Feature, features
 from gchat.synth.styles import Style
 from gchat.synth.windows import Window
+from gchat.synth.words import words
 
 T = TypeVar("T")
 _NAMES = ("person", "place", "event", "name")
@@ -93,9 +94,7 @@ class Facts:
 
     @cached_property
     def _long(self) -> list[int]:
-        return [
-            i for i, s in enumerate(self.window.sentences) if len(s.split()) >= _LONG_WORDS
-        ]
+        return [i for i, s in enumerate(self.window.sentences) if len(s.split()) >= _LONG_WORDS]
 
     @cached_property
     def _dated(self) -> list[tuple[int, int]]:
@@ -172,9 +171,7 @@ class Facts:
         good = [
             value
             for value in dict.fromkeys(given)
-            if value not in sentence
-            and feature.value not in value
-            and _alike(value, feature.value)
+            if value not in sentence and feature.value not in value and _alike(value, feature.value)
         ]
         return draw.shuffled(good)[:count]
 
@@ -215,9 +212,7 @@ class Facts:
 
     def _of_dates(self, draw: "Draw") -> dict[str, str] | None:
         by_year = sorted(self._dated)
-        pairs = [
-            (a, b) for i, a in enumerate(by_year) for b in by_year[i + 1 :] if a[0] < b[0]
-        ]
+        pairs = [(a, b) for i, a in enumerate(by_year) for b in by_year[i + 1 :] if a[0] < b[0]]
         if (chosen := draw.one(pairs)) is None:
             return None
         early, late = chosen
@@ -254,7 +249,7 @@ class Facts:
         return self._of_sentence(number) | {"wrong": wrong}
 
 
-_ARTICLES = frozenset("The A An This These That Those It He She They His Her Its Their In".split())
+_ARTICLES = words("openers")
 
 
 def _alike(a: str, b: str) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from gchat.synth.words import words
+
 Kind = Literal["person", "place", "event", "date", "number", "name"]
 KINDS: tuple[Kind, ...] = ("person", "place", "event", "date", "number", "name")
 
@@ -27,37 +29,18 @@ _UNIT = (
     "metres|meters|kilometres|kilometers|acres|tons|tonnes|pounds|years|days|hours|minutes|men|"
     "people|soldiers|goals|games|copies|points|dollars)"
 )
-_NUMBER = re.compile(rf"(?<![\w.,$£-])(?<!– )[$£]?\d[\d,]*(?:\.\d+)?(?:%| {_UNIT}\b)?(?![\w-])(?!,\d)(?! –)")
+_NUMBER = re.compile(
+    rf"(?<![\w.,$£-])(?<!– )[$£]?(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?(?:%| {_UNIT}\b)?(?![\w-])(?![.,:] ?\d)(?! –)"
+)
 _CAPITAL = r"[A-Z][\w'’-]*[a-z][\w'’-]*|[A-Z]\.|[A-Z]{2,5}"
 _NAME = re.compile(
     rf"(?:{_CAPITAL})(?:(?: of(?: the)?| the| de| von| van| and the)? (?:{_CAPITAL}))*"
 )
-_EVENT_WORDS = frozenset(
-    "War Battle Operation Siege Treaty Championship Cup Festival Revolution Election Olympics "
-    "Campaign Offensive Conference Tour Bowl Massacre Rebellion Crisis Awards Award Grand Prix "
-    "Invasion Hurricane Storm Games Raid Act Series Season Congress".split()
-)
-_PLACE_WORDS = frozenset(
-    "River City Island Islands County Street Road Bay Lake Sea Ocean Mountain Mountains Valley "
-    "Park Bridge Castle Church Airport Station Harbour Harbor Peninsula Province District Kingdom "
-    "Republic States University Stadium Theatre Coast Beach Hill Creek Highway Route".split()
-)
-_TITLES = frozenset(
-    "Mr Mrs Miss Ms Dr Sir Lord Lady King Queen Prince Princess President General Colonel Captain "
-    "Major Admiral Lieutenant Commander Marshal Emperor Pope Bishop Archbishop Father Saint St "
-    "Professor Senator Governor Chancellor Minister".split()
-)
+_EVENT_WORDS = words("events")
+_PLACE_WORDS = words("places")
+_TITLES = words("titles")
 # Words with a capital at the beginning of a sentence that are no names.
-_COMMON = frozenset(
-    "The A An In On At It He She They His Her Its Their This That These Those There When While "
-    "After Before During As By For From With Without To Of And But Or Although Though However "
-    "Since Until Because If Some Many Most All Both Each Several Other Another One Two Three Four "
-    "Five Six Seven Eight Nine Ten First Second Third By Under Over Despite According Following "
-    "Because We You I My Our Your Not No Only Also Then Thus Upon Between Among Through Throughout "
-    "Within Later Early Once What Who Where Why How Such So Yet Even Like Just Now Here".split()
-) | frozenset(MONTHS) | frozenset(
-    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-)  # fmt: skip
+_COMMON = words("no_names")
 _ADJECTIVES = ("ish", "ese", "ean", "ian", "can", "man", "ench", "iet")
 _NOUN = re.compile(r"[ -][a-z]")  # "American lobster": an adjective, not a name
 _IN_PLACE = re.compile(r"\b(?:in|at|near|from|to|into|across|around|outside|off|through|toward)\s$")
@@ -91,7 +74,11 @@ def features(sentences: Sequence[str]) -> list[Feature]:
     for number, sentence in enumerate(sentences):
         taken: list[tuple[int, int]] = []
         values: set[str] = set()
-        for kind, value, start in [*_dates(sentence), *_names(sentence, people), *_counts(sentence)]:
+        for kind, value, start in [
+            *_dates(sentence),
+            *_names(sentence, people),
+            *_counts(sentence),
+        ]:
             end = start + len(value)
             if value in values or any(start < b and a < end for a, b in taken):
                 continue

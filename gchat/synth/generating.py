@@ -147,7 +147,9 @@ class Generate(Model):
                         f"--{option} has no effect without --endpoint or --run", "leave it out"
                     )
         if self.max_cost is not None and not (self.prompt_price or self.completion_price):
-            raise ConfigError("--max-cost without prices", "give --prompt-price, --completion-price")
+            raise ConfigError(
+                "--max-cost without prices", "give --prompt-price, --completion-price"
+            )
         if self.concurrency is not None and self.concurrency < 1:
             raise ConfigError(f"concurrency = {self.concurrency}", "use at least 1")
         if self.out.is_file():

@@ -136,7 +136,11 @@ def make(job: Job) -> Plan:
     """
     job.check()
     listed = articles(job.inputs, job.text_column)
-    names = [*job.styles, *contrasts.phrasings(), *(f"qpt-{i}" for i in range(len(qpt.phrasings())))]
+    names = [
+        *job.styles,
+        *contrasts.phrasings(),
+        *(f"qpt-{i}" for i in range(len(qpt.phrasings()))),
+    ]
     chosen = split(
         listed, names, heldout=job.heldout, heldout_styles=job.heldout_styles, seed=job.seed,
         language=job.language,
@@ -258,7 +262,9 @@ def items(job: Job, plan: Plan) -> Iterator[Item]:
                  if part == "train" and s.name in plan.heldout_styles}  # fmt: skip
         if job.model == "offline":
             wanted = {"kind": "qa", "style": "all", "styles": [packed(s) for s in fitting]}
-            yield Item(f"w-{record_id(window.id, 'all', job.seed)}", base | wanted | {"parts": parts})
+            yield Item(
+                f"w-{record_id(window.id, 'all', job.seed)}", base | wanted | {"parts": parts}
+            )
         else:
             for style in fitting:
                 wanted = {"kind": "qa", "style": style.name, "group": style.group,
@@ -307,4 +313,3 @@ def heldout_texts(plan: Plan) -> list[str]:
         if plan.parts[window.id] == "heldout_article":
             texts.setdefault(window.article, []).append(window.text)
     return ["\n".join(parts) for parts in texts.values()]
-

@@ -107,7 +107,9 @@ def with_choices(made: dict[str, Any]) -> dict[str, Any] | Reason:
     """Letters the choices, behind the question; the answer must be one of them."""
     answer, choices = made["answer"], made["choices"]
     plain = answer[2:].strip() if answer[:2] in {f"{letter})" for letter in _LETTERS} else answer
-    places = [i for i, c in enumerate(choices) if c.lower().strip(" .") == plain.lower().strip(" .")]
+    places = [
+        i for i, c in enumerate(choices) if c.lower().strip(" .") == plain.lower().strip(" .")
+    ]
     if not places and answer.strip(" .)") in _LETTERS:
         places = [_LETTERS.index(answer.strip(" .)"))]
     if len(places) != 1 or places[0] >= len(choices):

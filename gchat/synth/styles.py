@@ -1,16 +1,16 @@
 """Prompt styles: data files that say which windows a style fits and what is asked of a model.
 
-    group: questions
-    styles:
-      when:
-        needs: {date: 1}                     # applicability: features that a window must have
-        ask: Ask when something happened …   # told to a model
-        form: open                           # open, boolean, choice, list or rewrite
-        wrong: false                         # it may name what is not in the text
-        pick: date                           # the offline generator: the fact that it takes,
-        change: typos                        # what is done to the question in the end,
-        question: "When was it? “{blank}”"   # and its sentences
-        answer: "It was {value}."
+group: questions
+styles:
+  when:
+    needs: {date: 1}                     # applicability: features that a window must have
+    ask: Ask when something happened …   # told to a model
+    form: open                           # open, boolean, choice, list or rewrite
+    wrong: false                         # it may name what is not in the text
+    pick: date                           # the offline generator: the fact that it takes,
+    change: typos                        # what is done to the question in the end,
+    question: "When was it? “{blank}”"   # and its sentences
+    answer: "It was {value}."
 """
 
 import functools
@@ -178,7 +178,9 @@ def _style(file: str, group: str, name: str, given: Any) -> Style:
             raise wrong(field, "is missing", "add it")
     for field, allowed in (("form", FORMS), ("pick", PICKS), ("change", CHANGES)):
         if given.get(field, allowed[0]) not in allowed:
-            raise wrong(field, f"is {given[field]!r}", f"use one of {', '.join(filter(None, allowed))}")
+            raise wrong(
+                field, f"is {given[field]!r}", f"use one of {', '.join(filter(None, allowed))}"
+            )
     for need, least in given["needs"].items():
         if need not in NEEDS:
             raise wrong(f"needs.{need}", "is unknown", _near(str(need), NEEDS))

@@ -91,7 +91,9 @@ def count(
 
 def _by_style(kept: Iterable[Row], rejects: Iterable[Row]) -> dict[str, Row]:
     """Made, accepted, tokens and cost of each style, those of its rejects included."""
-    table: dict[str, Row] = defaultdict(lambda: {"made": 0, "accepted": 0, "tokens": 0, "cost": 0.0})
+    table: dict[str, Row] = defaultdict(
+        lambda: {"made": 0, "accepted": 0, "tokens": 0, "cost": 0.0}
+    )
     for accepted, rows in ((1, kept), (0, rejects)):
         for record in rows:
             row = table[record["style"] if record["kind"] != "qpt" else "qpt"]

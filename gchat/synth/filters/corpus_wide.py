@@ -47,7 +47,9 @@ def near_duplicates(records: Sequence[Row]) -> list[Reason | None]:
     for record, copy in zip(records, copies.tolist(), strict=True):
         if record["kind"] == "contrast":
             copy = first.setdefault(record["pair"], copy)
-        made_reasons.append(Reason("duplicate", "nearly the same was asked before") if copy else None)
+        made_reasons.append(
+            Reason("duplicate", "nearly the same was asked before") if copy else None
+        )
     return made_reasons
 
 

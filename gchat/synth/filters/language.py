@@ -22,6 +22,7 @@ from gaia.errors import ConfigError, GaiaError
 from gaia.extras import install
 from gchat.data.languages import identity
 from gchat.synth.filters.reason import Reason
+from gchat.synth.words import words
 
 Profile = Literal["default", "seed"]
 PROFILES: tuple[Profile, ...] = ("default", "seed")
@@ -38,7 +39,7 @@ _SCRIPTS = {
 }  # fmt: skip
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _CODE = re.compile(r"[{}<>=;_\\|`$#@~^]|\(\)|://|\w\.\w|\w\(")
-_PARTICLES = frozenset("of the and de la le von van der den di da del du in at on for to a an".split())
+_PARTICLES = words("particles")
 
 
 class Checker:
@@ -101,11 +102,13 @@ class Checker:
 
     def _small_words(self, text: str) -> tuple[int, int]:
         """Small words of the language, and those that only others have."""
-        words = [word.lower() for word in _WORD.findall(text)]
+        given = _WORD.findall(text)
+        # A capital in the middle of a text makes a name of it: "Al Green", "Temple VI".
+        words = [w.lower() for i, w in enumerate(given) if i == 0 or w[0].islower()]
         own = small_words().get(self.language)
         if own is None:
             return 0, 0
-        if not any(w[0].islower() for w in _WORD.findall(text)) and len(words) < 3:
+        if len(given) < 3 and not any(w[0].islower() for w in given):
             return 0, 0  # a name: "Der Spiegel", "Los Angeles"
         others = small_words().items()
         foreign = frozenset[str]().union(*(w for code, w in others if code != self.language)) - own
@@ -123,7 +126,7 @@ class Checker:
     def foreign(self, text: str) -> str | None:
         """The first letter of a script that the language is not written in.
 
-        A Greek letter that stands alone is a symbol ("α particles").
+        Greek letters that stand alone are symbols ("α particles", "5 μm").
         """
         if text.isascii():
             return None
@@ -132,7 +135,9 @@ class Checker:
                 if character.isascii():
                     continue
                 script = _script(character)
-                if script in self._scripts or (script == "GREEK" and len(match[0]) == 1):
+                if script in self._scripts or not character.isalpha():
+                    continue
+                if script == "GREEK" and len(match[0]) <= 2:
                     continue
                 if script in _NO_SCRIPT:
                     continue
@@ -140,8 +145,7 @@ class Checker:
         return None
 
 
-_NO_SCRIPT = frozenset("MODIFIER SUPERSCRIPT SUBSCRIPT FEMININE MASCULINE MICRO OHM KELVIN ANGSTROM "
-                       "DOUBLE-STRUCK SCRIPT MATHEMATICAL ROMAN".split())  # fmt: skip
+_NO_SCRIPT = frozenset(["MODIFIER", "SUPERSCRIPT", "SUBSCRIPT", "FEMININE", "MASCULINE", "MICRO", "OHM", "KELVIN", "ANGSTROM", "DOUBLE-STRUCK", "SCRIPT", "MATHEMATICAL", "ROMAN"])  # fmt: skip
 
 
 @functools.cache

@@ -8,6 +8,7 @@ style asks about wrong ones.
 import re
 
 from gchat.synth.filters.reason import Reason
+from gchat.synth.words import words
 
 MIN_SHARE = 0.6
 """Share of an answer's words that the source must have."""
@@ -15,18 +16,8 @@ _FEW = 5
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _NAME = re.compile(r"(?<![.!?:] )(?<!\A)(?<!\n)(?<![“\"(])\b[A-Z][a-z]{2,}\b")
-_COMMON = frozenset(
-    "a an and are as at be been but by did do does for from had has have he her his how i if in is "
-    "it its many much no not of on one or our she so some such than that the their them then there "
-    "these they this those to two was we were what when where which who whom whose why will with "
-    "would yes you your true false right wrong correct answer because named called known also very "
-    "can could should may might person place date year number event name first last after before "
-    "during into about over under between said told gave made took".split()
-)
-_CAPITALS = frozenset(
-    "The True False Yes None All Both English British American I January February March April May "
-    "June July August September October November December Dear Regards Kim".split()
-)
+_COMMON = words("small")
+_CAPITALS = words("capitals")
 
 
 def support(source: str, question: str, answer: str, *, wrong: bool = False) -> Reason | None:
@@ -50,7 +41,11 @@ def support(source: str, question: str, answer: str, *, wrong: bool = False) -> 
                 return Reason("support", f"the {field}'s {number} is not in the source")
         lowered = base.lower()
         for name in _NAME.findall(text):
-            if name not in _CAPITALS and name.lower() not in lowered:
+            if (
+                name not in _CAPITALS
+                and name.lower() not in _COMMON
+                and name.lower() not in lowered
+            ):
                 return Reason("support", f"the {field}'s {name!r} is not in the source")
     words = [w for w in map(str.lower, _WORD.findall(_plain(answer)))
              if w not in _COMMON and len(w) > 2 and "'" not in w]  # fmt: skip
@@ -70,9 +65,7 @@ def _plain(text: str) -> str:
 
 def _listed(text: str, number: str) -> bool:
     """True for the number of an item: "(1)", "1." at the beginning of a line, "[2 marks]"."""
-    return bool(
-        re.search(rf"(?:^|\n){number}[.)] |\({number}\)|\[{number} marks?\]", text)
-    )
+    return bool(re.search(rf"(?:^|\n){number}[.)] |\({number}\)|\[{number} marks?\]", text))
 
 
 def _stem(word: str) -> str:
