@@ -54,7 +54,7 @@ def articles(inputs: Sequence[str], text_column: str = "text", max_bad: int = 0)
 
 
 def _texts(documents: Documents) -> Iterator[tuple[str, str, str]]:
-    """(title, text, file) of each article; the documents that a plain file was cut to are joined."""
+    """(title, text, file) of each article; the pieces of a plain file are joined."""
     joined: list[str] = []
     file = ""
     for row in documents.rows():
@@ -95,7 +95,7 @@ def _divided(text: str, file: str) -> Iterator[tuple[str, str, str]]:
     yield file.rpartition("/")[2].rpartition(".")[0].replace("_", " "), text, file
 
 
-_BEFORE = re.compile(r" ([,.;:!?%)\]}’]|'s\b|n't\b|'(?:re|ve|ll|d|m)\b)")
+_BEFORE = re.compile(r" ([,.;:!?%)\]}’]|'s\b|'t\b|n't\b|'(?:re|ve|ll|d|m)\b)")
 _AFTER = re.compile(r"([(\[{$£€]) ")
 _QUOTED = re.compile(r'(?<!\S)" ([^"\n]*?) "(?!\w)')
 _SINGLE = re.compile(r"(?<=\w) '(?= |$)")

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import TypeVar
 
 from gchat.synth.features import KINDS, Feature, features
@@ -40,7 +41,7 @@ class Facts:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """What a style may need, and how often the window has it."""
+        """Number of each thing that a style may need."""
         counts = {kind: sum(f.kind == kind for f in self.features) for kind in KINDS}
         for group, kinds in _GROUPS.items():
             counts[group] = sum(counts[kind] for kind in kinds)
@@ -82,7 +83,7 @@ class Facts:
     @cached_property
     def _twos(self) -> list[tuple[Feature, Feature]]:
         names = self.of("names")
-        return [(a, b) for a, b in zip(names, names[1:], strict=False) if a.sentence == b.sentence]
+        return [(a, b) for a, b in pairwise(names) if a.sentence == b.sentence]
 
     @cached_property
     def _causes(self) -> list[tuple[int, str, str]]:

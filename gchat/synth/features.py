@@ -25,12 +25,13 @@ _DATE = re.compile(
     rf"|{_MONTH} {_YEAR}|{_YEAR})(?![\d,-]*\d)\b"
 )
 _UNIT = (
-    "(?:million|billion|thousand|hundred|per cent|percent|km|cm|mm|m|kg|g|miles|mile|feet|ft|inches|"
-    "metres|meters|kilometres|kilometers|acres|tons|tonnes|pounds|years|days|hours|minutes|men|"
+    "(?:million|billion|thousand|hundred|per cent|percent|km|cm|mm|m|kg|g|miles|mile|feet|ft|inches"
+    "|metres|meters|kilometres|kilometers|acres|tons|tonnes|pounds|years|days|hours|minutes|men|"
     "people|soldiers|goals|games|copies|points|dollars)"
 )
 _NUMBER = re.compile(
-    rf"(?<![\w.,$£-])(?<!– )[$£]?(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?(?:%| {_UNIT}\b)?(?![\w-])(?![.,:] ?\d)(?! –)"
+    rf"(?<![\w.,$£-])(?<!– )[$£]?(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?(?:%| {_UNIT}\b)?"
+    r"(?![\w-])(?![.,:] ?\d)(?! –)"  # neither part of a number nor an end of a range
 )
 _CAPITAL = r"[A-Z][\w'’-]*[a-z][\w'’-]*|[A-Z]\.|[A-Z]{2,5}"
 _NAME = re.compile(

@@ -77,8 +77,11 @@ class Job:
         if not self.kinds:
             raise ConfigError("kinds is empty", "use some of qa, contrast, qpt")
         most = len(qpt.phrasings())
-        for name, low, high in (("pairs", 1, 1000), ("phrasings", 1, most), ("max_tokens", 16, 8192),
-                                ("per_window", 1, None), ("max_windows", 1, None)):  # fmt: skip
+        ranges = (
+            ("pairs", 1, 1000), ("phrasings", 1, most), ("max_tokens", 16, 8192),
+            ("per_window", 1, None), ("max_windows", 1, None),
+        )  # fmt: skip
+        for name, low, high in ranges:
             value = getattr(self, name)
             if value is not None and (value < low or (high is not None and value > high)):
                 upper = f" to {high}" if high is not None else " or more"

@@ -1,7 +1,8 @@
 """Records and rejects: one JSON line each, traceable to their window, style and prompt.
 
     {"id", "kind": "qa"|"contrast"|"qpt", "source": {"article", "title", "window", "sentences"},
-     "style", "split", "question", "answer", "choices"?, "fact"?, "pair"?, "model", "tokens"?, "cost"?}
+     "style", "split", "question", "answer", "choices"?, "fact"?, "pair"?, "model", "tokens"?,
+     "cost"?}
 
 A reject is the same with "phase", "filter" and "why", and what was written where no record came of
 it as "text".
@@ -26,7 +27,7 @@ def record_id(window: str, style: str, *more: object) -> str:
 
 
 def source_of(window: Window) -> dict[str, Any]:
-    """Where a record comes from: sentences is [first, end) within the article."""
+    """The place that a record comes from: sentences is [first, end) within the article."""
     return {
         "article": window.article,
         "title": window.title,
@@ -43,7 +44,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+            for line in file:
                 if not line.strip():
                     continue
                 row = json.loads(line)

@@ -1,4 +1,4 @@
-"""`gchat synth show|styles|filter`: one record with all that made it; styles; filters on any file."""
+"""`gchat synth show|styles|filter`: a record with all that made it, styles, filters on any file."""
 
 import json
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The report of a generation: what each style gave, what it cost, how different the questions are."""
+"""The report of a generation: what each style gave and cost, how different the questions are."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence

@@ -112,7 +112,9 @@ class Checker:
             return 0, 0  # a name: "Der Spiegel", "Los Angeles"
         others = small_words().items()
         foreign = frozenset[str]().union(*(w for code, w in others if code != self.language)) - own
-        counted = [w for w in words if len(w) > 1 and (w in own or w not in _PARTICLES)]
+        if all(w[0].isupper() or w in _PARTICLES for w in given):  # "Erich von dem Bach"
+            words = words[:1]
+        counted = [w for w in words if len(w) > 1]
         return sum(w in own for w in counted), sum(w in foreign for w in counted)
 
     def _as_the_seed(self, text: str) -> Reason | None:
@@ -145,7 +147,7 @@ class Checker:
         return None
 
 
-_NO_SCRIPT = frozenset(["MODIFIER", "SUPERSCRIPT", "SUBSCRIPT", "FEMININE", "MASCULINE", "MICRO", "OHM", "KELVIN", "ANGSTROM", "DOUBLE-STRUCK", "SCRIPT", "MATHEMATICAL", "ROMAN"])  # fmt: skip
+_NO_SCRIPT = words("symbols")
 
 
 @functools.cache
