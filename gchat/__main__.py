@@ -281,7 +281,7 @@ def _synth(args: list[str]) -> None:
     verb = _known("gchat synth", args, VERBS)
     command = VERBS[verb]
     given = parse(command, args[1:], prog=f"gchat synth {verb}", description=command.__doc__)
-    given.start()
+    given.start() if verb == "generate" else given.run()
 
 
 def _sweep(args: list[str]) -> None:

@@ -25,15 +25,27 @@ class ClientError(GaiaError):
     Attributes:
         status: HTTP status, 0 where there was none.
         fatal: the next question would fare no better: a wrong key, no connection, a spent budget.
+        after_s: seconds after which a later try may fare better, as the endpoint says; 0 where it
+            does not say, None where no waiting helps.
+        cause: how a connection ended: "away" (none came about), "time-out" or "broken off"; empty
+            where it did not.
     """
 
     exit_status = 1
 
     def __init__(
-        self, problem: str, remedy: str = "", *, status: int = 0, fatal: bool = False
+        self,
+        problem: str,
+        remedy: str = "",
+        *,
+        status: int = 0,
+        fatal: bool = False,
+        after_s: float | None = None,
+        cause: str = "",
     ) -> None:
         super().__init__(problem, remedy)
         self.status, self.fatal = status, fatal
+        self.after_s, self.cause = after_s, cause
 
 
 @dataclass(frozen=True)

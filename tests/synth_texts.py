@@ -30,7 +30,18 @@ The Wehrmacht and the Luftwaffe attacked at dawn.
 The spores are 5 to 6.5 μm long, and α particles pass.
 They walked 3 ½ miles at −5 °C.
 Write the sentence out in full.""".splitlines()
-NUMBERS = "1944|1,200|3.5%|12 June 1944|June 6, 1944|$3.2 billion|42 km|1941-1945|125 grams|0".split("|")
+NUMBERS = [
+    "1944",
+    "1,200",
+    "3.5%",
+    "12 June 1944",
+    "June 6, 1944",
+    "$3.2 billion",
+    "42 km",
+    "1941-1945",
+    "125 grams",
+    "0",
+]
 CODE = """def f(x): return x + 1
 for (int i = 0; i < n; i++) { sum += a[i]; }
 import numpy as np
@@ -115,7 +126,12 @@ De oorlog was nog niet voorbij.""".splitlines()
 CHINESE = ["斯大林格勒战役", "是的。", "保卢斯指挥了第六集团军。", "答案是一九四二年"]
 ONE_HANZI = ["The 第 Army surrendered in February.", "Paulus commanded it 和 Rommel did not.",
              "It was 是 in 1943.", "The answer is Zhukov。 好"]  # fmt: skip
-KATAKANA = ["スターリングラード", "The パウルス Army surrendered.", "ロンメル", "It was ｶﾀｶﾅ there."]
+KATAKANA = [
+    "スターリングラード",
+    "The パウルス Army surrendered.",
+    "ロンメル",
+    "It was ｶﾀｶﾅ there.",
+]
 FOREIGN = [*GERMAN, *OTHERS, *CHINESE, *ONE_HANZI, *KATAKANA]
 
 REFUSED = ["I'm sorry, but I cannot answer that.", "As an AI language model, I do not know.",

@@ -1,4 +1,4 @@
-"""`gchat synth identity|qpt|docstrings|generate|…`: data that a program writes."""
+"""`gchat synth VERB`: data that a program writes, and the queues of such work."""
 
 import collections
 import json
@@ -12,7 +12,7 @@ import tyro
 from gaia.errors import ConfigError
 from gchat.client import Budget
 from gchat.endpoint_client import KEY_VARIABLE, EndpointClient, read_key
-from gchat.synth import docstrings, identity, qpt
+from gchat.synth import docstrings, identity, qpt, queue_cli
 from gchat.synth.asked import Asking
 from gchat.synth.generating import Generate
 from gchat.synth.persona import Persona, read_persona
@@ -68,7 +68,7 @@ class Identity(_Out):
     dry_run: bool = False
     """Say how many requests the endpoint would get, and send none."""
 
-    def start(self) -> None:
+    def run(self) -> None:
         """Writes the file and prints how many rows of which kind it holds."""
         if self.endpoint is None:
             defaults = {"model": None, "key_env": None, "concurrency": 8, "max_requests": None}
@@ -134,7 +134,7 @@ class Qpt(_Out):
     max_bad: int = 0
     """Number of documents that may be unreadable before the work stops; they are left out."""
 
-    def start(self) -> None:
+    def run(self) -> None:
         """Writes the file and prints how many rows it holds."""
         if not self.inputs:
             raise ConfigError("no input is given", "name files of text")
@@ -174,7 +174,7 @@ class Docstrings(_Out):
     workers: int = 2
     """Number of processes; the result does not depend on it."""
 
-    def start(self) -> None:
+    def run(self) -> None:
         """Writes both files and prints how many rows they hold."""
         for path in (self.out, self.held_out):
             check_out(path, overwrite=self.overwrite)
@@ -197,5 +197,5 @@ class Docstrings(_Out):
 
 VERBS = {
     "identity": Identity, "qpt": Qpt, "docstrings": Docstrings, "generate": Generate,
-    "show": Show, "styles": Styles, "filter": Filter,
+    "show": Show, "styles": Styles, "filter": Filter, **queue_cli.VERBS,
 }  # fmt: skip

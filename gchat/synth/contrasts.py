@@ -93,14 +93,12 @@ def write(
         if not wrong or count >= settings["pairs"]:
             continue
         count += 1
-        name = draw.one(trained)
+        name = draw.of(trained)
         if ask is None:
             yield _offline(facts, feature, wrong[0], name, "")
             if heldout and len(wrong) > 1:
                 # The same fact beside another name, in words that training does not have.
-                yield _offline(
-                    facts, feature, wrong[1], draw.one(list(heldout)), "heldout_phrasing"
-                )
+                yield _offline(facts, feature, wrong[1], draw.of(list(heldout)), "heldout_phrasing")
         else:
             yield _by_model(facts, feature, wrong[0], ask)
 

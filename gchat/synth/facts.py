@@ -274,7 +274,11 @@ class Draw:
 
     def one(self, given: Sequence[T]) -> T | None:
         """One of them; None where there is none."""
-        return given[self._number() % len(given)] if given else None
+        return self.of(given) if given else None
+
+    def of(self, given: Sequence[T]) -> T:
+        """One of them, of which there is one at least."""
+        return given[self._number() % len(given)]
 
     def shuffled(self, given: Sequence[T]) -> list[T]:
         """The same in another order."""

@@ -14,19 +14,18 @@ from gaia.errors import ConfigError, DataError, GaiaError
 from gaia.writer_lock import WriterLock
 from gchat.ask.options import Model
 from gchat.client import Budget, Client
+from gchat.data.curation import contamination
 from gchat.data.progress import progress_bar
 from gchat.queue import Queue, in_threads, open_queue, run_worker
 from gchat.synth import offline, planning, styles
 from gchat.synth.filters.language import Profile
 from gchat.synth.finishing import finish
-from gchat.synth.making import Prices, make_do
+from gchat.synth.making import make_do, priced
 from gchat.synth.planning import Job, Kind
 
 
 class StoppedEarly(GaiaError):
     """Items are left; what is done is kept."""
-
-    exit_status = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +115,8 @@ class Generate(Model):
         if self.dry_run:
             job = self._job("dry-run" if self._asks else offline.MODEL)
             return self._say_plan(job, planning.make(job))
+        if self.decontaminate:
+            contamination.load(self.decontaminate)  # before anything is paid for
         client = self._open()
         try:
             storage.make_folder(self.out)
@@ -214,17 +215,19 @@ class Generate(Model):
         width = self.concurrency or (8 if client is not None else 1)
         if client is not None and hasattr(client, "budget"):
             client.budget.cost = queue.facts().cost  # type: ignore[attr-defined]
-        prices = Prices(self.prompt_price, self.completion_price)
+        price = priced(self.prompt_price, self.completion_price)
         with progress_bar("items", counts.total, None, "") as bar:
             bar.update(counts.done + counts.dead)
-            do = _shown(make_do(client, prices), bar)
-            run_worker(queue, in_threads(do, width), concurrency=width)
+            do = _shown(make_do(client, price), bar)
+            _, signal = run_worker(queue, in_threads(do, width), concurrency=width)
         left = queue.counts()
         if left.open:
-            raise StoppedEarly(
+            stopped = StoppedEarly(
                 f"{left.open:,} of {left.total:,} items are left in {queue.url}",
                 "the same command goes on",
             )
+            stopped.exit_status = 128 + signal if signal else 1
+            raise stopped
 
     def _say_plan(self, job: Job, plan: planning.Plan) -> None:
         count = sum(1 for _ in planning.items(job, plan))

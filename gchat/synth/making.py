@@ -4,39 +4,30 @@ An item holds all that it needs, so that a worker far away needs an endpoint and
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-from gaia.errors import ConfigError
-from gaia_metrics.redaction import redact_text
-from gchat.client import Client, ClientError, Usage
+from gaia.errors import GaiaError
+from gchat.client import Client, Usage
 from gchat.queue import Failed
 from gchat.synth import contrasts, offline, prompting, styles
+from gchat.synth.failures import failed
 from gchat.synth.filters import checks
 from gchat.synth.filters.reason import Reason
 from gchat.synth.records import record_id, source_of
 from gchat.synth.styles import Style
 from gchat.synth.windows import Window
 
-_WAIT = (408, 429, 500, 502, 503, 504, 529)
-_PAUSE_S = 15.0
 TRIES = 2
 """Answers asked for until one has the form that was asked for."""
 
 
-@dataclass(frozen=True)
-class Prices:
-    """US dollars for a million tokens."""
+Price = Callable[[Usage], float]
 
-    prompt: float = 0.0
-    completion: float = 0.0
 
-    def of(self, usage: Usage) -> float:
-        """US dollars that so many tokens cost."""
-        million = 1e6
-        return (
-            usage.prompt_tokens * self.prompt + usage.completion_tokens * self.completion
-        ) / million
+def priced(prompt: float, completion: float) -> Price:
+    """US dollars of tokens, from the prices of a million of each kind."""
+    return lambda usage: (usage.prompt_tokens * prompt + usage.completion_tokens * completion) / 1e6
 
 
 def packed(style: Style) -> Any:
@@ -51,28 +42,30 @@ def unpacked(given: Any) -> Style:
         Failed: this version of gchat has no such style.
     """
     if isinstance(given, dict):
-        return Style(**given | {"needs": tuple((k, n) for k, n in given["needs"])})
+        return Style.from_json(given)
     try:
         return styles.load()[given]
     except KeyError:
         raise Failed(f"style: {given!r} is unknown to this version of gchat", fatal=True) from None
 
 
+FREE = priced(0.0, 0.0)
+
+
 def make_do(
-    client: Client | None, prices: Prices | None = None
+    client: Client | None, price: Price = FREE
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """The work of one item: payload to result.
 
     Args:
         client: of the model; None writes offline.
-        prices: of its tokens.
+        price: US dollars of its tokens.
 
     A result holds "records", "rejects", "tokens", "seconds" of none, and "cost" in US dollars.
     """
-    asked = prices or Prices()
 
     def do(payload: dict[str, Any]) -> dict[str, Any]:
-        made = _Made(payload, client, asked)
+        made = _Made(payload, client, price)
         if payload["kind"] == "contrast":
             made.contrast()
         elif client is None:
@@ -88,8 +81,8 @@ def make_do(
 class _Made:
     """Records and rejects of one item."""
 
-    def __init__(self, payload: dict[str, Any], client: Client | None, prices: Prices) -> None:
-        self._payload, self._prices = payload, prices
+    def __init__(self, payload: dict[str, Any], client: Client | None, price: Price) -> None:
+        self._payload, self._price = payload, price
         self._client = client
         self._window = Window.from_json(payload["window"])
         self._settings = payload["settings"]
@@ -104,7 +97,7 @@ class _Made:
             "records": self._records,
             "rejects": self._rejects,
             "tokens": [self._usage.prompt_tokens, self._usage.completion_tokens],
-            "cost": self._prices.of(self._usage),
+            "cost": self._price(self._usage),
         }
 
     def offline(self) -> None:
@@ -183,10 +176,8 @@ class _Made:
             )
             try:
                 answer = self._client.complete(question)
-            except ClientError as error:
-                raise _failed(error, self._prices.of(self._usage)) from None
-            except ConfigError as error:
-                raise Failed(f"question: {error}", fatal=True) from None
+            except GaiaError as error:
+                raise failed(error, self._price(self._usage)) from None
             text, usage = answer.text, usage + answer.usage
             self._usage += answer.usage
             read = prompting.read(text, fields)
@@ -212,7 +203,7 @@ class _Made:
         }
         if usage is not None:
             record["tokens"] = [usage.prompt_tokens, usage.completion_tokens]
-            record["cost"] = self._prices.of(usage)
+            record["cost"] = self._price(usage)
         return record
 
     def _keep(self, record: dict[str, Any], style: Style) -> None:
@@ -224,13 +215,3 @@ class _Made:
 
     def _reject(self, record: dict[str, Any], phase: str, reason: Reason) -> None:
         self._rejects.append(record | {"phase": phase, "filter": reason.filter, "why": reason.why})
-
-
-def _failed(error: ClientError, cost: float) -> Failed:
-    """An error of the client as the queue's workers understand it, without any key."""
-    text = redact_text(str(error))
-    if error.status in _WAIT:
-        return Failed(f"endpoint {error.status}: {text}", pause_s=_PAUSE_S, cost=cost)
-    if error.fatal:
-        return Failed(f"endpoint: {text}", fatal=True, cost=cost)
-    return Failed(f"endpoint: {text}", cost=cost)

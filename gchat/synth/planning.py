@@ -65,10 +65,7 @@ class Job:
     @property
     def style_list(self) -> list[Style]:
         """The styles, in order."""
-        return [
-            Style(**fields | {"needs": tuple((k, n) for k, n in fields["needs"])})
-            for fields in self.styles.values()
-        ]
+        return [Style.from_json(fields) for fields in self.styles.values()]
 
     def check(self) -> None:
         """Raises ConfigError naming the number that cannot work."""

@@ -92,10 +92,11 @@ def read(text: str, fields: tuple[str, ...]) -> dict[str, Any] | Reason:
     for name in fields:
         value = row.get(name)
         if name == "choices":
-            good = isinstance(value, list) and all(isinstance(v, str) for v in value)
-            if not good or len({v.strip().lower() for v in value}) < len(value) or len(value) < 2:
+            listed = value if isinstance(value, list) else []
+            choices = [v.strip() for v in listed if isinstance(v, str)]
+            if len(choices) < 2 or len({c.lower() for c in choices}) < len(listed):
                 return Reason("schema", "choices are no list of different texts")
-            made[name] = [v.strip() for v in value]
+            made[name] = choices
         elif not isinstance(value, str):
             return Reason("schema", f"{name} is missing or no text")
         else:

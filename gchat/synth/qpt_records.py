@@ -22,7 +22,7 @@ def write(job: Job, plan: Plan) -> Iterator[dict[str, Any]]:
         part = plan.parts[window.id]
         wanted = [(one, part) for one in draw.shuffled(trained)[: job.phrasings]]
         if part == "train" and heldout:
-            wanted.append((draw.one(heldout), "heldout_phrasing"))
+            wanted.append((draw.of(heldout), "heldout_phrasing"))
         for (name, style, template), split in wanted:
             yield {
                 "id": record_id(window.id, name, job.seed),

@@ -34,7 +34,7 @@ class Show:
     json: bool = False
     """Print one JSON object."""
 
-    def start(self) -> None:
+    def run(self) -> None:
         """Prints it; changes nothing."""
         job, windows = Job.read(self.out), read_windows(self.out)
         rows = [row for name in (*PARTS, REJECTS) for row in self._rows(name)]
@@ -68,8 +68,7 @@ def _prompt(job: Job, window: Window, record: dict[str, Any] | None) -> list[dic
     """Messages that the model was asked with; none where templates wrote the record."""
     if record is None or record.get("model") == "offline" or record.get("style") not in job.styles:
         return []
-    fields = job.styles[record["style"]]
-    style = Style(**fields | {"needs": tuple((k, n) for k, n in fields["needs"])})
+    style = Style.from_json(job.styles[record["style"]])
     asked = prompting.question(window, style, job.to_json())
     return [{"role": m.role, "content": m.content} for m in asked.messages]
 
@@ -108,7 +107,7 @@ class Styles:
     json: bool = False
     """Print one JSON object."""
 
-    def start(self) -> None:
+    def run(self) -> None:
         """Prints each with its group, what a window must have, and what a model is asked."""
         listed = styles.load(self.style_files)
         if self.json:
@@ -149,7 +148,7 @@ class Filter:
     json: bool = False
     """Print one JSON object."""
 
-    def start(self) -> None:
+    def run(self) -> None:
         """Writes both files and prints how many rows went, and why."""
         if len({p.resolve() for p in (self.out, self.rejects, self.rows)}) < 3:
             raise ConfigError("two of the files are one", "name three different files")

@@ -75,6 +75,11 @@ class Style:
     wrong: bool = False
     change: str = ""
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Style":
+        """Reads back the fields that `dataclasses.asdict` gave, also through JSON."""
+        return cls(**{**fields, "needs": tuple((name, least) for name, least in fields["needs"])})
+
     def fits(self, counts: Mapping[str, int]) -> bool:
         """True for a window that has what the style needs."""
         return all(counts.get(name, 0) >= least for name, least in self.needs)

@@ -106,7 +106,7 @@ def check(size: int, stride: int) -> None:
 @functools.cache
 def _splitter() -> Callable[[str, str], list[str]]:
     try:
-        from sentencex import segment
+        from sentencex import segment  # pyright: ignore[reportAttributeAccessIssue]
     except ModuleNotFoundError:
         raise GaiaError("windows of sentences need sentencex", install("synth")) from None
     return segment

@@ -80,15 +80,28 @@ def contamination(known: EvalNgrams, where: str) -> Callable[[Sequence[Row]], li
 
 
 def asked_elsewhere(records: Sequence[Row]) -> list[Reason | None]:
-    """Training questions that are, word for word, those of a held-out record."""
+    """Records held out and trained as well: the question word for word, or the same two choices.
+
+    A question goes from training; of a choice the held-out record goes, because overlapping
+    windows train it in several phrasings.
+    """
     heldout = {plain(r["question"]) for r in records
                if r["split"] == "heldout_phrasing" and r["kind"] != "qpt"}  # fmt: skip
-    return [
-        Reason("leak", "a held-out record asks the same")
-        if r["split"] == "train" and r["kind"] != "qpt" and plain(r["question"]) in heldout
-        else None
-        for r in records
-    ]
+    choices = {_choice(r) for r in records if r["split"] == "train" and r["kind"] == "contrast"}
+
+    def reason(record: Row) -> Reason | None:
+        part, kind = record["split"], record["kind"]
+        if kind == "contrast" and part == "heldout_phrasing" and _choice(record) in choices:
+            return Reason("leak", "the same choice is trained")
+        if kind != "qpt" and part == "train" and plain(record["question"]) in heldout:
+            return Reason("leak", "a held-out record asks the same")
+        return None
+
+    return [reason(record) for record in records]
+
+
+def _choice(record: Row) -> tuple[str, str, frozenset[str]]:
+    return record["source"]["article"], _fact(record), frozenset(record["choices"])
 
 
 def untrained(records: Sequence[Row]) -> list[Reason | None]:
@@ -122,4 +135,4 @@ def untrained(records: Sequence[Row]) -> list[Reason | None]:
 
 
 def _fact(record: Row) -> str:
-    return str(record.get("fact", record["source"]["window"]))
+    return str(record["fact"] if "fact" in record else record["source"]["window"])

@@ -1,5 +1,7 @@
 """Filters on planted sets: no leak, hardly a false kill, and the reason of each."""
 
+import json
+
 import pytest
 
 import synth_texts as texts
@@ -139,7 +141,7 @@ def test_near_duplicates_go_and_the_first_stays():
 
 def test_evaluation_sets_and_held_out_texts_are_kept_out(tmp_path):
     asked = "In which month of the year 1941 did the bread ration of the city fall so low at last?"
-    (tmp_path / "eval.jsonl").write_text('{"question": "%s"}' % asked)
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"question": asked}))
     held = "The orchestra of the radio played the whole symphony on that evening in August 1942."
     rows = [
         record("A", asked),

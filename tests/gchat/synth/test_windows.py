@@ -61,7 +61,9 @@ def test_numbers_that_leave_sentences_out_are_refused():
 
 
 def test_abbreviations_end_no_sentence():
-    text = "Dr. Smith met the U.S. Army at 5 p.m. on Monday. He left. Then he came back, e.g. twice."
+    text = (
+        "Dr. Smith met the U.S. Army at 5 p.m. on Monday. He left. Then he came back, e.g. twice."
+    )
     assert sentences(text) == ["Dr. Smith met the U.S. Army at 5 p.m. on Monday.",
                                "Then he came back, e.g. twice."]  # fmt: skip
 
@@ -137,5 +139,5 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused():
     listed = corpus.articles([str(ARTICLES)])[:1]
     with pytest.raises(ConfigError, match="leaves none to train on"):
         split(listed, [], heldout=0.1, heldout_styles=0)
-    with pytest.raises(ConfigError, match="heldout_styles = 1.5"):
+    with pytest.raises(ConfigError, match=r"heldout_styles = 1\.5"):
         split(listed, [], heldout=0, heldout_styles=1.5)
