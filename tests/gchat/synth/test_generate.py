@@ -201,7 +201,7 @@ def test_a_chained_question_is_checked_before_its_answer_is_paid_for(tmp_path, c
         capsys.readouterr()
         assert len(fake.seen) == 12
         asked = [b["messages"][-1]["content"] for _, b, _ in fake.seen]
-        assert sum("Question: Who took over" in text for text in asked) == 6
+        assert sum("Question: " in text for text in asked) == 6
         fake.seen.clear()
         fake.reply = writes('{"question": "As an AI, may I ask?"}')
         assert generate(tmp_path / "p", *chained, "--endpoint", fake.url, "--json") == 0
