@@ -1,7 +1,8 @@
 """Parts that the backends share."""
 
+import json
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 
 class Closing:
@@ -21,3 +22,10 @@ class Closing:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def to_json(value: Any) -> str:
+    """JSON in few bytes. Raises TypeError or ValueError for what is none."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text.encode()  # a lone surrogate, which no database takes
+    return text

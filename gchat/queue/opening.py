@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gaia.errors import ConfigError
+from gchat.queue.postgres_queue import PostgresQueue
 from gchat.queue.protocol import Queue
+from gchat.queue.redis_queue import RedisQueue
 from gchat.queue.sqlite_queue import SqliteQueue
 
 ADDRESSES = "a file, redis://…, postgresql://…, sqs://… or pubsub://…"
@@ -42,6 +44,10 @@ def open_queue(
     if kind == "sqlite":
         path = Path(text.removeprefix("sqlite:")).expanduser()
         return SqliteQueue(path, create=create, settings=settings)
+    if kind in ("redis", "rediss"):
+        return RedisQueue(text, create=create, settings=settings)
+    if kind in ("postgresql", "postgres"):
+        return PostgresQueue(text, create=create, settings=settings)
     raise ConfigError(f"queue {text!r} is no address of a queue", f"give {ADDRESSES}")
 
 

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from gaia.errors import ConfigError
 from gchat.queue import protocol
 from gchat.queue import sqlite_schema as sql
-from gchat.queue.base import Closing
+from gchat.queue.base import Closing, to_json
 from gchat.queue.protocol import Counts, Dead, Facts, Item, Lease, QueueError, Result
 
 _BUSY_S = 60.0  # another process may hold the file so long before we give up
@@ -90,6 +90,7 @@ class SqliteQueue(Closing):
         made.execute("PRAGMA journal_mode = WAL")
         made.execute(f"PRAGMA synchronous = {synchronous}")
         made.create_function("matches", 2, _matches, deterministic=True)
+        made.create_function("kind_of", 1, protocol.kind_of, deterministic=True)
         return made
 
     def _prepare(self, changed: dict[str, str]) -> None:
@@ -118,7 +119,7 @@ class SqliteQueue(Closing):
     def _add(self, items: list[Item]) -> int:
         now = time.time()
         rows = [
-            (one.id, _json(one.payload), one.priority, now, now - one.priority * self._age_s)
+            (one.id, to_json(one.payload), one.priority, now, now - one.priority * self._age_s)
             for one in items
         ]
         if not rows:
@@ -152,7 +153,7 @@ class SqliteQueue(Closing):
     def complete(self, lease: Lease, result: dict[str, Any]) -> bool:
         """Keeps the result and ends the item, in one transaction."""
         held = (lease.item.id, lease.receipt)
-        text, cost = _json(result), protocol.cost_of(result)
+        text, cost = to_json(result), protocol.cost_of(result)
         with self._durably() as db:
             row = db.execute(sql.COMPLETE, held).fetchone()
             if row is None:
@@ -189,7 +190,7 @@ class SqliteQueue(Closing):
 
     def priority(self, where: Mapping[str, str], value: float) -> int:
         """Changes the priority of open items whose payload has these values."""
-        facts = {"value": value, "age_s": self._age_s, "where": _json(dict(where))}
+        facts = {"value": value, "age_s": self._age_s, "where": to_json(dict(where))}
         with self._durably() as db:
             return db.execute(sql.PRIORITY, facts).rowcount
 
@@ -313,10 +314,6 @@ class SqliteQueue(Closing):
                 remedy = "check the file and its folder"
             problem = f"queue {str(self._path)!r} cannot be used ({text})"
             raise QueueError(problem, remedy) from error
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _matches(payload: str, where: str) -> bool:

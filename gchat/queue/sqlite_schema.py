@@ -84,7 +84,7 @@ WHERE id = ? AND receipt = ? AND state = 2
 """
 REVIVE = """
 UPDATE items SET state = 0, attempts = 0, reason = NULL
-WHERE state = 4 AND (:kind IS NULL OR reason = :kind OR reason LIKE :kind || ':%')
+WHERE state = 4 AND (:kind IS NULL OR kind_of(reason) = :kind)
 """
 PRIORITY = """
 UPDATE items SET priority = :value, rank = added - :value * :age_s

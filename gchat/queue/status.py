@@ -50,9 +50,7 @@ def lines(state: dict[str, Any]) -> list[str]:
     made = [first, second]
     if state["cost"]:
         left = "" if state["cost_left"] is None else f", about ${state['cost_left']:,.2f} to go"
-        made.append(
-            f"  ${state['cost']:,.4f} so far, ${state['cost_per_done']:,.6f} an item{left}"
-        )
+        made.append(f"  ${state['cost']:,.4f} so far, ${state['cost_per_done']:,.6f} an item{left}")
     if state["failures"]:
         told = ", ".join(f"{n:,} {kind}" for kind, n in _largest(state["failures"], 8))
         made.append(f"  failed attempts: {told}")
@@ -77,5 +75,3 @@ def duration(seconds: float) -> str:
         if count or (name == "s" and not parts):
             parts.append(f"{count} {name}")
     return " ".join(parts[:2])
-
-
