@@ -2,7 +2,7 @@
 
 gchat speedrun | train | midtrain | sft | dpo | rl | sample | chat | generate | serve | plan
       | dashboard | checkpoints | eval bpb|core|chat|identity | import hf|gguf
-      | export hf|gguf|check | synth identity|qpt|docstrings | sweep | compare | ladder
+      | export hf|gguf|check | synth identity|qpt|docstrings|generate | sweep | compare | ladder
       | research run|ideas|with
       | data prepare|chat|curate|download|count|verify|upload | tokenizer train|eval
 """
@@ -52,6 +52,7 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   tokenizer train      a vocabulary of your own: gchat tokenizer train --input F --out DIR
   tokenizer eval       compare tokenizers on several kinds of text
   synth identity       conversations that teach a model its name; also synth qpt, docstrings
+  synth generate       records out of a corpus: gchat synth generate articles/ --out runs/records
   eval identity        the share of questions about itself that it answers with its name
   compare              branches, trained alike: gchat compare main my-idea --minutes 10
   ladder               sizes, the law of their losses, the next size: gchat ladder --depths 2 3 4 5
