@@ -20,6 +20,9 @@ _META = re.compile(
     r"|\bthe (?:given|provided|above|following) (?:text|context|sentences?|information)\b"
     r"|\b(?:here is|here's|here are) (?:a|an|the|your|my|one|some)\b[^.?!\n]*"
     r"\b(?:question|answer|record|json|response)\b"
+    r"|\banswer to (?:the|this|that) question\b|\b(?:the|this|your) task\b|\b(?:this|the) question"
+    r" (?:is|asks|about)\b|\bthe answer(?:'s| is| to| must)\b"
+    r"|\bthe text (?:is|says|describes|tells)\b"
     r"|^(?:sure|certainly|of course|absolutely)[,!.:]"
     r"|^(?:question|answer|q|a) ?\d*:|\bjson (?:object|schema)\b|```|<\|im_|<\/?think>"
     r"|^\s*\{\s*\"(?:question|answer)\"|\[(?:insert|your|name|answer|question)\b",

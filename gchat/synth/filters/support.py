@@ -29,34 +29,49 @@ def support(source: str, question: str, answer: str, *, wrong: bool = False) -> 
         answer: to check.
         wrong: the style names wrong details in its question on purpose.
     """
-    known = _plain(source)
-    given = known + " " + _plain(question)
-    for text, field, base in ((answer, "answer", given if wrong else known),
-                              (question, "question", None if wrong else known)):  # fmt: skip
-        if base is None:
-            continue
-        numbers = set(_NUMBER.findall(base))
-        for number in _NUMBER.findall(text):
-            if number not in numbers and number.strip("0") and not _listed(text, number):
-                return Reason("support", f"the {field}'s {number} is not in the source")
-        lowered = base.lower()
-        for name in _NAME.findall(text):
-            if (
-                name not in _CAPITALS
-                and name.lower() not in _COMMON
-                and name.lower() not in lowered
-            ):
-                return Reason("support", f"the {field}'s {name!r} is not in the source")
-    words = [w for w in map(str.lower, _WORD.findall(_plain(answer)))
-             if w not in _COMMON and len(w) > 2 and "'" not in w]  # fmt: skip
-    if not words:
-        return None
-    stems = {_stem(w) for w in _WORD.findall(given.lower())}
-    share = sum(_stem(w) in stems for w in words) / len(words)
-    # "With pleasure: it is Paulus": of few words one must be the source's.
-    if share < (MIN_SHARE if len(words) >= _FEW else 1 / _FEW):
+    known, asked = _plain(source), _plain(question)
+    given = f"{known} {asked}" if wrong else known
+    if reason := _added(_plain(answer), "answer", given):
+        return reason
+    if not wrong and (reason := _added(asked, "question", known)):
+        return reason
+    counted = _content(answer)
+    share = _share(counted, given)
+    # "With pleasure: it is Paulus": of few words one must be the source's, or a number.
+    few = len(counted) < _FEW
+    if share < (1 / _FEW if few else MIN_SHARE) and not (few and _NUMBER.search(answer)):
         return Reason("support", f"{share:.0%} of the answer's words are in the source")
+    named = _content(question)
+    if not named or not _share(named, known):
+        return Reason("support", "no word of the question is in the source")
+    if _WORD.findall(question.lower()) == _WORD.findall(answer.lower()):
+        return Reason("support", "the answer is the question again")
     return None
+
+
+def _added(text: str, field: str, known: str) -> Reason | None:
+    """A number or name that is not known."""
+    numbers, lowered = set(_NUMBER.findall(known)), known.lower()
+    for number in _NUMBER.findall(text):
+        if number not in numbers and number.strip("0") and not _listed(text, number):
+            return Reason("support", f"the {field}'s {number} is not in the source")
+    for name in _NAME.findall(text):
+        lower = name.lower()
+        if name not in _CAPITALS and lower not in _COMMON and lower not in lowered:
+            return Reason("support", f"the {field}'s {name!r} is not in the source")
+    return None
+
+
+def _content(text: str) -> list[str]:
+    """Words that say something, without those of every text."""
+    listed = _WORD.findall(_plain(text).lower())
+    return [w for w in listed if w not in _COMMON and len(w) > 2 and "'" not in w.rstrip("s")[:-1]]
+
+
+def _share(counted: list[str], known: str) -> float:
+    """Share of words that are known, endings aside; 1 where there is none."""
+    stems = {_stem(word) for word in _WORD.findall(known.lower())}
+    return sum(_stem(word) in stems for word in counted) / len(counted) if counted else 1.0
 
 
 def _plain(text: str) -> str:
@@ -70,7 +85,8 @@ def _listed(text: str, number: str) -> bool:
 
 def _stem(word: str) -> str:
     """A word without its ending, so that "commanded" stands for "commander"."""
-    for ending in ("'s", "ing", "ed", "es", "er", "ly", "s", "e"):
+    word = word.removesuffix("'s").removesuffix("s'")
+    for ending in ("ing", "ed", "es", "er", "ly", "s", "e"):
         if word.endswith(ending) and len(word) - len(ending) >= 4:
             return word.removesuffix(ending)
     return word

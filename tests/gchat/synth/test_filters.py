@@ -180,3 +180,18 @@ def test_one_order_of_a_pair_never_stays_alone():
     rows = [half("right-first", "p"), half("wrong-first", "p"), half("wrong-first", "q")]
     kept, rejects = through(rows, [])
     assert [r["pair"] for r in kept] == ["p", "p"] and rejects[0]["filter"] == "unpaired"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "why"),
+    [
+        ("True or false?", "True", "no word of the question"),
+        ("What is it that they all want to hear?", "Zhukov took over.", "no word of the question"),
+        ("Zhukov took over the defence.", "Zhukov took over the defence.", "the question again"),
+        ("Was Zhukov fond of music and of songs?", "He was fond of music and songs of love and war",
+         "of the answer's words"),
+    ],
+)  # fmt: skip
+def test_records_that_a_small_model_writes_about_nothing(question, answer, why):
+    """Each kind was written by SmolLM2-135M, asked for records with a grammar."""
+    assert why in support(SOURCE, question, answer).why
