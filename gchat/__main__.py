@@ -1,8 +1,9 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | midtrain | sft | dpo | rl | sample | chat | generate | serve | plan
+gchat speedrun | train | midtrain | sft | dpo | rl | sample | chat | generate | judge | serve
+      | plan
       | dashboard | checkpoints | eval bpb|core|chat|identity | import hf|gguf
-      | export hf|gguf|check | synth identity|qpt|docstrings|generate|factory | sweep | compare | ladder
+      | export hf|gguf|check | synth generate|factory|identity|… | sweep | compare | ladder
       | research run|ideas|with
       | data prepare|chat|curate|download|count|verify|upload | tokenizer train|eval
 """
@@ -31,6 +32,7 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   sample               continue a prompt: gchat sample --run runs/cpu --prompt "The"
   chat                 talk with it: gchat chat --run runs/cpu [-p QUESTION]
   generate             answer a file of questions: gchat generate IN.jsonl OUT.jsonl --run runs/cpu
+  judge                grade answers, the judge's own errors taken out: gchat judge IN OUT --run R
   serve                answer over HTTP, as OpenAI does: gchat serve --run runs/cpu
   plan                 memory, time and cost on a slice: gchat plan speedrun --sku v6e-8
   dashboard            the same as a page with sliders
@@ -153,6 +155,12 @@ def _generate(args: list[str]) -> None:
     job = parse(Generate, args, prog="gchat generate", description=Generate.__doc__)
     raise_on_interrupt()
     job.generate()
+
+
+def _judge(args: list[str]) -> None:
+    from gchat.judge.command import main
+
+    main(args)
 
 
 def _serve(args: list[str]) -> None:
@@ -331,6 +339,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "sample": _sample,
     "chat": _chat,
     "generate": _generate,
+    "judge": _judge,
     "serve": _serve,
     "plan": _plan,
     "dashboard": _dashboard,

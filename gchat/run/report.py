@@ -162,9 +162,9 @@ def plot(series: Series, summary: Mapping[str, Any], path: Path) -> None:
     ):
         points = series.get(name, [])
         axes.plot([s * per_step for s, _ in points], [v for _, v in points], label=label, **style)
-    smooth = _smooth([v for _, v in series.get("train/loss", [])])
+    smoothed = smooth([v for _, v in series.get("train/loss", [])])
     steps = [s * per_step for s, _ in series.get("train/loss", [])]
-    loss.plot(steps, smooth, color="tab:blue", label="train, smoothed")
+    loss.plot(steps, smoothed, color="tab:blue", label="train, smoothed")
     for name, style in (("unigram", "--"), ("bigram", ":")):
         if summary[f"{name}_bpb"]:
             value = summary[f"{name}_bpb"]
@@ -179,7 +179,7 @@ def plot(series: Series, summary: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _smooth(values: list[float]) -> np.ndarray:
+def smooth(values: list[float]) -> np.ndarray:
     """Mean over a centred window of a thirtieth of the run, narrower at its ends.
 
     An average of what came before would lag: drawn above a falling loss, it looks like another run.
