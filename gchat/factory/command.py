@@ -12,7 +12,7 @@ from gaia.errors import ConfigError
 from gaia.output import may_go_away
 from gaia.writer_lock import WriterLock
 from gchat.factory.recipe import Factory, steps
-from gchat.lifecycle.steps import run_all, summary_of
+from gchat.lifecycle.steps import StepFailed, run_all, summary_of
 from gchat.run.folder import write_atomically
 
 STATE, REPORT = "factory.json", "report.md"
@@ -85,7 +85,11 @@ class Command:
         folder.mkdir(parents=True, exist_ok=True)
         with WriterLock(folder / ".factory.lock", f"the factory in {folder}"):
             asked = _begun(asked)
-            if not run_all(todo, asked.seconds, lambda: _save(asked)):
+            try:
+                finished = run_all(todo, asked.seconds, lambda: _save(asked))
+            except StepFailed as error:
+                raise StepFailed(error.problem, "mend it; the same command goes on") from None
+            if not finished:
                 print(f"stopped; the same command goes on in {folder}")
                 return
         facts = collected(asked)

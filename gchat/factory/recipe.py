@@ -85,6 +85,8 @@ def _pretrained(asked: Factory, name: str, prepared: Callable[[Path], list[str]]
     data, run = asked.file(f"{name}-data"), asked.file(name)
     words = ["train", asked.preset, "--data-dir", str(data), "--run-dir", str(run),
              "--max-steps", str(asked.steps), *_shape(asked)]  # fmt: skip
+    if name == "qpt":  # conversations are packed whole, apart from one another
+        words += ["--data.packing", "best_fit"]
     resume = ["train", "--resume", "--allow-restart", "--run-dir", str(run)]
     return [
         Step(f"{name} data", "make", lambda: prepared(data), data / "manifest.json"),
