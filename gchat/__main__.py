@@ -3,7 +3,7 @@
 gchat speedrun | train | midtrain | sft | dpo | rl | sample | chat | generate | judge | orchestrate
       | models add|ls|show|compare|note|rm | serve | plan
       | dashboard | checkpoints | picture | eval bpb|core|chat|identity | import hf|gguf
-      | export hf|gguf|check | synth identity|qpt|docstrings | sweep | compare | ladder
+      | export hf|gguf|check | synth generate|factory|identity|… | sweep | compare | ladder
       | research run|ideas|with
       | data prepare|chat|curate|download|count|verify|upload | tokenizer train|eval
 """
@@ -58,6 +58,8 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   tokenizer train      a vocabulary of your own: gchat tokenizer train --input F --out DIR
   tokenizer eval       compare tokenizers on several kinds of text
   synth identity       conversations that teach a model its name; also synth qpt, docstrings
+  synth factory        a corpus to a judged model: gchat synth factory articles/ --run-dir runs/f
+  synth generate       records out of a corpus: gchat synth generate articles/ --out runs/records
   synth worker         work on a queue of questions; also synth status, priority, dead
   eval identity        the share of questions about itself that it answers with its name
   compare              branches, trained alike: gchat compare main my-idea --minutes 10
@@ -253,12 +255,15 @@ def _tokenizer(args: list[str]) -> None:
 
 def _synth(args: list[str]) -> None:
     from gaia.config import parse
+    from gchat.factory.command import Command
     from gchat.synth.cli import VERBS
 
     raise_on_interrupt()
-    verb = _known("gchat synth", args, VERBS)
-    command = VERBS[verb]
-    parse(command, args[1:], prog=f"gchat synth {verb}", description=command.__doc__).run()
+    verbs: dict[str, Any] = {**VERBS, "factory": Command}
+    verb = _known("gchat synth", args, verbs)
+    command = verbs[verb]
+    given = parse(command, args[1:], prog=f"gchat synth {verb}", description=command.__doc__)
+    given.start() if verb == "generate" else given.run()
 
 
 def _sweep(args: list[str]) -> None:

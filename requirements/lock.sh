@@ -33,7 +33,7 @@ lock cuda train cuda gcs
 # What deploy/serve/Dockerfile installs.
 lock serve train cpu serve import
 lock test train cpu aot gcs metrics ui google cluster curate tokenizers wiki dashboard grammar import \
-    serve test
+    serve synth test
 # Installed after test.txt, for the tests marked slow.
 constraints+=(--constraint requirements/test.txt)
 lock slow test-slow
