@@ -11,7 +11,6 @@ because definitions of links elsewhere in the text (`[name]: url`) are not read.
 """
 
 import functools
-import os
 import re
 from typing import TypedDict
 
@@ -29,60 +28,15 @@ MAX_CODE = 60_000
 MAX_OPEN_CODE = 3000
 """Characters of code that is coloured while it is being written."""
 _HEADINGS_BEGIN_AT = 3  # the page has one of the first rank, conversations those of the second
-_MATHS = [
-    "math",
-    "merror",
-    "mfrac",
-    "mi",
-    "mmultiscripts",
-    "mn",
-    "mo",
-    "mover",
-    "mpadded",
-    "mphantom",
-    "mprescripts",
-    "mroot",
-    "mrow",
-    "ms",
-    "mspace",
-    "msqrt",
-    "mstyle",
-    "msub",
-    "msubsup",
-    "msup",
-    "mtable",
-    "mtd",
-    "mtext",
-    "mtr",
-    "munder",
-    "munderover",
-    "menclose",
-]
-_TAGS = {
-    *[
-        "a",
-        "blockquote",
-        "br",
-        "button",
-        "code",
-        "del",
-        "div",
-        "em",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "hr",
-        "li",
-        "ol",
-        "p",
-        "pre",
-        "s",
-        "span",
-        "strong",
-    ],
-    *["table", "tbody", "td", "th", "thead", "tr", "ul"],
-    *_MATHS,
+_MATHS = {
+    *("math", "merror", "mfrac", "mi", "mn", "mo", "mover", "mpadded", "mphantom", "mroot"),
+    *("mrow", "ms", "mspace", "msqrt", "mstyle", "msub", "msubsup", "msup", "mtable", "mtd"),
+    *("mtext", "mtr", "munder", "munderover", "menclose", "mmultiscripts", "mprescripts"),
+}
+_TAGS = _MATHS | {
+    *("a", "blockquote", "br", "button", "code", "del", "div", "em", "h3", "h4", "h5", "h6", "hr"),
+    *("li", "ol", "p", "pre", "s", "span", "strong"),
+    *("table", "tbody", "td", "th", "thead", "tr", "ul"),
 }
 _ATTRIBUTES = {
     "a": {"href", "title", "target", "class"},
@@ -178,10 +132,22 @@ def _change(first: int, before: list[str], after: list[str]) -> Change:
         same += 1
     keep, html = 0, after[same:]
     if same < min(len(before), len(after)):
-        common = os.path.commonprefix([before[same], after[same]])
-        keep = len(common.encode("utf-16-le")) // 2
-        html = [html[0][len(common) :], *html[1:]]
+        common = _common(before[same], after[same])
+        keep = len(after[same][:common].encode("utf-16-le")) // 2
+        html = [html[0][common:], *html[1:]]
     return {"from": first + same, "keep": keep, "html": html}
+
+
+def _common(one: str, other: str) -> int:
+    """Number of characters with which both begin."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[:middle] == other[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _plain(text: str) -> str:

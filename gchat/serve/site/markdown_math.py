@@ -57,9 +57,9 @@ def _block(state: StateBlock, start_line: int, end_line: int, silent: bool) -> b
         return True
     lines, line, closed = [], start_line, False
     while line < end_line:
-        text = (
-            first if line == start_line else state.getLines(line, line + 1, state.blkIndent, False)
-        )
+        text = first
+        if line > start_line:
+            text = state.getLines(line, line + 1, state.blkIndent, False)
         if line > start_line and (not text.strip() or state.sCount[line] < state.blkIndent):
             break
         line += 1

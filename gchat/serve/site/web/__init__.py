@@ -1,8 +1,8 @@
 """The pages of the site: templates, files of the front end, headers that every answer carries.
 
-The front end is built and committed (`static/`, made from `src/` by `npm run build`), so that nobody
-who runs the site needs Node. Its files are read once, by a list: no path of a request ever reaches
-the file system.
+The front end is built and committed (`static/`, made from `src/` by `npm run build`): who runs the
+site needs no Node. Its files are read once, by a list: no path of a request ever reaches the file
+system.
 """
 
 import functools
@@ -82,7 +82,7 @@ def _templates() -> Any:
     return environment
 
 
-def render(page: str, **context: Any) -> str:
+def render(page: str, /, **context: Any) -> str:
     """The HTML of a page.
 
     Args:
@@ -92,11 +92,7 @@ def render(page: str, **context: Any) -> str:
             status and message.
     """
     known = {"user": None, "csrf": "", "title": "", "messages": [], "status": 0, "message": ""}
-    settings = {
-        "site_name": "gaia",
-        "registration": "closed",
-        "single_user": False,
-        "search": False,
-    }
+    settings: dict[str, Any] = {"site_name": "gaia", "registration": "closed"}
+    settings |= {"single_user": False, "search": False}
     context["settings"] = settings | context.get("settings", {})
     return _templates().get_template(f"{page}.html").render(known | context | {"page": page})
