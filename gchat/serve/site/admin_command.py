@@ -106,7 +106,7 @@ class Role(_Named):
 
 @dataclass(frozen=True)
 class Quota(_Named):
-    """Limit the tokens that a user may have a day: gchat web admin quota --name bob --tokens 100000."""
+    """Limit the tokens of a user a day: gchat web admin quota --name bob --tokens 100000."""
 
     tokens: int | None = None
     """Tokens a day; any number when left out."""
@@ -198,7 +198,7 @@ class Invitations(_Listing):
             _write(self, delete)
         rows = _read(self, accounts.list_invitations)
         lines = [
-            f"{row['id']}  {row['left']} left, until {_time(row['expires_at'])}, by {row['made_by']}"
+            f"{row['id']}  {row['left']} left until {_time(row['expires_at'])}, by {row['made_by']}"
             for row in rows
         ]
         _say(self.json, rows, "\n".join(lines) or "there is no invitation")
@@ -262,7 +262,7 @@ class Series(_Listing):
 
 @dataclass(frozen=True)
 class Preferences(Place):
-    """Write rated answers as pairs for `gchat dpo`: gchat web admin preferences --out pairs.jsonl."""
+    """Write rated answers as pairs for `gchat dpo`: … preferences --out pairs.jsonl."""
 
     out: str | None = None
     """File to write; standard output when left out."""
