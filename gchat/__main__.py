@@ -1,6 +1,6 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | midtrain | sft | dpo | rl | sample | chat | generate | serve | plan
+gchat speedrun | train | midtrain | sft | dpo | rl | sample | chat | generate | serve | web | plan
       | dashboard | checkpoints | eval bpb|core|chat|identity | import hf|gguf
       | export hf|gguf|check | synth identity|qpt|docstrings | sweep | compare | ladder
       | research run|ideas|with
@@ -32,6 +32,7 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   chat                 talk with it: gchat chat --run runs/cpu [-p QUESTION]
   generate             answer a file of questions: gchat generate IN.jsonl OUT.jsonl --run runs/cpu
   serve                answer over HTTP, as OpenAI does: gchat serve --run runs/cpu
+  web                  a chat site with accounts: gchat web --run runs/chat; gchat web admin --help
   plan                 memory, time and cost on a slice: gchat plan speedrun --sku v6e-8
   dashboard            the same as a page with sliders
   checkpoints          steps of a run with size, time and validation: gchat checkpoints runs/cpu
@@ -160,6 +161,24 @@ def _serve(args: list[str]) -> None:
 
     options = parse(Serve, args, prog="gchat serve", description=Serve.__doc__)
     serve(options)
+
+
+def _web(args: list[str]) -> None:
+    from gaia.config import parse
+
+    if args[:1] == ["admin"]:
+        from gchat.serve.site.admin_command import VERBS
+
+        verb = _known("gchat web admin", args[1:], VERBS)
+        command = VERBS[verb]
+        parse(command, args[2:], prog=f"gchat web admin {verb}", description=command.__doc__).run()
+        return
+    from gchat.serve.site.options import Web
+
+    options = parse(Web, args, prog="gchat web", description=Web.__doc__)
+    from gchat.serve.site.command import web
+
+    web(options)
 
 
 def _eval(args: list[str]) -> None:
@@ -327,6 +346,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "chat": _chat,
     "generate": _generate,
     "serve": _serve,
+    "web": _web,
     "plan": _plan,
     "dashboard": _dashboard,
     "checkpoints": _checkpoints,
