@@ -1,10 +1,11 @@
 """The site as a person has it: Chromium through a real nginx with TLS, before `gchat web`."""
 
 import json
-import re
+import os
 import shutil
 import subprocess
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,9 @@ WATCH = """() => { window.states = []; new MutationObserver(() => {
   const bodies = document.querySelectorAll('.message.assistant .body');
   const length = bodies.length ? bodies[bodies.length - 1].textContent.length : 0;
   if (length && length !== states.at(-1)?.[1]) states.push([performance.now(), length]);
-}).observe(document.getElementById('messages'), {subtree: true, childList: true, characterData: true}) }"""
+}).observe(document.getElementById('messages'),
+           {subtree: true, childList: true, characterData: true}) }"""
+SECOND_IS_LONG = "document.querySelectorAll('.assistant .body')[1]?.innerText.length > 40"
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +158,7 @@ def check_states(states, tokens):
     """An answer came piece by piece: many states, spread over its time and not in one lump."""
     assert len(states) >= 10
     times = [moment for moment, _ in states]
-    gaps = sorted(after - before for before, after in zip(times, times[1:], strict=False))
+    gaps = sorted(after - before for before, after in pairwise(times))
     assert len(states) > tokens / 4, (len(states), tokens)
     assert gaps[-1] < (times[-1] - times[0]) / 2, "most of the answer came at once"
 
@@ -293,26 +296,28 @@ def test_nothing_hostile_runs(place, chromium):
 def test_a_broken_connection_is_taken_up_again(upstream, chromium, tmp_path):
     """nginx ends in the middle of an answer and comes back: the answer goes on, nothing twice."""
     options = ("--upstream", upstream.url, "--registration", "open")
-    with site.web(tmp_path / "web", *options) as (port, _, _):
-        with site.nginx(tmp_path / "nginx", port) as (url, _):
-            folder = tmp_path / "nginx"
-            cyd = Person(chromium, url, "cyd").register()
-            page = cyd.page
-            page.evaluate(WATCH)
-            cyd.ask("How does descent work?", wait=False)
-            page.wait_for_function("states.length > 20")
-            (pid,) = re.findall(r"\d+", (folder / "pid").read_text())
-            subprocess.run(["pkill", "-9", "-P", pid], check=True)  # the worker; a new one begins
-            before = page.evaluate("states.length")
-            page.wait_for_function(f"states.length > {before + 10}")
-            cyd.finished()
-            text = page.locator(".message.assistant .body").inner_text()
-            page.reload()
-            page.wait_for_selector(".message.assistant .actions")
-            assert page.locator(".message.assistant .body").inner_text() == text
-            assert text.count("negative gradient") == 1 and "for more." in text
-            cyd.errors = [one for one in cyd.errors if "net::ERR" not in one]
-            cyd.end()
+    with (
+        site.web(tmp_path / "web", *options) as (port, _, _),
+        site.nginx(tmp_path / "nginx", port) as (url, _),
+    ):
+        cyd = Person(chromium, url, "cyd").register()
+        page = cyd.page
+        page.evaluate(WATCH)
+        cyd.ask("How does descent work?", wait=False)
+        page.wait_for_function("states.length > 20")
+        master = (tmp_path / "nginx/pid").read_text().strip()
+        for worker in subprocess.check_output(["pgrep", "-P", master], text=True).split():
+            os.kill(int(worker), 9)  # the master begins another
+        before = page.evaluate("states.length")
+        page.wait_for_function(f"states.length > {before + 10}")
+        cyd.finished()
+        text = page.locator(".message.assistant .body").inner_text()
+        page.reload()
+        page.wait_for_selector(".message.assistant .actions")
+        assert page.locator(".message.assistant .body").inner_text() == text
+        assert text.count("negative gradient") == 1 and "for more." in text
+        cyd.errors = [one for one in cyd.errors if "net::ERR" not in one]
+        cyd.end()
 
 
 def test_two_tabs_see_one_answer(place, chromium):
@@ -348,9 +353,9 @@ def axe_source(folder):
 
 def faults(page, axe):
     page.evaluate(axe)
-    found = page.evaluate("async () => (await axe.run(document)).violations")
+    violations = page.evaluate("async () => (await axe.run(document)).violations")
     return [(one["id"], one["impact"], [node["html"][:120] for node in one["nodes"][:3]])
-            for one in found if one["impact"] in ("serious", "critical")]  # fmt: skip
+            for one in violations if one["impact"] in ("serious", "critical")]  # fmt: skip
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
