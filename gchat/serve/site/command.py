@@ -69,7 +69,8 @@ def open_site(options: Web, database: Database) -> Site:
 
 
 async def _serve(options: Web, site: Site, listener: Any) -> None:
-    app = ProxyHeadersMiddleware(make_site_app(site), trusted_hosts=list(options.trust_proxy))
+    app: Any = make_site_app(site)
+    app = ProxyHeadersMiddleware(app, trusted_hosts=list(options.trust_proxy))
     server = HttpServer(app, site.service, drain_s=options.drain)
     await site.start(samples.record)
     try:

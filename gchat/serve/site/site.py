@@ -178,6 +178,6 @@ class Site:
         return {"message": branch[-1], "context": context}
 
     def user_json(self, user: accounts.User) -> dict[str, Any]:
-        """What a user may know of himself."""
+        """The facts of a user that he may know."""
         return {"name": user.name, "role": user.role, "quota": user.quota,
                 "settings": user.settings or {}}  # fmt: skip
