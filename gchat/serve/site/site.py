@@ -71,7 +71,9 @@ class Site:
     list_sources: Callable[[Sequence[Any]], list[Any]] = lambda sources: []
     patience_s: float = PATIENCE_S
     attempts: Attempts = field(default_factory=Attempts)
-    registrations: Attempts = field(default_factory=Attempts)
+    registrations: Attempts = field(
+        default_factory=lambda: Attempts(free=20, said="too many new accounts; try again later")
+    )
     began: float = field(default_factory=time.monotonic)
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=500))
 
