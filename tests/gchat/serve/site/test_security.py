@@ -242,7 +242,7 @@ def test_no_text_becomes_markup_that_runs(place, upstream, alice, visitor):
         url = alice.json("POST", f"/api/conversations/{made}/share")["url"]
         page = visitor.http.get(url)
         assert page.status_code == 200 and "noindex" in page.headers["x-robots-tag"]
-        assert evil not in page.text
+        assert "<" not in evil or evil not in page.text
         rendered.append(page.text[page.text.index("<ol") : page.text.index("</ol>")])
         for html in rendered:
             assert live(html) == [], (evil, html)
