@@ -7,7 +7,7 @@ import { confirm, reveal } from "./options.ts";
 interface User { id: string; name: string; role: string; disabled: boolean; quota: number | null; used: number; created_at: number; last_seen: number | null }
 interface Status { models: { id: string; context: number; state: string }[]; queue: number; running: number; disk: { used: number; total: number; database: number }; uptime_s: number; users: number; version: string }
 interface Series { at: number[]; series: Record<string, (number | null)[]> }
-interface Invitation { id: string; url?: string; created_at: number; expires_at: number | null; used_by: string | null }
+interface Invitation { id: string; created_at: number; expires_at: number; left: number; made_by: string }
 interface Entry { at: number; actor: string; action: string; target: string; detail: unknown }
 
 const CHARTS: [string, [string, string, string][]][] = [
@@ -71,9 +71,9 @@ async function showUsers(): Promise<void> {
 
 async function showInvitations(): Promise<void> {
   const { items } = await api<{ items: Invitation[] }>("GET", "admin/invitations");
-  const row = (one: Invitation) => el("tr", {}, el("td", {}, when(one.created_at)), el("td", {}, when(one.expires_at)), el("td", {}, one.used_by ?? "–"),
-    el("td", {}, ...(one.used_by ? [] : [el("button", { type: "button", class: "danger", onclick: () => tell(api("DELETE", `admin/invitations/${one.id}`).then(showInvitations)) }, "Withdraw")])));
-  $("invitations").querySelector("tbody")!.replaceChildren(...(items.length ? items.map(row) : [el("tr", {}, el("td", { colSpan: 4, class: "soft" }, "There are no invitations."))]));
+  const row = (one: Invitation) => el("tr", {}, el("td", {}, when(one.created_at)), el("td", {}, when(one.expires_at)), el("td", { class: "right" }, String(one.left)), el("td", {}, one.made_by),
+    el("td", {}, el("button", { type: "button", class: "danger", onclick: () => tell(api("DELETE", `admin/invitations/${one.id}`).then(showInvitations)) }, "Withdraw")));
+  $("invitations").querySelector("tbody")!.replaceChildren(...(items.length ? items.map(row) : [el("tr", {}, el("td", { colSpan: 5, class: "soft" }, "There are no invitations."))]));
 }
 
 let next: string | null = null;

@@ -32,8 +32,7 @@ export async function startSettings(): Promise<void> {
     const file = (defaults.ownerDocument.querySelector("#import input") as HTMLInputElement).files![0];
     let data: unknown;
     try { data = JSON.parse(await file.text()); } catch { throw new Error(`${file.name} is not JSON: choose a file that was exported here.`); }
-    const done = await api<{ imported?: number }>("POST", "import", data);
-    notice(`${done.imported ?? 1} imported`);
+    location.assign(`/c/${(await api<{ id: string }>("POST", "import", data)).id}`);
   });
   formOf(form("new-key")!, async (values) => {
     const made = await api<{ key: string }>("POST", "keys", { name: values.name });
