@@ -67,7 +67,7 @@ class Site:
     render: Callable[[str], str]
     growing: Callable[[], Any]
     find: Callable[[str], Awaitable[Sequence[Any]]] | None = None
-    quote: Callable[[Sequence[Any]], str] = lambda sources: ""
+    quote: Callable[[Sequence[Any], int], str] = lambda sources, most: ""
     list_sources: Callable[[Sequence[Any]], list[Any]] = lambda sources: []
     patience_s: float = PATIENCE_S
     attempts: Attempts = field(default_factory=Attempts)

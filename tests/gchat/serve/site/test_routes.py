@@ -84,7 +84,7 @@ def ask(client, route, owned, named=None):
 
 
 def test_the_table_is_all_there_is(place):
-    """What the application answers is what the table names, and all parts are known here."""
+    """The application answers what the table names, and all parts are known here."""
     app_paths = {(route.method, route.path) for route in ROUTES}
     assert len(app_paths) == len(ROUTES)
     described = place.client().http.get("/api/openapi.json").json()["paths"]
