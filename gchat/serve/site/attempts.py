@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 from gchat.serve.site.faults import Fault
 
-_KINDS = ("pair", "address", "account")
 _LONGEST_S = 900.0
 _FORGOTTEN_S = 3600.0
 _KEPT = 50_000
@@ -48,7 +47,7 @@ class Attempts:
         said: str = "too many wrong passwords; try again later",
     ) -> None:
         self._clock, self._said = clock, said
-        self._free = dict(zip(_KINDS, (free, many, many), strict=True))
+        self._free: dict[str, int] = {"pair": free, "address": many, "account": many}
         self._failures: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
 
     def check(self, account: str, address: str, known: bool) -> None:
