@@ -164,21 +164,9 @@ def _serve(args: list[str]) -> None:
 
 
 def _web(args: list[str]) -> None:
-    from gaia.config import parse
+    from gchat.serve.site.entry import main as web_main
 
-    if args[:1] == ["admin"]:
-        from gchat.serve.site.admin_command import VERBS
-
-        verb = _known("gchat web admin", args[1:], VERBS)
-        command = VERBS[verb]
-        parse(command, args[2:], prog=f"gchat web admin {verb}", description=command.__doc__).run()
-        return
-    from gchat.serve.site.options import Web
-
-    options = parse(Web, args, prog="gchat web", description=Web.__doc__)
-    from gchat.serve.site.command import web
-
-    web(options)
+    web_main(args, _known)
 
 
 def _eval(args: list[str]) -> None:

@@ -66,6 +66,7 @@ class Running:
         self.url = f"http://127.0.0.1:{self.port}"
         self.server = HttpServer(make_site_app(site), site.service, drain_s=drain_s)
         self.problem = None
+        self._clients = []
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         while not self.server.started:
@@ -85,11 +86,14 @@ class Running:
     def client(self, name=None, **options):
         """A visitor, or the user of this name with PASSWORD."""
         client = Client(self.url, **options)
+        self._clients.append(client)
         if name is not None:
             client.login(name)
         return client
 
     def stop(self):
+        for client in self._clients:
+            client.close()
         self.server.handle_exit(15, None)
         self._thread.join(40)
         self._listener.close()

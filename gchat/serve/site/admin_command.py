@@ -21,6 +21,18 @@ from gchat.serve.site.options import Place, database_of
 from gchat.serve.site.passwords import Passwords
 
 ACTOR = "command line"
+USAGE = """usage: gchat web admin VERB [options]        (gchat web admin VERB --help lists them)
+
+  add-user             make an account: gchat web admin add-user --name alice --role admin
+  users                list the users with what they used today
+  disable, enable      shut a user out at once, or let him in again: … disable --name bob
+  role                 make a user an administrator, or not: … role --name bob --role admin
+  quota                limit the tokens of a user a day: … quota --name bob --tokens 100000
+  reset-password       set a password: … reset-password --name bob
+  invite, invitations  make an invitation; list them, withdraw one
+  status, series       models, queue, speed and disk; numbers of the last minutes
+  audit                who did what
+  preferences          rated answers as pairs for `gchat dpo`: … preferences --out pairs.jsonl"""
 T = TypeVar("T")
 
 

@@ -133,7 +133,7 @@ async def _series(call: Call) -> dict[str, Any]:
 
 @ROUTES.add("GET", "/api/admin/audit", "admin")
 async def _audit(call: Call) -> dict[str, Any]:
-    """Who did what, the newest first."""
+    """The audit log, the newest entry first."""
     limit = call.number("limit", 100, 500)
     return await call.site.database.read(audit.listed, call.query("before"), limit)
 

@@ -20,7 +20,7 @@ from gchat.serve.upstream import Upstream
 
 @dataclass
 class Told:
-    """What is known of an answer when it has ended.
+    """Facts of an answer that has ended.
 
     Attributes:
         tokens: of the answer.

@@ -11,8 +11,6 @@ from collections.abc import Callable
 
 from gchat.serve.site.faults import Fault
 
-_FREE = {"pair": 5, "address": 50, "account": 50}
-"""Failures that cost nothing."""
 _LONGEST_S = 900.0
 _FORGOTTEN_S = 3600.0
 _KEPT = 50_000
@@ -36,10 +34,20 @@ class Attempts:
 
     Args:
         clock: seconds, monotonic.
+        free: attempts that cost nothing, of an account from an address.
+        many: attempts that cost nothing, of an address, or of an account from strange addresses.
+        said: what somebody hears who must wait.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        free: int = 5,
+        many: int = 50,
+        said: str = "too many wrong passwords; try again later",
+    ) -> None:
+        self._clock, self._said = clock, said
+        self._free: dict[str, int] = {"pair": free, "address": many, "account": many}
         self._failures: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
 
     def check(self, account: str, address: str, known: bool) -> None:
@@ -55,12 +63,12 @@ class Attempts:
             if kind == "account" and known:
                 continue
             count, last = self._failures.get((kind, about), (0, 0.0))
-            over = count - _FREE[kind]
+            over = count - self._free[kind]
             if over >= 0:
                 delay_s = min(_LONGEST_S, 2.0 ** min(over, 20))
                 wait_s = max(wait_s, last + delay_s - self._clock())
         if wait_s > 0:
-            raise Fault(429, "too many wrong passwords; try again later", after_s=wait_s)
+            raise Fault(429, self._said, after_s=wait_s)
 
     def begin(self, account: str, address: str) -> None:
         """Notes an attempt, before its password is checked: many at once count too."""

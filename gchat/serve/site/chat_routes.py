@@ -17,6 +17,7 @@ from gchat.serve.site.conversation_routes import defaults
 from gchat.serve.site.faults import Fault
 from gchat.serve.site.quotas import holder_of
 from gchat.serve.site.routes import Call, Routes
+from gchat.serve.site.search import SearchError
 from gchat.serve.site.site import Site
 from gchat.serve.sse import EventStream
 
@@ -171,10 +172,15 @@ async def _write(site: Site, one: Answer, search: bool) -> AsyncIterator[str]:
     there, branch = await site.database.read(read)
     rows, quoted = branch[:-1], ""
     if search and site.find is not None:
-        sources = await site.find(rows[-1]["content"])
+        try:
+            sources = await site.find(rows[-1]["content"])
+        except SearchError as error:
+            raise Fault(502, f"the search failed: {error}", "search") from None
         one.sources = site.list_sources(sources)
         one.show("sources", one.sources)
-        quoted = site.quote(sources)
+        limit = site.context_of(site.model(branch[-1]["model"])) or 1 << 16
+        # Half of what the model reads, at three characters a token, is for all pages together.
+        quoted = site.quote(sources, max(100, min(1500, limit * 3 // 2 // max(1, len(sources)))))
     if quoted:
         rows = [*rows[:-1], rows[-1] | {"content": f"{quoted}\n\n{rows[-1]['content']}"}]
     model = site.model(branch[-1]["model"])

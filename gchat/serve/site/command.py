@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import os
 import secrets
 import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,7 +15,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from gchat.serve.command import log_to_stderr
 from gchat.serve.http_server import HttpServer, listen
 from gchat.serve.open_models import open_service
-from gchat.serve.site import accounts, markdown, migrating, samples
+from gchat.serve.site import accounts, markdown, migrating, samples, search
 from gchat.serve.site.app import make_site_app
 from gchat.serve.site.database import Database
 from gchat.serve.site.only_one import only_one
@@ -61,15 +64,24 @@ def open_site(options: Web, database: Database) -> Site:
         max_bytes=round(options.max_body_mib * 2**20),
         drain_s=options.drain,
     )
-    site = Site(
+    return Site(
         service, database, Passwords(), quotas, rules, markdown.render, markdown.Growing,
+        find=_finder(options), quote=search.quoted, list_sources=search.as_json,
         patience_s=options.patience,
     )  # fmt: skip
-    return site
+
+
+def _finder(options: Web) -> Callable[[str], Awaitable[list[search.Source]]] | None:
+    """The search of the web with the texts of its pages; None where it is off."""
+    if options.search == "off":
+        return None
+    given = {"url": options.search_url, "key": os.environ.get(options.search_key_env, "")}
+    return partial(search.gather, search.searcher(options.search, given))
 
 
 async def _serve(options: Web, site: Site, listener: Any) -> None:
-    app = ProxyHeadersMiddleware(make_site_app(site), trusted_hosts=list(options.trust_proxy))
+    app: Any = make_site_app(site)
+    app = ProxyHeadersMiddleware(app, trusted_hosts=list(options.trust_proxy))
     server = HttpServer(app, site.service, drain_s=options.drain)
     await site.start(samples.record)
     try:

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy import event
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    NoSuchModuleError,
+    OperationalError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from gaia.errors import ConfigError
 from gaia.extras import install
@@ -73,7 +81,7 @@ class Database:
         return await run(self._writers, lambda: self.write_now(work, *args, **named))
 
     def now(self, work: Callable[..., T], *args: Any, **named: Any) -> T:
-        """As `read`, in this thread."""
+        """Reads in this thread."""
         try:
             with self.engine.connect() as connection, connection.begin():
                 return work(connection, *args, **named)
@@ -81,7 +89,7 @@ class Database:
             raise _explained(error) from error
 
     def write_now(self, work: Callable[..., T], *args: Any, **named: Any) -> T:
-        """As `write`, in this thread."""
+        """Writes in this thread."""
         try:
             with self.engine.connect() as bare:
                 connection = bare.execution_options(gchat_writes=True)
@@ -128,8 +136,8 @@ def _engine(url: str) -> sa.Engine:
         named = getattr(error, "name", None) or "its driver"
         raise ConfigError(f"{named} is not installed", install("web", "postgres")) from None
     if kind == "sqlite":
-        sa.event.listen(engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine, "begin", _begin_sqlite)
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
@@ -175,9 +183,9 @@ def _explained(error: SQLAlchemyError) -> Exception:
     ):
         if sign in text:
             return Unavailable(message)
-    if isinstance(error, sa.exc.TimeoutError) or (
+    if isinstance(error, PoolTimeout) or (
         isinstance(error, DBAPIError)
-        and (error.connection_invalidated or isinstance(error, sa.exc.OperationalError))
+        and (error.connection_invalidated or isinstance(error, OperationalError))
     ):
         return Unavailable("the database cannot be reached; try again soon")
     return error

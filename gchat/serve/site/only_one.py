@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
 from gaia.errors import ConfigError
-from gchat.serve.site.database import Database, Unavailable
+from gchat.serve.site.database import Database
 
 _LOCK = 0x6763_6861_7477_6562  # "gchatweb"
 
@@ -32,8 +33,8 @@ def only_one(database: Database) -> Iterator[None]:
         return
     try:
         connection = database.engine.connect()
-    except sa.exc.SQLAlchemyError as error:
-        raise ConfigError(f"--database {database.shown}: {Unavailable('it cannot be reached')}",
+    except SQLAlchemyError as error:
+        raise ConfigError(f"--database {database.shown}: it cannot be reached",
                           "check the address") from error  # fmt: skip
     with connection:
         if not connection.execute(sa.select(sa.func.pg_try_advisory_lock(_LOCK))).scalar():

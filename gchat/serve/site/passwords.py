@@ -20,7 +20,8 @@ class Passwords:
         from pwdlib import PasswordHash
         from pwdlib.hashers.argon2 import Argon2Hasher
 
-        self._hashes: Any = PasswordHash((Argon2Hasher(**costs),))
+        hasher: Any = Argon2Hasher
+        self._hashes: Any = PasswordHash((hasher(**costs),))
         self._pool = ThreadPoolExecutor(_AT_ONCE, "argon2")
         self._nobodys = self.hash_now(secrets.token_urlsafe(16))
 

@@ -67,11 +67,13 @@ class Site:
     render: Callable[[str], str]
     growing: Callable[[], Any]
     find: Callable[[str], Awaitable[Sequence[Any]]] | None = None
-    quote: Callable[[Sequence[Any]], str] = lambda sources: ""
+    quote: Callable[[Sequence[Any], int], str] = lambda sources, most: ""
     list_sources: Callable[[Sequence[Any]], list[Any]] = lambda sources: []
     patience_s: float = PATIENCE_S
     attempts: Attempts = field(default_factory=Attempts)
-    registrations: Attempts = field(default_factory=Attempts)
+    registrations: Attempts = field(
+        default_factory=lambda: Attempts(free=20, said="too many new accounts; try again later")
+    )
     began: float = field(default_factory=time.monotonic)
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=500))
 
@@ -178,6 +180,6 @@ class Site:
         return {"message": branch[-1], "context": context}
 
     def user_json(self, user: accounts.User) -> dict[str, Any]:
-        """What a user may know of himself."""
+        """The facts of a user that he may know."""
         return {"name": user.name, "role": user.role, "quota": user.quota,
                 "settings": user.settings or {}}  # fmt: skip

@@ -19,13 +19,13 @@ _KEPT = ("id", "parent", "role", "content", "status", "model", "created_at", "ra
 class ImportedMessage(Strict):
     """A message; without `parent` it follows the one before."""
 
-    id: str | None = Field(None, max_length=64)
-    parent: str | None = Field(None, max_length=64)
+    id: str | None = Field(default=None, max_length=64)
+    parent: str | None = Field(default=None, max_length=64)
     role: Literal["system", "user", "assistant"]
     content: str
     status: Literal["done", "stopped", "failed", "streaming"] = "done"
-    model: str | None = Field(None, max_length=256)
-    created_at: int | None = Field(None, ge=0, lt=2**53)
+    model: str | None = Field(default=None, max_length=256)
+    created_at: int | None = Field(default=None, ge=0, lt=2**53)
     rating: Literal[-1, 0, 1] = 0
     sources: list[Any] | None = None
 
@@ -38,7 +38,7 @@ class Imported(Strict):
     title: str = Field("", max_length=LONGEST_TITLE)
     system: str = Field("", max_length=100_000)
     sampling: Sampling | None = None
-    leaf: str | None = Field(None, max_length=64)
+    leaf: str | None = Field(default=None, max_length=64)
     messages: list[ImportedMessage] = Field(max_length=messages.MOST_MESSAGES)
 
 

@@ -21,22 +21,21 @@ def place(upstream, tmp_path_factory):
         yield made
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def alice(place):
-    client = place.client("alice")
-    yield client
-    client.close()
+    return place.client("alice")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def bob(place):
-    client = place.client("bob")
-    yield client
-    client.close()
+    return place.client("bob")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def root(place):
-    client = place.client("root")
-    yield client
-    client.close()
+    return place.client("root")
+
+
+@pytest.fixture(scope="module")
+def visitor(place):
+    return place.client()

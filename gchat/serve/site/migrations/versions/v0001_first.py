@@ -12,6 +12,7 @@ def upgrade() -> None:
     _accounts()
     _notes()
     _conversations()
+    _messages()
     if op.get_bind().dialect.name == "sqlite":
         op.execute(
             "CREATE VIRTUAL TABLE search_words USING fts5(owner, words, "
@@ -144,6 +145,9 @@ def _conversations() -> None:
     op.create_index(
         "ix_conversations_listed", "conversations", ["user_id", "pinned", "position"], unique=False
     )
+
+
+def _messages() -> None:
     op.create_table(
         "messages",
         sa.Column("id", sa.String(length=32), nullable=False),
