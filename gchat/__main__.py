@@ -1,7 +1,7 @@
 """The `gchat` command: verbs and printing only.
 
 gchat speedrun | train | midtrain | sft | dpo | rl | sample | chat | generate | judge | orchestrate
-      | models add|ls|show|compare|note|rm | serve | plan
+      | models add|ls|show|compare|note|rm | serve | web | plan
       | dashboard | checkpoints | picture | eval bpb|core|chat|identity | import hf|gguf
       | export hf|gguf|check | synth generate|factory|identity|… | sweep | compare | ladder
       | research run|ideas|with
@@ -37,6 +37,7 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   orchestrate          train, judge, generate by turns on one accelerator: gchat orchestrate PLAN
   models               an archive of models: gchat models add|ls|show|compare|note|rm
   serve                answer over HTTP, as OpenAI does: gchat serve --run runs/cpu
+  web                  a chat site with accounts: gchat web --run runs/chat; gchat web admin --help
   plan                 memory, time and cost on a slice: gchat plan speedrun --sku v6e-8
   dashboard            the same as a page with sliders
   checkpoints          steps of a run with size, time and validation: gchat checkpoints runs/cpu
@@ -139,6 +140,12 @@ def _serve(args: list[str]) -> None:
 
     options = parse(Serve, args, prog="gchat serve", description=Serve.__doc__)
     serve(options)
+
+
+def _web(args: list[str]) -> None:
+    from gchat.serve.site.entry import main as web_main
+
+    web_main(args, _known)
 
 
 def _eval(args: list[str]) -> None:
@@ -319,6 +326,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "picture": _main_of("gchat.run.picture"),
     "models": _main_of("gchat.archive.command"),
     "serve": _serve,
+    "web": _web,
     "plan": _plan,
     "dashboard": _dashboard,
     "checkpoints": _checkpoints,
