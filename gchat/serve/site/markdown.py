@@ -67,7 +67,7 @@ _LINK = re.compile(r"(https?://[^\s/?#]|mailto:)", re.IGNORECASE)
 
 
 class Change(TypedDict("_From", {"from": int})):
-    """How the blocks that are shown become those of the text so far.
+    """Step from the blocks that are shown to those of the text so far.
 
     `from` is the first block that changes, `keep` how much of its HTML stays (in UTF-16 units,
     JavaScript's), `html` the rest of it and all blocks that follow.

@@ -30,7 +30,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
-"""What every answer carries: pages, JSON, streams and files."""
+"""Headers that every answer carries: pages, JSON, streams and files."""
 
 
 @dataclass(frozen=True)
