@@ -73,7 +73,7 @@ class _CheckedBackend(httpcore2.AsyncNetworkBackend):
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._inner = httpcore2.AnyIOBackend()
+        self._inner: Any = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -140,7 +140,7 @@ async def fetch(url: str, limits: Limits = Limits()) -> Page:
 
 async def _once(pool: httpcore2.AsyncConnectionPool, url: str, limits: Limits) -> Page | str:
     """The page, or the address that it redirects to."""
-    headers = {
+    headers: dict[bytes | str, bytes | str] = {
         "User-Agent": _AGENT,
         "Accept": "text/html,application/xhtml+xml,text/plain;q=0.8",
         # What is compressed could unfold into any size.
