@@ -79,3 +79,13 @@ def test_streams_that_are_left_and_streams_that_are_read():
     assert 0 < found["ttft_p50_ms"] <= found["ttft_p99_ms"]
     for figure in (found, found["serial"]):
         assert figure["tokens_per_s"] > 0
+
+
+def test_the_work_queue_loses_and_doubles_nothing_at_speed():
+    command = [sys.executable, "tests/benchmarks/work_queue.py", "--quick", "--no-servers"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert (figures["lost"], figures["doubled"]) == (0, 0)
+    assert figures["items_per_s"] > 0 and 0 < figures["busy_share"] <= 1
+    assert figures["rows"][0]["sync"].startswith("FULL for adding, results")

@@ -6,14 +6,18 @@ transformers; tests/golden/make_import.py says how both are had.
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
+import chats
 import exported
 import smollm2
 from gchat.__main__ import main
+from gchat.chat_format import format_of, read_format, write_format
 from gchat.importing import gguf_names
+from gchat.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
 TORTURE = Path(__file__).parents[2] / "golden" / "torture.txt"
@@ -86,6 +90,34 @@ def test_transformers_computes_the_same(run, tmp_path, capsys):
     assert check(out, run, "--python", PYTHON) == 0
     found = json.loads(capsys.readouterr().out)["transformers"]
     assert found["texts"]["other"] == 0 and found["logits"]["largest"] < 1e-4
+
+
+@with_transformers
+@pytest.mark.parametrize("kind", ["native", "smollm2"])
+def test_the_exported_template_gives_transformers_our_masks(kind, tmp_path):
+    """`return_assistant_tokens_mask` of the exported folder: the tokens that training learns."""
+    run, out, asked = tmp_path / "run", tmp_path / "m", tmp_path / "asked.jsonl"
+    if kind == "smollm2":
+        if smollm2.path() is None:
+            pytest.skip(smollm2.MISSING)
+        command = ["import", "gguf", str(smollm2.path()), "--out", str(run), "--seq-len", "512"]
+        assert main(command) == 0
+    else:
+        exported.make_run(run, exported.tokenizer(), qk_norm=False)
+        write_format(run, format_of(Tokenizer.load(run), wanted="native"))
+    assert main(["export", "hf", "--run", str(run), "--out", str(out)]) == 0
+    form = read_format(run, Tokenizer.load(run))
+    conversations = chats.plain() + [chats.with_tools()] * (kind == "native")
+    rows = [json.dumps(conversation.to_json()["messages"]) for conversation in conversations]
+    asked.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    command = [str(PYTHON), str(Path(__file__).with_name("plain_masks.py")), str(out), str(asked)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    theirs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith(b"{")]
+    for conversation, their in zip(conversations, theirs, strict=True):
+        ours = form.render(conversation)
+        assert their["ids"] == ours.ids
+        assert their["mask"] == [int(learned) for learned in ours.mask]
+        assert 0 < sum(ours.mask) < len(ours.mask)
 
 
 @pytest.fixture(scope="module")
