@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import re
 import threading
 
 import jax
@@ -204,6 +205,17 @@ def test_samples_of_one_prompt_differ_and_read_it_once(monkeypatch):
     assert len({tuple(a[0]) for a in answers.values()}) == 5
     events = list(engine.submit(request(2, 0, 4)))  # its first two pieces are known
     assert events[-1].cached == 32 and len(read) == 3
+
+
+def test_a_piece_of_a_prompt_copies_no_cache():
+    """What it costs follows from its tokens: the compiled program copies no chunk of all rows."""
+    graph, params = tiny.make(tiny.gpt_config(seq_len=512, kv_heads=1))
+    engine = Engine(graph, params, seq_len=512, stop_ids=(99,), slots=24)
+    where = np.zeros(16, np.int32), np.int32(0), np.int32(0)
+    program = programs.read_prompt.lower(engine._plan, engine._params, engine._ready(), *where)
+    text = program.compile().as_text()
+    assert re.search(r"f32\[24,1,\d+,16\]", text)
+    assert not re.search(r"f32\[24,1,\d+,16\]\S* copy\(", text)
 
 
 @pytest.mark.parametrize(("slots", "steps"), [(3, [1, 1, 1, 1, 1]), (8, [2, 2, 1]), (20, [5])])
