@@ -208,7 +208,7 @@ def test_samples_of_one_prompt_differ_and_read_it_once(monkeypatch):
 
 
 def test_a_piece_of_a_prompt_copies_no_cache():
-    """What it costs follows from its tokens: the compiled program copies no chunk of all rows."""
+    """A piece costs what its tokens cost: the compiled program copies no chunk of all rows."""
     graph, params = tiny.make(tiny.gpt_config(seq_len=512, kv_heads=1))
     engine = Engine(graph, params, seq_len=512, stop_ids=(99,), slots=24)
     where = np.zeros(16, np.int32), np.int32(0), np.int32(0)
