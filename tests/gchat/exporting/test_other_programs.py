@@ -120,13 +120,49 @@ def test_the_exported_template_gives_transformers_our_masks(kind, tmp_path):
         assert 0 < sum(ours.mask) < len(ours.mask)
 
 
-@pytest.mark.skipif(smollm2.path() is None, reason=smollm2.MISSING)
-@with_llama_cpp
-def test_smollm2_goes_out_as_it_came_in(tmp_path, capsys):
-    run, out = tmp_path / "run", tmp_path / "m.gguf"
-    assert main(["import", "gguf", str(smollm2.path()), "--out", str(run), "--seq-len", "512"]) == 0
-    assert main(["export", "gguf", "--run", str(run), "--out", str(out)]) == 0
+@pytest.fixture(scope="module")
+def smol(tmp_path_factory):
+    if smollm2.path() is None:
+        pytest.skip(smollm2.MISSING)
+    run = str(tmp_path_factory.mktemp("smollm2") / "run")
+    assert main(["import", "gguf", str(smollm2.path()), "--out", run, "--seq-len", "512"]) == 0
+    return run
+
+
+def goes_out_as_it_came_in(kind, smol, out, capsys, *options):
+    """The findings about SmolLM2, exported again: arrays and token ids are equal already."""
+    assert main(["export", kind, "--run", smol, "--out", str(out)]) == 0
     capsys.readouterr()
-    assert check(out, run, "--greedy", "2") == 0
+    assert check(out, smol, *options) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["arrays"]["equal"] == found["arrays"]["tensors"] == 272
+    other = found["transformers" if kind == "hf" else "llama.cpp"]
+    assert other["texts"]["other"] == 0 and other["texts"]["count"] > 10_000
+    assert other["logits"]["places"] == 400 and len(other["greedy"]) == 5
+    assert all(row["tokens"] == 100 for row in other["greedy"])
+    return other
+
+
+@with_llama_cpp
+def test_smollm2_in_llama_cpp(smol, tmp_path, capsys):
+    found = goes_out_as_it_came_in("gguf", smol, tmp_path / "m.gguf", capsys)
+    assert found["logits"]["largest"] < 1e-3 * found["logits"]["std"]
+
+
+@with_transformers
+def test_smollm2_in_transformers(smol, tmp_path, capsys):
+    found = goes_out_as_it_came_in("hf", smol, tmp_path / "m", capsys, "--python", PYTHON)
+    assert found["logits"]["largest"] < 1e-4 and found["talks"]["other"] == 0
+
+
+@with_llama_cpp
+def test_types_that_smollm2_falls_back_to(smol, tmp_path, capsys):
+    """Its rows of 576 do not divide by the 256 of K-quants: llama.cpp takes others, named here."""
+    out = tmp_path / "m.gguf"
+    command = ["export", "gguf", "--run", smol, "--out", str(out), "--outtype", "q4_K_M"]
+    assert main([*command, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert set(said["types"]) - {"F32"} >= {"Q5_0", "Q8_0"}
+    notes = [note for note in said["notes"] if "do not divide by 256" in note]
+    assert notes and all(note.startswith("rows of 576") for note in notes)
+    assert {note.split()[-1] for note in notes} >= {"Q5_0", "Q8_0"}
