@@ -102,7 +102,7 @@ def test_kill_9_resumes_to_the_same_result(trained, own, tmp_path):
     killed = 0
     for _ in range(20):
         process = subprocess.Popen(command(tmp_path / "cut"), stdout=subprocess.DEVNULL)
-        begun = sum(1 for p in (tmp_path / "cut").glob("*.jsonl") for _ in p.open())
+        begun = sum(p.read_bytes().count(b"\n") for p in (tmp_path / "cut").glob("*.jsonl"))
         while process.poll() is None:
             time.sleep(0.01)
             files = list((tmp_path / "cut").glob("*.jsonl"))
