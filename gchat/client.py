@@ -249,8 +249,16 @@ class Budget:
     """Limit of the requests sent, repetitions of failed ones included."""
     max_tokens: int | None = None
     """Limit of the tokens of prompts and answers, as the endpoint counts them."""
+    max_cost: float | None = None
+    """Limit of the US dollars that they cost."""
+    prompt_price: float = 0.0
+    """US dollars for a million tokens of prompts."""
+    completion_price: float = 0.0
+    """US dollars for a million tokens of answers."""
     requests: int = 0
     tokens: int = 0
+    cost: float = 0.0
+    """US dollars spent; of those spent before, where work goes on."""
     _reserved: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -275,6 +283,14 @@ class Budget:
                     "raise --max-total-tokens to go on",
                     fatal=True,
                 )
+            reserved = (self._reserved + answer_tokens) * self.completion_price / 1e6
+            if self.max_cost is not None and self.cost + reserved > self.max_cost:
+                raise ClientError(
+                    f"the next answer may pass the budget of ${self.max_cost:,.2f} "
+                    f"(${self.cost:,.4f} are spent)",
+                    "raise --max-cost to go on",
+                    fatal=True,
+                )
             self.requests += 1
             self._reserved += answer_tokens
 
@@ -283,3 +299,5 @@ class Budget:
         with self._lock:
             self._reserved -= answer_tokens
             self.tokens += usage.prompt_tokens + usage.completion_tokens
+            self.cost += usage.prompt_tokens * self.prompt_price / 1e6
+            self.cost += usage.completion_tokens * self.completion_price / 1e6

@@ -10,6 +10,7 @@ from gchat.client import Client, Question, Usage
 from gchat.engine.grammar import json_schema
 from gchat.engine.requests import SamplingConfig
 from gchat.queue import Failed
+from gchat.synth import making
 from gchat.synth.failures import failed
 
 
@@ -27,7 +28,11 @@ def make_do(
         price: US dollars of an answer's tokens.
     """
 
+    records = making.make_do(client, price)
+
     def do(payload: dict[str, Any]) -> dict[str, Any]:
+        if "window" in payload:  # of `gchat synth generate`
+            return records(payload)
         question = _question(payload)
         try:
             answer = client.complete(question)

@@ -1,6 +1,7 @@
-"""Errors of a client as failed attempts of a worker: whose fault they are, what waiting helps."""
+"""Errors of a client as a worker's failed attempts: whose fault they are, what waiting helps."""
 
 from gaia.errors import GaiaError
+from gaia_metrics.redaction import redact_text
 from gchat.client import ClientError
 from gchat.queue import Failed
 
@@ -19,7 +20,7 @@ def failed(error: GaiaError, cost: float = 0.0) -> Failed:
         error: of the client.
         cost: US dollars that the attempt took.
     """
-    text = str(error)
+    text = redact_text(str(error))
     if not isinstance(error, ClientError):
         return Failed(f"question: {text}", retry=False, cost=cost)
     if error.cause in ("time-out", "broken off"):

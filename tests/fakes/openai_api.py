@@ -89,6 +89,7 @@ class Endpoint:
         seen: bodies of the requests that came, with their path and Authorization header.
         reply: the text that answers a body.
         delay_s: pause before each piece of a stream.
+        tokens: length of answers where the request names none.
     """
 
     kind: str = "openai"
@@ -97,6 +98,7 @@ class Endpoint:
     seen: list = field(default_factory=list)
     key: str | None = None
     delay_s: float = 0.0
+    tokens: int = 16
     url: str = ""
     most_open: int = 0
     released: threading.Event = field(default_factory=threading.Event)
@@ -212,7 +214,8 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
     def _text(self, body):
-        limit = body.get("max_completion_tokens") or body.get("max_tokens") or 16
+        limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        limit = limit or self.endpoint.tokens
         every = pieces(self.endpoint.reply(body))
         kept = every[:limit]
         text = "".join(kept)
