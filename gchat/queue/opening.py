@@ -14,6 +14,7 @@ from gchat.queue.redis_queue import RedisQueue
 from gchat.queue.sqlite_queue import SqliteQueue
 from gchat.queue.sqs import Sqs
 from gchat.queue.store import open_store
+from gchat.queue.stored import StoredResults
 
 ADDRESSES = "a file, redis://…, postgresql://…, sqs://… or pubsub://…"
 
@@ -52,14 +53,20 @@ def open_queue(
         if sync not in ("full", "normal"):
             raise ConfigError(f"sync is {sync!r} in {text!r}", "use full or normal")
         path = Path(place).expanduser()
-        return SqliteQueue(path, create=create, settings=settings, sync=sync)
+        return _stored(SqliteQueue(path, create=create, settings=settings, sync=sync))
     if kind in ("redis", "rediss"):
-        return RedisQueue(text, create=create, settings=settings)
+        return _stored(RedisQueue(text, create=create, settings=settings))
     if kind in ("postgresql", "postgres"):
-        return PostgresQueue(text, create=create, settings=settings)
+        return _stored(PostgresQueue(text, create=create, settings=settings))
     if kind in ("sqs", "pubsub"):
         return _broker(kind, text, create, settings)
     raise ConfigError(f"queue {text!r} is no address of a queue", f"give {ADDRESSES}")
+
+
+def _stored(queue: SqliteQueue | RedisQueue | PostgresQueue) -> Queue:
+    """The queue, with its results in a store where its settings name one."""
+    place = queue.settings.get("results")
+    return StoredResults(queue, open_store(place)) if place else queue
 
 
 def _broker(kind: str, text: str, create: bool, settings: Mapping[str, str]) -> Queue:
