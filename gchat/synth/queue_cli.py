@@ -154,8 +154,8 @@ class Worker(_OnQueue):
 
     def _do(self, client: EndpointClient) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """The work of an item: records of a generation, or the answer to a question."""
-        prices = making.Prices(self.prompt_price, self.completion_price)
-        record, answer = making.make_do(client, prices), answering.make_do(client, prices.of)
+        price = making.priced(self.prompt_price, self.completion_price)
+        record, answer = making.make_do(client, price), answering.make_do(client, price)
         return lambda payload: (record if "window" in payload else answer)(payload)
 
 
