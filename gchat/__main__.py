@@ -262,13 +262,13 @@ def _tokenizer(args: list[str]) -> None:
 
 def _synth(args: list[str]) -> None:
     from gaia.config import parse
-    from gchat.factory.command import Command
     from gchat.synth.cli import VERBS
 
     raise_on_interrupt()
-    verbs: dict[str, Any] = {**VERBS, "factory": Command}
-    verb = _known("gchat synth", args, verbs)
-    command = verbs[verb]
+    verb = _known("gchat synth", args, [*VERBS, "factory"])
+    command: Any = VERBS.get(verb)
+    if verb == "factory":  # it alone brings the trainer, which takes seconds
+        from gchat.factory.command import Command as command
     given = parse(command, args[1:], prog=f"gchat synth {verb}", description=command.__doc__)
     given.start() if verb == "generate" else given.run()
 
