@@ -266,10 +266,11 @@ def _synth(args: list[str]) -> None:
 
     raise_on_interrupt()
     verb = _known("gchat synth", args, [*VERBS, "factory"])
-    command: Any = VERBS.get(verb)
-    if verb == "factory":  # it alone brings the trainer, which takes seconds
+    if verb == "factory":  # it imports the trainer's parts
         from gchat.factory.command import Command as command
-    given = parse(command, args[1:], prog=f"gchat synth {verb}", description=command.__doc__)
+    else:
+        command = VERBS[verb]
+    given: Any = parse(command, args[1:], prog=f"gchat synth {verb}", description=command.__doc__)
     given.start() if verb == "generate" else given.run()
 
 
