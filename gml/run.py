@@ -33,6 +33,10 @@ class RunRequest:
     """Everything `gml run` does beside making the node; `command` is a bash line."""
 
     node: str = option("", "--node", help="Run on this node, and keep it.")
+    count: int = option(
+        1, "--count", "-n", help="Number of machines that run the command, each its own.",
+        limits={"min": 1, "max": 256},
+    )  # fmt: skip
     attach: str = option("", "--attach", help="Attach to the job that runs on this node.")
     job: str = option("", "--job", help="Name of the job; default: job-DATE-TIME.")
     folder: Path = option(Path("."), "--folder", help="Local git work tree to send.")

@@ -3,12 +3,18 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 from gaia.errors import ConfigError
+from gchat.queue.broker_queue import BrokerQueue
 from gchat.queue.postgres_queue import PostgresQueue
 from gchat.queue.protocol import Queue
+from gchat.queue.pubsub import PubSub
 from gchat.queue.redis_queue import RedisQueue
 from gchat.queue.sqlite_queue import SqliteQueue
+from gchat.queue.sqs import Sqs
+from gchat.queue.store import open_store
+from gchat.queue.stored import StoredResults
 
 ADDRESSES = "a file, redis://…, postgresql://…, sqs://… or pubsub://…"
 
@@ -25,7 +31,7 @@ def open_queue(
 
     Args:
         url: a file (also as `sqlite:FILE`), `redis://HOST/DB?name=NAME`, `postgresql://…`,
-            `sqs://NAME` or `pubsub://PROJECT/NAME`.
+            `sqs://NAME?results=…` or `pubsub://PROJECT/NAME?results=…`.
         create: make it where there is none.
         attempts: of one item, before it is given up; kept in the queue. 5 in a new one.
         age_s: seconds of waiting that weigh as much as a step of priority; kept in the queue.
@@ -47,12 +53,36 @@ def open_queue(
         if sync not in ("full", "normal"):
             raise ConfigError(f"sync is {sync!r} in {text!r}", "use full or normal")
         path = Path(place).expanduser()
-        return SqliteQueue(path, create=create, settings=settings, sync=sync)
+        return _stored(SqliteQueue(path, create=create, settings=settings, sync=sync))
     if kind in ("redis", "rediss"):
-        return RedisQueue(text, create=create, settings=settings)
+        return _stored(RedisQueue(text, create=create, settings=settings))
     if kind in ("postgresql", "postgres"):
-        return PostgresQueue(text, create=create, settings=settings)
+        return _stored(PostgresQueue(text, create=create, settings=settings))
+    if kind in ("sqs", "pubsub"):
+        return _broker(kind, text, create, settings)
     raise ConfigError(f"queue {text!r} is no address of a queue", f"give {ADDRESSES}")
+
+
+def _stored(queue: SqliteQueue | RedisQueue | PostgresQueue) -> Queue:
+    """The queue, with its results in a store where its settings name one."""
+    place = queue.settings.get("results")
+    return StoredResults(queue, open_store(place)) if place else queue
+
+
+def _broker(kind: str, text: str, create: bool, settings: Mapping[str, str]) -> Queue:
+    """A queue over SQS or Pub/Sub, and the store beside it."""
+    parts = urlsplit(text)
+    query = dict(parse_qsl(parts.query))
+    place = settings.get("results") or query.pop("results", "")
+    query.pop("results", None)
+    if not place or query:
+        problem = f"queue {text!r} says not where its results go"
+        if query:
+            problem = f"queue {text!r} has an unknown part {next(iter(query))!r}"
+        raise ConfigError(problem, f"as {kind}://NAME?results=s3://BUCKET/PREFIX")
+    name = parts.netloc + parts.path
+    broker = Sqs(name) if kind == "sqs" else PubSub(name)
+    return BrokerQueue(broker, open_store(place), create=create, settings=settings)
 
 
 def _settings(attempts: int | None, age_s: float | None, results: str | None) -> Mapping[str, str]:

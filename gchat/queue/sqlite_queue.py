@@ -76,10 +76,14 @@ class SqliteQueue(Closing):
         if path.stat().st_size == 0:  # made by a process that died, or by one that is just here
             return
         application, version = self._header()
-        if application != sql.APPLICATION and (application or version or self._has_tables()):
-            raise ConfigError(f"{str(path)!r} is a database, but no queue", "name another file")
-        if application:
+        log = path.with_name(f"{path.name}-wal")
+        if not application and (version or log.exists()):
+            # A program that has it open, or was killed, leaves the newest header in the log.
+            application, version = self._read_through_log()
+        if application == sql.APPLICATION:
             self._check_version(version)
+        elif application or version or self._has_tables():
+            raise ConfigError(f"{str(path)!r} is a database, but no queue", "name another file")
 
     def _header(self) -> tuple[int, int]:
         """Application and version that the file's header names; sqlite.org/fileformat2.html.
@@ -89,15 +93,27 @@ class SqliteQueue(Closing):
         with open(self._path, "rb") as file:
             head = file.read(100)
         if len(head) < 100 or not head.startswith(b"SQLite format 3\0"):
-            raise ConfigError(
-                f"queue {str(self._path)!r}: file is not a database", "check the path"
-            )
+            problem = f"queue {str(self._path)!r}: file is not a database"
+            raise ConfigError(problem, "check the path")
         return int.from_bytes(head[68:72]), int.from_bytes(head[60:64])
 
+    def _read_through_log(self) -> tuple[int, int]:
+        with self._reader() as reader:
+            names = ("application_id", "user_version")
+            application, version = (
+                reader.execute(f"PRAGMA {name}").fetchone()[0] for name in names
+            )
+        return application, version
+
     def _has_tables(self) -> bool:
+        with self._reader() as reader:
+            return reader.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
+
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[sqlite3.Connection]:
         uri = f"file:{quote(str(self._path.absolute()))}?mode=ro"
         with self._explained(), contextlib.closing(sqlite3.connect(uri, uri=True)) as reader:
-            return reader.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
+            yield reader
 
     def _check_version(self, version: int) -> None:
         if version != protocol.VERSION:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import tyro
 
 from gaia.errors import ConfigError, GaiaError
-from gchat.client import Budget, ClientError, Usage
+from gchat.client import Budget, ClientError
 from gchat.endpoint_client import KEY_VARIABLE, EndpointClient, read_key
 from gchat.queue import Queue, Rules, Tally, in_threads, open_queue, run_worker
 from gchat.queue.status import duration, lines, status
-from gchat.synth import answering
+from gchat.synth import answering, making
 
 
 class Stopped(GaiaError):
@@ -117,7 +118,7 @@ class Worker(_OnQueue):
         with open_queue(self.queue) as queue:
             client = self._client()
             try:
-                do = in_threads(answering.make_do(client, self._price), self.concurrency)
+                do = in_threads(self._do(client), self.concurrency)
                 tally, signal = run_worker(queue, do, rules, watch=_Watch(queue))
             finally:
                 client.close()
@@ -151,9 +152,11 @@ class Worker(_OnQueue):
             time.sleep(pause)
             pause = min(10.0, pause * 2)
 
-    def _price(self, usage: Usage) -> float:
-        asked = usage.prompt_tokens * self.prompt_price
-        return (asked + usage.completion_tokens * self.completion_price) / 1e6
+    def _do(self, client: EndpointClient) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        """The work of an item: records of a generation, or the answer to a question."""
+        price = making.priced(self.prompt_price, self.completion_price)
+        record, answer = making.make_do(client, price), answering.make_do(client, price)
+        return lambda payload: (record if "window" in payload else answer)(payload)
 
 
 @dataclass(frozen=True, kw_only=True)

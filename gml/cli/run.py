@@ -11,6 +11,7 @@ from typing import Annotated, BinaryIO, cast
 import typer
 
 from gml.cli import options as c
+from gml.cli.run_many import check_many, run_many
 from gml.cli.signature import with_options
 from gml.cli.terminal import Lasting, Spinner, confirm, emit, say, streaming
 from gml.errors import NotFound, UsageError
@@ -39,12 +40,48 @@ def run(
     yes: c.Yes = False,
     dry_run: c.DryRun = False,
     json: c.Json = False,
+    *,
+    context: typer.Context,
 ) -> None:
     """Create a node, sync, run, stream the log, fetch results, delete.
 
-    Exits with the job's code. With --node or a --name that is up, that node is used and kept.
+    Exits with the job's code. With --node or a --name that is up, that node is used and kept. With
+    -n the same on so many machines, named NAME-0, NAME-1, …
     """
-    raise typer.Exit(run_command(c.open_fleet(), request, wanted, command, dry_run, json))
+    fleet = c.open_fleet()
+    if request.count > 1:
+        check_many(request)
+        words = _priced_for_all(fleet, request, wanted, command, dry_run)
+        if not dry_run:
+            raise typer.Exit(run_many(request, context.params, words, json))
+    raise typer.Exit(run_command(fleet, request, wanted, command, dry_run, json))
+
+
+def _priced_for_all(
+    fleet: Fleet,
+    request: RunRequest,
+    wanted: NodeRequest,
+    command: list[str] | None,
+    dry_run: bool,
+) -> list[str]:
+    """The command's words, after saying (and asking about) what all machines may cost."""
+    words = _words(command)
+    node_request = c.completed(fleet, wanted, "say what to rent")
+    price, _ = _price_and_region(fleet, None, node_request)
+    if price is not None:
+        most = request.count * price * node_request.timeout_s / 3600
+        rate = request.count * price
+        say(f"gml: {request.count} machines, ${rate:.2f}/h together, at most ${most:.2f}")
+        if most > ASK_ABOVE and not dry_run:
+            confirm(f"this may cost up to ${most:.2f}; go on?", scripts_may=True)
+    return words
+
+
+def _words(command: list[str] | None) -> list[str]:
+    words = c.command_words(command)
+    if not words:
+        raise UsageError("the command is missing", "gml run -t v6e-8 --timeout 3h -- bash x.sh")
+    return words
 
 
 def run_command(
@@ -59,9 +96,7 @@ def run_command(
     request = _placed(request)
     if request.attach:
         return _attach(fleet, request, json)
-    words = c.command_words(command)
-    if not words:
-        raise UsageError("the command is missing", "gml run -t v6e-8 --timeout 3h -- bash x.sh")
+    words = _words(command)
     request = dataclasses.replace(
         request,
         command=words[0] if len(words) == 1 else quote(words),

@@ -25,8 +25,12 @@ PATIENCE_S = 5.0
 _CREATE = """set -eu
 umask 077
 dir="$HOME/.gml/node"; mkdir -p "$dir" "$HOME/.gml/jobs"
-if [ -e "$dir/labels.json" ] && ! grep -q '"gml-id": "{id}"' "$dir/labels.json"; then
-  cat "$dir/labels.json"; exit 75
+# Made only where there is none, in one step: of two that come at once one gets the machine.
+if ! (set -C; cat > "$dir/labels.json") 2>/dev/null <<'EOF_GML'
+{labels}
+EOF_GML
+then
+  grep -q '"gml-id": "{id}"' "$dir/labels.json" || {{ cat "$dir/labels.json"; exit 75; }}
 fi
 cat > "$dir/watchdog.py" <<'EOF_GML'
 {program}

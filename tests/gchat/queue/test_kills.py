@@ -2,12 +2,20 @@
 
 import pytest
 
+from gchat.queue import open_queue
 from queue_kills import at_every_point, at_random
 from queue_servers import postgres_server, redis_server
 
 
 def test_kills_at_every_point(tmp_path):
     at_every_point(f"{tmp_path}/q", tmp_path / "log")
+
+
+@pytest.mark.slow
+def test_kills_between_an_object_and_the_end_of_its_item(tmp_path):
+    url = f"{tmp_path}/q"
+    open_queue(url, create=True, results=f"{tmp_path}/results").close()
+    at_every_point(url, tmp_path / "log")
 
 
 @pytest.mark.slow

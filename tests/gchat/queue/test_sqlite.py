@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from gchat.queue import open_queue
+from gchat.queue import Item, open_queue
 from queue_model import Machine
 
 
@@ -28,3 +28,21 @@ def test_any_calls_in_any_order(examples, steps):
     run_state_machine_as_test(
         SqliteMachine, settings=settings(max_examples=examples, stateful_step_count=steps)
     )
+
+
+def test_results_as_objects_are_written_once(tmp_path):
+    """A worker died between the object and the end of its item: nobody does the work again."""
+    with open_queue(tmp_path / "q", create=True, results=f"{tmp_path}/objects") as queue:
+        queue.add([Item("a/ü", {}), Item("b" * 300, {})])
+        first = queue.lease(2, 0, "dies")
+        assert queue.store.put("results", "a/ü", {"by": "the dead", "cost": 0.5})
+        assert not queue.store.put("results", "a/ü", {"by": "another"})
+    with open_queue(tmp_path / "q") as queue:  # the queue itself says where its results are
+        [second] = queue.lease(2, 60, "w")
+        assert second.item.id == "b" * 300 and queue.complete(second, {"by": "w"})
+        assert not queue.complete(first[1], {"by": "too late"})
+        assert [(one.id, one.result["by"]) for one in queue.results()] == [
+            ("a/ü", "the dead"), ("b" * 300, "w"),
+        ]  # fmt: skip
+        assert set(queue.store.ids("results")) == {"a/ü", "b" * 300}
+        assert queue.facts().cost == 0.5

@@ -183,7 +183,7 @@ with open_queue(sys.argv[1]) as queue:
         with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True,
                               stderr=subprocess.PIPE) as worker:  # fmt: skip
             for _ in range(4):
-                assert worker.stdout.readline() == "begun\n"
+                assert worker.stdout.readline() == "begun\n", worker.stderr.read()
             worker.send_signal(signal.Signals[name])
             out, err = worker.communicate(timeout=30)
         assert worker.returncode == 0, err
