@@ -1,9 +1,9 @@
 """The `gchat` command: verbs and printing only.
 
 gchat speedrun | train | midtrain | sft | dpo | rl | sample | chat | generate | judge | orchestrate
-      | models add|ls|show|compare|note|rm | serve | plan
+      | models add|ls|show|compare|note|rm | serve | web | plan
       | dashboard | checkpoints | picture | eval bpb|core|chat|identity | import hf|gguf
-      | export hf|gguf|check | synth identity|qpt|docstrings | sweep | compare | ladder
+      | export hf|gguf|check | synth generate|factory|identity|… | sweep | compare | ladder
       | research run|ideas|with
       | data prepare|chat|curate|download|count|verify|upload | tokenizer train|eval
 """
@@ -37,6 +37,7 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   orchestrate          train, judge, generate by turns on one accelerator: gchat orchestrate PLAN
   models               an archive of models: gchat models add|ls|show|compare|note|rm
   serve                answer over HTTP, as OpenAI does: gchat serve --run runs/cpu
+  web                  a chat site with accounts: gchat web --run runs/chat; gchat web admin --help
   plan                 memory, time and cost on a slice: gchat plan speedrun --sku v6e-8
   dashboard            the same as a page with sliders
   checkpoints          steps of a run with size, time and validation: gchat checkpoints runs/cpu
@@ -58,6 +59,9 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   tokenizer train      a vocabulary of your own: gchat tokenizer train --input F --out DIR
   tokenizer eval       compare tokenizers on several kinds of text
   synth identity       conversations that teach a model its name; also synth qpt, docstrings
+  synth factory        a corpus to a judged model: gchat synth factory articles/ --run-dir runs/f
+  synth generate       records out of a corpus: gchat synth generate articles/ --out runs/records
+  synth worker         work on a queue of questions; also synth status, priority, dead
   eval identity        the share of questions about itself that it answers with its name
   compare              branches, trained alike: gchat compare main my-idea --minutes 10
   ladder               sizes, the law of their losses, the next size: gchat ladder --depths 2 3 4 5
@@ -138,6 +142,12 @@ def _serve(args: list[str]) -> None:
     serve(options)
 
 
+def _web(args: list[str]) -> None:
+    from gchat.serve.site.entry import main as web_main
+
+    web_main(args, _known)
+
+
 def _eval(args: list[str]) -> None:
     from gaia.config import parse
 
@@ -152,7 +162,8 @@ def _eval(args: list[str]) -> None:
     loaded = load_run(options.run, step=options.step)
     score = loaded.score_file(options.text)
     if options.json:
-        print(json.dumps({"text": options.text, **score._asdict(), "step": loaded.step}))
+        figures = {**score._asdict(), "perplexity": score.perplexity}
+        print(json.dumps({"text": options.text, **figures, "step": loaded.step}))
     else:
         print(
             f"{options.text}: {score.bpb:.4f} bits per byte, loss {score.loss:.4f}, perplexity "
@@ -251,12 +262,15 @@ def _tokenizer(args: list[str]) -> None:
 
 def _synth(args: list[str]) -> None:
     from gaia.config import parse
+    from gchat.factory.command import Command
     from gchat.synth.cli import VERBS
 
     raise_on_interrupt()
-    verb = _known("gchat synth", args, VERBS)
-    command = VERBS[verb]
-    parse(command, args[1:], prog=f"gchat synth {verb}", description=command.__doc__).run()
+    verbs: dict[str, Any] = {**VERBS, "factory": Command}
+    verb = _known("gchat synth", args, verbs)
+    command = verbs[verb]
+    given = parse(command, args[1:], prog=f"gchat synth {verb}", description=command.__doc__)
+    given.start() if verb == "generate" else given.run()
 
 
 def _sweep(args: list[str]) -> None:
@@ -312,6 +326,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "picture": _main_of("gchat.run.picture"),
     "models": _main_of("gchat.archive.command"),
     "serve": _serve,
+    "web": _web,
     "plan": _plan,
     "dashboard": _dashboard,
     "checkpoints": _checkpoints,
