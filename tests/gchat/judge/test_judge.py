@@ -262,6 +262,10 @@ def test_silence_counts_as_no_pass_and_failures_count_nowhere(tmp_path, fake, ca
     assert status == 0
     assert (summary["empty"], summary["no_verdict"], summary["passed"]) == (4, 4, 32)
     assert summary["raw"] == 0.8 and summary["low"] <= summary["rate"] <= summary["high"] <= 0.9
+    known = summary["calibration"]
+    seen = corrected(Count(32, 36), Calibration(
+        Count(known["sensitivity"] * 40, 40), Count(known["specificity"] * 40, 40)))  # fmt: skip
+    assert summary["rate"] == pytest.approx(0.9 * seen.rate)  # the empty ones are wrong for certain
     groups = summary["groups"]["split"]
     assert {name: one["answers"] for name, one in groups.items()} == {"s0": 20, "s1": 20}
     twice = Counter(texts(body)["student's answer"] for _, body, _ in fake.seen if body)
