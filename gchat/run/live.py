@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,6 +64,7 @@ class LivePicture:
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
             process.terminate()
+            threading.Thread(target=process.wait, daemon=True).start()  # no zombie stays
 
 
 # ── In the process that draws ───────────────────────────────────────────────────────────────────
