@@ -65,6 +65,8 @@ class DataConfig:
     corpus, or the path of a tokenizer.json."""
     vocab_size: int = 32768
     """Vocabulary of a trained tokenizer, specials included."""
+    forced: tuple[str, ...] = ()
+    """Single tokens of a trained tokenizer: years as 1900-1949, months, and terms by themselves."""
     mixture: dict[str, str] = field(default_factory=dict)
     """Several data sets instead of one: name and folder or gs:// pairs. The first (or data.dir)
     gives the tokenizer and the validation text."""

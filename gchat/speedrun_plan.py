@@ -1,5 +1,6 @@
 """The speedrun's plan: sizes and steps that fit the machine and the hours, and its data set."""
 
+import hashlib
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -191,6 +192,8 @@ class Plan:
         name = [data.source, Path(data.tokenizer).stem]
         if data.tokenizer == "bpe":
             name.append(str(data.vocab_size))
+            if data.forced:
+                name.append(hashlib.sha256(repr(data.forced).encode()).hexdigest()[:8])
         if data.source == "docs":
             name.append(docs.fingerprint()[:8])
         if data.source == "climbmix":
@@ -218,6 +221,7 @@ class Plan:
                 out=out,
                 tokenizer=data.tokenizer,
                 vocab_size=data.vocab_size,
+                forced=data.forced if data.tokenizer == "bpe" else (),
                 shards=self._shards() if data.source == "climbmix" else 8,
             )
             data = replace(data, dir=str(out))

@@ -87,6 +87,14 @@ def descendants(archive: Path, name: str) -> list[str]:
     ]
 
 
+def size(params: int) -> str:
+    """A count of parameters as people say it: 177M, 1.5M, 45K."""
+    millions = params / 1e6
+    if millions < 1:
+        return f"{params / 1e3:.0f}K"
+    return f"{millions:,.0f}M" if millions >= 10 else f"{millions:.1f}M"
+
+
 def table(cards: Sequence[Card]) -> str:
     """One line a model."""
     head = ("model", "status", "stage", "params", "step", "val bpb", "judge", "added", "last note")
@@ -95,7 +103,7 @@ def table(cards: Sequence[Card]) -> str:
         facts, metrics = card.facts, card.metrics
         bpb, judge = metrics.get("val_bpb"), metrics.get("judge")
         rows.append((
-            card.name, card.status, str(facts["stage"]), f"{facts['params'] / 1e6:,.1f}M",
+            card.name, card.status, str(facts["stage"]), size(facts["params"]),
             f"{facts['step']:,}", "-" if bpb is None else f"{bpb:.4f}",
             "-" if judge is None else f"{judge['rate']:.1%}",
             time.strftime("%Y-%m-%d", time.localtime(card.added)),

@@ -87,13 +87,16 @@ def ask(run: str, texts: Sequence[str], sampling: SamplingConfig, max_tokens: in
 def described(compared: Compared) -> str:
     """Figures side by side, then each prompt with the answers below it."""
     names = list(compared.answers)
-    width = max(len(name) for name in names)
+    rows = {
+        figure: [_figure(compared.cards[name], figure) for name in names] for figure in _FIGURES
+    }
+    rows = {"": names} | {figure: values for figure, values in rows.items() if any(values)}
+    widths = [max(len(values[i]) for values in rows.values()) for i in range(len(names))]
     lines = []
-    for figure in _FIGURES:
-        values = [_figure(compared.cards[name], figure) for name in names]
-        if any(values):
-            lines.append(f"{figure:<10} " + "  ".join(f"{v or '-':<{width}}" for v in values))
-    lines = [f"{'':<10} " + "  ".join(f"{name:<{width}}" for name in names), *lines]
+    for figure, values in rows.items():
+        cells = (f"{v or '-':<{width}}" for v, width in zip(values, widths, strict=True))
+        lines.append(f"{figure:<10} {'  '.join(cells)}".rstrip())
+    width = max(len(name) for name in names)
     for number, prompt in enumerate(compared.prompts):
         answers = {name: compared.answers[name][number] for name in names}
         same = " (all alike)" if len(set(answers.values())) == 1 and len(names) > 1 else ""

@@ -166,10 +166,8 @@ def _metrics(run: Path, step: int) -> dict[str, Any]:
 def _name(facts: Mapping[str, Any], metrics: Mapping[str, Any], config: TrainConfig) -> str:
     bpb = metrics.get("val_bpb")
     end = "" if bpb is None else f"-bpb{bpb:.3f}"
-    millions = facts["params"] / 1e6
-    size = f"{millions:.0f}M" if millions >= 10 else f"{millions:.1f}M"
     run = "".join(c if cards.NAME.fullmatch(f"a{c}") else "-" for c in config.run.name)
-    return f"{run}-{size}-{facts['stage']}-step{facts['step']}{end}"
+    return f"{run}-{cards.size(facts['params'])}-{facts['stage']}-step{facts['step']}{end}"
 
 
 def _lineage(archive: Path, run: Path, config: TrainConfig) -> list[dict[str, Any]]:

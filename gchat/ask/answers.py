@@ -49,6 +49,7 @@ class Answers:
         self._lock.__enter__()
         try:
             kept, dropped = self._read()
+            self._retry_errors = False  # those that come now are answers to what was asked again
             if dropped:
                 self._replace([raw for _, raw in kept])
             self._file = open(self.path, "ab")

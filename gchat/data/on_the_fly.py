@@ -48,6 +48,7 @@ from gchat.data.sources import files, text
 from gchat.data.sources.unit import Corpus, Tally, Unit
 from gchat.data.work import position
 from gchat.tokenizer import Tokenizer
+from gchat.vocab.forced import read as read_forced
 
 VERSION = 1  # of the units and their order; another one makes other batches
 VAL_FRACTION = 0.05
@@ -148,7 +149,9 @@ class TextSet:
         )
 
 
-def open_text(place: str, *, column: str, tokenizer: str, vocab_size: int) -> TextSet:
+def open_text(
+    place: str, *, column: str, tokenizer: str, vocab_size: int, forced: Sequence[str] = ()
+) -> TextSet:
     """Lists a text, and tokenizes its validation documents unless that was done before.
 
     Args:
@@ -156,6 +159,7 @@ def open_text(place: str, *, column: str, tokenizer: str, vocab_size: int) -> Te
         column: field of .jsonl and .parquet files.
         tokenizer: gpt2, bpe, or the path of a stored one.
         vocab_size: of a bpe.
+        forced: single tokens of a bpe, as `gchat.vocab.forced.read` takes them.
 
     Raises:
         DataError: no text there, or too little for a training and a validation document.
@@ -164,12 +168,14 @@ def open_text(place: str, *, column: str, tokenizer: str, vocab_size: int) -> Te
     stored = _stored(tokenizer)
     corpus, marks = _remote(place, column) if storage.is_remote(place) else _local(place, column)
     named = stored.sha256 if stored else [tokenizer, vocab_size if tokenizer == "bpe" else None]
+    if tokenizer == "bpe" and forced:
+        named = [named, *forced]
     identity = [VERSION, marks, column, named, _UNIT_BYTES, VAL_FRACTION, VAL_TOKENS]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
     folder = storage.home() / "text" / key
     units = [stripe for unit in corpus.units for stripe in _stripes(unit)]
     if not (folder / _FACTS).exists():
-        made = stored or _made(tokenizer, vocab_size, corpus)
+        made = stored or _made(tokenizer, vocab_size, forced, corpus)
         _write_opening(folder, place, corpus, made, {"files": marks})
     facts = json.loads(storage.read_text(folder / _FACTS))
     return TextSet(
@@ -218,10 +224,12 @@ def _stored(tokenizer: str) -> Tokenizer | None:
     return Tokenizer.load(tokenizer)
 
 
-def _made(tokenizer: str, vocab_size: int, corpus: Corpus) -> Tokenizer:
+def _made(tokenizer: str, vocab_size: int, forced: Sequence[str], corpus: Corpus) -> Tokenizer:
     if tokenizer == "gpt2":
         return tokenizers.gpt2()
-    return tokenizers.train_bpe(training_text(corpus, VAL_FRACTION), vocab_size)
+    years, terms = read_forced(forced)
+    texts = training_text(corpus, VAL_FRACTION)
+    return tokenizers.train_bpe(texts, vocab_size, years=years, terms=terms)
 
 
 def _unit_bytes(total: int) -> int:

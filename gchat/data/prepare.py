@@ -41,6 +41,7 @@ from gchat.data.sources.choose import Source
 from gchat.data.sources.unit import Corpus, oddities
 from gchat.data.work import position
 from gchat.tokenizer import Tokenizer
+from gchat.vocab.forced import read as read_forced
 
 WORK = "prepare"
 _TOKENIZER_CHARS = 200_000_000  # text the BPE is trained on
@@ -63,6 +64,8 @@ class Options(Source, _Out):
     """Tokenizer: bpe (trained on this text), gpt2, or the path of a tokenizer.json."""
     vocab_size: int = 8192
     """Vocabulary of a trained bpe, special tokens included."""
+    forced: tuple[str, ...] = ()
+    """Single tokens of a trained bpe: years as 1900-1949, months, and terms by themselves."""
     seed: int = 0
     """Seed of the document shuffle."""
     val_fraction: float = 0.05
@@ -98,6 +101,12 @@ class Options(Source, _Out):
             )
         if self.shard_size is not None:
             size(self.shard_size)
+        if self.forced and self.tokenizer != "bpe":
+            raise ConfigError(
+                f"forced has no effect with tokenizer = {self.tokenizer!r}",
+                "use --tokenizer bpe, or force pieces with `gchat tokenizer train`",
+            )
+        read_forced(self.forced)
         if not 1 <= self.buckets <= 100_000:
             raise ConfigError(f"buckets = {self.buckets} is out of range", "use e.g. 1000")
         if not 0 <= self.seed < buckets.SEEDS:
@@ -189,6 +198,8 @@ def _parameters(given: Options, corpus: Corpus, chosen: Tokenizer | None) -> dic
     encoder: dict[str, Any] = {"tokenizer": given.tokenizer}
     if given.tokenizer == "bpe":
         encoder["vocab_size"] = given.vocab_size
+        if given.forced:
+            encoder["forced"] = list(given.forced)
     elif chosen is not None:
         encoder["tokenizer"] = chosen.sha256  # wherever its file lies
     return {
@@ -254,7 +265,8 @@ def _tokenizer(
         made = chosen
     else:
         texts = training_text(corpus, given.val_fraction, progress)
-        made = tokenizers.train_bpe(texts, given.vocab_size)
+        years, terms = read_forced(given.forced)
+        made = tokenizers.train_bpe(texts, given.vocab_size, years=years, terms=terms)
     made.save(path)
     return made
 

@@ -104,7 +104,13 @@ class Runner:
         turn = self._store.begin(work.name, words)
         own = {one.pid for one in processes.below()}
         self._say(f"{_now()} {work.name}: turn {turn.id} begins; log {self._log(work.name)}")
-        guard = self._start(turn, work, words)
+        try:
+            guard = self._start(turn, work, words)
+        except OSError as error:  # its folder, or the log
+            message = f"it cannot be started ({error.filename}: {error.strerror})"
+            state = self._store.end(turn, "failed", message)
+            self._say(f"{_now()} {work.name}: failed, {message}; now {state}")
+            return
         why = self._watch(guard, turn, work)
         self._clear(turn, guard, own)
         back, after = memory.wait_until_back(self._memory, used) if self._memory else (True, [])

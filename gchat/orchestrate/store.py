@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gaia.errors import ConfigError
+from gaia.errors import ConfigError, GaiaError
 from gchat.orchestrate.plan import Workload
 
 FILE, VERSION = "orchestrate.db", 1
@@ -40,6 +40,12 @@ create table turn (
 );
 create table request (id integer primary key, kind text not null, workload text not null);
 """
+
+
+class StateError(GaiaError):
+    """The state cannot be written; what it held it still holds."""
+
+    exit_status = 1
 
 
 @dataclass(frozen=True)
@@ -92,40 +98,60 @@ class Store:
     """
 
     def __init__(self, folder: Path, *, make: bool = False) -> None:
-        path = folder / FILE
-        if not path.exists() and not make:
-            raise ConfigError(f"{str(folder)!r} holds no work", "start the plan first")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None)
+        self._path = folder / FILE
+        if not self._path.exists():
+            if not make:
+                raise ConfigError(f"{str(folder)!r} holds no work", "start the plan first")
+            folder.mkdir(parents=True, exist_ok=True)
+        # A journal beside the file, not WAL, which writes two more files merely to read.
+        self._db = sqlite3.connect(self._path, timeout=30.0, isolation_level=None)
         self._db.row_factory = sqlite3.Row
-        self._db.execute("pragma journal_mode = wal")
         self._db.execute("pragma synchronous = full")
-        with self._write():
-            if not self._db.execute("select 1 from sqlite_master where name = 'meta'").fetchone():
+        if make and not self._has_tables():
+            with self._write():
                 for statement in _TABLES.split(";"):
                     self._db.execute(statement)
-                facts = {"version": str(VERSION), "id": uuid.uuid4().hex}
-                self._db.executemany("insert into meta values (?, ?)", facts.items())
+                made = {"version": str(VERSION), "id": uuid.uuid4().hex}
+                self._db.executemany("insert into meta values (?, ?)", made.items())
+        if not self._has_tables():
+            self.close()
+            raise ConfigError(f"{str(folder)!r} holds no work yet", "start the plan first")
         facts = dict(self._db.execute("select key, value from meta").fetchall())
         if facts.get("version") != str(VERSION):
             self.close()
             raise ConfigError(
-                f"{path} is of version {facts.get('version')} of the state, this program knows "
-                f"{VERSION}",
+                f"{self._path} is of version {facts.get('version')} of the state, this program "
+                f"knows {VERSION}",
                 "finish it with the version that made it, or name another folder",
             )
         self.id: str = facts["id"]
 
+    def _has_tables(self) -> bool:
+        query = "select 1 from sqlite_master where name = 'meta'"
+        return self._db.execute(query).fetchone() is not None
+
     @contextmanager
     def _write(self) -> Iterator[None]:
-        """One transaction: all of it or nothing, whatever ends this process."""
-        self._db.execute("begin immediate")
+        """One transaction: all of it or nothing, whatever ends this process.
+
+        Raises:
+            StateError: it could not be written; the state is as it was.
+        """
         try:
-            yield
-        except BaseException:
-            self._db.execute("rollback")
-            raise
-        self._db.execute("commit")
+            self._db.execute("begin immediate")
+            try:
+                yield
+            except BaseException:
+                self._db.rollback()
+                raise
+            self._db.execute("commit")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.rollback()
+            raise StateError(
+                f"{self._path} cannot be written ({error})",
+                "make room and start again: it goes on where it stopped",
+            ) from None
 
     def close(self) -> None:
         """Lets go of the file."""

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,6 +64,7 @@ class LivePicture:
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
             process.terminate()
+            threading.Thread(target=process.wait, daemon=True).start()  # no zombie stays
 
 
 # ── In the process that draws ───────────────────────────────────────────────────────────────────
@@ -132,7 +134,13 @@ def draw(run: Path) -> Path:
     _draw(rate, series, "train/lr_share", "learning rate, share of its peak", "C4")
     rate.set_ylim(0, 1.05)
     _draw(speed, series, "perf/tokens_per_s", "tokens per second", "C2")
-    speed.set_ylim(bottom=0)
+    speeds = sorted(value for _, value in series.get("perf/tokens_per_s", []))
+    # Steps that were read together look instantaneous; their peaks would hide all others.
+    speed.set_ylim(0, 1.3 * speeds[len(speeds) * 9 // 10] if speeds else None)
+    if series.get("train/loss"):
+        judge.set_xlim(
+            0, 1.02 * max(series["train/loss"][-1][0], *(j["step"] for j in judgements), 1)
+        )
     path = run / PICTURE
     judged.save_atomically(figure, path, dpi=100)
     return path
@@ -156,7 +164,7 @@ def lines(
     rows, length = training["batch_size"], model["seq_len"]
     step = series["train/loss"][-1][0] if series.get("train/loss") else 0
     steps = facts.get("steps") or training.get("steps") or 0
-    params = f", {facts['params'] / 1e6:,.1f}M parameters" if facts.get("params") else ""
+    params = f", {_count(facts['params'])} parameters" if facts.get("params") else ""
     pieces = training["grad_accum"]
     split = f" ({rows // pieces} at a time x {pieces})" if pieces > 1 else ""
     norm, tied = ("QK-norm, " if model["qk_norm"] else ""), ("tied" if model["tied"] else "untied")
@@ -175,6 +183,10 @@ def lines(
         f"{facts.get('commit') or 'unknown'}; seed {training['seed']}; drawn "
         f"{time.strftime('%Y-%m-%d %H:%M:%S')}",
     ]
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:,.1f}M" if number >= 1e6 else f"{number:,}"
 
 
 def _progress(step: int, steps: int, per_step: int, series: Series) -> str:

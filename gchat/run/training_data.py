@@ -78,6 +78,7 @@ class TrainingData:
             column=config.text_column,
             tokenizer=config.tokenizer,
             vocab_size=config.vocab_size,
+            forced=config.forced,
         )
         self.manifest, self.tokenizer = text.manifest, text.tokenizer
         self.manifests = {"": self.manifest}

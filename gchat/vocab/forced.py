@@ -38,6 +38,22 @@ def years(given: str) -> tuple[str, ...]:
     return tuple(f"{year:04d}" for year in range(int(match[1]), int(match[2]) + 1))
 
 
+def read(texts: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Years and terms that a list of texts asks for: `1900-1949`, `months`, and terms themselves.
+
+    Raises:
+        ConfigError: no range of years.
+    """
+    years_wanted: list[str] = []
+    terms: list[str] = []
+    for text in texts:
+        if re.fullmatch(r"\d{4}-\d{4}", text):
+            years_wanted += years(text)
+        else:
+            terms += MONTHS if text == "months" else [text]
+    return tuple(dict.fromkeys(years_wanted)), tuple(dict.fromkeys(terms))
+
+
 def pieces(years_wanted: Sequence[str], terms: Iterable[str]) -> list[str]:
     """Pieces that must become one token: years as they are, terms alone and after a space.
 

@@ -6,6 +6,7 @@ import yaml
 from gaia.config import differences, load_preset, to_dict
 from gaia.errors import ConfigError
 from gchat.config import CONFIG_DIR, TrainConfig, load
+from gchat.vocab import forced
 from golden.make_presets import FOLDER, resolved
 
 NAMES = sorted(p.stem for p in CONFIG_DIR.glob("*.yaml"))
@@ -67,3 +68,14 @@ def test_a_base_that_cannot_be_inherited_is_refused_in_one_line(tmp_path, base, 
         load([str(tmp_path / "mine.yaml")])
     assert problem in str(error.value) and "mine.yaml" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_ww2_is_llamas_block_and_says_so():
+    first = (CONFIG_DIR / "ww2.yaml").read_text().splitlines()[0]
+    assert "Llama's block, not GPT-2's" in first
+    golden = yaml.safe_load((FOLDER / "ww2.yaml").read_text())
+    model, training = golden["model"], golden["training"]
+    assert (model["depth"], model["dim"], model["heads"], model["seq_len"]) == (18, 768, 12, 4096)
+    assert model["vocab_size"] == 32000 and training["batch_size"] // training["grad_accum"] == 3
+    years, terms = forced.read(golden["data"]["forced"])
+    assert "1944" in years and {"May", "Wehrmacht", "Pearl Harbor"} <= set(terms)

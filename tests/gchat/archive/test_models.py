@@ -76,7 +76,7 @@ def test_a_snapshot_says_what_it_is_and_is_a_run(base, here, capsys):
     assert early["metrics"] == {"train_loss": 5.0}
     params = sum(leaf.size for leaf in jax.tree.leaves(load_run(str(base)).params))
     assert last["facts"]["params"] == params and last["facts"]["step"] == 11
-    assert last["name"] == "tiny-war-0.1M-base-step11-bpb2.500"
+    assert last["name"] == "tiny-war-119K-base-step11-bpb2.500"
     kept = (here / "models" / last["name"] / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in kept] == [7, 11]
     # It is a run, wherever the first one went.

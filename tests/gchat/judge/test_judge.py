@@ -247,7 +247,7 @@ def test_a_stopped_job_goes_on_and_asks_nothing_twice(tmp_path, fake, capsys):
 def test_silence_counts_as_no_pass_and_failures_count_nowhere(tmp_path, fake, capsys):
     def moody(body):
         given = texts(body)
-        if given["student's answer"] == "mumble":
+        if given["student's answer"] == "mumble" or "El Alamein begin" in given["question"]:
             return "I'd rather not say"
         return reading(body)
 
@@ -260,8 +260,15 @@ def test_silence_counts_as_no_pass_and_failures_count_nowhere(tmp_path, fake, ca
     status, out = judge(tmp_path, fake, answer, "--by", "split")
     summary = json.loads(capsys.readouterr().out)
     assert status == 0
+    # The question on El Alamein is among those that are mumbled, and planted twice.
     assert (summary["empty"], summary["no_verdict"], summary["passed"]) == (4, 4, 32)
+    assert summary["calibration"]["sensitivity"] == 39 / 40
+    assert [v["line"] for v in read(out.with_suffix(".calibration.jsonl"))] == [*range(1, 81)]
     assert summary["raw"] == 0.8 and summary["low"] <= summary["rate"] <= summary["high"] <= 0.9
+    known = summary["calibration"]
+    seen = corrected(Count(32, 36), Calibration(
+        Count(known["sensitivity"] * 40, 40), Count(known["specificity"] * 40, 40)))  # fmt: skip
+    assert summary["rate"] == pytest.approx(0.9 * seen.rate)  # the empty ones are wrong for certain
     groups = summary["groups"]["split"]
     assert {name: one["answers"] for name, one in groups.items()} == {"s0": 20, "s1": 20}
     twice = Counter(texts(body)["student's answer"] for _, body, _ in fake.seen if body)

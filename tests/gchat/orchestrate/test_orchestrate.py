@@ -12,6 +12,7 @@ import psutil
 import pytest
 import yaml
 
+from disks import fill, small_disk
 from gchat.__main__ import main
 from gchat.orchestrate import choice, memory, plan, processes
 from gchat.orchestrate.runner import Runner, judged
@@ -89,11 +90,12 @@ def test_order_dependencies_repetition_and_failures(here, capsys, monkeypatch):
         "shaky": sh("echo shaky >> order; test $(grep -c shaky order) -ge 2", priority=4),
         "never": sh("exit 7", retries=0, priority=3),
         "missing": {"command": "no-such-program-anywhere", "retries": 0},
+        "nowhere": {"command": "true", "directory": "no-such-folder", "retries": 0},
         "waits": work("waits", after=["never"]),
     })  # fmt: skip
     assert main(["orchestrate", str(path)]) == 1
     said = capsys.readouterr()
-    assert "never, missing failed for good" in said.err
+    assert "never, missing, nowhere failed for good" in said.err
     order = (here / "order").read_text().split()
     assert order[0] == "high" and order.count("shaky") == 2 and "waits" not in order
     assert [n for n in order if n in ("twice", "follows")] == ["twice", "follows"] * 2
@@ -102,6 +104,7 @@ def test_order_dependencies_repetition_and_failures(here, capsys, monkeypatch):
     by_name = {one["name"]: one for one in state["workloads"]}
     assert by_name["never"]["state"] == "failed" and "status 7" in by_name["never"]["message"]
     assert "no-such-program" in by_name["missing"]["message"]
+    assert "no-such-folder: No such file" in by_name["nowhere"]["message"]
     assert by_name["waits"]["blocked"] == "never has failed"
     # Again: nothing that is done runs again; what failed may be put back.
     before = (here / "order").read_text()
@@ -439,6 +442,21 @@ def test_a_state_of_another_version_is_refused_whole(here, capsys):
     store.close()
     assert main(["orchestrate", str(path)]) == 2
     assert "is of version 99" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_the_state_goes_on(here, capsys):
+    with small_disk(here / "disk", "1M") as disk:
+        path = write(disk, {"a": sh("touch ran", directory=str(here))})
+        assert main(["orchestrate", str(path)]) == 0
+        path = write(disk, {"b": sh("touch more", directory=str(here))})
+        fill(disk, leave=4096)
+        assert main(["orchestrate", str(path)]) == 1
+        error = capsys.readouterr().err
+        assert "make room and start again" in error and error.count("\n") == 1
+        (disk / "filler").unlink()
+        assert main(["orchestrate", str(path)]) == 0
+        assert (here / "more").exists()
 
 
 def test_killing_finds_nothing_to_kill():
