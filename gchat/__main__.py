@@ -285,14 +285,15 @@ def _tokenizer(args: list[str]) -> None:
 
 def _synth(args: list[str]) -> None:
     from gaia.config import parse
-    from gchat.factory.command import Command
     from gchat.synth.cli import VERBS
 
     raise_on_interrupt()
-    verbs: dict[str, Any] = {**VERBS, "factory": Command}
-    verb = _known("gchat synth", args, verbs)
-    command = verbs[verb]
-    given = parse(command, args[1:], prog=f"gchat synth {verb}", description=command.__doc__)
+    verb = _known("gchat synth", args, [*VERBS, "factory"])
+    if verb == "factory":  # it imports the trainer's parts
+        from gchat.factory.command import Command as command
+    else:
+        command = VERBS[verb]
+    given: Any = parse(command, args[1:], prog=f"gchat synth {verb}", description=command.__doc__)
     given.start() if verb == "generate" else given.run()
 
 
