@@ -84,7 +84,7 @@ def _framed(text: str, draw: random.Random) -> str:
 
 
 def _mistake(
-    item: Item, names: Sequence[str], items: Sequence[Item], draw: random.Random
+    item: Item, names: Sequence[tuple[str, bool]], items: Sequence[Item], draw: random.Random
 ) -> tuple[str, str] | None:
     """The reference with a mistake, and its kind; None where none can be made."""
     ways = [_opposite, _other_number, _other_date, partial(_other_name, names=names)]
@@ -172,7 +172,9 @@ def _name_matches(text: str) -> list[re.Match[str]]:
     return matches
 
 
-def _other_name(item: Item, draw: random.Random, names: Sequence[str]) -> tuple[str, str] | None:
+def _other_name(
+    item: Item, draw: random.Random, names: Sequence[tuple[str, bool]]
+) -> tuple[str, str] | None:
     matches = _new_first(_name_matches(item.reference), item.question)
     if not matches:
         return None

@@ -136,7 +136,7 @@ def keep(run: Path, step: int, summary: Mapping[str, Any]) -> None:
     """Adds a judgement to the history, picture and metrics of the student's run."""
     import gaia_metrics
     from gchat.run import judged
-    from gchat.run.report import git_commit
+    from gchat.run.commit import git_commit
 
     known = summary["calibration"] or {}
     named = ("judge", "answers", "passed", "raw", "rate", "low", "high", "groups", "verdicts")

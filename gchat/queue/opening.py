@@ -42,8 +42,12 @@ def open_queue(
     scheme = re.match(r"([a-z0-9+]+):", text)
     kind = scheme[1] if scheme and scheme[1] != "file" else "sqlite"
     if kind == "sqlite":
-        path = Path(text.removeprefix("sqlite:")).expanduser()
-        return SqliteQueue(path, create=create, settings=settings)
+        place, _, query = text.removeprefix("sqlite:").partition("?sync=")
+        sync = query or "full"
+        if sync not in ("full", "normal"):
+            raise ConfigError(f"sync is {sync!r} in {text!r}", "use full or normal")
+        path = Path(place).expanduser()
+        return SqliteQueue(path, create=create, settings=settings, sync=sync)
     if kind in ("redis", "rediss"):
         return RedisQueue(text, create=create, settings=settings)
     if kind in ("postgresql", "postgres"):

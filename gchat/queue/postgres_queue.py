@@ -15,10 +15,9 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from gaia.errors import ConfigError
-from gaia.extras import install
 from gchat.queue import postgres_schema as sql
 from gchat.queue import protocol
-from gchat.queue.base import Closing, to_json
+from gchat.queue.base import Closing, driver, to_json
 from gchat.queue.protocol import Counts, Dead, Facts, Item, Lease, QueueError, Result
 
 _AT_ONCE = 1000
@@ -42,11 +41,7 @@ class PostgresQueue(Closing):
         self, url: str, *, create: bool = False, settings: Mapping[str, str] | None = None
     ) -> None:
         self._address, name, self.url = _split(url)
-        try:
-            import psycopg
-        except ImportError:
-            raise ConfigError("postgresql:// needs the package psycopg", install("queue")) from None
-        self._psycopg: Any = psycopg
+        self._psycopg = driver("psycopg", "postgresql")
         self._schema = f"gaia_queue_{name}"
         self._lock = threading.RLock()
         self._connection: Any = None

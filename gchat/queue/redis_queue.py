@@ -7,6 +7,7 @@ second may be gone (finished items are then done again), without `appendonly` ev
 
 import contextlib
 import json
+import os
 import re
 import secrets
 from collections import Counter
@@ -15,10 +16,9 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from gaia.errors import ConfigError
-from gaia.extras import install
 from gchat.queue import protocol
 from gchat.queue import redis_scripts as lua
-from gchat.queue.base import Closing, to_json
+from gchat.queue.base import Closing, driver, to_json
 from gchat.queue.protocol import Counts, Dead, Facts, Item, Lease, QueueError, Result
 
 _TIMEOUT_S = 30.0
@@ -43,12 +43,7 @@ class RedisQueue(Closing):
         self, url: str, *, create: bool = False, settings: Mapping[str, str] | None = None
     ) -> None:
         address, self._name, self.url = _split(url)
-        try:
-            import redis
-        except ImportError:
-            raise ConfigError("redis:// needs the package redis", install("queue")) from None
-        import os
-
+        redis = driver("redis", "redis")
         self._errors: tuple[type[Exception], ...] = (redis.RedisError,)
         with self._explained():
             self._redis: Any = redis.Redis.from_url(

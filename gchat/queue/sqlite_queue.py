@@ -33,6 +33,8 @@ class SqliteQueue(Closing):
         path: of the file.
         create: make it where it is not there.
         settings: values to keep in a new queue, or to change in this one: attempts, age_s, results.
+        sync: "normal" leaves the syncing of results and failures to SQLite's checkpoints, here and
+            now: a power cut may undo the newest ones, whose items are then done again.
 
     Raises:
         ConfigError: there is no file, or it is no queue, or one of another version; it stays as
@@ -41,7 +43,12 @@ class SqliteQueue(Closing):
     """
 
     def __init__(
-        self, path: Path, *, create: bool = False, settings: Mapping[str, str] | None = None
+        self,
+        path: Path,
+        *,
+        create: bool = False,
+        settings: Mapping[str, str] | None = None,
+        sync: str = "full",
     ) -> None:
         self.url, self._path = f"sqlite:{path}", path
         self._lock = threading.Lock()
@@ -49,6 +56,7 @@ class SqliteQueue(Closing):
         with self._explained():
             # Which one a call takes decides what outlives a power cut, nothing else.
             self._durable, self._quick = self._connect("FULL"), self._connect("NORMAL")
+            self._ending = self._durable if sync == "full" else self._quick
             self._prepare(dict(settings or {}))
             self.settings = dict(self._durable.execute("SELECT name, value FROM settings"))
         self._attempts = int(self.settings["attempts"])
@@ -67,18 +75,34 @@ class SqliteQueue(Closing):
             raise ConfigError(f"queue {str(path)!r} is no file", "name a file, such as work.queue")
         if path.stat().st_size == 0:  # made by a process that died, or by one that is just here
             return
-        uri = f"file:{quote(str(path.absolute()))}?mode=ro"
-        with self._explained(), contextlib.closing(sqlite3.connect(uri, uri=True)) as reader:
-            application = reader.execute("PRAGMA application_id").fetchone()[0]
-            version = reader.execute("PRAGMA user_version").fetchone()[0]
-            tables = reader.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if application == version == tables == 0:
-            return
-        if application != sql.APPLICATION:
+        application, version = self._header()
+        if application != sql.APPLICATION and (application or version or self._has_tables()):
             raise ConfigError(f"{str(path)!r} is a database, but no queue", "name another file")
+        if application:
+            self._check_version(version)
+
+    def _header(self) -> tuple[int, int]:
+        """Application and version that the file's header names; sqlite.org/fileformat2.html.
+
+        SQLite itself would leave a -wal and a -shm beside a file that it only reads.
+        """
+        with open(self._path, "rb") as file:
+            head = file.read(100)
+        if len(head) < 100 or not head.startswith(b"SQLite format 3\0"):
+            raise ConfigError(
+                f"queue {str(self._path)!r}: file is not a database", "check the path"
+            )
+        return int.from_bytes(head[68:72]), int.from_bytes(head[60:64])
+
+    def _has_tables(self) -> bool:
+        uri = f"file:{quote(str(self._path.absolute()))}?mode=ro"
+        with self._explained(), contextlib.closing(sqlite3.connect(uri, uri=True)) as reader:
+            return reader.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
+
+    def _check_version(self, version: int) -> None:
         if version != protocol.VERSION:
             raise ConfigError(
-                f"queue {str(path)!r} has version {version}, and this program reads "
+                f"queue {str(self._path)!r} has version {version}, and this program reads "
                 f"{protocol.VERSION}",
                 "finish it with the gaia that made it; it was not changed",
             )
@@ -96,7 +120,10 @@ class SqliteQueue(Closing):
     def _prepare(self, changed: dict[str, str]) -> None:
         """Makes the tables in one transaction, unless another process was faster."""
         with self._transaction(self._durable) as db:
-            if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version:  # the header may still lie in the log that a killed process left
+                self._check_version(version)
+            else:
                 for statement in sql.TABLES.split(";\n"):
                     db.execute(statement)
                 db.execute(f"PRAGMA application_id = {sql.APPLICATION}")
@@ -124,7 +151,7 @@ class SqliteQueue(Closing):
         ]
         if not rows:
             return 0
-        with self._durably() as db:
+        with self._on(self._durable) as db:
             before = db.total_changes
             db.executemany(sql.ADD, rows)
             return db.total_changes - before
@@ -132,7 +159,7 @@ class SqliteQueue(Closing):
     def lease(self, n: int, seconds: float, worker: str) -> list[Lease]:
         """Lends up to n items, the most urgent first."""
         now = time.time()
-        with self._quickly() as db:
+        with self._on(self._quick) as db:
             lost = db.execute(sql.BURY, {"now": now, "most": self._attempts}).fetchall()
             if lost:
                 db.execute(sql.COUNT_FAILURE, ("lease ran out", len(lost), 0.0))
@@ -146,7 +173,7 @@ class SqliteQueue(Closing):
 
     def extend(self, lease: Lease, seconds: float) -> bool:
         """Prolongs a lease to so many seconds from now."""
-        with self._quickly() as db:
+        with self._on(self._quick) as db:
             until = time.time() + seconds
             return db.execute(sql.EXTEND, (until, lease.item.id, lease.receipt)).rowcount == 1
 
@@ -154,7 +181,7 @@ class SqliteQueue(Closing):
         """Keeps the result and ends the item, in one transaction."""
         held = (lease.item.id, lease.receipt)
         text, cost = to_json(result), protocol.cost_of(result)
-        with self._durably() as db:
+        with self._on(self._ending) as db:
             row = db.execute(sql.COMPLETE, held).fetchone()
             if row is None:
                 return db.execute(sql.IS_DONE, held).fetchone() is not None
@@ -177,7 +204,7 @@ class SqliteQueue(Closing):
             "wait": retry_in, "now": time.time(), "most": self._attempts,
             "unspent": 0 if counts or final else 1,
         }  # fmt: skip
-        with self._durably() as db:
+        with self._on(self._ending) as db:
             held = db.execute(sql.FAIL, facts).rowcount == 1
             if held:
                 db.execute(sql.COUNT_FAILURE, (protocol.kind_of(reason), 1, cost))
@@ -185,13 +212,13 @@ class SqliteQueue(Closing):
 
     def release(self, lease: Lease) -> bool:
         """Gives an item back untouched."""
-        with self._quickly() as db:
+        with self._on(self._quick) as db:
             return db.execute(sql.RELEASE, (lease.item.id, lease.receipt)).rowcount == 1
 
     def priority(self, where: Mapping[str, str], value: float) -> int:
         """Changes the priority of open items whose payload has these values."""
         facts = {"value": value, "age_s": self._age_s, "where": to_json(dict(where))}
-        with self._durably() as db:
+        with self._on(self._durable) as db:
             return db.execute(sql.PRIORITY, facts).rowcount
 
     def counts(self) -> Counts:
@@ -254,7 +281,7 @@ class SqliteQueue(Closing):
 
     def revive(self, reason: str | None = None) -> int:
         """Makes dead items wait again, with all their attempts."""
-        with self._durably() as db:
+        with self._on(self._durable) as db:
             return db.execute(sql.REVIVE, {"kind": reason}).rowcount
 
     def close(self) -> None:
@@ -267,13 +294,8 @@ class SqliteQueue(Closing):
     # ── Transactions ────────────────────────────────────────────────────────────────────────────
 
     @contextlib.contextmanager
-    def _durably(self) -> Iterator[sqlite3.Connection]:
-        with self._explained(), self._lock, self._transaction(self._durable) as db:
-            yield db
-
-    @contextlib.contextmanager
-    def _quickly(self) -> Iterator[sqlite3.Connection]:
-        with self._explained(), self._lock, self._transaction(self._quick) as db:
+    def _on(self, connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+        with self._explained(), self._lock, self._transaction(connection) as db:
             yield db
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""How a queue stands, as one object and as lines for people."""
+"""The state of a queue, as one object and as lines for people."""
 
 from typing import Any
 

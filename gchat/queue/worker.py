@@ -317,7 +317,7 @@ class _Worker:
             waited = f"{now - self._trouble_since:.0f} s without an answer"
             self._give_up(Failed(f"{error.problem} ({waited})"))
             return
-        backoff = min(60.0, 0.5 * 2**self._pauses * random.uniform(0.7, 1.3))
+        backoff = min(60.0, self._rules.backoff_s / 4 * 2**self._pauses * random.uniform(0.7, 1.3))
         pause = max(error.pause_s or 0.0, backoff)
         self._pauses += 1
         self._resume_at = now + pause

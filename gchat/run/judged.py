@@ -8,7 +8,7 @@ from typing import Any
 
 from gaia.errors import DataError
 from gchat.run.names import JUDGE_GROUP
-from gchat.run.report import read_series, smooth
+from gchat.run.series import read_series, smooth
 
 HISTORY, PICTURE = "judge.jsonl", "judge.png"
 METRICS = {"rate": "eval/judge", "low": "eval/judge_low", "high": "eval/judge_high",

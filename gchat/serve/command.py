@@ -26,7 +26,7 @@ def serve(options: Serve) -> None:
         service = open_service(options, keys)
         app = make_app(service, max_bytes=round(options.max_body_mib * 2**20))
         server = HttpServer(app, service, drain_s=options.drain)
-        _log_to_stderr()
+        log_to_stderr()
         listener.listen(2048)  # whoever reads the next line may ask at once
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
@@ -50,7 +50,7 @@ def _make_key(options: Serve) -> None:
     print(f"{options.api_keys} holds its hash; the key itself is shown this once", file=sys.stderr)
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
     """Log lines of the server and of uvicorn's warnings; nothing of requests' contents."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

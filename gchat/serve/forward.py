@@ -38,7 +38,7 @@ async def forward(
         raise leaving()
     path = http.url.path.removeprefix("/v1/")
     body = _limited(upstream, data) | {"model": upstream.model}
-    exchange = _Exchange(service, upstream, holder_of(http), path, body)
+    exchange = Exchange(service, upstream, holder_of(http), path, body)
     if not body.get("stream"):
         return JSONResponse(await while_there(http, exchange.whole()))
     events = exchange.events()
@@ -72,7 +72,7 @@ def _limited(upstream: Upstream, data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-class _Exchange:
+class Exchange:
     """One request to an upstream."""
 
     def __init__(

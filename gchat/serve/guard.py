@@ -8,6 +8,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Collection
+from inspect import isawaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -60,8 +61,8 @@ class Guard:
             await send(message)
 
         try:
-            self._admit(scope)
-            await self._app(scope, _Body(receive, self._max_bytes, self._body_s), note)
+            await self._admit(scope)
+            await self._app(scope, LimitedBody(receive, self._max_bytes, self._body_s), note)
         except ApiError as error:
             if status:
                 raise
@@ -69,13 +70,15 @@ class Guard:
         finally:
             self._write(scope, status, time.monotonic() - began)
 
-    def _admit(self, scope: Scope) -> None:
+    async def _admit(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
         path, keys = scope["path"], self._service.keys
         scope[HOLDER] = NOBODY
         if keys.needed and path not in OPEN:
             kind, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
             holder = keys.holder(key.strip()) if kind.lower() == "bearer" else None
+            if isawaitable(holder):  # keys in a database
+                holder = await holder
             if holder is None:
                 raise ApiError(
                     401, "the API key is missing or wrong; send `Authorization: Bearer KEY`",
@@ -101,7 +104,7 @@ class Guard:
             _log.info("%s %s %s %.3fs %s", method, path, status, seconds, scope.get(HOLDER, "-"))
 
 
-class _Body:
+class LimitedBody:
     """Passes a body on while it is neither too large nor too slow."""
 
     def __init__(self, receive: Receive, most: int, seconds: float) -> None:
@@ -110,6 +113,7 @@ class _Body:
         self._whole = False
 
     async def __call__(self) -> Message:
+        """Receives the next part (ASGI)."""
         if self._whole:
             return await self._receive()
         try:

@@ -51,7 +51,9 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app, http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,
-                server_header=False, timeout_graceful_shutdown=round(drain_s + _LAST_WORDS_S),
+                # Addresses of clients are believed where an application asks for them by itself.
+                proxy_headers=False, server_header=False,
+                timeout_graceful_shutdown=round(drain_s + _LAST_WORDS_S),
                 h11_max_incomplete_event_size=64 * 1024,
             )
         )  # fmt: skip

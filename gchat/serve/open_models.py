@@ -19,12 +19,17 @@ from gchat.serve.limits import Rates
 from gchat.serve.local_model import LocalModel
 from gchat.serve.metrics import Metrics
 from gchat.serve.open_upstreams import open_upstreams
-from gchat.serve.options import Serve
+from gchat.serve.options import Answering
 from gchat.serve.service import Service
 
 
-def open_service(options: Serve, keys: Keys) -> Service:
+def open_service(options: Answering, keys: Keys, rates: Rates | None = None) -> Service:
     """Loads all runs.
+
+    Args:
+        options: of the server.
+        keys: of those who may ask.
+        rates: that they may use up; those of the options when left out.
 
     Raises:
         CheckpointError: a run cannot be used.
@@ -43,7 +48,7 @@ def open_service(options: Serve, keys: Keys) -> Service:
         Driver(list(engines.values())),
         Metrics(),
         keys,
-        Rates(options.rate, options.token_rate),
+        rates or Rates(options.rate, options.token_rate),
         options.timeout,
     )
     for name, run in loaded.items():

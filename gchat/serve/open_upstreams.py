@@ -8,13 +8,13 @@ from gchat.chat_format import format_of
 from gchat.endpoint_client import EndpointClient, base_url, read_key
 from gchat.serve.fair_queue import FairQueue
 from gchat.serve.llama_upstream import LlamaModel
-from gchat.serve.options import Serve
+from gchat.serve.options import Answering
 from gchat.serve.service import Service
 from gchat.serve.upstream import Address, Upstream
 from gchat.tokenizer import Tokenizer
 
 
-def open_upstreams(options: Serve, service: Service) -> dict[str, Any]:
+def open_upstreams(options: Answering, service: Service) -> dict[str, Any]:
     """Models of all upstreams by name.
 
     Raises:
@@ -49,7 +49,7 @@ def _named(given: str) -> tuple[str | None, str]:
     return (name, url) if equals and "/" not in name else (None, given)
 
 
-def _listed(options: Serve, name: str | None, address: Address) -> list[Upstream]:
+def _listed(options: Answering, name: str | None, address: Address) -> list[Upstream]:
     client = EndpointClient(address.url, model="", server="openai", key=address.key, tries=1)
     try:
         ids = client.models()
@@ -63,7 +63,7 @@ def _listed(options: Serve, name: str | None, address: Address) -> list[Upstream
     return [Upstream(name or one, one, address, options.max_tokens) for one in ids]
 
 
-def _llama(options: Serve, service: Service, name: str | None, address: Address) -> LlamaModel:
+def _llama(options: Answering, service: Service, name: str | None, address: Address) -> LlamaModel:
     assert options.upstream_tokenizer is not None  # checked with the options
     tokenizer = Tokenizer.load(options.upstream_tokenizer)
     client = EndpointClient(address.root, model="", server="llama.cpp", key=address.key, tries=1)

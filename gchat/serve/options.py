@@ -12,13 +12,8 @@ UPSTREAM_KEY = "GCHAT_UPSTREAM_KEY"
 
 
 @dataclass(frozen=True)
-class Serve:
-    """Serve trained runs with OpenAI's protocol.
-
-    gchat serve --run runs/cpu                                   one model, on 127.0.0.1:8000
-    gchat serve --run small=runs/cpu big=runs/d12 --api-keys keys.txt --host 0.0.0.0
-    gchat serve --new-key alice --api-keys keys.txt              make a key, print it once
-    """
+class Answering:
+    """Models that a server answers with, and how it answers."""
 
     run: tuple[str, ...] = ()
     """Folders of runs, each by its own name or as NAME=FOLDER."""
@@ -38,10 +33,6 @@ class Serve:
     """Address to listen on; 0.0.0.0 is every one."""
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
-    api_keys: str | None = None
-    """File with hashes of API keys, or env:NAME; without it everybody may ask."""
-    new_key: str | None = None
-    """Make a key for this name, add its hash to --api-keys, print the key, and end."""
     step: str = "last"
     """Checkpoint: a number of steps, best (lowest validation bits per byte) or last."""
     format: Literal["auto", "chat", "text"] = "auto"
@@ -74,8 +65,6 @@ class Serve:
 
     def check(self) -> None:
         """Raises ConfigError naming the option that cannot work."""
-        if self.new_key is not None:
-            return
         if not self.run and not self.upstream:
             raise ConfigError("neither --run nor --upstream is given", "name what to serve")
         if (self.upstream_api == "completion") != (self.upstream_tokenizer is not None):
@@ -100,7 +89,7 @@ class Serve:
 
     def _check_effects(self) -> None:
         """Raises ConfigError where an option has nothing to act on."""
-        plain = Serve()
+        plain = Answering()
         for kind, names in (("run", _OF_RUNS), ("upstream", _OF_UPSTREAMS)):
             for name in names:
                 if not getattr(self, kind) and getattr(self, name) != getattr(plain, name):
@@ -123,6 +112,26 @@ class Serve:
                 raise ConfigError(f"--run {given!r} has no name of its own", "write NAME=FOLDER")
             named[name] = folder
         return named
+
+
+@dataclass(frozen=True)
+class Serve(Answering):
+    """Serve trained runs with OpenAI's protocol.
+
+    gchat serve --run runs/cpu                                   one model, on 127.0.0.1:8000
+    gchat serve --run small=runs/cpu big=runs/d12 --api-keys keys.txt --host 0.0.0.0
+    gchat serve --new-key alice --api-keys keys.txt              make a key, print it once
+    """
+
+    api_keys: str | None = None
+    """File with hashes of API keys, or env:NAME; without it everybody may ask."""
+    new_key: str | None = None
+    """Make a key for this name, add its hash to --api-keys, print the key, and end."""
+
+    def check(self) -> None:
+        """Raises ConfigError naming the option that cannot work."""
+        if self.new_key is None:
+            super().check()
 
 
 _OF_RUNS = ("step", "calculator", "slots", "weights", "kv", "mesh", "warm_up")

@@ -76,9 +76,23 @@ class Service:
         Raises:
             ApiError: the server is busy, or shutting down.
         """
+        return self.ask_for(holder_of(http), model, requests, calculator=calculator)
+
+    def ask_for(
+        self,
+        holder: str,
+        model: LocalModel,
+        requests: Sequence[Request],
+        *,
+        calculator: bool = False,
+    ) -> Asked:
+        """Queues prompts of one who holds a key or has an account.
+
+        Raises:
+            ApiError: the server is busy, or shutting down.
+        """
         if self.leaving:
             raise leaving()
-        holder = holder_of(http)
 
         def ended(usage: Usage) -> None:
             self.rates.used(holder, usage.prompt_tokens + usage.completion_tokens)

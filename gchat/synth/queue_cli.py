@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 
 from gaia.errors import ConfigError, GaiaError
-from gchat.client import Budget, Usage
+from gchat.client import Budget, ClientError, Usage
 from gchat.endpoint_client import KEY_VARIABLE, EndpointClient, read_key
 from gchat.queue import Queue, Rules, Tally, in_threads, open_queue, run_worker
 from gchat.queue.status import duration, lines, status
@@ -92,6 +92,8 @@ class Worker(_OnQueue):
     """Stay when nothing is left to do, for items that will be added."""
     grace_s: float = 10.0
     """Seconds that running items get when the worker is stopped."""
+    backoff_s: float = 2.0
+    """Seconds before an item's second attempt; doubled with each further one."""
     patience_s: float = 600.0
     """Seconds with an endpoint that answers nobody, after which the worker ends."""
     timeout_s: float = 600.0
@@ -109,7 +111,7 @@ class Worker(_OnQueue):
         """Works until nothing is open in the queue."""
         rules = Rules(
             concurrency=self.concurrency, lease_s=self.lease_s, wait=self.wait,
-            grace_s=self.grace_s, patience_s=self.patience_s,
+            grace_s=self.grace_s, backoff_s=self.backoff_s, patience_s=self.patience_s,
         )  # fmt: skip
         rules.check()
         with open_queue(self.queue) as queue:
@@ -133,11 +135,21 @@ class Worker(_OnQueue):
         key = read_key(self.key_env or KEY_VARIABLE, self.key_file)
         if self.key_env is not None and not os.environ.get(self.key_env):
             raise ConfigError(f"the variable {self.key_env} is not set", "check --key-env")
-        # The queue repeats what fails, so that a slot is never spent on waiting.
-        return EndpointClient(
-            self.endpoint, model=self.model, key=key, tries=1, timeout_s=self.timeout_s,
-            budget=Budget(self.max_requests, self.max_total_tokens),
-        )  # fmt: skip
+        until, pause = time.monotonic() + self.patience_s, 0.5
+        while True:
+            try:
+                # The queue repeats what fails, so that a slot is never spent on waiting.
+                return EndpointClient(
+                    self.endpoint, model=self.model, key=key, tries=1, timeout_s=self.timeout_s,
+                    budget=Budget(self.max_requests, self.max_total_tokens),
+                )  # fmt: skip
+            except ClientError as error:  # a server that still loads its model
+                if error.after_s is None or time.monotonic() + pause > until:
+                    raise
+                if pause == 0.5:
+                    print(f"gchat: waiting for the endpoint ({error.problem})", file=sys.stderr)
+            time.sleep(pause)
+            pause = min(10.0, pause * 2)
 
     def _price(self, usage: Usage) -> float:
         asked = usage.prompt_tokens * self.prompt_price

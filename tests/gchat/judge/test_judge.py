@@ -17,6 +17,7 @@ from gchat.evals.counts import Count
 from gchat.judge import lexical, planted, question
 from gchat.judge.items import Item
 from gchat.judge.rates import Calibration, corrected
+from gchat.run import judged
 from judge_attacks import ATTACKS, WON
 
 # Written for these tests from common knowledge; each snippet holds its answer and other names.
@@ -105,7 +106,7 @@ def test_no_attack_passes_and_every_right_answer_does(tmp_path, fake, capsys):
 
 
 @given(st.text(st.characters()))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_any_text_is_one_line_that_reads_back(text):
     line = question.quoted(text)
     assert json.loads(line) == text and line.isprintable() and "<" not in line
@@ -226,20 +227,20 @@ def test_a_judge_that_cannot_tell_is_refused_before_any_answer(tmp_path, fake, c
 
 
 def test_a_stopped_job_goes_on_and_asks_nothing_twice(tmp_path, fake, capsys):
-    status, out = judge(tmp_path, fake, lambda row: "I don't know.", "--max-requests", "90",
-                        "--concurrency", "2")  # fmt: skip
-    assert status == 1 and "budget of 90 requests is spent" in capsys.readouterr().err
+    status, out = judge(tmp_path, fake, lambda row: "I don't know.", "--calibrate", "10",
+                        "--max-requests", "30", "--concurrency", "2")  # fmt: skip
+    assert status == 1 and "budget of 30 requests is spent" in capsys.readouterr().err
     assert len(read(out)) == 10
     before = len(fake.seen)
     with open(out, "a") as file:
         file.write('{"line": 39, "pas')  # torn by a kill
-    status, out = judge(tmp_path, fake, lambda row: "I don't know.")
+    status, out = judge(tmp_path, fake, lambda row: "I don't know.", "--calibrate", "10")
     assert status == 0 and len(fake.seen) - before == 30
     assert [v["line"] for v in read(out)] == list(range(1, 41))
     summary = json.loads(capsys.readouterr().out)
-    assert (summary["passed"], summary["rate"]) == (0, 0.0) and summary["high"] < 0.2
+    assert (summary["passed"], summary["rate"]) == (0, 0.0) and summary["high"] < 0.4
     assert summary == json.loads(out.with_suffix(".summary.json").read_text())
-    status, _ = judge(tmp_path, fake, lambda row: "another answer")
+    status, _ = judge(tmp_path, fake, lambda row: "another answer", "--calibrate", "10")
     assert status == 2 and "holds a verdict on line 1 of another answer" in capsys.readouterr().err
 
 
@@ -271,36 +272,36 @@ def test_silence_counts_as_no_pass_and_failures_count_nowhere(tmp_path, fake, ca
 def test_labels_of_people_take_the_place_of_planted_answers(tmp_path, fake, capsys):
     labelled = [{**row, "answer": row["reference"], "right": True} for row in rows()[:20]]
     labelled += [{**row, "answer": "nobody knows", "right": False} for row in rows()[:20]]
-    path = write(tmp_path / "labelled.jsonl", labelled)
-    status, _ = judge(tmp_path, fake, lambda row: row["reference"], "--labelled", str(path))
+    path, shared = write(tmp_path / "labelled.jsonl", labelled), str(tmp_path / "shared.jsonl")
+    words = ("--labelled", str(path), "--calibration", shared)
+    status, out = judge(tmp_path, fake, lambda row: row["reference"], *words)
     known = json.loads(capsys.readouterr().out)["calibration"]
     assert status == 0 and known["errors"] == {"labelled": {"of": 40, "errors": 0}}
+    out.unlink()
+    assert judge(tmp_path, fake, lambda row: "no idea", *words)[0] == 0
+    assert sum(bool(body) for _, body, _ in fake.seen) == 40 + 2 * 40  # one calibration for both
 
 
 def test_history_picture_and_metrics_of_the_student(tmp_path, fake, capsys, monkeypatch):
     run = tmp_path / "run"
     run.mkdir()
-    (run / "metrics.jsonl").write_text(
-        "".join(json.dumps({"step": s, "time": s, "train/loss": 9 - s / 10}) + "\n"
-                for s in range(1, 31)))  # fmt: skip
+    log = [{"step": s, "time": s, "train/loss": 9 - s / 10} for s in range(1, 31)]
+    write(run / "metrics.jsonl", log)
     monkeypatch.setattr("gchat.run.checkpoints.read_run", lambda path: None)
-    for step, good in ((30, 30), (10, 10), (30, 30)):
-        (tmp_path / f"{step}").mkdir(exist_ok=True)
-        status, _ = judge(
-            tmp_path / f"{step}", fake, lambda row, good=good: row["reference"]
-            if int(row["id"][1:]) <= good else "no idea",
-            "--student", str(run), "--student-step", str(step),
-            "--calibration", str(tmp_path / "shared.jsonl"),
-        )  # fmt: skip
-        assert status == 0
-    assert sum(bool(body) for _, body, _ in fake.seen) == 80 + 2 * 40  # one calibration, no repeat
-    history = [json.loads(line) for line in (run / "judge.jsonl").read_text().splitlines()]
-    assert [one["step"] for one in history] == [30, 10, 30]
+    later = {"time": 1, "step": 40, "judge": "judge", "verdicts": "v", "rate": 0.9, "low": 0.8,
+             "high": 1.0, "raw": 0.9}  # fmt: skip
+    judged.add(run, later)
+    status, _ = judge(
+        tmp_path, fake, lambda row: row["reference"] if int(row["id"][1:]) <= 20 else "no idea",
+        "--student", str(run), "--student-step", "30",
+    )  # fmt: skip
+    assert status == 0
+    history = read(run / "judge.jsonl")
+    assert [one["step"] for one in history] == [40, 30]
     assert (run / "judge.png").read_bytes().startswith(b"\x89PNG")
-    points = [json.loads(line) for line in
-              (run / "evals/judge.metrics/metrics.jsonl").read_text().splitlines()]  # fmt: skip
+    points = read(run / "evals/judge.metrics/metrics.jsonl")
     rates = {p["step"]: p["eval/judge"] for p in points if "eval/judge" in p}
-    assert rates == {one["step"]: one["rate"] for one in history} and rates[10] < 0.4 < rates[30]
+    assert rates == {one["step"]: one["rate"] for one in history} and 0.4 < rates[30] < 0.6
     assert gaia_metrics.run_info(run / "evals/judge.metrics")["status"] == "finished"
 
 

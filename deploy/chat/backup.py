@@ -1,0 +1,222 @@
+"""Saves the chat site's database while it runs, and puts a backup back while it does not.
+
+    python backup.py save sqlite:////var/lib/gchat-web/site.db /var/backups/gchat-web --keep 14
+    python backup.py restore /var/backups/gchat-web/site-….db.gz sqlite:////var/lib/gchat-web/site.db
+
+A database is given as `gchat web --database` takes it, or as env:NAME, the variable that holds it
+(a password in an argument is seen by everybody). SQLite is copied by its own backup (one moment's
+state, whatever is written meanwhile) and checked before the copy counts; PostgreSQL by pg_dump and
+pg_restore, which are given the password in their environment. Needs Python alone.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import gzip
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+PREFIX = "site-"
+_PAGES = 256  # copied at a time, so that the site's own writes get their turns
+
+
+class Refused(Exception):
+    """One line that names what is wrong and what to do."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; 2 where it is refused."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    save = verbs.add_parser("save", help="write a backup into a folder")
+    save.add_argument("database")
+    save.add_argument("folder", type=Path)
+    save.add_argument("--keep", type=int, default=0, help="number of backups that stay; 0: all")
+    restore = verbs.add_parser("restore", help="put a backup in the database's place")
+    restore.add_argument("backup", type=Path)
+    restore.add_argument("database")
+    given = parser.parse_args(arguments)
+    try:
+        database = named(given.database)
+        if given.verb == "save":
+            print(save_to(database, given.folder, given.keep))
+        else:
+            print(restore_from(given.backup, database))
+    except (Refused, OSError, sqlite3.Error, EOFError) as error:
+        print(f"backup.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def named(given: str) -> str:
+    """The database's address, from the variable where one is named."""
+    if not given.startswith("env:"):
+        return given
+    value = os.environ.get(given[4:])
+    if not value:
+        raise Refused(f"the variable {given[4:]} is empty; set it to the database's address")
+    return value
+
+
+def file_of(database: str) -> Path | None:
+    """SQLite's file; None for PostgreSQL.
+
+    Raises:
+        Refused: it is neither.
+    """
+    if database.startswith("sqlite:///"):
+        return Path(database.removeprefix("sqlite:///"))
+    if database.startswith("postgresql"):
+        return None
+    raise Refused("the database is neither sqlite:///FILE nor postgresql://…; name one")
+
+
+def save_to(database: str, folder: Path, keep: int) -> Path:
+    """Writes a backup and removes the oldest beyond `keep`; its place."""
+    if keep < 0:
+        raise Refused(f"--keep is {keep}; use 0 or more")
+    file = file_of(database)
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    suffix = ".dump" if file is None else ".db.gz"
+    target, number = folder / f"{PREFIX}{stamp}{suffix}", 1
+    while target.exists():
+        target, number = folder / f"{PREFIX}{stamp}.{number}{suffix}", number + 1
+    part = target.with_name(target.name + ".part")
+    try:
+        if file is None:
+            _run("pg_dump", database, "--format=custom", f"--file={part}")
+        else:
+            _copy_sqlite(file, part)
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        part.rename(target)
+    finally:
+        part.unlink(missing_ok=True)
+    backups = sorted(folder.glob(f"{PREFIX}*{suffix}"), key=lambda path: path.stat().st_mtime_ns)
+    for old in backups[:-keep] if keep else []:
+        old.unlink()
+    return target
+
+
+def _copy_sqlite(file: Path, part: Path) -> None:
+    if not file.exists():
+        raise Refused(f"{file} does not exist; name the site's database")
+    plain = part.with_name(part.name + ".plain")
+    try:
+        with (
+            contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as source,
+            contextlib.closing(sqlite3.connect(plain)) as copy,
+        ):
+            source.backup(copy, pages=_PAGES, sleep=0.01)
+            copy.execute("PRAGMA journal_mode=DELETE")
+        check(plain)
+        with plain.open("rb") as read, gzip.open(part, "wb", 6) as written:
+            shutil.copyfileobj(read, written, 1 << 20)
+    finally:
+        plain.unlink(missing_ok=True)
+
+
+def check(file: Path) -> None:
+    """Raises Refused where a file is no whole database of the site."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as copy:
+            told = copy.execute("PRAGMA integrity_check").fetchone()[0]
+            tables = {row[0] for row in copy.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.DatabaseError as error:
+        raise Refused(f"{file} is no whole database ({error})") from None
+    if told != "ok":
+        raise Refused(f"{file} is damaged ({told})")
+    if not {"users", "messages"} <= tables:
+        raise Refused(f"{file} is not the database of a chat site")
+
+
+def restore_from(backup: Path, database: str) -> str:
+    """Puts a backup in place; what was there stays beside it."""
+    if not backup.exists():
+        raise Refused(f"{backup} does not exist; name a backup")
+    file = file_of(database)
+    if (file is None) != (backup.suffix == ".dump"):
+        raise Refused(f"{backup.name} is of the other kind of database; name one of this kind")
+    if file is None:
+        _run("pg_restore", database, "--clean", "--if-exists", "--single-transaction",
+             "--no-owner", "--exit-on-error", str(backup), connect="--dbname")  # fmt: skip
+        return "restored into PostgreSQL"
+    part = file.with_name(file.name + ".restored")
+    with nobody_runs(file):
+        try:
+            with gzip.open(backup) as read, part.open("wb") as written:
+                shutil.copyfileobj(read, written, 1 << 20)
+                written.flush()
+                os.fsync(written.fileno())
+            check(part)
+            kept = _put_aside(file)
+            part.rename(file)
+        finally:
+            part.unlink(missing_ok=True)
+    return f"{file} holds {backup.name}" + (f"; what was there is {kept}" if kept else "")
+
+
+def _put_aside(file: Path) -> Path | None:
+    """Renames the database, with what stands in its log first."""
+    if not file.exists():
+        return None
+    with contextlib.closing(sqlite3.connect(file)) as old:
+        old.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    kept = file.with_name(f"{file.name}.before-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+    os.link(file, kept)  # the database is never without a file
+    for ending in ("-wal", "-shm"):
+        file.with_name(file.name + ending).unlink(missing_ok=True)
+    return kept
+
+
+@contextlib.contextmanager
+def nobody_runs(file: Path) -> Iterator[None]:
+    """Holds the lock that a running site holds (gchat/serve/site/only_one.py).
+
+    Raises:
+        Refused: a site runs.
+    """
+    lock = file.with_name(file.name + ".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Refused(f"a site runs on {file}; stop it first") from None
+        yield
+
+
+def _run(program: str, database: str, *arguments: str, connect: str = "--dbname") -> None:
+    """Runs PostgreSQL's program; the password goes by the environment."""
+    parts = urlsplit(database)
+    environment = dict(os.environ)
+    if parts.password:
+        environment["PGPASSWORD"] = unquote(parts.password)
+    host = parts.netloc.rpartition("@")[2]
+    user = f"{parts.username}@" if parts.username else ""
+    query = f"?{parts.query}" if parts.query else ""
+    plain = f"postgresql://{user}{host}{parts.path}{query}"
+    try:
+        done = subprocess.run(
+            [program, f"{connect}={plain}", *arguments], env=environment, capture_output=True,
+            text=True,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise Refused(f"{program} is not installed; install postgresql-client") from None
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["no reason told"]
+        raise Refused(f"{program} failed: {said[-1]}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The chat site: accounts, conversations that are kept, answers that stream, administration."""

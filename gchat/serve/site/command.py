@@ -1,0 +1,108 @@
+"""`gchat web`: the life of the process."""
+
+import asyncio
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import sqlalchemy as sa
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from gchat.serve.command import log_to_stderr
+from gchat.serve.http_server import HttpServer, listen
+from gchat.serve.open_models import open_service
+from gchat.serve.site import accounts, markdown, migrating, samples, search
+from gchat.serve.site.app import make_site_app
+from gchat.serve.site.database import Database
+from gchat.serve.site.only_one import only_one
+from gchat.serve.site.options import Web, database_of
+from gchat.serve.site.passwords import Passwords
+from gchat.serve.site.quotas import Quotas, UserKeys
+from gchat.serve.site.site import Rules, Site
+
+SINGLE = "me"
+"""Name of the user of a site that has one."""
+
+
+def web(options: Web) -> None:
+    """Serves until a signal; returns when all is in order."""
+    options.check()
+    listener = listen(options.host, options.port)  # before minutes of loading
+    with listener:
+        database = Database(database_of(options.database))
+        with only_one(database):
+            migrating.upgrade(database)
+            site = open_site(options, database)
+            log_to_stderr()
+            listener.listen(2048)  # whoever reads the next line may ask at once
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            _hints(options, database)
+            print(f"gchat web: http://{shown}:{port}/", file=sys.stderr, flush=True)
+            site.service.driver.start()
+            try:
+                asyncio.run(_serve(options, site, listener))
+            finally:
+                site.service.driver.stop()
+    print("gchat web: ended", file=sys.stderr, flush=True)
+
+
+def open_site(options: Web, database: Database) -> Site:
+    """The site over a database that is up to date; loads the models."""
+    quotas = Quotas(options.rate, options.token_rate, database)
+    service = open_service(options, UserKeys(database, quotas), quotas)
+    single = database.write_now(_single_user) if options.single_user else None
+    rules = Rules(
+        name=options.site_name,
+        registration=options.registration,
+        single_user=single,
+        context=options.context,
+        max_bytes=round(options.max_body_mib * 2**20),
+        drain_s=options.drain,
+    )
+    return Site(
+        service, database, Passwords(), quotas, rules, markdown.render, markdown.Growing,
+        find=_finder(options), quote=search.quoted, list_sources=search.as_json,
+        patience_s=options.patience,
+    )  # fmt: skip
+
+
+def _finder(options: Web) -> Callable[[str], Awaitable[list[search.Source]]] | None:
+    """The search of the web with the texts of its pages; None where it is off."""
+    if options.search == "off":
+        return None
+    given = {"url": options.search_url, "key": os.environ.get(options.search_key_env, "")}
+    return partial(search.gather, search.searcher(options.search, given))
+
+
+async def _serve(options: Web, site: Site, listener: Any) -> None:
+    app: Any = make_site_app(site)
+    app = ProxyHeadersMiddleware(app, trusted_hosts=list(options.trust_proxy))
+    server = HttpServer(app, site.service, drain_s=options.drain)
+    await site.start(samples.record)
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        await site.close()
+
+
+def _single_user(c: sa.Connection) -> str:
+    """The one user of a site on loopback; made the first time, with a password nobody knows."""
+    there = accounts.user_by_name(c, SINGLE)
+    if there is not None:
+        return there[0].id
+    hidden = Passwords().hash_now(secrets.token_urlsafe(32))
+    return accounts.add_user(c, SINGLE, hidden, role="admin").id
+
+
+def _hints(options: Web, database: Database) -> None:
+    if not options.single_user and not database.now(accounts.count_users):
+        print(
+            "gchat web: nobody has an account; make one with `gchat web admin add-user NAME --role "
+            "admin` and the same --database", file=sys.stderr,
+        )  # fmt: skip
+    logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -1,0 +1,269 @@
+"""Markdown of answers as HTML that is safe to show, also while it is still being written.
+
+Safety has three layers, each enough alone: HTML in the text is never taken as HTML, links are
+http, https or mailto and pictures become links (a picture's address could carry what was said to
+its server), and what Markdown made is cleaned by nh3 against a list of elements and attributes.
+The cleaning stands after Markdown, not before it (Open WebUI had it the other way round:
+CVE-2026-44568).
+
+While text arrives only its last blocks are rendered anew. Blocks are independent of one another,
+because definitions of links elsewhere in the text (`[name]: url`) are not read.
+"""
+
+import functools
+import re
+from typing import TypedDict
+
+import nh3
+from markdown_it import MarkdownIt
+from markdown_it.common.utils import escapeHtml
+from markdown_it.token import Token
+
+from gchat.serve.site.markdown_math import add_maths
+
+MAX_TEXT = 400_000
+"""Characters; a longer text is shown without Markdown."""
+MAX_CODE = 60_000
+"""Characters of code that is coloured."""
+MAX_OPEN_CODE = 3000
+"""Characters of code that is coloured while it is being written."""
+_HEADINGS_BEGIN_AT = 3  # the page has one of the first rank, conversations those of the second
+_MATHS = {
+    *("math", "merror", "mfrac", "mi", "mn", "mo", "mover", "mpadded", "mphantom", "mroot"),
+    *("mrow", "ms", "mspace", "msqrt", "mstyle", "msub", "msubsup", "msup", "mtable", "mtd"),
+    *("mtext", "mtr", "munder", "munderover", "menclose", "mmultiscripts", "mprescripts"),
+}
+_TAGS = _MATHS | {
+    *("a", "blockquote", "br", "button", "code", "del", "div", "em", "h3", "h4", "h5", "h6", "hr"),
+    *("li", "ol", "p", "pre", "s", "span", "strong"),
+    *("table", "tbody", "td", "th", "thead", "tr", "ul"),
+}
+_ATTRIBUTES = {
+    "a": {"href", "title", "target", "class"},
+    "button": {"class", "type"},
+    "code": {"class"},
+    "div": {"class", "tabindex", "role", "aria-label"},
+    "math": {"display", "xmlns"},
+    "menclose": {"notation"},
+    "mfrac": {"linethickness"},
+    "mi": {"mathvariant"},
+    "mo": {"fence", "form", "largeop", "lspace", "maxsize", "minsize", "movablelimits", "rspace",
+           "separator", "stretchy", "symmetric"},
+    "mover": {"accent"},
+    "mpadded": {"depth", "height", "lspace", "voffset", "width"},
+    "mspace": {"depth", "height", "linebreak", "width"},
+    "mstyle": {"displaystyle", "mathvariant", "scriptlevel"},
+    "mtable": {"columnalign", "columnlines", "columnspacing", "displaystyle", "rowlines",
+               "rowspacing"},
+    "mtd": {"columnalign", "columnspan", "rowspan"},
+    "munder": {"accentunder"},
+    "ol": {"start"},
+    "pre": {"tabindex"},
+    "span": {"class"},
+    "td": {"class"},
+    "th": {"class"},
+}  # fmt: skip
+_LINK = re.compile(r"(https?://[^\s/?#]|mailto:)", re.IGNORECASE)
+
+
+class Change(TypedDict("_From", {"from": int})):
+    """Step from the blocks that are shown to those of the text so far.
+
+    `from` is the first block that changes, `keep` how much of its HTML stays (in UTF-16 units,
+    JavaScript's), `html` the rest of it and all blocks that follow.
+    """
+
+    keep: int
+    html: list[str]
+
+
+def render(text: str) -> str:
+    """Safe HTML of a whole text: its blocks, each in a `div`."""
+    growing = Growing()
+    growing.add(text)
+    return "".join(f"<div>{block}</div>" for block in growing.blocks)
+
+
+class Growing:
+    """The HTML of a text that is being written."""
+
+    def __init__(self) -> None:
+        self._done: list[str] = []  # blocks that no further text can change
+        self._open: list[str] = []
+        self._rest = ""  # text of the open blocks
+        self._length = 0
+
+    @property
+    def blocks(self) -> list[str]:
+        """HTML of each block of the text so far."""
+        return self._done + self._open
+
+    def add(self, piece: str) -> Change:
+        """Takes a further piece of the text."""
+        first, before = len(self._done), self._open
+        self._length += len(piece)
+        self._rest += _plain(piece)
+        if self._length > MAX_TEXT:
+            self._open = [f"<p>{escapeHtml(self._rest)}</p>"]
+        else:
+            self._render_rest()
+        return _change(first, before, self._done[first:] + self._open)
+
+    def snapshot(self) -> Change:
+        """The change that makes everything out of nothing."""
+        return {"from": 0, "keep": 0, "html": self.blocks}
+
+    def _render_rest(self) -> None:
+        blocks = _blocks(self._rest)
+        complete = self._rest.count("\n")
+        # Two whole lines of the next block are known, which is as far as any rule looks ahead (a
+        # table's second line decides): nothing that comes can be taken into the block before it.
+        firm = sum(begin + 2 <= complete for begin, _ in blocks[1:])
+        if firm:
+            self._done += [html for _, html in blocks[:firm]]
+            line = blocks[firm][0]
+            self._rest = self._rest.split("\n", line)[line]
+        self._open = [html for _, html in blocks[firm:]]
+
+
+def _change(first: int, before: list[str], after: list[str]) -> Change:
+    same = 0
+    while same < min(len(before), len(after)) and before[same] == after[same]:
+        same += 1
+    keep, html = 0, after[same:]
+    if same < min(len(before), len(after)):
+        common = _common(before[same], after[same])
+        keep = len(after[same][:common].encode("utf-16-le")) // 2
+        html = [html[0][common:], *html[1:]]
+    return {"from": first + same, "keep": keep, "html": html}
+
+
+def _common(one: str, other: str) -> int:
+    """Number of characters with which both begin."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[:middle] == other[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _plain(text: str) -> str:
+    r"""The text without `\r`, and without halves of characters, which no encoding can write."""
+    return text.replace("\r", "").encode("utf-8", "replace").decode()
+
+
+def _blocks(text: str) -> list[tuple[int, str]]:
+    """(first line, safe HTML) of each block at the top."""
+    markdown, environment = _markdown(), {}
+    tokens = markdown.parse(text, environment)
+    blocks, begin = [], 0
+    for index, token in enumerate(tokens):
+        if token.level == 0 and token.nesting <= 0:
+            block = tokens[begin : index + 1]
+            html = markdown.renderer.render(block, markdown.options, environment)
+            line = block[0].map[0] if block[0].map else 0
+            blocks.append((line, _cleaner().clean(html)))
+            begin = index + 1
+    return blocks
+
+
+@functools.cache
+def _markdown() -> MarkdownIt:
+    options = {"html": False, "linkify": True}
+    markdown = MarkdownIt("commonmark", options).enable(["table", "strikethrough", "linkify"])
+    markdown.disable(["reference", "html_block", "html_inline"])
+    assert markdown.linkify is not None  # linkify-it-py is here
+    markdown.linkify.set({"fuzzy_link": False, "fuzzy_email": False, "fuzzy_ip": False})
+    markdown.validateLink = lambda url: bool(_LINK.match(url))
+    add_maths(markdown)
+    for name, rule in (
+        ("fence", _render_code), ("code_block", _render_code), ("image", _render_image),
+        ("heading_open", _render_heading), ("heading_close", _render_heading),
+        ("link_open", _render_link), ("table_open", _render_table),
+        ("table_close", lambda *_: "</table></div>"),
+        ("th_open", _render_cell), ("td_open", _render_cell),
+    ):  # fmt: skip
+        markdown.add_render_rule(name, rule)
+    return markdown
+
+
+@functools.cache
+def _cleaner() -> nh3.Cleaner:
+    return nh3.Cleaner(
+        tags=_TAGS,
+        attributes=_ATTRIBUTES,
+        url_schemes={"http", "https", "mailto"},
+        link_rel="noopener noreferrer nofollow",
+        clean_content_tags={"script", "style"},
+    )
+
+
+def _render_heading(renderer, tokens: list[Token], index: int, options, env) -> str:
+    token = tokens[index]
+    rank = min(6, int(token.tag[1]) + _HEADINGS_BEGIN_AT - 1)
+    return f"<{'/' if token.nesting < 0 else ''}h{rank}>"
+
+
+def _render_link(renderer, tokens: list[Token], index: int, options, env) -> str:
+    href = escapeHtml(str(tokens[index].attrGet("href")))
+    return f'<a href="{href}" title="{href}" target="_blank">'
+
+
+def _render_image(renderer, tokens: list[Token], index: int, options, env) -> str:
+    """A link in place of a picture: the browser asks nobody before it is clicked."""
+    token = tokens[index]
+    href = escapeHtml(str(token.attrGet("src")))
+    name = renderer.renderInlineAsText(token.children or [], options, env) or "picture"
+    return f'<a class="picture" href="{href}" title="{href}" target="_blank">{escapeHtml(name)}</a>'
+
+
+def _render_table(renderer, tokens: list[Token], index: int, options, env) -> str:
+    return '<div class="table" tabindex="0" role="region" aria-label="Table"><table>'
+
+
+def _render_cell(renderer, tokens: list[Token], index: int, options, env) -> str:
+    token = tokens[index]
+    side = str(token.attrGet("style") or "").removeprefix("text-align:")
+    return f'<{token.tag} class="{escapeHtml(side)}">' if side else f"<{token.tag}>"
+
+
+def _render_code(renderer, tokens: list[Token], index: int, options, env) -> str:
+    token = tokens[index]
+    language = re.split(r"[\s,{:]", token.info.strip(), maxsplit=1)[0][:30]
+    if _is_closed(token) or len(token.content) <= MAX_OPEN_CODE:
+        code = coloured(token.content, language.lower())
+    else:
+        code = escapeHtml(token.content)
+    return (
+        f'<div class="code"><div class="code-head"><span>{escapeHtml(language or "text")}</span>'
+        '<button type="button" class="copy">Copy</button></div>'
+        f'<pre tabindex="0"><code>{code}</code></pre></div>'
+    )
+
+
+def _is_closed(token: Token) -> bool:
+    """Tells whether a fence has its end; indented code has none and needs none."""
+    if token.type != "fence" or token.map is None:
+        return True
+    lines = token.content.count("\n") + (not token.content.endswith("\n") and token.content != "")
+    return token.map[1] - token.map[0] == lines + 2
+
+
+@functools.lru_cache(maxsize=512)
+def coloured(code: str, language: str) -> str:
+    """HTML of code with spans of Pygments' classes; plain where its language is not known."""
+    from pygments import highlight
+    from pygments.formatters.html import HtmlFormatter
+    from pygments.lexers import get_lexer_by_name
+    from pygments.util import ClassNotFound
+
+    if not language or len(code) > MAX_CODE:
+        return escapeHtml(code)
+    try:
+        lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
+    except ClassNotFound:
+        return escapeHtml(code)
+    return highlight(code, lexer, HtmlFormatter(nowrap=True))

@@ -1,0 +1,71 @@
+"""Brings a database to this program's version, and refuses one of a newer."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from gaia.errors import ConfigError
+from gchat.serve.site.database import Database, Unavailable
+
+T = TypeVar("T")
+
+
+def upgrade(database: Database) -> None:
+    """Makes or changes the tables, in one transaction.
+
+    Raises:
+        ConfigError: the database is of a newer version, holds something else, or cannot be used.
+    """
+    _try(database.write_now, _upgrade, database)
+
+
+def check(database: Database) -> None:
+    """Raises ConfigError where the database is not of this program's version."""
+    if _try(database.now, _version, database) is None:
+        raise ConfigError(
+            f"--database {database.shown} holds no site, or one of an older version",
+            "start `gchat web` on it, or begin with `gchat web admin add-user`",
+        )
+
+
+def _try(do: Callable[..., T], work: Callable[..., T], database: Database) -> T:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    try:
+        return do(work, config, database)
+    except Unavailable as error:
+        raise ConfigError(f"--database {database.shown}: {error}", "check it") from error.__cause__
+
+
+def _upgrade(connection: sa.Connection, config: Config, database: Database) -> None:
+    _version(connection, config, database)
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _version(connection: sa.Connection, config: Config, database: Database) -> str | None:
+    """This program's version, if the database is of it; None for an older one, or for none."""
+    tables = set(sa.inspect(connection).get_table_names())
+    if "alembic_version" in tables:
+        known = {one.revision for one in ScriptDirectory.from_config(config).walk_revisions()}
+        chosen = sa.text("SELECT version_num FROM alembic_version")
+        there = connection.execute(chosen).scalars().all()
+        if newer := sorted(set(there) - known):
+            raise ConfigError(
+                f"--database {database.shown} is of a newer version ({newer[0]}; this program "
+                f"knows up to {max(known)})", "update gaia, or restore a backup of the older one",
+            )  # fmt: skip
+    elif tables:
+        raise ConfigError(
+            f"--database {database.shown} holds other tables ({', '.join(sorted(tables)[:3])})",
+            "name a database of its own",
+        )
+    else:
+        return None
+    newest = ScriptDirectory.from_config(config).get_current_head()
+    return newest if newest in there else None

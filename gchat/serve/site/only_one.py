@@ -1,0 +1,43 @@
+"""One server for one database: answers that run are in the memory of the process."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from gaia.errors import ConfigError
+from gchat.serve.site.database import Database
+
+_LOCK = 0x6763_6861_7477_6562  # "gchatweb"
+
+
+@contextmanager
+def only_one(database: Database) -> Iterator[None]:
+    """Holds the database's lock; it goes with the process, however that ends.
+
+    Raises:
+        ConfigError: another server works on this database, or it cannot be reached.
+    """
+    taken = ConfigError(
+        f"another gchat web works on {database.shown}", "end it first, or name another database"
+    )
+    if (file := database.file) is not None:
+        with open(file.with_name(file.name + ".lock"), "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise taken from None
+            yield
+        return
+    try:
+        connection = database.engine.connect()
+    except SQLAlchemyError as error:
+        raise ConfigError(f"--database {database.shown}: it cannot be reached",
+                          "check the address") from error  # fmt: skip
+    with connection:
+        if not connection.execute(sa.select(sa.func.pg_try_advisory_lock(_LOCK))).scalar():
+            raise taken
+        connection.commit()
+        yield

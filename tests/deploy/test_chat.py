@@ -1,0 +1,322 @@
+"""deploy/chat without containers: files by their schemas, nginx itself, backups while it runs."""
+
+import contextlib
+import gzip
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+
+import chat_nginx
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy/chat"
+PINNED = re.compile(r"^[a-z0-9./-]+:[\w.-]*\d[\w.-]*$")
+
+
+def instructions():
+    """(word, arguments) of each instruction of the Dockerfile."""
+    text = re.sub(r"^#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.M)
+    return [line.split(None, 1) for line in text.replace("\\\n", " ").splitlines() if line]
+
+
+def values(word):
+    return [rest for name, rest in instructions() if name == word]
+
+
+def compose():
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def backup():
+    spec = importlib.util.spec_from_file_location("chat_backup", DEPLOY / "backup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_images_are_pinned_and_nothing_but_nginx_is_public():
+    services = compose()["services"]
+    assert PINNED.match(values("FROM")[0])
+    for name, service in services.items():
+        assert PINNED.match(service["image"]) or service["image"] == "gaia-chat"
+        assert (name == "nginx") == ("ports" in service)
+        assert service.get("restart") == "unless-stopped" or service["profiles"] == ["tools"]
+        for volume in service.get("volumes", ()):
+            source = re.sub(r"\$\{\w+:-(.*?)\}", r"\1", volume).split(":")[0]
+            assert source.startswith("./") or source in compose()["volumes"]
+        if service["image"] == "gaia-chat":
+            assert service["cap_drop"] == ["ALL"]
+    assert all(port.startswith("${GCHAT_BIND:-127.0.0.1}:") for port in services["nginx"]["ports"])
+    assert compose()["networks"]["inside"] == {"internal": True}
+    assert services["chat"]["networks"] == ["inside"]
+
+
+def test_the_sites_options_are_options():
+    """Whatever the files start, `gchat web` takes."""
+    from gaia.config import parse
+    from gchat.serve.site.options import Web
+
+    entry = json.loads(values("ENTRYPOINT")[0])[2:]
+    service = compose()["services"]["chat"]
+    inside = [str(word) for word in service["command"]]
+    commands = [entry + json.loads(values("CMD")[0])]
+    commands.append(entry + [re.sub(r"\$\{\w+:-(.*?)\}", r"\1", word) for word in inside])
+    unit = (DEPLOY / "gchat-web.service").read_text()
+    plain = re.search(r"gchat web (.*)", unit.split("ExecStart=")[1])[1]
+    options = re.search(r'^Environment="GCHAT_WEB_OPTIONS=([^"]+)"', unit, re.M)[1]
+    commands.append(plain.replace("$GCHAT_WEB_OPTIONS", options).split())
+    for command in commands:
+        given = parse(Web, command)
+        given.check()
+        assert given.drain < int(re.search(r"TimeoutStopSec=(\d+)", unit)[1])
+        assert given.registration in ("closed", "invitation")
+    assert service["stop_grace_period"] == "45s"
+    limit = re.search(r"client_max_body_size (\d+)m;", (DEPLOY / "nginx.conf").read_text())[1]
+    assert int(limit) > given.max_body_mib  # the site's own message, not nginx's page
+
+
+def test_nginx_passes_events_as_they_come():
+    text = (DEPLOY / "nginx.conf").read_text()
+    streams = text.split("location ~ ^/(api/(chat|stream)|v1/) {")[1].split("}")[0]
+    for line in ("proxy_buffering off;", "gzip off;", "proxy_read_timeout 600s;"):
+        assert line in streams
+    assert "text/event-stream" not in re.search(r"gzip_types ([^;]+);", text)[1]
+    assert "application/json" not in re.search(r"gzip_types ([^;]+);", text)[1]
+    assert "Strict-Transport-Security" in text and "proxy_http_version 1.1;" in text
+
+
+def site_database(file, messages=50):
+    database = sqlite3.connect(file)
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("CREATE TABLE IF NOT EXISTS users (id INTEGER PRIMARY KEY, name TEXT)")
+    database.execute("CREATE TABLE IF NOT EXISTS messages (id INTEGER PRIMARY KEY, text TEXT)")
+    database.executemany("INSERT INTO messages (text) VALUES (?)", [("x" * 500,)] * messages)
+    database.commit()
+    return database
+
+
+def count(file):
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        return database.execute("SELECT count(*), max(id) FROM messages").fetchone()
+
+
+def test_a_backup_of_a_database_that_is_being_written(backup, tmp_path, capsys):
+    file = tmp_path / "site.db"
+    site_database(file, 3000).close()
+    ended = threading.Event()
+
+    def write():
+        database = sqlite3.connect(file, timeout=20)
+        while not ended.is_set():
+            with database:
+                database.execute("INSERT INTO messages (text) VALUES (?)", ("y" * 500,))
+        database.close()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        while count(file)[0] <= 3000:
+            time.sleep(0.005)
+        before = count(file)[0]
+        assert backup.main(["save", f"sqlite:///{file}", str(tmp_path / "kept")]) == 0
+        after = count(file)[0]
+    finally:
+        ended.set()
+        writer.join()
+    saved = Path(capsys.readouterr().out.strip())
+    assert saved.name.endswith(".db.gz") and list((tmp_path / "kept").iterdir()) == [saved]
+    other = tmp_path / "restored.db"
+    assert backup.main(["restore", str(saved), f"sqlite:///{other}"]) == 0
+    rows, newest = count(other)
+    assert (
+        before <= rows <= after and rows == newest
+    )  # one moment's state: nothing is missing in it
+
+
+def test_a_restore_keeps_what_was_there_and_refuses_while_the_site_runs(backup, tmp_path, capsys):
+    from gchat.serve.site.database import Database
+    from gchat.serve.site.only_one import only_one
+
+    file = tmp_path / "site.db"
+    url = f"sqlite:///{file}"
+    site_database(file, 10).close()
+    assert backup.main(["save", url, str(tmp_path / "kept")]) == 0
+    saved = next((tmp_path / "kept").iterdir())
+    site_database(file, 5).close()
+    running = Database(url)
+    with only_one(running):
+        assert backup.main(["restore", str(saved), url]) == 2
+    running.close()
+    assert "a site runs on" in capsys.readouterr().err
+    assert count(file) == (15, 15)
+    assert backup.main(["restore", str(saved), url]) == 0
+    assert count(file) == (10, 10)
+    kept = list(tmp_path.glob("site.db.before-*"))
+    assert [count(one) for one in kept] == [(15, 15)]
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "not gzip", "another database", "missing"])
+def test_a_damaged_backup_changes_nothing(backup, tmp_path, capsys, damage):
+    file = tmp_path / "site.db"
+    site_database(file, 200).close()
+    saved = tmp_path / "site-1.db.gz"
+    if damage == "another database":
+        other = tmp_path / "other.db"
+        sqlite3.connect(other).execute("CREATE TABLE x (y)").connection.close()
+        saved.write_bytes(gzip.compress(other.read_bytes()))
+    elif damage == "changed":
+        whole = bytearray(file.read_bytes())
+        whole[4096:9000] = os.urandom(4904)
+        saved.write_bytes(gzip.compress(bytes(whole)))
+    elif damage != "missing":
+        good = gzip.compress(file.read_bytes())
+        saved.write_bytes(good[: len(good) // 2] if damage == "cut" else b"not gzip at all")
+    assert backup.main(["restore", str(saved), f"sqlite:///{file}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("backup.py: ") and said.count("\n") == 1
+    assert count(file) == (200, 200)
+    assert not list(tmp_path.glob("*.restored")) and not list(tmp_path.glob("*.before-*"))
+
+
+def test_old_backups_go_and_bad_words_are_refused(backup, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "site.db"
+    site_database(file, 1).close()
+    monkeypatch.setenv("SITE", f"sqlite:///{file}")
+    for _ in range(4):
+        assert backup.main(["save", "env:SITE", str(tmp_path / "kept"), "--keep", "2"]) == 0
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    capsys.readouterr()
+    for words in (["save", "env:NOTHING", "x"], ["save", "mysql://a", "x"],
+                  ["save", "sqlite:///nowhere.db", str(tmp_path / "y")],
+                  ["restore", str(file), "postgresql://a@b/c"]):  # fmt: skip
+        assert backup.main(words) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_postgres_is_given_its_password_by_the_environment(backup, tmp_path, monkeypatch, capsys):
+    """A stand-in for pg_dump shows its arguments and environment."""
+    script = tmp_path / "pg_dump"
+    script.write_text(
+        "#!/bin/sh\nfor a; do case $a in --file=*) out=${a#--file=};; esac; done\n"
+        'printf "%s\\n" "$@" "password $PGPASSWORD" > "$out"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    url = "postgresql://gchat:s%3Acret@db.example:5433/chat?sslmode=require"
+    assert backup.main(["save", url, str(tmp_path / "kept")]) == 0
+    text = next((tmp_path / "kept").iterdir()).read_text()
+    assert "--dbname=postgresql://gchat@db.example:5433/chat?sslmode=require\n" in text
+    assert "password s:cret" in text and "cret" not in text.split("password ")[0]
+
+
+def test_a_first_certificate(tmp_path):
+    command = ["bash", DEPLOY / "certificate.sh", tmp_path, "chat.example.org"]
+    subprocess.run(command, check=True, capture_output=True)
+    live = tmp_path / "live/chat.example.org"
+    first = (live / "fullchain.pem").read_bytes()
+    assert b"BEGIN CERTIFICATE" in first and (live / "privkey.pem").stat().st_mode & 0o77 == 0
+    subprocess.run(command, check=True, capture_output=True)
+    assert (live / "fullchain.pem").read_bytes() == first
+    bad = subprocess.run([*command[:3], "a b"], capture_output=True, text=True)
+    assert bad.returncode == 2 and "is no domain" in bad.stderr
+
+
+@pytest.mark.slow
+def test_compose_by_its_schema():
+    pytest.importorskip("check_jsonschema", reason="check-jsonschema is not installed (slow.txt)")
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema",
+               "vendor.compose-spec", DEPLOY / "compose.yaml"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_units_by_systemd(tmp_path):
+    """Their programs are not here; all else must be as systemd wants it."""
+    for file in (*DEPLOY.glob("*.service"), *DEPLOY.glob("*.timer")):
+        text = re.sub(r"/opt/gaia/.venv/bin/\w+|/usr/bin/certbot", "/bin/true", file.read_text())
+        (tmp_path / file.name).write_text(text)
+    for unit in sorted(tmp_path.iterdir()):
+        done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+        ours = [line for line in (done.stdout + done.stderr).splitlines() if str(tmp_path) in line
+                or line.startswith("gchat")]  # fmt: skip
+        assert not ours, ours
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx (apt install nginx-light)")
+def test_nginx_takes_its_file(tmp_path):
+    chat_nginx.certificate(tmp_path, chat_nginx.HOST)
+    file = chat_nginx.configuration(tmp_path, 8000)
+    done = subprocess.run(["nginx", "-t", "-c", file, "-p", tmp_path], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.slow
+def test_each_line_of_the_dockerfile_in_a_clean_environment(tmp_path):
+    """Makes what the image would hold, in an empty folder with an empty home; then it serves."""
+    from tests.fakes import openai_api
+
+    if not (ROOT / "requirements/web.txt").exists():
+        pytest.skip("requirements/web.txt is not locked yet")
+    work, home = tmp_path / "srv/gaia", tmp_path / "home"
+    work.mkdir(parents=True)
+    home.mkdir()
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(home)}
+    environment |= {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")
+                    or k.startswith(("PIP_", "UV_", "SSL_"))}  # fmt: skip
+    for word, rest in instructions():
+        if word == "ENV":
+            environment |= dict(pair.split("=", 1) for pair in rest.split())
+        elif word == "COPY":
+            *sources, target = rest.split()
+            for source in sources:
+                place = work / target / Path(source).name if target.endswith("/") else work / target
+                place.parent.mkdir(parents=True, exist_ok=True)
+                copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+                copy(ROOT / source, place)
+        elif word == "RUN" and "/data" not in rest:  # the volume is the image's own affair
+            done = subprocess.run(["/bin/sh", "-c", rest], cwd=work, env=environment,
+                                  capture_output=True, text=True, timeout=550)  # fmt: skip
+            assert done.returncode == 0, (rest, done.stderr[-3000:])
+    entry = json.loads(values("ENTRYPOINT")[0])
+    entry[entry.index("8000")] = str(port := chat_nginx.free_port())
+    entry[entry.index("0.0.0.0")] = "127.0.0.1"
+    entry[-1] = f"sqlite:///{tmp_path}/site.db"
+    given = environment | {"HOME": "/nonexistent", "GAIA_HOME": str(tmp_path / "cache")}
+    with openai_api.serve() as upstream:
+        server = subprocess.Popen(
+            [*entry, "--upstream", upstream.url, "--single-user"], cwd=work, env=given
+        )
+        try:
+            check = json.loads(re.search(r"CMD (\[.*\])", values("HEALTHCHECK")[0])[1])
+            check[-1] = check[-1].replace("8000", str(port))
+            end = time.monotonic() + 180
+            while subprocess.run(check, cwd=work, capture_output=True).returncode:
+                assert server.poll() is None and time.monotonic() < end
+                time.sleep(1)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
+                page = answer.read().decode()
+            files = re.findall(r'(?:src|href)="(/static/[^"]+)"', page)
+            assert len(files) == 4  # the built front end came with the package
+            for file in files:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}{file}", timeout=20).close()
+            server.terminate()
+            assert server.wait(60) == 0
+        finally:
+            server.kill()
+            server.wait()
