@@ -10,7 +10,7 @@ from gchat.lifecycle.steps import Step
 
 @dataclass(frozen=True)
 class Factory:
-    """What was asked for."""
+    """Options of a factory."""
 
     folder: Path
     inputs: tuple[str, ...]

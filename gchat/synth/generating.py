@@ -87,7 +87,8 @@ class Generate(Model):
     """Address of the queue: a file, redis://…, postgresql://…, sqs://… or pubsub://…; queue.db in
     the folder when left out."""
     plan_only: bool = False
-    """Fill the queue for workers elsewhere (gchat synth worker), and do nothing else."""
+    """Fill the queue for workers elsewhere (gchat synth worker) and do nothing else; given again
+    when they have finished, write what they made."""
     concurrency: int | None = None
     """Items that are worked on at once; 8 when a model is asked."""
     max_requests: int | None = None
@@ -195,8 +196,8 @@ class Generate(Model):
         with open_queue(address, create=True) as queue:
             queue.add(planning.items(job, plan))
             planning.save(job, plan, self.out)
-            if self.plan_only:
-                counts = queue.counts()
+            counts = queue.counts()
+            if self.plan_only and counts.open:
                 return self._say({"queue": address, "open": counts.open},
                                  f"{counts.open:,} items wait in {address}")  # fmt: skip
             self._work(queue, client)

@@ -259,3 +259,40 @@ def test_a_generation_that_is_killed_goes_on_and_makes_the_same_records(tmp_path
         subprocess.run(args, check=True, timeout=400)
     for name in ("train", "rejects"):
         assert (out / f"{name}.jsonl").read_bytes() == (whole / f"{name}.jsonl").read_bytes()
+
+
+def test_workers_elsewhere_do_what_was_planned(tmp_path, capsys):
+    out = tmp_path / "o"
+    assert generate(out, *ASKED[:-2], "--plan-only", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["open"] == 10 and not (out / "train.jsonl").exists()
+    with openai_api.serve() as fake:
+        fake.reply = writes()
+        words = ["synth", "worker", planned["queue"], "--endpoint", fake.url, "--concurrency", "2"]
+        assert main(words) == 0
+    capsys.readouterr()
+    assert generate(out, *ASKED[:-2], "--plan-only", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["records"] > 0 and sum(s["made"] for s in facts["styles"].values()) == 10
+
+
+def test_rows_of_any_origin_can_be_filtered(tmp_path, capsys):
+    asked = "When did the last ship leave the harbour of the town?"
+    given = [
+        {"question": "Who led them?", "answer": "Leeb.", "snippet": "Leeb led them.", "mine": 1},
+        {"question": "Who led them all?", "answer": "Model.", "snippet": "Leeb led them."},
+        {"question": "Who led them here?", "answer": "Das war der General."},
+        {"question": asked, "answer": "In May."},
+        {"question": asked.lower(), "answer": "In May."},
+    ]
+    path, good, bad = tmp_path / "rows.jsonl", tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    path.write_text("\n".join(map(json.dumps, given)))
+    words = ["synth", "filter", str(path), "--out", str(good), "--rejects", str(bad), "--json"]
+    assert main(words) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts == {"kept": 2, "rejects": {
+        "answer: support": 1, "answer: language": 1, "corpus: duplicate": 1}}  # fmt: skip
+    assert [row["question"] for row in rows(good)] == ["Who led them?", asked]
+    assert rows(good)[0]["mine"] == 1
+    assert main(words) == 2  # they lie there already
+    assert "exists" in capsys.readouterr().err
