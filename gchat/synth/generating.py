@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,12 @@ from gchat.synth.filters.language import Profile
 from gchat.synth.finishing import finish
 from gchat.synth.making import make_do, priced
 from gchat.synth.planning import Job, Kind
+
+_OF_KINDS = {
+    "pairs": "contrast", "phrasings": "qpt", "styles": "qa", "style_files": "qa",
+    "per_window": "qa", "chain": "qa",
+}  # fmt: skip
+"""Options that one kind of records alone has."""
 
 
 class StoppedEarly(GaiaError):
@@ -148,6 +154,13 @@ class Generate(Model):
                     raise ConfigError(
                         f"--{option} has no effect without --endpoint or --run", "leave it out"
                     )
+        for option, kind in _OF_KINDS.items():
+            default = next(f.default for f in fields(self) if f.name == option)
+            if kind not in self.kinds and getattr(self, option) != default:
+                name = option.replace("_", "-")
+                raise ConfigError(f"--{name} has no effect without {kind} in --kinds", "drop it")
+        if self.max_cost is not None and self.run is not None:
+            raise ConfigError("--max-cost has no effect with --run", "leave it out")
         if self.max_cost is not None and not (self.prompt_price or self.completion_price):
             raise ConfigError(
                 "--max-cost without prices", "give --prompt-price, --completion-price"

@@ -96,7 +96,8 @@ def test_a_record_is_shown_with_its_window_and_a_reject_with_its_reason(made, ca
         (["--style-files", "missing.yaml"], "missing.yaml"),
         (["--styles", "wen"], "did you mean 'when'?"),
         (["--stride", "9"], "stride = 9"),
-        (["--phrasings", "29"], "phrasings = 29"),
+        (["--kinds", "qpt", "--phrasings", "29"], "phrasings = 29"),
+        (["--pairs", "3"], "--pairs has no effect without contrast in --kinds"),
         (["--chain"], "--chain has no effect without --endpoint or --run"),
         (["--profile", "seed", "--language", "de"], "English only"),
         (["--decontaminate", "nowhere"], "nowhere"),
@@ -296,3 +297,28 @@ def test_rows_of_any_origin_can_be_filtered(tmp_path, capsys):
     assert rows(good)[0]["mine"] == 1
     assert main(words) == 2  # they lie there already
     assert "exists" in capsys.readouterr().err
+
+
+def test_binary_choices_by_a_model_carry_their_cost_and_prompt(tmp_path, capsys):
+    def reply(body):
+        asked = body["messages"][-1]["content"]
+        right, wrong = asked.split('the choice "')[1].partition('?"')[0].split(" or ")
+        fact = asked.partition("about this fact: ")[2].partition(" The question ends")[0]
+        begin = " ".join(fact.split()[:3])
+        return json.dumps({"question": f"{begin}: {wrong} or {right}?", "answer": fact})
+
+    out = tmp_path / "o"
+    with openai_api.serve() as fake:
+        fake.reply = reply
+        few = ("--max-windows", 3, "--pairs", 2, "--heldout", 0)
+        assert generate(out, "--kinds", "contrast", *few,
+                        "--endpoint", fake.url, "--prompt-price", 1, "--json") == 0  # fmt: skip
+    facts = json.loads(capsys.readouterr().out)
+    assert len(fake.seen) == 6
+    row = facts["styles"]["contrast"]
+    assert row["cost"] == pytest.approx(facts["cost"]) and facts["cost"] > 0
+    assert row["tokens"] == sum(facts["tokens"].values())
+    kept = rows(out / "train.jsonl") + rows(out / "rejects.jsonl")
+    assert main(["synth", "show", kept[1]["id"], "--out", str(out), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["prompt"][1]["content"] in {b["messages"][1]["content"] for _, b, _ in fake.seen}
