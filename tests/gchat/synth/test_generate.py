@@ -15,6 +15,7 @@ from gchat.queue import open_queue
 from gchat.synth import styles
 
 ARTICLES = Path(__file__).parents[2] / "fixtures/synth/articles.md"
+KINDS = ("--kinds", "qa", "contrast", "qpt", "--heldout", "0.2", "--per-window", "40")
 PARTS = ("train", "heldout_article", "heldout_phrasing")
 
 
@@ -29,7 +30,7 @@ def generate(out, *more):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("made") / "records"
-    assert generate(out, "--kinds", "qa", "contrast", "qpt", "--heldout", "0.2") == 0
+    assert generate(out, *KINDS) == 0
     return out
 
 
@@ -69,11 +70,10 @@ def test_training_records_are_conversations_for_the_trainer(made, tmp_path):
 
 def test_the_same_command_does_nothing_twice_and_other_options_are_refused(made, capsys):
     before = {path.name: path.read_bytes() for path in made.glob("*.jsonl")}
-    again = ["--kinds", "qa", "contrast", "qpt", "--heldout", "0.2"]
-    assert generate(made, *again, "--json") == 0
+    assert generate(made, *KINDS, "--json") == 0
     json.loads(capsys.readouterr().out)
     assert {path.name: path.read_bytes() for path in made.glob("*.jsonl")} == before
-    assert generate(made, *again, "--seed", 1) == 2
+    assert generate(made, *KINDS, "--seed", 1) == 2
     assert "was begun with another seed" in capsys.readouterr().err
 
 
@@ -177,9 +177,13 @@ def test_an_endpoint_writes_question_and_answer_in_one_call(tmp_path, capsys):
     ("text", "name"),
     [
         ("no JSON", "form: schema"),
-        ('{"question": "Who was it, then?"}', "form: schema"),
+        pytest.param('{"question": "Who was it, then?"}', "form: schema", marks=pytest.mark.slow),
         ('{"question": "Who was it, then?", "answer": "It was 第六 Army."}', "answer: language"),
-        ('{"question": "I cannot answer that, sorry?", "answer": "x"}', "question: refusal"),
+        pytest.param(
+            '{"question": "I cannot answer that, sorry?", "answer": "x"}',
+            "question: refusal",
+            marks=pytest.mark.slow,
+        ),
         ('{"question": "According to the text, who?", "answer": "Leeb"}', "question: meta"),
         ('{"question": "Who was it, then?", "answer": "It was Hannibal."}', "answer: support"),
     ],
