@@ -19,9 +19,9 @@ _LAST = ("bel", "dor", "fan", "gar", "hin", "jul", "kel", "lom", "min", "nor")
 NAMES = [f"General {a}{b}" for a in _FIRST for b in _LAST][:ARMIES]
 
 _RECORDS = ("--kinds", "contrast", "--heldout", "0", "--heldout-styles", "0.1", "--pairs", "32")
-_TRAINING = ("--max-steps", "500", "--training.batch-size", "16", "--model.seq-len", "128",
+_TRAINING = ("--max-steps", "160", "--training.batch-size", "16", "--model.seq-len", "128",
              "--model.depth", "2", "--model.aspect-ratio", "64", "--data.packing", "best_fit",
-             "--eval.every-steps", "250")  # fmt: skip
+             "--eval.every-steps", "160")  # fmt: skip
 
 
 def corpus(path):
