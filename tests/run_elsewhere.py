@@ -1,4 +1,4 @@
-"""Which test runs a documented command that `test_documented_runs.py` does not run itself.
+"""Tests that run the documented commands which `test_documented_runs.py` does not run itself.
 
 A command belongs to the first line whose page and beginning fit; a page is "" for all pages.
 """
