@@ -45,7 +45,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("contrast")
     corpus(folder / "armies.jsonl")
     trained = []
-    for seed in range(6):  # each with other phrasings beside the same facts
+    for seed in range(12):  # each with other phrasings beside the same facts
         out = folder / f"records-{seed}"
         words = ["synth", "generate", str(folder / "armies.jsonl"), "--out", str(out)]
         assert main([*words, *_RECORDS, "--seed", str(seed)]) == 0
@@ -68,7 +68,9 @@ def accuracy(folder, name, trained, held):
     (here / "terms.txt").write_text("\n".join(n.split()[1] for n in NAMES))
     tokenizer, data, run = here / "tokenizer.json", here / "data", here / "run"
     words = ["tokenizer", "train", "--input", str(here / "text.jsonl"), "--out", str(tokenizer)]
-    main([*words, "--vocab-size", "1024", "--forced-terms", str(here / "terms.txt")])
+    main(
+        [*words, "--vocab-size", "1400", "--digits", "3", "--forced-terms", str(here / "terms.txt")]
+    )
     words = ["data", "chat", str(here / "train.jsonl"), "--out", str(data), "--workers", "1"]
     main([*words, "--tokenizer", str(tokenizer), "--seq-len", "128"])
     words = ["train", "cpu", "--data-dir", str(data), "--run-dir", str(run)]
@@ -76,7 +78,7 @@ def accuracy(folder, name, trained, held):
     asked = [{"messages": [{"role": "user", "content": r["question"]}]} for r in held]
     (here / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
     assert main(["generate", str(here / "asked.jsonl"), str(here / "answers.jsonl"), "--run",
-                 str(run), "--temperature", "0", "--max-tokens", "32"]) == 0  # fmt: skip
+                 str(run), "--temperature", "0", "--format", "chat", "--max-tokens", "32"]) == 0  # fmt: skip
     answers = [r["text"] for r in rows(here / "answers.jsonl")]
     counted = {}
     for order in contrasts.ORDERS:
