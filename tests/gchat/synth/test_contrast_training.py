@@ -77,8 +77,8 @@ def accuracy(folder, name, trained, held):
     assert main([*words, *_TRAINING]) == 0
     asked = [{"messages": [{"role": "user", "content": r["question"]}]} for r in held]
     (here / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
-    assert main(["generate", str(here / "asked.jsonl"), str(here / "answers.jsonl"), "--run",
-                 str(run), "--temperature", "0", "--format", "chat", "--max-tokens", "32"]) == 0  # fmt: skip
+    words = ["generate", str(here / "asked.jsonl"), str(here / "answers.jsonl"), "--run", str(run)]
+    assert main([*words, "--temperature", "0", "--format", "chat", "--max-tokens", "32"]) == 0
     answers = [r["text"] for r in rows(here / "answers.jsonl")]
     counted = {}
     for order in contrasts.ORDERS:
