@@ -59,8 +59,7 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   tokenizer train      a vocabulary of your own: gchat tokenizer train --input F --out DIR
   tokenizer eval       compare tokenizers on several kinds of text
   synth identity       conversations that teach a model its name; also synth qpt, docstrings
-  synth factory        a corpus to a judged model: gchat synth factory articles/ --run-dir runs/f
-  synth generate       records out of a corpus: gchat synth generate articles/ --out runs/records
+  synth factory        a corpus becomes a judged model; synth generate makes its records alone
   synth worker         work on a queue of questions; also synth status, priority, dead
   eval identity        the share of questions about itself that it answers with its name
   compare              branches, trained alike: gchat compare main my-idea --minutes 10

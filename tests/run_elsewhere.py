@@ -50,6 +50,7 @@ TESTS = (
     ("docs/research.md", "gchat research with", "gchat/research/test_ideas.py"),
     ("docs/research.md", "gchat research run", "gchat/research/test_end_to_end.py"),
     ("docs/research.md", "python tests/benchmarks/curve_vs_nanochat.py", "test_benchmarks.py"),
+    ("docs/synthesis.md", "gchat synth factory", "gchat/synth/test_factory.py"),
     ("docs/synthesis.md", "gchat", "gchat/synth/test_generate.py"),
     ("gml/README.md", "gml", "gml/test_golden_path.py"),
     ("deploy/README.md", "", "gaia_metrics/test_deploy.py"),

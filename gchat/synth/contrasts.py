@@ -114,20 +114,29 @@ def _offline(facts: Facts, feature: Feature, wrong: str, phrasing: str, split: s
     return _pair(facts, feature, wrong, questions, sentence, phrasing, split)
 
 
-def _by_model(facts: Facts, feature: Feature, wrong: str, ask: Ask) -> Pair | Rejected:
-    right = feature.value
-    sentence = facts.window.sentences[feature.sentence]
-    style = Style(
+def asking(sentence: str, right: str, wrong: str) -> Style:
+    """The style by which a model is asked for a choice."""
+    return Style(
         name=STYLE, group=STYLE, needs=(), pick="any", question="", answer="", wrong=True,
         ask=f"Ask a question about this fact: {sentence} The question ends with the choice "
         f'"{right} or {wrong}?" in these very words. The answer is one full sentence that says '
         f"{right}, and does not say {wrong}.",
     )  # fmt: skip
-    made = ask(style)
+
+
+def _fact(facts: Facts, feature: Feature) -> str:
+    return f"{facts.window.start + feature.sentence}:{feature.kind}:{feature.value}"
+
+
+def _by_model(facts: Facts, feature: Feature, wrong: str, ask: Ask) -> Pair | Rejected:
+    right = feature.value
+    sentence = facts.window.sentences[feature.sentence]
+    made = ask(asking(sentence, right, wrong))
+    fields: dict[str, Any] = {"choices": [right, wrong], "fact": _fact(facts, feature)}
     if isinstance(made, Reason):
-        return Rejected({"text": sentence}, ("form", made))
+        return Rejected(fields | {"text": sentence}, ("form", made))
     question, answer = made["question"], made["answer"]
-    fields = {"question": question, "answer": answer, "choices": [right, wrong]}
+    fields |= {"question": question, "answer": answer}
     either = f"{right} or {wrong}"
     swapped = f"{wrong} or {right}"
     if question.count(either) + question.count(swapped) != 1 or (
@@ -153,7 +162,7 @@ def _pair(
     phrasing: str, split: str,
 ) -> Pair:  # fmt: skip
     window = facts.window
-    fact = f"{window.start + feature.sentence}:{feature.kind}:{feature.value}"
+    fact = _fact(facts, feature)
     pair = record_id(window.article, STYLE, fact, wrong, phrasing)
     choices = ([feature.value, wrong], [wrong, feature.value])
     shared = {"answer": answer, "right": feature.value, "fact": fact, "pair": pair,

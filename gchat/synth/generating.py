@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,12 @@ from gchat.synth.filters.language import Profile
 from gchat.synth.finishing import finish
 from gchat.synth.making import make_do, priced
 from gchat.synth.planning import Job, Kind
+
+_OF_KINDS = {
+    "pairs": "contrast", "phrasings": "qpt", "styles": "qa", "style_files": "qa",
+    "per_window": "qa", "chain": "qa",
+}  # fmt: skip
+"""Options that one kind of records alone has."""
 
 
 class StoppedEarly(GaiaError):
@@ -87,7 +93,8 @@ class Generate(Model):
     """Address of the queue: a file, redis://…, postgresql://…, sqs://… or pubsub://…; queue.db in
     the folder when left out."""
     plan_only: bool = False
-    """Fill the queue for workers elsewhere (gchat synth worker), and do nothing else."""
+    """Fill the queue for workers elsewhere (gchat synth worker) and do nothing else; given again
+    when they have finished, write what they made."""
     concurrency: int | None = None
     """Items that are worked on at once; 8 when a model is asked."""
     max_requests: int | None = None
@@ -147,6 +154,13 @@ class Generate(Model):
                     raise ConfigError(
                         f"--{option} has no effect without --endpoint or --run", "leave it out"
                     )
+        for option, kind in _OF_KINDS.items():
+            default = next(f.default for f in fields(self) if f.name == option)
+            if kind not in self.kinds and getattr(self, option) != default:
+                name = option.replace("_", "-")
+                raise ConfigError(f"--{name} has no effect without {kind} in --kinds", "drop it")
+        if self.max_cost is not None and self.run is not None:
+            raise ConfigError("--max-cost has no effect with --run", "leave it out")
         if self.max_cost is not None and not (self.prompt_price or self.completion_price):
             raise ConfigError(
                 "--max-cost without prices", "give --prompt-price, --completion-price"
@@ -195,8 +209,8 @@ class Generate(Model):
         with open_queue(address, create=True) as queue:
             queue.add(planning.items(job, plan))
             planning.save(job, plan, self.out)
-            if self.plan_only:
-                counts = queue.counts()
+            counts = queue.counts()
+            if self.plan_only and counts.open:
                 return self._say({"queue": address, "open": counts.open},
                                  f"{counts.open:,} items wait in {address}")  # fmt: skip
             self._work(queue, client)

@@ -111,19 +111,28 @@ class _Made:
     def contrast(self) -> None:
         """Both orders of each binary choice; one that a filter drops takes its pair with it."""
         ask = None if self._client is None else self._ask_pair
+        before = self._usage
         for pair in contrasts.write(self._window, self._payload["others"], self._settings, ask):
+            spent = None if ask is None else _difference(self._usage, before)
+            before = self._usage
             if isinstance(pair, contrasts.Rejected):
-                self._reject(self._record(contrasts.STYLE, pair.fields), *pair.reason)
+                name = pair.fields["fact"]
+                record = self._record(contrasts.STYLE, pair.fields, name, usage=spent)
+                self._reject(record, *pair.reason)
                 continue
-            both = [self._record(contrasts.STYLE, fields, pair.name) for fields in pair.orders]
-            problems = [checks.of_record(one, self._source, self._filters, wrong=True)
-                        for one in both]  # fmt: skip
+            # What the question cost stands with its first order.
+            usages = (spent, None if spent is None else Usage())
+            both = [
+                self._record(contrasts.STYLE, fields, pair.name, usage=usage)
+                for fields, usage in zip(pair.orders, usages, strict=True)
+            ]
+            problems = (checks.of_record(r, self._source, self._filters, wrong=True) for r in both)
             problem = next(filter(None, problems), None)
             for one in both:
                 if problem is None:
                     self._records.append(one)
                 else:
-                    self._reject(one, problem[0], problem[1])
+                    self._reject(one, *problem)
 
     def _ask_pair(self, style: Style) -> dict[str, Any] | Reason:
         """A binary choice as the model writes it."""
@@ -215,3 +224,11 @@ class _Made:
 
     def _reject(self, record: dict[str, Any], phase: str, reason: Reason) -> None:
         self._rejects.append(record | {"phase": phase, "filter": reason.filter, "why": reason.why})
+
+
+def _difference(after: Usage, before: Usage) -> Usage:
+    return Usage(
+        after.prompt_tokens - before.prompt_tokens,
+        after.completion_tokens - before.completion_tokens,
+        after.cached_tokens - before.cached_tokens,
+    )

@@ -136,11 +136,8 @@ def make(job: Job) -> Plan:
     """
     job.check()
     listed = articles(job.inputs, job.text_column)
-    names = [
-        *job.styles,
-        *contrasts.phrasings(),
-        *(f"qpt-{i}" for i in range(len(qpt.phrasings()))),
-    ]
+    passages = [f"qpt-{i}" for i in range(len(qpt.phrasings()))]
+    names = [list(job.styles), list(contrasts.phrasings()), passages]
     chosen = split(
         listed, names, heldout=job.heldout, heldout_styles=job.heldout_styles, seed=job.seed,
         language=job.language,
@@ -158,12 +155,7 @@ def make(job: Job) -> Plan:
         kept = _spread(kept, job.max_windows)
     heldout = chosen.articles
     parts = {w.id: "heldout_article" if w.article in heldout else "train" for w in kept}
-    styles = _heldout(chosen, names)
-    return Plan(kept, parts, _others(kept), styles, dropped, len(listed), len(heldout))
-
-
-def _heldout(chosen: Split, names: Sequence[str]) -> frozenset[str]:
-    return chosen.styles & frozenset(names)
+    return Plan(kept, parts, _others(kept), chosen.styles, dropped, len(listed), len(heldout))
 
 
 def _check_language(made: Sequence[Window], job: Job) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import tyro
 
 from gaia.errors import ConfigError, DataError
-from gchat.synth import prompting, styles
+from gchat.synth import contrasts, prompting, styles
 from gchat.synth.filters import checks
 from gchat.synth.filters.language import Profile
 from gchat.synth.finishing import REJECTS, filters, reasons, through
@@ -66,9 +66,14 @@ class Show:
 
 def _prompt(job: Job, window: Window, record: dict[str, Any] | None) -> list[dict[str, str]]:
     """Messages that the model was asked with; none where templates wrote the record."""
-    if record is None or record.get("model") == "offline" or record.get("style") not in job.styles:
+    if record is None or record.get("model") == "offline" or "style" not in record:
         return []
-    style = Style.from_json(job.styles[record["style"]])
+    if record.get("kind") == "contrast":
+        number = int(record["fact"].partition(":")[0]) - window.start
+        right, wrong = record["choices"][:: -1 if record.get("order") == "wrong-first" else 1]
+        style = contrasts.asking(window.sentences[number], right, wrong)
+    else:
+        style = Style.from_json(job.styles[record["style"]])
     asked = prompting.question(window, style, job.to_json())
     return [{"role": m.role, "content": m.content} for m in asked.messages]
 

@@ -19,6 +19,7 @@ Part = Literal["train", "heldout_article", "heldout_phrasing"]
 PARTS: tuple[Part, ...] = ("train", "heldout_article", "heldout_phrasing")
 _SHARED = 0.1
 _MIN_WORDS = 6
+_GROUP = 5
 _WORD = re.compile(r"\w+")
 
 
@@ -48,7 +49,7 @@ class Split:
 
 def split(
     articles: Sequence[Article],
-    styles: Sequence[str],
+    styles: Sequence[Sequence[str]],
     *,
     heldout: float,
     heldout_styles: float,
@@ -59,9 +60,9 @@ def split(
 
     Args:
         articles: of the corpus.
-        styles: names of all styles, or of phrasings.
+        styles: names of styles and phrasings, in groups of which each holds out its own.
         heldout: share of the articles.
-        heldout_styles: share of the styles.
+        heldout_styles: share of each group of five names or more.
         seed: of the choice.
         language: of the articles, for their sentences.
 
@@ -85,11 +86,14 @@ def split(
                 f"heldout = {heldout} of {len(articles)} articles leaves none to train on",
                 "give more articles, or --heldout 0",
             )
-    count = 0 if not heldout_styles else max(1, round(heldout_styles * len(styles)))
-    ranked = sorted(styles, key=lambda name: _rank(seed, name))
+    kept_back: set[str] = set()
+    for names in styles:
+        least = 1 if heldout_styles and len(names) >= _GROUP else 0
+        count = max(least, round(heldout_styles * len(names)))
+        kept_back.update(sorted(names, key=lambda name: _rank(seed, name))[:count])
     return Split(
         frozenset(chosen),
-        frozenset(ranked[:count]),
+        frozenset(kept_back),
         frozenset().union(*(hashed[a] for a in chosen)) if chosen else frozenset(),
     )
 

@@ -15,6 +15,7 @@ from gchat.queue import open_queue
 from gchat.synth import styles
 
 ARTICLES = Path(__file__).parents[2] / "fixtures/synth/articles.md"
+KINDS = ("--kinds", "qa", "contrast", "qpt", "--heldout", "0.2", "--per-window", "40")
 PARTS = ("train", "heldout_article", "heldout_phrasing")
 
 
@@ -29,7 +30,7 @@ def generate(out, *more):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("made") / "records"
-    assert generate(out, "--kinds", "qa", "contrast", "qpt", "--heldout", "0.2") == 0
+    assert generate(out, *KINDS) == 0
     return out
 
 
@@ -69,11 +70,10 @@ def test_training_records_are_conversations_for_the_trainer(made, tmp_path):
 
 def test_the_same_command_does_nothing_twice_and_other_options_are_refused(made, capsys):
     before = {path.name: path.read_bytes() for path in made.glob("*.jsonl")}
-    again = ["--kinds", "qa", "contrast", "qpt", "--heldout", "0.2"]
-    assert generate(made, *again, "--json") == 0
+    assert generate(made, *KINDS, "--json") == 0
     json.loads(capsys.readouterr().out)
     assert {path.name: path.read_bytes() for path in made.glob("*.jsonl")} == before
-    assert generate(made, *again, "--seed", 1) == 2
+    assert generate(made, *KINDS, "--seed", 1) == 2
     assert "was begun with another seed" in capsys.readouterr().err
 
 
@@ -96,7 +96,8 @@ def test_a_record_is_shown_with_its_window_and_a_reject_with_its_reason(made, ca
         (["--style-files", "missing.yaml"], "missing.yaml"),
         (["--styles", "wen"], "did you mean 'when'?"),
         (["--stride", "9"], "stride = 9"),
-        (["--phrasings", "29"], "phrasings = 29"),
+        (["--kinds", "qpt", "--phrasings", "29"], "phrasings = 29"),
+        (["--pairs", "3"], "--pairs has no effect without contrast in --kinds"),
         (["--chain"], "--chain has no effect without --endpoint or --run"),
         (["--profile", "seed", "--language", "de"], "English only"),
         (["--decontaminate", "nowhere"], "nowhere"),
@@ -176,9 +177,13 @@ def test_an_endpoint_writes_question_and_answer_in_one_call(tmp_path, capsys):
     ("text", "name"),
     [
         ("no JSON", "form: schema"),
-        ('{"question": "Who was it, then?"}', "form: schema"),
+        pytest.param('{"question": "Who was it, then?"}', "form: schema", marks=pytest.mark.slow),
         ('{"question": "Who was it, then?", "answer": "It was 第六 Army."}', "answer: language"),
-        ('{"question": "I cannot answer that, sorry?", "answer": "x"}', "question: refusal"),
+        pytest.param(
+            '{"question": "I cannot answer that, sorry?", "answer": "x"}',
+            "question: refusal",
+            marks=pytest.mark.slow,
+        ),
         ('{"question": "According to the text, who?", "answer": "Leeb"}', "question: meta"),
         ('{"question": "Who was it, then?", "answer": "It was Hannibal."}', "answer: support"),
     ],
@@ -259,3 +264,65 @@ def test_a_generation_that_is_killed_goes_on_and_makes_the_same_records(tmp_path
         subprocess.run(args, check=True, timeout=400)
     for name in ("train", "rejects"):
         assert (out / f"{name}.jsonl").read_bytes() == (whole / f"{name}.jsonl").read_bytes()
+
+
+def test_workers_elsewhere_do_what_was_planned(tmp_path, capsys):
+    out = tmp_path / "o"
+    assert generate(out, *ASKED[:-2], "--plan-only", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["open"] == 10 and not (out / "train.jsonl").exists()
+    with openai_api.serve() as fake:
+        fake.reply = writes()
+        words = ["synth", "worker", planned["queue"], "--endpoint", fake.url, "--concurrency", "2"]
+        assert main(words) == 0
+    capsys.readouterr()
+    assert generate(out, *ASKED[:-2], "--plan-only", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["records"] > 0 and sum(s["made"] for s in facts["styles"].values()) == 10
+
+
+def test_rows_of_any_origin_can_be_filtered(tmp_path, capsys):
+    asked = "When did the last ship leave the harbour of the town?"
+    given = [
+        {"question": "Who led them?", "answer": "Leeb.", "snippet": "Leeb led them.", "mine": 1},
+        {"question": "Who led them all?", "answer": "Model.", "snippet": "Leeb led them."},
+        {"question": "Who led them here?", "answer": "Das war der General."},
+        {"question": asked, "answer": "In May."},
+        {"question": asked.lower(), "answer": "In May."},
+    ]
+    path, good, bad = tmp_path / "rows.jsonl", tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    path.write_text("\n".join(map(json.dumps, given)))
+    words = ["synth", "filter", str(path), "--out", str(good), "--rejects", str(bad), "--json"]
+    assert main(words) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts == {"kept": 2, "rejects": {
+        "answer: support": 1, "answer: language": 1, "corpus: duplicate": 1}}  # fmt: skip
+    assert [row["question"] for row in rows(good)] == ["Who led them?", asked]
+    assert rows(good)[0]["mine"] == 1
+    assert main(words) == 2  # they lie there already
+    assert "exists" in capsys.readouterr().err
+
+
+def test_binary_choices_by_a_model_carry_their_cost_and_prompt(tmp_path, capsys):
+    def reply(body):
+        asked = body["messages"][-1]["content"]
+        right, wrong = asked.split('the choice "')[1].partition('?"')[0].split(" or ")
+        fact = asked.partition("about this fact: ")[2].partition(" The question ends")[0]
+        begin = " ".join(fact.split()[:3])
+        return json.dumps({"question": f"{begin}: {wrong} or {right}?", "answer": fact})
+
+    out = tmp_path / "o"
+    with openai_api.serve() as fake:
+        fake.reply = reply
+        few = ("--max-windows", 3, "--pairs", 2, "--heldout", 0)
+        assert generate(out, "--kinds", "contrast", *few,
+                        "--endpoint", fake.url, "--prompt-price", 1, "--json") == 0  # fmt: skip
+    facts = json.loads(capsys.readouterr().out)
+    assert len(fake.seen) == 6
+    row = facts["styles"]["contrast"]
+    assert row["cost"] == pytest.approx(facts["cost"]) and facts["cost"] > 0
+    assert row["tokens"] == sum(facts["tokens"].values())
+    kept = rows(out / "train.jsonl") + rows(out / "rejects.jsonl")
+    assert main(["synth", "show", kept[1]["id"], "--out", str(out), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["prompt"][1]["content"] in {b["messages"][1]["content"] for _, b, _ in fake.seen}

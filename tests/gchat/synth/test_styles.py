@@ -89,6 +89,7 @@ def test_a_window_gets_the_styles_that_it_has_facts_for():
     dated = Window("a", "", 0, 0, ("Erwin Rommel said in 1942 that 300 men were lost in Tunis.",))
     fitting = {s.name for s in styles.load().values() if s.fits(Facts(dated).counts)}
     assert {"when", "who", "how-many", "where", "who-acted"} <= fitting
+    assert offline.write(dated, list(styles.load().values())).keys() <= fitting
 
 
 def test_no_two_styles_ask_the_same_and_every_answer_is_grounded(made):

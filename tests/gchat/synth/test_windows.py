@@ -112,7 +112,7 @@ def test_planted_leaks_of_held_out_articles_are_found():
     quote = Article("quote", "Quote", f"{other} {secret.upper()} {other}")
     everything = [*listed, copy, part, first, quote]
     for seed in range(12):
-        chosen = split(everything, ["a", "b"], heldout=0.3, heldout_styles=0, seed=seed)
+        chosen = split(everything, [["a", "b"]], heldout=0.3, heldout_styles=0, seed=seed)
         assert len({a in chosen.articles for a in (listed[0].id, "copy", "part")}) == 1
         if "first" in chosen.articles and "quote" not in chosen.articles:
             leaking = [w for w in windows(quote) if chosen.leaks(w)]
@@ -127,8 +127,8 @@ def test_planted_leaks_of_held_out_articles_are_found():
 def test_the_split_is_a_function_of_seed_and_names_alone():
     listed = corpus.articles([str(ARTICLES)])
     styles = [f"style-{i}" for i in range(20)]
-    one = split(listed, styles, heldout=0.2, heldout_styles=0.1, seed=3)
-    again = split(listed[::-1], styles[::-1], heldout=0.2, heldout_styles=0.1, seed=3)
+    one = split(listed, [styles], heldout=0.2, heldout_styles=0.1, seed=3)
+    again = split(listed[::-1], [styles[::-1]], heldout=0.2, heldout_styles=0.1, seed=3)
     assert one == again and len(one.articles) == 1 and len(one.styles) == 2
     window = next(windows(next(a for a in listed if a.id not in one.articles)))
     assert one.part(window, "none") == "train"
