@@ -1,7 +1,6 @@
 // The list of conversations: search, pages as one scrolls, groups by day.
 import { api, Refused } from "./api.ts";
 import { $, el, iconButton, notice } from "./dom.ts";
-import type { Conversation } from "./types.ts";
 
 export interface Listed { id: string; title: string; pinned: boolean; updated_at: number }
 interface Page { items: Listed[]; next: string | null }
@@ -96,5 +95,3 @@ function day(seconds: number): string {
   const days = (start.getTime() / 1000 - seconds) / 86400;
   return days <= 0 ? "Today" : days <= 1 ? "Yesterday" : days <= 7 ? "This week" : days <= 30 ? "This month" : "Earlier";
 }
-
-export const listed = (conversation: Conversation): Listed => conversation;
