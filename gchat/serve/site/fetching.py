@@ -73,7 +73,7 @@ class _CheckedBackend(httpcore2.AsyncNetworkBackend):
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._inner = httpcore2.AnyIOBackend()
+        self._inner: Any = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
         self,
