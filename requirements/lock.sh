@@ -32,8 +32,10 @@ lock tpu train tpu gcs
 lock cuda train cuda gcs
 # What deploy/serve/Dockerfile installs.
 lock serve train cpu serve import
+# What deploy/chat/Dockerfile installs.
+lock web train cpu serve import web postgres
 lock test train cpu aot gcs metrics ui google cluster curate tokenizers wiki dashboard grammar import \
-    serve test
+    serve synth web test
 # Installed after test.txt, for the tests marked slow.
 constraints+=(--constraint requirements/test.txt)
 lock slow test-slow

@@ -40,6 +40,10 @@ ERRORS = {
     "overloaded": (503, {}, {"error": {
         "message": "The engine is currently overloaded, please try again later",
         "type": "server_error", "param": None, "code": None}}),
+    # The text as in LlmKira/Openaibot issue 125.
+    "server error": (500, {}, {"error": {
+        "message": "The server had an error while processing your request. Sorry about that!",
+        "type": "server_error", "param": None, "code": None}}),
     "no model": (404, {}, {"error": {
         "message": "The model `gpt-9` does not exist or you do not have access to it.",
         "type": "invalid_request_error", "param": None, "code": "model_not_found"}}),
