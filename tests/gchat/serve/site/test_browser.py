@@ -13,7 +13,7 @@ import pytest
 import chat_nginx as site
 import smollm2
 from gchat.serve.site import web
-from tests.fakes import openai_api
+from tests.fakes import openai_api, search_services
 
 pytestmark = [
     pytest.mark.slow,
@@ -318,6 +318,33 @@ def test_a_broken_connection_is_taken_up_again(upstream, chromium, tmp_path):
         assert text.count("negative gradient") == 1 and "for more." in text
         cyd.errors = [one for one in cyd.errors if "net::ERR" not in one]
         cyd.end()
+
+
+def test_search_shows_sources_and_obeys_none(upstream, chromium, tmp_path):
+    """Pages reach the model as quoted data, and the reader as numbered links, kept after a reload."""
+    with search_services.serve() as services:
+        options = ("--upstream", upstream.url, "--registration", "open", "--search", "searxng",
+                   "--search-url", services["url"])  # fmt: skip
+        with (
+            site.web(tmp_path / "web", *options) as (port, _, _),
+            site.nginx(tmp_path / "nginx", port) as (url, _),
+        ):
+            ivy = Person(chromium, url, "ivy").register()
+            ivy.ask("something short")
+            assert not services["seen"]  # off until it is switched on
+            ivy.page.get_by_role("button", name="Search the web").click()
+            ivy.ask("something short again")
+            links = ivy.page.locator(".sources a")
+            assert links.evaluate_all("all => all.map((one) => one.href)") == [
+                "https://a.example/one", "http://b.example/two"]  # fmt: skip
+            sent = upstream.seen[-1][1]["messages"][-1]["content"]
+            assert "First extract" in sent and sent.endswith("something short again")
+            assert re.search(r"<page (\w{16}) number=1>.*</page \1>", sent, re.S)
+            assert ivy.questions()[-1] == "something short again"
+            ivy.page.reload()
+            ivy.page.wait_for_selector(".sources a")
+            assert links.count() == 2
+            ivy.end()
 
 
 def test_two_tabs_see_one_answer(place, chromium):
