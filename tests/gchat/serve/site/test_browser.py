@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -321,7 +322,7 @@ def test_a_broken_connection_is_taken_up_again(upstream, chromium, tmp_path):
 
 
 def test_search_shows_sources_and_obeys_none(upstream, chromium, tmp_path):
-    """Pages reach the model as quoted data, and the reader as numbered links, kept after a reload."""
+    """Pages reach the model as quoted data, and the reader as links that stay after a reload."""
     with search_services.serve() as services:
         options = ("--upstream", upstream.url, "--registration", "open", "--search", "searxng",
                    "--search-url", services["url"])  # fmt: skip
