@@ -156,7 +156,7 @@ class Person:
 
 
 def until(page, expression, seconds=60):
-    """Waits for an expression; Playwright's own way needs `eval`, which the site's policy forbids."""
+    """Waits for an expression; Playwright's own way needs `eval`, which the policy forbids."""
     end = time.monotonic() + seconds
     while not page.evaluate(expression):
         assert time.monotonic() < end, expression
