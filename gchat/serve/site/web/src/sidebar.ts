@@ -7,6 +7,7 @@ interface Page { items: Listed[]; next: string | null }
 
 export class Sidebar {
   current: string | null = null;
+  readonly titles = new Map<string, string>();
   private next: string | null = null;
   private busy = false;
   private asked = 0;
@@ -65,6 +66,7 @@ export class Sidebar {
     if (!more) list.replaceChildren();
     let group = list.querySelector("li.group:last-of-type")?.textContent ?? "";
     for (const item of items) {
+      this.titles.set(String(item.id), item.title);
       const name = item.pinned ? "Pinned" : day(item.updated_at);
       if (name !== group) list.append(el("li", { class: "group" }, group = name));
       const link = el("a", { href: `/c/${item.id}`, title: item.title }, item.title || "New chat");

@@ -1,2 +1,2 @@
-/* built from src/ 7afefb1147c3a7bc */
+/* built from src/ 6d05c3e134cc1b7e */
 "use strict";(()=>{var t=(()=>{try{return localStorage.getItem("theme")}catch{return null}})();(t==="dark"||t==="light")&&(document.documentElement.dataset.theme=t);})();
