@@ -166,7 +166,10 @@ export class Chat {
         this.cutFrom(instead, event.data.userMessage);
         $("welcome").hidden = true;
         for (const one of [event.data.userMessage, event.data.message])
-          if (one) $("messages").append(item = messageItem(one, this.acts));
+          if (one) {
+            this.conversation.messages.push(one); // ↑ and /again know it before all is read anew
+            $("messages").append(item = messageItem(one, this.acts));
+          }
         begin(event.data.message);
         this.toEnd(true);
         void this.sidebar.load().then(() => {
