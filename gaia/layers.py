@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gaia import parallel
 from gaia.kernels.attention import attention
-from gaia.kernels.cached_attention import KVCache, attend_cache, write_cache
+from gaia.kernels.cached_attention import KVCache, write_and_attend
 from gaia.kernels.matmul import PRODUCT, Split, project
 from gaia.kernels.rotary import Rope, apply_rope, normalize_and_rotate
 from gaia.kernels.segments import Segments
@@ -204,8 +204,9 @@ class Attention(nnx.Module):
             o_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=segment_ids_BT, window=window)
         else:
             assert cache_positions_BT is not None
-            cache = write_cache(cache, k_BTKH, v_BTKH, cache_positions_BT)
-            o_BTNH = attend_cache(q_BTNH, cache, cache_positions_BT, window)
+            o_BTNH, cache = write_and_attend(
+                q_BTNH, k_BTKH, v_BTKH, cache, cache_positions_BT, window
+            )
         return self.out(o_BTNH.reshape(B, T, heads * self.head_dim)), cache
 
 

@@ -1,8 +1,9 @@
 """The `gchat` command: verbs and printing only.
 
-gchat speedrun | train | midtrain | sft | dpo | rl | sample | chat | generate | serve | web | plan
-      | dashboard | checkpoints | eval bpb|core|chat|identity | import hf|gguf
-      | export hf|gguf|check | synth identity|qpt|docstrings | sweep | compare | ladder
+gchat speedrun | train | midtrain | sft | dpo | rl | sample | chat | generate | judge | orchestrate
+      | models add|ls|show|compare|note|rm | serve | web | plan
+      | dashboard | checkpoints | picture | eval bpb|core|chat|identity | import hf|gguf
+      | export hf|gguf|check | synth generate|factory|identity|… | sweep | compare | ladder
       | research run|ideas|with
       | data prepare|chat|curate|download|count|verify|upload | tokenizer train|eval
 """
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -31,11 +33,15 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   sample               continue a prompt: gchat sample --run runs/cpu --prompt "The"
   chat                 talk with it: gchat chat --run runs/cpu [-p QUESTION]
   generate             answer a file of questions: gchat generate IN.jsonl OUT.jsonl --run runs/cpu
+  judge                grade answers, the judge's own errors taken out: gchat judge IN OUT --run R
+  orchestrate          train, judge, generate by turns on one accelerator: gchat orchestrate PLAN
+  models               an archive of models: gchat models add|ls|show|compare|note|rm
   serve                answer over HTTP, as OpenAI does: gchat serve --run runs/cpu
   web                  a chat site with accounts: gchat web --run runs/chat; gchat web admin --help
   plan                 memory, time and cost on a slice: gchat plan speedrun --sku v6e-8
   dashboard            the same as a page with sliders
   checkpoints          steps of a run with size, time and validation: gchat checkpoints runs/cpu
+  picture              a run in one picture: gchat picture runs/cpu
   eval bpb             bits per byte of a text: gchat eval bpb --run runs/cpu --text FILE
   import hf|gguf       a model made elsewhere as a run: gchat import gguf FILE --out RUN
   export hf|gguf       a run for other programs: gchat export gguf --run runs/cpu --out cpu.gguf
@@ -53,6 +59,9 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   tokenizer train      a vocabulary of your own: gchat tokenizer train --input F --out DIR
   tokenizer eval       compare tokenizers on several kinds of text
   synth identity       conversations that teach a model its name; also synth qpt, docstrings
+  synth factory        a corpus to a judged model: gchat synth factory articles/ --run-dir runs/f
+  synth generate       records out of a corpus: gchat synth generate articles/ --out runs/records
+  synth worker         work on a queue of questions; also synth status, priority, dead
   eval identity        the share of questions about itself that it answers with its name
   compare              branches, trained alike: gchat compare main my-idea --minutes 10
   ladder               sizes, the law of their losses, the next size: gchat ladder --depths 2 3 4 5
@@ -78,40 +87,10 @@ class EvalBpb:
     """Print one JSON object."""
 
 
-def _speedrun(args: list[str]) -> None:
-    from gchat.lifecycle.command import main
-
-    main(args)
-
-
 def _train(args: list[str]) -> None:
     from gchat.train import run
 
     run(args, prog="gchat train")
-
-
-def _midtrain(args: list[str]) -> None:
-    from gchat.posttrain.midtrain import run
-
-    run(args)
-
-
-def _sft(args: list[str]) -> None:
-    from gchat.posttrain.sft import run
-
-    run(args)
-
-
-def _dpo(args: list[str]) -> None:
-    from gchat.posttrain.dpo import run
-
-    run(args)
-
-
-def _rl(args: list[str]) -> None:
-    from gchat.posttrain.rl import run
-
-    run(args)
 
 
 def _plan(args: list[str]) -> None:
@@ -183,7 +162,8 @@ def _eval(args: list[str]) -> None:
     loaded = load_run(options.run, step=options.step)
     score = loaded.score_file(options.text)
     if options.json:
-        print(json.dumps({"text": options.text, **score._asdict(), "step": loaded.step}))
+        figures = {**score._asdict(), "perplexity": score.perplexity}
+        print(json.dumps({"text": options.text, **figures, "step": loaded.step}))
     else:
         print(
             f"{options.text}: {score.bpb:.4f} bits per byte, loss {score.loss:.4f}, perplexity "
@@ -282,12 +262,15 @@ def _tokenizer(args: list[str]) -> None:
 
 def _synth(args: list[str]) -> None:
     from gaia.config import parse
+    from gchat.factory.command import Command
     from gchat.synth.cli import VERBS
 
     raise_on_interrupt()
-    verb = _known("gchat synth", args, VERBS)
-    command = VERBS[verb]
-    parse(command, args[1:], prog=f"gchat synth {verb}", description=command.__doc__).run()
+    verbs: dict[str, Any] = {**VERBS, "factory": Command}
+    verb = _known("gchat synth", args, verbs)
+    command = verbs[verb]
+    given = parse(command, args[1:], prog=f"gchat synth {verb}", description=command.__doc__)
+    given.start() if verb == "generate" else given.run()
 
 
 def _sweep(args: list[str]) -> None:
@@ -323,16 +306,25 @@ def _research(args: list[str]) -> None:
     (research_main if verb == "run" else ideas_main)(args[1:])
 
 
+def _main_of(module: str, name: str = "main") -> Callable[[list[str]], None]:
+    """A verb that is a function of a module, imported when it is called for."""
+    return lambda args: getattr(import_module(module), name)(args)
+
+
 VERBS: dict[str, Callable[[list[str]], None]] = {
-    "speedrun": _speedrun,
+    "speedrun": _main_of("gchat.lifecycle.command"),
     "train": _train,
-    "midtrain": _midtrain,
-    "sft": _sft,
-    "dpo": _dpo,
-    "rl": _rl,
+    "midtrain": _main_of("gchat.posttrain.midtrain", "run"),
+    "sft": _main_of("gchat.posttrain.sft", "run"),
+    "dpo": _main_of("gchat.posttrain.dpo", "run"),
+    "rl": _main_of("gchat.posttrain.rl", "run"),
     "sample": _sample,
     "chat": _chat,
     "generate": _generate,
+    "judge": _main_of("gchat.judge.command"),
+    "orchestrate": _main_of("gchat.orchestrate.command"),
+    "picture": _main_of("gchat.run.picture"),
+    "models": _main_of("gchat.archive.command"),
     "serve": _serve,
     "web": _web,
     "plan": _plan,

@@ -25,15 +25,27 @@ class ClientError(GaiaError):
     Attributes:
         status: HTTP status, 0 where there was none.
         fatal: the next question would fare no better: a wrong key, no connection, a spent budget.
+        after_s: seconds after which a later try may fare better, as the endpoint says; 0 where it
+            does not say, None where no waiting helps.
+        cause: how a connection ended: "away" (none came about), "time-out" or "broken off"; empty
+            where it did not.
     """
 
     exit_status = 1
 
     def __init__(
-        self, problem: str, remedy: str = "", *, status: int = 0, fatal: bool = False
+        self,
+        problem: str,
+        remedy: str = "",
+        *,
+        status: int = 0,
+        fatal: bool = False,
+        after_s: float | None = None,
+        cause: str = "",
     ) -> None:
         super().__init__(problem, remedy)
         self.status, self.fatal = status, fatal
+        self.after_s, self.cause = after_s, cause
 
 
 @dataclass(frozen=True)
@@ -237,8 +249,16 @@ class Budget:
     """Limit of the requests sent, repetitions of failed ones included."""
     max_tokens: int | None = None
     """Limit of the tokens of prompts and answers, as the endpoint counts them."""
+    max_cost: float | None = None
+    """Limit of the US dollars that they cost."""
+    prompt_price: float = 0.0
+    """US dollars for a million tokens of prompts."""
+    completion_price: float = 0.0
+    """US dollars for a million tokens of answers."""
     requests: int = 0
     tokens: int = 0
+    cost: float = 0.0
+    """US dollars spent; of those spent before, where work goes on."""
     _reserved: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -263,6 +283,14 @@ class Budget:
                     "raise --max-total-tokens to go on",
                     fatal=True,
                 )
+            reserved = (self._reserved + answer_tokens) * self.completion_price / 1e6
+            if self.max_cost is not None and self.cost + reserved > self.max_cost:
+                raise ClientError(
+                    f"the next answer may pass the budget of ${self.max_cost:,.2f} "
+                    f"(${self.cost:,.4f} are spent)",
+                    "raise --max-cost to go on",
+                    fatal=True,
+                )
             self.requests += 1
             self._reserved += answer_tokens
 
@@ -271,3 +299,5 @@ class Budget:
         with self._lock:
             self._reserved -= answer_tokens
             self.tokens += usage.prompt_tokens + usage.completion_tokens
+            self.cost += usage.prompt_tokens * self.prompt_price / 1e6
+            self.cost += usage.completion_tokens * self.completion_price / 1e6

@@ -300,10 +300,11 @@ class EndpointClient:
             except _Passing as error:
                 if attempt + 1 == self._tries or self._closed.is_set():
                     raise ClientError(
-                        error.problem, error.remedy, status=error.status, fatal=error.fatal
-                    ) from None
+                        error.problem, error.remedy, status=error.status, fatal=error.fatal,
+                        after_s=error.after_s, cause=error.cause,
+                    ) from None  # fmt: skip
                 pause = self._backoff_s * 2**attempt * random.uniform(0.7, 1.3)
-                self._closed.wait(min(_LONGEST_PAUSE_S, max(pause, error.after_s)))
+                self._closed.wait(min(_LONGEST_PAUSE_S, max(pause, error.after_s or 0.0)))
         raise AssertionError("tries is at least 1")
 
     def _refused(self, response: "httpx2.Response") -> ClientError:
@@ -323,9 +324,12 @@ class EndpointClient:
         timed_out = isinstance(error, httpx2.TimeoutException)
         text = self._hide(" ".join(str(error).split()) or type(error).__name__)
         doing = "took too long" if timed_out else "cannot be reached"
+        away = isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL))
+        cause = "away" if away else "time-out" if timed_out else "broken off"
         return _Passing(
-            f"{self._url} {doing} ({text})", "check that it runs, and the address", fatal=True
-        )
+            f"{self._url} {doing} ({text})", "check that it runs, and the address", fatal=True,
+            after_s=0.0, cause=cause,
+        )  # fmt: skip
 
     def _hide(self, text: str) -> str:
         return text.replace(self._key, _HIDDEN) if self._key else text
@@ -333,12 +337,6 @@ class EndpointClient:
 
 class _Passing(ClientError):
     """An error that a later try may heal."""
-
-    def __init__(
-        self, problem: str, remedy: str, *, status: int = 0, fatal: bool, after_s: float = 0.0
-    ) -> None:
-        super().__init__(problem, remedy, status=status, fatal=fatal)
-        self.after_s = after_s
 
 
 def base_url(url: str) -> str:

@@ -112,6 +112,7 @@ RANGES = {
     "run.log_interval": _COUNT,
     "run.in_flight": _SOME,
     "run.price_per_hour": _SOME,
+    "run.picture_seconds": _SOME,
     "run.target_bpb": _ABOVE,
     "run.target_core": Range(-1, 1),
     "guards.spike_factor": _SOME,

@@ -77,6 +77,9 @@ class RunConfig:
     """Steps dispatched before the oldest one's metrics are read."""
     price_per_hour: float | None = None
     """US dollars per hour of this machine (of all its hosts); derived: GAIA_PRICE_PER_HOUR."""
+    picture_seconds: float = 0.0
+    """Seconds between updates of RUN/live.png (sizes, schedule, curves, judge), which a process of
+    its own draws; 0 draws none."""
     profile: str | None = None
     """Steps to trace with jax.profiler into RUN/profile, first and last: 10:13."""
     target_bpb: float | None = None

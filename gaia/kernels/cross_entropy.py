@@ -282,6 +282,9 @@ def _loss_fwd(x_ND, head_DV, targets_N, weights_N, static: _Static):
     zeros = (jnp.zeros((), jnp.float32), jnp.zeros(head.shape, jnp.float32))
     chunks = _chunks(x_ND, targets_N, weights_N, static)
     (loss, dhead), dx = jax.lax.scan(one_chunk, zeros, chunks)
+    # A tied head's gradient is transposed next. A single chunk is no loop, so XLA would fold that
+    # into the product, and has none in bf16 on CPU whose operands both stand on their heads.
+    dhead = jax.lax.optimization_barrier(dhead)
     dhead = parallel.psum_scatter(dhead, parallel.WEIGHTS, 0)
     dx_ND = dx.reshape(-1, x_ND.shape[1])[: x_ND.shape[0]]
     return loss, (dx_ND, dhead, jnp.zeros((), head_DV.dtype))

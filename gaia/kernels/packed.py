@@ -5,6 +5,9 @@ weights. `PackedMatrix` stands where a model has a matrix [in, out] and `PackedT
 an embedding table: they answer to the operations that layers do with those (`x @ w`, `w.astype`,
 `table[ids]`, `table.T`), so that the model's own code runs on them. They have no gradients.
 
+Columns lie one after another: what a core reads of them is one stream, and the rows of an embedding
+table are the columns of its head as they are.
+
 Shapes: D in, F out, V rows of a table, L layers.
 """
 
@@ -25,7 +28,10 @@ _CPU_ROWS = 2
 
 @partial(jax.tree_util.register_dataclass, data_fields=["values", "scale"], meta_fields=[])
 class PackedMatrix:
-    """A matrix [D, F]: floats, or int8 with a scale for each column [F].
+    """A matrix [D, F], kept as `values` [F, D]: floats, or int8 with a scale for each column [F].
+
+    On CPU bf16 is kept as its bits, uint16: where XLA there meets bf16 it computes in fp32, and
+    makes a copy of a whole table to take one row.
 
     XLA's product with int8 rounds the rows of `x` to int8 too, each by its own largest value, and
     adds up in int32 without error: the form that accelerators have instructions for. A few rows on
@@ -57,17 +63,16 @@ class PackedMatrix:
         if on_cpu and N <= cpu_rows.MAX_ROWS and cpu_rows.available():
             y_NF = cpu_rows.rows_product(x_ND.astype(jnp.float32), self.values, self.scale)
             return y_NF.reshape(*x.shape[:-1], -1)
-        if on_cpu and self.values.dtype != jnp.float32:
+        w_FD = _floats(self.values)
+        if on_cpu and w_FD.dtype != jnp.float32:
             x_ND = jnp.pad(x_ND, ((0, max(0, _CPU_ROWS - N)), (0, 0)))
         if self.scale is None:
-            y_NF = jnp.matmul(
-                x_ND.astype(self.values.dtype), self.values, preferred_element_type=jnp.float32
-            )
+            y_NF = _times_columns(x_ND.astype(w_FD.dtype), w_FD, jnp.float32)
         else:
             x_ND = x_ND.astype(jnp.float32)
             step_N1 = jnp.maximum(jnp.max(jnp.abs(x_ND), axis=1, keepdims=True), 1e-20) / 127
             rounded_ND = jnp.round(x_ND / step_N1).astype(jnp.int8)
-            y_NF = jnp.matmul(rounded_ND, self.values, preferred_element_type=jnp.int32)
+            y_NF = _times_columns(rounded_ND, w_FD, jnp.int32)
             y_NF = y_NF.astype(jnp.float32) * step_N1 * self.scale[None]
         return y_NF[:N].reshape(*x.shape[:-1], -1)
 
@@ -88,9 +93,7 @@ class PackedTable:
         """Rows [..., D] of `ids` [...]; itself for `parameter[...]`."""
         if ids is Ellipsis:
             return self
-        # Columns of the head: XLA on CPU would transpose all of it for `values.T[ids]`.
-        columns = jnp.take(self.head.values, ids, axis=1, mode="clip")
-        rows = jnp.moveaxis(columns, 0, -1).astype(jnp.float32)
+        rows = _floats(jnp.take(self.head.values, ids, axis=0, mode="clip")).astype(jnp.float32)
         return rows if self.head.scale is None else rows * self.head.scale[ids][..., None]
 
 
@@ -113,13 +116,29 @@ def layer_of(params: Any, layer: int) -> Any:
     return jax.tree.map(lambda a: a[layer], params, is_leaf=lambda a: isinstance(a, PerLayer))
 
 
+def _floats(values: jax.Array) -> jax.Array:
+    """Weights as they are, but bf16 where its bits were kept."""
+    if values.dtype == jnp.uint16:
+        return jax.lax.bitcast_convert_type(values, jnp.bfloat16)
+    return values
+
+
+def _times_columns(x_ND: jax.Array, w_FD: jax.Array, dtype: Any) -> jax.Array:
+    """[N, D] times the transpose of [F, D], added up in `dtype`."""
+    both = (((1,), (1,)), ((), ()))
+    return jax.lax.dot_general(x_ND, w_FD, both, preferred_element_type=dtype)
+
+
 def pack(w_DF: jax.Array, form: WeightFormat) -> PackedMatrix:
     """A matrix in the format; int8 rounds each column by its own largest value."""
     if form != "int8":
-        return PackedMatrix(w_DF.astype(form))
-    w_DF = w_DF.astype(jnp.float32)
-    scale_F = jnp.maximum(jnp.max(jnp.abs(w_DF), axis=0), 1e-20) / 127
-    return PackedMatrix(jnp.round(w_DF / scale_F[None]).astype(jnp.int8), scale_F)
+        values_FD = w_DF.T.astype(form)
+        if form == "bfloat16" and parallel.platform(w_DF) == "cpu":
+            values_FD = jax.lax.bitcast_convert_type(values_FD, jnp.uint16)
+        return PackedMatrix(values_FD)
+    w_FD = w_DF.T.astype(jnp.float32)
+    scale_F = jnp.maximum(jnp.max(jnp.abs(w_FD), axis=1), 1e-20) / 127
+    return PackedMatrix(jnp.round(w_FD / scale_F[:, None]).astype(jnp.int8), scale_F)
 
 
 def fp32_product(x: jax.Array, w_DF: Any) -> jax.Array:

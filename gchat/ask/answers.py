@@ -25,13 +25,16 @@ class Answers:
     Args:
         path: of the file.
         retry_errors: forget lines that hold an error, so that they are asked again.
+        maker: command that writes such files, for messages.
 
     Raises:
         DataError: on entering, where the file holds something else, or another process writes it.
     """
 
-    def __init__(self, path: Path, *, retry_errors: bool = False) -> None:
-        self.path, self._retry_errors = path, retry_errors
+    def __init__(
+        self, path: Path, *, retry_errors: bool = False, maker: str = "gchat generate"
+    ) -> None:
+        self.path, self._retry_errors, self._maker = path, retry_errors, maker
         self.keys: dict[int, str] = {}
         """Fingerprint of what was asked, by the line of the question."""
         self.errors = 0
@@ -70,7 +73,7 @@ class Answers:
                     line, key = int(record["line"]), str(record["key"])
                 except (ValueError, KeyError, TypeError):
                     raise DataError(
-                        f"{self.path}:{at} is no answer of gchat generate", "name another file"
+                        f"{self.path}:{at} is no answer of {self._maker}", "name another file"
                     ) from None
                 if "error" in record and self._retry_errors:
                     dropped = True

@@ -16,14 +16,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from gaia import storage
-from gaia.data.lengths import LENGTHS, write_lengths
-from gaia.data.manifest import MANIFEST, MASKED_VERSION, SPLITS, Manifest, write_manifest
-from gaia.data.shards import SHARD_TOKENS, WINDOW, read_shard
+from gaia.data.lengths import LENGTHS
+from gaia.data.manifest import MANIFEST, MASKED_VERSION, Manifest
+from gaia.data.shards import SHARD_TOKENS
 from gaia.errors import ConfigError
 from gaia.work_folder import WorkFolder
 from gaia.writer_lock import WriterLock
@@ -36,16 +36,16 @@ from gchat.chat_format import (
     write_format,
 )
 from gchat.data import buckets, chat_units, work
-from gchat.data.fitting import Fitted, fit
-from gchat.data.prepare import (
+from gchat.data.ending import (
     SHARD_NAMES,
     TOKEN_BYTES,
+    WHAT,
+    finish,
     finished_set,
     names_of,
-    promote,
-    total,
-    write_token_bytes,
+    shuffled,
 )
+from gchat.data.fitting import Fitted, fit
 from gchat.data.sources.unit import Corpus
 
 WORK = "chat"
@@ -53,7 +53,6 @@ COUNTS = "chats.json"
 SOURCE = "chats"
 SEQ_LEN = 2048
 _BUCKETS = 100
-_WHAT = "a data set"
 _REMEDY = "use more conversations, longer rows (--seq-len), or another --val-fraction"
 
 
@@ -145,7 +144,7 @@ def prepare_conversations(
     plan.check()
     spool = folder.with_name(f".{folder.name}.conversations.jsonl")
     storage.make_folder(folder.parent)
-    with WriterLock(spool.with_suffix(".lock"), f"{_WHAT} in {folder}"), _removed(spool):
+    with WriterLock(spool.with_suffix(".lock"), f"{WHAT} in {folder}"), _removed(spool):
         digest = _write(conversations, spool)
         listed = chat_units.corpus([str(spool)])
         corpus = replace(listed, sources=("conversations",), identity={"files": digest})
@@ -181,10 +180,7 @@ class _Encode(work.Encode):
 
     chat_format: ChatFormat = field(kw_only=True)
     seq_len: int = field(kw_only=True)
-
-    @property
-    def dtype(self) -> np.dtype:
-        return np.dtype(np.uint32)
+    masked: ClassVar[bool] = True
 
     def __call__(self, task: Any) -> dict[str, Any]:
         object.__setattr__(self, "_fitted", Fitted())
@@ -209,7 +205,7 @@ def prepare(plan: Plan, corpus: Corpus) -> Manifest:
     folder = plan.out
     if not plan.overwrite and (finished := finished_set(folder, parameters)) is not None:
         return finished
-    with WorkFolder(folder, WORK, what=_WHAT, markers="unit-*.json") as place:
+    with WorkFolder(folder, WORK, what=WHAT, markers="unit-*.json") as place:
         if plan.overwrite:
             place.clear(_all_names(folder))
         elif (finished := finished_set(folder, parameters)) is not None:  # by another process
@@ -234,43 +230,12 @@ def _work(plan: Plan, corpus: Corpus, place: WorkFolder, parameters: dict[str, A
         fitted.add(unit["fitted"])
     bad = sum(unit["bad"] for unit in units)
     _report(fitted, units, plan.seq_len)
-    promoted = promote(plan.seed, place, units, _REMEDY)
-    runs = [buckets.Run(place.scratch / name, first.dtype) for u in units for name in u["runs"]]
-    second = work.Shuffle(place.scratch, runs, encoder.info.dtype, _BUCKETS, promoted, masked=True)
-    shards = work.shuffle(second, place, plan.shard_tokens, plan.workers, plan.progress)
+    shards = shuffled(first, place, units, plan.shard_tokens, plan.workers, plan.progress, _REMEDY)
     encoder.save(folder / tokenizers.FILE)
-    write_token_bytes(folder, encoder)
     write_format(folder, plan.chat_format)
     counts = asdict(fitted) | {"bad": bad, "seq_len": plan.seq_len}
     storage.write_text(folder / COUNTS, json.dumps(counts, indent=1) + "\n")
-    manifest = Manifest(
-        tokenizer=encoder.info,
-        train=tuple(shards["train"]),
-        val=tuple(shards["val"]),
-        documents=total(units, "documents"),
-        text_bytes=total(units, "text_bytes"),
-        sources=corpus.sources,
-        invalid_utf8=sum(unit["invalid_utf8"] for unit in units),
-        dtype=encoder.info.dtype.name,
-        window=WINDOW,
-        parameters=parameters,
-        learned=dict.fromkeys(SPLITS, 0),
-    )
-    manifest = replace(manifest, learned=_learned(folder, manifest))
-    write_lengths(folder, manifest)
-    write_manifest(folder, manifest)
-    place.finish()
-    return manifest
-
-
-def _learned(folder: Path, manifest: Manifest) -> dict[str, int]:
-    """Ids of each split that are learned."""
-    counted: dict[str, int] = {}
-    for split in SPLITS:
-        streams = (read_shard(folder, shard, manifest) for shard in manifest.shards(split))
-        masks = (stream.mask_N for stream in streams)
-        counted[split] = sum(int(mask_N.sum()) for mask_N in masks if mask_N is not None)
-    return counted
+    return finish(first, corpus, place, units, shards, parameters=parameters)
 
 
 def _report(fitted: Fitted, units: list[dict[str, Any]], seq_len: int) -> None:

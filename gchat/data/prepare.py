@@ -14,39 +14,39 @@ On disk it takes the tokens a second time (2 or 4 bytes each) until it is done.
 """
 
 import dataclasses
-import io
-import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gaia import storage
-from gaia.data.lengths import LENGTHS, write_lengths
-from gaia.data.manifest import MANIFEST, VERSION, Manifest, load_manifest, write_manifest
+from gaia.data.lengths import LENGTHS
+from gaia.data.manifest import MANIFEST, VERSION, Manifest, load_manifest
 from gaia.data.shards import SHARD_TOKENS, WINDOW
 from gaia.errors import ConfigError, DataError
-from gaia.work_folder import WorkFolder, refuse_difference, unfinished
+from gaia.work_folder import WorkFolder, unfinished
 from gchat import tokenizer as tokenizers
 from gchat.data import buckets, pool, work
+from gchat.data.ending import (
+    SHARD_NAMES,
+    TOKEN_BYTES,
+    WHAT,
+    finish,
+    finished_set,
+    names_of,
+    shuffled,
+)
 from gchat.data.progress import progress_bar
 from gchat.data.sources.choose import Source
 from gchat.data.sources.unit import Corpus, oddities
 from gchat.data.work import position
 from gchat.tokenizer import Tokenizer
 
-TOKEN_BYTES = "token_bytes.npy"
 WORK = "prepare"
-_WHAT = "a data set"
-SHARD_NAMES = re.compile(r"tokens-\d{5,}\.arrayrecord|test-tokens\.arrayrecord")
 _TOKENIZER_CHARS = 200_000_000  # text the BPE is trained on
 _DOCUMENT_CAP = 10_000  # characters of one document that the BPE training looks at, as in nanochat
 _SUFFIXES = {"K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 _MORE = "use more text, a smaller --document-chars, or another --val-fraction"
-# Parameters that older data sets lack; a finished one is taken all the same.
-_ADDED = ("buckets",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,7 @@ def prepare(*, progress: bool | None = None, **options: Any) -> Manifest:
     parameters = _parameters(given, corpus, chosen)
     if not given.overwrite and (finished := finished_set(folder, parameters)) is not None:
         return finished
-    with WorkFolder(folder, WORK, what=_WHAT, markers="unit-*.json") as place:
+    with WorkFolder(folder, WORK, what=WHAT, markers="unit-*.json") as place:
         if given.overwrite:
             place.clear(names_of(folder))
         elif (finished := finished_set(folder, parameters)) is not None:  # by another process
@@ -179,75 +179,9 @@ def _work(
     corpus.check_bad(units)
     for sentence in oddities(units):
         print(sentence, file=sys.stderr, flush=True)
-    promoted = promote(given.seed, place, units, _MORE)
-    dtype = encoder.info.dtype
-    runs = [buckets.Run(place.scratch / name, dtype) for u in units for name in u["runs"]]
-    second = work.Shuffle(place.scratch, runs, dtype, given.buckets, promoted)
-    limit = given.shard_limit(dtype.itemsize)
-    shards = work.shuffle(second, place, limit, workers, progress)
-    write_token_bytes(given.out, encoder)
-    manifest = Manifest(
-        tokenizer=encoder.info,
-        train=tuple(shards["train"]),
-        val=tuple(shards["val"]),
-        documents=total(units, "documents"),
-        text_bytes=total(units, "text_bytes"),
-        sources=corpus.sources,
-        invalid_utf8=sum(unit["invalid_utf8"] for unit in units),
-        dtype=dtype.name,
-        window=given.window,
-        parameters=parameters,
-    )
-    write_lengths(given.out, manifest)
-    write_manifest(given.out, manifest)
-    place.finish()
-    return manifest
-
-
-def write_token_bytes(folder: Path, encoder: Tokenizer) -> None:
-    """Writes the table of bytes for each id beside the shards."""
-    array = io.BytesIO()
-    np.save(array, encoder.token_bytes())
-    storage.write_bytes(folder / TOKEN_BYTES, array.getvalue())
-
-
-def total(units: Sequence[dict[str, Any]], key: str) -> dict[str, int]:
-    """Sums a figure of the units by split."""
-    return {split: sum(unit[key][split] for unit in units) for split in ("train", "val")}
-
-
-def promote(seed: int, place: WorkFolder, units: list[dict[str, Any]], remedy: str) -> int | None:
-    """Key of the document that becomes validation where the hashes chose none.
-
-    Args:
-        seed: of the shuffle.
-        place: where the work is done.
-        units: records of the first pass; those that change are replaced.
-        remedy: of the error.
-
-    Raises:
-        DataError: a split would be empty all the same.
-    """
-    documents = total(units, "documents")
-    chosen = min(
-        ((u["lowest"], i) for i, u in enumerate(units) if u["lowest"] is not None), default=None
-    )
-    key = None
-    if not documents["val"] and chosen is not None:
-        (_, number, text_bytes), index = chosen
-        key = int(buckets.keys(seed, index, 1, number)[0])
-        for what, amount in (("documents", 1), ("text_bytes", text_bytes)):
-            train = units[index][what]["train"] - amount
-            units[index] = units[index] | {what: {"train": train, "val": amount}}
-        documents = total(units, "documents")
-    if documents["train"] and documents["val"]:
-        return key
-    for unit in place.scratch.glob("unit-*.json"):  # nothing here is worth keeping
-        unit.unlink()
-    raise DataError(
-        f"the input gave {documents['train']} training and {documents['val']} validation documents",
-        remedy,
-    )
+    limit = given.shard_limit(encoder.info.dtype.itemsize)
+    shards = shuffled(first, place, units, limit, workers, progress, _MORE)
+    return finish(first, corpus, place, units, shards, parameters=parameters, window=given.window)
 
 
 def _parameters(given: Options, corpus: Corpus, chosen: Tokenizer | None) -> dict[str, Any]:
@@ -287,33 +221,6 @@ def _previous(folder: Path) -> dict[str, Any]:
     if (folder / MANIFEST).exists():
         return load_manifest(folder).parameters
     return unfinished(folder, WORK)
-
-
-def names_of(folder: Path) -> list[str]:
-    """Names the files of the finished data set in a folder; none where there is no such set."""
-    if not (folder / MANIFEST).exists():
-        return []
-    shards = [name for name in storage.list_names(folder) if SHARD_NAMES.fullmatch(name)]
-    return [MANIFEST, LENGTHS, TOKEN_BYTES, tokenizers.FILE, *shards]
-
-
-def finished_set(folder: Path, parameters: dict[str, Any]) -> Manifest | None:
-    """The manifest in `folder` when it was made with these parameters and all shards are there."""
-    if not (folder / MANIFEST).exists():
-        return None
-    manifest = load_manifest(folder)
-    added = {key: parameters[key] for key in _ADDED}
-    refuse_difference(folder, added | manifest.parameters, parameters, _WHAT)
-    for shard in manifest.train + manifest.val:
-        path = folder / shard.name
-        if not path.is_file() or path.stat().st_size != shard.bytes:
-            raise DataError(
-                f"shard {path} is missing or has another size than its manifest says",
-                "prepare again with --overwrite",
-            )
-    if not (folder / LENGTHS).exists():  # prepared before there was packing
-        write_lengths(folder, manifest)
-    return manifest
 
 
 def _tokenizer(

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -49,11 +49,13 @@ class Encode:
     buckets: int
     max_bad: int = 0
     run_tokens: int = _RUN_TOKENS
+    masked: ClassVar[bool] = False
+    """Runs hold loss masks (LEARNED), as uint32."""
 
     @property
     def dtype(self) -> np.dtype:
         """Dtype of ids in runs."""
-        return self.tokenizer.info.dtype
+        return np.dtype(np.uint32) if self.masked else self.tokenizer.info.dtype
 
     def encoded(self, document: str) -> Iterable[np.ndarray]:
         """Ids of a document with its BOS, in `dtype`; several where it becomes several."""

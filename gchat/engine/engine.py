@@ -84,7 +84,7 @@ class Engine:
         depth = params["blocks"]["attn_norm"]["scale"].shape[0]
         self._plan = programs.plan_for(graph, params, speculate)
         config = nnx.merge(graph, params).config
-        self._packing = tied, weights or config.compute_dtype, depth
+        self._packing = tied, weights or config.compute_dtype, depth, self._plan.platform
         self._params = programs.pack_weights(params, *self._packing)
         self._length = cache_slots(-(-seq_len // piece) * piece)
         self._state: DeviceState | None = None
@@ -213,7 +213,7 @@ class Engine:
     # ── Working ─────────────────────────────────────────────────────────────────────────────────
 
     def step(self) -> bool:
-        """Reads one piece of a prompt, decodes a few tokens; True where there is more to do.
+        """Reads pieces of prompts, decodes a few tokens; True where there is more to do.
 
         An error of the device ends the requests that have a row, with an event that says so, and
         the engine goes on with the others.
@@ -237,20 +237,27 @@ class Engine:
             return not self.idle
 
     def _read(self) -> None:
-        """Reads a piece of the prompt whose turn it is."""
+        """Reads pieces of the prompts whose turn it is, at least one.
+
+        A token costs about as much to read as to decode: so many are read as the rows decode in a
+        few steps, or rows would stand empty while the prompts that they wait for are read.
+        """
         scheduler = self._scheduler
+        slots = scheduler.slots
+        left = max(slots.piece, len(slots.all) * _STEPS_WHILE_READING)
         while scheduler.reading:
             slot = scheduler.reading[0]
             if not slot.sample.planned:
                 self._begin(slot)
-            read = bool(slot.sample.pieces)
-            if read:
+            if slot.sample.pieces:
+                _, size = slot.sample.pieces[0]
+                if size > left:
+                    return
+                left -= size
                 self._read_piece(slot)
             if not slot.sample.pieces:
                 scheduler.ready(slot)
                 scheduler.reading.popleft()
-            if read:
-                return
 
     def _read_piece(self, slot: Slot) -> None:
         scheduler = self._scheduler

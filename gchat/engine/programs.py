@@ -127,9 +127,14 @@ class Decoded(NamedTuple):
     """Steps that each row took part in, each of which gave it at least one token."""
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3))
-def pack_weights(params: Any, tied: bool, form: WeightFormat, depth: int) -> Any:
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def pack_weights(params: Any, tied: bool, form: WeightFormat, depth: int, platform: str) -> Any:
     """Parameters as decoding reads them: each layer apart, matrices in the format."""
+    with parallel.traced_for(platform):
+        return _packed(params, tied, form, depth)
+
+
+def _packed(params: Any, tied: bool, form: WeightFormat, depth: int) -> Any:
     packed = dict(params)
 
     def apart(path: Any, stacked: jax.Array) -> PerLayer:

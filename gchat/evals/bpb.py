@@ -32,9 +32,21 @@ class Score(NamedTuple):
     bpb: float
     loss: float
     """Mean nats per scored token."""
-    perplexity: float
     tokens: int
     bytes: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), finite whatever the loss is."""
+        return math.exp(min(self.loss, 700.0))
+
+    def logged(self, name: str) -> dict[str, float]:
+        """The text's figures for the log: `eval/NAME_bpb`, `_loss` and `_perplexity`."""
+        return {
+            f"eval/{name}_bpb": self.bpb,
+            f"eval/{name}_loss": self.loss,
+            f"eval/{name}_perplexity": self.perplexity,
+        }
 
 
 def windows(document: np.ndarray, seq_len: int, stride: int) -> Iterable[tuple[np.ndarray, int]]:
@@ -115,11 +127,9 @@ def evaluate(
     collect(keep=0)
     if scored_bytes == 0:
         raise DataError("the evaluation text has no bytes to score", "give a text with content")
-    loss = nats / scored_tokens
     return Score(
         bpb=nats / (math.log(2) * scored_bytes),
-        loss=loss,
-        perplexity=math.exp(min(loss, 700.0)),
+        loss=nats / scored_tokens,
         tokens=scored_tokens,
         bytes=scored_bytes,
     )

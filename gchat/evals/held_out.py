@@ -72,33 +72,28 @@ class HeldOut:
         self, params: Any, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> dict[str, float]:
         """`eval/val_bpb`, `_loss` and `_perplexity` of the answers, and of each named file."""
-        nats = bytes_ = tokens = 0.0
-        text_nats = 0.0
+        values = self._answers(params, progress).logged(VALIDATION)
+        for name, batches in self._files.items():
+            score = bpb.evaluate(
+                lambda rows: self._scorer(params, rows), batches, self._token_bytes, progress
+            )
+            values |= score.logged(name)
+        return values
+
+    def _answers(self, params: Any, progress: Callable[[int, int], None]) -> bpb.Score:
+        """Score of the answers: the loss of all learned tokens, the bits of those with text."""
+        nats = text_nats = 0.0
+        bytes_ = tokens = 0
         for i, batch in enumerate(self._batches):
             nll_BT = np.asarray(self._scorer(params, batch), np.float64)
             learned_BT = batch.targets_BT >= 0
             bytes_BT = np.where(learned_BT, self._token_bytes[batch.targets_BT.clip(0)], 0)
             nats += float(nll_BT[learned_BT].sum())
             text_nats += float(nll_BT[bytes_BT > 0].sum())
-            bytes_ += float(bytes_BT.sum())
-            tokens += float(learned_BT.sum())
+            bytes_ += int(bytes_BT.sum())
+            tokens += int(learned_BT.sum())
             progress(i + 1, len(self._batches))
-        loss = nats / tokens
-        values = {
-            f"eval/{VALIDATION}_bpb": text_nats / (math.log(2) * max(1.0, bytes_)),
-            f"eval/{VALIDATION}_loss": loss,
-            f"eval/{VALIDATION}_perplexity": math.exp(min(loss, 700.0)),
-        }
-        for name, batches in self._files.items():
-            score = bpb.evaluate(
-                lambda rows: self._scorer(params, rows), batches, self._token_bytes, progress
-            )
-            values |= {
-                f"eval/{name}_bpb": score.bpb,
-                f"eval/{name}_loss": score.loss,
-                f"eval/{name}_perplexity": score.perplexity,
-            }
-        return values
+        return bpb.Score(text_nats / (math.log(2) * max(1, bytes_)), nats / tokens, tokens, bytes_)
 
     def sample(self, params: Any) -> str:
         """Greedy answers to the first questions, beside the held-out ones."""

@@ -98,11 +98,7 @@ class Evaluator:
             score = bpb.evaluate(
                 lambda rows: self._scorer(params, rows), batches, self._token_bytes, progress
             )
-            values |= {
-                f"eval/{name}_bpb": score.bpb,
-                f"eval/{name}_loss": score.loss,
-                f"eval/{name}_perplexity": score.perplexity,
-            }
+            values |= score.logged(name)
         return values
 
     def sample(self, params: Any) -> str:

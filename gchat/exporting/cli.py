@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ _GB = 10**9
 
 
 @dataclass(frozen=True)
-class _Export:
+class _Export(ABC):
     run: str
     """Folder of the run."""
     out: Path
@@ -73,13 +74,13 @@ class _Export:
             print(f"  {note}")
         return facts
 
+    @abstractmethod
     def check_place(self) -> None:
         """Raises ConfigError where nothing may be written."""
-        raise NotImplementedError
 
+    @abstractmethod
     def export(self, run: Run, kind: Outtype, chat: ChatFormat) -> dict[str, Any]:
         """Writes the files; returns facts about them."""
-        raise NotImplementedError
 
     def _name(self, run: Run) -> str:
         return self.name or run.imported.get("name") or run.path.resolve().name
@@ -177,16 +178,15 @@ class Gguf(_Export):
             with open(self.out, "rb") as file:
                 is_export = file.read(4) == b"GGUF"
         place.check_free(self.out, overwrite=self.overwrite, is_export=is_export)
-        for beside in (self._card_path, self._modelfile_path):
-            place.check_free(beside, overwrite=self.overwrite, is_export=is_export)
+        for name, beside in self._beside.items():
+            if not place.was_moved(self.out, name):
+                place.check_free(beside, overwrite=self.overwrite, is_export=is_export)
 
     @property
-    def _card_path(self) -> Path:
-        return self.out.with_suffix(".md")
-
-    @property
-    def _modelfile_path(self) -> Path:
-        return self.out.with_suffix(".Modelfile")
+    def _beside(self) -> dict[str, Path]:
+        """Places of the card and of Ollama's file, by their names while they are written."""
+        suffixes = {"card": ".md", "modelfile": ".Modelfile"}
+        return {name: self.out.with_suffix(suffix) for name, suffix in suffixes.items()}
 
     def export(self, run: Run, kind: Outtype, chat: ChatFormat) -> dict[str, Any]:
         """Writes the file and what lies beside it."""
@@ -219,13 +219,7 @@ class Gguf(_Export):
             text = self._card(run, "gguf", kind, notes)
             (folder / "card").write_text(text, encoding="utf-8")
             _write_modelfile(folder / "modelfile", f"./{self.out.name}", run, chat, ends)
-            place.move_files(
-                {
-                    folder / "card": self._card_path,
-                    folder / "modelfile": self._modelfile_path,
-                    made: self.out,
-                }
-            )
+            place.move_files(folder, self._beside | {made.name: self.out})
         return facts
 
     def _about(self, run: Run) -> dict[str, str]:

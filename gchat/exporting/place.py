@@ -1,7 +1,9 @@
 """Files beside their place until they are whole: an export appears at once, or not at all.
 
 OUT's folder/.NAME.exporting/        what is being written; of a killed export, cleared by the next
+OUT's folder/.NAME.exporting/whole   all is written, and files are being moved to their places
 OUT's folder/.NAME.exporting.lock    held by the process that writes
+OUT's folder/.NAME.replaced/         the folder that was there before, until the new one is
 """
 
 import contextlib
@@ -17,6 +19,7 @@ from gaia.writer_lock import WriterLock
 
 FACTS = "export.json"
 """File of an exported folder that says where it comes from."""
+_WHOLE = "whole"
 
 
 @contextlib.contextmanager
@@ -31,11 +34,13 @@ def beside(out: Path, needed: int) -> Iterator[Path]:
         FolderInUse: another process exports to `out`.
         DataError: the disk is full, or `out` cannot be written.
     """
-    partial = out.with_name(f".{out.name}.exporting")
+    partial = _partial(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with WriterLock(partial.with_name(f"{partial.name}.lock"), f"an export to {out}"):
             shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+            if out.exists():
+                shutil.rmtree(_replaced(out), ignore_errors=True)  # the same
             _check_room(out, needed)
             try:
                 partial.mkdir()
@@ -63,6 +68,20 @@ def _check_room(out: Path, needed: int) -> None:
         )
 
 
+def _partial(out: Path) -> Path:
+    return out.with_name(f".{out.name}.exporting")
+
+
+def _replaced(out: Path) -> Path:
+    return out.with_name(f".{out.name}.replaced")
+
+
+def was_moved(out: Path, name: str) -> bool:
+    """Tells whether an export to `out`, killed since, had moved its file `name` to its place."""
+    partial = _partial(out)
+    return (partial / _WHOLE).exists() and not (partial / name).exists()
+
+
 def check_free(out: Path, *, overwrite: bool, is_export: bool) -> None:
     """Raises ConfigError where something lies at `out` that may not be replaced.
 
@@ -83,7 +102,7 @@ def check_free(out: Path, *, overwrite: bool, is_export: bool) -> None:
 
 def move_folder(partial: Path, out: Path) -> None:
     """Puts a finished folder in its place; an export that lies there goes when it is replaced."""
-    old = out.with_name(f".{out.name}.replaced")
+    old = _replaced(out)
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         os.rename(out, old)
@@ -91,10 +110,16 @@ def move_folder(partial: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def move_files(moves: Mapping[Path, Path]) -> None:
-    """Puts finished files in their places, in order: the last one says that all are there."""
-    for source, out in moves.items():
-        os.replace(source, out)
+def move_files(partial: Path, moves: Mapping[str, Path]) -> None:
+    """Puts finished files in their places, in order: the last one says that all are there.
+
+    Args:
+        partial: the folder they were written in.
+        moves: places by the files' names in it.
+    """
+    (partial / _WHOLE).touch()
+    for name, out in moves.items():
+        os.replace(partial / name, out)
 
 
 def flush(file: Any) -> None:

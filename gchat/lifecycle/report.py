@@ -12,7 +12,8 @@ from gchat.lifecycle.recipe import Speedrun
 from gchat.lifecycle.steps import summary_of
 from gchat.run.folder import write_atomically
 from gchat.run.progress import clock
-from gchat.run.report import environment, read_series
+from gchat.run.report import environment
+from gchat.run.series import read_series
 
 REPORT, BASE_REPORT, PICTURE = "report.md", "base.md", "stages.png"
 TRAINED = ("base", "mid", "sft", "rl")

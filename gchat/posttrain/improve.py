@@ -21,7 +21,7 @@ from gchat.posttrain.rewards import Rewards
 from gchat.posttrain.rollouts import Sampler, seeds
 from gchat.posttrain.transcript import transcript
 from gchat.run.loop import Alive, TrainingFailed
-from gchat.run.report import read_series
+from gchat.run.series import read_series
 from gchat.tasks.task import Item, Task
 from gchat.train_state import TrainState, graphdef
 from gchat.train_step import StepMetrics, make_scorer, make_train_step

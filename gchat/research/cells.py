@@ -23,7 +23,7 @@ from typing import Any
 from gaia.data.manifest import MANIFEST, load_manifest
 from gaia.errors import DataError, GaiaError
 from gaia.storage.files import join, read_bytes
-from gchat.run.report import Series, read_series
+from gchat.run.series import Series, read_series
 
 POLL_S = 0.5
 REDONE = ("failed", "interrupted")

@@ -18,7 +18,7 @@ from gchat.research import worktrees
 from gchat.research.cells import Cell, Result, data_hash, run_cell
 from gchat.research.worktrees import WORKING_TREE, Tree, make_tree
 from gchat.run.folder import write_atomically
-from gchat.run.report import read_series
+from gchat.run.series import read_series
 
 COLUMNS = ("time", "commit", "status", "bpb", "best", "tokens", "minutes", "description", "diff")
 RESULTS = "results.tsv"

@@ -4,6 +4,7 @@ VAL_BPB = "eval/val_bpb"
 CORE = "eval/core_v1"
 CORE_TASK = "eval/core/"
 CHAT_TASK = "eval/chat/"
+JUDGE_GROUP = "eval/judge/"
 
 METRICS = {
     "train/loss": "Loss of the step's batch, nats per target",
@@ -59,6 +60,11 @@ METRICS = {
     "eval/core/*": "Accuracy of a task of CORE",
     "eval/chatcore": "ChatCORE, on eval.chat_max_per_task items a task",
     "eval/chat/*": "Accuracy of a task of ChatCORE, or of another one of eval.chat_tasks",
+    "eval/judge": "Share of right answers by a judge, corrected for its errors (gchat judge)",
+    "eval/judge_low": "Lower end of its 95% interval",
+    "eval/judge_high": "Upper end of its 95% interval",
+    "eval/judge_raw": "Share of answers that the judge passed",
+    "eval/judge/*": "The corrected share of a group of answers, such as a split or style",
 }
 """Metrics by name, with their meaning; `*` stands for a name that the user or the data gives."""
 

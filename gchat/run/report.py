@@ -7,14 +7,11 @@ import json
 import math
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import gaia_metrics
 from gaia.config import to_yaml
@@ -22,12 +19,12 @@ from gchat.config import TrainConfig
 from gchat.evals.ngram import Baselines
 from gchat.evals.progress_line import clock
 from gchat.model_shape import flops_per_token, matmul_params
+from gchat.run.commit import git_commit
 from gchat.run.folder import write_atomically
 from gchat.run.goodput import goodput
 from gchat.run.names import SUMMARY
+from gchat.run.series import Series, read_series, smooth
 from gchat.run.session import Session
-
-Series = dict[str, list[tuple[int, float]]]
 
 
 def write_report(
@@ -124,17 +121,6 @@ def _summary(
     }
 
 
-def read_series(path: Path) -> Series:
-    """metrics.jsonl as `{name: [(step, value), …]}`; text and non-finite values are left out."""
-    series: Series = {}
-    for line in path.read_text().splitlines():
-        record = json.loads(line)
-        for name, value in record.items():
-            if name not in ("step", "time") and isinstance(value, int | float):
-                series.setdefault(name, []).append((record["step"], float(value)))
-    return series
-
-
 def _last(series: Series, name: str) -> float | None:
     return series[name][-1][1] if series.get(name) else None
 
@@ -162,9 +148,9 @@ def plot(series: Series, summary: Mapping[str, Any], path: Path) -> None:
     ):
         points = series.get(name, [])
         axes.plot([s * per_step for s, _ in points], [v for _, v in points], label=label, **style)
-    smooth = _smooth([v for _, v in series.get("train/loss", [])])
+    smoothed = smooth([v for _, v in series.get("train/loss", [])])
     steps = [s * per_step for s, _ in series.get("train/loss", [])]
-    loss.plot(steps, smooth, color="tab:blue", label="train, smoothed")
+    loss.plot(steps, smoothed, color="tab:blue", label="train, smoothed")
     for name, style in (("unigram", "--"), ("bigram", ":")):
         if summary[f"{name}_bpb"]:
             value = summary[f"{name}_bpb"]
@@ -177,23 +163,6 @@ def plot(series: Series, summary: Mapping[str, Any], path: Path) -> None:
     for axes in (loss, bpb, rate):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
-
-
-def _smooth(values: list[float]) -> np.ndarray:
-    """Mean over a centred window of a thirtieth of the run, narrower at its ends.
-
-    An average of what came before would lag: drawn above a falling loss, it looks like another run.
-    """
-    loss = np.asarray(values, np.float64)
-    known = np.isfinite(loss)
-    half = len(loss) // 60
-    at = np.arange(len(loss))
-    reach = np.minimum(half, np.minimum(at, at[::-1]))
-    # Sums up to each step: a window is the difference of two; skipped steps (NaN) count nowhere.
-    sums = np.concatenate([[0.0], np.cumsum(np.where(known, loss, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(known)])
-    total = sums[at + reach + 1] - sums[at - reach]
-    return total / np.maximum(counts[at + reach + 1] - counts[at - reach], 1)
 
 
 def _markdown(
@@ -308,18 +277,6 @@ def environment() -> dict[str, str]:
         "system": platform.platform(),
         "python": platform.python_version(),
     } | {name: metadata.version(name) for name in packages}
-
-
-def git_commit() -> str:
-    """The commit, with `+` where the tree has changes; empty outside a repository."""
-    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
 
 
 def _price(config: TrainConfig) -> float:

@@ -14,8 +14,11 @@ from gaia.optim import schedule
 from gaia.processes.group import Group
 from gaia.runtime import Machine, peak_flops
 from gchat.config import FREE_ON_RESUME, TrainConfig
+from gchat.model_shape import all_params
 from gchat.run import folder as run_folder
+from gchat.run.commit import git_commit
 from gchat.run.folder import RunFolder, last_time
+from gchat.run.live import LivePicture
 from gchat.run.lock import RunLock
 from gchat.run.mirror import Mirror
 from gchat.run.progress import Progress
@@ -70,6 +73,7 @@ class Session:
         where = shlex.quote(str(self.folder.path))
         self.resume_command = f"{command} --resume --run-dir {where}"
         self._run_id: str | None = None
+        self._picture: LivePicture | None = None
         self._lock = RunLock(config)
 
     def lock(self) -> None:
@@ -83,6 +87,8 @@ class Session:
 
     def close(self) -> None:
         """Lets the run go, for whoever resumes it next."""
+        if self._picture is not None:
+            self._picture.close()
         self._lock.release()
 
     def _checkpointer(self) -> Checkpointer:
@@ -140,9 +146,20 @@ class Session:
         self._open_metrics(step)
         self.group.at_abort(lambda: self.metrics.finish("crashed"))
         path = self.folder.path
+        if self.group.first:
+            self._picture = LivePicture(path, self.config.run.picture_seconds, self._facts())
         self.mirror = Mirror(
             self.config.run.mirror, path, process=self.group.index, is_ours=lambda: self._lock.held
         )
+
+    def _facts(self) -> dict[str, Any]:
+        """Facts for the live picture that no other file of a running run holds."""
+        return {
+            "params": all_params(self.config.model),
+            "device": f"{self.machine.devices} x {self.machine.device_kind}",
+            "steps": self.config.training.amounts.steps,
+            "commit": git_commit(),
+        }
 
     def _open_metrics(self, step: int) -> None:
         """Opens process 0's metrics of the run; the others record their machines under its id."""

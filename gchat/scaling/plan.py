@@ -153,8 +153,16 @@ def vocabulary(config: TrainConfig) -> tuple[int, int]:
 
 
 def derived(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """The configuration with every number filled in, and the sentences about them."""
+    """The configuration with every number filled in, and the sentences about them.
+
+    Changes at epochs are left out: a plan knows no data, and they cost neither time nor memory.
+    """
     vocab, padded = vocabulary(config)
+    kept = {
+        name: tuple(text for text in getattr(config.optim, name) if "epoch" not in text)
+        for name in ("weight_decay_steps", "matrix_weight_decay_steps")
+    }
+    config = replace(config, optim=replace(config.optim, **kept))
     return derive(config, vocab_size=vocab, padded_vocab_size=padded)
 
 

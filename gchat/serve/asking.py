@@ -65,7 +65,6 @@ class Asked:
         self._model, self._holder, self._ended = model, holder, ended
         self._events: asyncio.Queue[tuple[int, News] | ApiError] = asyncio.Queue()
         self._began = time.monotonic()
-        self._end = self._began + limit_s
         self.usage = Usage(prompt_tokens=sum(len(request.ids) for request in requests))
         first, self._jobs = 0, list[_Job]()
         for request in requests:
@@ -74,6 +73,8 @@ class Asked:
         self._open = self.count = first
         model.queue.add(holder, list(self._jobs))
         model.asked.add(self)
+        loop = asyncio.get_running_loop()  # one timer: one for each piece would be dear
+        self._timer = loop.call_later(limit_s, self.abort, _too_slow(limit_s))
 
     async def news(self) -> AsyncIterator[tuple[int, News]]:
         """Yields (answer, news of it) up to the last of all answers; closing it cancels them.
@@ -94,14 +95,7 @@ class Asked:
             self.cancel()
 
     async def _next(self) -> tuple[int, News]:
-        try:
-            async with asyncio.timeout(self._end - time.monotonic()):
-                item = await self._events.get()
-        except TimeoutError:
-            seconds = round(self._end - self._began)
-            raise ApiError(
-                504, f"the answer took longer than {seconds} s and was ended", code="timeout"
-            ) from None
+        item = await self._events.get()
         if isinstance(item, ApiError):
             raise item
         return item
@@ -121,6 +115,7 @@ class Asked:
         if self not in self._model.asked:
             return
         self._model.asked.discard(self)
+        self._timer.cancel()
         self._ended(self.usage)
         for job in self._jobs:
             job.cancel(self._holder)
@@ -128,6 +123,12 @@ class Asked:
     def abort(self, error: ApiError) -> None:
         """Makes `news` raise this error."""
         self._events.put_nowait(error)
+
+
+def _too_slow(limit_s: float) -> ApiError:
+    return ApiError(
+        504, f"the answer took longer than {limit_s:.0f} s and was ended", code="timeout"
+    )
 
 
 class _Job:

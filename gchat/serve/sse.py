@@ -6,7 +6,7 @@ is read nothing is sent. Here the connection is watched beside the stream.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -86,42 +86,48 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         closing = getattr(self._events, "aclose", None)
+        line = _Line(send)
         try:
-            async for piece in _with_pings(self._events):
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            async for piece in self._events:
+                await line.send(piece)
             last = self._done
         except ApiError as error:
             last = event(error.body())
         finally:
+            await line.end()
             if closing is not None:
                 await closing()
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
-async def _with_pings(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The events, and comments where they are long in coming."""
-    waiting: asyncio.Future[bytes] | None = None
-    try:
+class _Line:
+    """The way to a client; a comment goes out where nothing has gone for a while.
+
+    One task looks after that for the whole stream: a timer for each event would be a quarter of
+    what an event costs.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send, self._one = send, asyncio.Lock()
+        self._last = asyncio.get_running_loop().time()
+        self._pinging = asyncio.ensure_future(self._ping())
+
+    async def send(self, piece: bytes) -> None:
+        async with self._one:
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        self._last = asyncio.get_running_loop().time()
+
+    async def _ping(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            waiting = waiting or asyncio.ensure_future(_awaited(anext(events)))
-            done, _ = await asyncio.wait({waiting}, timeout=PING_S)
-            if not done:
-                yield b": still working\n\n"
-                continue
-            try:
-                piece = waiting.result()
-            except StopAsyncIteration:
-                return
-            finally:
-                waiting = None
-            yield piece
-    finally:
-        if waiting is not None:
-            await _cancelled(waiting)
+            silent = loop.time() - self._last
+            if silent >= PING_S:
+                await self.send(b": still working\n\n")
+            else:
+                await asyncio.sleep(PING_S - silent)
 
-
-async def _awaited(value: Awaitable[T]) -> T:
-    return await value
+    async def end(self) -> None:
+        await _cancelled(self._pinging)
 
 
 async def _first(work: "asyncio.Future[Any]", receive: Receive) -> bool:

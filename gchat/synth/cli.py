@@ -1,4 +1,4 @@
-"""`gchat synth identity|qpt|docstrings`: conversations that a program writes."""
+"""`gchat synth VERB`: data that a program writes, and the queues of such work."""
 
 import collections
 import json
@@ -12,9 +12,11 @@ import tyro
 from gaia.errors import ConfigError
 from gchat.client import Budget
 from gchat.endpoint_client import KEY_VARIABLE, EndpointClient, read_key
-from gchat.synth import docstrings, identity, qpt
+from gchat.synth import docstrings, identity, qpt, queue_cli
 from gchat.synth.asked import Asking
+from gchat.synth.generating import Generate
 from gchat.synth.persona import Persona, read_persona
+from gchat.synth.showing import Filter, Show, Styles
 from gchat.synth.writing import check_out, write_rows
 
 OPENROUTER = "OPENROUTER_API_KEY"
@@ -193,4 +195,7 @@ class Docstrings(_Out):
         )
 
 
-VERBS = {"identity": Identity, "qpt": Qpt, "docstrings": Docstrings}
+VERBS = {
+    "identity": Identity, "qpt": Qpt, "docstrings": Docstrings, "generate": Generate,
+    "show": Show, "styles": Styles, "filter": Filter, **queue_cli.VERBS,
+}  # fmt: skip

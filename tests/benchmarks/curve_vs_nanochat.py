@@ -126,7 +126,7 @@ def train_ours(
 ) -> dict[str, Any]:
     """Trains one of our cells; a run that was killed is resumed."""
     from gchat.research.ideas import read
-    from gchat.run.report import read_series
+    from gchat.run.series import read_series
 
     words = options(cell, data, eval_tokens)
     every = max(1, cell.tokens // cell.batch // POINTS)

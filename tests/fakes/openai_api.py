@@ -40,6 +40,10 @@ ERRORS = {
     "overloaded": (503, {}, {"error": {
         "message": "The engine is currently overloaded, please try again later",
         "type": "server_error", "param": None, "code": None}}),
+    # The text as in LlmKira/Openaibot issue 125.
+    "server error": (500, {}, {"error": {
+        "message": "The server had an error while processing your request. Sorry about that!",
+        "type": "server_error", "param": None, "code": None}}),
     "no model": (404, {}, {"error": {
         "message": "The model `gpt-9` does not exist or you do not have access to it.",
         "type": "invalid_request_error", "param": None, "code": "model_not_found"}}),
@@ -85,6 +89,7 @@ class Endpoint:
         seen: bodies of the requests that came, with their path and Authorization header.
         reply: the text that answers a body.
         delay_s: pause before each piece of a stream.
+        tokens: length of answers where the request names none.
     """
 
     kind: str = "openai"
@@ -93,6 +98,7 @@ class Endpoint:
     seen: list = field(default_factory=list)
     key: str | None = None
     delay_s: float = 0.0
+    tokens: int = 16
     url: str = ""
     most_open: int = 0
     released: threading.Event = field(default_factory=threading.Event)
@@ -208,7 +214,8 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
     def _text(self, body):
-        limit = body.get("max_completion_tokens") or body.get("max_tokens") or 16
+        limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        limit = limit or self.endpoint.tokens
         every = pieces(self.endpoint.reply(body))
         kept = every[:limit]
         text = "".join(kept)

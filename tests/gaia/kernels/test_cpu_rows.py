@@ -17,27 +17,37 @@ product = jax.jit(cpu_rows.rows_product)
 def draw(N: int, D: int, F: int, form: str) -> tuple[np.ndarray, jax.Array, np.ndarray]:
     rng = np.random.default_rng(N * D + F)
     x_ND = rng.standard_normal((N, D)).astype(np.float32)
-    w_DF = jnp.asarray(rng.integers(-127, 128, (D, F)), form)
-    return x_ND, w_DF, rng.random(F).astype(np.float32)
+    w_FD = jnp.asarray(rng.integers(-127, 128, (F, D)), form)
+    if form == "bfloat16":
+        w_FD = jax.lax.bitcast_convert_type(w_FD, jnp.uint16)
+    return x_ND, w_FD, rng.random(F).astype(np.float32)
+
+
+def numbers(w_FD: jax.Array) -> np.ndarray:
+    if w_FD.dtype == jnp.uint16:
+        w_FD = jax.lax.bitcast_convert_type(w_FD, jnp.bfloat16)
+    return np.asarray(w_FD, np.float64)
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("N", "D", "F"), [(1, 1, 1), (3, 5, 63), (1, 64, 700), (16, 131, 257)])
+@pytest.mark.parametrize(
+    ("N", "D", "F"), [(1, 1, 1), (3, 5, 63), (1, 64, 700), (16, 131, 257), (7, 48, 24)]
+)
 def test_it_is_the_product(form, N, D, F):
-    x_ND, w_DF, scale_F = draw(N, D, F, form)
-    exact = x_ND.astype(np.float64) @ np.asarray(w_DF.astype(jnp.float32), np.float64)
+    x_ND, w_FD, scale_F = draw(N, D, F, form)
+    exact = x_ND.astype(np.float64) @ numbers(w_FD).T
     limit = 1e-6 * np.abs(x_ND).sum(1, keepdims=True) * 127
-    assert (np.abs(product(x_ND, w_DF) - exact) <= limit).all()
-    assert (np.abs(product(x_ND, w_DF, scale_F) - exact * scale_F) <= limit).all()
+    assert (np.abs(product(x_ND, w_FD) - exact) <= limit).all()
+    assert (np.abs(product(x_ND, w_FD, scale_F) - exact * scale_F) <= limit).all()
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_row_does_not_depend_on_the_others(form):
-    x_ND, w_DF, scale_F = draw(8, 96, 300, form)
-    together = np.asarray(product(x_ND, w_DF, scale_F))
+    x_ND, w_FD, scale_F = draw(8, 96, 300, form)
+    together = np.asarray(product(x_ND, w_FD, scale_F))
     others = np.concatenate([x_ND[:1], 100 * x_ND[1:]])
-    assert (np.asarray(product(others, w_DF, scale_F))[0] == together[0]).all()
-    assert (np.asarray(product(x_ND[2:3], w_DF, scale_F))[0] == together[2]).all()
+    assert (np.asarray(product(others, w_FD, scale_F))[0] == together[0]).all()
+    assert (np.asarray(product(x_ND[2:3], w_FD, scale_F))[0] == together[2]).all()
 
 
 def test_calls_of_many_threads_do_not_mix():
@@ -53,8 +63,9 @@ def test_calls_of_many_threads_do_not_mix():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_without_numba_xla_multiplies(form, monkeypatch):
-    x_ND, w_DF, _ = draw(4, 64, 128, "float32")
-    matrix = pack(w_DF / 127, form)
+    x_ND, w_FD, _ = draw(4, 64, 128, "float32")
+    matrix = pack(w_FD.T / 127, form)
+    assert matrix.values.shape == (128, 64)
     here = np.asarray(jnp.asarray(x_ND) @ matrix)
     monkeypatch.setattr(cpu_rows, "available", lambda: False)
     there = np.asarray(jnp.asarray(x_ND) @ matrix)

@@ -241,7 +241,7 @@ def test_an_interrupted_preparation_goes_on(tmp_path, monkeypatch, stop_at):
         if stop_at == "shuffle":
             patch.setattr(work.Shuffle, "__call__", interrupt)
         if stop_at == "manifest":
-            patch.setattr("gchat.data.chats.write_manifest", interrupt)
+            patch.setattr("gchat.data.ending.write_manifest", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepared(source, tmp_path / "cut")
     assert not (tmp_path / "cut" / "manifest.json").exists()

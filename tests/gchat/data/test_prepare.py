@@ -137,7 +137,7 @@ def test_an_interrupted_preparation_goes_on(corpus, tmp_path, monkeypatch, stop_
                 lambda p, s, n: (rename(p, s[: len(s) // 2], n[: len(s) // 2]), interrupt()),
             )
         if stop_at == "finish":
-            patch.setattr("gchat.data.prepare.write_manifest", interrupt)
+            patch.setattr("gchat.data.ending.write_manifest", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(corpus, tmp_path / "cut")
     assert not (tmp_path / "cut" / "manifest.json").exists()

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 import tiny
 from gaia.kernels import cpu_rows
-from gaia.kernels.cached_attention import KVCache, attend_cache, empty_cache, write_cache
+from gaia.kernels.cached_attention import (
+    KVCache,
+    attend_cache,
+    empty_cache,
+    write_and_attend,
+    write_cache,
+)
 from gaia.kernels.packed import PackedTable, PerLayer, fp32_product, layer_of, pack
 from gchat.engine.engine import Engine
 from gchat.engine.requests import Request, SamplingConfig
@@ -26,9 +32,9 @@ def test_an_int8_product_of_xla_is_the_integers_own(monkeypatch):
     monkeypatch.setattr(cpu_rows, "available", lambda: False)
     packed = jax.jit(pack, static_argnums=1)(W_DF, "int8")
     scale_F = np.abs(W_DF).max(0) / np.float32(127)
-    np.testing.assert_array_equal(packed.values, np.round(W_DF / scale_F))
+    np.testing.assert_array_equal(packed.values.T, np.round(W_DF / scale_F))
     step_N = np.abs(X_ND).max(1, keepdims=True) / np.float32(127)
-    integers = np.round(X_ND / step_N).astype(np.int64) @ np.asarray(packed.values, np.int64)
+    integers = np.round(X_ND / step_N).astype(np.int64) @ np.asarray(packed.values, np.int64).T
     got = jax.jit(lambda x, w: fp32_product(x, w))(X_ND, packed)  # a trace of its own
     np.testing.assert_allclose(got, integers * step_N * scale_F, rtol=1e-6)
     error = np.abs(np.asarray(got) - X_ND @ W_DF) / np.linalg.norm(W_DF, axis=0)
@@ -144,6 +150,31 @@ def stored(x_KH, dtype):
     if dtype == "float32":
         return x_KH
     return np.round(x_KH / (np.abs(x_KH).max(-1, keepdims=True) / np.float32(127)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize(("tokens", "window"), [(1, None), (3, None), (1, 100), (3, 4)])
+def test_the_loop_for_few_tokens_does_what_xla_does(dtype, tokens, window, monkeypatch):
+    """Over the edge of two chunks, at the first position and the last, and in an idle row."""
+    draw = np.random.default_rng(tokens)
+    firsts = np.array([0, 254, 400, 512 - tokens, -1], np.int32)
+    old = draw.standard_normal((len(firsts), 512, K, H)).astype(np.float32)
+    slots = np.broadcast_to(np.arange(512, dtype=np.int32), old.shape[:2])
+    cache = writing(empty_cache(len(firsts), K, 512, H, dtype), old, -old, slots)
+    k, v = (draw.standard_normal((len(firsts), tokens, K, H)).astype(np.float32) for _ in range(2))
+    q = draw.standard_normal((len(firsts), tokens, K * G, H)).astype(np.float32)
+    asked = q, k, v, cache, firsts[:, None] + np.arange(tokens, dtype=np.int32), window
+    out, after = jax.jit(write_and_attend, static_argnums=5)(*asked)
+    alone = (a[1:2] for a in (q, k, v))
+    second = jax.tree.map(lambda a: a[1:2], cache), asked[4][1:2], window
+    one, _ = jax.jit(write_and_attend, static_argnums=5)(*alone, *second)
+    np.testing.assert_array_equal(one[0], out[1])  # to the bit
+    monkeypatch.setattr(cpu_rows, "available", lambda: False)
+    there, written = jax.jit(lambda *more: write_and_attend(*more, window))(*asked[:-1])
+    np.testing.assert_allclose(out[:4], there[:4], rtol=1e-5, atol=1e-5)
+    assert not np.array_equal(out[:4], there[:4])  # or the loop did not run
+    for mine, theirs in zip(jax.tree.leaves(after), jax.tree.leaves(written), strict=True):
+        np.testing.assert_allclose(mine[:4], theirs[:4], rtol=1e-6)
 
 
 def test_many_rows_are_written_as_few_are():

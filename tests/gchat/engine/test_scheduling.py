@@ -206,6 +206,29 @@ def test_samples_of_one_prompt_differ_and_read_it_once(monkeypatch):
     assert events[-1].cached == 32 and len(read) == 3
 
 
+@pytest.mark.parametrize(("slots", "steps"), [(3, [1, 1, 1, 1, 1]), (8, [2, 2, 1]), (20, [5])])
+def test_more_rows_read_more_prompts_between_two_calls_of_decoding(slots, steps, monkeypatch):
+    """A step reads as many tokens as four steps of all rows decode, and a piece at least."""
+    original, read, decoded = programs.read_prompt, [0], programs.decode
+
+    def counting(plan, params, state, ids_C, *where):
+        read[-1] += 1
+        return original(plan, params, state, ids_C, *where)
+
+    def noting(*args):
+        read.append(0)
+        return decoded(*args)
+
+    monkeypatch.setattr(programs, "read_prompt", counting)
+    monkeypatch.setattr(programs, "decode", noting)
+    engine = make_engine(slots)
+    asked = [Request([i, *BASE[:16]], 40, SAMPLING[0]) for i in range(50, 55)]
+    for stream in [engine.submit(one) for one in asked]:
+        for _ in stream:
+            pass
+    assert [count for count in read if count] == steps
+
+
 def test_a_stop_id_is_told_with_its_log_probability_and_is_no_part_of_the_answer():
     ids = alone(1, 0, 30)[0][0]
     stop = ids[6]

@@ -93,7 +93,7 @@ def compile_decode(devices, tensor):
     assert plan.platform == "tpu" != jax.default_backend()
 
     def pack(params):
-        return programs.pack_weights(params, False, "bfloat16", config.depth)
+        return programs.pack_weights(params, False, "bfloat16", config.depth, "tpu")
 
     whole = NamedSharding(mesh, P())
 

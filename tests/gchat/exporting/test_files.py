@@ -1,10 +1,6 @@
 """Exported files, read back by our importer, `gguf`, `safetensors` and `tokenizers`."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 
@@ -188,26 +184,6 @@ def test_scalings_of_rotary_frequencies_come_back():
     }
     assert rope.as_options((4.0,) * 8, 1e4) == {"rope_type": "linear", "factor": 4.0}
     assert rope.as_options((1.0, 3.0, 1.5, 2.0), 1e4) is None
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from gchat.exporting.place import beside
-with beside(Path(sys.argv[1]), 0) as folder:
-    (folder / "half").write_bytes(b"x" * 1000)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_a_killed_export_leaves_nothing_behind_for_long(tmp_path):
-    out = tmp_path / "model"
-    done = subprocess.run([sys.executable, "-c", KILLED, str(out)], check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert (tmp_path / ".model.exporting" / "half").exists() and not out.exists()
-    with place.beside(out, 0) as folder:
-        assert not list(folder.iterdir())
-    assert os.listdir(tmp_path) == []
 
 
 def test_one_writer(tmp_path, llama, capsys):

@@ -6,14 +6,18 @@ transformers; tests/golden/make_import.py says how both are had.
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
+import chats
 import exported
 import smollm2
 from gchat.__main__ import main
+from gchat.chat_format import format_of, read_format, write_format
 from gchat.importing import gguf_names
+from gchat.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
 TORTURE = Path(__file__).parents[2] / "golden" / "torture.txt"
@@ -88,13 +92,77 @@ def test_transformers_computes_the_same(run, tmp_path, capsys):
     assert found["texts"]["other"] == 0 and found["logits"]["largest"] < 1e-4
 
 
-@pytest.mark.skipif(smollm2.path() is None, reason=smollm2.MISSING)
-@with_llama_cpp
-def test_smollm2_goes_out_as_it_came_in(tmp_path, capsys):
-    run, out = tmp_path / "run", tmp_path / "m.gguf"
-    assert main(["import", "gguf", str(smollm2.path()), "--out", str(run), "--seq-len", "512"]) == 0
-    assert main(["export", "gguf", "--run", str(run), "--out", str(out)]) == 0
+@with_transformers
+@pytest.mark.parametrize("kind", ["native", "smollm2"])
+def test_the_exported_template_gives_transformers_our_masks(kind, tmp_path):
+    """`return_assistant_tokens_mask` of the exported folder: the tokens that training learns."""
+    run, out, asked = tmp_path / "run", tmp_path / "m", tmp_path / "asked.jsonl"
+    if kind == "smollm2":
+        if smollm2.path() is None:
+            pytest.skip(smollm2.MISSING)
+        command = ["import", "gguf", str(smollm2.path()), "--out", str(run), "--seq-len", "512"]
+        assert main(command) == 0
+    else:
+        exported.make_run(run, exported.tokenizer(), qk_norm=False)
+        write_format(run, format_of(Tokenizer.load(run), wanted="native"))
+    assert main(["export", "hf", "--run", str(run), "--out", str(out)]) == 0
+    form = read_format(run, Tokenizer.load(run))
+    conversations = chats.plain() + [chats.with_tools()] * (kind == "native")
+    rows = [json.dumps(conversation.to_json()["messages"]) for conversation in conversations]
+    asked.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    command = [str(PYTHON), str(Path(__file__).with_name("plain_masks.py")), str(out), str(asked)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    theirs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith(b"{")]
+    for conversation, their in zip(conversations, theirs, strict=True):
+        ours = form.render(conversation)
+        assert their["ids"] == ours.ids
+        assert their["mask"] == [int(learned) for learned in ours.mask]
+        assert 0 < sum(ours.mask) < len(ours.mask)
+
+
+@pytest.fixture(scope="module")
+def smol(tmp_path_factory):
+    if smollm2.path() is None:
+        pytest.skip(smollm2.MISSING)
+    run = str(tmp_path_factory.mktemp("smollm2") / "run")
+    assert main(["import", "gguf", str(smollm2.path()), "--out", run, "--seq-len", "512"]) == 0
+    return run
+
+
+def goes_out_as_it_came_in(kind, smol, out, capsys, *options):
+    """The findings about SmolLM2, exported again: arrays and token ids are equal already."""
+    assert main(["export", kind, "--run", smol, "--out", str(out)]) == 0
     capsys.readouterr()
-    assert check(out, run, "--greedy", "2") == 0
+    assert check(out, smol, *options) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["arrays"]["equal"] == found["arrays"]["tensors"] == 272
+    other = found["transformers" if kind == "hf" else "llama.cpp"]
+    assert other["texts"]["other"] == 0 and other["texts"]["count"] > 10_000
+    assert other["logits"]["places"] == 400 and len(other["greedy"]) == 5
+    assert all(row["tokens"] == 100 for row in other["greedy"])
+    return other
+
+
+@with_llama_cpp
+def test_smollm2_in_llama_cpp(smol, tmp_path, capsys):
+    found = goes_out_as_it_came_in("gguf", smol, tmp_path / "m.gguf", capsys)
+    assert found["logits"]["largest"] < 1e-3 * found["logits"]["std"]
+
+
+@with_transformers
+def test_smollm2_in_transformers(smol, tmp_path, capsys):
+    found = goes_out_as_it_came_in("hf", smol, tmp_path / "m", capsys, "--python", PYTHON)
+    assert found["logits"]["largest"] < 1e-4 and found["talks"]["other"] == 0
+
+
+@with_llama_cpp
+def test_types_that_smollm2_falls_back_to(smol, tmp_path, capsys):
+    """Its rows of 576 do not divide by the 256 of K-quants: llama.cpp takes others, named here."""
+    out = tmp_path / "m.gguf"
+    command = ["export", "gguf", "--run", smol, "--out", str(out), "--outtype", "q4_K_M"]
+    assert main([*command, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert set(said["types"]) - {"F32"} >= {"Q5_0", "Q8_0"}
+    notes = [note for note in said["notes"] if "do not divide by 256" in note]
+    assert notes and all(note.startswith("rows of 576") for note in notes)
+    assert {note.split()[-1] for note in notes} >= {"Q5_0", "Q8_0"}

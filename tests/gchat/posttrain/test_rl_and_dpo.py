@@ -148,6 +148,25 @@ def test_dpo_refuses_in_one_line_and_writes_nothing(base, files, tmp_path, capsy
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("verb", ["rl", "dpo"])
+def test_in_bf16_with_one_table_for_both_ends(verb, data_dir, files, tmp_path):
+    """All targets of a step in one chunk of the loss, whose products are others than in many."""
+    base, run = tmp_path / "base", tmp_path / "run"
+    options = ("--model.compute-dtype", "bfloat16", "--model.tied", "true", "--model.dropout", "0")
+    args = runs.arguments(data_dir, base, *options, "--model.seq-len", "48", steps=10)
+    assert main(["train", *args]) == 0
+    command = rl if verb == "rl" else dpo
+    more = ("--max-steps", 3, "--training.loss-chunk", 4096)
+    assert main(command(base, files, run, *more)) == 0
+    log = [record for record in runs.logged(run) if "train/grad_norm" in record]
+    assert [record["step"] for record in log] == [1, 2, 3]
+    assert all(np.isfinite(record["train/loss"]) for record in log)
+    assert any(record["train/grad_norm"] > 0 for record in log)
+    if verb == "rl":
+        assert all(record["rl/logprob_gap"] < 0.05 for record in log)
+
+
+@pytest.mark.slow
 def test_rl_stops_and_says_so_where_nothing_differs(base, files, tmp_path, capsys):
     run = tmp_path / "run"
     more = ("--max-steps", 9, "--rl.stall-steps", 3)

@@ -10,6 +10,7 @@ import pytest
 
 import serving
 from gchat.engine import programs
+from gchat.serve import sse
 from serving import until
 
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
@@ -140,6 +141,22 @@ def test_an_answer_that_takes_too_long(server):
     finally:
         server.service.limit_s = 600
     assert server.idle()
+
+
+def test_a_stream_that_is_silent_says_so(server, monkeypatch):
+    """Comments while the engine stands still, and they are no part of an answer."""
+    monkeypatch.setattr(sse, "PING_S", 0.05)
+    body = LONG | {"stream": True, "max_tokens": 8}
+    with standing_still(serving.engine()), connection(server.port, PLAIN, body) as client:
+        silent = b""
+        while silent.count(b": still working\n\n") < 3:
+            silent += client.recv(1000)
+    assert b"data: " not in silent
+    monkeypatch.undo()
+    assert server.idle()
+    events = list(server.events(PLAIN, **body))
+    whole = server.post(PLAIN, **LONG | {"max_tokens": 8}).json()
+    assert "".join(e["choices"][0]["text"] for e in events[:-1]) == whole["choices"][0]["text"]
 
 
 @pytest.mark.parametrize("drain_s", [20.0, 0.1])

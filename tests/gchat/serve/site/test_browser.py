@@ -64,7 +64,7 @@ SECOND_IS_LONG = "document.querySelectorAll('.assistant .body')[1]?.innerText.le
 
 @pytest.fixture(scope="module")
 def upstream():
-    with openai_api.serve(delay_s=GAP_S) as made:
+    with openai_api.serve(delay_s=GAP_S, tokens=1000) as made:
         made.reply = lambda body: answer_to(body["messages"][-1]["content"])
         yield made
 

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 import chat_site
-from chat_site import add_user, text_of
+from chat_site import add_user, text_of, until
 from gaia.errors import ConfigError
 from gchat.serve.site import migrating
 from gchat.serve.site.database import Database
@@ -193,13 +193,6 @@ def begin(client, wait=True, **body):
     if wait:
         until(lambda: len(seen) >= 3)
     return seen, thread
-
-
-def until(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_a_locked_database_holds_answers_back_until_it_is_free(tmp_path, slow_upstream, quick):

@@ -42,13 +42,14 @@ export class Chart {
     });
     this.picture.replaceChildren(...grid, ...drawn);
     this.top.textContent = count(most);
-    this.foot.textContent = at.length > 1 ? `last ${Math.max(1, Math.round((at[at.length - 1] - at[0]) / 60))} minutes` : "no measurements yet";
+    const minutes = at.length > 1 ? Math.round((at[at.length - 1] - at[0]) / 60) : 0;
+    this.foot.textContent = at.length < 2 ? "no measurements yet" : minutes > 1 ? `last ${minutes} minutes` : "last minute";
     this.say(at.length - 1);
     this.picture.setAttribute("aria-label", `${this.title}: ${this.now.textContent}, at most ${count(most)}`);
   }
 
   private say(i: number, when = ""): void {
-    this.now.textContent = this.lines.map((line) => `${line.name ? `${line.name} ` : ""}${count(line.values[i])}${line.unit ? ` ${line.unit}` : ""}`).join(" · ") + when;
+    this.now.textContent = this.lines.map((line) => `${line.name ? `${line.name} ` : ""}${count(line.values[i])}${line.unit && line.values[i] !== null ? ` ${line.unit}` : ""}`).join(" · ") + when;
   }
 
   private point(event: PointerEvent): void {

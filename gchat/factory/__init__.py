@@ -1,0 +1,1 @@
+"""From a small corpus to a judged model in one command: records, tokenizer, Q-PT, SFT, judge."""

@@ -1,0 +1,46 @@
+"""The queue on real servers: the same machine of calls as the file's."""
+
+import itertools
+
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from gchat.queue import open_queue
+from queue_model import Machine
+from queue_servers import postgres_server, redis_server
+
+pytestmark = pytest.mark.slow
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def redis_url():
+    with redis_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def postgres_url():
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["redis", "postgres"])
+def url(request):
+    """The address of a queue that does not exist yet."""
+    return f"{request.getfixturevalue(f'{request.param}_url')}?name=q{next(NUMBERS)}"
+
+
+@pytest.mark.parametrize("kind", ["redis", "postgres"])
+def test_any_calls_in_any_order(kind, request):
+    base = request.getfixturevalue(f"{kind}_url")
+
+    class ServerMachine(Machine):
+        def open(self, attempts):
+            return open_queue(f"{base}?name=m{next(NUMBERS)}", create=True, attempts=attempts)
+
+    run_state_machine_as_test(
+        ServerMachine,
+        settings=settings(max_examples=40 if kind == "redis" else 12, stateful_step_count=30),
+    )

@@ -1,0 +1,231 @@
+"""Workers: slots stay full, leases are held, signals give all back, faults cost nothing."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from disks import fill, small_disk
+from gchat.queue import Failed, Item, QueueError, Rules, in_threads, open_queue, run_worker, work
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def queue(tmp_path):
+    with open_queue(tmp_path / "q", create=True) as made:
+        yield made
+
+
+def add(queue, count, **fields):
+    assert queue.add(Item(f"i{n}", {"n": n, **fields}) for n in range(count)) == count
+
+
+async def square(payload):
+    await asyncio.sleep(0)
+    return {"square": payload["n"] ** 2}
+
+
+def test_a_failed_item_never_shifts_its_neighbours(queue):
+    add(queue, 40)
+
+    async def do(payload):
+        await asyncio.sleep(0.001 * (payload["n"] % 3))
+        if payload["n"] % 7 == 3:
+            raise Failed("schema: no", retry=False)
+        if payload["n"] == 5:
+            raise KeyError("a bug")
+        return {"square": payload["n"] ** 2}
+
+    tally, _ = run_worker(queue, do, Rules(concurrency=8, backoff_s=0.001))
+    assert (tally.done, tally.lost, tally.released) == (33, 0, 0)
+    got = {one.id: one.result["square"] for one in queue.results()}
+    assert got == {f"i{n}": n**2 for n in range(40) if n % 7 != 3 and n != 5}
+    dead = {one.item.id: (one.reason, one.attempts) for one in queue.dead()}
+    assert dead.pop("i5") == ("KeyError: 'a bug'", 5)
+    assert dead == {f"i{n}": ("schema: no", 1) for n in range(40) if n % 7 == 3}
+    assert queue.facts().failures == {"schema": 6, "KeyError": 5}
+
+
+def test_slots_stay_full_while_items_last(queue):
+    add(queue, 300)
+    running, most = 0, 0
+
+    async def do(payload):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return {}
+
+    run_worker(queue, do, Rules(concurrency=16))
+    assert most == 16
+
+
+def test_leases_of_running_and_waiting_items_are_held(queue):
+    add(queue, 6)  # four in work, two that were leased ahead
+    others = []
+
+    async def do(payload):
+        await asyncio.sleep(0.6)  # longer than the lease
+        others.extend(queue.lease(5, 60, "a thief"))
+        return {}
+
+    tally, _ = run_worker(queue, do, Rules(concurrency=4, lease_s=0.4))
+    assert (tally.done, tally.lost, others) == (6, 0, [])
+
+
+def test_an_answer_after_its_lease_is_dropped(queue):
+    add(queue, 1)
+    taken = []
+
+    async def do(payload):
+        time.sleep(0.3)
+        taken.extend(queue.lease(1, 60, "another"))
+        return {"from": "the first"}
+
+    async def main():
+        stop = asyncio.Event()
+        task = asyncio.create_task(work(queue, do, rules=Rules(lease_s=0.1, grace_s=0), stop=stop))
+        while not taken:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        stop.set()
+        return await task
+
+    tally = asyncio.run(main())
+    assert (tally.done, tally.lost) == (0, 1)
+    assert queue.complete(taken[0], {"from": "the second"})
+    assert [one.result for one in queue.results()] == [{"from": "the second"}]
+
+
+def test_a_limit_of_the_endpoint_pauses_everybody_and_spends_no_attempt(queue):
+    add(queue, 20)
+    refused = set()
+
+    async def do(payload):
+        if len(refused) < 9 and payload["n"] not in refused:
+            refused.add(payload["n"])
+            raise Failed("endpoint 429: slow down", pause_s=0.05)
+        return {}
+
+    tally, _ = run_worker(queue, do, Rules(concurrency=4))
+    assert tally.done == 20 and tally.paused_s > 0 and not list(queue.dead())
+    lease_again = queue.facts()
+    assert lease_again.failures == {"endpoint 429": len(refused)}
+
+
+def test_an_endpoint_that_stays_away_ends_the_worker_and_loses_nothing(queue):
+    add(queue, 30)
+
+    async def do(payload):
+        raise Failed("endpoint away: no connection", pause_s=0.01)
+
+    with pytest.raises(Failed, match=r"no connection .* without an answer"):
+        run_worker(queue, do, Rules(concurrency=4, patience_s=0.3))
+    counts = queue.counts()
+    assert (counts.waiting, counts.dead) == (30, 0)
+    assert all(lease.attempt == 1 for lease in queue.lease(30, 60, "x"))
+
+
+def test_a_fatal_error_gives_back_all_and_spends_nothing(queue):
+    add(queue, 30)
+
+    async def do(payload):
+        if payload["n"] == 7:
+            raise Failed("the endpoint answered 401: wrong key", fatal=True)
+        await asyncio.sleep(0.005)
+        return {}
+
+    with pytest.raises(Failed, match="wrong key"):
+        run_worker(queue, do, Rules(concurrency=4, grace_s=1))
+    counts = queue.counts()
+    assert counts.leased == 0 and counts.waiting + counts.done == 30
+    assert all(lease.attempt == 1 for lease in queue.lease(30, 60, "x"))
+
+
+def test_results_that_are_no_json_are_given_up(queue):
+    add(queue, 3)
+    odd = {0: {"x": float("nan")}, 1: {"x": "\ud800"}, 2: {"x": object()}}
+
+    async def do(payload):
+        return odd[payload["n"]]
+
+    run_worker(queue, do)
+    assert len(list(queue.dead())) == 3 and queue.counts().dead == 3
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_signals_release_to_zero(name, tmp_path):
+    """All that was leased can be had at once: no lease has to run out."""
+    script = """
+import asyncio, sys
+from gchat.queue import Rules, open_queue, run_worker
+async def do(payload):
+    print("begun", flush=True)
+    await asyncio.sleep(3600 if payload["n"] else 0)
+    return {}
+with open_queue(sys.argv[1]) as queue:
+    tally, told = run_worker(queue, do, Rules(concurrency=3, lease_s=3600, grace_s=0.1))
+    print(tally.done, tally.released, told.name)
+"""
+    with open_queue(tmp_path / "q", create=True) as queue:
+        add(queue, 50)
+        words = [sys.executable, "-c", script, str(tmp_path / "q")]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True,
+                              stderr=subprocess.PIPE) as worker:  # fmt: skip
+            for _ in range(4):
+                assert worker.stdout.readline() == "begun\n"
+            worker.send_signal(signal.Signals[name])
+            out, err = worker.communicate(timeout=30)
+        assert worker.returncode == 0, err
+        done, released, told = out.split()
+        assert (done, told) == ("1", name) and int(released) >= 3
+        assert name in err and err.count("\n") == 2
+        assert (queue.counts().waiting, queue.counts().leased) == (49, 0)
+        assert all(lease.attempt == 1 for lease in queue.lease(50, 60, "x"))
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("gchat.queue.worker._QUEUE_PATIENCE_S", 0.3)
+    with small_disk(tmp_path / "disk", "2m") as disk, open_queue(disk / "q", create=True) as queue:
+        add(queue, 60)
+
+        async def do(payload):
+            if payload["n"] == 20 and not (disk / "filler").exists():
+                fill(disk, leave=0)
+            await asyncio.sleep(0.002)
+            return {"text": "x" * 4000, "n": payload["n"]}
+
+        with pytest.raises(QueueError, match="make room on the disk") as failure:
+            run_worker(queue, do, Rules(concurrency=4, lease_s=0.2, grace_s=0.1))
+        assert "\n" not in str(failure.value)
+        assert len(list(queue.results())) < 60
+        (disk / "filler").unlink()
+        run_worker(queue, do=_long, rules=Rules(concurrency=4, lease_s=0.5))
+        results = {one.id: one.result["n"] for one in queue.results()}
+        assert results == {f"i{n}": n for n in range(60)} and not list(queue.dead())
+
+
+async def _long(payload):
+    return {"text": "x" * 4000, "n": payload["n"]}
+
+
+def test_blocking_functions_run_beside_one_another(queue):
+    add(queue, 8)
+    gate = threading.Barrier(8)
+
+    def do(payload):
+        gate.wait(10)  # passes only where all eight are in work at once
+        return {}
+
+    tally, _ = run_worker(queue, in_threads(do, 8), Rules(concurrency=8))
+    assert tally.done == 8

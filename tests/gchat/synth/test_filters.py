@@ -1,0 +1,197 @@
+"""Filters on planted sets: no leak, hardly a false kill, and the reason of each."""
+
+import json
+
+import pytest
+
+import synth_texts as texts
+from gaia.errors import ConfigError
+from gchat.synth.filters import corpus_wide, speech
+from gchat.synth.filters.checks import Settings, of_record
+from gchat.synth.filters.language import Checker
+from gchat.synth.filters.support import support
+from gchat.synth.finishing import filters, through
+
+SOURCE = (
+    "Siege of Leningrad\nGeorgy Zhukov took over the defence in September 1941. In November 1941 "
+    "the daily ration of bread fell to 125 grams. Karl Eliasberg's orchestra played there."
+)
+
+
+@pytest.fixture(scope="module")
+def default():
+    return Checker("en")
+
+
+@pytest.fixture(scope="module")
+def seed():
+    return Checker("en", "seed")
+
+
+def test_nothing_foreign_leaks_through_the_default_profile(default):
+    assert [text for text in texts.FOREIGN if default.reason(text) is None] == []
+
+
+def test_the_default_profile_kills_less_than_one_in_a_hundred_good_texts(default):
+    killed = [(text, default.reason(text)) for text in texts.GOOD if default.reason(text)]
+    assert len(texts.GOOD) >= 90 and len(killed) < len(texts.GOOD) / 100, killed
+
+
+def test_the_seed_profile_is_as_its_author_wrote_it(seed):
+    """Lingua with English and Chinese, exactly 1.0, and a scan of U+4E00–U+9FFF."""
+    assert seed.reason("The siege began in September and lasted for nine hundred days.") is None
+    for text in (*texts.CHINESE, *texts.ONE_HANZI):
+        assert seed.reason(text) is not None
+    for edge, killed in (("一", True), ("鿿", True), ("ꀀ", False), ("䷿", False)):
+        reason = seed.reason(f"The siege began {edge} in September of that long year.")
+        assert (reason is not None and "U+4E00" in reason.why) == killed
+    # What it gets wrong: numbers go, German and katakana inside of English stay.
+    assert seed.reason("1944").why == "confidence of English is 0.000, not 1.0"
+    assert seed.reason("Die Schlacht begann im August 1942.") is None
+    assert seed.reason("The パウルス Army surrendered.") is None
+
+
+def test_words_of_the_source_are_not_judged_and_scripts_always_are(default):
+    german = "Die Wacht am Rhein"
+    assert default.reason(f"{german} ist ein Lied") is not None
+    assert default.reason(german, source=f"They sang {german} again.") is None
+    assert default.reason("第六", source="第六 Army").filter == "language"
+
+
+def test_other_languages_can_be_asked_for():
+    german = Checker("German")
+    assert [t for t in texts.GERMAN if german.reason(t)] == []
+    wrong = [t for t in texts.ENGLISH if len(t.split()) > 5 and german.reason(t) is None]
+    assert wrong == []
+    with pytest.raises(ConfigError, match="English only"):
+        Checker("de", "seed")
+    with pytest.raises(ConfigError, match="not among those told apart"):
+        Checker("gsw")
+
+
+def test_refusals_and_talk_about_the_task():
+    assert all(speech.refusal(text) for text in texts.REFUSED)
+    assert all(speech.meta(text) for text in texts.META)
+    good = [*texts.ENGLISH, *texts.SHAKESPEARE, *texts.NAMES, "A passage of ships was ordered."]
+    assert [t for t in good if speech.refusal(t) or speech.meta(t)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "why"),
+    [
+        ("…", "answer", "is empty"),
+        ("x" * 3000, "answer", "3,000 characters"),
+        ("Who?", "question", "one word"),
+        ("and the city fell, " * 9, "answer", "over and over"),
+    ],
+)
+def test_lengths(text, field, why):
+    assert why in speech.length(text, field).why
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ("Zhukov took over the defence in 1942.", "1942"),
+        ("Rommel took over the defence. It was Rommel's order.", "'Rommel'"),
+        ("The bread was baked by volunteers from neighbouring villages daily.", "%"),
+    ],
+)
+def test_answers_that_the_source_does_not_support(answer, why):
+    reason = support(SOURCE, "Who took over the defence?", answer)
+    assert reason.filter == "support" and why in reason.why
+
+
+def test_answers_that_the_source_supports():
+    for answer in ("Georgy Zhukov.", "In September 1941.", "It fell to 125 grams a day.", "Yes.",
+                   "Eliasberg", "True. Georgy Zhukov took over the defence."):  # fmt: skip
+        assert support(SOURCE, "Who took over the defence?", answer) is None
+    wrong = "False. It is Zhukov, not Model."
+    asked = "True or false: Walter Model took over the defence."
+    assert support(SOURCE, asked, wrong, wrong=True) is None
+    assert support(SOURCE, asked, wrong) is not None  # other styles may not ask so
+
+
+def test_a_records_phase_and_reason_are_named():
+    record = {"question": "Who took over the defence?", "answer": "朱可夫", "choices": ["a b"]}
+    phase, reason = of_record(record, SOURCE, Settings())
+    assert (phase, reason.filter) == ("answer", "language") and "U+6731" in reason.why
+
+
+# ── All records together ────────────────────────────────────────────────────────────────────────
+
+
+def record(question, answer="x", split="train", kind="qa", **more):
+    source = {"article": "a", "window": "a#0"}
+    return {"id": question, "kind": kind, "question": question, "answer": answer, "split": split,
+            "source": source, "style": "s", **more}  # fmt: skip
+
+
+def test_near_duplicates_go_and_the_first_stays():
+    rows = [
+        record("Which general took over the defence of the city in September 1941?"),
+        record("Who wrote the symphony?"),
+        record("which general took over the defence of the city, in September 1941"),
+        record("Describe it.", "one", kind="qpt"),
+        record("Describe it.", "two", kind="qpt"),
+    ]
+    reasons = corpus_wide.near_duplicates(rows)
+    assert [r is None for r in reasons] == [True, True, False, True, True]
+
+
+def test_evaluation_sets_and_held_out_texts_are_kept_out(tmp_path):
+    asked = "In which month of the year 1941 did the bread ration of the city fall so low at last?"
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"question": asked}))
+    held = "The orchestra of the radio played the whole symphony on that evening in August 1942."
+    rows = [
+        record("A", asked),
+        record("B", f"It is said: {held}"),
+        record("C", "Zhukov."),
+        record("D", f"It is said: {held}", split="heldout_article"),
+    ]
+    kept, rejects = through(rows, filters([held], [str(tmp_path)]))
+    assert [r["id"] for r in kept] == ["C", "D"]
+    assert {(r["id"], r["why"]) for r in rejects} == {
+        ("A", "an evaluation set has words of it"),
+        ("B", "a held-out article has words of it"),
+    }
+
+
+def test_held_out_phrasings_ask_for_trained_facts_in_words_that_training_lacks():
+    fact = {"fact": "3:person:Georgy Zhukov"}
+    rows = [
+        record("Who took over?", "Georgy Zhukov.", **fact),
+        record("Which general was it?", "Zhukov.", split="heldout_phrasing", **fact),
+        record("Name the composer.", "Shostakovich.", split="heldout_phrasing", fact="7:person:S"),
+        record("which general was it", "Zhukov.", **fact),
+    ]
+    rows[3]["id"] = "leak"
+    leaks, untrained = corpus_wide.asked_elsewhere(rows), corpus_wide.untrained(rows)
+    assert [r is None for r in leaks] == [True, True, True, False]
+    assert [r is None for r in untrained] == [True, True, False, True]
+
+
+def test_one_order_of_a_pair_never_stays_alone():
+    def half(order, pair):
+        both = ["Model", "Zhukov"][:: 1 if order == "right-first" else -1]
+        return record(f"{both[0]} or {both[1]}? {pair}", kind="contrast", pair=pair, order=order,
+                      choices=both)  # fmt: skip
+
+    rows = [half("right-first", "p"), half("wrong-first", "p"), half("wrong-first", "q")]
+    kept, rejects = through(rows, [])
+    assert [r["pair"] for r in kept] == ["p", "p"] and rejects[0]["filter"] == "unpaired"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "why"),
+    [
+        ("True or false?", "True", "no word of the question"),
+        ("What is it that they all want to hear?", "Zhukov took over.", "no word of the question"),
+        ("Zhukov took over the defence.", "Zhukov took over the defence.", "the question again"),
+        ("Was Zhukov fond of music and of songs?", "He was fond of music and songs of love and war",
+         "of the answer's words"),
+    ],
+)  # fmt: skip
+def test_records_that_a_small_model_writes_about_nothing(question, answer, why):
+    """Each kind was written by SmolLM2-135M, asked for records with a grammar."""
+    assert why in support(SOURCE, question, answer).why

@@ -1,0 +1,261 @@
+"""`gchat synth generate`: from a corpus to records, by templates and by an endpoint that fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fakes import openai_api
+from gchat.__main__ import main
+from gchat.queue import open_queue
+from gchat.synth import styles
+
+ARTICLES = Path(__file__).parents[2] / "fixtures/synth/articles.md"
+PARTS = ("train", "heldout_article", "heldout_phrasing")
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def generate(out, *more):
+    return main(["synth", "generate", str(ARTICLES), "--out", str(out), *map(str, more)])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("made") / "records"
+    assert generate(out, "--kinds", "qa", "contrast", "qpt", "--heldout", "0.2") == 0
+    return out
+
+
+def test_records_of_three_kinds_in_three_parts(made):
+    parts = {part: rows(made / f"{part}.jsonl") for part in PARTS}
+    assert all(parts.values())
+    every = [r for part in parts.values() for r in part]
+    assert {r["kind"] for r in every} == {"qa", "contrast", "qpt"}
+    assert len({r["id"] for r in every}) == len(every)
+    articles = {part: {r["source"]["article"] for r in listed} for part, listed in parts.items()}
+    assert len(articles["heldout_article"]) == 1
+    assert not articles["heldout_article"] & (articles["train"] | articles["heldout_phrasing"])
+    asked = {part: {(r["kind"], r["style"], r.get("phrasing")) for r in listed}
+             for part, listed in parts.items()}  # fmt: skip
+    assert not asked["heldout_phrasing"] & asked["train"]
+    report = json.loads((made / "report.json").read_text())
+    assert report["parts"] == {part: len(listed) for part, listed in parts.items()}
+    right, wrong = report["balance"].values()
+    assert right == wrong > 50 and report["same_question"]["share"] <= 0.05
+
+
+def test_nothing_of_a_held_out_article_reaches_training(made):
+    held = rows(made / "heldout_article.jsonl")
+    trained = rows(made / "train.jsonl") + rows(made / "heldout_phrasing.jsonl")
+    text = "\n".join(f"{r['question']} {r['answer']}" for r in trained)
+    sentences = {r["answer"] for r in held if r["kind"] == "contrast"}
+    assert sentences and not [s for s in sentences if s in text]
+
+
+def test_training_records_are_conversations_for_the_trainer(made, tmp_path):
+    from gchat.conversation import Conversation
+
+    for row in rows(made / "train.jsonl"):
+        conversation = Conversation.from_json(row)
+        assert conversation.messages[0].content == row["question"]
+
+
+def test_the_same_command_does_nothing_twice_and_other_options_are_refused(made, capsys):
+    before = {path.name: path.read_bytes() for path in made.glob("*.jsonl")}
+    again = ["--kinds", "qa", "contrast", "qpt", "--heldout", "0.2"]
+    assert generate(made, *again, "--json") == 0
+    json.loads(capsys.readouterr().out)
+    assert {path.name: path.read_bytes() for path in made.glob("*.jsonl")} == before
+    assert generate(made, *again, "--seed", 1) == 2
+    assert "was begun with another seed" in capsys.readouterr().err
+
+
+def test_a_record_is_shown_with_its_window_and_a_reject_with_its_reason(made, capsys):
+    record, reject = rows(made / "train.jsonl")[0], rows(made / "rejects.jsonl")[0]
+    assert main(["synth", "show", record["id"][:12], "--out", str(made)]) == 0
+    said = capsys.readouterr().out
+    assert record["question"] in said and f"window {record['source']['window']}" in said
+    assert main(["synth", "show", reject["id"], "--out", str(made), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["record"]["why"] == reject["why"] and facts["window"]["sentences"]
+    assert main(["synth", "show", "nothing", "--out", str(made)]) == 2
+    assert "is no record of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--language", "de"], "not in language 'de'"),
+        (["--style-files", "missing.yaml"], "missing.yaml"),
+        (["--styles", "wen"], "did you mean 'when'?"),
+        (["--stride", "9"], "stride = 9"),
+        (["--phrasings", "29"], "phrasings = 29"),
+        (["--chain"], "--chain has no effect without --endpoint or --run"),
+        (["--profile", "seed", "--language", "de"], "English only"),
+        (["--decontaminate", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_options_are_one_line(tmp_path, capsys, more, said):
+    assert generate(tmp_path / "out", *more) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_an_empty_corpus_and_a_queue_of_another_version(tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("\n\n")
+    assert main(["synth", "generate", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
+    assert "holds no article" in capsys.readouterr().err
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/job.json").write_text('{"version": 99}')
+    assert generate(tmp_path / "made") == 2
+    assert "is of version 99" in capsys.readouterr().err
+
+
+# ── A model behind an endpoint ──────────────────────────────────────────────────────────────────
+
+
+def writes(text=None):
+    """A model that copies the first sentence of its text as the answer."""
+
+    def reply(body):
+        if text is not None:
+            return text
+        asked = body["messages"][-1]["content"]
+        first = asked.partition("Text: ")[2].partition(". ")[0] + "."
+        words = " ".join(first.split()[:5])
+        question = f"Who took over where it is told how {words}?"
+        if "very words" in asked:  # of the style quote
+            question = f"Give the sentence with {words}, please, as it stands."
+        return json.dumps({"question": question, "answer": first})
+
+    return reply
+
+
+ASKED = ("--styles", "what-said", "quote", "--heldout-styles", "0", "--max-windows", "5",
+         "--heldout", "0", "--concurrency", "2")  # fmt: skip
+
+
+def test_an_endpoint_writes_question_and_answer_in_one_call(tmp_path, capsys):
+    with openai_api.serve(key=openai_api.KEY) as fake:
+        fake.reply = writes()
+        os.environ["GAIA_API_KEY"] = openai_api.KEY
+        try:
+            priced = ("--prompt-price", 2, "--completion-price", 4, "--json")
+            assert generate(tmp_path / "o", *ASKED, "--endpoint", fake.url, *priced) == 0
+        finally:
+            del os.environ["GAIA_API_KEY"]
+    facts = json.loads(capsys.readouterr().out)
+    assert len(fake.seen) == 10 and facts["dead"] == 0
+    body = fake.seen[0][1]
+    form = body["response_format"]["json_schema"]["schema"]
+    assert form["required"] == ["question", "answer"] and not form["additionalProperties"]
+    tokens = facts["tokens"]
+    assert facts["cost"] == pytest.approx((tokens["prompt"] * 2 + tokens["completion"] * 4) / 1e6)
+    both = [facts["styles"][name] for name in ("what-said", "quote")]
+    for row in both:
+        assert row["made"] == 5
+        if row["accepted"]:
+            assert row["cost_per_accepted"] == pytest.approx(row["cost"] / row["accepted"])
+    assert sum(row["cost"] for row in both) == pytest.approx(facts["cost"])
+    record = rows(tmp_path / "o/train.jsonl")[0]
+    assert main(["synth", "show", record["id"], "--out", str(tmp_path / "o")]) == 0
+    said = capsys.readouterr().out
+    sent = {m["content"] for _, body, _ in fake.seen for m in body["messages"]}
+    prompt = next(text for text in sent if styles.load()[record["style"]].ask in text)
+    assert prompt.splitlines()[-1] in said and openai_api.KEY not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("no JSON", "form: schema"),
+        ('{"question": "Who was it, then?"}', "form: schema"),
+        ('{"question": "Who was it, then?", "answer": "It was 第六 Army."}', "answer: language"),
+        ('{"question": "I cannot answer that, sorry?", "answer": "x"}', "question: refusal"),
+        ('{"question": "According to the text, who?", "answer": "Leeb"}', "question: meta"),
+        ('{"question": "Who was it, then?", "answer": "It was Hannibal."}', "answer: support"),
+    ],
+)
+def test_what_a_model_writes_wrong_is_kept_apart_with_its_phase(tmp_path, capsys, text, name):
+    with openai_api.serve() as fake:
+        fake.reply = writes(text)
+        assert generate(tmp_path / "o", *ASKED[:-4], "--heldout", "0", "--styles", "quote",
+                        "--endpoint", fake.url, "--json") == 0  # fmt: skip
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["rejects"] == {name: 5} and facts["records"] == 0
+    assert all(row["why"] for row in rows(tmp_path / "o/rejects.jsonl"))
+
+
+def test_a_chained_question_is_checked_before_its_answer_is_paid_for(tmp_path, capsys):
+    with openai_api.serve() as fake:
+        fake.reply = writes()
+        chained = (*ASKED[:3], "--heldout-styles", 0, "--max-windows", 3, "--heldout", 0, "--chain")
+        assert generate(tmp_path / "o", *chained, "--endpoint", fake.url, "--json") == 0
+        capsys.readouterr()
+        assert len(fake.seen) == 12
+        asked = [b["messages"][-1]["content"] for _, b, _ in fake.seen]
+        assert sum("Question: " in text for text in asked) == 6
+        fake.seen.clear()
+        fake.reply = writes('{"question": "As an AI, may I ask?"}')
+        assert generate(tmp_path / "p", *chained, "--endpoint", fake.url, "--json") == 0
+        assert len(fake.seen) == 6  # no answer was asked for
+
+
+def test_a_spent_budget_stops_and_the_same_command_goes_on(tmp_path, capsys):
+    with openai_api.serve() as fake:
+        fake.reply = writes()
+        args = (*ASKED, "--endpoint", fake.url)
+        assert generate(tmp_path / "o", *args, "--max-requests", 4) != 0
+        error = capsys.readouterr().err
+        assert "the budget of 4 requests is spent" in error and error.count("\n") == 1
+        with open_queue(tmp_path / "o/queue.db") as queue:
+            assert queue.counts().done == 4 and queue.counts().waiting == 6
+        assert generate(tmp_path / "o", *args) == 0
+        assert len(fake.seen) == 10  # nothing is asked twice
+
+
+def test_a_wrong_key_is_one_line_without_the_key(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("GAIA_API_KEY", "sk-wrong-0123456789abcdefghij")
+    with openai_api.serve(key=openai_api.KEY) as fake:
+        more = ("--endpoint", fake.url, "--model", "small", "--server", "openai")
+        assert generate(tmp_path / "o", *ASKED, *more) != 0
+    error = capsys.readouterr().err
+    assert "401" in error and "sk-" not in error and error.count("\n") == 1
+
+
+def test_an_endpoint_that_is_down_is_one_line(tmp_path, capsys):
+    more = ("--endpoint", "http://127.0.0.1:9/v1", "--tries", 1)
+    assert generate(tmp_path / "o", *ASKED, *more) != 0
+    error = capsys.readouterr().err
+    assert "cannot be reached" in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_generation_that_is_killed_goes_on_and_makes_the_same_records(tmp_path):
+    command = [sys.executable, "-m", "gchat", "synth", "generate", str(ARTICLES)]
+    with openai_api.serve() as fake:
+        fake.reply, fake.delay_s = writes(), 0.1
+        whole = tmp_path / "whole"
+        assert generate(whole, *ASKED, "--endpoint", fake.url) == 0
+        out = tmp_path / "killed"
+        args = [*command, "--out", str(out), *ASKED, "--endpoint", fake.url]
+        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+            process = subprocess.Popen(args, stderr=subprocess.DEVNULL)
+            begun = len(fake.seen)
+            while len(fake.seen) < begun + 2 and process.poll() is None:
+                pass
+            process.send_signal(number)
+            process.wait(60)
+        with open_queue(out / "queue.db") as queue:
+            for lease in queue.lease(100, 0.0, "test"):  # the dead worker's leases run out
+                queue.release(lease)
+        subprocess.run(args, check=True, timeout=400)
+    for name in ("train", "rejects"):
+        assert (out / f"{name}.jsonl").read_bytes() == (whole / f"{name}.jsonl").read_bytes()
