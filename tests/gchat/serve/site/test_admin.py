@@ -1,4 +1,4 @@
-"""Administration by page and by command, ratings for `gchat dpo`, and the command as it is started."""
+"""Administration by page and by command, ratings for `gchat dpo`, and the command itself."""
 
 import json
 import signal
@@ -124,7 +124,7 @@ def test_ratings_become_pairs_that_dpo_reads(place, alice, command, tmp_path, up
 
 
 def test_status_and_charts_show_what_happened(tmp_path, upstream, monkeypatch):
-    monkeypatch.setattr(samples, "INTERVAL_S", 0.2)
+    monkeypatch.setattr(samples, "INTERVAL_S", 1.05)  # a sample a second
     site = chat_site.make_site(f"sqlite:///{tmp_path}/site.db", upstream.url)
     add_user(site, "root", "admin")
     with chat_site.running(site, samples.record) as place:
