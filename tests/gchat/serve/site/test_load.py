@@ -20,25 +20,6 @@ CONVERSATIONS = 10_000
 STREAM_USERS = int(os.environ.get("GCHAT_LOAD_USERS", "200"))
 STREAM_S = float(os.environ.get("GCHAT_LOAD_SECONDS", "120"))
 COMMON = "the of and to in that for with as was on are by this be from at or"
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "that",
-    "for",
-    "with",
-    "as",
-    "was",
-    "on",
-    "are",
-    "by",
-    "this",
-    "be",
-    "from",
-    "at",
-    "or",
-]
 
 
 def quantiles(seconds):
