@@ -140,7 +140,7 @@ async def fetch(url: str, limits: Limits = Limits()) -> Page:
 
 async def _once(pool: httpcore2.AsyncConnectionPool, url: str, limits: Limits) -> Page | str:
     """The page, or the address that it redirects to."""
-    headers: dict[bytes | str, bytes | str] = {
+    headers: dict[str | bytes, str | bytes] = {
         "User-Agent": _AGENT,
         "Accept": "text/html,application/xhtml+xml,text/plain;q=0.8",
         # What is compressed could unfold into any size.

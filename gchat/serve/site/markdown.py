@@ -175,7 +175,7 @@ def _markdown() -> MarkdownIt:
     options = {"html": False, "linkify": True}
     markdown = MarkdownIt("commonmark", options).enable(["table", "strikethrough", "linkify"])
     markdown.disable(["reference", "html_block", "html_inline"])
-    assert markdown.linkify is not None  # linkify-it-py is here
+    assert markdown.linkify is not None  # linkify-it-py is installed
     markdown.linkify.set({"fuzzy_link": False, "fuzzy_email": False, "fuzzy_ip": False})
     markdown.validateLink = lambda url: bool(_LINK.match(url))
     add_maths(markdown)

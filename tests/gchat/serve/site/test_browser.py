@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -13,7 +14,7 @@ import pytest
 import chat_nginx as site
 import smollm2
 from gchat.serve.site import web
-from tests.fakes import openai_api
+from tests.fakes import openai_api, search_services
 
 pytestmark = [
     pytest.mark.slow,
@@ -154,6 +155,14 @@ class Person:
         self.context.close()
 
 
+def until(page, expression, seconds=60):
+    """Waits for an expression; Playwright's own way needs `eval`, which the policy forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(20)
+
+
 def check_states(states, tokens):
     """An answer came piece by piece: many states, spread over its time and not in one lump."""
     assert len(states) >= 10
@@ -179,9 +188,7 @@ def test_the_whole_line(place, chromium, tmp_path):
     whole = body.inner_html()
 
     ada.ask("something endless", wait=False)
-    page.wait_for_function(
-        "document.querySelectorAll('.message.assistant .body')[1]?.innerText.length > 40"
-    )
+    until(page, "document.querySelectorAll('.message.assistant .body')[1]?.innerText.length > 40")
     page.locator("#stop").click()
     ada.finished()
     stopped = ada.answers()[1]
@@ -201,7 +208,7 @@ def test_the_whole_line(place, chromium, tmp_path):
     page.wait_for_selector("text=2 of 2")
     last = page.locator(".message.assistant").nth(1)
     last.get_by_role("button", name="Answer again").click()
-    page.wait_for_function("document.querySelectorAll('.versions').length === 2")
+    until(page, "document.querySelectorAll('.versions').length === 2")
     ada.finished()
     page.locator(".message.user").nth(1).get_by_role("button", name="Earlier version").click()
     page.wait_for_selector("text=Stopped.")
@@ -214,7 +221,7 @@ def test_the_whole_line(place, chromium, tmp_path):
     page.press("#input", "Enter")
     page.wait_for_selector("#conversations >> text=All about descent")
     page.fill("#find", "negative gradient")
-    page.wait_for_function("document.querySelectorAll('#conversations a').length === 1")
+    until(page, "document.querySelectorAll('#conversations a').length === 1")
     page.fill("#find", "no such words anywhere")
     page.wait_for_selector("text=Nothing was found.")
     page.fill("#find", "")
@@ -304,12 +311,12 @@ def test_a_broken_connection_is_taken_up_again(upstream, chromium, tmp_path):
         page = cyd.page
         page.evaluate(WATCH)
         cyd.ask("How does descent work?", wait=False)
-        page.wait_for_function("states.length > 20")
+        until(page, "states.length > 20")
         master = (tmp_path / "nginx/pid").read_text().strip()
         for worker in subprocess.check_output(["pgrep", "-P", master], text=True).split():
             os.kill(int(worker), 9)  # the master begins another
         before = page.evaluate("states.length")
-        page.wait_for_function(f"states.length > {before + 10}")
+        until(page, f"states.length > {before + 10}")
         cyd.finished()
         text = page.locator(".message.assistant .body").inner_text()
         page.reload()
@@ -318,6 +325,33 @@ def test_a_broken_connection_is_taken_up_again(upstream, chromium, tmp_path):
         assert text.count("negative gradient") == 1 and "for more." in text
         cyd.errors = [one for one in cyd.errors if "net::ERR" not in one]
         cyd.end()
+
+
+def test_search_shows_sources_and_obeys_none(upstream, chromium, tmp_path):
+    """Pages reach the model as quoted data, and the reader as links that stay after a reload."""
+    with search_services.serve() as services:
+        options = ("--upstream", upstream.url, "--registration", "open", "--search", "searxng",
+                   "--search-url", services["url"])  # fmt: skip
+        with (
+            site.web(tmp_path / "web", *options) as (port, _, _),
+            site.nginx(tmp_path / "nginx", port) as (url, _),
+        ):
+            ivy = Person(chromium, url, "ivy").register()
+            ivy.ask("something short")
+            assert not services["seen"]  # off until it is switched on
+            ivy.page.get_by_role("button", name="Search the web").click()
+            ivy.ask("something short again")
+            links = ivy.page.locator(".sources a")
+            assert links.evaluate_all("all => all.map((one) => one.href)") == [
+                "https://a.example/one", "http://b.example/two"]  # fmt: skip
+            sent = upstream.seen[-1][1]["messages"][-1]["content"]
+            assert "First extract" in sent and sent.endswith("something short again")
+            assert re.search(r"<page (\w{16}) number=1>.*</page \1>", sent, re.S)
+            assert ivy.questions()[-1] == "something short again"
+            ivy.page.reload()
+            ivy.page.wait_for_selector(".sources a")
+            assert links.count() == 2
+            ivy.end()
 
 
 def test_two_tabs_see_one_answer(place, chromium):

@@ -48,20 +48,23 @@ async function* events(response: Response): AsyncGenerator<ChatEvent & { id: num
   if (!response.ok) throw await refusal(response);
   const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
-  while (true) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    rest += value;
-    const parts = rest.split("\n\n");
-    rest = parts.pop()!;
-    for (const part of parts) {
-      const fields: Record<string, string> = {};
-      for (const line of part.split("\n")) {
-        const at = line.indexOf(":");
-        if (at > 0) fields[line.slice(0, at)] = line.slice(at + 1).trimStart();
+  try {
+    while (true) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const parts = (rest + value).split("\n\n");
+      rest = parts.pop()!;
+      for (const part of parts) {
+        const fields: Record<string, string> = {};
+        for (const line of part.split("\n")) {
+          const at = line.indexOf(":");
+          if (at > 0) fields[line.slice(0, at)] = line.slice(at + 1).trimStart();
+        }
+        if (fields.data) yield { event: fields.event, id: Number(fields.id ?? -1), data: JSON.parse(fields.data) } as ChatEvent & { id: number };
       }
-      if (fields.data) yield { event: fields.event, id: Number(fields.id ?? -1), data: JSON.parse(fields.data) } as ChatEvent & { id: number };
     }
+  } finally {
+    void reader.cancel().catch(() => undefined); // whoever stops reading leaves no connection open
   }
 }
 

@@ -17,6 +17,7 @@ export class Chat {
   private running: string | null = null; // id of the answer that is being written
   private turn = 0; // of what is open: events of a conversation that was left are not shown
   private searching = false;
+  private stopWanted = false;
   private readonly input = $<HTMLTextAreaElement>("input");
   private readonly scroll = $("scroll");
   private readonly sidebar = new Sidebar((id) => void this.open(id), (item) => void this.options(item));
@@ -127,6 +128,7 @@ export class Chat {
     if (this.running) return notice("An answer is being written; stop it first.", true);
     let turn = this.turn;
     this.running = "";
+    this.stopWanted = false;
     this.state();
     try {
       if (!this.conversation.id) {
@@ -154,6 +156,7 @@ export class Chat {
       message = made;
       this.running = made.id;
       this.state();
+      if (this.stopWanted) void this.stop();
       $("live").textContent = "The answer is being written.";
     };
     if (message) begin(message);
@@ -166,7 +169,9 @@ export class Chat {
           if (one) $("messages").append(item = messageItem(one, this.acts));
         begin(event.data.message);
         this.toEnd(true);
-        void this.sidebar.load().then(() => this.sidebar.mark(this.conversation.id));
+        void this.sidebar.load().then(() => {
+          if (turn === this.turn) this.title(this.sidebar.titles.get(String(this.conversation.id)) || this.conversation.title);
+        });
       } else if (event.event === "sources" && item) {
         item.append(sourceList(event.data));
       } else if (event.event === "delta" && item) {
@@ -200,7 +205,8 @@ export class Chat {
     if (!this.conversation.id || this.running) return;
     const conversation = await api<Conversation>("GET", `conversations/${this.conversation.id}`).catch(() => null);
     const editing = document.querySelector(".editor") !== null;
-    if (conversation && turn === this.turn && !this.running && !editing) {
+    const same = conversation && JSON.stringify(conversation) === JSON.stringify(this.conversation);
+    if (conversation && !same && turn === this.turn && !this.running && !editing) {
       const top = this.scroll.scrollTop, at = document.activeElement, within = $("messages").contains(at);
       this.show(conversation);
       this.scroll.scrollTop = top;
@@ -236,6 +242,7 @@ export class Chat {
   }
 
   private async stop(): Promise<void> {
+    this.stopWanted = this.running === ""; // the answer has no name yet: it is stopped when it has
     if (this.running) await api("POST", "stop", { message: this.running }).catch(this.say);
   }
 

@@ -3,7 +3,6 @@ import { api, Refused } from "./api.ts";
 import { $, copy, el, notice } from "./dom.ts";
 import { formOf, numbers } from "./forms.ts";
 import type { Conversation, Model } from "./types.ts";
-import type { Listed } from "./sidebar.ts";
 
 function open(title: string, ...parts: (Node | string)[]): HTMLDialogElement {
   const dialog = $<HTMLDialogElement>("dialog");
@@ -41,7 +40,8 @@ export interface Changed { renamed(): void; deleted(id: string): void; saved(): 
 export async function conversationOptions(
   conversation: Conversation, models: Model[], keep: (values: Partial<Conversation>) => Promise<void>, changed: Changed,
 ): Promise<void> {
-  const sampling = conversation.sampling ?? {};
+  const sampling = conversation.sampling ?? {}, shown = ["temperature", "top_p", "max_tokens"];
+  const others = Object.fromEntries(Object.entries(sampling).filter(([name]) => !shown.includes(name)));
   const field = (name: string, label: string, rest: object) =>
     el("label", {}, label, el("input", { name, type: "number", value: String((sampling as Record<string, number>)[name] ?? ""), placeholder: "model's", ...rest }));
   const model = el("select", { name: "model" }, ...models.map((one) => el("option", { value: one.id, selected: one.id === conversation.model }, one.id)));
@@ -56,14 +56,14 @@ export async function conversationOptions(
   formOf(form, async (values) => {
     await keep({
       ...(conversation.id ? { title: values.title } : {}), ...(values.model ? { model: values.model } : {}),
-      system: values.system, sampling: { ...sampling, ...numbers(values, ["temperature", "top_p", "max_tokens"]) },
+      system: values.system, sampling: { ...others, ...numbers(values, shown) },
     });
     dialog.close();
     changed.saved();
   });
 }
 
-function more(conversation: Listed, changed: Changed): HTMLElement {
+function more(conversation: Conversation, changed: Changed): HTMLElement {
   const dialog = $<HTMLDialogElement>("dialog"), path = `conversations/${conversation.id}`;
   const act = (label: string, run: () => Promise<void>, kind = "") =>
     el("button", { type: "button", class: kind, onclick: () => void run().catch((error) => notice((error as Refused).message, true)) }, label);
@@ -76,9 +76,15 @@ function more(conversation: Listed, changed: Changed): HTMLElement {
     }),
     act("Share…", async () => {
       const { url } = await api<{ url: string }>("POST", `${path}/share`);
+      conversation.share = url;
       reveal("Link to this conversation", new URL(url, location.href).href, "Whoever has the link can read the conversation as it is now.");
     }),
-    act("Stop sharing", async () => { await api("DELETE", `${path}/share`); notice("The link works no longer."); }),
+    ...(conversation.share ? [act("Stop sharing", async () => {
+      await api("DELETE", `${path}/share`);
+      conversation.share = null;
+      dialog.close();
+      notice("The link works no longer.");
+    })] : []),
     file("markdown", "Export Markdown"), file("json", "Export JSON"),
     act("Delete", async () => {
       if (!await confirm("Delete this conversation?", `“${conversation.title}” is removed for good.`, "Delete")) return;

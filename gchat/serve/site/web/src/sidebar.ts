@@ -1,13 +1,13 @@
 // The list of conversations: search, pages as one scrolls, groups by day.
 import { api, Refused } from "./api.ts";
 import { $, el, iconButton, notice } from "./dom.ts";
-import type { Conversation } from "./types.ts";
 
 export interface Listed { id: string; title: string; pinned: boolean; updated_at: number }
 interface Page { items: Listed[]; next: string | null }
 
 export class Sidebar {
   current: string | null = null;
+  readonly titles = new Map<string, string>();
   private next: string | null = null;
   private busy = false;
   private asked = 0;
@@ -66,6 +66,7 @@ export class Sidebar {
     if (!more) list.replaceChildren();
     let group = list.querySelector("li.group:last-of-type")?.textContent ?? "";
     for (const item of items) {
+      this.titles.set(String(item.id), item.title);
       const name = item.pinned ? "Pinned" : day(item.updated_at);
       if (name !== group) list.append(el("li", { class: "group" }, group = name));
       const link = el("a", { href: `/c/${item.id}`, title: item.title }, item.title || "New chat");
@@ -96,5 +97,3 @@ function day(seconds: number): string {
   const days = (start.getTime() / 1000 - seconds) / 86400;
   return days <= 0 ? "Today" : days <= 1 ? "Yesterday" : days <= 7 ? "This week" : days <= 30 ? "This month" : "Earlier";
 }
-
-export const listed = (conversation: Conversation): Listed => conversation;

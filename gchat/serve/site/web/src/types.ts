@@ -9,7 +9,7 @@ export interface Context { used: number; limit: number; dropped_before: string |
 export interface Sampling { temperature?: number; top_p?: number; top_k?: number; max_tokens?: number }
 export interface Conversation {
   id: string; title: string; pinned: boolean; updated_at: number; system?: string | null; sampling?: Sampling | null;
-  model?: string | null; leaf: string | null; messages: Message[]; context: Context | null;
+  model?: string | null; share?: string | null; leaf: string | null; messages: Message[]; context: Context | null;
 }
 export interface Change { from: number; keep: number; html: string[] }
 export type ChatEvent =

@@ -1,2 +1,2 @@
-/* built from src/ 71e2463540e30307 */
+/* built from src/ c24c484f4893118a */
 "use strict";(()=>{var t=(()=>{try{return localStorage.getItem("theme")}catch{return null}})();(t==="dark"||t==="light")&&(document.documentElement.dataset.theme=t);})();
