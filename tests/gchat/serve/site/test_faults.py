@@ -243,6 +243,34 @@ def test_a_database_that_stays_locked_ends_answers_which_are_saved_later(
         assert answer["content"].startswith(text_of(seen)) and WORDS.startswith(answer["content"])
 
 
+def test_an_answer_that_cannot_be_saved_spoils_no_other(tmp_path, slow_upstream, monkeypatch):
+    from gchat.serve.site import messages
+
+    plain = messages.end_answer
+
+    def picky(c, user_id, message_id, **values):
+        if values["content"].startswith("bad"):
+            raise ValueError("no database takes this")
+        plain(c, user_id, message_id, **values)
+
+    site = chat_site.make_site(f"sqlite:///{tmp_path}/site.db", slow_upstream.url)
+    add_user(site, "alice")
+    reply, slow_upstream.reply = slow_upstream.reply, lambda body: body["messages"][-1]["content"]
+    monkeypatch.setattr(messages, "end_answer", picky)
+    try:
+        with chat_site.running(site) as place:
+            client = place.client("alice")
+            good, good_thread = begin(client, False, content="good words one two three")
+            bad, bad_thread = begin(place.client("alice"), False, content="bad words one two three")
+            good_thread.join(30), bad_thread.join(30)
+            assert good[-1][1] == "end" and text_of(good) == "good words one two three"
+            assert bad[-1][1] == "error" and "could not be saved" in bad[-1][2]["message"]
+            monkeypatch.undo()
+            assert client.chat(content="good again")[-1][1] == "end"
+    finally:
+        slow_upstream.reply = reply
+
+
 @pytest.mark.slow  # it mounts a file system
 def test_a_full_disk_is_told_and_recovers(tmp_path, slow_upstream):
     from disks import fill, small_disk

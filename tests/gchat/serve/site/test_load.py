@@ -101,8 +101,14 @@ async def _follow(url, name, end, counts, waits):
     async with httpx2.AsyncClient(base_url=url, timeout=120) as http:
         page = await http.get("/login")
         csrf = page.text.split('name="csrf-token" content="')[1].split('"')[0]
-        login = await http.post("/api/login", json={"name": name, "password": PASSWORD},
-                                headers={"X-CSRF-Token": csrf})  # fmt: skip
+        headers = {"X-CSRF-Token": csrf}
+        body = {"name": name, "password": PASSWORD}
+        # So many logins at once from one address wait for one another.
+        while (
+            login := await http.post("/api/login", json=body, headers=headers)
+        ).status_code != 200:
+            assert login.status_code == 429
+            await asyncio.sleep(int(login.headers["retry-after"]))
         headers = {"X-CSRF-Token": login.json()["csrf"]}
         asked, made = [], None
         while time.monotonic() < end:
