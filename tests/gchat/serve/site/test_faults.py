@@ -38,12 +38,14 @@ def wait_for(place):  # a process for each boundary, forked from one that has im
     while not os.path.exists(place):
         time.sleep(0.01)
 
-def serve(boundary, name):
+def serve(boundary, late, name):
     site = chat_site.make_site(url.replace("NAME", name), upstream)
     counted = [0]
 
-    def at(connection, *args):
+    def at(connection, cursor=None, statement="", *args):
         if connection.get_execution_options().get("gchat_writes") and os.path.exists(armed):
+            if late and not counted[0] and "INTO pieces" not in statement:
+                return
             counted[0] += 1
             if counted[0] == boundary:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -51,7 +53,6 @@ def serve(boundary, name):
     armed = f"{{folder}}/{{name}}.armed"
     event.listen(site.database.engine, "before_cursor_execute", at)
     event.listen(site.database.engine, "commit", at)
-
 
     running = chat_site.Running(site)
     with open(f"{{folder}}/{{name}}.port.part", "w") as file:
@@ -61,9 +62,9 @@ def serve(boundary, name):
     running.stop()
 
 for line in sys.stdin:
-    boundary, name = line.split()
+    boundary, late, name = line.split()
     if os.fork() == 0:
-        serve(int(boundary), name)
+        serve(int(boundary), late == "late", name)
         os._exit(0)
 """
 
@@ -77,8 +78,8 @@ class Killer:
                    f"sqlite:///{folder}/NAME.db", upstream, str(folder)]  # fmt: skip
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
 
-    def start(self, boundary, name):
-        self.process.stdin.write(f"{boundary} {name}\n")
+    def start(self, boundary, late, name):
+        self.process.stdin.write(f"{boundary} {'late' if late else 'early'} {name}\n")
         self.process.stdin.flush()
         place = self.folder / f"{name}.port"
         end = time.monotonic() + 60
@@ -107,14 +108,19 @@ def killer(tmp_path_factory, slow_upstream):
     made.close()
 
 
-def killed_at(killer, upstream, boundary):
-    """Asks a site that dies at a boundary; checks what is left. False where it lived on."""
-    name = f"k{boundary}"
+def killed_at(killer, upstream, boundary, late=False):
+    """Asks a site that dies at a boundary; checks what is left. False where it lived on.
+
+    Args:
+        boundary: number of the statement or commit.
+        late: counted from the first piece of the answer on, not from the question.
+    """
+    name = f"k{boundary}{late}"
     url = f"sqlite:///{killer.folder}/{name}.db"
     site = chat_site.make_site(url, upstream.url)
     add_user(site, "alice")
     site.database.close(), site.passwords.close()
-    client = chat_site.Client(killer.start(boundary, name))
+    client = chat_site.Client(killer.start(boundary, late, name))
     client.login("alice")
     made = client.json("POST", "/api/conversations", json={"title": "t"})["id"]
     (killer.folder / f"{name}.armed").touch()
@@ -150,11 +156,12 @@ def killed_at(killer, upstream, boundary):
     return True
 
 
-@pytest.mark.parametrize("boundary", [9, 17])
+# Before and after the second piece is committed, and within the question's own transaction.
+@pytest.mark.parametrize(("boundary", "late"), [(9, False), (3, True), (4, True)])
 def test_a_kill_while_an_answer_streams_loses_nothing_that_was_shown(
-    killer, slow_upstream, boundary
+    killer, slow_upstream, boundary, late
 ):
-    assert killed_at(killer, slow_upstream, boundary)
+    assert killed_at(killer, slow_upstream, boundary, late)
 
 
 @pytest.mark.slow
