@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,16 @@ import chat_site
 from chat_site import PASSWORD, add_user
 from gchat.__main__ import main
 from gchat.posttrain.pairs import read_pairs
-from gchat.serve.site import samples
+from gchat.serve.site import admin_command, samples
+from gchat.serve.site.passwords import Passwords
 
 ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture
-def command(place, capsys):
+def command(place, capsys, monkeypatch):
     """Runs `gchat web admin …` on the database of the running site; (status, out, err)."""
+    monkeypatch.setattr(admin_command, "Passwords", partial(Passwords, **chat_site.CHEAP))
 
     def run(*args):
         status = main(
