@@ -273,25 +273,14 @@ def _synth(args: list[str]) -> None:
     given.start() if verb == "generate" else given.run()
 
 
-def _sweep(args: list[str]) -> None:
-    from gchat.research.cli import sweep_main
+def _models(args: list[str]) -> None:
+    from gaia.config import parse
+    from gchat.archive.command import VERBS
 
     raise_on_interrupt()
-    sweep_main(args)
-
-
-def _compare(args: list[str]) -> None:
-    from gchat.research.cli import compare_main
-
-    raise_on_interrupt()
-    compare_main(args)
-
-
-def _ladder(args: list[str]) -> None:
-    from gchat.research.cli import ladder_main
-
-    raise_on_interrupt()
-    ladder_main(args)
+    verb = _known("gchat models", args, VERBS)
+    command = VERBS[verb]
+    parse(command, args[1:], prog=f"gchat models {verb}", description=command.__doc__).start()
 
 
 def _research(args: list[str]) -> None:
@@ -306,9 +295,20 @@ def _research(args: list[str]) -> None:
     (research_main if verb == "run" else ideas_main)(args[1:])
 
 
-def _main_of(module: str, name: str = "main") -> Callable[[list[str]], None]:
-    """A verb that is a function of a module, imported when it is called for."""
-    return lambda args: getattr(import_module(module), name)(args)
+def _main_of(
+    module: str, name: str = "main", interrupt: bool = False
+) -> Callable[[list[str]], None]:
+    """A verb that is a function of a module, imported when it is called for.
+
+    With `interrupt` Ctrl-C raises KeyboardInterrupt in it; the others see to that themselves.
+    """
+
+    def verb(args: list[str]) -> None:
+        if interrupt:
+            raise_on_interrupt()
+        getattr(import_module(module), name)(args)
+
+    return verb
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {
@@ -324,7 +324,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "judge": _main_of("gchat.judge.command"),
     "orchestrate": _main_of("gchat.orchestrate.command"),
     "picture": _main_of("gchat.run.picture"),
-    "models": _main_of("gchat.archive.command"),
+    "models": _models,
     "serve": _serve,
     "web": _web,
     "plan": _plan,
@@ -336,9 +336,9 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "data": _data,
     "tokenizer": _tokenizer,
     "synth": _synth,
-    "sweep": _sweep,
-    "compare": _compare,
-    "ladder": _ladder,
+    "sweep": _main_of("gchat.research.cli", "sweep_main", interrupt=True),
+    "compare": _main_of("gchat.research.cli", "compare_main", interrupt=True),
+    "ladder": _main_of("gchat.research.cli", "ladder_main", interrupt=True),
     "research": _research,
 }
 
@@ -368,13 +368,25 @@ def _verb(args: list[str]) -> None:
         raise GaiaError(f"{error.name} is not installed", install("train")) from None
 
 
+def _help_of(program: str, commands: Collection[str]) -> str:
+    """The lines of `USAGE` about a group of commands, and all of their names."""
+    group = program.removeprefix("gchat").strip()
+    about = [line for line in USAGE.splitlines() if line.startswith(f"  {group} ")]
+    head = f"usage: {program} COMMAND [options]; COMMAND --help lists the options"
+    return "\n".join([head, "", *about, *[""] * bool(about), f"commands: {', '.join(commands)}"])
+
+
 def _known(program: str, args: list[str], commands: Collection[str]) -> str:
-    """The command that `args` begin with.
+    """The command that `args` begin with; a question for help is answered, and ends the program.
 
     Raises:
+        SystemExit: the help was printed.
         GaiaError: the command is missing or unknown; the remedy names the nearest one.
     """
     choices = f"use one of {', '.join(commands)}"
+    if args[:1] in (["-h"], ["--help"], ["help"]):
+        print(_help_of(program, commands))
+        raise SystemExit(0)
     if not args:
         raise GaiaError(f"no command is given after `{program}`", choices)
     if args[0] in commands:

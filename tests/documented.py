@@ -19,6 +19,12 @@ from typing import NamedTuple
 from unittest import mock
 
 ROOT = Path(__file__).parent.parent
+SYSTEM = {
+    "apt", "cd", "certbot", "cp", "curl", "docker", "git", "mkdir", "nginx", "rm", "sed",
+    "systemctl", "useradd",
+}  # fmt: skip
+"""Programs of the system, whose commands are run by the tests of `deploy/` where they can be."""
+
 PROGRAMS = ("gchat", "gml", "gaia-metrics", "python", "bash", "deploy/")
 
 
@@ -41,8 +47,9 @@ class ParsedWhole(BaseException):
 
 
 def pages() -> list[Path]:
-    """The READMEs and docs pages ; the log of experiments is no guide."""
-    files = [*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("docs/**/*.md")]
+    """The READMEs and docs pages; the log of experiments is no guide."""
+    folders = ("", "*/", "docs/**/", "deploy/*/", "gchat/research/examples/*/")
+    files = [file for folder in folders for file in ROOT.glob(f"{folder}*.md")]
     skipped = {"EXPERIMENTS.md"}
     return sorted({f for f in files if f.name not in skipped and not f.parent.name.startswith(".")})
 
@@ -94,15 +101,20 @@ def parse(command: Command) -> None:
         AssertionError: the program refuses them, or no program is known for the command.
     """
     words = command.words
-    if words[0] in ("git", "sed"):
-        return None
-    if words[0] == "export":  # variables: their names must be read somewhere
-        return _check_variable(words[1])
+    if words[0] == "sudo":
+        words = words[1:]
+        while words[0].startswith("-"):
+            words = words[2 if words[0] == "-u" else 1 :]
+    words = [words[0].rpartition("/.venv/bin/")[2].removeprefix(".venv/bin/"), *words[1:]]
     if words[:2] == ["cd", "deploy"]:
         return _check_service(words)
+    if words[0] in SYSTEM:
+        return _check_files(words, "deploy/", command)
+    if words[0] == "export":  # variables: their names must be read somewhere
+        return _check_variable(words[1])
     if words[:3] == ["uv", "tool", "install"]:
         return _check_extra(words[3])
-    if words[0] == "python":
+    if words[0] in ("python", "python3"):
         return _parse_module(words[1:], command)
     if words[0] == "bash" or words[0].startswith("deploy/"):
         return _check_script(words[words[0] == "bash" :], command)
@@ -172,6 +184,12 @@ def _parse_click(program, name: str, words: list[str], command: Command) -> None
 def _parse_module(words: list[str], command: Command) -> None:
     if words[:2] == ["-m", "gchat.train"]:  # the same program by another name
         return _parse_gchat(["train", *words[2:]], command)
+    if words[:2] in (["-m", "pip"], ["-m", "venv"]):
+        missing = [
+            w for w in words[2:] if w.startswith("requirements/") and not (ROOT / w).exists()
+        ]
+        assert not missing, f"{command}: no file {missing[0]}"
+        return None
     if words[:2] == ["-m", "pytest"]:
         missing = [word for word in words[2:] if not (ROOT / word).exists()]
         assert not missing, f"{command}: no file {missing[0]}"
@@ -259,6 +277,11 @@ def _check_script(words: list[str], command: Command) -> None:
         assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text), (
             f"{command}: {words[0]} does not know {option}"
         )
+
+
+def _check_files(words: list[str], folder: str, command: Command) -> None:
+    missing = [w for w in words if w.startswith(folder) and not [*ROOT.glob(w)]]
+    assert not missing, f"{command}: no file {missing[0]}"
 
 
 def _check_variable(assignment: str) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 import documented
+import run_elsewhere
 from documented import Command
 
 
@@ -27,6 +28,17 @@ def test_every_command_of_a_page_is_understood(page, monkeypatch, tmp_path):
     assert not wrong, "\n".join(wrong)
 
 
+def test_every_command_runs_in_a_test():
+    """In the slow test of its page, or where `run_elsewhere.py` says."""
+    for command in documented.commands():
+        if command.exact and command.words[0] != "export":
+            test = run_elsewhere.test_of(command)
+            if test is None:
+                assert command.page in run_elsewhere.PAGES, f"{command}: which test runs it?"
+            else:
+                assert (documented.ROOT / "tests" / test).is_file(), f"{command}: no test {test}"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -41,6 +53,8 @@ def test_every_command_of_a_page_is_understood(page, monkeypatch, tmp_path):
         "bash gchat/speedrun.sh --no-such-option",
         "deploy/up.sh --no-such-option",
         "export GAIA_NO_SUCH_VARIABLE=1",
+        "sudo cp deploy/chat/no-such.service /etc",
+        "sudo .venv/bin/python -m pip install -r requirements/no-such.txt",
         "nonsense --x",
     ],
 )

@@ -1,7 +1,8 @@
 """The commands of the READMEs and docs pages, run as they are written, page by page and in order.
 
 They run in a copy of the repository, with the inputs that they name beside it and a loopback
-bucket. A command that costs hours or a cloud runs with `--dry-run`, or in the test that is named.
+bucket. A command that costs hours or a cloud runs with `--dry-run`, or in the test that
+`run_elsewhere.py` names.
 """
 
 import bz2
@@ -18,26 +19,11 @@ import pyarrow as pa
 import pytest
 
 import documented
+import run_elsewhere
 from documented import ROOT
 
 pytestmark = pytest.mark.slow
 GPT2 = ROOT.parent / "shared" / "data" / "gpt2-bpe"
-ELSEWHERE = {
-    "bash tests/run.sh": "test_documented_runs.py",  # this is it
-    "python -m gchat.train speedrun --coordinator": "gchat/test_processes.py",  # four processes
-    "python -m gchat.data.download": "gchat/test_other_data.py",  # the hub
-    "gchat data download wikipedia": "gchat/data/test_wikipedia.py",
-    "gchat data download": "gchat/test_other_data.py",
-    "gchat import": "gchat/importing/test_layouts.py",  # a model made elsewhere
-    "gchat export": "gchat/exporting/test_files.py",  # other programs
-    "gchat eval core": "gchat/evals/core/test_command.py",  # the bundle
-    "gchat chat": "gchat/ask/test_chat.py",  # a terminal
-    "gchat serve": "gchat/serve/test_command.py",  # serves until it is stopped
-    "python tests/benchmarks/serve.py": "test_benchmarks.py",  # minutes
-    "python -m gchat.scaling.calibrate": "gchat/test_aot.py",  # compiles for hours
-    "gchat plan --sku v6e-8 --search": "gchat/test_aot.py",
-    "gchat dashboard": "gchat/scaling/test_dashboard.py",  # serves until it is stopped
-}
 DRY = ("bash gchat/speedrun.sh --hours 1",)
 """An hour and more."""
 
@@ -95,9 +81,7 @@ def _inputs(folder: Path) -> None:
     (folder / "enwiki-pages-articles.xml.bz2").write_bytes(bz2.compress(dump.encode()))
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "gchat/README.md", "docs/chat.md", "docs/data.md", "docs/plan.md"]
-)
+@pytest.mark.parametrize("page", run_elsewhere.PAGES)
 def test_a_page_runs_as_written(page, clone, gcs_service, user_environment, tmp_path_factory):
     home = tmp_path_factory.getbasetemp() / "home"
     if GPT2.exists() and not (home / "gpt2-bpe").exists():
@@ -116,9 +100,7 @@ def test_a_page_runs_as_written(page, clone, gcs_service, user_environment, tmp_
     for command in documented.commands():
         if command.page != page or not command.exact or command.words[0] == "export":
             continue
-        test = next((t for c, t in ELSEWHERE.items() if command.text.startswith(c)), None)
-        if test:
-            assert (ROOT / "tests" / test).is_file(), f"{command}: no test {test}"
+        if run_elsewhere.test_of(command):
             continue
         words = command.words
         if not GPT2.exists() and ("gpt2" in words or not missing.isdisjoint(words)):

@@ -4,15 +4,12 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from gaia.config import parse
 from gaia.errors import CheckpointError, ConfigError
-from gaia.interrupt import raise_on_interrupt
 from gchat.archive import card as cards
 from gchat.archive.card import Status
 
@@ -231,22 +228,3 @@ class Compare(_Of):
 
 
 VERBS = {"add": Add, "ls": Ls, "show": Show, "compare": Compare, "note": Note, "rm": Rm}
-
-
-def main(args: list[str]) -> None:
-    """Runs the command line.
-
-    Raises:
-        ConfigError: no verb is given, or an unknown one.
-    """
-    choices = f"use one of {', '.join(VERBS)}"
-    if not args:
-        raise ConfigError("no command is given after `gchat models`", choices)
-    command = VERBS.get(args[0])
-    if command is None:
-        nearest = get_close_matches(args[0], VERBS, n=1)
-        remedy = f"did you mean `gchat models {nearest[0]}`?" if nearest else choices
-        raise ConfigError(f"unknown command `gchat models {args[0]}`", remedy)
-    raise_on_interrupt()
-    prog = f"gchat models {args[0]}"
-    parse(command, args[1:], prog=prog, description=command.__doc__).start()

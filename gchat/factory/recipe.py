@@ -10,7 +10,7 @@ from gchat.lifecycle.steps import Step
 
 @dataclass(frozen=True)
 class Factory:
-    """What was asked for."""
+    """The options of the command, as they were asked for."""
 
     folder: Path
     inputs: tuple[str, ...]

@@ -229,3 +229,12 @@ def test_a_run_scores_many_documents_as_it_scores_each(trained, tmp_path):
     for i, text in enumerate(texts):
         (tmp_path / "one.txt").write_text(text)
         assert bits[i] == pytest.approx(loaded.score_file(str(tmp_path / "one.txt")).bpb, rel=1e-5)
+
+
+@pytest.mark.parametrize("group", ["data", "eval", "export", "models", "synth", "tokenizer"])
+def test_a_group_of_commands_tells_what_it_has(group, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([group, "--help"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and said.startswith(f"usage: gchat {group} COMMAND")
+    assert "\ncommands: " in said and f"\n  {group}" in said

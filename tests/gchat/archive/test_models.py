@@ -111,7 +111,7 @@ def test_what_people_say_and_what_is_refused(base, here, capsys):
 
 
 def test_the_line_of_a_run_goes_back_to_the_first(base, here, capsys):
-    """As stages keep it: each names its base and the step."""
+    """Each stage names its base and the step, as stages keep it."""
     known = told(["add", base], capsys)["name"]
     for name, before, step in (("mid", base, 11), ("sft", here / "mid", 4)):
         shutil.copytree(base, here / name)
