@@ -108,7 +108,7 @@ class Client:
         self._load("/login")
 
     def _load(self, path):
-        page = self.http.get(path)
+        page = self.http.get(path, follow_redirects=True)
         self.csrf = re.search(r'name="csrf-token" content="([0-9a-f]+)"', page.text)[1]
 
     def login(self, name, password=PASSWORD):
@@ -168,6 +168,14 @@ def events(response):
             name = line[7:]
         elif line.startswith("data: "):
             yield number, name, json.loads(line[6:])
+
+
+def until(condition, seconds=30):
+    """Waits for something that another thread does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def text_of(coming):

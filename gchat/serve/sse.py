@@ -35,7 +35,8 @@ class ClientGone(Exception):
 def event(data: Any, name: str | None = None) -> bytes:
     """One event; JSON on one line, characters as they are."""
     head = f"event: {name}\n" if name else ""
-    return f"{head}data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+    # Halves of characters, which another server may send, are none that can be sent on.
+    return f"{head}data: {json.dumps(data, ensure_ascii=False)}\n\n".encode("utf-8", "replace")
 
 
 async def gone(receive: Receive) -> None:

@@ -1,6 +1,7 @@
 """A question to any model of the server, and its answer as it comes."""
 
 import json
+import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,9 @@ from gchat.serve.errors import ApiError
 from gchat.serve.forward import Exchange, lines
 from gchat.serve.service import Service
 from gchat.serve.upstream import Upstream
+
+_NOWHERE = re.compile("[\0\ud800-\udfff]")
+"""NUL, and halves of characters: nobody sees them, and no database stores them."""
 
 
 @dataclass
@@ -65,8 +69,7 @@ async def answer(
     try:
         async for text in pieces:
             if text:
-                # PostgreSQL stores no NUL, and nobody can see one.
-                yield text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+                yield _NOWHERE.sub("\N{REPLACEMENT CHARACTER}", text)
     finally:
         await pieces.aclose()  # type: ignore[attr-defined]
 

@@ -1,5 +1,6 @@
 """Chats: a question in, its answer as it is written; stop it, or follow it again."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any, Literal
@@ -192,8 +193,12 @@ async def _write(site: Site, one: Answer, search: bool) -> AsyncIterator[str]:
     pieces = asking_models.answer(
         site.service, model, f"user:{one.user_id}", prompt, sampling, one.told
     )
+    began = time.monotonic()
     async with aclosing(pieces) as opened:  # type: ignore[type-var]
         async for text in opened:
+            if one.told.first_s is None:
+                one.told.first_s = time.monotonic() - began
+                site.recent.append(one.told.first_s)
             yield text
 
 

@@ -59,6 +59,12 @@ class Batch:
     def __bool__(self) -> bool:
         return bool(self.pieces or self.ends)
 
+    def bits(self) -> list["Batch"]:
+        """The batch in batches of one piece or end each."""
+        told = self.told or [lambda problem: None] * len(self.ends)
+        made = [Batch({name: piece}) for name, piece in self.pieces.items()]
+        return made + [Batch({}, [end], [one]) for end, one in zip(self.ends, told, strict=True)]
+
     def done(self) -> None:
         """Tells all that they are saved."""
         for piece in self.pieces.values():
@@ -136,8 +142,12 @@ class Journal:
         while batch:
             try:
                 await self._database.write(_save, batch)
-            except Exception as error:
+            except Unavailable as error:
                 reason = self._failed(error)
+            except Exception:
+                _log.exception("answers could not be saved")
+                await self._apart(batch)
+                return
             else:
                 self.failing_since = None
                 batch.done()
@@ -152,14 +162,20 @@ class Journal:
             await asyncio.sleep(pause_s)
             pause_s = min(1.0, pause_s * 1.5)
 
-    def _failed(self, error: Exception) -> str:
+    async def _apart(self, batch: Batch) -> None:
+        """Saves a batch that cannot be saved as a whole bit by bit, so that one spoils no other."""
+        bits = batch.bits()
+        if len(bits) == 1:
+            batch.give_up("the answer could not be saved")
+            return
+        for bit in bits:
+            await self._save(bit)
+
+    def _failed(self, error: Unavailable) -> str:
         if self.failing_since is None:
             self.failing_since = time.monotonic()
-            if isinstance(error, Unavailable):
-                _log.warning("answers wait to be saved: %s", error)
-            else:
-                _log.error("answers wait to be saved", exc_info=error)
-        return str(error) if isinstance(error, Unavailable) else "the answer could not be saved"
+            _log.warning("answers wait to be saved: %s", error)
+        return str(error)
 
 
 def _save(c: sa.Connection, batch: Batch) -> None:

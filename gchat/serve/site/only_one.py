@@ -36,6 +36,8 @@ def only_one(database: Database) -> Iterator[None]:
     except SQLAlchemyError as error:
         raise ConfigError(f"--database {database.shown}: it cannot be reached",
                           "check the address") from error  # fmt: skip
+    # The lock is the connection's: one that went back to a pool would keep it.
+    connection.detach()
     with connection:
         if not connection.execute(sa.select(sa.func.pg_try_advisory_lock(_LOCK))).scalar():
             raise taken

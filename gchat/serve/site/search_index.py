@@ -1,6 +1,6 @@
 """The full-text index: FTS5 on SQLite, tsvector on PostgreSQL.
 
-On SQLite the owner stands in the index beside the words, so that a query touches only what is his.
+The owner stands in the index beside the words, so that a query touches only what is his.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,6 +9,9 @@ import sqlalchemy as sa
 
 from gchat.serve.site.tables import conversations, search_rows
 from gchat.serve.site.words import phrases, words
+
+MOST_MATCHES = 2000
+"""Matching texts that a search looks at, the newest first."""
 
 
 def add(
@@ -28,7 +31,8 @@ def add(
                 {"id": number, "owner": _owner(user_id), "words": " ".join(terms)},
             )
         else:
-            vector = " ".join(f"'{term}':{min(n, 16383)}" for n, term in enumerate(terms, 1))
+            places = (f"'{term}':{min(n, 16383)}" for n, term in enumerate(terms, 1))
+            vector = " ".join([f"'@{user_id}'", *places])
             c.execute(
                 sa.text("UPDATE search_rows SET words = CAST(:words AS tsvector) WHERE id = :id"),
                 {"id": number, "words": vector},
@@ -58,7 +62,7 @@ def _remove(c: sa.Connection, which: sa.ColumnElement[bool]) -> None:
 def matching(c: sa.Connection, user_id: str, query: str) -> sa.ColumnElement[bool] | None:
     """The condition that a conversation holds all words of a query in one message or its title.
 
-    None where the query has no word.
+    None where the query has no word. Of words that stand everywhere, the newest matches count.
     """
     wanted = phrases(query)
     if not wanted:
@@ -68,13 +72,14 @@ def matching(c: sa.Connection, user_id: str, query: str) -> sa.ColumnElement[boo
         terms = " AND ".join(f'words : "{" ".join(several)}" *' for several in wanted)
         matches = sa.text(
             "SELECT r.conversation_id FROM search_words w JOIN search_rows r ON r.id = w.rowid "
-            "WHERE search_words MATCH :search"
-        ).bindparams(search=f"owner : {_owner(user_id)} AND {terms}")
+            "WHERE search_words MATCH :search ORDER BY w.rowid DESC LIMIT :most"
+        ).bindparams(search=f"owner : {_owner(user_id)} AND {terms}", most=MOST_MATCHES)
     else:
         terms = " & ".join(_phrase(several) for several in wanted)
         matches = sa.text(
-            "SELECT conversation_id FROM search_rows WHERE words @@ CAST(:search AS tsquery)"
-        ).bindparams(search=terms)
+            "SELECT conversation_id FROM search_rows WHERE words @@ CAST(:search AS tsquery) "
+            "ORDER BY id DESC LIMIT :most"
+        ).bindparams(search=f"'@{user_id}' & {terms}", most=MOST_MATCHES)
     return conversations.c.id.in_(matches.columns(sa.column("conversation_id")))  # type: ignore[arg-type]
 
 

@@ -7,8 +7,8 @@ order. Words are found by their beginnings, capitals and accents aside.
 import re
 import unicodedata
 
-_MOST = 20_000
-"""Words of one text that are found; PostgreSQL holds 16,383 places of words and 1 MB."""
+_MOST, _BYTES = 20_000, 400_000
+"""Words of one text that are found, and their bytes: PostgreSQL holds 1 MB with all places."""
 _LONGEST = 64
 _WORD = re.compile(r"[^\W_]+")
 _NO_SPACES = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
@@ -16,7 +16,14 @@ _NO_SPACES = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]
 
 def words(text: str) -> list[str]:
     """The words of a text, in order."""
-    return [word for several in _runs(text) for word in several][:_MOST]
+    made, left = list[str](), _BYTES
+    for several in _runs(text):
+        for word in several:
+            left -= len(word.encode())
+            if left < 0 or len(made) == _MOST:
+                return made
+            made.append(word)
+    return made
 
 
 def phrases(query: str) -> list[list[str]]:

@@ -143,6 +143,17 @@ def test_a_tab_that_comes_back_gets_what_it_missed(place, alice, slow):
     assert text_of(seen) + text_of(rest) == rest[-1][2]["message"]["content"]
 
 
+def test_what_no_database_stores_is_shown_as_such(alice, upstream):
+    upstream.reply = lambda body: "a\x00b\ud800c\U0001f600"
+    coming = alice.chat(content="x")
+    del upstream.reply
+    assert coming[-1][1] == "end" and text_of(coming) == "a\ufffdb?c\U0001f600"
+    long = "".join(f"{i:064d} " for i in range(30_000))
+    made = alice.json("POST", "/api/import", json={"messages": [{"role": "user", "content": long}]})
+    found = alice.json("GET", "/api/conversations", params={"search": f"{5:064d}"})["items"]
+    assert [one["id"] for one in found] == [made["id"]]
+
+
 def test_stop_keeps_what_was_written(alice, slow):
     with alice.stream("POST", "/api/chat", content="long") as coming:
         message = next(coming)[2]["message"]["id"]

@@ -3,6 +3,7 @@
 Whatever happens, text that was shown is there afterwards, once, and how an answer ended is said.
 """
 
+import contextlib
 import signal
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ import httpx2
 import pytest
 
 import chat_site
-from chat_site import add_user, text_of
+from chat_site import add_user, text_of, until
 from gaia.errors import ConfigError
 from gchat.serve.site import migrating
 from gchat.serve.site.database import Database
@@ -38,12 +39,14 @@ def wait_for(place):  # a process for each boundary, forked from one that has im
     while not os.path.exists(place):
         time.sleep(0.01)
 
-def serve(boundary, name):
+def serve(boundary, late, name):
     site = chat_site.make_site(url.replace("NAME", name), upstream)
     counted = [0]
 
-    def at(connection, *args):
+    def at(connection, cursor=None, statement="", *args):
         if connection.get_execution_options().get("gchat_writes") and os.path.exists(armed):
+            if late and not counted[0] and "INTO pieces" not in statement:
+                return
             counted[0] += 1
             if counted[0] == boundary:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -51,7 +54,6 @@ def serve(boundary, name):
     armed = f"{{folder}}/{{name}}.armed"
     event.listen(site.database.engine, "before_cursor_execute", at)
     event.listen(site.database.engine, "commit", at)
-
 
     running = chat_site.Running(site)
     with open(f"{{folder}}/{{name}}.port.part", "w") as file:
@@ -61,9 +63,9 @@ def serve(boundary, name):
     running.stop()
 
 for line in sys.stdin:
-    boundary, name = line.split()
+    boundary, late, name = line.split()
     if os.fork() == 0:
-        serve(int(boundary), name)
+        serve(int(boundary), late == "late", name)
         os._exit(0)
 """
 
@@ -77,8 +79,8 @@ class Killer:
                    f"sqlite:///{folder}/NAME.db", upstream, str(folder)]  # fmt: skip
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
 
-    def start(self, boundary, name):
-        self.process.stdin.write(f"{boundary} {name}\n")
+    def start(self, boundary, late, name):
+        self.process.stdin.write(f"{boundary} {'late' if late else 'early'} {name}\n")
         self.process.stdin.flush()
         place = self.folder / f"{name}.port"
         end = time.monotonic() + 60
@@ -107,14 +109,19 @@ def killer(tmp_path_factory, slow_upstream):
     made.close()
 
 
-def killed_at(killer, upstream, boundary):
-    """Asks a site that dies at a boundary; checks what is left. False where it lived on."""
-    name = f"k{boundary}"
+def killed_at(killer, upstream, boundary, late=False):
+    """Asks a site that dies at a boundary; checks what is left. False where it lived on.
+
+    Args:
+        boundary: number of the statement or commit.
+        late: counted from the first piece of the answer on, not from the question.
+    """
+    name = f"k{boundary}{late}"
     url = f"sqlite:///{killer.folder}/{name}.db"
     site = chat_site.make_site(url, upstream.url)
     add_user(site, "alice")
     site.database.close(), site.passwords.close()
-    client = chat_site.Client(killer.start(boundary, name))
+    client = chat_site.Client(killer.start(boundary, late, name))
     client.login("alice")
     made = client.json("POST", "/api/conversations", json={"title": "t"})["id"]
     (killer.folder / f"{name}.armed").touch()
@@ -150,11 +157,12 @@ def killed_at(killer, upstream, boundary):
     return True
 
 
-@pytest.mark.parametrize("boundary", [9, 17])
+# Before and after the second piece is committed, and within the question's own transaction.
+@pytest.mark.parametrize(("boundary", "late"), [(9, False), (3, True), (4, True)])
 def test_a_kill_while_an_answer_streams_loses_nothing_that_was_shown(
-    killer, slow_upstream, boundary
+    killer, slow_upstream, boundary, late
 ):
-    assert killed_at(killer, slow_upstream, boundary)
+    assert killed_at(killer, slow_upstream, boundary, late)
 
 
 @pytest.mark.slow
@@ -193,13 +201,6 @@ def begin(client, wait=True, **body):
     if wait:
         until(lambda: len(seen) >= 3)
     return seen, thread
-
-
-def until(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_a_locked_database_holds_answers_back_until_it_is_free(tmp_path, slow_upstream, quick):
@@ -250,9 +251,37 @@ def test_a_database_that_stays_locked_ends_answers_which_are_saved_later(
         assert answer["content"].startswith(text_of(seen)) and WORDS.startswith(answer["content"])
 
 
+def test_an_answer_that_cannot_be_saved_spoils_no_other(tmp_path, slow_upstream, monkeypatch):
+    from gchat.serve.site import messages
+
+    plain = messages.end_answer
+
+    def picky(c, user_id, message_id, **values):
+        if values["content"].startswith("bad"):
+            raise ValueError("no database takes this")
+        plain(c, user_id, message_id, **values)
+
+    site = chat_site.make_site(f"sqlite:///{tmp_path}/site.db", slow_upstream.url)
+    add_user(site, "alice")
+    reply, slow_upstream.reply = slow_upstream.reply, lambda body: body["messages"][-1]["content"]
+    monkeypatch.setattr(messages, "end_answer", picky)
+    try:
+        with chat_site.running(site) as place:
+            client = place.client("alice")
+            good, good_thread = begin(client, False, content="good words one two three")
+            bad, bad_thread = begin(place.client("alice"), False, content="bad words one two three")
+            good_thread.join(30), bad_thread.join(30)
+            assert good[-1][1] == "end" and text_of(good) == "good words one two three"
+            assert bad[-1][1] == "error" and "could not be saved" in bad[-1][2]["message"]
+            monkeypatch.undo()
+            assert client.chat(content="good again")[-1][1] == "end"
+    finally:
+        slow_upstream.reply = reply
+
+
 @pytest.mark.slow  # it mounts a file system
 def test_a_full_disk_is_told_and_recovers(tmp_path, slow_upstream):
-    from disks import fill, small_disk
+    from disks import small_disk
 
     with small_disk(tmp_path / "disk", "8m") as disk:
         site = chat_site.make_site(f"sqlite:///{disk}/site.db", slow_upstream.url)
@@ -260,7 +289,10 @@ def test_a_full_disk_is_told_and_recovers(tmp_path, slow_upstream):
         with chat_site.running(site) as place:
             client = place.client("alice")
             seen, thread = begin(client, content="x")
-            filler = fill(disk, leave=0)
+            filler = disk / "filler"
+            with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+                while file.write(b"x" * 4096):  # beside the site, which writes too
+                    pass
             until(lambda: site.journal.failing_since is not None)
             refused = place.client().post("/api/login", name="alice", password=chat_site.PASSWORD)
             assert refused.status_code == 503 and "full" in refused.json()["error"]["message"]

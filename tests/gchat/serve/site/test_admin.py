@@ -1,0 +1,218 @@
+"""Administration by page and by command, ratings for `gchat dpo`, and the command itself."""
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import chat_site
+from chat_site import PASSWORD, add_user
+from gchat.__main__ import main
+from gchat.posttrain.pairs import read_pairs
+from gchat.serve.site import admin_command, samples
+from gchat.serve.site.passwords import Passwords
+
+ROOT = Path(__file__).parents[4]
+
+
+@pytest.fixture
+def command(place, capsys, monkeypatch):
+    """Runs `gchat web admin …` on the database of the running site; (status, out, err)."""
+    monkeypatch.setattr(admin_command, "Passwords", partial(Passwords, **chat_site.CHEAP))
+
+    def run(*args):
+        status = main(
+            ["web", "admin", *args, "--database", f"sqlite:///{place.site.database.file}"]
+        )
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+def test_users_by_command_beside_the_running_server(place, command, monkeypatch):
+    monkeypatch.setenv("GCHAT_PASSWORD", PASSWORD)
+    assert command("add-user", "--name", "ned", "--role", "user")[:2] == (
+        0,
+        "ned: made, role user\n",
+    )
+    again = command("add-user", "--name", "NED")
+    assert again[0] == 2 and "name is taken" in again[2] and len(again[2].splitlines()) == 1
+    ned = place.client("ned")
+    key = ned.json("POST", "/api/keys", json={})["key"]
+    bearer = {"Authorization": f"Bearer {key}"}
+    assert ned.http.get("/v1/models", headers=bearer).status_code == 200
+    assert command("disable", "--name", "ned")[0] == 0
+    assert ned.get("/api/me").status_code == 401
+    assert ned.http.get("/v1/models", headers=bearer).status_code == 401
+    assert command("enable", "--name", "ned")[0] == 0
+    assert command("quota", "--name", "ned", "--tokens", "77", "--json")[1] == (
+        '{"name": "ned", "quota": 77}\n'
+    )
+    monkeypatch.setenv("GCHAT_PASSWORD", "a different password")
+    assert command("reset-password", "--name", "ned")[0] == 0
+    ned = place.client()
+    ned.login("ned", "a different password")
+    assert ned.get("/api/me").json()["quota"] == 77
+    assert command("role", "--name", "ned", "--role", "admin")[0] == 0
+    assert ned.get("/api/me").status_code == 401  # another role, another session
+    rows = json.loads(command("users", "--json")[1])
+    assert {row["name"]: row["role"] for row in rows}["ned"] == "admin"
+    said = command("audit", "--limit", "3")[1]
+    assert "change user ned role admin" in said and "reset password ned" in said
+    assert PASSWORD not in said and "different" not in said
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["disable", "--name", "nobody"], "no user 'nobody'"),
+        (["quota", "--name", "alice", "--tokens", "-1"], "--tokens is -1"),
+        (["invite", "--days", "0"], "--days"),
+        (["invitations", "--withdraw", "x"], "no such invitation"),
+        (["audit", "--limit", "0"], "--limit is 0"),
+        (["add-user", "--name", "a b"], "a name has letters"),
+    ],
+)
+def test_wrong_wishes_of_administrators(command, monkeypatch, args, said):
+    monkeypatch.setenv("GCHAT_PASSWORD", PASSWORD)
+    status, out, err = command(*args)
+    assert status == 2 and not out and said in err and len(err.splitlines()) == 1
+
+
+def test_a_weak_password_and_a_missing_database(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("GCHAT_PASSWORD", "short")
+    place = f"sqlite:///{tmp_path}/new.db"
+    assert main(["web", "admin", "add-user", "--name", "ann", "--database", place]) == 2
+    assert "at least 10" in capsys.readouterr().err
+    assert main(["web", "admin", "users", "--database", place]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_last_administrator_stays(place, root):
+    users = {one["name"]: one for one in root.json("GET", "/api/admin/users")["items"]}
+    others = [u for n, u in users.items() if u["role"] == "admin" and n != "root"]
+    for one in others:
+        root.patch(f"/api/admin/users/{one['id']}", role="user")
+    for changed in ({"disabled": True}, {"role": "user"}):
+        answer = root.patch(f"/api/admin/users/{users['root']['id']}", **changed)
+        assert answer.status_code == 409 and "nobody" in answer.json()["error"]["message"]
+    assert root.get("/api/me").json()["role"] == "admin"
+
+
+def test_ratings_become_pairs_that_dpo_reads(place, alice, command, tmp_path, upstream):
+    first = alice.chat(content="Which is better?")
+    made, bad = first[0][2]["conversationId"], first[-1][2]["message"]
+    upstream.reply = lambda body: "This one."
+    good = alice.chat(conversationId=made, regenerate=bad["id"])[-1][2]["message"]
+    del upstream.reply
+    alice.chat(content="never rated")
+    for message, value in ((bad, -1), (good, 1)):
+        assert alice.post(f"/api/messages/{message['id']}/rating", value=value).status_code == 200
+    asked = first[0][2]["userMessage"]["id"]
+    assert alice.post(f"/api/messages/{asked}/rating", value=1).status_code == 409
+    out = tmp_path / "pairs.jsonl"
+    assert command("preferences", "--out", str(out))[0] == 0
+    ((chosen, rejected),) = read_pairs([str(out)])
+    assert [m.content for m in chosen.messages] == ["Which is better?", "This one."]
+    assert rejected.messages[-1].content == "You said: Which is better?"
+    alice.post(f"/api/messages/{bad['id']}/rating", value=0)
+    assert command("preferences")[1] == ""
+
+
+def test_status_and_charts_show_what_happened(tmp_path, upstream, monkeypatch):
+    monkeypatch.setattr(samples, "INTERVAL_S", 1.05)  # a sample a second
+    site = chat_site.make_site(f"sqlite:///{tmp_path}/site.db", upstream.url)
+    add_user(site, "root", "admin")
+    with chat_site.running(site, samples.record) as place:
+        root = place.client("root")
+        root.chat(content="one two three")
+        upstream.faults.append("overloaded")
+        root.chat(content="x")
+        upstream.faults.clear()
+        now = root.json("GET", "/api/admin/status")
+        assert now["models"][0]["id"] == "small" and now["models"][0]["state"] == "ready"
+        assert now["users"] == 1 and now["errors"] == 1 and now["disk"]["database"] > 0
+
+        def charted():
+            made = root.json("GET", "/api/admin/series")
+            numbers = {name: [x or 0 for x in row] for name, row in made["series"].items()}
+            return sum(numbers["tokens_per_s"]) > 0 and sum(numbers["errors"]) == 1 and max(
+                numbers["latency_p95_ms"]) > 0  # fmt: skip
+
+        chat_site.until(charted)
+        assert root.json("GET", "/api/me")["used"] > 0
+        place_of = f"sqlite:///{tmp_path}/site.db"
+        assert main(["web", "admin", "status", "--json", "--database", place_of]) == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "neither --run nor --upstream"),
+        (["--single-user", "--host", "0.0.0.0"], "everybody would be let in"),
+        (["--single-user", "--registration", "open"], "no effect"),
+        (["--search", "searxng"], "--search-url"),
+        (["--context", "1"], "--context is 1"),
+        (["--patience", "0"], "--patience is 0"),
+        (["--database", "mysql://x/y"], "'mysql'"),
+        (["--database", "sqlite:///no/such/folder/x.db"], "No such file"),
+    ],
+)
+def test_options_that_cannot_work(capsys, monkeypatch, tmp_path, args, said):
+    monkeypatch.chdir(tmp_path)
+    upstream = [] if said.startswith("neither") else ["--upstream", "http://127.0.0.1:1/v1"]
+    assert main(["web", *upstream, *args, "--port", "0"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and not any(tmp_path.iterdir())
+
+
+def test_a_single_user_is_reached_as_localhost_only(tmp_path, upstream):
+    from gchat.serve.site.command import _single_user
+
+    site = chat_site.make_site(f"sqlite:///{tmp_path}/site.db", upstream.url)
+    user_id = site.database.write_now(_single_user)
+    assert site.database.write_now(_single_user) == user_id
+    object.__setattr__(site.rules, "single_user", user_id)
+    with chat_site.running(site) as place:
+        client = place.client()
+        client._load("/")
+        assert client.chat(content="hello")[-1][1] == "end"
+        for host in ("evil.example", f"evil.example:{place.port}", "127.0.0.1.evil.example"):
+            assert client.get("/api/conversations", headers={"Host": host}).status_code == 403
+        assert place.client().post("/api/login", name="me", password="x").status_code == 409
+
+
+@pytest.mark.slow
+def test_the_command_from_its_start_to_its_end(tmp_path, upstream):
+    """A process: one line, an account by command, a question, SIGTERM, status 0."""
+    place = f"sqlite:///{tmp_path}/site.db"
+    environment = {"PATH": "/usr/bin:/bin", "GCHAT_PASSWORD": PASSWORD, "HOME": str(tmp_path)}
+    gchat = [sys.executable, "-m", "gchat", "web"]
+    add = [*gchat, "admin", "add-user", "--name", "root", "--role", "admin", "--database", place]
+    subprocess.run(add, check=True, cwd=ROOT, env=environment)
+    args = [*gchat, "--upstream", upstream.url, "--port", "0", "--database", place]
+    server = subprocess.Popen(args, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        line = server.stderr.readline()
+        assert line.startswith("gchat web: http://127.0.0.1:"), line
+        url = line.split()[-1].rstrip("/")
+        assert urllib.request.urlopen(f"{url}/health").status == 200
+        second = subprocess.run(args, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert second.returncode == 2 and "another gchat web" in second.stderr
+        client = chat_site.Client(url)
+        client.login("root")
+        assert client.chat(content="hello")[-1][1] == "end"
+        client.close()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(40) == 0 and "gchat web: ended" in server.stderr.read()
+    finally:
+        server.kill()
+        server.wait()
+        server.stderr.close()
