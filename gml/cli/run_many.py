@@ -144,7 +144,7 @@ class _Machine:
             reader.join(10)
 
     def outcome(self) -> dict[str, Any]:
-        """What its `--json` printed, and its exit code."""
+        """Output of a command with `--json`, and its exit code."""
         try:
             told = json.loads(self._document)
         except ValueError:

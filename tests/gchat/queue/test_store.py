@@ -11,7 +11,7 @@ LONG = "ü/" * 200
 
 
 def life(place):
-    """What every store does."""
+    """Behaviour that all stores share."""
     store = open_store(place)
     assert store.get("results", "a/b") is None and list(store.ids("results")) == []
     assert store.put("results", "a/b", {"x": 1})

@@ -9,9 +9,9 @@ import os
 import subprocess
 from pathlib import Path
 
-import plain_grades
 import pytest
 
+import plain_grades
 import smollm2
 from gchat.__main__ import main
 from gchat.tasks.opening import named
