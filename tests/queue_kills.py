@@ -35,7 +35,8 @@ def check(url, log, count, never=()):
         assert Counter(dead) == Counter(f"i{n}" for n in never)
         assert done.keys() == {f"i{n}" for n in range(count)} - set(dead)
         assert all(result["square"] == int(id[1:]) ** 2 for id, result in done.items())
-        assert queue.facts().cost >= 0.001 * len(done) - 1e-6
+        if not hasattr(queue, "_broker"):  # there workers note costs, two seconds apart
+            assert queue.facts().cost >= 0.001 * len(done) - 1e-6
     return Counter(Path(log).read_text().split())
 
 
@@ -43,10 +44,11 @@ def at_every_point(url, log, count=60):
     """One worker after the other dies, each at its point; the last one finishes."""
     with open_queue(url, create=True, attempts=100) as queue:
         assert queue.add(Item(f"i{n}", {"n": n}) for n in range(count)) == count
-    victims = [start(url, log, point, 2 if "lease" in point else 1) for point in POINTS[:-1]]
+    victims = [start(url, log, point, 2 if "before" in point else 1) for point in POINTS[:-1]]
     # Its lease runs out while it sleeps, another worker takes the item: its own answer is too late.
     victims.append(start(url, log, POINTS[-1]))
-    helper = start(url, log)  # finds an item again whose worker sleeps
+    assert victims[-1].stderr.readline() == b"asleep\n"
+    helper = start(url, log)  # takes the item whose worker sleeps
     for victim, point in zip(victims, POINTS, strict=True):
         assert victim.wait(60) == -signal.SIGKILL, (point, victim.stderr.read().decode())
         victim.stderr.close()

@@ -117,6 +117,7 @@ def main(url, log, point="none", k="1"):
         nonlocal asleep
         if point == "with a stale receipt" and not asleep:
             asleep = True
+            print("asleep", file=sys.stderr, flush=True)
             time.sleep(3 * LEASE_S)
         await asyncio.sleep(payload.get("sleep_s", 0.0) + 1.2 * LEASE_S * (point == "in heartbeat"))
         result = answer(payload)

@@ -43,6 +43,7 @@ TESTS = (
     ("docs/posttraining.md", "bash gchat/speedrun.sh --stages", "gchat/test_speedrun.py"),
     ("docs/posttraining.md", "bash gchat/speedrun.sh --resume", "gchat/test_speedrun.py"),
     ("docs/queue.md", "gchat synth", "gchat/queue/test_worker.py"),
+    ("docs/queue.md", "gml run", "gml/test_run_many.py"),
     ("docs/research.md", "git switch", "gchat/research/test_end_to_end.py"),
     ("docs/research.md", "sed", "gchat/research/test_end_to_end.py"),
     ("docs/research.md", "gchat compare main my-idea --on", "gchat/research/test_rented.py"),

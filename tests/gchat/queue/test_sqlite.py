@@ -46,3 +46,17 @@ def test_results_as_objects_are_written_once(tmp_path):
         ]  # fmt: skip
         assert set(queue.store.ids("results")) == {"a/ü", "b" * 300}
         assert queue.facts().cost == 0.5
+
+
+def test_an_old_receipt_does_nothing(tmp_path):
+    with open_queue(tmp_path / "q", create=True) as queue:
+        queue.add([Item("a", {})])
+        [old] = queue.lease(1, 0, "slow")
+        [new] = queue.lease(1, 60, "quick")
+        assert old.receipt != new.receipt
+        assert not queue.extend(old, 0) and not queue.release(old)
+        assert not queue.fail(old, "schema: x", final=True) and not queue.complete(old, {"by": 1})
+        counts = queue.counts()
+        assert (counts.leased, counts.waiting, counts.dead, counts.done) == (1, 0, 0, 0)
+        assert queue.complete(new, {"by": 2}) and queue.complete(new, {"by": 3})
+        assert [one.result for one in queue.results()] == [{"by": 2}]
