@@ -42,6 +42,7 @@ TESTS = (
     ("docs/posttraining.md", "gchat", "gchat/posttrain/test_sft.py"),
     ("docs/posttraining.md", "bash gchat/speedrun.sh --stages", "gchat/test_speedrun.py"),
     ("docs/posttraining.md", "bash gchat/speedrun.sh --resume", "gchat/test_speedrun.py"),
+    ("docs/web.md", "gchat dpo", "gchat/serve/site/test_admin.py"),
     ("docs/queue.md", "gchat synth", "gchat/queue/test_worker.py"),
     ("docs/queue.md", "gml run", "gml/test_run_many.py"),
     ("docs/research.md", "git switch", "gchat/research/test_end_to_end.py"),

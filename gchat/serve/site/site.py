@@ -131,7 +131,7 @@ class Site:
 
     def context_of(self, model: Any) -> int | None:
         """Tokens that a model reads with its answer; None where nobody knows."""
-        return model.seq_len or self.rules.context
+        return self.rules.context if model.seq_len is None else model.seq_len
 
     async def fitted(self, conversation: Row, rows: Sequence[Row]) -> Fitted:
         """The prompt of a branch of a conversation."""

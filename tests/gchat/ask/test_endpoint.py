@@ -108,7 +108,7 @@ def test_forms_of_an_answer_by_server():
 
 # ── What goes wrong ─────────────────────────────────────────────────────────────────────────────
 
-PASSING = ["rate", "overloaded", "loading", "page", "hang up"]
+PASSING = ["rate", "overloaded", "loading", "page", "hang up", "server error"]
 
 
 @pytest.mark.parametrize("fault", PASSING)
@@ -125,7 +125,7 @@ def test_what_passes_is_tried_again(fault):
         with pytest.raises(ClientError) as failed:
             asking.complete(HELLO)
         assert len(fake.seen) == 5 and "\n" not in str(failed.value)
-        assert failed.value.fatal == (fault != "page")
+        assert failed.value.fatal == (fault not in ("page", "server error"))
 
 
 LASTING = {

@@ -101,7 +101,7 @@ def test_the_split_does_not_depend_on_the_seed(corpus, tmp_path):
     assert stored[0] == stored[1]
 
 
-def interrupt(*_):
+def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
