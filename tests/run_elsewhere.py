@@ -61,7 +61,7 @@ TESTS = (
 )
 
 
-def test_of(command: Command) -> str | None:
+def runner_of(command: Command) -> str | None:
     """The test file that runs a command, seen from `tests/`; None where it runs as written."""
     for page, beginning, test in TESTS:
         if page in ("", command.page) and command.text.startswith(beginning):

@@ -32,7 +32,7 @@ def test_every_command_runs_in_a_test():
     """In the slow test of its page, or where `run_elsewhere.py` says."""
     for command in documented.commands():
         if command.exact and command.words[0] != "export":
-            test = run_elsewhere.test_of(command)
+            test = run_elsewhere.runner_of(command)
             if test is None:
                 assert command.page in run_elsewhere.PAGES, f"{command}: which test runs it?"
             else:

@@ -100,7 +100,7 @@ def test_a_page_runs_as_written(page, clone, gcs_service, user_environment, tmp_
     for command in documented.commands():
         if command.page != page or not command.exact or command.words[0] == "export":
             continue
-        if run_elsewhere.test_of(command):
+        if run_elsewhere.runner_of(command):
             continue
         words = command.words
         if not GPT2.exists() and ("gpt2" in words or not missing.isdisjoint(words)):

@@ -66,7 +66,16 @@ def read(path: Path, defaults: Question) -> Iterator[Line]:
         raise DataError(f"cannot read {str(path)!r} ({error.strerror})", "check it") from None
 
 
-def _line(number: int, raw: bytes, defaults: Question) -> Line:
+def object_of(raw: bytes, form: str) -> dict[str, Any]:
+    """The JSON object of a line.
+
+    Args:
+        raw: the line, UTF-8.
+        form: an object as it is wanted, for the remedy.
+
+    Raises:
+        ConfigError: it is no UTF-8, no JSON, or no object.
+    """
     try:
         data = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -74,7 +83,12 @@ def _line(number: int, raw: bytes, defaults: Question) -> Line:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"not JSON ({error})", "write one JSON object per line") from None
     if not isinstance(data, dict):
-        raise ConfigError("not a JSON object", 'write {"prompt": "…"} or {"messages": […]}')
+        raise ConfigError("not a JSON object", f"write {form}")
+    return data
+
+
+def _line(number: int, raw: bytes, defaults: Question) -> Line:
+    data = object_of(raw, '{"prompt": "…"} or {"messages": […]}')
     for name in data:
         if name not in _KEYS:
             near = get_close_matches(name, _KEYS, n=1)

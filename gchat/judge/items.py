@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gaia.errors import ConfigError, DataError
+from gchat.ask.questions import object_of
 
 _TEXTS = ("snippet", "question", "reference", "answer")
 
@@ -76,14 +77,7 @@ def read(path: Path, *, labelled: bool = False) -> list[Item]:
 
 
 def _item(number: int, raw: bytes) -> Item:
-    try:
-        data = json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"not UTF-8 at byte {error.start}", "convert the file") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"not JSON ({error})", "write one JSON object per line") from None
-    if not isinstance(data, dict):
-        raise ConfigError("not a JSON object", 'write {"question": "…", "reference": "…", …}')
+    data = object_of(raw, '{"question": "…", "reference": "…", …}')
     if isinstance(data.get("meta"), dict):  # a line of `gchat generate`
         answer = "" if "error" in data else data.get("text")
         data = {"id": data.get("id"), **data["meta"], "answer": answer}
