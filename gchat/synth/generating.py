@@ -1,5 +1,6 @@
 """`gchat synth generate`: plans a corpus into items of work, does them, and writes what is good."""
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable
@@ -124,11 +125,16 @@ class Generate(Model):
             return self._say_plan(job, planning.make(job))
         if self.decontaminate:
             contamination.load(self.decontaminate)  # before anything is paid for
-        client = self._open()
+        client, made = self._open(), not self.out.exists()
         try:
             storage.make_folder(self.out)
             with WriterLock(self.out / ".generate.lock", f"a generation in {self.out}"):
                 self._generate(client)
+        except GaiaError:
+            if made:
+                with contextlib.suppress(OSError):  # it holds something by now
+                    self.out.rmdir()
+            raise
         finally:
             if client is not None:
                 client.close()

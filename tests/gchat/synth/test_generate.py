@@ -326,3 +326,9 @@ def test_binary_choices_by_a_model_carry_their_cost_and_prompt(tmp_path, capsys)
     assert main(["synth", "show", kept[1]["id"], "--out", str(out), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["prompt"][1]["content"] in {b["messages"][1]["content"] for _, b, _ in fake.seen}
+
+
+def test_a_corpus_without_texts_leaves_no_folder(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert main(["synth", "generate", str(tmp_path / "empty"), "--out", str(tmp_path / "r")]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
