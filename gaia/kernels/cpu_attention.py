@@ -13,10 +13,13 @@ Results: out [B, T, N, H], a scratch [B, K, Q * (H + S)], and the chunks again, 
 Needs numba.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import carray, cfunc, njit, types  # pyright: ignore[reportPrivateImportUsage]
 
-from gaia.kernels.cpu_calls import data, dim, known, operands, parts_of, pointer, results
+from gaia.kernels import cpu_loops
+from gaia.kernels.cpu_calls import data, dim, known, operands, parts_of, pointer, results, seen
 from gaia.kernels.cpu_loops import product
 
 _FIRST_CHUNK, _MOVED = 5, 3  # operand i is result i - _MOVED
@@ -198,17 +201,20 @@ def _part(job, part, sample):
 _LOOP = types.void(types.int64, types.int64)
 
 
-@cfunc(_LOOP, cache=True)
-def _fp32_part(job, part):
-    _part(job, part, carray(pointer(job), 1, np.float32))
+def _loop(dtype: type, sources: int) -> Any:
+    """The compiled loop for a cache of a dtype; `sources` is what numba's cache is to look at."""
+
+    @cfunc(_LOOP, cache=True)
+    def loop(job, part):
+        if sources >= 0:
+            _part(job, part, carray(pointer(job), 1, dtype))
+
+    return loop
 
 
-@cfunc(_LOOP, cache=True)
-def _int8_part(job, part):
-    _part(job, part, carray(pointer(job), 1, np.int8))
-
-
+_DTYPES = {"float32": np.float32, "int8": np.int8}
+_SOURCES = seen(cpu_loops.__file__)
 NUMBERS: dict[str, int] = dict(
-    zip(("float32", "int8"), known([_fp32_part, _int8_part]), strict=True)
+    zip(_DTYPES, known([_loop(dtype, _SOURCES) for dtype in _DTYPES.values()]), strict=True)
 )
 """Number of the loop for each dtype of the cache."""

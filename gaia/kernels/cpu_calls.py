@@ -3,7 +3,9 @@
 XLA runs one custom call at a time, on one thread, but lends its pool to it. A call fills in a job,
 offers it to the pool, and then works on it itself: whoever comes takes the next part until none is
 left. So a thread that never comes is not waited for, and one that comes late finds nothing, or
-helps the job that lies there now.
+helps the job that lies there now. What makes that safe: the parts left are counted down by one
+atomic addition, which alone decides who has a part; a job is offered by one atomic exchange after
+all else of it is written; and who holds a part holds the job, which ends when all parts are done.
 
 One handler serves all loops. Its first operand is the number of a loop in a table of addresses, and
 not the address itself, which a program from the compile cache would bring from another process.
@@ -12,7 +14,9 @@ Needs numba. Layout of the C structs: xla/ffi/api/c_api.h of jaxlib 0.10, interf
 """
 
 import ctypes
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,12 +36,11 @@ _API_SCHEDULE, _API_THREADS = 136, 144
 _METADATA_TYPE = 1
 _FFI_VERSION = (0, 3)
 
-# Words of a job: the part to be taken next, parts done, all parts, address of the loop, of the
-# operands, of the results; then a question to XLA, here because numba frees an array of its own
-# before an address in it is used.
-_NEXT, _DONE, _PARTS, _LOOP, _OPERANDS, _RESULTS, _QUESTION, _WORDS = 0, 1, 2, 3, 4, 5, 6, 11
-_NO_JOB = 1 << 40  # of `next`: far above any number of parts
-_JOBS = np.full((256, _WORDS), _NO_JOB, np.int64)  # far more than calls in flight at once
+# Words of a job: parts left to take (0 or fewer: none), parts done, all parts, address of the loop,
+# of the operands, of the results; 1 while a call owns it; then a question to XLA, here because
+# numba frees an array of its own before an address in it is used.
+_LEFT, _DONE, _PARTS, _LOOP, _OPERANDS, _RESULTS, _OWNED, _QUESTION, _WORDS = *range(8), 12
+_JOBS = np.zeros((256, _WORDS), np.int64)  # far more than calls in flight at once
 _TURN = np.zeros(1, np.int64)
 _LOOPS = np.zeros(64, np.int64)
 _PARTS_A_THREAD = 4  # so that a thread that comes late finds a part, and not half of the work
@@ -90,6 +93,17 @@ def _add(typing_context, address, n):
 
 
 @_compiled
+def _swap(typing_context, address, n):
+    """Compiled: sets a word that other threads use, and returns what it was."""
+
+    def generate(context, builder, signature, arguments):
+        place = builder.inttoptr(arguments[0], _WORD.as_pointer())
+        return builder.atomic_rmw("xchg", place, arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@_compiled
 def _load(typing_context, address):
     """Compiled: a word that other threads write."""
 
@@ -116,6 +130,16 @@ def data(buffers, i):
 def dim(buffers, i, axis):
     """Compiled: length of an axis of buffer i of a list."""
     return word(word(word(buffers + 8 * i) + _BUFFER_DIMS) + 8 * axis)
+
+
+def seen(*files: str) -> int:
+    """A number of this file's text and that of others, for loops that numba keeps compiled.
+
+    numba compiles anew when the file of a kept function changes, and not when one whose functions
+    it took in does. A value that the function closes over is looked at, though.
+    """
+    text = b"".join(Path(file).read_bytes() for file in (__file__, *files))
+    return zlib.crc32(text)
 
 
 def known(loops: list[Any]) -> list[int]:
@@ -165,11 +189,20 @@ def parts_of(job):
 @njit
 def _take_parts(job):
     while True:
-        part = _add(job + 8 * _NEXT, 1)
-        if part >= parts_of(job):
+        left = _add(job + 8 * _LEFT, -1)
+        if left <= 0:
             return
-        _call(word(job + 8 * _LOOP), job, part)
+        _call(word(job + 8 * _LOOP), job, left - 1)
         _add(job + 8 * _DONE, 1)
+
+
+@njit
+def _own_job():
+    """A job that no other call uses; one whose thread sleeps may keep its own for long."""
+    while True:
+        job = _jobs + (_add(_turn, 1) % len(_JOBS)) * (8 * _WORDS)
+        if _swap(job + 8 * _OWNED, 1) == 0:
+            return job
 
 
 def _handler() -> Callable:
@@ -193,7 +226,7 @@ def _handler() -> Callable:
                 version[0], version[1] = _FFI_VERSION
                 return 0
         api, context = word(frame + _FRAME_API), word(frame + _FRAME_CONTEXT)
-        job = _jobs + (_add(_turn, 1) % len(_JOBS)) * (8 * _WORDS)
+        job = _own_job()
         fields = carray(pointer(job), _WORDS, np.int64)
         fields[_OPERANDS], fields[_RESULTS] = (
             word(frame + _FRAME_ARGUMENTS),
@@ -208,7 +241,7 @@ def _handler() -> Callable:
         threads = max(1, min(question[4], asked[1]))
         parts = min(threads * _PARTS_A_THREAD, asked[1]) if threads > 1 else 1
         fields[_DONE], fields[_PARTS] = 0, parts
-        _add(job + 8 * _NEXT, -_load(job + 8 * _NEXT))  # from here on it is there for the taking
+        _swap(job + 8 * _LEFT, parts)  # from here on it is there for the taking
         question[0], question[3], question[4] = 40, helper_address, job
         for _ in range(threads - 1):
             _call(word(api + _API_SCHEDULE), address, 0)
@@ -218,7 +251,7 @@ def _handler() -> Callable:
             looks += 1
             if looks > _PATIENCE:
                 _give_way()
-        _add(job + 8 * _NEXT, _NO_JOB)
+        _swap(job + 8 * _OWNED, 0)
         return 0
 
     _kept.append(handler)

@@ -20,7 +20,7 @@ from numba import carray, cfunc, njit, types  # pyright: ignore[reportPrivateImp
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gaia.kernels.cpu_calls import data, dim, known, operands, parts_of, pointer, results
+from gaia.kernels.cpu_calls import data, dim, known, operands, parts_of, pointer, results, seen
 
 _WIDE = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
 _LANES = 16 if _WIDE else 8  # of a vector of fp32; two of NEON's make one of 8
@@ -197,22 +197,19 @@ def _weights(job):
 _LOOP = types.void(types.int64, types.int64)
 
 
-@cfunc(_LOOP, cache=True)
-def _fp32_part(job, part):
-    _part(job, part, carray(_weights(job), _shape(job), np.float32))
+def _loop(dtype: type, sources: int) -> Any:
+    """The compiled loop for weights of a dtype; `sources` is what numba's cache is to look at."""
+
+    @cfunc(_LOOP, cache=True)
+    def loop(job, part):
+        if sources >= 0:
+            _part(job, part, carray(_weights(job), _shape(job), dtype))
+
+    return loop
 
 
-@cfunc(_LOOP, cache=True)
-def _bf16_part(job, part):
-    _part(job, part, carray(_weights(job), _shape(job), np.uint16))
-
-
-@cfunc(_LOOP, cache=True)
-def _int8_part(job, part):
-    _part(job, part, carray(_weights(job), _shape(job), np.int8))
-
-
+_DTYPES = {"float32": np.float32, "uint16": np.uint16, "int8": np.int8}
 NUMBERS: dict[str, int] = dict(
-    zip(("float32", "uint16", "int8"), known([_fp32_part, _bf16_part, _int8_part]), strict=True)
+    zip(_DTYPES, known([_loop(dtype, seen()) for dtype in _DTYPES.values()]), strict=True)
 )
 """Number of the loop for each dtype of the weights; uint16 holds the bits of bf16."""

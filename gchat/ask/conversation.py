@@ -159,10 +159,11 @@ class Conversation:
         self._note(f"(temperature {sampling.temperature:g})")
 
     def _retry(self) -> Answer | None:
-        last = next((m for m in reversed(self.messages) if m.role == "user"), None)
-        if last is None:
+        asked = [i for i, m in enumerate(self.messages) if m.role == "user"]
+        if not asked:
             raise ConfigError("there is no question to ask again", "ask one")
-        del self.messages[self.messages.index(last) :]
+        last = self.messages[asked[-1]]
+        del self.messages[asked[-1] :]
         if self._options.sampling.temperature == 0:
             self._note("(temperature 0 gives the same answer again)")
         self._draw += 1

@@ -15,6 +15,7 @@ from gaia.errors import GaiaError
 
 MAX_CHARS = 256
 MAX_BITS = 1024  # of an integer: any larger power would hold the machine up
+MAX_DIGITS = 400  # that `round` keeps or drops: Python computes 10**digits first
 MAX_TEXT = 10_000  # letters of a text that `*` or `+` makes
 
 Value = int | float | str | bool
@@ -32,6 +33,12 @@ def _power(base: Any, exponent: Any) -> Any:
     if isinstance(result, complex):
         raise CalculatorError(f"{base}**{exponent} is not a real number", "use a positive base")
     return result
+
+
+def _round(value: Any, digits: int = 0) -> Any:
+    if not -MAX_DIGITS <= digits <= MAX_DIGITS:
+        raise CalculatorError(f"round to {digits} digits", f"use -{MAX_DIGITS} to {MAX_DIGITS}")
+    return round(value, digits) if digits else round(value)
 
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -56,7 +63,7 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.NotEq: operator.ne,
 }
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "abs": abs, "min": min, "max": max, "round": round, "len": len,
+    "abs": abs, "min": min, "max": max, "round": _round, "len": len,
     "sqrt": math.sqrt, "floor": math.floor, "ceil": math.ceil,
 }  # fmt: skip
 _TEXT_METHODS = frozenset({"count", "lower", "upper"})
@@ -111,6 +118,9 @@ def _binary(op: ast.operator, left: Value, right: Value) -> Value:
         isinstance(op, ast.Add | ast.Mult) and size <= MAX_TEXT
     ):
         raise CalculatorError("a text takes part in arithmetic", 'use "text".count("t")')
+    for text, times in ((left, right), (right, left)):
+        if isinstance(text, str) and isinstance(times, int) and len(text) * times > MAX_TEXT:
+            raise CalculatorError("the text is too long", f"stay below {MAX_TEXT} letters")
     return _number(_BINARY[type(op)](left, right))
 
 

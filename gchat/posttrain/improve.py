@@ -37,17 +37,17 @@ class Policy:
         length: of a row of prompt and answer.
         room: positions that the longest prompt and its answer take, those held out included.
         rewards: of answers.
-        held_out: items to evaluate on.
+        held_out: items to evaluate on, and the rewards of answers to them.
     """
 
     def __init__(
         self, started: start.Started, task: Task, items: Sequence[int], length: int,
-        room: int, rewards: Rewards, held_out: Sequence[Item],
+        room: int, rewards: Rewards, held_out: tuple[Sequence[Item], Rewards],
     ) -> None:  # fmt: skip
         config, mesh, graph = started.config, started.mesh, started.graph
         self._started, self._config, self._rl, self._mesh = started, config, config.rl, mesh
         self._task, self._items, self._length, self._room = task, items, length, room
-        self._rewards, self._held_out = rewards, held_out
+        self._rewards, (self._held_out, self._held_out_rewards) = rewards, held_out
         steps = config.training.amounts.steps * config.rl.passes
         of_updates = replace(config, training=replace(config.training, steps=steps))
         self._step = make_train_step(graph, of_updates, mesh, policy.objective(config.rl))
@@ -150,7 +150,9 @@ class Policy:
             return {}
         groups = self._drawn(params, self._held_out, 0, 1, 0.0, alive)
         answers = [group[0] for group in groups]
-        rewards = np.array(self._rewards.grade(self._held_out, [a.message for a in answers]))
+        rewards = np.array(
+            self._held_out_rewards.grade(self._held_out, [a.message for a in answers])
+        )
         known = rewards[np.isfinite(rewards)]
         return {
             "eval/reward": float(known.mean()) if known.size else 0.0,

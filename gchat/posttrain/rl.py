@@ -128,15 +128,18 @@ def stage(started: start.Started) -> Stage:
     items, longest = fitting(task, started.format, config)
     room = longest
     length = min(config.model.seq_len, -(-(longest + rl.max_new_tokens) // _ROW) * _ROW)
-    held_out: list[Item] = []
-    if test := _held_out(config):
-        places, longest_there = fitting(test, started.format, config)
-        held_out, room = [test[i] for i in places], max(longest, longest_there)
     rewards: Rewards = TaskRewards(task)
     if rl.reward is not None:
         rewards = FunctionRewards(rl.reward, rl.reward_seconds)
+    held_out: list[Item] = []
+    their_rewards = rewards
+    if test := _held_out(config):
+        places, longest_there = fitting(test, started.format, config)
+        held_out, room = [test[i] for i in places], max(longest, longest_there)
+        if rl.reward is None:  # another task grades its own items
+            their_rewards = TaskRewards(test)
     room += rl.max_new_tokens
-    improver = Policy(started, task, items, length, room, rewards, held_out)
+    improver = Policy(started, task, items, length, room, rewards, (held_out, their_rewards))
     rows, progress = config.training.amounts.batch_size, session.progress
     progress.flops_per_step *= rows * length / progress.tokens_per_step
     progress.tokens_per_step = rows * length

@@ -38,7 +38,8 @@ def test_answers(expression, answer):
         "[1, 2]", "lambda: 1", "x", "9**9**9", "2**2000", "10**200 * 10**200", "1/0", "(-8)**0.5",
         "1e308 * 10", '"a" * 10**9', '"a" - 1', '"%d" % 3', "(" * 200 + ")" * 200, "round(1, x=2)",
         '"a".format(1)', "f'{1}'", "1 if 1 else 2", "1j", "1 < 2 < 3", "None", "True and 1",
-        "nan", "float('nan')", "sqrt(-1)", '5 .count("5")', '"a" * "b"',
+        "nan", "round(7, -4000000)", "round(7, 10**6)", '"a"*5000*5000', '3*("a"*5000)',
+        "float('nan')", "sqrt(-1)", '5 .count("5")', '"a" * "b"',
     ],
 )  # fmt: skip
 def test_all_else_is_refused_in_one_line(expression):

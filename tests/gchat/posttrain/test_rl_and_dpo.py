@@ -148,6 +148,15 @@ def test_dpo_refuses_in_one_line_and_writes_nothing(base, files, tmp_path, capsy
 
 
 @pytest.mark.slow
+def test_another_task_grades_its_own_items(base, tmp_path):
+    """The items of `letters` have no numbers that the grader of `sums` could read."""
+    words = ["rl", "--base", str(base), "--task", "sums", "--rl.held-out-task", "letters"]
+    words += ["--run-dir", str(tmp_path / "run"), *FEW, "--max-steps", "1", "--model.seq-len", "96"]
+    assert main([*words, "--eval.every-steps", "1"]) == 0
+    assert any("eval/reward" in record for record in runs.logged(tmp_path / "run"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["rl", "dpo"])
 def test_in_bf16_with_one_table_for_both_ends(verb, data_dir, files, tmp_path):
     """All targets of a step in one chunk of the loss, whose products are others than in many."""
