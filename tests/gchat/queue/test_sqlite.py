@@ -73,7 +73,7 @@ def test_an_old_receipt_does_nothing(tmp_path):
 
 
 def test_what_returns_is_on_the_disk_though_threads_share_a_sync(tmp_path, monkeypatch):
-    """What a sync covers is what the files held when it began: each copy is a power cut's disk."""
+    """A sync covers the bytes of the files when it began: each copy is the disk of a power cut."""
     path, real, copies = tmp_path / "q", os.fsync, []
 
     def copied_first(handle):
