@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib import image
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.slow
@@ -72,7 +73,8 @@ def test_a_branch_is_compared_and_a_broken_one_is_reported(clone, compare):
     assert rows["broken"]["status"] == ["failed", "failed"]
     assert any("no-such-branch is left out" in note for note in facts["notes"])
     out = clone / "runs" / "compare" / "main-vs-wider-vs-broken-vs-no-such-branch"
-    assert (out / "curves.png").exists()
+    picture = image.imread(out / "curves.png")
+    assert picture.shape[1] == 1012  # two panels: over tokens, and the difference
     assert "data:image/png" in (out / "report.html").read_text()
     again = compare("main", "wider", "broken", "no-such-branch", "--axes", "tokens")
     assert "4 of 6 cells are there already" in again.stderr
