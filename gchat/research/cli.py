@@ -275,6 +275,8 @@ def compare_main(args: list[str]) -> None:
     arguments += _length(options, arguments)
     print(f"each of {len(options.branches) * len(options.seeds)} runs: {' '.join(arguments)}")
     if options.dry_run:
+        for name in options.branches:
+            worktrees.check_name(worktrees.repository(), name)
         return
     data_dir = str(Path(sweeping.data_of(arguments, options.data)).resolve())
     result = comparing.compare(

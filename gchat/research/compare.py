@@ -7,6 +7,7 @@ spends the same.
 """
 
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,7 @@ def compare(
             if not trees:
                 raise
             notes.append(f"{name} is left out: {error}")
+            print(notes[-1], file=sys.stderr, flush=True)  # the table says it hours later
     notes += [note for tree in trees for note in tree.notes]
     trained = _train(trees, arguments, data_dir, seeds, folder)
     different = _differences(trained)

@@ -135,6 +135,12 @@ def _parts(root: Path, name: str, first: Tree | None) -> tuple[list[str], list[I
     return branches, wanted
 
 
+def check_name(root: Path, name: str) -> None:
+    """Raises TreeError where a part of a variant's name is no branch, commit or idea."""
+    for branch in _parts(root, name, None)[0]:
+        _commit(root, branch)
+
+
 def apply(place: Path, patch: Path) -> None:
     """Applies an idea's patch to a source tree, by a merge where the code has moved on.
 
@@ -240,6 +246,15 @@ def run_git(folder: Path, *words: str) -> str:
         check=False,
     )
     if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())[:300]
-        raise TreeError(f"git {words[0]} failed ({said})", "mend the branch, or make room")
+        raise TreeError(
+            f"git {words[0]} failed ({_fault(done.stderr or done.stdout)})",
+            "mend the branch, or make room",
+        )
     return done.stdout
+
+
+def _fault(said: str) -> str:
+    """The first fault that git names, of all it says: a full disk is one for every file."""
+    lines = [line.strip() for line in said.splitlines()]
+    faults = [line for line in lines if line.startswith(("error:", "fatal:", "CONFLICT"))]
+    return " ".join(faults[:1] or lines)[:300]
