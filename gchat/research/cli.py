@@ -1,6 +1,7 @@
 """The verbs of research: `gchat sweep`, `compare`, `ladder`, `research run`, `research ideas`."""
 
 import json
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -273,7 +274,8 @@ def compare_main(args: list[str]) -> None:
         _rented(options, folder)
         return
     arguments += _length(options, arguments)
-    print(f"each of {len(options.branches) * len(options.seeds)} runs: {' '.join(arguments)}")
+    plan = f"each of {len(options.branches) * len(options.seeds)} runs: {' '.join(arguments)}"
+    print(plan, file=sys.stderr if options.json else sys.stdout, flush=True)
     if options.dry_run:
         for name in options.branches:
             worktrees.check_name(worktrees.repository(), name)
@@ -312,7 +314,8 @@ def _rented(options: Compare, folder: Path) -> None:
     words += ["--allow-different"] * options.allow_different
     print(
         f"on {options.on}: at most {spent.lifetime_minutes} minutes at ${spent.max_price:.2f} an "
-        f"hour, together at most ${spent.budget:g}"
+        f"hour, together at most ${spent.budget:g}",
+        file=sys.stderr if options.json else sys.stdout,
     )
     rented.check(
         rented.compare_on(

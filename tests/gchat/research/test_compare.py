@@ -64,7 +64,7 @@ def compare(clone, data_dir, user_environment):
 def test_a_branch_is_compared_and_a_broken_one_is_reported(clone, compare):
     done = compare("main", "wider", "broken", "no-such-branch", "--json", "--axes", "tokens")
     assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout.splitlines()[-1])
+    facts = json.loads(done.stdout)
     rows = {row["branch"]: row for row in facts["rows"]}
     assert rows["main"]["status"] == rows["wider"]["status"] == ["done", "done"]
     assert rows["wider"]["difference"]["degrees_of_freedom"] == 1
@@ -83,7 +83,7 @@ def test_a_branch_is_compared_and_a_broken_one_is_reported(clone, compare):
 
 def test_a_commit_compared_with_itself_is_equal(compare):
     done = compare("main", "main~0", "--json")
-    facts = json.loads(done.stdout.splitlines()[-1])
+    facts = json.loads(done.stdout)
     for row in facts["rows"][1:]:
         if row["branch"] == "main~0":
             assert row["difference"]["mean"] == 0
