@@ -23,6 +23,8 @@ from gchat.research.statistics import LEVEL
 MINUTES = 10.0
 TRAINING_SHARE = 0.6
 """Share of a comparison's time that trains; the rest starts, compiles and evaluates."""
+POINTS = 8
+"""Points of a compared run's curve, where --set eval.every_steps=N does not say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,7 @@ def compare_main(args: list[str]) -> None:
             worktrees.check_name(worktrees.repository(), name)
         return
     data_dir = str(Path(sweeping.data_of(arguments, options.data)).resolve())
+    arguments += _evaluations(options, arguments, data_dir)
     result = comparing.compare(
         options.branches,
         arguments,
@@ -325,6 +328,20 @@ def _rented(options: Compare, folder: Path) -> None:
     facts = folder / "comparison.json"
     if facts.exists():
         print(facts.read_text() if options.json else f"picture: {folder / 'curves.png'}")
+
+
+def _evaluations(options: Compare, arguments: list[str], data_dir: str) -> list[str]:
+    """Options that give each run a curve: a preset's own interval may be longer than the run."""
+    named = {word.partition("=")[0].replace("-", "_") for word in options.set}
+    if "eval.every_steps" in named:
+        return []
+    info = load_manifest(data_dir).tokenizer
+    config, _ = derive(
+        load(arguments, prog="gchat compare"),
+        vocab_size=info.vocab_size,
+        padded_vocab_size=info.padded_vocab_size,
+    )
+    return [f"--eval.every_steps={max(1, config.training.amounts.steps // POINTS)}"]
 
 
 def _length(options: Compare, arguments: list[str]) -> list[str]:

@@ -246,7 +246,7 @@ def _line(row: Row) -> str:
         parts.append(f"{row.against}{verdict}")
     files, added, removed = row.tree.size
     if files:
-        parts.append(f"{files} files, +{added} -{removed}")
+        parts.append(f"{files} file{'s' * (files > 1)}, +{added} -{removed}")
     parts += [row.note] * bool(row.note)
     parts += [f"seed {r.seed} {r.status}: {r.error}" for r in row.results if r.status != "done"]
     return ", ".join(parts)

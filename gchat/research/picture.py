@@ -90,7 +90,7 @@ def _draw(
         for points in seeds:
             place.plot(points[:, column] / unit, points[:, 3], color=color, lw=0.7, alpha=0.4)
         if seeds:
-            x, mean = _mean([(points[:, column], points[:, 3]) for points in seeds])
+            x, mean = _mean(seeds, column)
             place.plot(x / unit, mean, color=color, lw=2, label=f"{name} ({len(seeds)} seeds)")
     place.set_xlabel(label)
     place.grid(alpha=0.3)
@@ -98,11 +98,11 @@ def _draw(
         place.legend(fontsize="small" if len(lines) <= 6 else "x-small")
 
 
-def _mean(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of curves, where all of them are."""
-    low, high = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
-    x = np.unique(np.clip(lines[0][0], low, high))
-    return x, np.mean([np.interp(x, xs, ys) for xs, ys in lines], axis=0)
+def _mean(seeds: Sequence[np.ndarray], column: int) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of the seeds, evaluation by evaluation, as far as all of them came."""
+    shared = min(len(points) for points in seeds)
+    mean = np.mean([points[:shared] for points in seeds], axis=0)
+    return mean[:, column], mean[:, 3]
 
 
 def page(path: Path, title: str, lines: Sequence[str], picture: Path, facts: Any) -> None:

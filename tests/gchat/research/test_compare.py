@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from matplotlib import image
 
+from gchat.research import cells
+
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.slow
 TINY = [
     "model.dim=32", "model.head_dim=16", "model.hidden=64", "model.depth=1", "model.seq_len=32",
     "optim.name=adamw", "optim.lr=0.003", "optim.warmup_steps=2", "training.batch_size=4",
-    "eval.every_steps=4", "eval.tokens=400", "eval.sample_tokens=1",
+    "eval.tokens=400", "eval.sample_tokens=1",
 ]  # fmt: skip
 
 
@@ -73,6 +75,8 @@ def test_a_branch_is_compared_and_a_broken_one_is_reported(clone, compare):
     assert rows["broken"]["status"] == ["failed", "failed"]
     assert any("no-such-branch is left out" in note for note in facts["notes"])
     out = clone / "runs" / "compare" / "main-vs-wider-vs-broken-vs-no-such-branch"
+    results = cells.read_results(out / "results.jsonl").values()
+    assert {len(r.curve) for r in results if r.status == "done"} == {9}  # of 8 steps
     picture = image.imread(out / "curves.png")
     assert picture.shape[1] == 1012  # two panels: over tokens, and the difference
     assert "data:image/png" in (out / "report.html").read_text()
