@@ -295,9 +295,8 @@ def compare_main(args: list[str]) -> None:
         allow_different=options.allow_different,
     )
     lines, facts = comparing.shown(result), comparing.as_dict(result)
-    groups = {row.tree.name: row.results for row in result.rows if row.axis == "tokens"}
-    first = options.branches[0]
-    picture.curves(groups, folder / "curves.png", named, options.axes, against=first)
+    groups = {row.label: row.results for row in result.rows if row.axis == "tokens"}
+    picture.curves(groups, folder / "curves.png", named, options.axes, against=next(iter(groups)))
     picture.page(folder / "report.html", named, lines, folder / "curves.png", facts)
     (folder / "comparison.json").write_text(json.dumps(facts, indent=1) + "\n")
     print(json.dumps(facts) if options.json else "\n".join(lines))

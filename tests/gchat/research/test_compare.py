@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from matplotlib import image
 
-from gchat.research import cells
+from gchat.research import cells, ideas
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.slow
@@ -91,3 +91,15 @@ def test_a_commit_compared_with_itself_is_equal(compare):
     for row in facts["rows"][1:]:
         if row["branch"] == "main~0":
             assert row["difference"]["mean"] == 0
+
+
+def test_every_fault_of_the_plateau_page_trains_and_changes_the_run(compare):
+    """All but positions in bf16, which are exact up to 256: these rows have 32."""
+    faults = [f"+{name}" for name in ideas.names() if name.startswith("fault-")]
+    done = compare("main", *faults, "--axes", "tokens", "--json")
+    assert done.returncode == 0, done.stderr
+    main, *rows = json.loads(done.stdout)["rows"]
+    assert [row["branch"] for row in rows] == faults
+    assert {status for row in rows for status in row["status"]} == {"done"}
+    same = [row["branch"] for row in rows if row["bpb"] == main["bpb"]]
+    assert same == ["+fault-bf16-positions"]
