@@ -290,6 +290,10 @@ def _research(args: list[str]) -> None:
         from gchat.research.patched import run
 
         run(args[1:])
+    if verb == "run":
+        from gchat.research.driver import hand_over
+
+        hand_over(args[1:])
     from gchat.research.cli import ideas_main, research_main
 
     (research_main if verb == "run" else ideas_main)(args[1:])
