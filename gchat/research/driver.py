@@ -1,8 +1,8 @@
-"""Who runs `gchat research run`: the judge's code, whatever a change has done to this tree.
+"""Verbs that another source tree than this one runs: `gchat research with` and `research run`.
 
-An agent may break any module of the working tree, or change how experiments are judged. So the verb
-goes on in the judge's own source tree, laid out once per commit in `runs/driver/`; the working tree
-is only what is trained.
+An agent may break any module of the working tree, or change how experiments are judged. So `run` goes
+on in the judge's own source tree, laid out once per commit in `runs/driver/`; the working tree is
+only what is trained.
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gchat.research import worktrees
+from gchat.research import patched, worktrees
 
 FOLDER = Path("runs/driver")
 JUDGE = "main"
@@ -18,17 +18,23 @@ _DRIVEN = "GAIA_RESEARCH_DRIVER"
 """Variable that tells the judge's code that it is."""
 
 
-def hand_over(words: Sequence[str]) -> None:
-    """Becomes the judge's process; returns where this is it, where only help is asked for, or
-    where the working tree judges itself.
+def hand_over(verb: str, words: Sequence[str]) -> None:
+    """Becomes the process of the other tree.
+
+    For `run` it returns where this is the judge's process, where only help is asked for, and where
+    the working tree judges itself.
 
     Args:
+        verb: run or with.
         words: of the verb.
 
     Raises:
+        ConfigError: `with` names no idea or no verb.
         DataError: the working directory is in no clone.
         TreeError: the judge is unknown, or cannot be laid out.
     """
+    if verb == "with":
+        patched.run(words)
     judge = _judge(words)
     if os.environ.get(_DRIVEN) or {"-h", "--help"} & set(words) or judge == worktrees.WORKING_TREE:
         return
