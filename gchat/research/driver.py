@@ -1,8 +1,8 @@
 """Verbs that another source tree than this one runs: `gchat research with` and `research run`.
 
-An agent may break any module of the working tree, or change how experiments are judged. So `run` goes
-on in the judge's own source tree, laid out once per commit in `runs/driver/`; the working tree is
-only what is trained.
+An agent may break any module of the working tree, or change how experiments are judged. So `run`
+goes on in the judge's own source tree, laid out once per commit in `runs/driver/`; the working tree
+is only what is trained.
 """
 
 import os
