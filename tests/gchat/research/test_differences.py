@@ -1,4 +1,4 @@
-"""What makes the figures of two branches mean different things, read from their runs."""
+"""Differences between runs that forbid to compare their figures: those that are found and said."""
 
 import pytest
 import yaml
