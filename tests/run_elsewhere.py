@@ -36,7 +36,7 @@ TESTS = (
     ("docs/models.md", "gchat data", "gchat/archive/test_models.py"),
     ("docs/models.md", "gchat train", "gchat/archive/test_models.py"),
     ("docs/orchestrate.md", "gchat", "gchat/orchestrate/test_orchestrate.py"),
-    ("docs/plateau.md", "gchat compare", "gchat/research/test_real_comparisons.py"),
+    ("docs/plateau.md", "gchat compare", "gchat/research/test_compare.py"),
     ("docs/posttraining.md", "gchat rl", "gchat/posttrain/test_rl_and_dpo.py"),
     ("docs/posttraining.md", "gchat dpo", "gchat/posttrain/test_rl_and_dpo.py"),
     ("docs/posttraining.md", "gchat", "gchat/posttrain/test_sft.py"),

@@ -13,8 +13,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,6 +28,7 @@ from gaia.storage.files import join, read_bytes
 from gchat.run.series import Series, read_series
 
 POLL_S = 0.5
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 REDONE = ("failed", "interrupted")
 """Statuses of cells that a sweep trains again."""
 
@@ -185,16 +188,34 @@ def run_cell(
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            while process.poll() is None:
-                time.sleep(POLL_S)
-                late = time.monotonic() - began > timeout_s
-                if not stopped and (late or watch(_so_far(cell, folder))):
-                    stopped = "stopped"
-                    process.send_signal(signal.SIGTERM)
+            with _signals_raise():
+                while process.poll() is None:
+                    time.sleep(POLL_S)
+                    late = time.monotonic() - began > timeout_s
+                    if not stopped and (late or watch(_so_far(cell, folder))):
+                        stopped = "stopped"
+                        process.send_signal(signal.SIGTERM)
         except BaseException:
             _end(process)
             raise
     return _judge(cell, folder, log, process.returncode, stopped)
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP raise SystemExit: no training outlives the sweep that runs it."""
+
+    def leave(number: int, _frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    here = threading.current_thread() is threading.main_thread()
+    heard = [s for s in _ENDING if here and signal.getsignal(s) is not signal.SIG_IGN]  # nohup's
+    before = {number: signal.signal(number, leave) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -1,6 +1,7 @@
 """The verbs of research: `gchat sweep`, `compare`, `ladder`, `research run`, `research ideas`."""
 
 import json
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError, GaiaError
 from gchat.config import derive, load
 from gchat.model_shape import matmul_params
-from gchat.research import cells, experiment, ideas, ladder, picture, rented, worktrees
+from gchat.research import cells, driver, experiment, ideas, ladder, picture, rented, worktrees
 from gchat.research import compare as comparing
 from gchat.research import sweep as sweeping
 from gchat.research.statistics import LEVEL
@@ -22,6 +23,8 @@ from gchat.research.statistics import LEVEL
 MINUTES = 10.0
 TRAINING_SHARE = 0.6
 """Share of a comparison's time that trains; the rest starts, compiles and evaluates."""
+POINTS = 8
+"""Points of a compared run's curve, where --set eval.every_steps=N does not say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,8 @@ class Research:
     """Idea, in one line."""
     preset: str = "cpu"
     """Preset of every experiment."""
-    judge: str = "main"
-    """Branch whose evaluation code measures."""
+    judge: str = driver.JUDGE
+    """Branch whose code runs the experiment and measures it."""
     margin: float = 0.002
     """Bits per byte by which the best so far must be beaten to be kept."""
     seed: int = 1337
@@ -273,10 +276,14 @@ def compare_main(args: list[str]) -> None:
         _rented(options, folder)
         return
     arguments += _length(options, arguments)
-    print(f"each of {len(options.branches) * len(options.seeds)} runs: {' '.join(arguments)}")
+    plan = f"each of {len(options.branches) * len(options.seeds)} runs: {' '.join(arguments)}"
+    print(plan, file=sys.stderr if options.json else sys.stdout, flush=True)
     if options.dry_run:
+        for name in options.branches:
+            worktrees.check_name(worktrees.repository(), name)
         return
     data_dir = str(Path(sweeping.data_of(arguments, options.data)).resolve())
+    arguments += _evaluations(options, arguments, data_dir)
     result = comparing.compare(
         options.branches,
         arguments,
@@ -288,8 +295,8 @@ def compare_main(args: list[str]) -> None:
         allow_different=options.allow_different,
     )
     lines, facts = comparing.shown(result), comparing.as_dict(result)
-    groups = {row.tree.name: row.results for row in result.rows if row.axis == "tokens"}
-    picture.curves(groups, folder / "curves.png", named)
+    groups = {row.label: row.results for row in result.rows if row.axis == "tokens"}
+    picture.curves(groups, folder / "curves.png", named, options.axes, against=next(iter(groups)))
     picture.page(folder / "report.html", named, lines, folder / "curves.png", facts)
     (folder / "comparison.json").write_text(json.dumps(facts, indent=1) + "\n")
     print(json.dumps(facts) if options.json else "\n".join(lines))
@@ -309,7 +316,8 @@ def _rented(options: Compare, folder: Path) -> None:
     words += ["--allow-different"] * options.allow_different
     print(
         f"on {options.on}: at most {spent.lifetime_minutes} minutes at ${spent.max_price:.2f} an "
-        f"hour, together at most ${spent.budget:g}"
+        f"hour, together at most ${spent.budget:g}",
+        file=sys.stderr if options.json else sys.stdout,
     )
     rented.check(
         rented.compare_on(
@@ -319,6 +327,20 @@ def _rented(options: Compare, folder: Path) -> None:
     facts = folder / "comparison.json"
     if facts.exists():
         print(facts.read_text() if options.json else f"picture: {folder / 'curves.png'}")
+
+
+def _evaluations(options: Compare, arguments: list[str], data_dir: str) -> list[str]:
+    """Options that give each run a curve: a preset's own interval may be longer than the run."""
+    named = {word.partition("=")[0].replace("-", "_") for word in options.set}
+    if "eval.every_steps" in named:
+        return []
+    info = load_manifest(data_dir).tokenizer
+    config, _ = derive(
+        load(arguments, prog="gchat compare"),
+        vocab_size=info.vocab_size,
+        padded_vocab_size=info.padded_vocab_size,
+    )
+    return [f"--eval.every_steps={max(1, config.training.amounts.steps // POINTS)}"]
 
 
 def _length(options: Compare, arguments: list[str]) -> list[str]:

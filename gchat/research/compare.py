@@ -7,6 +7,7 @@ spends the same.
 """
 
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,11 @@ class Row:
     against: Difference | None
     """Difference to the first branch; None for itself, or where fewer than two seeds ended."""
     note: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name for people: a full stop is easily overlooked."""
+        return "working tree" if self.tree.name == worktrees.WORKING_TREE else self.tree.name
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ def compare(
             if not trees:
                 raise
             notes.append(f"{name} is left out: {error}")
+            print(notes[-1], file=sys.stderr, flush=True)  # the table says it hours later
     notes += [note for tree in trees for note in tree.notes]
     trained = _train(trees, arguments, data_dir, seeds, folder)
     different = _differences(trained)
@@ -218,12 +225,12 @@ def _differences(trained: Mapping[str, list[Result]]) -> list[str]:
 
 def shown(comparison: Comparison) -> list[str]:
     """The table, line by line, for people."""
-    width = max(len(row.tree.name) for row in comparison.rows)
+    width = max(len(row.label) for row in comparison.rows)
     lines = []
     for axis in dict.fromkeys(row.axis for row in comparison.rows):
         lines.append(f"at equal {axis}:")
         for row in (row for row in comparison.rows if row.axis == axis):
-            lines.append(f"  {row.tree.name:{width}} {_line(row)}")
+            lines.append(f"  {row.label:{width}} {_line(row)}")
     lines += comparison.notes
     lines.append(
         f"{len(comparison.seeds)} seeds: a difference of two seed deviations would be found with "
@@ -238,13 +245,11 @@ def _line(row: Row) -> str:
     if len(values) > 1:
         parts.append(f"seed deviation {statistics.stdev(values):.4f}")
     if row.against:
-        verdict = (
-            "" if not row.against.differs else "; better" if row.against.mean < 0 else "; worse"
-        )
-        parts.append(f"{row.against}{verdict}")
+        better = "better" if row.against.mean < 0 else "worse"
+        parts.append(f"{row.against}; {better if row.against.differs else 'no difference found'}")
     files, added, removed = row.tree.size
     if files:
-        parts.append(f"{files} files, +{added} -{removed}")
+        parts.append(f"{files} file{'s' * (files > 1)}, +{added} -{removed}")
     parts += [row.note] * bool(row.note)
     parts += [f"seed {r.seed} {r.status}: {r.error}" for r in row.results if r.status != "done"]
     return ", ".join(parts)

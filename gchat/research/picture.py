@@ -2,6 +2,7 @@
 
 import base64
 import html
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,46 +15,95 @@ from gchat.run.folder import write_atomically
 _X = {"tokens": (0, 1e6, "million tokens"), "flops": (1, 1e12, "TFLOP"), "time": (2, 60, "minutes")}
 
 
-def curves(groups: Mapping[str, Sequence[Result]], path: Path, title: str = "") -> None:
+def curves(
+    groups: Mapping[str, Sequence[Result]],
+    path: Path,
+    title: str = "",
+    axes: Sequence[str] = tuple(_X),
+    *,
+    against: str | None = None,
+) -> None:
     """Bits per byte over tokens, FLOPs and time: one thin line a seed, one thick one the mean.
 
     Args:
         groups: results by label; those without a curve are left out.
         path: of the PNG.
         title: above it.
+        axes: quantities to draw bits per byte over, a panel each.
+        against: label whose curves the others are subtracted from, seed by seed and at equal
+            tokens, in one more panel.
     """
     # The object interface: pyplot would keep global state and may look for a display.
-    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 4.2), layout="constrained")
+    panels = [(axis, _lines(groups)) for axis in axes]
+    if against is not None:
+        panels.append(("tokens", _lines(groups, against)))
+    figure = Figure(figsize=(4.6 * max(len(panels), 2), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    colors = colormaps["tab10"].colors  # pyright: ignore[reportAttributeAccessIssue]
-    for axes, (column, unit, label) in zip(figure.subplots(1, 3), _X.values(), strict=True):
-        for index, (name, results) in enumerate(groups.items()):
-            color = colors[index % len(colors)]
-            lines = [np.array(r.curve) for r in results if len(r.curve) > 1]
-            for points in lines:
-                axes.plot(points[1:, column] / unit, points[1:, 3], color=color, lw=0.7, alpha=0.4)
-            if lines:
-                x, mean = _mean([(p[1:, column], p[1:, 3]) for p in lines])
-                axes.plot(x / unit, mean, color=color, lw=2, label=f"{name} ({len(lines)} seeds)")
-        axes.set_xlabel(label)
-        axes.set_ylabel("validation, bits per byte")
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend()
+    places = figure.subplots(1, len(panels), squeeze=False)[0]
+    for place, (axis, lines) in zip(places, panels, strict=True):
+        _draw(place, lines, *_X[axis])
+        place.set_ylabel("validation, bits per byte")
+    if against is not None:
+        places[-1].axhline(0, color="black", lw=0.8)
+        places[-1].set_ylabel(f"bits per byte minus {against}'s (below 0 is better)")
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, wrap=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
-def _mean(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of curves, where all of them are."""
-    low, high = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
-    x = np.unique(np.clip(lines[0][0], low, high))
-    return x, np.mean([np.interp(x, xs, ys) for xs, ys in lines], axis=0)
+def _lines(
+    groups: Mapping[str, Sequence[Result]], against: str | None = None
+) -> dict[str, list[np.ndarray]]:
+    """Each seed's points [tokens, FLOPs, seconds, bits per byte], without the untrained one."""
+    curves = {
+        name: {r.seed: np.array(r.curve)[1:] for r in results if len(r.curve) > 1}
+        for name, results in groups.items()
+    }
+    if against is not None:
+        base = curves[against]
+        for name, seeds in curves.items():
+            curves[name] = {
+                seed: _less(points, base[seed])
+                for seed, points in seeds.items()
+                if seed in base and name != against
+            }
+    return {name: [p for p in seeds.values() if len(p)] for name, seeds in curves.items()}
+
+
+def _less(points: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """A curve less another one, at its own tokens where the other one goes."""
+    shared = points[(points[:, 0] >= base[0, 0]) & (points[:, 0] <= base[-1, 0])]
+    less = shared[:, 3] - np.interp(shared[:, 0], base[:, 0], base[:, 3])
+    return np.column_stack([shared[:, :3], less])
+
+
+def _draw(
+    place: Any, lines: Mapping[str, Sequence[np.ndarray]], column: int, unit: float, axis: str
+) -> None:
+    from matplotlib import colormaps
+
+    colors = colormaps["tab10" if len(lines) <= 10 else "tab20"].colors  # pyright: ignore[reportAttributeAccessIssue]
+    for color, (name, seeds) in zip(itertools.cycle(colors), lines.items()):
+        for points in seeds:
+            place.plot(points[:, column] / unit, points[:, 3], color=color, lw=0.7, alpha=0.4)
+        if seeds:
+            x, mean = _mean(seeds, column)
+            label = f"{name} ({len(seeds)} seed{'s' * (len(seeds) > 1)})"
+            place.plot(x / unit, mean, color=color, lw=2, label=label)
+    place.set_xlabel(axis)
+    place.grid(alpha=0.3)
+    if place.get_legend_handles_labels()[1]:
+        place.legend(fontsize="small" if len(lines) <= 6 else "x-small")
+
+
+def _mean(seeds: Sequence[np.ndarray], column: int) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of the seeds, evaluation by evaluation, as far as all of them came."""
+    shared = min(len(points) for points in seeds)
+    mean = np.mean([points[:shared] for points in seeds], axis=0)
+    return mean[:, column], mean[:, 3]
 
 
 def page(path: Path, title: str, lines: Sequence[str], picture: Path, facts: Any) -> None:

@@ -11,7 +11,9 @@ context. nanochat trains over a grid, 4,096 and 16,384 tokens a step x rates x 0
 base_train's defaults, not scaled by the batch), with one seed; its best cell then with all seeds.
 `fast` trains nine tenths of nanochat's tokens, `cpu` and `baseline` all of them, each with a whole
 schedule. Every finished training is a line of results.jsonl in --out: killed, or run on another
-day, the benchmark goes on where it was. Other jobs on the machine falsify the times, not the bits.
+day, the benchmark goes on where it was, and a first day may take a part of the grid (--tokens,
+--batches, --rates, --seeds). Times are a median step times the steps: other jobs on the machine
+falsify them, not the bits.
 """
 
 import argparse
@@ -134,14 +136,14 @@ def train_ours(
         words[1:1] = read("fast").options
     name = f"{cell.side}-{cell.tokens}-{cell.batch}-s{cell.seed}"
     run = folder / name
-    resume = ["--resume"] if any(run.glob("checkpoints/[0-9]*")) else []
+    resume = ["--resume", "--allow-restart"] if (run / "config.yaml").exists() else []
     words += [f"--eval.every-steps={every}", "--run-dir", str(run), *resume]
     gchat(["train", *words], trees[cell.side])
     series = read_series(run / "metrics.jsonl")
     tokens = dict(series["train/tokens"])
     steps_ms = [value for _, value in series["perf/step_ms"]]
     curve = [[tokens.get(step, 0), value] for step, value in series["eval/val_bpb"]]
-    seconds = statistics.fmean(steps_ms[3:]) * len(steps_ms) / 1000
+    seconds = statistics.median(steps_ms[3:]) * len(steps_ms) / 1000
     return {"bpb": curve[-1][1], "seconds": round(seconds, 1), "curve": curve}
 
 
@@ -259,7 +261,7 @@ def work(job: dict[str, Any]) -> None:
         model.zero_grad(set_to_none=True)
         times.append(time.perf_counter() - began)
     curve.append([steps * cell["batch"], validation(run, job["validation"], micro)])
-    seconds = statistics.fmean(times[3:]) * steps
+    seconds = statistics.median(times[3:]) * steps
     answer = {"bpb": curve[-1][1], "seconds": round(seconds, 1), "curve": curve}
     print("answer " + json.dumps(answer | {"matmul_params": model.num_matmul_params()}), flush=True)
 
@@ -319,7 +321,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     trees = {"fast": fast_tree(args.out), "cpu": harness.ROOT, "baseline": harness.ROOT}
     budgets = (40_960,) if args.quick else args.tokens
     seeds = args.seeds[:1] if args.quick else args.seeds
-    batches, scales = ((4096,), (1.0,)) if args.quick else (BATCHES, SCALES)
+    batches, scales = ((4096,), (1.0,)) if args.quick else (args.batches, args.rates)
 
     def result(cell: Cell) -> dict[str, Any]:
         if cell not in results:
@@ -382,6 +384,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="prepared data set with 8,192 ids")
     parser.add_argument("--out", type=Path, default=Path("runs/curve_vs_nanochat"))
     parser.add_argument("--tokens", type=int, nargs="+", default=list(BUDGETS))
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=list(BATCHES), help="nanochat's tokens a step"
+    )
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=list(SCALES), help="factors of nanochat's rates"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
 
 

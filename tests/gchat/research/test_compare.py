@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib import image
+
+from gchat.research import cells, ideas
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.slow
 TINY = [
     "model.dim=32", "model.head_dim=16", "model.hidden=64", "model.depth=1", "model.seq_len=32",
     "optim.name=adamw", "optim.lr=0.003", "optim.warmup_steps=2", "training.batch_size=4",
-    "eval.every_steps=4", "eval.tokens=400", "eval.sample_tokens=1",
+    "eval.tokens=400", "eval.sample_tokens=1",
 ]  # fmt: skip
 
 
@@ -24,19 +27,13 @@ def git(folder, *words):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A clone with a branch that changes the activation, one that does not start, and a cheat."""
+    """A clone with a branch that changes the activation, and one that does not start."""
     root = tmp_path_factory.mktemp("compare") / "clone"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(root)], check=True)
     git(root, "checkout", "-q", "-B", "main")
     for branch, file, old, new in (
         ("wider", "gaia/layers.py", "jax.nn.silu", "jax.nn.gelu"),
         ("broken", "gchat/model.py", "import jax\n", "import jax\nimport no_such_module\n"),
-        (
-            "other-measure",
-            "gchat/run_config.py",
-            "class EvalConfig:",
-            "class EvalConfig:  # changed",
-        ),
     ):
         git(root, "checkout", "-q", "-B", branch, "main")
         text = (root / file).read_text()
@@ -63,7 +60,7 @@ def compare(clone, data_dir, user_environment):
 def test_a_branch_is_compared_and_a_broken_one_is_reported(clone, compare):
     done = compare("main", "wider", "broken", "no-such-branch", "--json", "--axes", "tokens")
     assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout.splitlines()[-1])
+    facts = json.loads(done.stdout)
     rows = {row["branch"]: row for row in facts["rows"]}
     assert rows["main"]["status"] == rows["wider"]["status"] == ["done", "done"]
     assert rows["wider"]["difference"]["degrees_of_freedom"] == 1
@@ -72,7 +69,10 @@ def test_a_branch_is_compared_and_a_broken_one_is_reported(clone, compare):
     assert rows["broken"]["status"] == ["failed", "failed"]
     assert any("no-such-branch is left out" in note for note in facts["notes"])
     out = clone / "runs" / "compare" / "main-vs-wider-vs-broken-vs-no-such-branch"
-    assert (out / "curves.png").exists()
+    results = cells.read_results(out / "results.jsonl").values()
+    assert {len(r.curve) for r in results if r.status == "done"} == {9}  # of 8 steps
+    picture = image.imread(out / "curves.png")
+    assert picture.shape[1] == 1012  # two panels: over tokens, and the difference
     assert "data:image/png" in (out / "report.html").read_text()
     again = compare("main", "wider", "broken", "no-such-branch", "--axes", "tokens")
     assert "4 of 6 cells are there already" in again.stderr
@@ -81,7 +81,19 @@ def test_a_branch_is_compared_and_a_broken_one_is_reported(clone, compare):
 
 def test_a_commit_compared_with_itself_is_equal(compare):
     done = compare("main", "main~0", "--json")
-    facts = json.loads(done.stdout.splitlines()[-1])
+    facts = json.loads(done.stdout)
     for row in facts["rows"][1:]:
         if row["branch"] == "main~0":
             assert row["difference"]["mean"] == 0
+
+
+def test_every_fault_of_the_plateau_page_trains_and_changes_the_run(compare):
+    """All but positions in bf16, which are exact up to 256: these rows have 32."""
+    faults = [f"+{name}" for name in ideas.names() if name.startswith("fault-")]
+    done = compare("main", *faults, "--axes", "tokens", "--json")
+    assert done.returncode == 0, done.stderr
+    main, *rows = json.loads(done.stdout)["rows"]
+    assert [row["branch"] for row in rows] == faults
+    assert {status for row in rows for status in row["status"]} == {"done"}
+    same = [row["branch"] for row in rows if row["bpb"] == main["bpb"]]
+    assert same == ["+fault-bf16-positions"]

@@ -83,6 +83,39 @@ def test_only_what_is_far_behind_is_stopped():
     assert not stop.ends(result(curve=[[50, 0, 0, 3.2]]), None)
 
 
+WAITS = """import signal, sys, time
+from pathlib import Path
+run = Path(sys.argv[sys.argv.index("--run-dir") + 1])
+run.mkdir()
+def stop(*_):
+    (run / "saved").touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+(run / "begun").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_training_ends_with_the_sweep_that_is_told_to(tmp_path, number):
+    """In place of the training: a process that saves when it is asked to stop, as that does."""
+    (tmp_path / "gchat").mkdir()
+    (tmp_path / "gchat" / "train.py").write_text(WAITS)
+    cell = cells.Cell("a", "", 1, (), Code(str(tmp_path), "c" * 40), "data", "d")
+    before, run = signal.getsignal(number), tmp_path / "run"
+
+    def watch(_so_far):
+        if (run / "begun").exists():
+            os.kill(os.getpid(), number)
+        return False
+
+    with pytest.raises(SystemExit) as ended:
+        cells.run_cell(cell, run, watch=watch)
+    assert ended.value.code == 128 + number
+    assert (run / "saved").exists()
+    assert signal.getsignal(number) is before
+
+
 SWEEP = """
 preset: cpu
 data: {data}

@@ -84,12 +84,20 @@ def test_uncommitted_changes_are_taken_by_a_dot_and_said_otherwise(clone, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("mian", "no branch or commit"), ("idea+clash", "git merge failed")]
+    ("name", "said"),
+    [("mian", "no branch or commit"), ("idea+clash", r"git merge failed .CONFLICT .*model.py\)")],
 )
 def test_what_cannot_be_laid_out_is_one_line(clone, first, tmp_path, name, said):
     with pytest.raises(TreeError, match=said) as refused:
         make_tree(clone, name, tmp_path / "code", first)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["mian", "idea+mian", "+no-such-idea"])
+def test_a_name_is_checked_before_anything_is_made(clone, name):
+    worktrees.check_name(clone, "idea+other+relu2")
+    with pytest.raises(TreeError, match="is no branch"):
+        worktrees.check_name(clone, name)
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(clone, tmp_path):
