@@ -22,6 +22,7 @@ from gaia.option_text import Kind, kinds, mark, marked, unmark, without_marks
 
 T = TypeVar("T")
 _HELP = frozenset({"-h", "--help"})
+_HELP_LISTS = "--help lists every option with its type"
 
 
 def parse(
@@ -60,7 +61,10 @@ def parse(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise ConfigError(*_one_line(without_marks(printed.getvalue()), short)) from None
+        text = without_marks(printed.getvalue())
+        raise ConfigError(
+            *(_mistyped(text, words, known, short) or _one_line(text, short))
+        ) from None
 
 
 def asks_for_help(cls: Any, args: Sequence[str], aliases: Mapping[str, str] | None = None) -> bool:
@@ -114,6 +118,29 @@ def _text(name: str, value: Any) -> str:
     return str(value)
 
 
+def _mistyped(
+    message: str, words: Sequence[str], known: Mapping[str, Kind], aliases: Mapping[str, str]
+) -> tuple[str, str] | None:
+    """The unknown option that may be why a required one is missing, and the nearest one.
+
+    tyro looks for what is required first, and would not tell of `--ou` when `--out` is not there.
+    """
+    if "Missing from" not in " ".join(message.split()):
+        return None
+    options = [f"--{name}" for name in known]
+    flags = [name.rpartition(".") for name, kind in known.items() if kind == "flag"]
+    options += [f"--{group}{dot}no-{leaf}" for group, dot, leaf in flags]
+    for word in words:
+        name = word.partition("=")[0].replace("_", "-")
+        if re.fullmatch(r"--\w[\w.-]*", name) and name not in options:
+            nearest = get_close_matches(name, [*options, *aliases], n=1, cutoff=0.7)
+            remedy = (
+                f"perhaps you meant {nearest[0]} (--help lists all)" if nearest else _HELP_LISTS
+            )
+            return f"unknown option {name}", remedy
+    return None
+
+
 def _one_line(message: str, aliases: Mapping[str, str]) -> tuple[str, str]:
     """Reduces tyro's panel to its first sentence, on one line for people and scripts."""
     blocks = re.split(r"^\s*-{3,}\s*$", message, flags=re.MULTILINE)
@@ -128,7 +155,7 @@ def _one_line(message: str, aliases: Mapping[str, str]) -> tuple[str, str]:
         nearest = get_close_matches(unknown[1], aliases, n=1, cutoff=0.7) or nearest
     if nearest:
         return problem, f"perhaps you meant {nearest[0]} (--help lists all)"
-    return problem, "--help lists every option with its type"
+    return problem, _HELP_LISTS
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -137,3 +137,36 @@ def test_a_preset_is_utf_8_in_any_locale(tmp_path, monkeypatch):
     (tmp_path / "a.yaml").write_bytes("prompt: 日本\n".encode())
     monkeypatch.setattr("locale.getpreferredencoding", lambda *_: "ascii")
     assert parse(Options, [], preset=load_yaml(tmp_path / "a.yaml")).prompt == "日本"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Needy:
+    """A command that needs two of its options."""
+
+    out: Path
+    """A path."""
+    count: int
+    """A number."""
+    dry_run: bool = False
+    """A flag."""
+    inner: Inner = dataclasses.field(default_factory=Inner)
+    """A group."""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--ou", "r", "--count", "1"], "unknown option --ou; perhaps you meant --out ("),
+        (["--ou=r"], "unknown option --ou; perhaps you meant --out ("),
+        (["--out", "r", "--numbers", "1"], "unknown option --numbers; --help lists"),
+        (["--out", "r", "--mount", "1"], "unknown option --mount; perhaps you meant --amount ("),
+        (["--no-dry-rum"], "unknown option --no-dry-rum; perhaps you meant --no-dry-run ("),
+        (["--inner.outt", "x"], "unknown option --inner.outt; perhaps you meant --inner.out ("),
+        (["--out", "--ou", "--no-dry-run", "--dry_run"], "Missing from"),
+        (["--inner.name", "--ou", "--inner.prompts", "a", "--inner.out=--x"], "Missing from"),
+    ],
+)
+def test_a_mistyped_option_is_named_before_the_missing_one(words, said):
+    with pytest.raises(ConfigError) as error:
+        parse(Needy, words, aliases={"--amount": "--count"})
+    assert said in str(error.value) and "\n" not in str(error.value)

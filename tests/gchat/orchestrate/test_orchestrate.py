@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -14,10 +13,8 @@ import yaml
 
 from disks import fill, small_disk
 from gchat.__main__ import main
-from gchat.orchestrate import choice, memory, plan, processes
-from gchat.orchestrate.runner import Runner, judged
-from gchat.orchestrate.store import Row, Store
-from gchat.orchestrate.warden import Result
+from gchat.orchestrate.store import Store
+from orchestrated import sh, write
 
 # Hides in every way that a process can: a session of its own, a dead parent, no environment, deaf
 # to SIGTERM, and stopped. Each writes its process id.
@@ -30,16 +27,6 @@ setsid sh -c 'echo $$ >> pids; exec sleep 600' &
 (setsid env -i sh -c '(setsid sh -c "trap : TERM; echo \\$\\$ >> pids; sleep 600; sleep 600" &)' &)
 while [ "$(wc -l < pids)" -lt 6 ]; do sleep 0.02; done
 """
-
-
-def write(folder, workloads, **more):
-    path = folder / "plan.yaml"
-    path.write_text(yaml.safe_dump({"workloads": workloads, **more}, sort_keys=False))
-    return path
-
-
-def sh(script, **more):
-    return {"command": ["sh", "-c", script], **more}
 
 
 def alive(pids):
@@ -209,190 +196,7 @@ def test_stop_add_and_wait_while_it_runs(here, capsys):
     assert states(path, capsys) == {"long": "stopped", "more": "done"}
 
 
-# ── Kills at every write ────────────────────────────────────────────────────────────────────────
-
-KILLED = """
-import os, signal, sys
-from contextlib import contextmanager
-from pathlib import Path
-from gchat.orchestrate import store, runner, warden
-at, where = int(sys.argv[1]), sys.argv[2]
-count = 0
-
-def tick():
-    global count
-    count += 1
-    if count == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-if where == "orchestrator":
-    plain = store.Store._write
-    @contextmanager
-    def write(self):
-        tick()
-        with plain(self):
-            yield
-            tick()
-        tick()
-    store.Store._write = write
-    start = runner.Runner._start
-    def started(self, *given):
-        tick()
-        made = start(self, *given)
-        tick()
-        return made
-    runner.Runner._start = started
-    from gchat.__main__ import main
-    status = main(["orchestrate", "plan.yaml"])
-    Path("boundaries").write_text(str(count))
-    sys.exit(status)
-plain_start, plain_write, replace = warden._start, warden.write, os.replace
-def started(*given):
-    tick()
-    made = plain_start(*given)
-    tick()
-    return made
-def replaced(*given):
-    tick()
-    replace(*given)
-    tick()
-def written(*given):
-    tick()
-    plain_write(*given)
-    tick()
-warden._start, warden.write, os.replace = started, written, replaced
-warden.main(sys.argv[3:])
-"""
-WORK = {
-    "one": sh("echo one >> ran.tmp; sync; echo one >> ran; touch one.done", done="one.done"),
-    "two": sh("echo two >> ran; touch two.done", done="two.done", after=["one"]),
-}
-
-
-def killed_once(folder, at, where):
-    """Runs the plan with a kill at one boundary, then again; the runs that came to their end."""
-    folder.mkdir()
-    write(folder, WORK)
-    (folder / "killed.py").write_text(KILLED)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    if where == "orchestrator":
-        first = subprocess.run([sys.executable, "killed.py", str(at), where], cwd=folder,
-                               env=environment, capture_output=True, text=True)  # fmt: skip
-    else:
-        guard = (sys.executable, "killed.py", str(at), where)
-        once = folder / "used"
-
-        class Once(Runner):
-            def _start(self, turn, work, words):
-                if not once.exists():
-                    once.touch()
-                    self._warden_command = list(guard)
-                else:
-                    self._warden_command = [sys.executable, "-m", "gchat.orchestrate.warden"]
-                return super()._start(turn, work, words)
-
-        first = run_here(folder, Once)
-    again = run_here(folder, Runner)
-    runs = (folder / "ran").read_text().split()
-    turns = [t["outcome"] for t in opened(folder).turns(50)]
-    return first, again, runs, turns
-
-
-def opened(folder):
-    return Store(folder / "plan.work")
-
-
-def run_here(folder, runner_class):
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        read = plan.read(Path("plan.yaml"))
-        store = Store(read.folder, make=True)
-        store.take_plan(read.workloads)
-        return runner_class(store, read.folder, aging=1.0, say=lambda _: None).run()
-    finally:
-        store.close()
-        os.chdir(before)
-
-
-def check_killed(tmp_path, at, where):
-    _, again, runs, turns = killed_once(tmp_path / f"{where}{at}", at, where)
-    assert again and runs == ["one", "two"], (at, where, runs)  # none twice, none left out
-    assert None not in turns
-    return turns
-
-
-@pytest.mark.parametrize(("at", "where"), [(8, "orchestrator")])
-def test_a_kill_at_a_write_loses_and_repeats_nothing(tmp_path, at, where):
-    check_killed(tmp_path, at, where)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("where", ["orchestrator", "warden"])
-def test_kills_at_every_write_lose_and_repeat_nothing(tmp_path, where):
-    at = 1
-    while True:
-        folder = tmp_path / f"{where}{at}"
-        first, again, runs, turns = killed_once(folder, at, where)
-        assert again and runs == ["one", "two"] and None not in turns, (at, runs, turns)
-        if where == "orchestrator":
-            if first.returncode == 0:  # it came to its end before the kill
-                break
-            assert first.returncode == -signal.SIGKILL
-        elif "lost" not in turns and at > 6:
-            break
-        at += 1
-    assert at > (20 if where == "orchestrator" else 6)
-
-
-# ── Parts ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def row(name, *, state="waiting", since=0.0, turns=0, covered=0, **fields):
-    work = plan.workload(name, {"command": "true", **fields})
-    return Row(work=work, place=0, origin="plan", state=state, since=since, not_before=0.0,
-               turns=turns, runs=0, covered=covered, failures=0, lost=0, seconds=0.0,
-               message="")  # fmt: skip
-
-
-def test_waiting_raises_what_is_overtaken_for_ever():
-    low, high = row("low", priority=0), row("high", priority=5, since=3600.0 * 4)
-    assert choice.choose([low, high], 3600.0 * 4, 1.0)[0] is high  # 4 hours against 5 points
-    high = row("high", priority=5, since=3600.0 * 5.5)
-    assert choice.choose([low, high], 3600.0 * 5.5, 1.0)[0] is low
-    assert choice.choose([low, high], 3600.0 * 5.5, 0.0)[0] is high  # without aging never
-
-
-def test_what_follows_a_turn_waits_for_the_next_one():
-    train, judge = row("train", turns=2), row("judge", each="train", covered=2)
-    assert not choice.may_run(judge, [train, judge])
-    judge = row("judge", each="train", covered=1)
-    assert choice.choose([train, judge], 1.0, 1.0)[0] is judge  # before the next turn
-
-
-@pytest.mark.parametrize(
-    ("result", "why", "done", "outcome"),
-    [
-        (Result(), "", False, "done"),
-        (Result(status=3), "", False, "failed"),
-        (Result(status=-9), "", False, "failed"),
-        (Result(stopped=True, status=-15), "slice", False, "yielded"),
-        (Result(stopped=True), "limit", False, "failed"),
-        (Result(status=3), "", True, "done"),
-        (None, "", False, "lost"),
-        (None, "", True, "done"),
-        (Result(problem="the orchestrator is gone", stopped=True), "", False, "lost"),
-        (Result(status=127, problem="x: No such file"), "", False, "failed"),
-    ],
-)
-def test_outcomes(result, why, done, outcome):
-    assert judged(result, why, done=done)[0] == outcome
-
-
-def test_memory_is_waited_for():
-    values = iter([[9000], [9000], [1200]])
-    assert memory.wait_until_back(lambda: next(values), [1000], 5) == (True, [1200])
-    assert memory.wait_until_back(lambda: [9000], [1000], 0.0) == (False, [9000])
+# ── Plans and states that cannot work ───────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -457,7 +261,3 @@ def test_a_full_disk_is_one_line_and_the_state_goes_on(here, capsys):
         (disk / "filler").unlink()
         assert main(["orchestrate", str(path)]) == 0
         assert (here / "more").exists()
-
-
-def test_killing_finds_nothing_to_kill():
-    assert processes.kill(list) == 0

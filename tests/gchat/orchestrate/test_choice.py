@@ -1,0 +1,59 @@
+"""The order of turns, what their ends mean, and memory that is waited for."""
+
+import pytest
+
+from gchat.orchestrate import choice, memory, plan, processes
+from gchat.orchestrate.runner import judged
+from gchat.orchestrate.store import Row
+from gchat.orchestrate.warden import Result
+
+
+def row(name, *, state="waiting", since=0.0, turns=0, covered=0, **fields):
+    work = plan.workload(name, {"command": "true", **fields})
+    return Row(work=work, place=0, origin="plan", state=state, since=since, not_before=0.0,
+               turns=turns, runs=0, covered=covered, failures=0, lost=0, seconds=0.0,
+               message="")  # fmt: skip
+
+
+def test_waiting_raises_what_is_overtaken_for_ever():
+    low, high = row("low", priority=0), row("high", priority=5, since=3600.0 * 4)
+    assert choice.choose([low, high], 3600.0 * 4, 1.0)[0] is high  # 4 hours against 5 points
+    high = row("high", priority=5, since=3600.0 * 5.5)
+    assert choice.choose([low, high], 3600.0 * 5.5, 1.0)[0] is low
+    assert choice.choose([low, high], 3600.0 * 5.5, 0.0)[0] is high  # without aging never
+
+
+def test_what_follows_a_turn_waits_for_the_next_one():
+    train, judge = row("train", turns=2), row("judge", each="train", covered=2)
+    assert not choice.may_run(judge, [train, judge])
+    judge = row("judge", each="train", covered=1)
+    assert choice.choose([train, judge], 1.0, 1.0)[0] is judge  # before the next turn
+
+
+@pytest.mark.parametrize(
+    ("result", "why", "done", "outcome"),
+    [
+        (Result(), "", False, "done"),
+        (Result(status=3), "", False, "failed"),
+        (Result(status=-9), "", False, "failed"),
+        (Result(stopped=True, status=-15), "slice", False, "yielded"),
+        (Result(stopped=True), "limit", False, "failed"),
+        (Result(status=3), "", True, "done"),
+        (None, "", False, "lost"),
+        (None, "", True, "done"),
+        (Result(problem="the orchestrator is gone", stopped=True), "", False, "lost"),
+        (Result(status=127, problem="x: No such file"), "", False, "failed"),
+    ],
+)
+def test_outcomes(result, why, done, outcome):
+    assert judged(result, why, done=done)[0] == outcome
+
+
+def test_memory_is_waited_for():
+    values = iter([[9000], [9000], [1200]])
+    assert memory.wait_until_back(lambda: next(values), [1000], 5) == (True, [1200])
+    assert memory.wait_until_back(lambda: [9000], [1000], 0.0) == (False, [9000])
+
+
+def test_killing_finds_nothing_to_kill():
+    assert processes.kill(list) == 0
