@@ -217,8 +217,9 @@ class Generate(Model):
             planning.save(job, plan, self.out)
             counts = queue.counts()
             if self.plan_only and counts.open:
-                return self._say({"queue": address, "open": counts.open},
-                                 f"{counts.open:,} items wait in {address}")  # fmt: skip
+                shown = queue.url if self.queue else address  # without a password
+                return self._say({"queue": shown, "open": counts.open},
+                                 f"{counts.open:,} items wait in {shown}")  # fmt: skip
             self._work(queue, client)
             report = finish(self.out, job, plan, queue, self.decontaminate)
         if self.json:
