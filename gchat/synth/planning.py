@@ -35,6 +35,8 @@ VERSION = 1
 _SAMPLE = 40
 _OTHERS = 12
 
+TRAINED, HELDOUT = "", "heldout"
+"""Keys of a plan's `others`, beside ids of articles."""
 
 @dataclass(frozen=True)
 class Job:
@@ -120,7 +122,7 @@ class Plan:
     parts: dict[str, str]
     """Part of each window's article, by the window's id: train or heldout_article."""
     others: dict[str, dict[str, list[str]]]
-    """Values of each kind in each article, by its id; "" has those of the whole corpus."""
+    """Values of each kind in each article, by its id; and in all of a part, by TRAINED, HELDOUT."""
     heldout_styles: frozenset[str]
     dropped: list[dict[str, Any]]
     articles: int
@@ -155,7 +157,9 @@ def make(job: Job) -> Plan:
         kept = _spread(kept, job.max_windows)
     heldout = chosen.articles
     parts = {w.id: "heldout_article" if w.article in heldout else "train" for w in kept}
-    return Plan(kept, parts, _others(kept), chosen.styles, dropped, len(listed), len(heldout))
+    return Plan(
+        kept, parts, _others(kept, parts), chosen.styles, dropped, len(listed), len(heldout)
+    )
 
 
 def _check_language(made: Sequence[Window], job: Job) -> None:
@@ -199,12 +203,12 @@ def _spread(given: list[Window], count: int) -> list[Window]:
     return [given[i * len(given) // count] for i in range(count)]
 
 
-def _others(given: Sequence[Window]) -> dict[str, dict[str, list[str]]]:
-    """Values of each kind in each article, the commonest of the corpus under ""."""
+def _others(given: Sequence[Window], parts: dict[str, str]) -> dict[str, dict[str, list[str]]]:
+    """Values of each kind in each article, and in all articles of either part."""
     seen: dict[str, dict[str, dict[str, None]]] = {}
     for window in given:
         for feature in Facts(window).features:
-            for place in (window.article, ""):
+            for place in (window.article, TRAINED if parts[window.id] == "train" else HELDOUT):
                 seen.setdefault(place, {}).setdefault(feature.kind, {})[feature.value] = None
     return {
         place: {kind: list(values)[:400] for kind, values in kinds.items()}
@@ -213,16 +217,21 @@ def _others(given: Sequence[Window]) -> dict[str, dict[str, list[str]]]:
 
 
 def others_for(window: Window, plan: Plan) -> dict[str, list[str]]:
-    """Wrong answers for a window: values of its article, filled up with the corpus's."""
+    """Wrong answers for a window: values of its article, filled up with the corpus's.
+
+    Training sees nothing of held-out articles, not even as a wrong answer.
+    """
     chosen: dict[str, list[str]] = {}
     for kind in KINDS:
         own = plan.others.get(window.article, {}).get(kind, [])
-        rest = plan.others.get("", {}).get(kind, [])
+        pooled = (value for pool in pools for value in plan.others.get(pool, {}).get(kind, []))
+        rest = list(dict.fromkeys(pooled))
         at = int(hashlib.blake2b(f"{window.id} {kind}".encode(), digest_size=4).hexdigest(), 16)
         own = _turned(own, at)[:_OTHERS]
         more = [v for v in _turned(rest, at)[: 2 * _OTHERS] if v not in own]
         if kind in ("date", "number"):  # a value must look like the one that it stands for
             more = [v for v in _turned(rest, at)[: 8 * _OTHERS] if v not in own]
+    pools = (TRAINED,) if plan.parts[window.id] == "train" else (HELDOUT, TRAINED)
         chosen[kind] = [*own, *more[: max(0, 3 * _OTHERS - len(own))]]
     return chosen
 

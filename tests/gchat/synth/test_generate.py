@@ -13,6 +13,8 @@ from fakes import openai_api
 from gchat.__main__ import main
 from gchat.queue import open_queue
 from gchat.synth import styles
+from gchat.synth.facts import Facts
+from gchat.synth.windows import Window
 
 ARTICLES = Path(__file__).parents[2] / "fixtures/synth/articles.md"
 KINDS = ("--kinds", "qa", "contrast", "qpt", "--heldout", "0.2", "--per-window", "40")
@@ -58,6 +60,14 @@ def test_nothing_of_a_held_out_article_reaches_training(made):
     text = "\n".join(f"{r['question']} {r['answer']}" for r in trained)
     sentences = {r["answer"] for r in held if r["kind"] == "contrast"}
     assert sentences and not [s for s in sentences if s in text]
+    # Nor a name or date that it alone holds, not even as a wrong answer.
+    windows = {part: [w for row in rows(made / "windows.jsonl") if row["part"] == part
+                      for w in [Window.from_json(row)]] for part in PARTS[:2]}  # fmt: skip
+    known = "\n".join(f"{w.title} {w.text}" for w in windows["train"])
+    alone = {f.value for w in windows["heldout_article"] for f in Facts(w).features
+             if f.kind != "number" and f.value not in known}  # fmt: skip
+    said = "\n".join(json.dumps(r, ensure_ascii=False) for r in trained)
+    assert len(alone) > 5 and not [value for value in alone if value in said]
 
 
 def test_training_records_are_conversations_for_the_trainer(made, tmp_path):
