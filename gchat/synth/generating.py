@@ -205,6 +205,11 @@ class Generate(Model):
         job = self._job("endpoint" if self.plan_only and client is None else model)
         if (self.out / planning.JOB).exists():
             before = Job.read(self.out)
+            if before.version != job.version:  # its items have other names
+                raise DataError(
+                    f"{self.out} was begun with an earlier gchat",
+                    "go on with that one, or name another --out",
+                )
             if changed := planning.differences(json_like(job), before):
                 raise DataError(
                     f"{self.out} was begun with another {', '.join(changed)}",

@@ -31,12 +31,13 @@ from gchat.synth.windows import SENTENCES, STRIDE, Window, check, windows
 
 Kind = Literal["qa", "contrast", "qpt"]
 JOB, WINDOWS, QUEUE = "job.json", "windows.jsonl", "queue.db"
-VERSION = 1
+VERSION = 2
+_READABLE = (1, VERSION)
 _SAMPLE = 40
 _OTHERS = 12
-
 TRAINED, HELDOUT = "", "heldout"
 """Keys of a plan's `others`, beside ids of articles."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -90,6 +91,13 @@ class Job:
         """The fields as job.json holds them."""
         return asdict(self)
 
+    @property
+    def prefix(self) -> str:
+        """Beginning of the ids of its items, by which a queue of several generations is told apart:
+        a hash of all fields."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=6).hexdigest() + "-"
+
     @classmethod
     def read(cls, folder: Path) -> "Job":
         """The job of a folder.
@@ -100,7 +108,7 @@ class Job:
         path = folder / JOB
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-            if fields.get("version") != VERSION:
+            if fields.get("version") not in _READABLE:
                 raise DataError(
                     f"{path} is of version {fields.get('version')}, this gchat writes {VERSION}",
                     "go on with the gchat that began it, or begin in another folder",
@@ -222,6 +230,7 @@ def others_for(window: Window, plan: Plan) -> dict[str, list[str]]:
     Training sees nothing of held-out articles, not even as a wrong answer.
     """
     chosen: dict[str, list[str]] = {}
+    pools = (TRAINED,) if plan.parts[window.id] == "train" else (HELDOUT, TRAINED)
     for kind in KINDS:
         own = plan.others.get(window.article, {}).get(kind, [])
         pooled = (value for pool in pools for value in plan.others.get(pool, {}).get(kind, []))
@@ -231,7 +240,6 @@ def others_for(window: Window, plan: Plan) -> dict[str, list[str]]:
         more = [v for v in _turned(rest, at)[: 2 * _OTHERS] if v not in own]
         if kind in ("date", "number"):  # a value must look like the one that it stands for
             more = [v for v in _turned(rest, at)[: 8 * _OTHERS] if v not in own]
-    pools = (TRAINED,) if plan.parts[window.id] == "train" else (HELDOUT, TRAINED)
         chosen[kind] = [*own, *more[: max(0, 3 * _OTHERS - len(own))]]
     return chosen
 
@@ -247,7 +255,7 @@ def items(job: Job, plan: Plan) -> Iterator[Item]:
         "temperature": job.temperature, "max_tokens": job.max_tokens, "pairs": job.pairs,
         "heldout_phrasings": sorted(plan.heldout_styles & set(contrasts.phrasings())),
     }  # fmt: skip
-    styles = job.style_list
+    styles, prefix = job.style_list, job.prefix
     for window in plan.windows:
         part = plan.parts[window.id]
         base = {"window": window.to_json(), "article": window.article, "part": part, "parts": {},
@@ -255,7 +263,7 @@ def items(job: Job, plan: Plan) -> Iterator[Item]:
         if "contrast" in job.kinds:
             wanted = {"kind": "contrast", "style": contrasts.STYLE, "styles": []}
             name = f"c-{record_id(window.id, contrasts.STYLE, job.seed)}"
-            yield Item(name, base | wanted)
+            yield Item(prefix + name, base | wanted)
         if "qa" not in job.kinds:
             continue
         fitting = _fitting(styles, window, base["others"], job)
@@ -263,15 +271,15 @@ def items(job: Job, plan: Plan) -> Iterator[Item]:
                  if part == "train" and s.name in plan.heldout_styles}  # fmt: skip
         if job.model == "offline":
             wanted = {"kind": "qa", "style": "all", "styles": [packed(s) for s in fitting]}
-            yield Item(
-                f"w-{record_id(window.id, 'all', job.seed)}", base | wanted | {"parts": parts}
-            )
+            name = f"w-{record_id(window.id, 'all', job.seed)}"
+            yield Item(prefix + name, base | wanted | {"parts": parts})
         else:
             for style in fitting:
                 wanted = {"kind": "qa", "style": style.name, "group": style.group,
                           "styles": [packed(style)], "parts": parts}  # fmt: skip
                 slim = base | wanted | {"others": {}}
-                yield Item(f"q-{record_id(window.id, style.name, job.seed)}", slim)
+                name = f"q-{record_id(window.id, style.name, job.seed)}"
+                yield Item(prefix + name, slim)
 
 
 def _fitting(
