@@ -64,7 +64,7 @@ def arm(queue, at):
     queue.lease, queue.complete, queue.extend = lease_and_die, complete_and_die, extend_and_die
     kind = type(queue).__name__
     if kind == "SqliteQueue":  # within the transaction: the item is marked, its result is not there
-        queue._durable.set_trace_callback(
+        queue._db.set_trace_callback(
             lambda text: at("between result and completion") if "INTO results" in text else None
         )
     elif kind == "PostgresQueue":

@@ -88,4 +88,4 @@ def test_the_work_queue_loses_and_doubles_nothing_at_speed():
     figures = json.loads(done.stdout.splitlines()[-1])
     assert (figures["lost"], figures["doubled"]) == (0, 0)
     assert figures["items_per_s"] > 0 and 0 < figures["busy_share"] <= 1
-    assert figures["rows"][0]["sync"].startswith("FULL for adding, results")
+    assert figures["rows"][0]["sync"].startswith("an fsync after adding, results")

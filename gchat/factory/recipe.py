@@ -18,7 +18,7 @@ class Factory:
     """Further options of `gchat synth generate`."""
     preset: str = "cpu"
     vocab_size: int = 4096
-    steps: int = 250
+    steps: int = 150
     """Updates of Q-PT, and of the baseline's pretraining."""
     sft_steps: int = 250
     batch_size: int = 8

@@ -1,9 +1,10 @@
 """A queue in one SQLite file, for all processes of one machine.
 
-Each call is one transaction (`BEGIN IMMEDIATE`) in WAL mode. Two connections share the file: what
-must outlive a power cut (added items, results, failures) is committed with `synchronous = FULL`,
-so it is on the disk when the call returns; leases, which a power cut ends anyway, with NORMAL. A
-killed process loses neither.
+Each call is one transaction (`BEGIN IMMEDIATE`) in WAL mode with `synchronous = NORMAL`, which
+leaves the log unsynced until a checkpoint. Where a call must outlive a power cut (added items,
+results, failures) it returns after an fsync of the log that began after its commit, as with
+`synchronous = FULL`; but threads that wait at once share one (`group_sync`). Leases, which a power
+cut ends anyway, are not waited for. A killed process loses neither.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from gaia.errors import ConfigError
 from gchat.queue import protocol
 from gchat.queue import sqlite_schema as sql
 from gchat.queue.base import Closing, to_json
+from gchat.queue.group_sync import GroupSync
 from gchat.queue.protocol import Counts, Dead, Facts, Item, Lease, QueueError, Result
 
 _BUSY_S = 60.0  # another process may hold the file so long before we give up
@@ -52,13 +54,14 @@ class SqliteQueue(Closing):
     ) -> None:
         self.url, self._path = f"sqlite:{path}", path
         self._lock = threading.Lock()
+        self._is_full = sync == "full"
+        # SQLite holds no lock on the log, so closing our handle of it frees none.
+        self._log = GroupSync(path.with_name(f"{path.name}-wal"))
         self._check(create)
         with self._explained():
-            # Which one a call takes decides what outlives a power cut, nothing else.
-            self._durable, self._quick = self._connect("FULL"), self._connect("NORMAL")
-            self._ending = self._durable if sync == "full" else self._quick
+            self._db = self._connect()
             self._prepare(dict(settings or {}))
-            self.settings = dict(self._durable.execute("SELECT name, value FROM settings"))
+            self.settings = dict(self._db.execute("SELECT name, value FROM settings"))
         self._attempts = int(self.settings["attempts"])
         self._age_s = float(self.settings["age_s"])
 
@@ -123,19 +126,19 @@ class SqliteQueue(Closing):
                 "finish it with the gaia that made it; it was not changed",
             )
 
-    def _connect(self, synchronous: str) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection:
         made = sqlite3.connect(
             self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
         )
         made.execute("PRAGMA journal_mode = WAL")
-        made.execute(f"PRAGMA synchronous = {synchronous}")
+        made.execute("PRAGMA synchronous = NORMAL")
         made.create_function("matches", 2, _matches, deterministic=True)
         made.create_function("kind_of", 1, protocol.kind_of, deterministic=True)
         return made
 
     def _prepare(self, changed: dict[str, str]) -> None:
         """Makes the tables in one transaction, unless another process was faster."""
-        with self._transaction(self._durable) as db:
+        with self._synced(), self._transaction() as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version:  # the header may still lie in the log that a killed process left
                 self._check_version(version)
@@ -167,7 +170,7 @@ class SqliteQueue(Closing):
         ]
         if not rows:
             return 0
-        with self._on(self._durable) as db:
+        with self._synced(), self._on() as db:
             before = db.total_changes
             db.executemany(sql.ADD, rows)
             return db.total_changes - before
@@ -175,7 +178,7 @@ class SqliteQueue(Closing):
     def lease(self, n: int, seconds: float, worker: str) -> list[Lease]:
         """Lends up to n items, the most urgent first."""
         now = time.time()
-        with self._on(self._quick) as db:
+        with self._on() as db:
             lost = db.execute(sql.BURY, {"now": now, "most": self._attempts}).fetchall()
             if lost:
                 db.execute(sql.COUNT_FAILURE, ("lease ran out", len(lost), 0.0))
@@ -189,7 +192,7 @@ class SqliteQueue(Closing):
 
     def extend(self, lease: Lease, seconds: float) -> bool:
         """Prolongs a lease to so many seconds from now."""
-        with self._on(self._quick) as db:
+        with self._on() as db:
             until = time.time() + seconds
             return db.execute(sql.EXTEND, (until, lease.item.id, lease.receipt)).rowcount == 1
 
@@ -197,7 +200,7 @@ class SqliteQueue(Closing):
         """Keeps the result and ends the item, in one transaction."""
         held = (lease.item.id, lease.receipt)
         text, cost = to_json(result), protocol.cost_of(result)
-        with self._on(self._ending) as db:
+        with self._synced(self._is_full), self._on() as db:
             row = db.execute(sql.COMPLETE, held).fetchone()
             if row is None:
                 return db.execute(sql.IS_DONE, held).fetchone() is not None
@@ -220,7 +223,7 @@ class SqliteQueue(Closing):
             "wait": retry_in, "now": time.time(), "most": self._attempts,
             "unspent": 0 if counts or final else 1,
         }  # fmt: skip
-        with self._on(self._ending) as db:
+        with self._synced(self._is_full), self._on() as db:
             held = db.execute(sql.FAIL, facts).rowcount == 1
             if held:
                 db.execute(sql.COUNT_FAILURE, (protocol.kind_of(reason), 1, cost))
@@ -228,13 +231,13 @@ class SqliteQueue(Closing):
 
     def release(self, lease: Lease) -> bool:
         """Gives an item back untouched."""
-        with self._on(self._quick) as db:
+        with self._on() as db:
             return db.execute(sql.RELEASE, (lease.item.id, lease.receipt)).rowcount == 1
 
     def priority(self, where: Mapping[str, str], value: float) -> int:
         """Changes the priority of open items whose payload has these values."""
         facts = {"value": value, "age_s": self._age_s, "where": to_json(dict(where))}
-        with self._on(self._durable) as db:
+        with self._synced(), self._on() as db:
             return db.execute(sql.PRIORITY, facts).rowcount
 
     def counts(self) -> Counts:
@@ -276,8 +279,8 @@ class SqliteQueue(Closing):
             "SELECT number, id, result FROM results JOIN items USING (seq) WHERE number > ? "
             "ORDER BY number LIMIT 1000"
         )
-        while True:
-            with self._reading() as db:
+        while True:  # what is handed on here is never undone, so it is synced first
+            with self._synced(self._is_full), self._reading() as db:
                 rows = db.execute(text, (since,)).fetchall()
             for number, id, result in rows:
                 since = number
@@ -297,43 +300,53 @@ class SqliteQueue(Closing):
 
     def revive(self, reason: str | None = None) -> int:
         """Makes dead items wait again, with all their attempts."""
-        with self._on(self._durable) as db:
+        with self._synced(), self._on() as db:
             return db.execute(sql.REVIVE, {"kind": reason}).rowcount
 
     def close(self) -> None:
         """Closes the file; what is committed stays."""
         with self._lock:
-            for connection in (self._quick, self._durable):
-                with contextlib.suppress(sqlite3.Error):
-                    connection.close()
+            self._log.close()
+            with contextlib.suppress(sqlite3.Error):
+                self._db.close()
 
     # ── Transactions ────────────────────────────────────────────────────────────────────────────
 
     @contextlib.contextmanager
-    def _on(self, connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-        with self._explained(), self._lock, self._transaction(connection) as db:
+    def _on(self) -> Iterator[sqlite3.Connection]:
+        with self._explained(), self._lock, self._transaction() as db:
             yield db
+
+    @contextlib.contextmanager
+    def _synced(self, is_needed: bool = True) -> Iterator[None]:
+        """Ends when the transactions of its body are on the disk; others may work meanwhile."""
+        yield
+        if is_needed:
+            try:
+                self._log.wait()
+            except OSError as error:
+                problem = f"queue {str(self._path)!r} cannot be synced ({error.strerror})"
+                raise QueueError(problem, "check the disk; start again") from error
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """One snapshot; nothing is written."""
         with self._explained(), self._lock:
-            self._quick.execute("BEGIN")
+            self._db.execute("BEGIN")
             try:
-                yield self._quick
+                yield self._db
             finally:
-                self._quick.execute("COMMIT")
+                self._db.execute("COMMIT")
 
-    @staticmethod
     @contextlib.contextmanager
-    def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-        connection.execute("BEGIN IMMEDIATE")
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._db.execute("BEGIN IMMEDIATE")
         try:
-            yield connection
-            connection.execute("COMMIT")
+            yield self._db
+            self._db.execute("COMMIT")
         except BaseException:
-            if connection.in_transaction:  # SQLite has rolled back by itself after some errors
-                connection.execute("ROLLBACK")
+            if self._db.in_transaction:  # SQLite has rolled back by itself after some errors
+                self._db.execute("ROLLBACK")
             raise
 
     @contextlib.contextmanager

@@ -24,7 +24,7 @@ from gchat.queue.threads import Threads
 
 Do = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
-_LANES = 4  # threads for calls of the queue
+_LANES = 16  # threads for calls of the queue, which share what each waits for (a sync, a server)
 _FIRST_POLL_S, _LONGEST_POLL_S = 0.02, 1.0  # between two looks at a queue that has nothing to lend
 _LONGEST_BACKOFF_S = 600.0
 _QUEUE_PATIENCE_S = 30.0  # with a queue that cannot be written

@@ -1,33 +1,43 @@
 """The queue in a file: the protocol against a model, and what only a file can suffer."""
 
+import errno
+import os
 import shutil
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from gchat.queue import Item, open_queue
+from gchat.queue import Item, QueueError, open_queue
 from queue_model import Machine
 
 
 class SqliteMachine(Machine):
+    sync = "full"
+
     def open(self, attempts):
         self.folder = tempfile.mkdtemp(prefix="gaia-queue-")
-        return open_queue(f"{self.folder}/q", create=True, attempts=attempts)
+        return open_queue(f"{self.folder}/q?sync={self.sync}", create=True, attempts=attempts)
 
     def teardown(self):
         super().teardown()
         shutil.rmtree(getattr(self, "folder", "/nonexistent"), ignore_errors=True)
 
 
+class UnsyncedMachine(SqliteMachine):
+    sync = "normal"
+
+
 @pytest.mark.parametrize(
-    ("examples", "steps"), [(12, 30), pytest.param(300, 60, marks=pytest.mark.slow)]
+    ("machine", "examples", "steps"),
+    [(UnsyncedMachine, 12, 30), pytest.param(SqliteMachine, 300, 60, marks=pytest.mark.slow)],
 )
-def test_any_calls_in_any_order(examples, steps):
-    run_state_machine_as_test(
-        SqliteMachine, settings=settings(max_examples=examples, stateful_step_count=steps)
-    )
+def test_any_calls_in_any_order(machine, examples, steps):
+    given = settings(max_examples=examples, stateful_step_count=steps)
+    run_state_machine_as_test(machine, settings=given)
 
 
 def test_results_as_objects_are_written_once(tmp_path):
@@ -60,3 +70,55 @@ def test_an_old_receipt_does_nothing(tmp_path):
         assert (counts.leased, counts.waiting, counts.dead, counts.done) == (1, 0, 0, 0)
         assert queue.complete(new, {"by": 2}) and queue.complete(new, {"by": 3})
         assert [one.result for one in queue.results()] == [{"by": 2}]
+
+
+def test_what_returns_is_on_the_disk_though_threads_share_a_sync(tmp_path, monkeypatch):
+    """A sync covers the bytes of the files when it began: each copy is the disk of a power cut."""
+    path, real, copies = tmp_path / "q", os.fsync, []
+
+    def copied_first(handle):
+        folder = tmp_path / f"disk-{len(copies)}"
+        folder.mkdir()
+        for name in ("q", "q-wal"):
+            shutil.copy(tmp_path / name, folder)
+        time.sleep(0.002)
+        real(handle)
+        copies.append(folder)
+
+    with open_queue(path, create=True) as queue:
+        queue.add(Item(f"i{n}", {}) for n in range(64))
+        monkeypatch.setattr("gchat.queue.group_sync.os.fsync", copied_first)
+        returned = []
+
+        def finish(lease):
+            assert queue.complete(lease, {})
+            returned.append((lease.item.id, len(copies)))
+
+        with ThreadPoolExecutor(16) as threads:
+            list(threads.map(finish, queue.lease(64, 60, "w")))
+        monkeypatch.undo()
+    assert len(returned) == 64 > 2 * len(copies)
+    for count, folder in enumerate(copies, 1):
+        with open_queue(folder / "q") as queue:
+            on_disk = {one.id for one in queue.results()}
+        assert {id for id, copied in returned if copied <= count} <= on_disk
+
+
+def test_a_failed_sync_is_never_forgotten(tmp_path, monkeypatch):
+    """Linux drops the bytes that it could not write, and then says yes (lwn.net/752063)."""
+    with open_queue(tmp_path / "q", create=True) as queue:
+        queue.add([Item("a", {}), Item("b", {})])
+        one, two = queue.lease(2, 60, "w")
+
+        def fails(handle):
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("gchat.queue.group_sync.os.fsync", fails)
+            with pytest.raises(QueueError, match=r"cannot be synced \(Input/output error\)"):
+                queue.complete(one, {})
+        for lease in (one, two):
+            with pytest.raises(QueueError, match="cannot be synced"):
+                queue.complete(lease, {})
+    with open_queue(tmp_path / "q") as queue:
+        assert queue.counts().open == 0

@@ -162,7 +162,9 @@ def test_results_that_are_no_json_are_given_up(queue):
     assert len(list(queue.dead())) == 3 and queue.counts().dead == 3
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGHUP", "SIGINT"))]
+)
 def test_signals_release_to_zero(name, tmp_path):
     """All that was leased can be had at once: no lease has to run out."""
     script = """
