@@ -29,7 +29,7 @@ from gchat.queue.transport import BANDS, Message, Transport
 _FAIR = 8  # each so many calls begin with the lower bands, so that nothing starves
 _TALLY_S = 2.0  # between two writings of a worker's counts
 _DRAIN_S = 60.0
-_ROUNDS = 3  # batches in a row of nothing new, after which a band counts as gone through
+_ROUNDS = 10  # batches in a row of nothing new, after which a band counts as gone through
 
 
 class BrokerQueue(Closing):
