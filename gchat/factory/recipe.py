@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gchat.factory import files
-from gchat.lifecycle.steps import Step
+from gchat.lifecycle.steps import ANSWERS_ENDED, Step
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,9 @@ def _answers(asked: Factory, base: str) -> Step:
         if not todo.exists():
             files.questions(asked.file("records"), todo, asked.questions)
         return ["generate", str(todo), str(out), "--run", str(asked.file(f"{base}-sft")),
-                "--temperature", "0", "--max-tokens", "64"]  # fmt: skip
+                "--temperature", "0", "--max-tokens", "64", *ANSWERS_ENDED]  # fmt: skip
 
-    return Step(f"{base} answers", "make", words, out)
+    return Step(f"{base} answers", "measure", words, asked.file(f"{base}-answers.summary.json"))
 
 
 def _judged(asked: Factory, base: str) -> Step:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gchat.lifecycle.steps import Step, summary_of
+from gchat.lifecycle.steps import ANSWERS_ENDED, Step, summary_of
 
 StageName = Literal["base", "core", "mid", "sft", "chat", "rl"]
 STAGES: tuple[StageName, ...] = ("base", "core", "mid", "sft", "chat", "rl")
@@ -228,6 +228,6 @@ def _answers(speedrun: Speedrun, write_questions: Callable[[Speedrun], None]) ->
     def words() -> list[str]:
         write_questions(speedrun)
         return ["generate", str(asked), str(out), "--run", str(speedrun.run(speedrun.last)),
-                "--temperature", "0", "--max-tokens", "64"]  # fmt: skip
+                "--temperature", "0", "--max-tokens", "64", *ANSWERS_ENDED]  # fmt: skip
 
-    return Step("answers", "make", words, out)
+    return Step("answers", "measure", words, out.with_suffix(".summary.json"))

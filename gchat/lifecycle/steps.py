@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 from gaia.errors import GaiaError
 
+ANSWERS_ENDED = ("--json", "--retry-errors")
+"""Options of `gchat generate` as a step: its file grows answer by answer, its summary ends it."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -33,7 +35,7 @@ class Step:
     """One command.
 
     `train` leaves a finished summary.json in its run; `measure` prints JSON that is kept in `file`;
-    `make` leaves `file`.
+    `make` leaves `file`, which must appear whole.
     """
 
     name: str

@@ -281,6 +281,8 @@ class Store:
                 "seconds": row.seconds + (0.0 if outcome == "lost" else now - turn.began),
             }  # fmt: skip
             changes |= _after(row, outcome, now)
+            if row.work.each and outcome != "done":  # that turn still wants this one
+                changes["covered"] = max(0, row.covered - 1)
             if row.state == "stopped":  # on request, or out of the plan, while it ran
                 changes |= {"state": "stopped", "message": row.message or message}
             self._set(turn.workload, **changes)

@@ -12,76 +12,24 @@ them anew.
 """
 
 import contextlib
+import secrets
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from gaia.errors import ConfigError
 from gchat.queue import protocol
 from gchat.queue.base import Closing
 from gchat.queue.protocol import Counts, Dead, Facts, Item, Lease, QueueError, Result
 from gchat.queue.store import Store
+from gchat.queue.transport import BANDS, Message, Transport
 
-BANDS = ("high", "middle", "low")
 _FAIR = 8  # each so many calls begin with the lower bands, so that nothing starves
 _TALLY_S = 2.0  # between two writings of a worker's counts
 _DRAIN_S = 60.0
-
-
-@dataclass(frozen=True)
-class Message:
-    """A message as it was received.
-
-    Attributes:
-        body: JSON object that was sent.
-        handle: what the broker knows this delivery by.
-        received: deliveries of this message so far, this one included.
-    """
-
-    body: dict[str, Any]
-    handle: str
-    received: int
-
-
-class Transport(Protocol):
-    """A broker's own calls. `band` is one of BANDS, or "dead" for its dead letter."""
-
-    url: str
-
-    def make(self, attempts: int) -> None:
-        """Makes queues or topics that are not there; messages move to "dead" by themselves
-        after somewhat more than so many deliveries."""
-        ...
-
-    def send(self, band: str, bodies: list[dict[str, Any]], delay_s: float = 0.0) -> None:
-        """Sends messages; when it returns, the broker has them."""
-        ...
-
-    def receive(
-        self, band: str, n: int, seconds: float, *, thorough: bool = False
-    ) -> list[Message]:
-        """Takes up to n messages, hidden for so many seconds; [] where none is there, or, unless
-        `thorough`, none is at hand."""
-        ...
-
-    def hide(self, band: str, handle: str, seconds: float) -> bool:
-        """Hides a message for so many seconds from now; False where it is no longer ours."""
-        ...
-
-    def delete(self, band: str, handle: str) -> bool:
-        """Ends a message; False where it is no longer ours."""
-        ...
-
-    def in_work(self) -> int:
-        """Messages that are hidden just now, about."""
-        ...
-
-    def close(self) -> None:
-        """Lets go of connections."""
-        ...
+_ROUNDS = 10  # batches in a row of nothing new, after which a band counts as gone through
 
 
 class BrokerQueue(Closing):
@@ -123,7 +71,7 @@ class BrokerQueue(Closing):
                 "finish it with the gaia that made it; it was not changed",
             )
         changed.pop("results", None)
-        self.settings = {**kept, **changed}
+        self.settings = {"began": str(time.time()), **kept, **changed}
         if create:
             self._broker.make(int(self.settings["attempts"]))
         if create or changed:
@@ -132,27 +80,43 @@ class BrokerQueue(Closing):
     # ── Calls ───────────────────────────────────────────────────────────────────────────────────
 
     def add(self, items: Iterable[Item]) -> int:
-        """Sends items that were not sent before; how many. The mark is written after the message:
-        a kill between the two sends it twice, which costs an answer and loses nothing."""
-        sent, new = set(self.store.ids("items")), 0
-        part: list[Item] = []
+        """Sends items that were not sent before, and open ones that the broker has dropped for
+        their age; how many. The mark is written after the message: a kill between the two sends
+        it twice, which costs an answer and loses nothing."""
+        marked, new = set(self.store.ids("items")), 0
+        aged = self._aged(marked)
+        seen: set[str] = set()
+        part: list[tuple[Item, bool]] = []
         for item in items:
-            if item.id in sent:
+            again = item.id in marked
+            if item.id in seen or (again and not (item.id in aged and self._dropped(item.id))):
                 continue
-            sent.add(item.id)
-            part.append(item)
+            seen.add(item.id)
+            part.append((item, again))
             if len(part) == 10:
                 new, part = new + self._send(part), []
         return new + self._send(part)
 
-    def _send(self, items: list[Item]) -> int:
+    def _send(self, items: list[tuple[Item, bool]]) -> int:
         for band in BANDS:
-            chosen = [_body(item) for item in items if band_of(item.priority) == band]
+            chosen = [_body(i, again=again) for i, again in items if band_of(i.priority) == band]
             if chosen:
                 self._broker.send(band, chosen)
-        for item in items:
-            self.store.put("items", item.id, {"priority": item.priority})
+        for item, _ in items:
+            mark = {"priority": item.priority, "sent": time.time()}
+            if not self.store.put("items", item.id, mark):
+                self.store.replace("items", item.id, mark)
         return len(items)
+
+    def _aged(self, marked: set[str]) -> set[str]:
+        """Open items, in a queue that is old enough for the broker to have dropped some."""
+        if time.time() - float(self.settings["began"]) < self._broker.retention_s:
+            return set()
+        return marked - set(self.store.ids("results")) - set(self.store.ids("dead"))
+
+    def _dropped(self, id: str) -> bool:
+        sent = (self.store.get("items", id) or {}).get("sent", float(self.settings["began"]))
+        return time.time() - sent > self._broker.retention_s
 
     def lease(self, n: int, seconds: float, worker: str) -> list[Lease]:
         """Takes up to n messages, those of the higher bands first."""
@@ -180,7 +144,7 @@ class BrokerQueue(Closing):
         item = Item(body["id"], body["payload"], body["priority"])
         attempt = body.get("spent", 0) + message.received
         receipt = f"{band} {message.handle}"
-        again = attempt > 1 or body.get("again", False)
+        again = attempt > 1 or body.get("again", False) or "moved" in body
         if again and self.store.get("results", item.id) is not None:
             self._broker.delete(band, message.handle)
             return None
@@ -271,22 +235,30 @@ class BrokerQueue(Closing):
 
     def priority(self, where: Mapping[str, str], value: float) -> int:
         """Changes the priority of waiting items whose payload has these values; those in work
-        keep theirs. Takes three requests for ten waiting items."""
-        taken: list[tuple[str, Message]] = []
+        keep theirs. Takes ten waiting items at a time and sends them anew before the next ten, so
+        that no more than these are ever away; what it sent it knows by a token."""
+        token, changed = secrets.token_hex(8), dict[str, None]()
         for band in BANDS:
-            while messages := self._broker.receive(band, 10, _DRAIN_S * 5, thorough=True):
-                taken += [(band, message) for message in messages]
-        changed: dict[str, None] = {}
-        for band, message in taken:
-            body = message.body
-            chosen = protocol.matches(body["payload"], where)
-            priority = value if chosen else body["priority"]
-            item = Item(body["id"], body["payload"], priority)
-            spent = body.get("spent", 0) + message.received - 1
-            self._broker.send(band_of(priority), [_body(item, spent)])
-            self._broker.delete(band, message.handle)
-            if chosen:
-                changed[item.id] = None
+            known = 0
+            while known < _ROUNDS:
+                messages = self._broker.receive(band, 10, _DRAIN_S, thorough=True)
+                if not messages:
+                    break
+                new = any(message.body.get("moved") != token for message in messages)
+                known = 0 if new else known + 1
+                moved: dict[str, list[dict[str, Any]]] = {}
+                for message in messages:
+                    body = message.body
+                    chosen = protocol.matches(body["payload"], where)
+                    priority = value if chosen else body["priority"]
+                    spent = body.get("spent", 0) + message.received - 1
+                    sent = body | {"priority": priority, "spent": spent, "moved": token}
+                    moved.setdefault(band_of(priority), []).append(sent)
+                    changed |= {body["id"]: None} if chosen else {}
+                for other, bodies in moved.items():
+                    self._broker.send(other, bodies)
+                for message in messages:
+                    self._broker.delete(band, message.handle)
         return len(changed)
 
     def counts(self) -> Counts:

@@ -60,7 +60,8 @@ def open_queue(
         return _stored(PostgresQueue(text, create=create, settings=settings))
     if kind in ("sqs", "pubsub"):
         return _broker(kind, text, create, settings)
-    raise ConfigError(f"queue {text!r} is no address of a queue", f"give {ADDRESSES}")
+    # The rest of it may hold a password.
+    raise ConfigError(f"queue '{kind}:…' is no address of a queue", f"give {ADDRESSES}")
 
 
 def _stored(queue: SqliteQueue | RedisQueue | PostgresQueue) -> Queue:
@@ -76,9 +77,10 @@ def _broker(kind: str, text: str, create: bool, settings: Mapping[str, str]) -> 
     place = settings.get("results") or query.pop("results", "")
     query.pop("results", None)
     if not place or query:
-        problem = f"queue {text!r} says not where its results go"
+        shown = f"{kind}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        problem = f"queue {shown!r} says not where its results go"
         if query:
-            problem = f"queue {text!r} has an unknown part {next(iter(query))!r}"
+            problem = f"queue {shown!r} has an unknown part {next(iter(query))!r}"
         raise ConfigError(problem, f"as {kind}://NAME?results=s3://BUCKET/PREFIX")
     name = parts.netloc + parts.path
     broker = Sqs(name) if kind == "sqs" else PubSub(name)

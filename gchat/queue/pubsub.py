@@ -16,13 +16,14 @@ from typing import Any
 
 from gaia.errors import ConfigError
 from gchat.queue.base import driver, to_json
-from gchat.queue.broker_queue import BANDS, Message
 from gchat.queue.protocol import QueueError
+from gchat.queue.transport import BANDS, Message
 
 _LONGEST_S = 600  # of an ack deadline
 _LOOK_S, _LOOK_WELL_S = 1.0, 3.0  # a pull waits so long for a message
 _EMPTY_S = 3.0  # a band where none was is not asked again so soon
 _DELIVERIES = (5, 100)  # limits of max_delivery_attempts
+_RETENTION_S = 31 * 86_400  # of messages, the longest that Pub/Sub takes
 _TIMEOUT_S = 60.0
 
 
@@ -35,6 +36,8 @@ class PubSub:
     Raises:
         ConfigError: a name that Pub/Sub does not take, or no credentials.
     """
+
+    retention_s = float(_RETENTION_S)
 
     def __init__(self, name: str) -> None:
         match = re.fullmatch(r"([a-z0-9:.-]+)/([A-Za-z][A-Za-z0-9_.~+%-]{0,240})", name)
@@ -53,8 +56,10 @@ class PubSub:
         self._empty_until: dict[str, float] = {}
 
     def make(self, attempts: int) -> None:
-        """Makes the topics and subscriptions that are not there."""
+        """Makes the topics and subscriptions that are not there; older ones keep messages as long
+        as new ones from then on."""
         least, most = _DELIVERIES
+        keep = {"message_retention_duration": {"seconds": _RETENTION_S}}
         policy = {
             "dead_letter_topic": self._topic("dead"),
             "max_delivery_attempts": max(least, min(most, attempts + 1)),
@@ -64,12 +69,17 @@ class PubSub:
                 self._publisher.create_topic(name=self._topic(band), timeout=_TIMEOUT_S)
             wanted: dict[str, Any] = {
                 "name": self._subscription(band), "topic": self._topic(band),
-                "ack_deadline_seconds": 60, "expiration_policy": {},
+                "ack_deadline_seconds": 60, "expiration_policy": {}, **keep,
             }  # fmt: skip
             if band != "dead":
                 wanted["dead_letter_policy"] = policy
-            with self._explained(), contextlib.suppress(self._api.AlreadyExists):
-                self._subscriber.create_subscription(request=wanted, timeout=_TIMEOUT_S)
+            with self._explained():
+                try:
+                    self._subscriber.create_subscription(request=wanted, timeout=_TIMEOUT_S)
+                except self._api.AlreadyExists:
+                    kept = {"name": self._subscription(band), **keep}
+                    change = {"subscription": kept, "update_mask": {"paths": list(keep)}}
+                    self._subscriber.update_subscription(request=change, timeout=_TIMEOUT_S)
 
     def send(self, band: str, bodies: list[dict[str, Any]], delay_s: float = 0.0) -> None:
         """Publishes messages, all in one request; Pub/Sub has no delays."""

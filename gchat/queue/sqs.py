@@ -13,11 +13,12 @@ from typing import Any
 
 from gaia.errors import ConfigError
 from gchat.queue.base import driver, to_json
-from gchat.queue.broker_queue import BANDS, Message
 from gchat.queue.protocol import QueueError
+from gchat.queue.transport import BANDS, Message
 
 _LONGEST_S = 43_200  # of a visibility timeout
 _LONGEST_DELAY_S = 900
+_RETENTION_S = 1_209_600  # of messages, the longest that SQS takes: 14 days
 _GONE = ("ReceiptHandleIsInvalid", "InvalidParameterValue", "MessageNotInflight",
          "AWS.SimpleQueueService.MessageNotInflight", "InvalidIdFormat")  # fmt: skip
 
@@ -31,6 +32,8 @@ class Sqs:
     Raises:
         ConfigError: a name that SQS does not take, or no region.
     """
+
+    retention_s = float(_RETENTION_S)
 
     def __init__(self, name: str) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,72}", name):
@@ -47,9 +50,11 @@ class Sqs:
         self._urls: dict[str, str] = {}
 
     def make(self, attempts: int) -> None:
-        """Makes the queues that are not there."""
+        """Makes the queues that are not there, and sets what all of them are to have."""
+        keep = {"MessageRetentionPeriod": str(_RETENTION_S)}
         with self._explained():
             dead = self._client.create_queue(QueueName=f"{self._name}-dead")["QueueUrl"]
+            self._client.set_queue_attributes(QueueUrl=dead, Attributes=keep)
             arn = self._client.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])
             policy = {
                 "deadLetterTargetArn": arn["Attributes"]["QueueArn"],
@@ -58,7 +63,7 @@ class Sqs:
             for band in BANDS:
                 url = self._client.create_queue(QueueName=f"{self._name}-{band}")["QueueUrl"]
                 self._client.set_queue_attributes(
-                    QueueUrl=url, Attributes={"RedrivePolicy": json.dumps(policy)}
+                    QueueUrl=url, Attributes=keep | {"RedrivePolicy": json.dumps(policy)}
                 )
 
     def send(self, band: str, bodies: list[dict[str, Any]], delay_s: float = 0.0) -> None:

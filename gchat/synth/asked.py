@@ -1,7 +1,7 @@
 """Identity conversations written by a model behind an endpoint, each checked before it is kept.
 
 A conversation of the templates gives the model its subject and its first message; it is asked for
-one in its own words. What is kept lies beside the file until all are there, so a second run pays
+one in its own words. What is kept lies beside the file until that is written, so a second run pays
 only for the rest. One that is no conversation, leaves the name out, names it where nobody asked, or
 takes a phrasing that is held out for evaluation, is asked for again, three times in all; then the
 one of the templates stands in its place.
@@ -68,9 +68,12 @@ class Asking:
                         os.fsync(file.fileno())
                         done[i] = row
                         bar.update(1)
-            with suppress(OSError):
-                self._partial.unlink()
         return [done.get(i, row) for i, row in enumerate(self._rows)], self._rejected
+
+    def forget(self) -> None:
+        """Removes what lies beside the file, once the file itself is written."""
+        with suppress(OSError):
+            self._partial.unlink()
 
     def _asked(self, todo: Sequence[int], attempt: int) -> Iterator[tuple[int, Row]]:
         """Usable answers as they come."""

@@ -84,11 +84,11 @@ class Identity(_Out):
             said = f"{sent:,} requests at least; none was sent"
             print(json.dumps({"requests": sent}) if self.json else said)
             return
-        rejected = 0
-        if self.endpoint is not None:
-            asking = Asking(persona, rows, self.out, self._client())
-            rows, rejected = asking.run()
-        self._write(persona, rows, rejected)
+        if self.endpoint is None:
+            return self._write(persona, rows, 0)
+        asking = Asking(persona, rows, self.out, self._client())
+        self._write(persona, *asking.run())
+        asking.forget()
 
     def _write(self, persona: Persona, rows: list[identity.Row], rejected: int) -> None:
         count = write_rows(self.out, (row.to_json(persona) for row in rows))

@@ -17,6 +17,12 @@ from gchat.synth.qpt import Documents
 _WIKITEXT = re.compile(r"^ = ([^=\n].*?) = $", re.MULTILINE)
 _MARKDOWN = re.compile(r"^# +(.+?)[ #]*$", re.MULTILINE)
 _SECTION = re.compile(r"^ ?(?:= ){2,6}.*?$|^#{2,6} .*$", re.MULTILINE)
+_FENCE = re.compile(
+    r"^ {0,3}(```+|~~~+)[^\n]*\n.*?(?:^ {0,3}\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL
+)
+_FRONT_MATTER = re.compile(r"\A---\n.*?^---$", re.MULTILINE | re.DOTALL)
+_ITEM = re.compile(r"[ \t]*(?:[-*+|>]|\d{1,3}[.)]|#+|= .* =$)(?:\s|$)|[ \t]*[|>=]")
+_WRAPPED, _SHARE = range(45, 101), 0.8
 _MIN_WORDS = 5
 
 
@@ -77,22 +83,67 @@ def _title(row: Row) -> str:
 
 
 def _divided(text: str, file: str) -> Iterator[tuple[str, str, str]]:
-    """A plain file at its headings of the first level; whole where it has at most one."""
+    """A plain file at its headings of the first level, and what stands before them."""
+    text = _FRONT_MATTER.sub("", text)
+    name = file.rpartition("/")[2].rpartition(".")[0].replace("_", " ")
+    shown = _FENCE.sub(lambda code: re.sub(r"[^\n]", "\0", code[0]), text)  # its `#` are comments
     for pattern in (_WIKITEXT, _MARKDOWN):
-        headings = list(pattern.finditer(text))
+        headings = list(pattern.finditer(shown))
         if not headings:
             continue
         wikitext = pattern is _WIKITEXT
+        yield name, _body(text, shown, 0, headings[0].start(), wikitext=wikitext), file
         ends = [heading.start() for heading in headings[1:]] + [len(text)]
         for heading, end in zip(headings, ends, strict=True):
-            body = _SECTION.sub("", text[heading.end() : end])
             title = heading[1].strip()
             if wikitext:
                 title = "" if "<unk>" in title else detokenized(title)
-                body = detokenized(body)
-            yield title, body, file
+            yield title, _body(text, shown, heading.end(), end, wikitext=wikitext), file
         return
-    yield file.rpartition("/")[2].rpartition(".")[0].replace("_", " "), text, file
+    yield name, unwrapped(text), file
+
+
+def _body(text: str, shown: str, start: int, end: int, *, wikitext: bool) -> str:
+    """A part of a text without its headings, which are looked for in what is shown of it."""
+    made, at = "", start
+    for heading in _SECTION.finditer(shown, start, end):
+        made, at = made + text[at : heading.start()], heading.end()
+    made += text[at:end]
+    return detokenized(made) if wikitext else unwrapped(made)
+
+
+def unwrapped(text: str) -> str:
+    """A text whose lines were broken at a fixed width, a line for each paragraph again.
+
+    It is one where four in five lines that another one follows have 45 to 100 characters. Items of
+    lists, tables, quotations and code keep their lines.
+    """
+    codes = [code.span() for code in _FENCE.finditer(text)]
+    pieces, at = [], 0
+    for start, end in [*codes, (len(text), len(text))]:
+        pieces += [(text[at:start], False), (text[start:end], True)]
+        at = end
+    inner = [
+        len(line.strip())
+        for piece, code in pieces if not code
+        for paragraph in re.split(r"\n[ \t]*\n", piece)
+        for line in paragraph.strip().splitlines()[:-1]
+    ]  # fmt: skip
+    if not inner or sum(length in _WRAPPED for length in inner) < _SHARE * len(inner):
+        return text
+    return "".join(piece if code else _joined(piece) for piece, code in pieces)
+
+
+def _joined(text: str) -> str:
+    """Lines joined with the one before, unless either is empty or the later one begins anew."""
+    made: list[str] = []
+    for line in text.split("\n"):
+        goes_on = bool(made and made[-1].strip() and line.strip() and not _ITEM.match(line))
+        if goes_on:
+            made[-1] = f"{made[-1].rstrip()} {line.strip()}"
+        else:
+            made.append(line)
+    return "\n".join(made)
 
 
 _BEFORE = re.compile(r" ([,.;:!?%)\]}’]|'s\b|'t\b|n't\b|'(?:re|ve|ll|d|m)\b)")

@@ -25,11 +25,17 @@ Filter = tuple[str, Callable[[Sequence[Row]], list[Reason | None]]]
 def finish(
     folder: Path, job: Job, plan: Plan, queue: Queue, decontaminate: Sequence[str] = ()
 ) -> Report:
-    """Writes records, rejects and the report of a generation whose items have ended."""
+    """Writes records, rejects and the report of a generation whose items have ended.
+
+    Other work of the same queue is left alone.
+    """
     records: list[Row] = []
     rejects: list[Row] = list(plan.dropped)
     tokens, cost = [0, 0], 0.0
+    prefix = job.prefix
     for result in queue.results():
+        if not result.id.startswith(prefix):
+            continue
         records += result.result["records"]
         rejects += result.result["rejects"]
         tokens = [a + b for a, b in zip(tokens, result.result["tokens"], strict=True)]
@@ -41,7 +47,7 @@ def finish(
     rejects += dropped
     dead = [{"id": d.item.id, "phase": "queue", "filter": "dead", "why": d.reason,
              "style": d.item.payload.get("style"), "source": d.item.payload["window"]}
-            for d in queue.dead()]  # fmt: skip
+            for d in queue.dead() if d.item.id.startswith(prefix)]  # fmt: skip
     report = count(job, plan, kept, rejects, dead, tokens, cost)
     write(folder, kept, [*rejects, *dead])
     storage.write_text(folder / "report.json", json.dumps(report.facts, indent=1) + "\n")

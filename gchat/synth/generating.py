@@ -205,6 +205,11 @@ class Generate(Model):
         job = self._job("endpoint" if self.plan_only and client is None else model)
         if (self.out / planning.JOB).exists():
             before = Job.read(self.out)
+            if before.version != job.version:  # its items have other names
+                raise DataError(
+                    f"{self.out} was begun with an earlier gchat",
+                    "go on with that one, or name another --out",
+                )
             if changed := planning.differences(json_like(job), before):
                 raise DataError(
                     f"{self.out} was begun with another {', '.join(changed)}",
@@ -217,8 +222,9 @@ class Generate(Model):
             planning.save(job, plan, self.out)
             counts = queue.counts()
             if self.plan_only and counts.open:
-                return self._say({"queue": address, "open": counts.open},
-                                 f"{counts.open:,} items wait in {address}")  # fmt: skip
+                shown = queue.url if self.queue else address  # without a password
+                return self._say({"queue": shown, "open": counts.open},
+                                 f"{counts.open:,} items wait in {shown}")  # fmt: skip
             self._work(queue, client)
             report = finish(self.out, job, plan, queue, self.decontaminate)
         if self.json:

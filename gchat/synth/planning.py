@@ -31,9 +31,12 @@ from gchat.synth.windows import SENTENCES, STRIDE, Window, check, windows
 
 Kind = Literal["qa", "contrast", "qpt"]
 JOB, WINDOWS, QUEUE = "job.json", "windows.jsonl", "queue.db"
-VERSION = 1
+VERSION = 2
+_READABLE = (1, VERSION)
 _SAMPLE = 40
 _OTHERS = 12
+TRAINED, HELDOUT = "", "heldout"
+"""Keys of a plan's `others`, beside ids of articles."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,13 @@ class Job:
         """The fields as job.json holds them."""
         return asdict(self)
 
+    @property
+    def prefix(self) -> str:
+        """Beginning of the ids of its items, by which a queue of several generations is told apart:
+        a hash of all fields."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=6).hexdigest() + "-"
+
     @classmethod
     def read(cls, folder: Path) -> "Job":
         """The job of a folder.
@@ -98,7 +108,7 @@ class Job:
         path = folder / JOB
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-            if fields.get("version") != VERSION:
+            if fields.get("version") not in _READABLE:
                 raise DataError(
                     f"{path} is of version {fields.get('version')}, this gchat writes {VERSION}",
                     "go on with the gchat that began it, or begin in another folder",
@@ -120,7 +130,7 @@ class Plan:
     parts: dict[str, str]
     """Part of each window's article, by the window's id: train or heldout_article."""
     others: dict[str, dict[str, list[str]]]
-    """Values of each kind in each article, by its id; "" has those of the whole corpus."""
+    """Values of each kind in each article, by its id; and in all of a part, by TRAINED, HELDOUT."""
     heldout_styles: frozenset[str]
     dropped: list[dict[str, Any]]
     articles: int
@@ -155,7 +165,9 @@ def make(job: Job) -> Plan:
         kept = _spread(kept, job.max_windows)
     heldout = chosen.articles
     parts = {w.id: "heldout_article" if w.article in heldout else "train" for w in kept}
-    return Plan(kept, parts, _others(kept), chosen.styles, dropped, len(listed), len(heldout))
+    return Plan(
+        kept, parts, _others(kept, parts), chosen.styles, dropped, len(listed), len(heldout)
+    )
 
 
 def _check_language(made: Sequence[Window], job: Job) -> None:
@@ -199,12 +211,12 @@ def _spread(given: list[Window], count: int) -> list[Window]:
     return [given[i * len(given) // count] for i in range(count)]
 
 
-def _others(given: Sequence[Window]) -> dict[str, dict[str, list[str]]]:
-    """Values of each kind in each article, the commonest of the corpus under ""."""
+def _others(given: Sequence[Window], parts: dict[str, str]) -> dict[str, dict[str, list[str]]]:
+    """Values of each kind in each article, and in all articles of either part."""
     seen: dict[str, dict[str, dict[str, None]]] = {}
     for window in given:
         for feature in Facts(window).features:
-            for place in (window.article, ""):
+            for place in (window.article, TRAINED if parts[window.id] == "train" else HELDOUT):
                 seen.setdefault(place, {}).setdefault(feature.kind, {})[feature.value] = None
     return {
         place: {kind: list(values)[:400] for kind, values in kinds.items()}
@@ -213,11 +225,16 @@ def _others(given: Sequence[Window]) -> dict[str, dict[str, list[str]]]:
 
 
 def others_for(window: Window, plan: Plan) -> dict[str, list[str]]:
-    """Wrong answers for a window: values of its article, filled up with the corpus's."""
+    """Wrong answers for a window: values of its article, filled up with the corpus's.
+
+    Training sees nothing of held-out articles, not even as a wrong answer.
+    """
     chosen: dict[str, list[str]] = {}
+    pools = (TRAINED,) if plan.parts[window.id] == "train" else (HELDOUT, TRAINED)
     for kind in KINDS:
         own = plan.others.get(window.article, {}).get(kind, [])
-        rest = plan.others.get("", {}).get(kind, [])
+        pooled = (value for pool in pools for value in plan.others.get(pool, {}).get(kind, []))
+        rest = list(dict.fromkeys(pooled))
         at = int(hashlib.blake2b(f"{window.id} {kind}".encode(), digest_size=4).hexdigest(), 16)
         own = _turned(own, at)[:_OTHERS]
         more = [v for v in _turned(rest, at)[: 2 * _OTHERS] if v not in own]
@@ -238,7 +255,7 @@ def items(job: Job, plan: Plan) -> Iterator[Item]:
         "temperature": job.temperature, "max_tokens": job.max_tokens, "pairs": job.pairs,
         "heldout_phrasings": sorted(plan.heldout_styles & set(contrasts.phrasings())),
     }  # fmt: skip
-    styles = job.style_list
+    styles, prefix = job.style_list, job.prefix
     for window in plan.windows:
         part = plan.parts[window.id]
         base = {"window": window.to_json(), "article": window.article, "part": part, "parts": {},
@@ -246,7 +263,7 @@ def items(job: Job, plan: Plan) -> Iterator[Item]:
         if "contrast" in job.kinds:
             wanted = {"kind": "contrast", "style": contrasts.STYLE, "styles": []}
             name = f"c-{record_id(window.id, contrasts.STYLE, job.seed)}"
-            yield Item(name, base | wanted)
+            yield Item(prefix + name, base | wanted)
         if "qa" not in job.kinds:
             continue
         fitting = _fitting(styles, window, base["others"], job)
@@ -254,15 +271,15 @@ def items(job: Job, plan: Plan) -> Iterator[Item]:
                  if part == "train" and s.name in plan.heldout_styles}  # fmt: skip
         if job.model == "offline":
             wanted = {"kind": "qa", "style": "all", "styles": [packed(s) for s in fitting]}
-            yield Item(
-                f"w-{record_id(window.id, 'all', job.seed)}", base | wanted | {"parts": parts}
-            )
+            name = f"w-{record_id(window.id, 'all', job.seed)}"
+            yield Item(prefix + name, base | wanted | {"parts": parts})
         else:
             for style in fitting:
                 wanted = {"kind": "qa", "style": style.name, "group": style.group,
                           "styles": [packed(style)], "parts": parts}  # fmt: skip
                 slim = base | wanted | {"others": {}}
-                yield Item(f"q-{record_id(window.id, style.name, job.seed)}", slim)
+                name = f"q-{record_id(window.id, style.name, job.seed)}"
+                yield Item(prefix + name, slim)
 
 
 def _fitting(

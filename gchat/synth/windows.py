@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,14 +58,15 @@ class Window:
 def sentences(text: str, language: str = "en") -> list[str]:
     """Sentences of a text, found by sentencex (Wikimedia's, rules for 240 languages).
 
-    White space is made plain; line ends end a sentence. Left out are sentences of less than three
-    words, such as headings, and those with a word that WikiText left out (`<unk>`).
+    White space is made plain; line ends end a sentence. Left out are lines of less than three
+    words, such as headings, and sentences with a word that WikiText left out (`<unk>`). A sentence
+    of less than three words in a longer line stays with the one before it, or else behind it.
     """
     segment, code = _splitter(), identity(language) or "en"
     made = []
     for line in text.splitlines():
         if line := " ".join(line.split()):
-            made += [s for part in segment(code, line) if _whole(s := part.strip())]
+            made += _whole(part.strip() for part in segment(code, line))
     return made
 
 
@@ -89,8 +90,21 @@ def windows(
             return
 
 
-def _whole(sentence: str) -> bool:
-    return _UNKNOWN not in sentence and len(_WORD.findall(sentence)) >= 3
+def _whole(parts: Iterable[str]) -> list[str]:
+    """Sentences of a line, the short ones beside their neighbours."""
+    made: list[str] = []
+    before = ""
+    for part in parts:
+        if _UNKNOWN in part or not part:
+            continue
+        if len(_WORD.findall(part)) >= 3:
+            made.append(f"{before} {part}".strip())
+            before = ""
+        elif made:
+            made[-1] += f" {part}"
+        else:
+            before = f"{before} {part}".strip()
+    return made
 
 
 def check(size: int, stride: int) -> None:

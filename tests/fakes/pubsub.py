@@ -9,6 +9,9 @@ What it does, and where that is said:
 - `delivery_attempt` counts deliveries where there is a dead letter policy; after
   max_delivery_attempts a message goes to the dead letter topic:
   https://cloud.google.com/pubsub/docs/handling-failures
+- UpdateSubscription changes the fields that its mask names and no others; a subscription keeps
+  messages for 10 minutes to 31 days:
+  https://cloud.google.com/pubsub/docs/reference/rest/v1/projects.subscriptions
 - Pull waits for a message until the client's own deadline.
 - At least once: with `twice`, each so many-th message is delivered twice at the same time.
 Errors are NOT_FOUND, ALREADY_EXISTS and INVALID_ARGUMENT, with the service's words.
@@ -70,6 +73,19 @@ class Fake:
                 )
             self.subscriptions[request.name] = Subscription(request)
             return request
+
+    def UpdateSubscription(self, request, context):
+        with self.lock:
+            name = request.subscription.name
+            if name not in self.subscriptions:
+                self._missing(name, context)
+            seconds = request.subscription.message_retention_duration.total_seconds()
+            if not 600 <= seconds <= 31 * 86_400:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "Invalid message retention.")
+            wanted = self.subscriptions[name].wanted
+            for path in request.update_mask.paths:
+                setattr(wanted, path, getattr(request.subscription, path))
+            return wanted
 
     def Publish(self, request, context):
         with self.lock:
@@ -162,6 +178,7 @@ METHODS = {
     "Publisher": {"CreateTopic": (types.Topic, types.Topic),
                   "Publish": (types.PublishRequest, types.PublishResponse)},
     "Subscriber": {"CreateSubscription": (types.Subscription, types.Subscription),
+                   "UpdateSubscription": (types.UpdateSubscriptionRequest, types.Subscription),
                    "Pull": (types.PullRequest, types.PullResponse),
                    "ModifyAckDeadline": (types.ModifyAckDeadlineRequest, EMPTY),
                    "Acknowledge": (types.AcknowledgeRequest, EMPTY)},

@@ -12,7 +12,7 @@ from gaia.errors import ConfigError, DataError
 from gchat.__main__ import main
 from gchat.client import Answer, Choice, ClientError
 from gchat.evals.identity import evaluate, held_out, holds, shared, wilson
-from gchat.synth import identity
+from gchat.synth import cli, identity
 from gchat.synth.asked import Asking
 from gchat.synth.persona import Persona, read_persona
 
@@ -211,13 +211,15 @@ def test_an_endpoint_writes_each_and_what_breaks_a_rule_is_asked_again(tmp_path)
             return ClientError("overloaded")
         return written(question)
 
-    made, rejected = Asking(KIBO, rows, tmp_path / "out", Scripted(answer)).run()
+    asking = Asking(KIBO, rows, tmp_path / "out", Scripted(answer))
+    made, rejected = asking.run()
     assert rejected == len(bad) + 1 and calls["all"] == 40 + rejected
     for row, template in zip(made, rows, strict=True):
         assert row.about_itself == template.about_itself
         assert row.conversation != template.conversation
         named = any(holds(text, "Kibo") for text in texts(row, "assistant"))
         assert named == row.about_itself
+    asking.forget()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -234,8 +236,10 @@ def test_an_interrupted_endpoint_is_asked_for_the_rest_alone(tmp_path):
     [partial] = tmp_path.iterdir()
     partial.write_bytes(partial.read_bytes() + b'{"torn')
     client = Scripted(lambda i, q: written(q))
-    made, rejected = Asking(KIBO, rows, tmp_path / "out", client).run()
+    asking = Asking(KIBO, rows, tmp_path / "out", client)
+    made, rejected = asking.run()
     assert len(client.asked) == 18 and not rejected and len(made) == 30
+    asking.forget()
     assert list(tmp_path.iterdir()) == []
     # A model that never keeps the rules: the templates stand in.
     made, rejected = Asking(KIBO, rows, tmp_path / "out", Scripted(lambda i, q: "no")).run()
@@ -243,3 +247,20 @@ def test_an_interrupted_endpoint_is_asked_for_the_rest_alone(tmp_path):
     with pytest.raises(ConfigError):
         fatal = Scripted(lambda i, q: ConfigError("x"))
         Asking(KIBO, rows, tmp_path / "out", fatal).run()
+
+
+def test_answers_are_kept_until_the_file_is_written(about, tmp_path, monkeypatch, capsys):
+    client, write_rows = Scripted(lambda i, q: written(q)), cli.write_rows
+
+    def full(out, rows):
+        raise DataError(f"{out} cannot be written (No space left on device)", "make room")
+
+    monkeypatch.setattr(cli.Identity, "_client", lambda self: client)
+    words = ["synth", "identity", "--name", "Kibo", "--about", str(about), "--count", "20",
+             "--endpoint", "http://127.0.0.1:9/v1", "--out", str(tmp_path / "out")]  # fmt: skip
+    monkeypatch.setattr(cli, "write_rows", full)
+    assert main(words) == 2 and len(client.asked) == 20
+    monkeypatch.setattr(cli, "write_rows", write_rows)
+    assert main(words) == 0 and len(client.asked) == 20  # none is paid for twice
+    assert len((tmp_path / "out").read_text().splitlines()) == 20
+    assert not list(tmp_path.glob("*.asked")) + list(tmp_path.glob(".*.asked"))

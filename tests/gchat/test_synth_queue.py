@@ -180,3 +180,11 @@ def test_bad_options_are_one_line(path, capsys, words, line):
     fill(path, 1)
     code, _, err = run(capsys, *(word.format(q=path) for word in words))
     assert code == 2 and line in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "address", ["mysql://me:secret@h/d", "sqs://me:secret@name", "pubsub://me:secret@p/n?x=y"]
+)
+def test_an_address_that_is_none_is_not_repeated_with_its_password(capsys, address):
+    code, out, err = run(capsys, "status", address)
+    assert code == 2 and not out and address.partition(":")[0] in err and "secret" not in err

@@ -12,6 +12,8 @@ import pytest
 
 from gaia.errors import ConfigError
 from gchat.__main__ import main
+from gchat.factory.recipe import Factory
+from gchat.factory.recipe import steps as factory_steps
 from gchat.lifecycle import command, questions, report
 from gchat.lifecycle.recipe import OFFLINE, Speedrun, steps
 from gchat.lifecycle.steps import Step, StepFailed, run_all, summary_of
@@ -71,6 +73,17 @@ def test_the_steps_of_a_speedrun(asked):
     only = Speedrun(asked.folder, ("sft",), True, ())
     words = {step.name: step for step in steps(only, questions.write)}["sft"].command()
     assert words[words.index("--base") + 1] == str(only.folder)  # the base run that lies there
+
+
+def test_a_file_of_answers_that_a_kill_left_is_gone_on_with(asked):
+    asked.answers.parent.mkdir(parents=True)
+    asked.answers.write_text('{"line": 1, "text": "the first of many"}\n')
+    assert not steps(asked, questions.write)[-1].done
+    factory = Factory(asked.folder, ("texts",), baseline=True)
+    for name in ("qpt", "cpt"):
+        factory.file(f"{name}-answers.jsonl").touch()
+    made = {step.name: step for step in factory_steps(factory)}
+    assert not made["qpt answers"].done and not made["cpt answers"].done
 
 
 def test_its_state_is_read_back_as_it_was(asked):

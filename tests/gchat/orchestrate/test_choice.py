@@ -4,7 +4,7 @@ import pytest
 
 from gchat.orchestrate import choice, memory, plan, processes
 from gchat.orchestrate.runner import judged
-from gchat.orchestrate.store import Row
+from gchat.orchestrate.store import LOST_IN_A_ROW, Row, Store
 from gchat.orchestrate.warden import Result
 
 
@@ -28,6 +28,31 @@ def test_what_follows_a_turn_waits_for_the_next_one():
     assert not choice.may_run(judge, [train, judge])
     judge = row("judge", each="train", covered=1)
     assert choice.choose([train, judge], 1.0, 1.0)[0] is judge  # before the next turn
+
+
+@pytest.mark.parametrize("outcome", ["failed", "lost", "yielded"])
+def test_what_follows_a_turn_still_follows_it_when_its_own_turn_came_to_nothing(tmp_path, outcome):
+    store = Store(tmp_path, make=True)
+    store.take_plan(
+        [
+            plan.workload("train", {"command": "true"}),
+            plan.workload("judge", {"command": "true", "each": "train", "retries": 1}),
+        ]
+    )
+    may = lambda: choice.may_run(store.row("judge"), store.rows())  # noqa: E731
+    store.end(store.begin("train", ["true"]), "done", "")
+    for _ in range(2):
+        assert may()
+        state = store.end(store.begin("judge", ["true"]), outcome, "")
+    for _ in range(LOST_IN_A_ROW - 2 if outcome == "lost" else 0):
+        state = store.end(store.begin("judge", ["true"]), outcome, "")
+    if outcome != "yielded":  # given up; put back by hand, it still has its turn
+        assert state == "failed" and not may()
+        store.again("judge")
+    assert may()
+    assert store.end(store.begin("judge", ["true"]), "done", "") == "done"
+    assert not may() and store.row("judge").covered == store.row("train").turns == 1
+    store.close()
 
 
 @pytest.mark.parametrize(

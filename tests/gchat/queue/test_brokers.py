@@ -2,12 +2,14 @@
 
 import itertools
 import random
+import time
 from collections import Counter
 
 import pytest
 
 from gaia.errors import ConfigError
 from gchat.queue import Failed, Item, Rules, open_queue, run_worker
+from gchat.queue.protocol import QueueError
 from gchat.queue.store import open_store
 from queue_kills import at_every_point, at_random
 from tests.fakes import sqs
@@ -111,6 +113,100 @@ def test_priorities_and_their_change(url):
             assert all(lease.attempt == 1 for lease in leases)
             order += [lease.item.payload["kind"] for lease in leases]
         assert Counter(order)["b"] >= 10  # the lowest band has its turn at times
+
+
+def test_a_change_of_priorities_that_breaks_off_holds_ten_items_at_most(url, monkeypatch):
+    with open_queue(url, create=True) as queue:
+        assert queue.add(Item(f"i{n}", {"n": n, "kind": "ab"[n % 2]}) for n in range(60)) == 60
+        send, sent = queue._broker.send, []
+
+        def breaks(band, bodies, delay_s=0.0):
+            sent.extend(bodies)
+            if len(sent) > 20:
+                raise QueueError("the network", "is gone")
+            send(band, bodies, delay_s)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(queue._broker, "send", breaks)
+            with pytest.raises(QueueError, match="the network"):
+                queue.priority({"kind": "b"}, 5)
+        leases = {}
+        for _ in range(100):
+            leases |= {lease.item.id: lease for lease in queue.lease(60, 600, "w")}
+            if len(leases) >= 50:
+                break
+        assert len(leases) >= 50
+
+
+def test_a_change_that_stays_in_its_band_ends(url):
+    with open_queue(url, create=True) as queue:
+        assert queue.add(Item(f"i{n}", {"n": n, "kind": "ab"[n % 2]}, 5) for n in range(40)) == 40
+        assert queue.priority({"kind": "b"}, 7) == 20
+        leases = []
+        while len(leases) < 40:
+            leases += queue.lease(40 - len(leases), 600, "w")
+        assert Counter(lease.item.priority for lease in leases) == {5: 20, 7: 20}
+        assert {lease.attempt for lease in leases} == {1}
+
+
+def test_what_was_moved_is_not_asked_for_again(url):
+    with open_queue(url, create=True) as queue:
+        add(queue, 2)
+        queue.priority({}, 5)
+        queue.store.put("results", "i0", {"result": {"by": "the first copy"}, "finished": 1.0})
+        run_worker(queue, _square, Rules(concurrency=1))
+        assert {one.id: one.result for one in queue.results()} == {
+            "i0": {"by": "the first copy"}, "i1": {"square": 1, "cost": 0.001},
+        }  # fmt: skip
+        assert queue.facts().cost == 0.001
+
+
+def test_messages_are_kept_as_long_as_the_service_takes(google, amazon, tmp_path, monkeypatch):
+    fake, environment = google
+    for name, value in (environment | amazon).items():
+        monkeypatch.setenv(name, value)
+    import boto3
+
+    bands = ("high", "middle", "low", "dead")
+    client = boto3.client("sqs")
+    for band in bands:  # as an earlier gaia has made them
+        client.create_queue(QueueName=f"kept-{band}")
+    open_queue(f"sqs://kept?results={tmp_path}/a", create=True).close()
+    for _ in range(2):
+        open_queue(f"pubsub://project/kept?results={tmp_path}/b", create=True).close()
+        for band in bands:
+            place = client.get_queue_url(QueueName=f"kept-{band}")["QueueUrl"]
+            names = ["MessageRetentionPeriod"]
+            got = client.get_queue_attributes(QueueUrl=place, AttributeNames=names)["Attributes"]
+            assert got == {"MessageRetentionPeriod": str(14 * 86_400)}
+            wanted = fake.subscriptions[f"projects/project/subscriptions/kept-{band}"].wanted
+            assert wanted.message_retention_duration.days == 31 and wanted.ack_deadline_seconds
+            wanted.message_retention_duration = {"seconds": 7 * 86_400}  # an earlier gaia's
+
+
+def test_items_that_the_service_has_dropped_are_sent_again(url):
+    items = [Item(f"i{n}", {"n": n}) for n in range(12)]
+    with open_queue(url, create=True) as queue:
+        assert queue.add(items) == 12
+        leases = queue.lease(1, 600, "w")
+        assert queue.complete(leases[0], {"square": 0})
+        while messages := queue._broker.receive("middle", 10, 600, thorough=True):
+            for message in messages:  # the service ends them: they are too old
+                queue._broker.delete("middle", message.handle)
+        assert queue.counts().waiting == 11 and queue.add(items) == 0
+    store = open_store(url.partition("results=")[2])
+    old = {"began": str(time.time() - 40 * 86_400)}
+    store.replace("queue", "queue", store.get("queue", "queue") | old)
+    for item in items:  # one was sent lately, and waits
+        sent = time.time() - (1 if item.id == "i3" else 39 * 86_400)
+        store.replace("items", item.id, {"priority": 0, "sent": sent})
+    with open_queue(url, create=True) as queue:
+        wanted = {item.id for item in items} - {"i3", leases[0].item.id}
+        assert queue.add(items) == len(wanted) and queue.add(items) == 0
+        got = set()
+        while len(got) < len(wanted):
+            got |= {lease.item.id for lease in queue.lease(12, 600, "w")}
+        assert got == wanted
 
 
 def test_work_with_failures(url):

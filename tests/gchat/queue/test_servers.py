@@ -1,11 +1,13 @@
 """The queue on real servers: the same machine of calls as the file's."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from gchat.__main__ import main
 from gchat.queue import open_queue
 from queue_model import Machine
 from queue_servers import postgres_server, redis_server
@@ -44,3 +46,13 @@ def test_any_calls_in_any_order(kind, request):
         ServerMachine,
         settings=settings(max_examples=40 if kind == "redis" else 12, stateful_step_count=30),
     )
+
+
+def test_a_plan_names_its_queue_without_the_password(redis_url, tmp_path, capsys):
+    texts = Path(__file__).parents[2] / "fixtures/synth/articles.md"
+    address = redis_url.replace("//", "//default:secret@") + "?name=plan"
+    for more in ((), ("--json",)):
+        words = ["synth", "generate", str(texts), "--out", str(tmp_path / "out"), "--max-windows"]
+        assert main([*words, "3", "--queue", address, "--plan-only", *more]) == 0
+        said = capsys.readouterr().out
+        assert "redis://127.0.0.1" in said and "secret" not in said

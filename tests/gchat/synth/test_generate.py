@@ -11,8 +11,10 @@ import pytest
 
 from fakes import openai_api
 from gchat.__main__ import main
-from gchat.queue import open_queue
+from gchat.queue import Item, open_queue
 from gchat.synth import styles
+from gchat.synth.facts import Facts
+from gchat.synth.windows import Window
 
 ARTICLES = Path(__file__).parents[2] / "fixtures/synth/articles.md"
 KINDS = ("--kinds", "qa", "contrast", "qpt", "--heldout", "0.2", "--per-window", "40")
@@ -58,6 +60,14 @@ def test_nothing_of_a_held_out_article_reaches_training(made):
     text = "\n".join(f"{r['question']} {r['answer']}" for r in trained)
     sentences = {r["answer"] for r in held if r["kind"] == "contrast"}
     assert sentences and not [s for s in sentences if s in text]
+    # Nor a name or date that it alone holds, not even as a wrong answer.
+    windows = {part: [w for row in rows(made / "windows.jsonl") if row["part"] == part
+                      for w in [Window.from_json(row)]] for part in PARTS[:2]}  # fmt: skip
+    known = "\n".join(f"{w.title} {w.text}" for w in windows["train"])
+    alone = {f.value for w in windows["heldout_article"] for f in Facts(w).features
+             if f.kind != "number" and f.value not in known}  # fmt: skip
+    said = "\n".join(json.dumps(r, ensure_ascii=False) for r in trained)
+    assert len(alone) > 5 and not [value for value in alone if value in said]
 
 
 def test_training_records_are_conversations_for_the_trainer(made, tmp_path):
@@ -279,6 +289,29 @@ def test_workers_elsewhere_do_what_was_planned(tmp_path, capsys):
     assert generate(out, *ASKED[:-2], "--plan-only", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["records"] > 0 and sum(s["made"] for s in facts["styles"].values()) == 10
+
+
+def test_generations_that_share_a_queue_keep_their_records_apart(tmp_path, capsys):
+    queue, few = tmp_path / "shared.db", ("--max-windows", 2, "--heldout", 0, "--per-window", 2)
+    with open_queue(queue, create=True) as shared:  # and questions of another kind
+        shared.add([Item("mine", {"messages": []}), Item("dead", {"messages": []})])
+        for lease in shared.lease(2, 60, "w"):
+            if lease.item.id == "mine":
+                shared.complete(lease, {"text": "yes"})
+            else:
+                shared.fail(lease, "refused 400: no", final=True)
+    facts = {}
+    for name, model in (("one", "small"), ("two", "large")):
+        with openai_api.serve() as fake:
+            fake.reply = writes()
+            asked = ("--endpoint", fake.url, "--model", model, "--queue", queue, "--json")
+            assert generate(tmp_path / name, *few, *asked) == 0
+            facts[name] = json.loads(capsys.readouterr().out)
+            assert len(fake.seen) == 4
+        assert {row["model"] for row in rows(tmp_path / name / "train.jsonl")} <= {model}
+    assert facts["one"]["tokens"] == facts["two"]["tokens"] and not facts["two"]["dead"]
+    alike = [sum(style["made"] for style in one["styles"].values()) for one in facts.values()]
+    assert alike == [4, 4]
 
 
 def test_rows_of_any_origin_can_be_filtered(tmp_path, capsys):

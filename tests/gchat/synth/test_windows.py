@@ -1,6 +1,7 @@
 """Articles, windows of sentences, and the split by source: nothing held out reaches training."""
 
 import json
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -64,8 +65,12 @@ def test_abbreviations_end_no_sentence():
     text = (
         "Dr. Smith met the U.S. Army at 5 p.m. on Monday. He left. Then he came back, e.g. twice."
     )
-    assert sentences(text) == ["Dr. Smith met the U.S. Army at 5 p.m. on Monday.",
+    assert sentences(text) == ["Dr. Smith met the U.S. Army at 5 p.m. on Monday. He left.",
                                "Then he came back, e.g. twice."]  # fmt: skip
+    # Nothing of a passage vanishes, but a heading is none.
+    assert sentences("Later\n\nHe won. Nobody had thought so.") == [
+        "He won. Nobody had thought so."
+    ]
 
 
 def test_a_wikitext_file_holds_several_articles_whose_tokenization_is_undone(tmp_path):
@@ -78,6 +83,35 @@ def test_a_wikitext_file_holds_several_articles_whose_tokenization_is_undone(tmp
         "The end came soon after that.",  # the one with an unknown word is left out
     ]
     assert sentences(made[1].text) == ["The second one didn't last as long as the first."]
+
+
+def test_lines_of_a_fixed_width_are_paragraphs_again(tmp_path):
+    code = "```\na = 1  # of one line\n```"
+    for width in (50, 72, 98):
+        text = f"{numbered(30)} It ended.\n\n{numbered(9)}"
+        body = "\n\n".join(textwrap.fill(part, width) for part in text.split("\n\n"))
+        lists = "- the first thing that was to be done by them all\n- the second of these"
+        (tmp_path / "hard_wrapped.txt").write_text(f"{body}\n\n{lists}\n\n{code}\n")
+        [made] = corpus.articles([str(tmp_path)])
+        assert made.text.split("\n\n") == [*text.split("\n\n"), lists, code]
+        read = sentences(made.text)
+        assert read[:39] == sentences(text) and read[29].endswith("for all. It ended.")
+    poem = "\n".join(["Rough winds do shake the darling buds of May,", "And summer's lease"] * 9)
+    assert corpus.unwrapped(poem) == poem
+
+
+def test_nothing_before_the_first_heading_is_lost_and_comments_are_no_headings(tmp_path):
+    lead = "This stands before any heading and is a text."
+    code = "```bash\n# install everything first\n## then the rest\nrun it\n```"
+    (tmp_path / "the_guide.md").write_text(
+        f"---\ntitle: of no use here at all\n---\n{lead}\n\n# Use\n\nBefore the code here is text."
+        f"\n\n{code}\n\n## Part\n\nBehind the code is text as well.\n"
+    )
+    made = corpus.articles([str(tmp_path)])
+    assert [(a.title, a.text) for a in made] == [
+        ("the guide", lead),
+        ("Use", f"Before the code here is text.\n\n{code}\n\n\n\nBehind the code is text as well."),
+    ]
 
 
 def test_articles_of_every_kind_of_file(tmp_path):
