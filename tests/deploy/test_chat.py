@@ -159,6 +159,34 @@ def test_a_restore_keeps_what_was_there_and_refuses_while_the_site_runs(backup, 
     assert [count(one) for one in kept] == [(15, 15)]
 
 
+def test_a_damaged_database_is_replaced_and_kept_as_it_is(backup, tmp_path):
+    """The day for which there are backups."""
+    file = tmp_path / "site.db"
+    url = f"sqlite:///{file}"
+    site_database(file, 10).close()
+    assert backup.main(["save", url, str(tmp_path / "kept")]) == 0
+    file.write_bytes(b"no database any more " * 1000)
+    assert backup.main(["restore", str(next((tmp_path / "kept").iterdir())), url]) == 0
+    assert count(file) == (10, 10)
+    (kept,) = tmp_path.glob("site.db.before-*")
+    assert kept.read_bytes() == b"no database any more " * 1000
+
+
+def test_a_restore_waits_for_no_reader_whose_log_would_be_lost(backup, tmp_path, capsys):
+    file = tmp_path / "site.db"
+    url = f"sqlite:///{file}"
+    site_database(file, 10).close()
+    assert backup.main(["save", url, str(tmp_path / "kept")]) == 0
+    reader, writer = sqlite3.connect(file), site_database(file, 0)
+    reader.execute("BEGIN"), reader.execute("SELECT * FROM messages").fetchone()
+    writer.execute("INSERT INTO messages (text) VALUES ('only in the log')")
+    writer.commit()
+    assert backup.main(["restore", str(next((tmp_path / "kept").iterdir())), url]) == 2
+    assert f"another program uses {file}" in capsys.readouterr().err
+    reader.close(), writer.close()
+    assert count(file) == (11, 11)
+
+
 @pytest.mark.parametrize("damage", ["cut", "changed", "not gzip", "another database", "missing"])
 def test_a_damaged_backup_changes_nothing(backup, tmp_path, capsys, damage):
     file = tmp_path / "site.db"

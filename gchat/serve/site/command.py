@@ -102,7 +102,7 @@ def _single_user(c: sa.Connection) -> str:
 def _hints(options: Web, database: Database) -> None:
     if not options.single_user and not database.now(accounts.count_users):
         print(
-            "gchat web: nobody has an account; make one with `gchat web admin add-user NAME --role "
-            "admin` and the same --database", file=sys.stderr,
+            "gchat web: nobody has an account; make one with `gchat web admin add-user --name NAME "
+            "--role admin` and the same --database", file=sys.stderr,
         )  # fmt: skip
     logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -1,6 +1,8 @@
 """Administration by page and by command, ratings for `gchat dpo`, and the command itself."""
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,9 +14,13 @@ import pytest
 
 import chat_site
 from chat_site import PASSWORD, add_user
+from gaia.config import parse
 from gchat.__main__ import main
 from gchat.posttrain.pairs import read_pairs
-from gchat.serve.site import admin_command, samples
+from gchat.serve.site import admin_command, migrating, samples
+from gchat.serve.site.command import _hints
+from gchat.serve.site.database import Database
+from gchat.serve.site.options import Web
 from gchat.serve.site.passwords import Passwords
 
 ROOT = Path(__file__).parents[4]
@@ -77,12 +83,27 @@ def test_users_by_command_beside_the_running_server(place, command, monkeypatch)
         (["invitations", "--withdraw", "x"], "no such invitation"),
         (["audit", "--limit", "0"], "--limit is 0"),
         (["add-user", "--name", "a b"], "a name has letters"),
+        (["disable"], "--name is left out"),
+        (["role", "--name", "alice"], "--role is left out"),
     ],
 )
 def test_wrong_wishes_of_administrators(command, monkeypatch, args, said):
     monkeypatch.setenv("GCHAT_PASSWORD", PASSWORD)
     status, out, err = command(*args)
     assert status == 2 and not out and said in err and len(err.splitlines()) == 1
+
+
+def test_commands_that_texts_show_are_commands(capsys, tmp_path):
+    database = Database(f"sqlite:///{tmp_path}/site.db")
+    migrating.upgrade(database)
+    _hints(Web(), database)
+    database.close()
+    shown = [capsys.readouterr().err, Web.__doc__, admin_command.USAGE]
+    shown += [command.__doc__ for command in admin_command.VERBS.values()]
+    commands = re.findall(r"gchat web admin ([a-z].*?)(?:  |`|\.?$)", "\n".join(shown), re.M)
+    assert len(commands) >= 6
+    for verb, *words in map(shlex.split, commands):
+        parse(admin_command.VERBS[verb], words).check()
 
 
 def test_a_weak_password_and_a_missing_database(capsys, monkeypatch, tmp_path):
