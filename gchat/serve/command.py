@@ -54,8 +54,14 @@ def log_to_stderr() -> None:
     """Log lines of the server and of uvicorn's warnings; nothing of requests' contents."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(_is_no_cancellation)
     for name, level in (("gchat.serve", logging.INFO), ("uvicorn", logging.WARNING)):
         log = logging.getLogger(name)
         log.handlers[:] = [handler]
         log.setLevel(level)
         log.propagate = False
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Drops uvicorn's tracebacks of requests that a second signal cut off: nothing failed."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))

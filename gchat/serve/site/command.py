@@ -53,6 +53,7 @@ def web(options: Web) -> None:
 
 def open_site(options: Web, database: Database) -> Site:
     """The site over a database that is up to date; loads the models."""
+    find = _finder(options)  # what is wrong with it is said before minutes of loading
     quotas = Quotas(options.rate, options.token_rate, database)
     service = open_service(options, UserKeys(database, quotas), quotas)
     single = database.write_now(_single_user) if options.single_user else None
@@ -66,7 +67,7 @@ def open_site(options: Web, database: Database) -> Site:
     )
     return Site(
         service, database, Passwords(), quotas, rules, markdown.render, markdown.Growing,
-        find=_finder(options), quote=search.quoted, list_sources=search.as_json,
+        find=find, quote=search.quoted, list_sources=search.as_json,
         patience_s=options.patience,
     )  # fmt: skip
 

@@ -1,17 +1,21 @@
 """Administration by page and by command, ratings for `gchat dpo`, and the command itself."""
 
+import contextlib
 import json
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import urllib.request
 from functools import partial
 from pathlib import Path
 
+import httpx2
 import pytest
 
+import chat_nginx
 import chat_site
 from chat_site import PASSWORD, add_user
 from gaia.config import parse
@@ -22,6 +26,7 @@ from gchat.serve.site.command import _hints
 from gchat.serve.site.database import Database
 from gchat.serve.site.options import Web
 from gchat.serve.site.passwords import Passwords
+from tests.fakes import openai_api
 
 ROOT = Path(__file__).parents[4]
 
@@ -237,3 +242,30 @@ def test_the_command_from_its_start_to_its_end(tmp_path, upstream):
         server.kill()
         server.wait()
         server.stderr.close()
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_at_once_and_keeps_what_was_shown(tmp_path):
+    with (
+        openai_api.serve(delay_s=0.1, tokens=1000) as slow,
+        chat_nginx.web(tmp_path, "--upstream", slow.url) as (port, database, server),
+    ):
+        slow.reply = lambda body: "word " * 600
+        chat_nginx.add_user(database, "ann")
+        client = chat_site.Client(f"http://127.0.0.1:{port}")
+        client.login("ann", chat_nginx.PASSWORD)
+        with client.stream("POST", "/api/chat", content="x") as coming:
+            seen = [next(coming) for _ in range(5)]
+            server.send_signal(signal.SIGINT)
+            chat_site.until(lambda: client.http.get("/health").status_code == 503)
+            server.send_signal(signal.SIGINT)
+            with contextlib.suppress(httpx2.RemoteProtocolError):
+                seen += coming
+        client.close()
+        assert server.wait(20) == 0
+    said = (tmp_path / "web.log").read_text()
+    assert "Traceback" not in said and said.endswith("gchat web: ended\n")
+    with contextlib.closing(sqlite3.connect(tmp_path / "site.db")) as kept:
+        rows = kept.execute("SELECT content, status FROM messages WHERE role = 'assistant'")
+        ((content, status),) = rows.fetchall()
+    assert content.startswith(chat_site.text_of(seen)) and status == "failed"
