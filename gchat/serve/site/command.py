@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from gchat.serve.command import log_to_stderr
+from gchat.serve.command import leave_to_rest, log_to_stderr
 from gchat.serve.http_server import HttpServer, listen
 from gchat.serve.open_models import open_service
 from gchat.serve.site import accounts, markdown, migrating, samples, search
@@ -38,6 +38,7 @@ def web(options: Web) -> None:
             migrating.upgrade(database)
             site = open_site(options, database)
             log_to_stderr()
+            leave_to_rest()
             listener.listen(2048)  # whoever reads the next line may ask at once
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host

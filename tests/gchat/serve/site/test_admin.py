@@ -29,6 +29,12 @@ from gchat.serve.site.passwords import Passwords
 from tests.fakes import openai_api
 
 ROOT = Path(__file__).parents[4]
+COUNTING = """
+import atexit, gc, sys
+atexit.register(lambda: print(gc.get_freeze_count(), "objects at rest", file=sys.stderr))
+from gchat.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture
@@ -223,7 +229,8 @@ def test_the_command_from_its_start_to_its_end(tmp_path, upstream):
     gchat = [sys.executable, "-m", "gchat", "web"]
     add = [*gchat, "admin", "add-user", "--name", "root", "--role", "admin", "--database", place]
     subprocess.run(add, check=True, cwd=ROOT, env=environment)
-    args = [*gchat, "--upstream", upstream.url, "--port", "0", "--database", place]
+    args = [sys.executable, "-c", COUNTING, "web",
+            "--upstream", upstream.url, "--port", "0", "--database", place]  # fmt: skip
     server = subprocess.Popen(args, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         line = server.stderr.readline()
@@ -237,7 +244,11 @@ def test_the_command_from_its_start_to_its_end(tmp_path, upstream):
         assert client.chat(content="hello")[-1][1] == "end"
         client.close()
         server.send_signal(signal.SIGTERM)
-        assert server.wait(40) == 0 and "gchat web: ended" in server.stderr.read()
+        assert server.wait(40) == 0
+        said = server.stderr.read()
+        assert "gchat web: ended" in said
+        # Full collections over all that is loaded would stop every answer.
+        assert int(re.search(r"(\d+) objects at rest", said)[1]) > 100_000
     finally:
         server.kill()
         server.wait()
