@@ -103,10 +103,13 @@ def nginx(folder, site_port):
 
 
 @contextlib.contextmanager
-def web(folder, *arguments, environment=None, wait_s=120):
-    """`gchat web` on a port and database of its own; (port, database's address, process)."""
+def web(folder, *arguments, database=None, environment=None, wait_s=120):
+    """`gchat web` on a port of its own, and SQLite where no address is given.
+
+    Yields (port, database's address, process).
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    port, database = free_port(), f"sqlite:///{folder / 'site.db'}"
+    port, database = free_port(), database or f"sqlite:///{folder / 'site.db'}"
     log = (folder / "web.log").open("a")
     given = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
     command = [sys.executable, "-m", "gchat", "web", "--port", str(port), "--database", database]

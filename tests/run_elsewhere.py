@@ -23,7 +23,7 @@ TESTS = (
     ("", "gchat eval chat", "gchat/evals/chat/test_command.py"),
     ("", "gchat chat", "gchat/ask/test_chat.py"),  # a terminal
     ("", "gchat serve", "gchat/serve/test_command.py"),  # serves until it is stopped
-    ("", "gchat web", "gchat/serve/site/test_browser.py"),
+    ("", "gchat web", "gchat/serve/site/browser/test_story.py"),
     ("", "python tests/benchmarks/serve.py", "test_benchmarks.py"),  # minutes
     ("", "python -m gchat.scaling.calibrate", "gchat/test_aot.py"),  # compiles for hours
     ("", "gchat plan --sku v6e-8 --search", "gchat/test_aot.py"),

@@ -24,6 +24,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 PREFIX = "site-"
+_SITE_LOCK = 0x6763_6861_7477_6562  # as gchat/serve/site/only_one.py has it
 _PAGES = 256  # copied at a time, so that the site's own writes get their turns
 
 
@@ -94,7 +95,9 @@ def save_to(database: str, folder: Path, keep: int) -> Path:
     part = target.with_name(target.name + ".part")
     try:
         if file is None:
-            _run("pg_dump", database, "--format=custom", f"--file={part}")
+            plain, environment = _address(database)
+            _run("pg_dump", f"--dbname={plain}", "--format=custom", f"--file={part}",
+                 environment=environment)  # fmt: skip
         else:
             _copy_sqlite(file, part)
         with part.open("rb") as written:
@@ -148,9 +151,7 @@ def restore_from(backup: Path, database: str) -> str:
     if (file is None) != (backup.suffix == ".dump"):
         raise Refused(f"{backup.name} is of the other kind of database; name one of this kind")
     if file is None:
-        _run("pg_restore", database, "--clean", "--if-exists", "--single-transaction",
-             "--no-owner", "--exit-on-error", str(backup), connect="--dbname")  # fmt: skip
-        return "restored into PostgreSQL"
+        return _restore_postgresql(backup, database)
     part = file.with_name(file.name + ".restored")
     with nobody_runs(file):
         try:
@@ -167,11 +168,17 @@ def restore_from(backup: Path, database: str) -> str:
 
 
 def _put_aside(file: Path) -> Path | None:
-    """Renames the database, with what stands in its log first."""
+    """Renames the database, with what stands in its log first; a damaged one as it is."""
     if not file.exists():
         return None
-    with contextlib.closing(sqlite3.connect(file)) as old:
-        old.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    try:
+        with contextlib.closing(sqlite3.connect(file)) as old:
+            if old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                raise Refused(f"another program uses {file}; end it first")
+    except sqlite3.OperationalError:  # locked, or the disk is full
+        raise
+    except sqlite3.DatabaseError:  # damaged: kept as it is
+        pass
     kept = file.with_name(f"{file.name}.before-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
     os.link(file, kept)  # the database is never without a file
     for ending in ("-wal", "-shm"):
@@ -196,8 +203,62 @@ def nobody_runs(file: Path) -> Iterator[None]:
         yield
 
 
-def _run(program: str, database: str, *arguments: str, connect: str = "--dbname") -> None:
-    """Runs PostgreSQL's program; the password goes by the environment."""
+def _restore_postgresql(backup: Path, database: str) -> str:
+    """Puts a dump in place of the site's tables, all or nothing; what was there is dumped first."""
+    listed = _run("pg_restore", "--list", str(backup))
+    if not all(f" TABLE public {name} " in listed for name in ("users", "messages")):
+        raise Refused(f"{backup} is not the database of a chat site")
+    plain, environment = _address(database)
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    kept = backup.with_name(f"before-{stamp}.dump")
+    part = kept.with_name(kept.name + ".part")
+    with nobody_serves(plain, environment):
+        try:
+            _run("pg_dump", f"--dbname={plain}", "--format=custom", f"--file={part}",
+                 environment=environment)  # fmt: skip
+            part.rename(kept)
+        finally:
+            part.unlink(missing_ok=True)
+        try:
+            _run("pg_restore", f"--dbname={plain}", "--clean", "--if-exists", "--no-owner",
+                 "--single-transaction", "--exit-on-error", str(backup),
+                 environment=environment)  # fmt: skip
+        except Refused:
+            kept.unlink()  # nothing has changed
+            raise
+    return f"PostgreSQL holds {backup.name}; what was there is {kept}"
+
+
+@contextlib.contextmanager
+def nobody_serves(plain: str, environment: dict[str, str]) -> Iterator[None]:
+    """Holds the lock that a running site holds on PostgreSQL, by a session of psql.
+
+    Raises:
+        Refused: a site runs, or the database cannot be reached.
+    """
+    command = ["psql", "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", f"--dbname={plain}"]
+    with _missing("psql"):
+        psql = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    with psql:
+        assert psql.stdin and psql.stdout and psql.stderr
+        with contextlib.suppress(BrokenPipeError):
+            psql.stdin.write(f"SELECT pg_try_advisory_lock({_SITE_LOCK});\n")
+            psql.stdin.flush()
+        answer = psql.stdout.readline().strip()
+        if answer == "f":
+            raise Refused("a site runs on this database; stop it first")
+        if answer != "t":
+            with contextlib.suppress(BrokenPipeError):
+                psql.stdin.close()
+            raise Refused(f"psql failed: {_last_line(psql.stderr.read())}")
+        yield
+
+
+def _address(database: str) -> tuple[str, dict[str, str]]:
+    """The address as PostgreSQL's programs take it, and the environment with the password."""
     parts = urlsplit(database)
     environment = dict(os.environ)
     if parts.password:
@@ -205,17 +266,30 @@ def _run(program: str, database: str, *arguments: str, connect: str = "--dbname"
     host = parts.netloc.rpartition("@")[2]
     user = f"{parts.username}@" if parts.username else ""
     query = f"?{parts.query}" if parts.query else ""
-    plain = f"postgresql://{user}{host}{parts.path}{query}"
-    try:
+    return f"postgresql://{user}{host}{parts.path}{query}", environment
+
+
+def _run(program: str, *arguments: str, environment: dict[str, str] | None = None) -> str:
+    """Runs one of PostgreSQL's programs; what it prints."""
+    with _missing(program):
         done = subprocess.run(
-            [program, f"{connect}={plain}", *arguments], env=environment, capture_output=True,
-            text=True,
-        )  # fmt: skip
+            [program, *arguments], env=environment, capture_output=True, text=True
+        )
+    if done.returncode:
+        raise Refused(f"{program} failed: {_last_line(done.stderr)}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def _missing(program: str) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise Refused(f"{program} is not installed; install postgresql-client") from None
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["no reason told"]
-        raise Refused(f"{program} failed: {said[-1]}")
+
+
+def _last_line(said: str) -> str:
+    return (said.strip().splitlines() or ["no reason told"])[-1]
 
 
 if __name__ == "__main__":

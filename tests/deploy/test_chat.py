@@ -19,20 +19,11 @@ import pytest
 import yaml
 
 import chat_nginx
+from dockerfile import PINNED, Dockerfile
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy/chat"
-PINNED = re.compile(r"^[a-z0-9./-]+:[\w.-]*\d[\w.-]*$")
-
-
-def instructions():
-    """(word, arguments) of each instruction of the Dockerfile."""
-    text = re.sub(r"^#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.M)
-    return [line.split(None, 1) for line in text.replace("\\\n", " ").splitlines() if line]
-
-
-def values(word):
-    return [rest for name, rest in instructions() if name == word]
+DOCKERFILE = Dockerfile(DEPLOY / "Dockerfile")
 
 
 def compose():
@@ -49,7 +40,7 @@ def backup():
 
 def test_images_are_pinned_and_nothing_but_nginx_is_public():
     services = compose()["services"]
-    assert PINNED.match(values("FROM")[0])
+    assert PINNED.match(DOCKERFILE.values("FROM")[0])
     for name, service in services.items():
         assert PINNED.match(service["image"]) or service["image"] == "gaia-chat"
         assert (name == "nginx") == ("ports" in service)
@@ -69,10 +60,10 @@ def test_the_sites_options_are_options():
     from gaia.config import parse
     from gchat.serve.site.options import Web
 
-    entry = json.loads(values("ENTRYPOINT")[0])[2:]
+    entry = json.loads(DOCKERFILE.values("ENTRYPOINT")[0])[2:]
     service = compose()["services"]["chat"]
     inside = [str(word) for word in service["command"]]
-    commands = [entry + json.loads(values("CMD")[0])]
+    commands = [entry + json.loads(DOCKERFILE.values("CMD")[0])]
     commands.append(entry + [re.sub(r"\$\{\w+:-(.*?)\}", r"\1", word) for word in inside])
     unit = (DEPLOY / "gchat-web.service").read_text()
     plain = re.search(r"gchat web (.*)", unit.split("ExecStart=")[1])[1]
@@ -166,6 +157,34 @@ def test_a_restore_keeps_what_was_there_and_refuses_while_the_site_runs(backup, 
     assert count(file) == (10, 10)
     kept = list(tmp_path.glob("site.db.before-*"))
     assert [count(one) for one in kept] == [(15, 15)]
+
+
+def test_a_damaged_database_is_replaced_and_kept_as_it_is(backup, tmp_path):
+    """The day for which there are backups."""
+    file = tmp_path / "site.db"
+    url = f"sqlite:///{file}"
+    site_database(file, 10).close()
+    assert backup.main(["save", url, str(tmp_path / "kept")]) == 0
+    file.write_bytes(b"no database any more " * 1000)
+    assert backup.main(["restore", str(next((tmp_path / "kept").iterdir())), url]) == 0
+    assert count(file) == (10, 10)
+    (kept,) = tmp_path.glob("site.db.before-*")
+    assert kept.read_bytes() == b"no database any more " * 1000
+
+
+def test_a_restore_waits_for_no_reader_whose_log_would_be_lost(backup, tmp_path, capsys):
+    file = tmp_path / "site.db"
+    url = f"sqlite:///{file}"
+    site_database(file, 10).close()
+    assert backup.main(["save", url, str(tmp_path / "kept")]) == 0
+    reader, writer = sqlite3.connect(file), site_database(file, 0)
+    reader.execute("BEGIN"), reader.execute("SELECT * FROM messages").fetchone()
+    writer.execute("INSERT INTO messages (text) VALUES ('only in the log')")
+    writer.commit()
+    assert backup.main(["restore", str(next((tmp_path / "kept").iterdir())), url]) == 2
+    assert f"another program uses {file}" in capsys.readouterr().err
+    reader.close(), writer.close()
+    assert count(file) == (11, 11)
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "not gzip", "another database", "missing"])
@@ -271,42 +290,17 @@ def test_each_line_of_the_dockerfile_in_a_clean_environment(tmp_path):
     """Makes what the image would hold, in an empty folder with an empty home; then it serves."""
     from tests.fakes import openai_api
 
-    work, home = tmp_path / "srv/gaia", tmp_path / "home"
-    work.mkdir(parents=True)
-    home.mkdir()
-    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(home)}
-    environment |= {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")
-                    or k.startswith(("PIP_", "UV_", "SSL_"))}  # fmt: skip
-    for word, rest in instructions():
-        if word == "ENV":
-            environment |= dict(pair.split("=", 1) for pair in rest.split())
-        elif word == "COPY":
-            *sources, target = rest.split()
-            for source in sources:
-                place = work / target / Path(source).name if target.endswith("/") else work / target
-                place.parent.mkdir(parents=True, exist_ok=True)
-                copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
-                copy(ROOT / source, place)
-        elif word == "RUN" and "/data" not in rest:  # the volume is the image's own affair
-            done = subprocess.run(["/bin/sh", "-c", rest], cwd=work, env=environment,
-                                  capture_output=True, text=True, timeout=550)  # fmt: skip
-            assert done.returncode == 0, (rest, done.stderr[-3000:])
-    entry = json.loads(values("ENTRYPOINT")[0])
-    entry[entry.index("8000")] = str(port := chat_nginx.free_port())
-    entry[entry.index("0.0.0.0")] = "127.0.0.1"
+    # The volume is the image's own affair.
+    work, environment = DOCKERFILE.build(tmp_path, leave_out="/data")
+    port = chat_nginx.free_port()
+    entry = DOCKERFILE.entry(port)
     entry[-1] = f"sqlite:///{tmp_path}/site.db"
-    given = environment | {"HOME": "/nonexistent", "GAIA_HOME": str(tmp_path / "cache")}
     with openai_api.serve() as upstream:
         server = subprocess.Popen(
-            [*entry, "--upstream", upstream.url, "--single-user"], cwd=work, env=given
+            [*entry, "--upstream", upstream.url, "--single-user"], cwd=work, env=environment
         )
         try:
-            check = json.loads(re.search(r"CMD (\[.*\])", values("HEALTHCHECK")[0])[1])
-            check[-1] = check[-1].replace("8000", str(port))
-            end = time.monotonic() + 180
-            while subprocess.run(check, cwd=work, capture_output=True).returncode:
-                assert server.poll() is None and time.monotonic() < end
-                time.sleep(1)
+            DOCKERFILE.wait_until_healthy(server, port, work)
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
                 page = answer.read().decode()
             files = re.findall(r'(?:src|href)="(/static/[^"]+)"', page)

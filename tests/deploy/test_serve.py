@@ -1,12 +1,10 @@
 """deploy/serve without containers: each RUN line in a clean environment, files by their schemas."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -14,11 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+import chat_nginx
 import runs
+from dockerfile import PINNED, Dockerfile
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy/serve"
-PINNED = re.compile(r"^[a-z0-9./-]+:[\w.-]*\d[\w.-]*$")
+DOCKERFILE = Dockerfile(DEPLOY / "Dockerfile")
 
 
 @pytest.fixture(scope="module")
@@ -26,20 +26,10 @@ def data_dir(tmp_path_factory):
     return runs.make_data(tmp_path_factory.mktemp("data"), vocab_size=300)
 
 
-def instructions():
-    """(word, arguments) of each instruction of the Dockerfile."""
-    text = re.sub(r"^#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.M)
-    return [line.split(None, 1) for line in text.replace("\\\n", " ").splitlines() if line]
-
-
-def values(word):
-    return [rest for name, rest in instructions() if name == word]
-
-
 def test_images_are_pinned_and_nothing_but_the_proxy_is_public():
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     services = compose["services"]
-    assert PINNED.match(values("FROM")[0])
+    assert PINNED.match(DOCKERFILE.values("FROM")[0])
     for name, service in services.items():
         assert PINNED.match(service["image"]) or service["image"] == "gaia-serve"
         assert (name == "caddy") == ("ports" in service)
@@ -59,8 +49,8 @@ def test_the_servers_options_are_options():
     from gchat.serve.options import Serve
 
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
-    entry = json.loads(values("ENTRYPOINT")[0])[2:]
-    commands = [entry + json.loads(values("CMD")[0])]
+    entry = json.loads(DOCKERFILE.values("ENTRYPOINT")[0])[2:]
+    commands = [entry + json.loads(DOCKERFILE.values("CMD")[0])]
     commands += [entry + [str(word) for word in compose["services"][name]["command"]]
                  for name in ("gchat", "front")]  # fmt: skip
     unit = (DEPLOY / "gchat-serve.service").read_text()
@@ -136,41 +126,16 @@ def test_nginx_takes_its_file(tmp_path):
 @pytest.mark.slow
 def test_each_line_of_the_dockerfile_in_a_clean_environment(data_dir, tmp_path):
     """Makes what the image would hold, in an empty folder with an empty home; then it serves."""
-    work, home = tmp_path / "srv/gaia", tmp_path / "home"
-    work.mkdir(parents=True)
-    home.mkdir()
-    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(home)}
-    environment |= {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")
-                    or k.startswith(("PIP_", "UV_", "SSL_"))}  # fmt: skip
-    for word, rest in instructions():
-        if word == "ENV":
-            environment |= dict(pair.split("=", 1) for pair in rest.split())
-        elif word == "COPY":
-            *sources, target = rest.split()
-            for source in sources:
-                place = work / target / Path(source).name if target.endswith("/") else work / target
-                place.parent.mkdir(parents=True, exist_ok=True)
-                copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
-                copy(ROOT / source, place)
-        elif word == "RUN":
-            done = subprocess.run(["/bin/sh", "-c", rest], cwd=work, env=environment,
-                                  capture_output=True, text=True, timeout=550)  # fmt: skip
-            assert done.returncode == 0, (rest, done.stderr[-3000:])
+    work, environment = DOCKERFILE.build(tmp_path)
     folder = tmp_path / "run"
     from gchat.__main__ import main
 
     assert main(["train", *runs.arguments(data_dir, folder, steps=10)]) == 0
-    entry = json.loads(values("ENTRYPOINT")[0])
-    entry[entry.index("8000")] = str(port := 18000 + os.getpid() % 1000)
-    read_only = environment | {"HOME": "/nonexistent", "GAIA_HOME": str(tmp_path / "cache")}
-    server = subprocess.Popen([*entry, "--run", f"model={folder}"], cwd=work, env=read_only)
+    port = chat_nginx.free_port()
+    command = [*DOCKERFILE.entry(port), "--run", f"model={folder}"]
+    server = subprocess.Popen(command, cwd=work, env=environment)
     try:
-        check = json.loads(re.search(r"CMD (\[.*\])", values("HEALTHCHECK")[0])[1])
-        check[-1] = check[-1].replace("8000", str(port))
-        end = time.monotonic() + 180
-        while subprocess.run(check, cwd=work, capture_output=True).returncode:
-            assert server.poll() is None and time.monotonic() < end
-            time.sleep(1)
+        DOCKERFILE.wait_until_healthy(server, port, work)
         body = {"model": "model", "prompt": "the small", "max_tokens": 3}
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(),

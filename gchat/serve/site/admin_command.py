@@ -43,6 +43,11 @@ class _Named(Place):
     json: bool = False
     """Print JSON."""
 
+    def check(self) -> None:
+        """Raises ConfigError where no user is named."""
+        if not self.name:
+            raise ConfigError("--name is left out", "name the user")
+
     def _user(self, c: sa.Connection) -> accounts.User:
         there = accounts.user_by_name(c, self.name)
         if there is None:
@@ -108,11 +113,13 @@ class Enable(_Named):
 class Role(_Named):
     """Change a user's role: gchat web admin role --name bob --role admin."""
 
-    role: Literal["user", "admin"] = "user"
+    role: Literal["user", "admin"] | None = None
     """Role of the user."""
 
     def run(self) -> None:
         """Changes it."""
+        if self.role is None:
+            raise ConfigError("--role is left out", "use --role user or --role admin")
         self._change(f"role {self.role}", role=self.role)
 
 

@@ -22,7 +22,10 @@ def main(args: list[str], known: Known) -> None:
             return
         verb = known("gchat web admin", args[1:], VERBS)
         command = VERBS[verb]
-        parse(command, args[2:], prog=f"gchat web admin {verb}", description=command.__doc__).run()
+        prog = f"gchat web admin {verb}"
+        given = parse(command, args[2:], prog=prog, description=command.__doc__)
+        given.check()
+        given.run()
         return
     from gchat.serve.site.options import Web
 

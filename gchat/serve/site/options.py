@@ -17,7 +17,7 @@ DATABASE_ENV = "GCHAT_DATABASE"
 class Web(Answering):
     """Serve a chat site of one's own: accounts, conversations that are kept, administration.
 
-    gchat web admin add-user alice --role admin                the first account; asks a password
+    gchat web admin add-user --name alice --role admin         the first account; asks a password
     gchat web --run runs/chat                                  127.0.0.1:8000, on gchat-web.db
     gchat web --run runs/chat --single-user                    no accounts, this machine only
     gchat web --upstream http://127.0.0.1:8080/v1 --registration invitation --host 0.0.0.0
@@ -74,6 +74,9 @@ class Place:
 
     database: str | None = None
     """sqlite:///FILE or postgresql://…; GCHAT_DATABASE, or gchat-web.db, when left out."""
+
+    def check(self) -> None:
+        """Raises ConfigError where an option is missing."""
 
 
 def database_of(given: str | None, *, must_exist: bool = False) -> str:

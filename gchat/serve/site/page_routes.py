@@ -111,7 +111,10 @@ async def _shared(call: Call) -> Response:
     branch = messages.path(rows, there["share_leaf"])
 
     def rendered() -> list[dict[str, Any]]:
-        return [{"role": row["role"], "html": call.site.html(row["content"])} for row in branch]
+        return [
+            {"role": row["role"], "html": call.site.html(row["content"]), "sources": row["sources"]}
+            for row in branch
+        ]
 
     return page(
         call.site, call.request.scope, "share", headers={"X-Robots-Tag": "noindex"},

@@ -13,7 +13,15 @@ from gchat.serve.site.sampling import Sampling
 
 Row = dict[str, Any]
 FORMAT, VERSION = "gchat-conversation", 1
-_KEPT = ("id", "parent", "role", "content", "status", "model", "created_at", "rating")
+_KEPT = ("id", "parent", "role", "content", "status", "model", "created_at", "rating", "sources")
+
+
+class ImportedSource(Strict):
+    """A page that an answer may quote."""
+
+    n: int | None = Field(default=None, ge=1, lt=2**31)
+    title: str = Field("", max_length=300)
+    url: str = Field(pattern=r"^https?://[^\s/]", max_length=2000)
 
 
 class ImportedMessage(Strict):
@@ -27,7 +35,7 @@ class ImportedMessage(Strict):
     model: str | None = Field(default=None, max_length=256)
     created_at: int | None = Field(default=None, ge=0, lt=2**53)
     rating: Literal[-1, 0, 1] = 0
-    sources: list[Any] | None = None
+    sources: list[ImportedSource] | None = Field(default=None, max_length=100)
 
 
 class Imported(Strict):
@@ -61,6 +69,9 @@ def as_markdown(there: Row, branch: list[Row]) -> str:
     for row in branch:
         name = "User" if row["role"] == "user" else "Assistant"
         parts += [f"## {name}", row["content"]]
+        if row["sources"]:
+            listed = (f"{one['n']}. {one['title']} <{one['url']}>" for one in row["sources"])
+            parts.append("\n".join(["Sources:", "", *listed]))
         if row["status"] in ("failed", "stopped"):
             parts.append(f"*({row['status']})*")
     return "\n\n".join(parts) + "\n"
@@ -115,6 +126,8 @@ def add_turns(
             "id": conversations.new_id(), "parent": None if parent is None else ids[parent],
             "role": one.role, "content": one.content, "model": one.model, "rating": one.rating,
             "status": "stopped" if status == "streaming" else status,
+            "sources": [{"n": n, "title": source.title or source.url, "url": source.url}
+                        for n, source in enumerate(one.sources or (), 1)],
         }  # fmt: skip
         if one.created_at is not None:
             row["created_at"] = one.created_at

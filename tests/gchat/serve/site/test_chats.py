@@ -235,6 +235,24 @@ def test_exports_come_back_and_shares_show_what_was_shared(alice, bob, visitor):
     assert newer.status_code == 400 and "version" in newer.json()["error"]["message"]
 
 
+def test_sources_go_with_an_answer_wherever_it_goes(alice, bob, visitor):
+    pages = [{"n": 1, "title": "<b>One", "url": "https://a.example/one?x=1&y=2"},
+             {"n": 2, "title": "http://b.example/", "url": "http://b.example/"}]  # fmt: skip
+    turns = [{"role": "user", "content": "one?"},
+             {"role": "assistant", "content": "one [1]", "sources": pages}]  # fmt: skip
+    made = alice.json("POST", "/api/import", json={"messages": turns})["id"]
+    exported = alice.json("GET", f"/api/conversations/{made}/export")
+    copy = bob.json("POST", "/api/import", json=exported)["id"]
+    assert shown(bob, copy)["messages"][-1]["sources"] == pages
+    text = bob.get(f"/api/conversations/{copy}/export?format=markdown").text
+    assert "1. <b>One <https://a.example/one?x=1&y=2>\n2. http://b.example/" in text
+    page = visitor.http.get(alice.json("POST", f"/api/conversations/{made}/share")["url"]).text
+    assert 'href="https://a.example/one?x=1&amp;y=2"' in page and "&lt;b&gt;One" in page
+    for wrong in ("javascript:alert(1)", "//evil.example", "", "https:///x"):
+        turns[1]["sources"] = [{"title": "x", "url": wrong}]
+        assert alice.post("/api/import", messages=turns).status_code == 400, wrong
+
+
 def test_search_finds_words_of_all_scripts(alice, bob):
     texts = {"Straße nach Köln": "koln", "三菱電機の洗濯機": "洗濯", "Naïve café": "CAFE naive",
              "hyphen-ated words": "hyphen ated", "beginnings": "begin"}  # fmt: skip

@@ -1,7 +1,11 @@
 """The site on a real PostgreSQL: the same tables, search, streams; and a server that goes away."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +19,7 @@ from gchat.serve.site.only_one import only_one
 from tests.fakes import openai_api
 
 pytestmark = pytest.mark.slow
+BACKUP = Path(__file__).resolve().parents[4] / "deploy/chat/backup.py"
 WORDS = " ".join(f"word{i}" for i in range(14))
 
 
@@ -117,3 +122,66 @@ def test_a_database_that_goes_away_for_ten_seconds(server, site):
             (one,) = other.json("GET", "/api/conversations")["items"]
             asked, answer = other.json("GET", f"/api/conversations/{one['id']}")["messages"]
             assert (asked["content"], answer["content"]) == ("x", WORDS)
+
+
+def backup(server, *words):
+    """deploy/chat/backup.py as a process, with PostgreSQL's own programs."""
+    environment = os.environ | {"SITE": server.url, "PATH": f"{server.bin}:/usr/bin:/bin"}
+    return subprocess.run([sys.executable, BACKUP, *words], env=environment, capture_output=True,
+                          text=True, timeout=120)  # fmt: skip
+
+
+def whole(client):
+    """All conversations of a user with all their branches."""
+    listed = client.json("GET", "/api/conversations")["items"]
+    return {one["id"]: client.json("GET", f"/api/conversations/{one['id']}/export")
+            for one in listed}  # fmt: skip
+
+
+def test_a_backup_made_under_writes_is_restored(server, site, upstream, tmp_path):
+    """pg_dump and pg_restore themselves: words, branches, sessions come back, later text goes."""
+    with chat_site.running(site) as place:
+        alice, bob, ended = place.client("alice"), place.client("bob"), threading.Event()
+        made = alice.chat(content="Straße nach Köln")[0][2]["conversationId"]
+        answer = alice.json("GET", f"/api/conversations/{made}")["messages"][-1]["id"]
+        alice.chat(conversationId=made, regenerate=answer)
+        before, session = whole(alice), dict(alice.http.cookies)
+
+        def write():
+            while not ended.is_set():
+                bob.chat(content="written beside the backup")
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            saved = backup(server, "save", "env:SITE", str(tmp_path))
+        finally:
+            ended.set()
+            writer.join()
+        assert saved.returncode == 0, saved.stderr
+        alice.delete(f"/api/conversations/{made}")
+        alice.chat(content="after the backup")
+        with only_one(site.database):
+            refused = backup(server, "restore", saved.stdout.strip(), "env:SITE")
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert "a site runs on this database" in refused.stderr
+    done = backup(server, "restore", saved.stdout.strip(), "env:SITE")
+    assert done.returncode == 0, done.stderr
+    kept = list(tmp_path.glob("before-*.dump"))
+    assert len(kept) == 1 and str(kept[0]) in done.stdout
+    assert backup(server, "restore", str(tmp_path / "none.dump"), "env:SITE").returncode == 2
+    damaged = tmp_path / "site-damaged.dump"
+    damaged.write_bytes(kept[0].read_bytes()[: kept[0].stat().st_size * 2 // 3])
+    refused = backup(server, "restore", str(damaged), "env:SITE")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+    assert sorted(tmp_path.glob("before-*")) == kept  # and nothing has changed:
+    with chat_site.running(chat_site.make_site(server.url, upstream.url)) as place:
+        alice = place.client()
+        alice.http.cookies.update(session)  # of a session that is in the backup
+        assert whole(alice) == before
+        (one,) = alice.json("GET", "/api/conversations?search=koln")["items"]
+        assert one["id"] == made
+        assert alice.json("GET", "/api/conversations?search=after")["items"] == []
+        for text in (one["content"] for body in whole(place.client("bob")).values()
+                     for one in body["messages"] if one["role"] == "user"):  # fmt: skip
+            assert text == "written beside the backup"
