@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     restore.add_argument("backup", type=Path)
     restore.add_argument("database")
     given = parser.parse_args(arguments)
+    before = os.umask(0o077)  # whoever runs this: a backup holds what the database holds
     try:
         database = named(given.database)
         if given.verb == "save":
@@ -55,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (Refused, OSError, sqlite3.Error, EOFError) as error:
         print(f"backup.py: {error}", file=sys.stderr)
         return 2
+    finally:
+        os.umask(before)
     return 0
 
 
@@ -160,11 +163,19 @@ def restore_from(backup: Path, database: str) -> str:
                 written.flush()
                 os.fsync(written.fileno())
             check(part)
+            _give(part, file)
             kept = _put_aside(file)
             part.rename(file)
         finally:
             part.unlink(missing_ok=True)
     return f"{file} holds {backup.name}" + (f"; what was there is {kept}" if kept else "")
+
+
+def _give(made: Path, file: Path) -> None:
+    """Gives root's file to the user of the database, or of its folder: the site is not root."""
+    if os.geteuid() == 0:
+        like = (file if file.exists() else file.parent).stat()
+        os.chown(made, like.st_uid, like.st_gid)
 
 
 def _put_aside(file: Path) -> Path | None:
@@ -196,6 +207,7 @@ def nobody_runs(file: Path) -> Iterator[None]:
     lock = file.with_name(file.name + ".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as held:
+        _give(lock, file)
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

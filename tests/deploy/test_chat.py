@@ -159,6 +159,47 @@ def test_a_restore_keeps_what_was_there_and_refuses_while_the_site_runs(backup, 
     assert [count(one) for one in kept] == [(15, 15)]
 
 
+def test_backups_and_what_is_restored_are_the_sites_users_alone(backup, tmp_path):
+    """Whoever runs it with whatever umask: password hashes are in it, and the site is not root."""
+    file = tmp_path / "lib/site.db"
+    file.parent.mkdir()
+    url = f"sqlite:///{file}"
+    site_database(file, 10).close()
+    before = os.umask(0o022)
+    try:
+        if root := os.geteuid() == 0:
+            os.chown(file, 10001, 10002)
+        assert backup.main(["save", url, str(tmp_path / "kept")]) == 0
+        (saved,) = (tmp_path / "kept").iterdir()
+        assert backup.main(["restore", str(saved), url]) == 0
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+    assert [oct(one.stat().st_mode & 0o777) for one in (saved.parent, saved, file)] == [
+        "0o700", "0o600", "0o600",
+    ]  # fmt: skip
+    if not root:
+        return
+    lock = file.with_name("site.db.lock")
+    assert {(one.stat().st_uid, one.stat().st_gid) for one in (file, lock)} == {(10001, 10002)}
+    file.unlink(), lock.unlink()
+    os.chown(file.parent, 10003, 10004)  # a fresh machine: the folder tells whose it is
+    assert backup.main(["restore", str(saved), url]) == 0
+    assert {(one.stat().st_uid, one.stat().st_gid) for one in (file, lock)} == {(10003, 10004)}
+
+
+def test_a_lock_that_cannot_be_opened_is_said(tmp_path):
+    from gaia.errors import ConfigError
+    from gchat.serve.site.database import Database
+    from gchat.serve.site.only_one import only_one
+
+    (tmp_path / "site.db.lock").mkdir()  # root may open any file, but no folder
+    database = Database(f"sqlite:///{tmp_path}/site.db")
+    with pytest.raises(ConfigError, match="site.db.lock cannot be opened"), only_one(database):
+        pass
+    database.close()
+
+
 def test_a_damaged_database_is_replaced_and_kept_as_it_is(backup, tmp_path):
     """The day for which there are backups."""
     file = tmp_path / "site.db"
