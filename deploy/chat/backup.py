@@ -25,7 +25,6 @@ from urllib.parse import unquote, urlsplit
 
 PREFIX = "site-"
 _SITE_LOCK = 0x6763_6861_7477_6562  # as gchat/serve/site/only_one.py has it
-_PAGES = 256  # copied at a time, so that the site's own writes get their turns
 
 
 class Refused(Exception):
@@ -123,7 +122,9 @@ def _copy_sqlite(file: Path, part: Path) -> None:
             contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as source,
             contextlib.closing(sqlite3.connect(plain)) as copy,
         ):
-            source.backup(copy, pages=_PAGES, sleep=0.01)
+            # In one step: one of several begins anew whenever the site writes. Its log lets it
+            # write meanwhile.
+            source.backup(copy)
             copy.execute("PRAGMA journal_mode=DELETE")
         check(plain)
         with plain.open("rb") as read, gzip.open(part, "wb", 6) as written:
