@@ -20,6 +20,7 @@ _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 _COUNTS = {"prompt_tokens": "input_tokens", "completion_tokens": "output_tokens"}
 """Counts of tokens by chats' names and by those of responses."""
+_BYTES_PER_TOKEN = 4
 
 T = TypeVar("T")
 
@@ -82,6 +83,7 @@ class Exchange:
         self._path, self._body = path, body
         self._url = f"{upstream.address.url}/{path}"
         self._usage = Usage()
+        self._pieces = 0  # of an answer's text, a token each at least
         options = body.get("stream_options")
         self._wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
 
@@ -148,6 +150,7 @@ class Exchange:
             hidden = self._upstream.address.hide(json.dumps(chunk["error"]))
             raise ApiError(502, f"the upstream broke off: {hidden}", code="upstream_error")
         self._count(chunk)
+        self._pieces += _texts(chunk)
         if not self._wants_usage and self._path != "responses":
             if not chunk.get("choices"):
                 return None
@@ -171,12 +174,27 @@ class Exchange:
                 setattr(self._usage, ours, max(value, getattr(self._usage, ours)))
 
     def _end(self) -> None:
-        """Counts what was used."""
+        """Counts what was used; about that, where the answer ended before the upstream told."""
         used, self._usage = self._usage, Usage()
+        used.completion_tokens = max(used.completion_tokens, self._pieces)
+        if self._pieces and not used.prompt_tokens:
+            used.prompt_tokens = len(json.dumps(self._body)) // _BYTES_PER_TOKEN
+        self._pieces = 0
         tokens = self._service.metrics.tokens
         tokens.labels(self._upstream.name, "prompt").inc(used.prompt_tokens)
         tokens.labels(self._upstream.name, "completion").inc(used.completion_tokens)
         self._service.rates.used(self._holder, used.prompt_tokens + used.completion_tokens)
+
+
+def _texts(chunk: dict[str, Any]) -> int:
+    """Number of pieces of text, or of calls, in an event."""
+    if str(chunk.get("type")).endswith(".delta"):
+        return 1
+    count = 0
+    for one in chunk.get("choices") or ():
+        delta = one.get("delta") or {}
+        count += bool(one.get("text") or any(delta[name] for name in delta if name != "role"))
+    return count
 
 
 def _too_slow() -> ApiError:

@@ -161,6 +161,24 @@ def test_a_client_that_leaves_ends_the_upstreams_work():
         serving.until(lambda: server.service.models["small"].queue.working == 0)
 
 
+@pytest.mark.parametrize("how", ["cut", "left"])
+def test_a_stream_that_breaks_off_is_charged(how):
+    """The usage stands in its last chunk: who leaves before would write for nothing."""
+    with openai_api.serve(delay_s=0.01 if how == "left" else 0) as far, front(far.url) as server:
+        far.reply = lambda body: "word " * 40
+        used, rates = {}, server.service.rates
+        rates.used = lambda holder, tokens: used.update({holder: tokens})
+        ask = {"model": "small", "messages": HELLO, "stream": True, "max_tokens": 40}
+        far.faults.append("cut" if how == "cut" else None)
+        with server.http.stream("POST", CHAT, json=ask) as answer:
+            for i, _ in enumerate(answer.iter_lines()):
+                if how == "left" and i > 20:
+                    break
+        serving.until(lambda: used)
+        (tokens,) = used.values()
+        assert 5 + len(json.dumps(HELLO)) // 4 <= tokens < 20 + 100
+
+
 SCRIPT = """
 import sys
 from tests.fakes import openai_api
