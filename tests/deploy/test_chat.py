@@ -196,7 +196,7 @@ def test_a_lock_that_cannot_be_opened_is_said(tmp_path):
 
     (tmp_path / "site.db.lock").mkdir()  # root may open any file, but no folder
     database = Database(f"sqlite:///{tmp_path}/site.db")
-    with pytest.raises(ConfigError, match="site.db.lock cannot be opened"), only_one(database):
+    with pytest.raises(ConfigError, match=r"site\.db\.lock cannot be opened"), only_one(database):
         pass
     database.close()
 

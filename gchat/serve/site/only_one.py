@@ -26,7 +26,7 @@ def only_one(database: Database) -> Iterator[None]:
     if (file := database.file) is not None:
         path = file.with_name(file.name + ".lock")
         try:
-            lock = open(path, "a")
+            lock = path.open("a")
         except OSError as error:
             raise ConfigError(
                 f"{path} cannot be opened ({error.strerror})",
