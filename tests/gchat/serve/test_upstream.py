@@ -122,6 +122,32 @@ def test_what_an_upstream_ignores_is_refused():
         assert server.post(PLAIN, **ask).status_code == 200
 
 
+def test_no_name_goes_around_the_limit_of_an_answer():
+    chat = {"model": "small", "messages": HELLO}
+    plain = {"model": "small", "prompt": "one"}
+    with openai_api.serve(kind="llama.cpp") as far, front(far.url, max_tokens=8) as server:
+        for path, ask, name in (
+            (CHAT, chat | {"max_tokens": -1}, "max_tokens"),
+            (CHAT, chat | {"max_completion_tokens": 0}, "max_completion_tokens"),
+            (CHAT, chat | {"max_completion_tokens": 9, "max_tokens": 8}, "max_completion_tokens"),
+            (CHAT, chat | {"max_tokens": 8, "n_predict": -1}, "n_predict"),
+            (PLAIN, plain | {"max_tokens": 9}, "max_tokens"),
+            ("/v1/responses", {"model": "small", "input": "x", "max_output_tokens": -1},
+             "max_output_tokens"),
+        ):  # fmt: skip
+            answer = server.post(path, **ask)
+            assert answer.status_code == 400 and answer.json()["error"]["param"] == name, ask
+        assert not far.seen
+        for path, ask, limit in (
+            (CHAT, chat | {"max_output_tokens": 8}, 8),  # a name of another path says nothing here
+            (CHAT, chat | {"max_tokens": None}, 8),
+            (PLAIN, plain | {"max_completion_tokens": 8}, 8),
+            (PLAIN, plain | {"max_tokens": 0}, 0),
+        ):  # fmt: skip
+            server.post(path, **ask)
+            assert far.seen[-1][1]["max_tokens"] == limit, ask
+
+
 @pytest.mark.parametrize("fault", [*openai_api.ERRORS, "hang up", "garbage"])
 def test_errors_of_an_upstream(fault):
     """An error in OpenAI's shape, without the key that it was sent."""
