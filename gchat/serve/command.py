@@ -1,6 +1,7 @@
 """`gchat serve`: the life of the process."""
 
 import asyncio
+import gc
 import logging
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ def serve(options: Serve) -> None:
         app = make_app(service, max_bytes=round(options.max_body_mib * 2**20))
         server = HttpServer(app, service, drain_s=options.drain)
         log_to_stderr()
+        leave_to_rest()
         listener.listen(2048)  # whoever reads the next line may ask at once
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
@@ -54,8 +56,24 @@ def log_to_stderr() -> None:
     """Log lines of the server and of uvicorn's warnings; nothing of requests' contents."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(_is_no_cancellation)
     for name, level in (("gchat.serve", logging.INFO), ("uvicorn", logging.WARNING)):
         log = logging.getLogger(name)
         log.handlers[:] = [handler]
         log.setLevel(level)
         log.propagate = False
+
+
+def leave_to_rest() -> None:
+    """Takes what is loaded out of the garbage collector's reach, for the life of the process.
+
+    A full collection stops all threads. Over some 260,000 objects of libraries, none of which is
+    garbage, it takes 0.2 s, which answers that are being written and every page have to wait.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Drops uvicorn's tracebacks of requests that a second signal cut off: nothing failed."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from gchat.serve.command import log_to_stderr
+from gchat.serve.command import leave_to_rest, log_to_stderr
 from gchat.serve.http_server import HttpServer, listen
 from gchat.serve.open_models import open_service
 from gchat.serve.site import accounts, markdown, migrating, samples, search
@@ -38,6 +38,7 @@ def web(options: Web) -> None:
             migrating.upgrade(database)
             site = open_site(options, database)
             log_to_stderr()
+            leave_to_rest()
             listener.listen(2048)  # whoever reads the next line may ask at once
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
@@ -53,6 +54,7 @@ def web(options: Web) -> None:
 
 def open_site(options: Web, database: Database) -> Site:
     """The site over a database that is up to date; loads the models."""
+    find = _finder(options)  # what is wrong with it is said before minutes of loading
     quotas = Quotas(options.rate, options.token_rate, database)
     service = open_service(options, UserKeys(database, quotas), quotas)
     single = database.write_now(_single_user) if options.single_user else None
@@ -66,7 +68,7 @@ def open_site(options: Web, database: Database) -> Site:
     )
     return Site(
         service, database, Passwords(), quotas, rules, markdown.render, markdown.Growing,
-        find=_finder(options), quote=search.quoted, list_sources=search.as_json,
+        find=find, quote=search.quoted, list_sources=search.as_json,
         patience_s=options.patience,
     )  # fmt: skip
 

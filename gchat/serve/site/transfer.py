@@ -19,7 +19,7 @@ _KEPT = ("id", "parent", "role", "content", "status", "model", "created_at", "ra
 class ImportedSource(Strict):
     """A page that an answer may quote."""
 
-    n: int | None = Field(None, ge=1, lt=2**31)
+    n: int | None = Field(default=None, ge=1, lt=2**31)
     title: str = Field("", max_length=300)
     url: str = Field(pattern=r"^https?://[^\s/]", max_length=2000)
 
@@ -35,7 +35,7 @@ class ImportedMessage(Strict):
     model: str | None = Field(default=None, max_length=256)
     created_at: int | None = Field(default=None, ge=0, lt=2**53)
     rating: Literal[-1, 0, 1] = 0
-    sources: list[ImportedSource] | None = Field(None, max_length=100)
+    sources: list[ImportedSource] | None = Field(default=None, max_length=100)
 
 
 class Imported(Strict):

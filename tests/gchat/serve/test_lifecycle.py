@@ -1,5 +1,6 @@
 """Clients that leave, engines that fail, and servers that are told to stop."""
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -9,8 +10,10 @@ import time
 import pytest
 
 import serving
+from gaia.errors import ConfigError
 from gchat.engine import programs
 from gchat.serve import sse
+from gchat.serve.http_server import listen
 from serving import until
 
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
@@ -188,3 +191,22 @@ def test_a_server_that_is_told_to_stop(drain_s):
         assert events[-1]["error"]["code"] == "shutting_down"
     else:
         assert events[-1] == "[DONE]" and events[-2]["choices"][0]["finish_reason"] == "length"
+
+
+def test_small_writes_go_out_at_once():
+    """Nagle's algorithm would hold each token of a stream up to 40 ms for an acknowledgement."""
+
+    async def delays(listener):
+        accepted = asyncio.Queue()
+        server = await asyncio.start_server(lambda _, writer: accepted.put(writer), sock=listener)
+        async with server:
+            _, mine = await asyncio.open_connection(*listener.getsockname()[:2])
+            writer = await accepted.get()
+            connection = writer.get_extra_info("socket")
+            told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            mine.close(), writer.close()
+            return not told
+
+    for host in ("127.0.0.1", "::1"):
+        with contextlib.suppress(ConfigError), listen(host, 0) as listener:  # IPv6 may be missing
+            assert not asyncio.run(delays(listener)), host

@@ -1,17 +1,21 @@
 """Administration by page and by command, ratings for `gchat dpo`, and the command itself."""
 
+import contextlib
 import json
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import urllib.request
 from functools import partial
 from pathlib import Path
 
+import httpx2
 import pytest
 
+import chat_nginx
 import chat_site
 from chat_site import PASSWORD, add_user
 from gaia.config import parse
@@ -22,8 +26,15 @@ from gchat.serve.site.command import _hints
 from gchat.serve.site.database import Database
 from gchat.serve.site.options import Web
 from gchat.serve.site.passwords import Passwords
+from tests.fakes import openai_api
 
 ROOT = Path(__file__).parents[4]
+COUNTING = """
+import atexit, gc, sys
+atexit.register(lambda: print(gc.get_freeze_count(), "objects at rest", file=sys.stderr))
+from gchat.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture
@@ -218,7 +229,8 @@ def test_the_command_from_its_start_to_its_end(tmp_path, upstream):
     gchat = [sys.executable, "-m", "gchat", "web"]
     add = [*gchat, "admin", "add-user", "--name", "root", "--role", "admin", "--database", place]
     subprocess.run(add, check=True, cwd=ROOT, env=environment)
-    args = [*gchat, "--upstream", upstream.url, "--port", "0", "--database", place]
+    args = [sys.executable, "-c", COUNTING, "web",
+            "--upstream", upstream.url, "--port", "0", "--database", place]  # fmt: skip
     server = subprocess.Popen(args, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         line = server.stderr.readline()
@@ -232,8 +244,39 @@ def test_the_command_from_its_start_to_its_end(tmp_path, upstream):
         assert client.chat(content="hello")[-1][1] == "end"
         client.close()
         server.send_signal(signal.SIGTERM)
-        assert server.wait(40) == 0 and "gchat web: ended" in server.stderr.read()
+        assert server.wait(40) == 0
+        said = server.stderr.read()
+        assert "gchat web: ended" in said
+        # Full collections over all that is loaded would stop every answer.
+        assert int(re.search(r"(\d+) objects at rest", said)[1]) > 100_000
     finally:
         server.kill()
         server.wait()
         server.stderr.close()
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_at_once_and_keeps_what_was_shown(tmp_path):
+    with (
+        openai_api.serve(delay_s=0.1, tokens=1000) as slow,
+        chat_nginx.web(tmp_path, "--upstream", slow.url) as (port, database, server),
+    ):
+        slow.reply = lambda body: "word " * 600
+        chat_nginx.add_user(database, "ann")
+        client = chat_site.Client(f"http://127.0.0.1:{port}")
+        client.login("ann", chat_nginx.PASSWORD)
+        with client.stream("POST", "/api/chat", content="x") as coming:
+            seen = [next(coming) for _ in range(5)]
+            server.send_signal(signal.SIGINT)
+            chat_site.until(lambda: client.http.get("/health").status_code == 503)
+            server.send_signal(signal.SIGINT)
+            with contextlib.suppress(httpx2.RemoteProtocolError):
+                seen += coming
+        client.close()
+        assert server.wait(20) == 0
+    said = (tmp_path / "web.log").read_text()
+    assert "Traceback" not in said and said.endswith("gchat web: ended\n")
+    with contextlib.closing(sqlite3.connect(tmp_path / "site.db")) as kept:
+        rows = kept.execute("SELECT content, status FROM messages WHERE role = 'assistant'")
+        ((content, status),) = rows.fetchall()
+    assert content.startswith(chat_site.text_of(seen)) and status == "failed"

@@ -55,8 +55,8 @@ def test_the_lock_names_no_registry():
 
 @pytest.mark.parametrize("name", web.PAGES)
 def test_pages_ask_nobody_else_and_hold_no_script(name):
-    parsed = Parsed(page(name, title="T", status=404, message="<i>no",
-                         messages=[{"role": "user", "html": "<p>x</p>", "sources": []}]))  # fmt: skip
+    messages = [{"role": "user", "html": "<p>x</p>", "sources": []}]
+    parsed = Parsed(page(name, title="T", status=404, message="<i>no", messages=messages))
     for tag, attributes in parsed.elements:
         assert tag not in ("style", "iframe", "img", "object"), tag
         assert not any(key.startswith("on") or key == "style" for key in attributes), attributes
