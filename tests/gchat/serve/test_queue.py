@@ -112,6 +112,10 @@ def test_buckets_recover_at_their_rate():
     now[0] = 1000.0
     bucket.take(59)
     assert bucket.wait_s() == 0  # a minute's worth is all that is kept
+    rare = Bucket(0.5, lambda: now[0])  # one in two minutes
+    assert rare.wait_s() == 0
+    rare.take(1)
+    assert rare.wait_s() == pytest.approx(120)
     rates = Rates(None, 100)
     rates.used("a", 1000)
     rates.begin("b")
