@@ -25,7 +25,6 @@ from urllib.parse import unquote, urlsplit
 
 PREFIX = "site-"
 _SITE_LOCK = 0x6763_6861_7477_6562  # as gchat/serve/site/only_one.py has it
-_PAGES = 256  # copied at a time, so that the site's own writes get their turns
 
 
 class Refused(Exception):
@@ -46,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     restore.add_argument("backup", type=Path)
     restore.add_argument("database")
     given = parser.parse_args(arguments)
+    before = os.umask(0o077)  # whoever runs this: a backup holds what the database holds
     try:
         database = named(given.database)
         if given.verb == "save":
@@ -55,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (Refused, OSError, sqlite3.Error, EOFError) as error:
         print(f"backup.py: {error}", file=sys.stderr)
         return 2
+    finally:
+        os.umask(before)
     return 0
 
 
@@ -120,7 +122,9 @@ def _copy_sqlite(file: Path, part: Path) -> None:
             contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as source,
             contextlib.closing(sqlite3.connect(plain)) as copy,
         ):
-            source.backup(copy, pages=_PAGES, sleep=0.01)
+            # In one step: one of several begins anew whenever the site writes. Its log lets it
+            # write meanwhile.
+            source.backup(copy)
             copy.execute("PRAGMA journal_mode=DELETE")
         check(plain)
         with plain.open("rb") as read, gzip.open(part, "wb", 6) as written:
@@ -160,11 +164,19 @@ def restore_from(backup: Path, database: str) -> str:
                 written.flush()
                 os.fsync(written.fileno())
             check(part)
+            _give(part, file)
             kept = _put_aside(file)
             part.rename(file)
         finally:
             part.unlink(missing_ok=True)
     return f"{file} holds {backup.name}" + (f"; what was there is {kept}" if kept else "")
+
+
+def _give(made: Path, file: Path) -> None:
+    """Gives root's file to the user of the database, or of its folder: the site is not root."""
+    if os.geteuid() == 0:
+        like = (file if file.exists() else file.parent).stat()
+        os.chown(made, like.st_uid, like.st_gid)
 
 
 def _put_aside(file: Path) -> Path | None:
@@ -196,6 +208,7 @@ def nobody_runs(file: Path) -> Iterator[None]:
     lock = file.with_name(file.name + ".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as held:
+        _give(lock, file)
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -82,7 +82,7 @@ class LogitMask(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and how to continue it. Sample i of n is drawn with keys of (seed, i, position)."""
+    """A prompt and how to continue it. Sample i is drawn with keys of (seed, i, position)."""
 
     ids: Sequence[int]
     """Token ids of the prompt, at least one (begin with BOS)."""
@@ -104,6 +104,8 @@ class Request:
     prompt_logprobs: int | None = None
     """Log-probability of each token of the prompt after those before it (at temperature 1), and
     of this many most likely ones beside it; the whole prompt is read for that."""
+    first: int = 0
+    """The i of the first of the n samples: many samples may be asked for in parts."""
 
     def check(self, vocab: int, longest: int) -> None:
         """Raises ConfigError naming what cannot work, for a model of `vocab` ids."""

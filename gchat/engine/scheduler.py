@@ -176,7 +176,7 @@ class Scheduler:
             stop[b, : len(s.stop_ids[:MAX_STOP_IDS])] = s.stop_ids[:MAX_STOP_IDS]
             temperature[b], top_k[b], top_p[b] = ask.temperature, ask.top_k, ask.top_p
             min_p[b], penalty[b] = ask.min_p, ask.repetition_penalty
-            key[b] = ask.seed, s.index
+            key[b] = ask.seed, s.request.first + s.index
             logprobs[b], biased[b] = bool(s.request.logprobs), bool(s.request.logit_bias)
             alone[b] = s.mask is not None
             if s.words is not None:

@@ -106,8 +106,8 @@ class ToolStream:
         self._samples: list[_Sample] = []
         for index in range(request.n):
             sampling = request.sampling
-            seed = (sampling.seed + index * _SEED_STEP) % (MAX_SEED + 1)
-            one = replace(request, n=1, sampling=replace(sampling, seed=seed))
+            seed = (sampling.seed + (request.first + index) * _SEED_STEP) % (MAX_SEED + 1)
+            one = replace(request, n=1, first=0, sampling=replace(sampling, seed=seed))
             self._samples.append(_Sample(engine, tools, one, index, listener or self._pieces.put))
 
     def __iter__(self) -> Iterator[Piece]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from gaia.errors import GaiaError
@@ -68,8 +69,9 @@ class Asked:
         self.usage = Usage(prompt_tokens=sum(len(request.ids) for request in requests))
         first, self._jobs = 0, list[_Job]()
         for request in requests:
-            self._jobs.append(_Job(model, request, first, calculator, self._events.put_nowait))
-            first += request.n
+            for part in _parts(request, model.queue.slots):
+                self._jobs.append(_Job(model, part, first, calculator, self._events.put_nowait))
+                first += part.n
         self._open = self.count = first
         model.queue.add(holder, list(self._jobs))
         model.asked.add(self)
@@ -117,12 +119,21 @@ class Asked:
         self._model.asked.discard(self)
         self._timer.cancel()
         self._ended(self.usage)
-        for job in self._jobs:
+        for job in reversed(self._jobs):  # else each would begin as the one before it leaves
             job.cancel(self._holder)
 
     def abort(self, error: ApiError) -> None:
         """Makes `news` raise this error."""
         self._events.put_nowait(error)
+
+
+def _parts(request: Request, most: int) -> list[Request]:
+    """A request in parts of samples that fit into an engine at once: others' turns lie between."""
+    parts = [
+        replace(request, first=request.first + at, n=min(most, request.n - at))
+        for at in range(0, request.n, most)
+    ]
+    return [parts[0], *(replace(part, prompt_logprobs=None) for part in parts[1:])]
 
 
 def _too_slow(limit_s: float) -> ApiError:

@@ -31,7 +31,7 @@ class FairQueue:
 
     Args:
         slots: rows of the engine.
-        longest: samples that may wait.
+        longest: samples that may wait; where more would, each holder has a share of them.
     """
 
     def __init__(
@@ -60,7 +60,11 @@ class FairQueue:
                 code="too_many_answers",
             )  # fmt: skip
         ready = self._room - self.working if not self.waiting else 0
-        if self.waiting + samples - max(0, ready) > self._longest:
+        more = samples - max(0, ready)
+        mine = sum(job.samples for job in self._waiting.get(holder, ()))
+        share = self._longest // len(self._waiting.keys() | {holder})
+        # A holder who fills the queue leaves room for others: each has a share of its own.
+        if self.waiting + more > self._longest and mine + more > share:
             ahead = (self.waiting + self.working) / self.slots
             raise busy("the server is busy; ask again later", min(60, ahead * self._sample_s))
         self._waiting.setdefault(holder, deque()).extend(jobs)
@@ -76,6 +80,7 @@ class FairQueue:
         self.waiting -= job.samples
         if not line:
             del self._waiting[holder]
+        self._begin()  # the next may fit where this one did not
         return True
 
     def ended(self, samples: int, seconds: float) -> None:

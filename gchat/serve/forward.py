@@ -15,11 +15,17 @@ from gchat.serve.sse import EventStream, event, while_there
 from gchat.serve.upstream import Upstream
 from gchat.serve.usage import Usage
 
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
-_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_LIMITS = {
+    "/v1/chat/completions": ("max_tokens", "max_completion_tokens"),
+    "/v1/completions": ("max_tokens",),
+    "/v1/responses": ("max_output_tokens",),
+}
+"""Names of an answer's limit by path; the first is the one that is added."""
+PATHS = tuple(_LIMITS)
 
 _COUNTS = {"prompt_tokens": "input_tokens", "completion_tokens": "output_tokens"}
 """Counts of tokens by chats' names and by those of responses."""
+_BYTES_PER_TOKEN = 4
 
 T = TypeVar("T")
 
@@ -37,7 +43,7 @@ async def forward(
     if service.leaving:
         raise leaving()
     path = http.url.path.removeprefix("/v1/")
-    body = _limited(upstream, data) | {"model": upstream.model}
+    body = _limited(upstream, http.url.path, data) | {"model": upstream.model}
     exchange = Exchange(service, upstream, holder_of(http), path, body)
     if not body.get("stream"):
         return JSONResponse(await while_there(http, exchange.whole()))
@@ -57,18 +63,22 @@ async def _after(first: bytes | None, events: AsyncIterator[bytes]) -> AsyncIter
         await events.aclose()  # type: ignore[attr-defined]
 
 
-def _limited(upstream: Upstream, data: dict[str, Any]) -> dict[str, Any]:
+def _limited(upstream: Upstream, path: str, data: dict[str, Any]) -> dict[str, Any]:
     """The body with an answer of limited length, where there is a limit."""
-    for name in _LIMITS:
+    names, most = _LIMITS[path], upstream.max_tokens
+    fewest = int(names != ("max_tokens",))  # none: a completion may only score its prompt
+    for name in names:
         value = data.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
             raise ApiError(400, f"{name} is no whole number", param=name, code="invalid_value")
-        if value is not None and upstream.max_tokens and value > upstream.max_tokens:
-            raise ApiError(400, f"{name} is {value}; an answer has at most {upstream.max_tokens} "
-                           "tokens", param=name, code="invalid_value")  # fmt: skip
-    if upstream.max_tokens and not any(data.get(name) for name in _LIMITS):
-        name = "max_output_tokens" if "input" in data else "max_tokens"
-        return data | {name: upstream.max_tokens}
+        if value is not None and most and not fewest <= value <= most:
+            raise ApiError(400, f"{name} is {value}; use {fewest} to {most}",
+                           param=name, code="invalid_value")  # fmt: skip
+    if most and data.get("n_predict") is not None:  # llama.cpp's name, which goes before the others
+        raise ApiError(400, f"n_predict is given; use {names[0]}, at most {most}",
+                       param="n_predict", code="invalid_value")  # fmt: skip
+    if most and all(data.get(name) is None for name in names):
+        return data | {names[0]: most}
     return data
 
 
@@ -82,6 +92,7 @@ class Exchange:
         self._path, self._body = path, body
         self._url = f"{upstream.address.url}/{path}"
         self._usage = Usage()
+        self._pieces = 0  # of an answer's text, a token each at least
         options = body.get("stream_options")
         self._wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
 
@@ -148,6 +159,7 @@ class Exchange:
             hidden = self._upstream.address.hide(json.dumps(chunk["error"]))
             raise ApiError(502, f"the upstream broke off: {hidden}", code="upstream_error")
         self._count(chunk)
+        self._pieces += _texts(chunk)
         if not self._wants_usage and self._path != "responses":
             if not chunk.get("choices"):
                 return None
@@ -171,12 +183,27 @@ class Exchange:
                 setattr(self._usage, ours, max(value, getattr(self._usage, ours)))
 
     def _end(self) -> None:
-        """Counts what was used."""
+        """Counts what was used; about that, where the answer ended before the upstream told."""
         used, self._usage = self._usage, Usage()
+        used.completion_tokens = max(used.completion_tokens, self._pieces)
+        if self._pieces and not used.prompt_tokens:
+            used.prompt_tokens = len(json.dumps(self._body)) // _BYTES_PER_TOKEN
+        self._pieces = 0
         tokens = self._service.metrics.tokens
         tokens.labels(self._upstream.name, "prompt").inc(used.prompt_tokens)
         tokens.labels(self._upstream.name, "completion").inc(used.completion_tokens)
         self._service.rates.used(self._holder, used.prompt_tokens + used.completion_tokens)
+
+
+def _texts(chunk: dict[str, Any]) -> int:
+    """Number of pieces of text, or of calls, in an event."""
+    if str(chunk.get("type")).endswith(".delta"):
+        return 1
+    count = 0
+    for one in chunk.get("choices") or ():
+        delta = one.get("delta") or {}
+        count += bool(one.get("text") or any(delta[name] for name in delta if name != "role"))
+    return count
 
 
 def _too_slow() -> ApiError:

@@ -15,8 +15,9 @@ class Bucket:
     """
 
     def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate, self._most, self._clock = per_minute / 60, per_minute, clock
-        self._level, self._at = per_minute, clock()
+        self._rate, self._clock = per_minute / 60, clock
+        self._most = max(1.0, per_minute)  # less than one would let nobody in, ever
+        self._level, self._at = self._most, clock()
 
     def wait_s(self) -> float:
         """Seconds until something may be taken again: 0 where it may be now."""

@@ -104,13 +104,14 @@ def count(file):
         return database.execute("SELECT count(*), max(id) FROM messages").fetchone()
 
 
-def test_a_backup_of_a_database_that_is_being_written(backup, tmp_path, capsys):
+def test_a_backup_of_a_database_that_is_being_written(backup, tmp_path):
     file = tmp_path / "site.db"
-    site_database(file, 3000).close()
+    site_database(file, 20_000).close()  # a copy in steps would begin anew at each write
     ended = threading.Event()
 
     def write():
         database = sqlite3.connect(file, timeout=20)
+        database.execute("PRAGMA synchronous=OFF")  # as often as can be
         while not ended.is_set():
             with database:
                 database.execute("INSERT INTO messages (text) VALUES (?)", ("y" * 500,))
@@ -119,15 +120,15 @@ def test_a_backup_of_a_database_that_is_being_written(backup, tmp_path, capsys):
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        while count(file)[0] <= 3000:
+        while count(file)[0] <= 20_000:
             time.sleep(0.005)
         before = count(file)[0]
-        assert backup.main(["save", f"sqlite:///{file}", str(tmp_path / "kept")]) == 0
+        save = [sys.executable, backup.__file__, "save", f"sqlite:///{file}", tmp_path / "kept"]
+        saved = Path(subprocess.check_output(save, text=True, timeout=20).strip())
         after = count(file)[0]
     finally:
         ended.set()
         writer.join()
-    saved = Path(capsys.readouterr().out.strip())
     assert saved.name.endswith(".db.gz") and list((tmp_path / "kept").iterdir()) == [saved]
     other = tmp_path / "restored.db"
     assert backup.main(["restore", str(saved), f"sqlite:///{other}"]) == 0
@@ -157,6 +158,47 @@ def test_a_restore_keeps_what_was_there_and_refuses_while_the_site_runs(backup, 
     assert count(file) == (10, 10)
     kept = list(tmp_path.glob("site.db.before-*"))
     assert [count(one) for one in kept] == [(15, 15)]
+
+
+def test_backups_and_what_is_restored_are_the_sites_users_alone(backup, tmp_path):
+    """Whoever runs it with whatever umask: password hashes are in it, and the site is not root."""
+    file = tmp_path / "lib/site.db"
+    file.parent.mkdir()
+    url = f"sqlite:///{file}"
+    site_database(file, 10).close()
+    before = os.umask(0o022)
+    try:
+        if root := os.geteuid() == 0:
+            os.chown(file, 10001, 10002)
+        assert backup.main(["save", url, str(tmp_path / "kept")]) == 0
+        (saved,) = (tmp_path / "kept").iterdir()
+        assert backup.main(["restore", str(saved), url]) == 0
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+    assert [oct(one.stat().st_mode & 0o777) for one in (saved.parent, saved, file)] == [
+        "0o700", "0o600", "0o600",
+    ]  # fmt: skip
+    if not root:
+        return
+    lock = file.with_name("site.db.lock")
+    assert {(one.stat().st_uid, one.stat().st_gid) for one in (file, lock)} == {(10001, 10002)}
+    file.unlink(), lock.unlink()
+    os.chown(file.parent, 10003, 10004)  # a fresh machine: the folder tells whose it is
+    assert backup.main(["restore", str(saved), url]) == 0
+    assert {(one.stat().st_uid, one.stat().st_gid) for one in (file, lock)} == {(10003, 10004)}
+
+
+def test_a_lock_that_cannot_be_opened_is_said(tmp_path):
+    from gaia.errors import ConfigError
+    from gchat.serve.site.database import Database
+    from gchat.serve.site.only_one import only_one
+
+    (tmp_path / "site.db.lock").mkdir()  # root may open any file, but no folder
+    database = Database(f"sqlite:///{tmp_path}/site.db")
+    with pytest.raises(ConfigError, match=r"site\.db\.lock cannot be opened"), only_one(database):
+        pass
+    database.close()
 
 
 def test_a_damaged_database_is_replaced_and_kept_as_it_is(backup, tmp_path):

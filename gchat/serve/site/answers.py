@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 from gchat.serve.errors import ApiError
@@ -125,16 +125,29 @@ class Answers:
     ) -> None:
         self._journal, self._growing, self._shown = journal, growing, shown
         self.running: dict[str, Answer] = {}
+        self._beginning = Counter[str]()  # by user
         self._tasks: set[asyncio.Task[None]] = set()
         self.errors = 0
         self.tokens = 0
 
-    def check(self, user_id: str) -> None:
-        """Raises Fault where a user has too many answers written already."""
+    @contextlib.contextmanager
+    def place(self, user_id: str) -> Iterator[None]:
+        """Keeps a place for an answer until it has begun.
+
+        Raises:
+            Fault: the user has too many answers written already.
+        """
         mine = sum(one.user_id == user_id for one in self.running.values())
-        if mine >= MOST_RUNNING:
+        if mine + self._beginning[user_id] >= MOST_RUNNING:
             raise Fault(429, f"{MOST_RUNNING} answers are being written for you already",
                         after_s=5)  # fmt: skip
+        self._beginning[user_id] += 1
+        try:
+            yield
+        finally:
+            self._beginning[user_id] -= 1
+            if not self._beginning[user_id]:
+                del self._beginning[user_id]
 
     def begin(self, user_id: str, conversation_id: str, message_id: str, write: Write) -> Answer:
         """Begins to write an answer: it goes on whether anybody follows or not."""

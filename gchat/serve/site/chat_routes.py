@@ -81,16 +81,16 @@ async def _chat(call: Call) -> Response:
         raise leaving()
     if body.search and site.find is None:
         raise Fault(400, "search is switched off here", "search")
-    site.answers.check(user.id)
-    await site.quotas.know(user)
-    site.quotas.begin(holder_of(user))
-    if body.model is not None:
-        site.model(body.model)
-    await _check_fits(call)
-    conversation_id, asked, answer_id = await site.database.write(_begin, call)
-    one = site.answers.begin(
-        user.id, conversation_id, answer_id, lambda answer: _write(site, answer, body.search)
-    )
+    with site.answers.place(user.id):
+        await site.quotas.know(user)
+        site.quotas.begin(holder_of(user))
+        if body.model is not None:
+            site.model(body.model)
+        await _check_fits(call)
+        conversation_id, asked, answer_id = await site.database.write(_begin, call)
+        one = site.answers.begin(
+            user.id, conversation_id, answer_id, lambda answer: _write(site, answer, body.search)
+        )
     rows = await site.database.read(messages.tree, conversation_id)
     branch = {row["id"]: row for row in await site.branch_json(rows, answer_id)}
     start = {

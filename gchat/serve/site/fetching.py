@@ -7,6 +7,7 @@ limited in size, time and kind, and never asks for anything further.
 """
 
 import asyncio
+import codecs
 import re
 import socket
 import ssl
@@ -23,6 +24,7 @@ from gchat.serve.site.page_text import read_page
 _AGENT = "Mozilla/5.0 (compatible; gaia-chat; reads a page that a search found)"
 _KINDS = ("text/html", "application/xhtml+xml", "text/plain")
 _CHARSET = re.compile(r"""charset=["']?([\w-]{1,40})""", re.IGNORECASE)
+_NO_CHARSETS = frozenset({"punycode", "idna"})  # codecs of Python's for names, slow with long texts
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -165,13 +167,17 @@ async def _once(pool: httpcore2.AsyncConnectionPool, url: str, limits: Limits) -
             if len(body) >= limits.max_bytes:
                 break
     text = _decoded(bytes(body[: limits.max_bytes]), given.get("content-type", ""))
-    title, text = ("", text) if kind == "text/plain" else read_page(text)
+    title = ""
+    if kind != "text/plain":
+        title, text = await asyncio.to_thread(read_page, text)  # other answers go on meanwhile
     return Page(url, title[:300], text[: limits.max_text])
 
 
 def _decoded(body: bytes, content_type: str) -> str:
     named = _CHARSET.search(content_type) or _CHARSET.search(body[:1024].decode("latin-1"))
+    charset = named[1] if named else "utf-8"
     try:
-        return body.decode(named[1] if named else "utf-8", "replace")
+        known = codecs.lookup(charset).name not in _NO_CHARSETS
+        return body.decode(charset if known else "utf-8", "replace")
     except LookupError:
         return body.decode("utf-8", "replace")

@@ -18,13 +18,21 @@ def only_one(database: Database) -> Iterator[None]:
     """Holds the database's lock; it goes with the process, however that ends.
 
     Raises:
-        ConfigError: another server works on this database, or it cannot be reached.
+        ConfigError: another server works on this database, or it cannot be reached or locked.
     """
     taken = ConfigError(
         f"another gchat web works on {database.shown}", "end it first, or name another database"
     )
     if (file := database.file) is not None:
-        with open(file.with_name(file.name + ".lock"), "a") as lock:
+        path = file.with_name(file.name + ".lock")
+        try:
+            lock = path.open("a")
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be opened ({error.strerror})",
+                "give it to the user that the server runs as",
+            ) from None
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

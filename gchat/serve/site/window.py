@@ -54,13 +54,18 @@ def fit(
         made = _messages(system, rows)
         return Fitted(made, count(model, made), None, None, answer or 0)
     reserve = min(answer or limit // 4, limit // 2)
-    first = _guess(model, limit - reserve, system, rows)
-    while True:
-        made = _messages(system, rows[first:])
-        used = count(model, made)
-        if used <= limit - reserve or first >= _last_turn(rows):
-            break
-        first = _next_turn(rows, first)
+    guess, last = _guess(model, limit - reserve, system, rows), _last_turn(rows)
+    starts = [guess, *(i for i in range(guess + 1, last + 1) if rows[i]["role"] == "user")]
+    low, high = 0, len(starts) - 1  # the first start from which all fits; else the last turn
+    while low < high:
+        middle = (low + high) // 2
+        if count(model, _messages(system, rows[starts[middle] :])) <= limit - reserve:
+            high = middle
+        else:
+            low = middle + 1
+    first = starts[low]
+    made = _messages(system, rows[first:])
+    used = count(model, made)
     if used >= limit:
         raise Fault(
             413, f"the message is too long: with it the model would read {used:,} tokens, and it "
@@ -114,14 +119,6 @@ def _guess(model: Any, room: int, system: str, rows: Sequence[Row]) -> int:
     while first and rows[first - 1]["role"] == "user":
         first -= 1
     return min(first, last)
-
-
-def _next_turn(rows: Sequence[Row], first: int) -> int:
-    """The next user's message after one."""
-    for i in range(first + 1, len(rows)):
-        if rows[i]["role"] == "user":
-            return i
-    return len(rows)
 
 
 def _last_turn(rows: Sequence[Row]) -> int:

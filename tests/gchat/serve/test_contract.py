@@ -90,6 +90,24 @@ def test_a_chat_streamed_is_the_whole_chat(server, n):
     assert all("usage" not in one for one in quiet[:-1])
 
 
+def test_more_answers_than_rows_are_drawn_in_parts(server, monkeypatch):
+    """Others' turns lie between; what is drawn is the same."""
+    seen, submit = [], serving.engine().submit
+
+    def noting(request, listener=None):
+        seen.append((request.first, request.n))
+        return submit(request, listener)
+
+    monkeypatch.setattr(serving.engine(), "submit", noting)
+    ask = {"model": "tiny", "prompt": "Oslo", "max_tokens": 6, "temperature": 1, "seed": 5}
+    n = serving.SLOTS + 2
+    parts = whole(server.post("/v1/completions", n=n, **ask))["choices"]
+    monkeypatch.setattr(server.service.models["tiny"].queue, "slots", n)
+    at_once = whole(server.post("/v1/completions", n=n, **ask))["choices"]
+    assert seen == [(0, serving.SLOTS), (serving.SLOTS, 2), (0, n)]
+    assert parts == at_once and len({one["text"] for one in parts}) == n
+
+
 def test_prompts_are_echoed_with_the_log_probabilities_of_their_tokens(server):
     text, ids = "The quick", serving.tokenizer().encode("The quick brown")
     ask = ASK | {"echo": True, "logprobs": 3, "max_tokens": 2}

@@ -60,7 +60,9 @@ def test_each_job_begins_once_or_leaves_and_rows_are_never_overfull(steps, slots
         elif queue.working and rng.random() < 0.5:
             queue.ended(rng.randint(1, queue.working), 0.1)
         largest = max((job.samples for job in begun), default=0)
-        assert queue.working <= max(slots + 2, largest) and queue.waiting <= 10 + 6
+        assert (
+            queue.working <= max(slots + 2, largest) and queue.waiting <= 10 + 5 + 3 + 6
+        )  # shares of three
     while queue.working:
         queue.ended(1, 0.1)
     assert queue.waiting == 0 and len({id(job) for job in begun}) == len(begun)
@@ -70,11 +72,33 @@ def test_a_full_queue_says_when_to_come_again():
     queue = FairQueue(slots=2, longest=3)
     queue.add("a", [Job(1, []) for _ in range(7)])
     with pytest.raises(ApiError) as refused:
-        queue.add("b", [Job(1, [])])
+        queue.add("a", [Job(1, [])])
     assert refused.value.status == 429 and int(refused.value.headers["Retry-After"]) >= 1
     with pytest.raises(ApiError) as never:
         queue.add("b", [Job(100, [])])
     assert never.value.status == 400
+
+
+def test_one_who_fills_the_queue_leaves_room_for_others():
+    begun = []
+    queue = FairQueue(slots=2, longest=60)
+    queue.add("greedy", [Job(1, begun) for _ in range(64)])
+    for holder, share in (("a", 30), ("b", 20)):
+        for _ in range(share):
+            queue.add(holder, [Job(1, begun)])
+        with pytest.raises(ApiError):
+            queue.add(holder, [Job(1, begun)])
+    assert queue.waiting == 60 + 30 + 20
+
+
+def test_the_next_begins_when_one_that_did_not_fit_leaves():
+    begun = []
+    queue = FairQueue(slots=2, longest=10)
+    queue.add("a", [Job(3, begun)])
+    large, small = Job(2, begun), Job(1, begun)
+    queue.add("b", [large])
+    queue.add("c", [small])
+    assert queue.leave("b", large) and begun[-1] is small
 
 
 def test_buckets_recover_at_their_rate():
@@ -88,6 +112,10 @@ def test_buckets_recover_at_their_rate():
     now[0] = 1000.0
     bucket.take(59)
     assert bucket.wait_s() == 0  # a minute's worth is all that is kept
+    rare = Bucket(0.5, lambda: now[0])  # one in two minutes
+    assert rare.wait_s() == 0
+    rare.take(1)
+    assert rare.wait_s() == pytest.approx(120)
     rates = Rates(None, 100)
     rates.used("a", 1000)
     rates.begin("b")

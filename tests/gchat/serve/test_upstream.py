@@ -122,6 +122,32 @@ def test_what_an_upstream_ignores_is_refused():
         assert server.post(PLAIN, **ask).status_code == 200
 
 
+def test_no_name_goes_around_the_limit_of_an_answer():
+    chat = {"model": "small", "messages": HELLO}
+    plain = {"model": "small", "prompt": "one"}
+    with openai_api.serve(kind="llama.cpp") as far, front(far.url, max_tokens=8) as server:
+        for path, ask, name in (
+            (CHAT, chat | {"max_tokens": -1}, "max_tokens"),
+            (CHAT, chat | {"max_completion_tokens": 0}, "max_completion_tokens"),
+            (CHAT, chat | {"max_completion_tokens": 9, "max_tokens": 8}, "max_completion_tokens"),
+            (CHAT, chat | {"max_tokens": 8, "n_predict": -1}, "n_predict"),
+            (PLAIN, plain | {"max_tokens": 9}, "max_tokens"),
+            ("/v1/responses", {"model": "small", "input": "x", "max_output_tokens": -1},
+             "max_output_tokens"),
+        ):  # fmt: skip
+            answer = server.post(path, **ask)
+            assert answer.status_code == 400 and answer.json()["error"]["param"] == name, ask
+        assert not far.seen
+        for path, ask, limit in (
+            (CHAT, chat | {"max_output_tokens": 8}, 8),  # a name of another path says nothing here
+            (CHAT, chat | {"max_tokens": None}, 8),
+            (PLAIN, plain | {"max_completion_tokens": 8}, 8),
+            (PLAIN, plain | {"max_tokens": 0}, 0),
+        ):  # fmt: skip
+            server.post(path, **ask)
+            assert far.seen[-1][1]["max_tokens"] == limit, ask
+
+
 @pytest.mark.parametrize("fault", [*openai_api.ERRORS, "hang up", "garbage"])
 def test_errors_of_an_upstream(fault):
     """An error in OpenAI's shape, without the key that it was sent."""
@@ -159,6 +185,24 @@ def test_a_client_that_leaves_ends_the_upstreams_work():
             next(answer.iter_lines())
         serving.until(lambda: far.gone == 1)
         serving.until(lambda: server.service.models["small"].queue.working == 0)
+
+
+@pytest.mark.parametrize("how", ["cut", "left"])
+def test_a_stream_that_breaks_off_is_charged(how):
+    """The usage stands in its last chunk: who leaves before would write for nothing."""
+    with openai_api.serve(delay_s=0.01 if how == "left" else 0) as far, front(far.url) as server:
+        far.reply = lambda body: "word " * 40
+        used, rates = {}, server.service.rates
+        rates.used = lambda holder, tokens: used.update({holder: tokens})
+        ask = {"model": "small", "messages": HELLO, "stream": True, "max_tokens": 40}
+        far.faults.append("cut" if how == "cut" else None)
+        with server.http.stream("POST", CHAT, json=ask) as answer:
+            for i, _ in enumerate(answer.iter_lines()):
+                if how == "left" and i > 20:
+                    break
+        serving.until(lambda: used)
+        (tokens,) = used.values()
+        assert 5 + len(json.dumps(HELLO)) // 4 <= tokens < 20 + 100
 
 
 SCRIPT = """

@@ -7,6 +7,7 @@ import pytest
 
 import chat_site
 from chat_site import add_user, text_of
+from gchat.serve.site.answers import MOST_RUNNING
 
 
 def shown(client, conversation_id):
@@ -43,6 +44,24 @@ def test_an_answer_is_streamed_and_kept(alice):
     assert alice.json("GET", "/api/models")["items"] == [
         {"id": "small", "context": 2048, "default": True}
     ]
+
+
+def test_answers_at_once_are_few_also_when_all_are_asked_for_together(alice, slow):
+    statuses = []
+
+    def ask(client=alice):
+        with client.http.stream("POST", "/api/chat", json={"content": "one"},
+                                headers={"X-CSRF-Token": client.csrf}) as answer:  # fmt: skip
+            statuses.append(answer.status_code)
+            answer.read()
+
+    threads = [threading.Thread(target=ask) for _ in range(3 * MOST_RUNNING)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert sorted(statuses) == [200] * MOST_RUNNING + [429] * 2 * MOST_RUNNING
+    assert alice.chat(content="the places are free again")[-1][1] == "end"
 
 
 def test_branches_by_edit_and_regenerate(alice, upstream):

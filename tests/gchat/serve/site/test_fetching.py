@@ -4,6 +4,8 @@ import asyncio
 import ipaddress
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -12,8 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from gchat.serve.site import fetching
 from gchat.serve.site.addresses import FetchError, checked_url, is_public
 from gchat.serve.site.fetching import Limits, fetch
+from gchat.serve.site.page_text import read_page
 
 # IANA's special-purpose registries (iana.org/assignments/iana-ipv4-special-registry and -ipv6-),
 # clouds' metadata addresses, and the forms of them that SSRF filters missed (LibreChat
@@ -159,6 +163,39 @@ def test_a_page_is_read(server):
     assert page.title == "Öl" and page.text == "First\nSecond & third"
     assert page.url == address(server, "/page")
     assert asyncio.run(fetch(address(server, "/latin"), open_limits(server))).text == "été"
+
+
+def test_pages_are_read_beside_the_answers_of_others(server, monkeypatch):
+    threads = []
+
+    def read(html):
+        threads.append(threading.current_thread())
+        return "", html
+
+    monkeypatch.setattr(fetching, "read_page", read)
+    asyncio.run(fetch(address(server, "/page"), open_limits(server)))
+    assert len(threads) == 1 and threads[0] is not threading.main_thread()
+
+
+HOSTILE = """
+from gchat.serve.site.fetching import _decoded
+from gchat.serve.site.page_text import read_page
+SIZE = 500_000
+assert read_page("<svg>" + "<a>" * (SIZE // 7) + "</b>" * (SIZE // 7)) == ("", "")
+for unfinished in ("<!--", "<a", "</a", "<![", "<?", "<!"):
+    assert read_page("<p>seen" + unfinished * (SIZE // len(unfinished)))[1] == "seen", unfinished
+assert len(_decoded(b"a-" + b"9" * 200_000, "text/plain; charset=punycode")) == 200_002
+"""
+
+
+def test_no_page_takes_long_to_read():
+    """Each of these took minutes, the parser's and codec's time being quadratic."""
+    subprocess.run([sys.executable, "-c", HOSTILE], check=True, timeout=25)
+
+
+def test_elements_that_are_left_open_end_with_the_one_around_them():
+    page = "<p>a<nav><b>b<i>c</b>d<nav>e</nav>f</nav>g<svg><g><g></svg></g>h"
+    assert read_page(page)[1] == "agh"
 
 
 @pytest.mark.parametrize("path", ["/picture", "/missing", "/gzip"])
