@@ -171,8 +171,8 @@ class Client(Protocol):
         """Raises ConfigError where the question cannot be asked here; asks nothing."""
         ...
 
-    def fit(self, question: Question) -> tuple[Question, int]:
-        """The question as it fits the model, and how many old messages went for that."""
+    def fit(self, question: Question) -> tuple[Question, int, bool]:
+        """The question as it fits the model; how many old messages went; if a message was cut."""
         ...
 
     def complete(self, question: Question) -> Answer:

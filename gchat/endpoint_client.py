@@ -151,9 +151,9 @@ class EndpointClient:
         question.check()
         wire.request(question, self.server, self.model, stream=False)
 
-    def fit(self, question: Question) -> tuple[Question, int]:
+    def fit(self, question: Question) -> tuple[Question, int, bool]:
         """The question as it is: the endpoint knows its own window."""
-        return question, 0
+        return question, 0, False
 
     def complete(self, question: Question) -> Answer:
         """Asks, and waits for the whole answer."""

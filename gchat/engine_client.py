@@ -80,11 +80,11 @@ class EngineClient:
         placeholder = self._request(question, [self._tokenizer.bos_id])
         placeholder.check(self._tokenizer.padded_vocab_size, self._engine.seq_len)
 
-    def fit(self, question: Question) -> tuple[Question, int]:
+    def fit(self, question: Question) -> tuple[Question, int, bool]:
         """The question without the oldest turns that leave no room for an answer.
 
         Returns:
-            The question, and how many messages went or were cut.
+            The question, how many messages went, and if the middle of one was cut.
 
         Raises:
             ConfigError: the system message alone leaves no room.
@@ -92,7 +92,7 @@ class EngineClient:
         limit = self._engine.seq_len - min(question.max_tokens, self._engine.seq_len // 2)
         messages, form = question.messages, self._format
         if not messages or len(form.prompt(messages)) <= limit:
-            return question, 0
+            return question, 0, False
         spans = [
             Span(message.role, len(form.message(message)), form.frame(message.role))
             for message in messages
@@ -105,8 +105,8 @@ class EngineClient:
             frame, body = spans[i].frame, self._tokenizer.encode(messages[i].content)
             left = [*body[: first - frame], *body[last - frame :]]
             stay[i] = Message(messages[i].role, self._tokenizer.decode(left))
-        gone = kept.dropped + (kept.cut is not None)
-        return replace(question, messages=tuple(stay.values())), gone
+        fitted = replace(question, messages=tuple(stay.values()))
+        return fitted, kept.dropped, kept.cut is not None
 
     def _request(self, question: Question, ids: list[int]) -> Request:
         return Request(

@@ -71,9 +71,11 @@ class Conversation:
         pieces: list[Delta] = []
         stopped = False
         try:
-            question, gone = self._client.fit(self._question())
+            question, gone, cut = self._client.fit(self._question())
             if gone:
                 self._note(f"(the model's window is full: {gone} old messages are left out)")
+            if cut:
+                self._note("(the message is longer than the window: its middle is left out)")
             shown = Shown(self._show)
             try:
                 for delta in in_thread(self._client, question):

@@ -72,6 +72,7 @@ class Sample:
         request = Request(prompt, self.max_tokens, sampling, stop=self.stop, mask=mask)
         ids: list[int] = []
         text: list[str] = []
+        request.check(loaded.tokenizer.padded_vocab_size, engine.seq_len)
         if not self.json:
             print(self.prompt, end="", flush=True)
         for event in engine.submit(request):

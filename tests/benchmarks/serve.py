@@ -13,7 +13,8 @@ after the first fifth of the time, within 5%.
 `serial` is the same work by one client on a server of one slot. With --gguf, llama.cpp's server
 (xllamacpp's wheel in PYTHON) does the same on the same weights with as many slots. RUN is by
 default a small model (depth 4, width 256) of a few steps on made-up text. Clients share the cores
-with the servers. The aim is 3 times `serial`.
+with the servers. The aim is 3 times `serial`. A prompt's lone answer is asked once: a large
+model needs fewer prompts (`--prompts`).
 """
 
 import argparse
@@ -288,7 +289,7 @@ def main(args: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = prepare(folder, args.run, 2 if args.quick else 4)
-        prompts = make_prompts(run, 4 * clients)
+        prompts = make_prompts(run, args.prompts or 4 * clients)
         most, made = args.tokens, {"clients": clients, "slots": slots, "load_s": seconds}
         server = ours(run, slots, folder, args)
         try:
@@ -345,6 +346,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
                         help="llama-server, or a Python that has xllamacpp")  # fmt: skip
     parser.add_argument("--clients", type=int, default=64, help="streams at once")
     parser.add_argument("--slots", type=int, default=0, help="rows of the engine; clients' number")
+    parser.add_argument("--prompts", type=int, default=0, help="different ones; 4 for each client")
     parser.add_argument("--seconds", type=float, default=120, help="of the load")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
     parser.add_argument("--weights", default="float32", help="format of our weights")

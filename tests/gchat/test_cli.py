@@ -112,6 +112,12 @@ def test_a_bad_seed_is_said_before_the_prompt_is_printed(trained, capsys):
     assert printed.out == "" and "seed is 4294967296; use 0 to 4294967295" in printed.err
 
 
+def test_a_prompt_beyond_the_window_is_said_before_it_is_printed(trained, capsys):
+    assert main(["sample", "--run", str(trained[1]), "--prompt", "long " * 500]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "; shorten the prompt" in printed.err
+
+
 def test_sample_prints_prompt_and_continuation(trained, capsys):
     _, run = trained
     command = ["sample", "--run", str(run), "--prompt", "The", "--max-tokens", "5"]

@@ -154,16 +154,16 @@ def test_old_turns_go_where_the_window_is_full(wanted):
     asking = client(wanted)
     turns = [Message(("user", "assistant")[i % 2], f"turn {i} " * 8) for i in range(9)]
     question = Question(messages=(Message("system", "be brief"), *turns), max_tokens=60)
-    fitted, gone = asking.fit(question)
-    assert gone > 0 and gone % 2 == 0
+    fitted, gone, cut = asking.fit(question)
+    assert gone > 0 and gone % 2 == 0 and not cut
     assert fitted.messages == (question.messages[0], *turns[gone:])
     assert asking.complete(fitted).choices[0].finish in ("stop", "length")
     long = Question(messages=(Message("user", "word " * 400),), max_tokens=60)
-    fitted, gone = asking.fit(long)
-    assert gone == 1 and 0 < len(fitted.messages[0].content) < 2000
+    fitted, gone, cut = asking.fit(long)
+    assert gone == 0 and cut and 0 < len(fitted.messages[0].content) < 2000
     asking.complete(fitted)
     short = Question(messages=(Message("user", "hi"),))
-    assert asking.fit(short) == (short, 0)
+    assert asking.fit(short) == (short, 0, False)
 
 
 # ── A model that talks ──────────────────────────────────────────────────────────────────────────
