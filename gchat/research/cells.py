@@ -1,8 +1,8 @@
 """One training of a sweep: its identity, its process, and what became of it.
 
 A cell is a code tree, the options of `gchat train`, a seed and a data set. Its identity is a hash
-of these, so that a sweep run again trains only what is missing, and another commit, option or
-manifest is another cell.
+of these, so that a sweep run again trains only what is missing, and another commit, option,
+content of a preset or manifest is another cell.
 """
 
 import hashlib
@@ -15,22 +15,26 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gaia.config import load_preset
 from gaia.data.manifest import MANIFEST, load_manifest
 from gaia.errors import DataError, GaiaError
 from gaia.storage.files import join, read_bytes
+from gchat.config import CONFIG_DIR
 from gchat.run.series import Series, read_series
 
 POLL_S = 0.5
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 REDONE = ("failed", "interrupted")
 """Statuses of cells that a sweep trains again."""
+SOURCES = ("gaia", "gaia_metrics", "gchat", "gml", "pyproject.toml")
+"""Paths of a clone that decide a training: notes and sweep files beside them do not."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Code:
     Attributes:
         path: of the tree.
         commit: full hash of its HEAD.
-        changes: hash of what differs from that commit; empty for a clean tree.
+        changes: hash of what differs from that commit in `SOURCES`; empty for a clean tree.
     """
 
     path: str
@@ -64,13 +68,15 @@ class Cell:
     code: Code
     data_dir: str
     data_hash: str
+    preset_hash: str = ""
 
     @property
     def id(self) -> str:
         """Identity: 12 hexadecimal digits."""
-        parts = (
+        parts = [
             self.code.commit, self.code.changes, list(self.arguments), self.seed, self.data_hash,
-        )  # fmt: skip
+            *([self.preset_hash] if self.preset_hash else []),
+        ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
     @property
@@ -116,16 +122,33 @@ def code_at(path: str | Path) -> Code:
     """
     try:
         commit = _git(path, "rev-parse", "HEAD").decode().strip()
-        differing = _git(path, "diff", "HEAD", "--binary")
-        listed = _git(path, "ls-files", "--others", "--exclude-standard", "-z").split(b"\0")
+        there = ("--", *SOURCES, ":(exclude)*.md")
+        differing = _git(path, "diff", "HEAD", "--binary", *there)
+        listed = _git(path, "ls-files", "--others", "--exclude-standard", "-z", *there)
     except (OSError, subprocess.CalledProcessError):
         raise DataError(f"{str(path)!r} is no git work tree", "run this in a clone") from None
     digest = hashlib.sha256(differing)
-    untracked = [name for name in sorted(listed) if name.endswith((b".py", b".yaml", b".toml"))]
+    names = sorted(listed.split(b"\0"))
+    untracked = [name for name in names if name.endswith((b".py", b".yaml", b".toml"))]
     for name in untracked:
         digest.update(name + b"\0" + (Path(path) / os.fsdecode(name)).read_bytes())
     changed = bool(differing or untracked)
     return Code(str(Path(path).resolve()), commit, digest.hexdigest() if changed else "")
+
+
+def preset_hash(arguments: Sequence[str]) -> str:
+    """Hash of the fields of a preset that is a file; empty for one that ships with the code.
+
+    Args:
+        arguments: of `gchat train`, the preset first.
+
+    Raises:
+        ConfigError: the file is no preset.
+    """
+    if not arguments or arguments[0].startswith("-") or not Path(arguments[0]).is_file():
+        return ""
+    fields = load_preset(Path(arguments[0]), CONFIG_DIR)
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def data_hash(folder: str) -> str:

@@ -86,6 +86,7 @@ class Sweep:
             data_dir: a prepared data set.
         """
         digest = cells.data_hash(data_dir)
+        preset = cells.preset_hash(self.arguments)
         return [
             Cell(
                 variant,
@@ -95,6 +96,7 @@ class Sweep:
                 codes if isinstance(codes, Code) else codes[variant],
                 data_dir,
                 digest,
+                preset,
             )
             for seed in self.seeds
             for size, of_size in self.sizes.items()

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gaia.errors import ConfigError
 from gchat.research import cells, sweep
@@ -58,6 +59,51 @@ def test_cells_are_told_apart_by_what_decides_them():
     assert len({base.id, *(cell.id for cell in others)}) == 5
     moved = cells.Cell("b", "d2", 1, ("cpu",), Code("/y", "c" * 40), "elsewhere", "d")
     assert moved.id == base.id
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A committed clone of one package, with a training that is only said to be one."""
+    root = tmp_path / "clone"
+    (root / "gchat").mkdir(parents=True)
+    (root / "gchat" / "train.py").write_text("print('a word')\n")
+    author = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
+    for words in (("init", "-q"), ("add", "-A"), (*author, "commit", "-qm", "main")):
+        subprocess.run(["git", "-C", root, *words], check=True)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        *((f"gchat/{name}", True) for name in ("train.py", "new.py", "configs/new.yaml")),
+        *((name, False) for name in ("sweep.yaml", "docs/notes.py", "gchat/NOTES.md")),
+        ("pyproject.toml", True),
+    ],
+)
+def test_only_what_decides_a_training_is_another_code(clone, name, counts):
+    before = cells.code_at(clone)
+    assert not before.changes
+    (clone / name).parent.mkdir(exist_ok=True)
+    (clone / name).write_text("other = 1\n")
+    assert (cells.code_at(clone) != before) is counts
+
+
+def test_a_preset_s_content_is_part_of_a_cell(data_dir, tmp_path):
+    def ids(**of_preset):
+        preset.write_text(yaml.safe_dump(of_preset))
+        file = written(tmp_path, "preset: mine.yaml\nvariants: {main: {}}\nseeds: [1]")
+        code, data = Code("/x", "c" * 40), str(data_dir)
+        return [cell.id for cell in sweep.read_sweep(file)[0].cells(code, data)]
+
+    preset, base = tmp_path / "mine.yaml", tmp_path / "below.yaml"
+    first = ids(base="cpu", model={"depth": 2})
+    assert ids(model={"depth": 2}, base="cpu") == first
+    assert ids(base="cpu", model={"depth": 3}) != first
+    base.write_text("model: {depth: 2}")
+    below = ids(base="below")
+    base.write_text("model: {depth: 3}")
+    assert ids(base="below") != below
 
 
 def result(**given):
