@@ -180,6 +180,7 @@ def run_cells(
 
     Raises:
         FolderInUse: another process trains there.
+        ConfigError: the code or the preset of a cell is another now.
     """
     wanted = list(wanted)
     path = folder / RESULTS
@@ -193,6 +194,7 @@ def run_cells(
             say(f"{len(wanted) - len(open_cells)} of {len(wanted)} cells are there already")
         seconds: list[float] = []
         for number, cell in enumerate(open_cells, 1):
+            _check_unchanged(cell)
             ahead = _eta(seconds, len(open_cells) - number + 1)
             say(f"cell {number}/{len(open_cells)} {cell.name}{ahead}")
             began = time.monotonic()
@@ -205,6 +207,21 @@ def run_cells(
             cells.append_result(path, result)
             say(f"  {_outcome(result)} in {clock(seconds[-1])}")
     return [results[cell.id] for cell in wanted]
+
+
+def _check_unchanged(cell: Cell) -> None:
+    """Raises ConfigError where the cell would train another code or preset than its identity says.
+
+    Hours may lie between the start of a sweep and that of a cell.
+    """
+    changed = cell.code.path if cells.code_at(cell.code.path) != cell.code else ""
+    if cells.preset_hash(cell.arguments) != cell.preset_hash:
+        changed = cell.arguments[0]
+    if changed:
+        raise ConfigError(
+            f"{changed} has changed since this began",
+            "restore it, or run it again: finished cells of what it was are kept",
+        )
 
 
 class _Watch:

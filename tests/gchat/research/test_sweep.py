@@ -106,6 +106,27 @@ def test_a_preset_s_content_is_part_of_a_cell(data_dir, tmp_path):
     assert ids(base="below") != below
 
 
+@pytest.mark.parametrize("changed", ["train.py", "mine.yaml"])
+def test_a_cell_trains_nothing_but_what_its_identity_says(clone, tmp_path, changed):
+    """Code and preset may be edited while the cells before it train."""
+    preset, code = tmp_path / "mine.yaml", clone / "gchat" / "train.py"
+    preset.write_text("model: {depth: 2}")
+    digest = cells.preset_hash([str(preset)])
+    wanted = [
+        cells.Cell("a", "", seed, (str(preset),), cells.code_at(clone), "data", "d", digest)
+        for seed in (1, 2)
+    ]
+
+    def say(line):
+        if line.startswith("  "):  # what became of the first cell
+            (preset if changed == preset.name else code).write_text("model: {depth: 3}")
+
+    with pytest.raises(ConfigError, match=f"(clone|{changed}) has changed since this began"):
+        sweep.run_cells(wanted, tmp_path / "out", say=say)
+    kept = cells.read_results(tmp_path / "out" / "results.jsonl")
+    assert list(kept) == [wanted[0].id]
+
+
 def result(**given):
     values = {"id": "i", "variant": "v", "size": "", "seed": 1, "status": "done", "bpb": 2.0}
     return Result(**values | {"tokens": 100, "flops": 1.0, "seconds": 1.0} | given)
