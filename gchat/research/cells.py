@@ -253,18 +253,19 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _judge(cell: Cell, folder: Path, log: Path, code: int, stopped: str) -> Result:
     so_far = asdict(_so_far(cell, folder))
-    last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    said = lines[-1] if lines else f"exit status {code}"
     summary = _json(folder / "summary.json")
     if code == 0 and summary.get("finished"):
         status, error = "done", ""
     elif (folder / "bad_steps.jsonl").exists() and code != 0:
-        status, error = "diverged", *last
+        status, error = "diverged", said
     elif stopped:
         status, error = stopped, ""
     elif code == 0 or code in (130, -signal.SIGINT):
-        status, error = "interrupted", *last
+        status, error = "interrupted", said
     else:
-        status, error = "failed", last[0] if last else f"exit status {code}"
+        status, error = "failed", said
     return Result(
         **so_far | {
             "status": status,

@@ -183,6 +183,14 @@ def test_a_training_ends_with_the_sweep_that_is_told_to(tmp_path, number):
     assert signal.getsignal(number) is before
 
 
+def test_a_training_that_says_nothing_is_a_result_too(tmp_path):
+    (tmp_path / "gchat").mkdir()
+    (tmp_path / "gchat" / "train.py").write_text("")
+    cell = cells.Cell("a", "", 1, (), Code(str(tmp_path), "c" * 40), "data", "d")
+    silent = cells.run_cell(cell, tmp_path / "run")
+    assert (silent.status, silent.error) == ("interrupted", "exit status 0")
+
+
 SWEEP = """
 preset: cpu
 data: {data}
