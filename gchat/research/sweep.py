@@ -27,6 +27,7 @@ from typing import Any
 
 from gaia.config import load_yaml
 from gaia.errors import ConfigError, DataError
+from gaia.storage.files import is_remote
 from gaia.writer_lock import WriterLock
 from gchat.config import load
 from gchat.evals.progress_line import clock
@@ -290,12 +291,14 @@ def as_json(results: Sequence[Result]) -> str:
 def data_of(preset_arguments: Sequence[str], named: str | None) -> str:
     """A data set that was named, or the preset's own corpus, prepared once.
 
+    A local folder is given as a whole path: trainings have another working directory.
+
     Raises:
         DataError: the named folder holds none.
     """
     if named is not None:
         cells.data_hash(named)
-        return named
+        return _whole(named)
     from gaia import runtime
     from gchat.speedrun_plan import Plan
 
@@ -306,4 +309,8 @@ def data_of(preset_arguments: Sequence[str], named: str | None) -> str:
     place = plan.config.data.dir
     if place is None:
         raise DataError("the preset names no data set", "give `data:` or --data")
-    return place
+    return _whole(place)
+
+
+def _whole(place: str) -> str:
+    return place if is_remote(place) else str(Path(place).resolve())
