@@ -30,6 +30,8 @@ from gchat.config import CONFIG_DIR
 from gchat.run.series import Series, read_series
 
 POLL_S = 0.5
+KILL_S = 120.0
+"""Seconds after which a training that was asked to stop is killed."""
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 REDONE = ("failed", "interrupted")
 """Statuses of cells that a sweep trains again."""
@@ -204,7 +206,7 @@ def run_cell(
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.parent / f"{folder.name}.log"
     environment = os.environ | {"PYTHONPATH": cell.code.path, "PYTHONUNBUFFERED": "1"}
-    stopped, began = "", time.monotonic()
+    stopped, began, asked = "", time.monotonic(), 0.0
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, cwd=cell.code.path, env=environment, stdout=out, stderr=subprocess.STDOUT,
@@ -216,8 +218,10 @@ def run_cell(
                     time.sleep(POLL_S)
                     late = time.monotonic() - began > timeout_s
                     if not stopped and (late or watch(_so_far(cell, folder))):
-                        stopped = "stopped"
+                        stopped, asked = "stopped", time.monotonic()
                         process.send_signal(signal.SIGTERM)
+                    elif stopped and time.monotonic() - asked > KILL_S:
+                        process.kill()
         except BaseException:
             _end(process)
             raise

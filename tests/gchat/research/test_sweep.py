@@ -159,7 +159,9 @@ def stop(*_):
     sys.exit(0)
 signal.signal(signal.SIGTERM, stop)
 (run / "begun").touch()
-time.sleep(60)
+until = time.monotonic() + 60
+while time.monotonic() < until:
+    time.sleep(1)
 """
 
 
@@ -181,6 +183,17 @@ def test_a_training_ends_with_the_sweep_that_is_told_to(tmp_path, number):
     assert ended.value.code == 128 + number
     assert (run / "saved").exists()
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.slow
+def test_a_training_that_does_not_stop_is_killed(tmp_path, monkeypatch):
+    (tmp_path / "gchat").mkdir()
+    (tmp_path / "gchat" / "train.py").write_text(WAITS.replace("sys.exit(0)", "pass"))
+    cell = cells.Cell("a", "", 1, (), Code(str(tmp_path), "c" * 40), "data", "d")
+    monkeypatch.setattr(cells, "KILL_S", 1.0)
+    run = tmp_path / "run"
+    deaf = cells.run_cell(cell, run, watch=lambda _: (run / "begun").exists())
+    assert deaf.status == "stopped" and (run / "saved").exists()
 
 
 def test_a_training_that_says_nothing_is_a_result_too(tmp_path):
