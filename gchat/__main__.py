@@ -286,10 +286,10 @@ def _models(args: list[str]) -> None:
 def _research(args: list[str]) -> None:
     raise_on_interrupt()
     verb = _known("gchat research", args, ["run", "with", "ideas"])
-    if verb == "with":
-        from gchat.research.patched import run
+    if verb != "ideas":
+        from gchat.research.driver import hand_over
 
-        run(args[1:])
+        hand_over(verb, args[1:])
     from gchat.research.cli import ideas_main, research_main
 
     (research_main if verb == "run" else ideas_main)(args[1:])

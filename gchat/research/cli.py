@@ -15,7 +15,7 @@ from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError, GaiaError
 from gchat.config import derive, load
 from gchat.model_shape import matmul_params
-from gchat.research import cells, experiment, ideas, ladder, picture, rented, worktrees
+from gchat.research import cells, driver, experiment, ideas, ladder, picture, rented, worktrees
 from gchat.research import compare as comparing
 from gchat.research import sweep as sweeping
 from gchat.research.statistics import LEVEL
@@ -138,8 +138,8 @@ class Research:
     """Idea, in one line."""
     preset: str = "cpu"
     """Preset of every experiment."""
-    judge: str = "main"
-    """Branch whose evaluation code measures."""
+    judge: str = driver.JUDGE
+    """Branch whose code runs the experiment and measures it."""
     margin: float = 0.002
     """Bits per byte by which the best so far must be beaten to be kept."""
     seed: int = 1337

@@ -81,7 +81,7 @@ def _less(points: np.ndarray, base: np.ndarray) -> np.ndarray:
 
 
 def _draw(
-    place: Any, lines: Mapping[str, Sequence[np.ndarray]], column: int, unit: float, label: str
+    place: Any, lines: Mapping[str, Sequence[np.ndarray]], column: int, unit: float, axis: str
 ) -> None:
     from matplotlib import colormaps
 
@@ -91,8 +91,9 @@ def _draw(
             place.plot(points[:, column] / unit, points[:, 3], color=color, lw=0.7, alpha=0.4)
         if seeds:
             x, mean = _mean(seeds, column)
-            place.plot(x / unit, mean, color=color, lw=2, label=f"{name} ({len(seeds)} seeds)")
-    place.set_xlabel(label)
+            label = f"{name} ({len(seeds)} seed{'s' * (len(seeds) > 1)})"
+            place.plot(x / unit, mean, color=color, lw=2, label=label)
+    place.set_xlabel(axis)
     place.grid(alpha=0.3)
     if place.get_legend_handles_labels()[1]:
         place.legend(fontsize="small" if len(lines) <= 6 else "x-small")

@@ -61,7 +61,7 @@ def repository() -> Path:
 
 def head(root: Path) -> str:
     """Full hash of the clone's HEAD."""
-    return _commit(root, "HEAD")
+    return commit_of(root, "HEAD")
 
 
 def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
@@ -77,7 +77,7 @@ def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
         TreeError: the name is unknown, the branches do not merge, or the disk is full.
     """
     branches, wanted = _parts(root, name, first)
-    commits = [_commit(root, part) for part in branches]
+    commits = [commit_of(root, part) for part in branches]
     place = folder / (name.replace("/", "_") if name != WORKING_TREE else "working-tree")
     remove_tree(root, place)
     try:
@@ -136,7 +136,7 @@ def _parts(root: Path, name: str, first: Tree | None) -> tuple[list[str], list[I
     wanted = []
     for part in parts:
         try:
-            _commit(root, part)
+            commit_of(root, part)
             branches.append(part)
         except TreeError:
             try:
@@ -151,7 +151,7 @@ def _parts(root: Path, name: str, first: Tree | None) -> tuple[list[str], list[I
 def check_name(root: Path, name: str) -> None:
     """Raises TreeError where a part of a variant's name is no branch, commit or idea."""
     for branch in _parts(root, name, None)[0]:
-        _commit(root, branch)
+        commit_of(root, branch)
 
 
 def apply(place: Path, patch: Path) -> None:
@@ -192,7 +192,12 @@ _AUTHOR = {
 """Author of the merges, which stay in their worktrees."""
 
 
-def _commit(root: Path, name: str) -> str:
+def commit_of(root: Path, name: str) -> str:
+    """Full hash of a branch or commit.
+
+    Raises:
+        TreeError: there is none of that name.
+    """
     try:
         return run_git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
     except TreeError:

@@ -17,7 +17,7 @@ from pathlib import Path
 from gml.errors import Unavailable
 from gml.model import Node
 from gml.remote.git import git_argv, git_says
-from gml.remote.secrets import pathspecs
+from gml.remote.secrets import SETTINGS, holds_login, is_secret, pathspecs, settings_pathspecs
 from gml.remote.ssh import Ssh, quote
 
 # A history above this many bytes is sent as its last commit alone.
@@ -62,10 +62,29 @@ def holds_secret(root: Path, since: str = "", *, last_only: bool = False) -> str
     Commits before `since` are not looked at.
     """
     if last_only:
-        names = git_says(root, "ls-files", "--with-tree=HEAD", "--", *pathspecs()).splitlines()
-        return names[0] if names else ""
-    span = f"{since}..HEAD" if since else "HEAD"
-    return git_says(root, "log", "-1", "--format=%h", span, "--", *pathspecs())
+        return next(iter(_secrets_at(root, "HEAD")), "")
+    # Git leaves out side branches that a merge took nothing from: their commits are sent as well.
+    every = ("log", "--full-history", "--format=%h", f"{since}..HEAD" if since else "HEAD", "--")
+    commits = git_says(root, *every, *pathspecs()).split()
+    if commits:
+        return commits[0]
+    settings = git_says(root, *every, *settings_pathspecs()).split()
+    return next((commit for commit in settings if _secrets_at(root, commit)), "")
+
+
+def _secrets_at(root: Path, commit: str) -> list[str]:
+    """Files of a commit that hold secrets."""
+    names = git_says(root, "ls-tree", "-r", "-z", "--name-only", commit).split("\0")
+    return [n for n in names if is_secret(n) and not _is_harmless(root, commit, n)]
+
+
+def _is_harmless(root: Path, commit: str, name: str) -> bool:
+    """Tells whether a file is one of settings, and logs nobody in."""
+    if name.rsplit("/", 1)[-1] not in SETTINGS:
+        return False
+    command = git_argv(root, "cat-file", "blob", f"{commit}:{name}")
+    read = subprocess.run(command, capture_output=True)
+    return read.returncode == 0 and not holds_login(read.stdout.decode(errors="replace"))
 
 
 def push_history(

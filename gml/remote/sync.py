@@ -82,7 +82,7 @@ def files_to_send(root: Path) -> tuple[list[str], list[str]]:
             inner, held = files_to_send(full)
             send += [f"{path}/{name}" for name in inner]
             withheld += [f"{path}/{name}" for name in held]
-        elif is_secret(path):
+        elif is_secret(path, root):
             withheld.append(path)
         elif full.is_symlink() or full.is_file():
             send.append(path)

@@ -339,6 +339,22 @@ def test_secret_names():
     assert not any(is_secret(n) for n in (".env.example", "env.py", "keys.py", "monkey.md"))
 
 
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        ("fund=false\n# any mirror serves\nomit-lockfile-registry-resolved=true\n", False),
+        ("fund=false\n//registry.npmjs.org/:_authToken=npm_x\n", True),
+        ("_auth = dTpw\n", True),
+        ("registry=https://u:pw@npm.example.org\n", True),
+    ],
+)
+def test_settings_are_secret_where_they_log_in(tmp_path, text, secret):
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / ".npmrc").write_text(text)
+    assert is_secret("web/.npmrc", tmp_path) is secret
+    assert is_secret("web/.npmrc") and is_secret("gone/.npmrc", tmp_path)
+
+
 def test_listing_formats(capsys):
     node = Node("n", "google", "o", "v6e-8", created=1000, deadline=4600, price=36.0, state="ready")
     listing.show([node, node.replace(id="late", deadline=100)], [], 2800, False)

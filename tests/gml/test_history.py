@@ -10,6 +10,7 @@ import pytest
 
 from gml.nodes.change import delete
 from gml.nodes.create import create
+from gml.remote import history
 from gml.request import NodeRequest
 from tests.fakes.gml_kit import git
 
@@ -146,6 +147,35 @@ def test_a_history_with_a_secret_in_it_stays_here(hosts, repo, fleet, still_ther
     assert not (hosts[0].home / "w" / ".git").exists()
     assert (hosts[0].home / "w" / "main.py").exists()
     delete(fleet, node)
+
+
+NAMES = {
+    "deploy.pem": ("s3cret\n", True),
+    "k\u00e4y.pem": ("s3cret\n", True),
+    "web/.npmrc": ("//registry.npmjs.org/:_authToken=npm_x\n", True),
+    "lib/.npmrc": ("fund=false\n", False),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("way", ["here", "on a side branch", "last commit alone"])
+def test_what_in_a_history_is_a_secret(repo, name, way):
+    """A side branch whose file is gone when it is merged is sent all the same."""
+    text, secret = NAMES[name]
+    git(repo, "add", ".")
+    git(repo, "commit", "-qm", "first")
+    if way == "on a side branch":
+        git(repo, "checkout", "-q", "-b", "side")
+    (repo / name).parent.mkdir(exist_ok=True)
+    (repo / name).write_text(text)
+    git(repo, "add", "-f", name)
+    git(repo, "commit", "-qm", "added")
+    if way == "on a side branch":
+        git(repo, "rm", "-q", name)
+        git(repo, "commit", "-qm", "removed")
+        git(repo, "checkout", "-q", "-")
+        git(repo, "merge", "-q", "--no-ff", "-m", "merged", "side")
+    assert bool(history.holds_secret(repo, last_only=way == "last commit alone")) is secret
 
 
 def test_only_what_is_new_is_packed_and_a_new_machine_gets_all(hosts, repo, fleet, monkeypatch):

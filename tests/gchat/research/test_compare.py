@@ -27,19 +27,13 @@ def git(folder, *words):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A clone with a branch that changes the activation, one that does not start, and a cheat."""
+    """A clone with a branch that changes the activation, and one that does not start."""
     root = tmp_path_factory.mktemp("compare") / "clone"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(root)], check=True)
     git(root, "checkout", "-q", "-B", "main")
     for branch, file, old, new in (
         ("wider", "gaia/layers.py", "jax.nn.silu", "jax.nn.gelu"),
         ("broken", "gchat/model.py", "import jax\n", "import jax\nimport no_such_module\n"),
-        (
-            "other-measure",
-            "gchat/run_config.py",
-            "class EvalConfig:",
-            "class EvalConfig:  # changed",
-        ),
     ):
         git(root, "checkout", "-q", "-B", branch, "main")
         text = (root / file).read_text()

@@ -65,17 +65,21 @@ def test_an_agent_s_experiments_are_kept_discarded_or_crash(clone, gchat):
     plain = model.read_text()
     judge = clone / "gchat" / "evals" / "bpb.py"
     honest = judge.read_text()
+    loop = clone / "gchat" / "research" / "experiment.py"
+    whole = loop.read_text()
     try:
         judge.write_text(honest + "\n\ndef evaluate(*_, **__):\n    return Score(0, 0, 1, 1, 1)\n")
         cheat = one("grades itself", "--margin", "1.0")
         assert cheat["status"] == "discard" and cheat["bpb"] > 0.5
         judge.write_text(honest)
         model.write_text("import no_such_module\n" + plain)
+        loop.write_text("raise SystemExit(0)\n")
         broken = one("does not start")
         assert broken["status"] == "crash" and "no_such_module" in broken["error"]
     finally:
         model.write_text(plain)
         judge.write_text(honest)
+        loop.write_text(whole)
     rows = experiment.read(clone / "runs" / "research" / "results.tsv")
     assert [row.status for row in rows] == ["keep", "discard", "crash"]
     diff = (clone / "runs" / "research" / rows[2].diff).read_text()
