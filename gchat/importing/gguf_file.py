@@ -31,7 +31,7 @@ def read(path: Path) -> Source:
         ConfigError: gguf is not installed.
     """
     file = _open(path)
-    fields = {name: field.contents() for name, field in file.fields.items()}
+    fields = {name: _contents(path, name, field) for name, field in file.fields.items()}
     options = Options(path, fields)
     if options.get("general.architecture") not in ARCHITECTURES:
         options.refuse("general.architecture", f"only {' and '.join(ARCHITECTURES)} are supported")
@@ -89,12 +89,26 @@ def _open(path: Path) -> Any:
     if end > size:
         raise ImportRefused(f"{path} has {size:,} bytes, its tensors end at {end:,}", _FETCH)
     split = file.fields.get("split.count")
-    if split is not None and split.contents() > 1:
+    count = 1 if split is None else _contents(path, "split.count", split)
+    if count not in (0, 1):
         raise ImportRefused(
-            f"{path}: split.count is {split.contents()}: only one part of the model is here",
+            f"{path}: split.count is {count}: only one part of the model is here",
             "merge the parts with llama.cpp's gguf-split --merge",
         )
     return file
+
+
+def _contents(path: Path, name: str, field: Any) -> Any:
+    """Value of a field.
+
+    Raises:
+        ImportRefused: its bytes are none, such as text that is no UTF-8.
+    """
+    try:
+        return field.contents()
+    except (ValueError, IndexError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ImportRefused(f"{path}: {name} is damaged ({reason})", _FETCH) from None
 
 
 def _layout(options: Options, *, tied: bool, factors: np.ndarray | None) -> Layout:

@@ -1,8 +1,8 @@
 """One training of a sweep: its identity, its process, and what became of it.
 
 A cell is a code tree, the options of `gchat train`, a seed and a data set. Its identity is a hash
-of these, so that a sweep run again trains only what is missing, and another commit, option or
-manifest is another cell.
+of these, so that a sweep run again trains only what is missing, and another commit, option,
+content of a preset or manifest is another cell.
 """
 
 import hashlib
@@ -15,22 +15,28 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gaia.config import load_preset
 from gaia.data.manifest import MANIFEST, load_manifest
 from gaia.errors import DataError, GaiaError
 from gaia.storage.files import join, read_bytes
+from gchat.config import CONFIG_DIR
 from gchat.run.series import Series, read_series
 
 POLL_S = 0.5
+KILL_S = 120.0
+"""Seconds after which a training that was asked to stop is killed."""
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 REDONE = ("failed", "interrupted")
 """Statuses of cells that a sweep trains again."""
+SOURCES = ("gaia", "gaia_metrics", "gchat", "gml", "pyproject.toml")
+"""Paths of a clone that decide a training: notes and sweep files beside them do not."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Code:
     Attributes:
         path: of the tree.
         commit: full hash of its HEAD.
-        changes: hash of what differs from that commit; empty for a clean tree.
+        changes: hash of what differs from that commit in `SOURCES`; empty for a clean tree.
     """
 
     path: str
@@ -64,13 +70,15 @@ class Cell:
     code: Code
     data_dir: str
     data_hash: str
+    preset_hash: str = ""
 
     @property
     def id(self) -> str:
         """Identity: 12 hexadecimal digits."""
-        parts = (
+        parts = [
             self.code.commit, self.code.changes, list(self.arguments), self.seed, self.data_hash,
-        )  # fmt: skip
+            *([self.preset_hash] if self.preset_hash else []),
+        ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
     @property
@@ -116,16 +124,33 @@ def code_at(path: str | Path) -> Code:
     """
     try:
         commit = _git(path, "rev-parse", "HEAD").decode().strip()
-        differing = _git(path, "diff", "HEAD", "--binary")
-        listed = _git(path, "ls-files", "--others", "--exclude-standard", "-z").split(b"\0")
+        there = ("--", *SOURCES, ":(exclude)*.md")
+        differing = _git(path, "diff", "HEAD", "--binary", *there)
+        listed = _git(path, "ls-files", "--others", "--exclude-standard", "-z", *there)
     except (OSError, subprocess.CalledProcessError):
         raise DataError(f"{str(path)!r} is no git work tree", "run this in a clone") from None
     digest = hashlib.sha256(differing)
-    untracked = [name for name in sorted(listed) if name.endswith((b".py", b".yaml", b".toml"))]
+    names = sorted(listed.split(b"\0"))
+    untracked = [name for name in names if name.endswith((b".py", b".yaml", b".toml"))]
     for name in untracked:
         digest.update(name + b"\0" + (Path(path) / os.fsdecode(name)).read_bytes())
     changed = bool(differing or untracked)
     return Code(str(Path(path).resolve()), commit, digest.hexdigest() if changed else "")
+
+
+def preset_hash(arguments: Sequence[str]) -> str:
+    """Hash of the fields of a preset that is a file; empty for one that ships with the code.
+
+    Args:
+        arguments: of `gchat train`, the preset first.
+
+    Raises:
+        ConfigError: the file is no preset.
+    """
+    if not arguments or arguments[0].startswith("-") or not Path(arguments[0]).is_file():
+        return ""
+    fields = load_preset(Path(arguments[0]), CONFIG_DIR)
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def data_hash(folder: str) -> str:
@@ -181,7 +206,7 @@ def run_cell(
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.parent / f"{folder.name}.log"
     environment = os.environ | {"PYTHONPATH": cell.code.path, "PYTHONUNBUFFERED": "1"}
-    stopped, began = "", time.monotonic()
+    stopped, began, asked = "", time.monotonic(), 0.0
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, cwd=cell.code.path, env=environment, stdout=out, stderr=subprocess.STDOUT,
@@ -193,8 +218,10 @@ def run_cell(
                     time.sleep(POLL_S)
                     late = time.monotonic() - began > timeout_s
                     if not stopped and (late or watch(_so_far(cell, folder))):
-                        stopped = "stopped"
+                        stopped, asked = "stopped", time.monotonic()
                         process.send_signal(signal.SIGTERM)
+                    elif stopped and time.monotonic() - asked > KILL_S:
+                        process.kill()
         except BaseException:
             _end(process)
             raise
@@ -230,18 +257,19 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _judge(cell: Cell, folder: Path, log: Path, code: int, stopped: str) -> Result:
     so_far = asdict(_so_far(cell, folder))
-    last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    said = lines[-1] if lines else f"exit status {code}"
     summary = _json(folder / "summary.json")
     if code == 0 and summary.get("finished"):
         status, error = "done", ""
     elif (folder / "bad_steps.jsonl").exists() and code != 0:
-        status, error = "diverged", *last
+        status, error = "diverged", said
     elif stopped:
         status, error = stopped, ""
     elif code == 0 or code in (130, -signal.SIGINT):
-        status, error = "interrupted", *last
+        status, error = "interrupted", said
     else:
-        status, error = "failed", last[0] if last else f"exit status {code}"
+        status, error = "failed", said
     return Result(
         **so_far | {
             "status": status,

@@ -193,7 +193,7 @@ def ladder_main(args: list[str]) -> None:
             print(f"{size}: {' '.join((*plan.arguments, *words))}")
         return
     data_dir = sweeping.data_of(plan.arguments, options.data)
-    folder = Path(options.out)
+    folder = Path(options.out).resolve()
     wanted = plan.cells(cells.code_at(worktrees.repository()), data_dir)
     results = sweeping.run_cells(wanted, folder)
     info = load_manifest(data_dir).tokenizer
@@ -225,7 +225,7 @@ def research_main(args: list[str]) -> None:
     done = experiment.run(
         minutes=options.minutes,
         arguments=arguments,
-        data_dir=str(Path(sweeping.data_of(arguments, options.data)).resolve()),
+        data_dir=sweeping.data_of(arguments, options.data),
         seed=options.seed,
         folder=Path(options.out).resolve(),
         judge=options.judge,
@@ -245,7 +245,7 @@ def sweep_main(args: list[str]) -> None:
     options = parse(Sweep, args, prog="gchat sweep", description=Sweep.__doc__)
     path = Path(options.file)
     sweep, data = sweeping.read_sweep(path)
-    folder = Path(options.out or f"runs/sweeps/{path.stem}")
+    folder = Path(options.out or f"runs/sweeps/{path.stem}").resolve()
     data_dir = sweeping.data_of(sweep.arguments, data)
     wanted = sweep.cells(cells.code_at(worktrees.repository()), data_dir)
     if options.dry_run:
@@ -282,7 +282,7 @@ def compare_main(args: list[str]) -> None:
         for name in options.branches:
             worktrees.check_name(worktrees.repository(), name)
         return
-    data_dir = str(Path(sweeping.data_of(arguments, options.data)).resolve())
+    data_dir = sweeping.data_of(arguments, options.data)
     arguments += _evaluations(options, arguments, data_dir)
     result = comparing.compare(
         options.branches,

@@ -9,11 +9,12 @@ import json
 import statistics
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gaia.errors import ConfigError
+from gaia.errors import ConfigError, DataError
+from gaia.writer_lock import WriterLock
 from gchat.research import worktrees
 from gchat.research.cells import Cell, Result, data_hash, run_cell
 from gchat.research.worktrees import WORKING_TREE, Tree, make_tree
@@ -71,25 +72,33 @@ def run(
 
     Raises:
         ConfigError: a value cannot work.
+        DataError: `results.tsv` is damaged.
+        FolderInUse: another experiment is trained there.
         TreeError: the judge is unknown, or the working tree cannot be laid out.
     """
     if not 0 < minutes < float("inf"):
         raise ConfigError(f"--minutes is {minutes}", "use a number above 0")
     if not margin >= 0:
         raise ConfigError(f"--margin is {margin}", "use bits per byte, 0 or more")
-    if "\t" in description or "\n" in description:
+    if "\t" in description or len(description.splitlines()) > 1:
         raise ConfigError("--description has a tab or a line break", "write one plain line")
+    with WriterLock(folder / ".gaia.lock", f"an experiment in {folder}"):
+        return _run(minutes, arguments, data_dir, seed, folder, judge, margin, description)
+
+
+def _run(
+    minutes: float, arguments: Sequence[str], data_dir: str, seed: int, folder: Path, judge: str,
+    margin: float, description: str,
+) -> Experiment:  # fmt: skip
     root, began = worktrees.repository(), time.time()
     first = make_tree(root, judge, folder / "code", None)
     tree = make_tree(root, WORKING_TREE, folder / "code", first)
-    number = len(read(folder / RESULTS)) + 1
-    diff = folder / "diffs" / f"{number:04}.patch"
+    before = read(folder / RESULTS)
+    diff = folder / "diffs" / f"{_next_number(folder / 'diffs'):04}.patch"
     diff.parent.mkdir(parents=True, exist_ok=True)
     diff.write_bytes(_diff(tree, first.code.commit))
-    best = min(
-        (e.bpb for e in read(folder / RESULTS) if e.status == "keep" and e.bpb), default=None
-    )
-    result = _train(tree, minutes, arguments, data_dir, seed, folder / "runs" / f"{number:04}")
+    best = min((e.bpb for e in before if e.status == "keep" and e.bpb), default=None)
+    result = _train(tree, minutes, arguments, data_dir, seed, folder / "runs" / diff.stem)
     better = result.bpb is not None and (best is None or result.bpb < best - margin)
     done = result.status == "done"
     experiment = Experiment(
@@ -106,6 +115,11 @@ def run(
     )
     _append(folder / RESULTS, experiment)
     return experiment
+
+
+def _next_number(diffs: Path) -> int:
+    """Number of an experiment: one that was killed left no line, but its patch and its runs."""
+    return 1 + max((int(p.stem) for p in diffs.glob("*.patch") if p.stem.isdecimal()), default=0)
 
 
 def _train(
@@ -132,23 +146,31 @@ def _train(
 
 
 def read(path: Path) -> list[Experiment]:
-    """The experiments of a `results.tsv`, oldest first; a torn last line is left out."""
+    """The experiments of a `results.tsv`, oldest first; a torn last line is left out.
+
+    Raises:
+        DataError: naming the line that holds what is no number.
+    """
     if not path.exists():
         return []
     made = []
-    for line in path.read_text().splitlines()[1:]:
+    for number, line in enumerate(path.read_text().split("\n")[1:], 2):
         fields = line.split("\t")
         if len(fields) != len(COLUMNS):
             continue
-        row = dict(zip(COLUMNS, fields, strict=True))
-        made.append(
-            Experiment(
-                float(row["time"]), row["commit"], row["status"], _number(row["bpb"]),
-                _number(row["best"]), int(row["tokens"]), float(row["minutes"]),
-                row["description"], row["diff"],
-            )
-        )  # fmt: skip
+        try:
+            made.append(_experiment(dict(zip(COLUMNS, fields, strict=True))))
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: {error}", "mend or remove the line") from None
     return made
+
+
+def _experiment(row: Mapping[str, str]) -> Experiment:
+    return Experiment(
+        float(row["time"]), row["commit"], row["status"], _number(row["bpb"]),
+        _number(row["best"]), int(row["tokens"]), float(row["minutes"]),
+        row["description"], row["diff"],
+    )  # fmt: skip
 
 
 def _append(path: Path, experiment: Experiment) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 
 from gaia.config import load_yaml
 from gaia.errors import ConfigError, DataError
+from gaia.storage.files import is_remote
 from gaia.writer_lock import WriterLock
 from gchat.config import load
 from gchat.evals.progress_line import clock
@@ -86,6 +87,7 @@ class Sweep:
             data_dir: a prepared data set.
         """
         digest = cells.data_hash(data_dir)
+        preset = cells.preset_hash(self.arguments)
         return [
             Cell(
                 variant,
@@ -95,6 +97,7 @@ class Sweep:
                 codes if isinstance(codes, Code) else codes[variant],
                 data_dir,
                 digest,
+                preset,
             )
             for seed in self.seeds
             for size, of_size in self.sizes.items()
@@ -178,6 +181,7 @@ def run_cells(
 
     Raises:
         FolderInUse: another process trains there.
+        ConfigError: the code or the preset of a cell is another now.
     """
     wanted = list(wanted)
     path = folder / RESULTS
@@ -191,6 +195,7 @@ def run_cells(
             say(f"{len(wanted) - len(open_cells)} of {len(wanted)} cells are there already")
         seconds: list[float] = []
         for number, cell in enumerate(open_cells, 1):
+            _check_unchanged(cell)
             ahead = _eta(seconds, len(open_cells) - number + 1)
             say(f"cell {number}/{len(open_cells)} {cell.name}{ahead}")
             began = time.monotonic()
@@ -203,6 +208,21 @@ def run_cells(
             cells.append_result(path, result)
             say(f"  {_outcome(result)} in {clock(seconds[-1])}")
     return [results[cell.id] for cell in wanted]
+
+
+def _check_unchanged(cell: Cell) -> None:
+    """Raises ConfigError where the cell would train another code or preset than its identity says.
+
+    Hours may lie between the start of a sweep and that of a cell.
+    """
+    changed = cell.code.path if cells.code_at(cell.code.path) != cell.code else ""
+    if cells.preset_hash(cell.arguments) != cell.preset_hash:
+        changed = cell.arguments[0]
+    if changed:
+        raise ConfigError(
+            f"{changed} has changed since this began",
+            "restore it, or run it again: finished cells of what it was are kept",
+        )
 
 
 class _Watch:
@@ -271,12 +291,14 @@ def as_json(results: Sequence[Result]) -> str:
 def data_of(preset_arguments: Sequence[str], named: str | None) -> str:
     """A data set that was named, or the preset's own corpus, prepared once.
 
+    A local folder is given as a whole path: trainings have another working directory.
+
     Raises:
         DataError: the named folder holds none.
     """
     if named is not None:
         cells.data_hash(named)
-        return named
+        return _whole(named)
     from gaia import runtime
     from gchat.speedrun_plan import Plan
 
@@ -287,4 +309,8 @@ def data_of(preset_arguments: Sequence[str], named: str | None) -> str:
     place = plan.config.data.dir
     if place is None:
         raise DataError("the preset names no data set", "give `data:` or --data")
-    return place
+    return _whole(place)
+
+
+def _whole(place: str) -> str:
+    return place if is_remote(place) else str(Path(place).resolve())

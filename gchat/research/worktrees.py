@@ -98,16 +98,29 @@ def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
     options = tuple(option for idea in wanted for option in idea.options)
     if options:
         notes.append(f"{name} trains with {' '.join(options)}")
+    if there := [path for path in JUDGES if (place / path).exists()]:
+        run_git(place, "add", "--all", "--force", "--", *there)  # untracked files are judges, too
     if first is None:
         return Tree(name, code_at(place), notes=tuple(notes), options=options)
     base = first.code.commit
-    changed = run_git(place, "diff", "--name-only", base, "--", *JUDGES).split()
-    if changed:
-        present = [path for path in JUDGES if (Path(first.code.path) / path).exists()]
-        run_git(place, "checkout", base, "--", *present)
+    if changed := _take_judges(Path(first.code.path), place):
         notes.append(f"{', '.join(changed)} of {name} counts for nothing: {first.name}'s judges")
     size = _size(run_git(place, "diff", "--numstat", base, "--", "*.py", "*.yaml"))
     return Tree(name, code_at(place), size, tuple(notes), options)
+
+
+def _take_judges(first: Path, place: Path) -> list[str]:
+    """Makes the judges of a tree those of the first one, its uncommitted changes included.
+
+    Returns:
+        The files that were others, or only in one of the two.
+    """
+    judges = run_git(first, "write-tree").strip()
+    listed = run_git(place, "diff", "--name-only", "--no-renames", "-z", judges, "--", *JUDGES)
+    changed = [name for name in listed.split("\0") if name]
+    if changed:
+        run_git(place, "checkout", "--no-overlay", judges, "--", *changed)
+    return changed
 
 
 def _parts(root: Path, name: str, first: Tree | None) -> tuple[list[str], list[Idea]]:

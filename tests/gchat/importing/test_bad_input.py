@@ -109,6 +109,16 @@ def test_tensors_that_are_missing_or_too_many_are_named(tmp_path, capsys):
     assert "is I8; save it as one of F32" in refused("hf", folder, tmp_path, capsys)
 
 
+@pytest.mark.parametrize("word", [b"qwen3", b"<|endoftext|>"])
+def test_a_gguf_file_with_a_damaged_text(word, tmp_path, capsys):
+    file = foreign.write_gguf(tmp_path / "m.gguf", QWEN3)
+    whole = file.read_bytes()
+    at = whole.rindex(word, 0, whole.index(b"output_norm.weight"))  # a value, not a name
+    file.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
+    line = refused("gguf", file, tmp_path, capsys)
+    assert "is damaged ('utf-8' codec can't decode byte 0xff" in line and "fetch it again" in line
+
+
 def test_a_gguf_file_cut_anywhere(tmp_path, capsys):
     whole = foreign.write_gguf(tmp_path / "m.gguf", QWEN3).read_bytes()
     cut = tmp_path / "m.gguf"

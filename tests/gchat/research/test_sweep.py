@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gaia.errors import ConfigError
 from gchat.research import cells, sweep
@@ -60,6 +61,72 @@ def test_cells_are_told_apart_by_what_decides_them():
     assert moved.id == base.id
 
 
+@pytest.fixture
+def clone(tmp_path):
+    """A committed clone of one package, with a training that is only said to be one."""
+    root = tmp_path / "clone"
+    (root / "gchat").mkdir(parents=True)
+    (root / "gchat" / "train.py").write_text("print('a word')\n")
+    author = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
+    for words in (("init", "-q"), ("add", "-A"), (*author, "commit", "-qm", "main")):
+        subprocess.run(["git", "-C", root, *words], check=True)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        *((f"gchat/{name}", True) for name in ("train.py", "new.py", "configs/new.yaml")),
+        *((name, False) for name in ("sweep.yaml", "docs/notes.py", "gchat/NOTES.md")),
+        ("pyproject.toml", True),
+    ],
+)
+def test_only_what_decides_a_training_is_another_code(clone, name, counts):
+    before = cells.code_at(clone)
+    assert not before.changes
+    (clone / name).parent.mkdir(exist_ok=True)
+    (clone / name).write_text("other = 1\n")
+    assert (cells.code_at(clone) != before) is counts
+
+
+def test_a_preset_s_content_is_part_of_a_cell(data_dir, tmp_path):
+    def ids(**of_preset):
+        preset.write_text(yaml.safe_dump(of_preset))
+        file = written(tmp_path, "preset: mine.yaml\nvariants: {main: {}}\nseeds: [1]")
+        code, data = Code("/x", "c" * 40), str(data_dir)
+        return [cell.id for cell in sweep.read_sweep(file)[0].cells(code, data)]
+
+    preset, base = tmp_path / "mine.yaml", tmp_path / "below.yaml"
+    first = ids(base="cpu", model={"depth": 2})
+    assert ids(model={"depth": 2}, base="cpu") == first
+    assert ids(base="cpu", model={"depth": 3}) != first
+    base.write_text("model: {depth: 2}")
+    below = ids(base="below")
+    base.write_text("model: {depth: 3}")
+    assert ids(base="below") != below
+
+
+@pytest.mark.parametrize("changed", ["train.py", "mine.yaml"])
+def test_a_cell_trains_nothing_but_what_its_identity_says(clone, tmp_path, changed):
+    """Code and preset may be edited while the cells before it train."""
+    preset, code = tmp_path / "mine.yaml", clone / "gchat" / "train.py"
+    preset.write_text("model: {depth: 2}")
+    digest = cells.preset_hash([str(preset)])
+    wanted = [
+        cells.Cell("a", "", seed, (str(preset),), cells.code_at(clone), "data", "d", digest)
+        for seed in (1, 2)
+    ]
+
+    def say(line):
+        if line.startswith("  "):  # what became of the first cell
+            (preset if changed == preset.name else code).write_text("model: {depth: 3}")
+
+    with pytest.raises(ConfigError, match=f"(clone|{changed}) has changed since this began"):
+        sweep.run_cells(wanted, tmp_path / "out", say=say)
+    kept = cells.read_results(tmp_path / "out" / "results.jsonl")
+    assert list(kept) == [wanted[0].id]
+
+
 def result(**given):
     values = {"id": "i", "variant": "v", "size": "", "seed": 1, "status": "done", "bpb": 2.0}
     return Result(**values | {"tokens": 100, "flops": 1.0, "seconds": 1.0} | given)
@@ -92,7 +159,9 @@ def stop(*_):
     sys.exit(0)
 signal.signal(signal.SIGTERM, stop)
 (run / "begun").touch()
-time.sleep(60)
+until = time.monotonic() + 60
+while time.monotonic() < until:
+    time.sleep(1)
 """
 
 
@@ -114,6 +183,25 @@ def test_a_training_ends_with_the_sweep_that_is_told_to(tmp_path, number):
     assert ended.value.code == 128 + number
     assert (run / "saved").exists()
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.slow
+def test_a_training_that_does_not_stop_is_killed(tmp_path, monkeypatch):
+    (tmp_path / "gchat").mkdir()
+    (tmp_path / "gchat" / "train.py").write_text(WAITS.replace("sys.exit(0)", "pass"))
+    cell = cells.Cell("a", "", 1, (), Code(str(tmp_path), "c" * 40), "data", "d")
+    monkeypatch.setattr(cells, "KILL_S", 1.0)
+    run = tmp_path / "run"
+    deaf = cells.run_cell(cell, run, watch=lambda _: (run / "begun").exists())
+    assert deaf.status == "stopped" and (run / "saved").exists()
+
+
+def test_a_training_that_says_nothing_is_a_result_too(tmp_path):
+    (tmp_path / "gchat").mkdir()
+    (tmp_path / "gchat" / "train.py").write_text("")
+    cell = cells.Cell("a", "", 1, (), Code(str(tmp_path), "c" * 40), "data", "d")
+    silent = cells.run_cell(cell, tmp_path / "run")
+    assert (silent.status, silent.error) == ("interrupted", "exit status 0")
 
 
 SWEEP = """

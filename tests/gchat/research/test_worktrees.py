@@ -67,6 +67,36 @@ def test_a_branch_does_not_grade_itself(clone, first, tmp_path):
     assert tree.size == (0, 0, 0)
 
 
+def test_a_branch_does_not_grade_itself_with_new_files(clone, first, tmp_path):
+    """A package `bpb` would be imported in place of the module beside it."""
+    added = "gchat/evals/bpb/__init__.py"
+    git(clone, "checkout", "-q", "-b", "adds", "main")
+    (clone / added).parent.mkdir()
+    (clone / added).write_text("honest = False\n")
+    git(clone, "rm", "-q", "gchat/run/names.py")
+    git(clone, "add", "-A")
+    git(clone, "commit", "-qm", "adds")
+    git(clone, "checkout", "-q", "main")
+    (clone / added).parent.mkdir()
+    (clone / added).write_text("honest = 'untracked'\n")
+    for name, place, rest in (("adds", "adds", ", gchat/run/names.py"), (".", "working-tree", "")):
+        tree = make_tree(clone, name, tmp_path / "code", first)
+        assert not (tmp_path / "code" / place / added).exists()
+        assert (tmp_path / "code" / place / "gchat" / "run" / "names.py").exists()
+        assert f"{added}{rest} of {name} counts for nothing: main's judges" in tree.notes
+        assert tree.size == (0, 0, 0)
+
+
+def test_the_working_tree_judges_as_it_is(clone, tmp_path):
+    (clone / "gchat" / "evals" / "bpb.py").write_text("honest = 'as changed'\n")
+    (clone / "gchat" / "evals" / "new.py").write_text("")
+    here = make_tree(clone, ".", tmp_path / "code", None)
+    make_tree(clone, "idea", tmp_path / "code", here)
+    evals = tmp_path / "code" / "idea" / "gchat" / "evals"
+    assert (evals / "bpb.py").read_text() == "honest = 'as changed'\n"
+    assert (evals / "new.py").exists()
+
+
 def test_uncommitted_changes_are_taken_by_a_dot_and_said_otherwise(clone, tmp_path):
     (clone / "gchat" / "model.py").write_text("a = 5\n")
     (clone / "gchat" / "new.py").write_text("new = 1\n")

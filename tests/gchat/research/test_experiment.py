@@ -1,0 +1,67 @@
+"""Experiments of an agent's loop: their numbers, and the lines of `results.tsv`."""
+
+import subprocess
+
+import pytest
+
+from gaia.errors import ConfigError, DataError
+from gchat.research import experiment
+from gchat.research.cells import Result
+
+
+@pytest.fixture
+def one(tmp_path, monkeypatch):
+    """Runs an experiment in a clone; its training is left out."""
+    root = tmp_path / "clone"
+    (root / "gchat").mkdir(parents=True)
+    (root / "gchat" / "model.py").write_text("a = 1\n")
+    author = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
+    for words in (("init", "-q", "-b", "main"), ("add", "-A"), (*author, "commit", "-qm", "main")):
+        subprocess.run(["git", "-C", root, *words], check=True)
+    monkeypatch.chdir(root)
+    places = []
+
+    def trained(*given):
+        places.append(given[-1].name)
+        if len(places) == killed:
+            raise KeyboardInterrupt
+        return Result("i", "idea", "", 1, "done", 2.0, 100, 1.0, 1.0)
+
+    monkeypatch.setattr(experiment, "_train", trained)
+    killed = 2
+
+    def run(description="an idea"):
+        return experiment.run(
+            minutes=1, arguments=["cpu"], data_dir="data", seed=1, folder=tmp_path / "out",
+            judge="main", margin=0.0, description=description,
+        )  # fmt: skip
+
+    run.places, run.out = places, tmp_path / "out"
+    return run
+
+
+def test_an_experiment_inherits_nothing_of_one_that_was_killed(one):
+    one()
+    with pytest.raises(KeyboardInterrupt):
+        one()
+    assert one().diff == "diffs/0003.patch"
+    assert one.places == ["0001", "0002", "0003"]
+    assert len(experiment.read(one.out / experiment.RESULTS)) == 2
+
+
+@pytest.mark.parametrize("text", ["a\tb", "a\nb", "a\rb", "a\u2028b"])
+def test_a_description_is_one_line(one, text):
+    with pytest.raises(ConfigError, match="--description has a tab or a line break"):
+        one(text)
+    assert not one.places
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / experiment.RESULTS
+    row = "1.0\tc\tkeep\t2.0\t\t{}\t1.0\tan idea\u2028of two\tdiffs/0001.patch"
+    lines = ["\t".join(experiment.COLUMNS), row.format(100)]
+    path.write_text("\n".join([*lines, "1.0\ttorn"]))
+    assert [e.tokens for e in experiment.read(path)] == [100]
+    path.write_text("\n".join([*lines, row.format("many")]) + "\n")
+    with pytest.raises(DataError, match=r"results.tsv, line 3: .*'many'.*; mend or remove"):
+        experiment.read(path)
