@@ -1,4 +1,4 @@
-"""What a message broker must do for a queue (`broker_queue.py`)."""
+"""Duties of a message broker behind a queue (`broker_queue.py`)."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol

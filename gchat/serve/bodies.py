@@ -5,6 +5,7 @@ does not know is refused by name: an option that is silently ignored is worse th
 """
 
 import json
+import math
 import secrets
 from typing import Any, Literal, TypeVar
 
@@ -167,7 +168,7 @@ async def read_json(request: HttpRequest) -> dict[str, Any]:
         )  # fmt: skip
     try:
         raw = await request.body()
-        data = json.loads(raw, parse_constant=_no_constant)
+        data = json.loads(raw, parse_constant=_no_constant, parse_float=_finite)
         if b"\\ud" in raw.lower():  # a pair of surrogates is a character, one alone is none
             json.dumps(data, ensure_ascii=False).encode()
     except UnicodeError:
@@ -184,6 +185,12 @@ async def read_json(request: HttpRequest) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(value := float(digits)):
+        raise ValueError(f"{digits} is too large a number")
+    return value
 
 
 def checked(kind: type[Body], data: dict[str, Any]) -> Body:

@@ -29,13 +29,18 @@ class Connection(H11Protocol):
         if (raw := transport.get_extra_info("socket")) is not None:
             # A peer whose machine has died sends nothing: the kernel finds out.
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._head_timer = self.loop.call_later(self.head_s, self._no_head)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:  # noqa: D102
+        if self.cycle is None or self.cycle.response_complete:
+            self._await_head()  # uvicorn's own timer of idle connections ends with the first byte
+        super().data_received(data)
 
     def handle_events(self) -> None:  # noqa: D102
+        before = self.cycle
         super().handle_events()
-        if self.cycle is not None and self._head_timer is not None:
-            self._head_timer.cancel()  # from here on uvicorn's own timer counts
-            self._head_timer = None
+        if self.cycle is not before:
+            self._stop("_head_timer")
 
     def pause_writing(self) -> None:  # noqa: D102
         super().pause_writing()
@@ -64,6 +69,10 @@ class Connection(H11Protocol):
         )
         self.transport.write("\r\n".join((*lines, "", "")).encode() + raw)
         self.transport.close()
+
+    def _await_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.head_s, self._no_head)
 
     def _no_head(self) -> None:
         self._head_timer = None

@@ -43,6 +43,9 @@ async def forward(
     if service.leaving:
         raise leaving()
     path = http.url.path.removeprefix("/v1/")
+    if not isinstance(data.get("stream_options") or {}, dict):
+        raise ApiError(400, "stream_options is no object", param="stream_options",
+                       code="invalid_value")  # fmt: skip
     body = _limited(upstream, http.url.path, data) | {"model": upstream.model}
     exchange = Exchange(service, upstream, holder_of(http), path, body)
     if not body.get("stream"):

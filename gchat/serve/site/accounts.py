@@ -18,6 +18,7 @@ LIFE_S, IDLE_S = 30 * DAY_S, 7 * DAY_S
 """A session ends after this long, and after this long without use."""
 _SEEN_S = 300
 _MOST_KEYS = 50
+_USE_NOTED_S = 300  # between two notes of a key's last use
 ROLES = ("user", "admin")
 
 
@@ -250,7 +251,8 @@ def add_key(c: sa.Connection, user_id: str, name: str) -> dict[str, Any]:
 
 def list_keys(c: sa.Connection, user_id: str) -> list[dict[str, Any]]:
     """A user's keys, without their secrets."""
-    shown = (api_keys.c.id, api_keys.c.name, api_keys.c.created_at, api_keys.c.used_at)
+    used = api_keys.c.used_at.label("last_used")
+    shown = (api_keys.c.id, api_keys.c.name, api_keys.c.created_at, used)
     rows = c.execute(sa.select(*shown).where(api_keys.c.user_id == user_id).order_by(shown[2]))
     return [dict(row._mapping) for row in rows]
 
@@ -262,14 +264,23 @@ def delete_key(c: sa.Connection, user_id: str, key_id: str) -> None:
         raise missing("key")
 
 
-def key_user(c: sa.Connection, secret: str) -> User | None:
-    """The user whose key it is."""
+def key_user(c: sa.Connection, secret: str) -> tuple[User, bool] | None:
+    """The user whose key it is, and whether its last use is to be noted again."""
     row = c.execute(
-        sa.select(*_USER)
+        sa.select(*_USER, api_keys.c.used_at)
         .join(api_keys, api_keys.c.user_id == users.c.id)
         .where(api_keys.c.hash == hashed(secret), ~users.c.disabled)
     ).first()
-    return None if row is None else User(*row)
+    if row is None:
+        return None
+    *user, used_at = row
+    return User(*user), used_at is None or used_at < now() - _USE_NOTED_S
+
+
+def note_key_use(c: sa.Connection, secret: str) -> None:
+    """Notes that a key was used just now."""
+    mine = sa.update(api_keys).where(api_keys.c.hash == hashed(secret))
+    c.execute(mine.values(used_at=now()))
 
 
 # ── Invitations ─────────────────────────────────────────────────────────────────────────────────

@@ -94,9 +94,12 @@ class UserKeys(Keys):
             ApiError: the database cannot be read.
         """
         try:
-            user = await self._database.read(accounts.key_user, key)
-            if user is None:
+            known = await self._database.read(accounts.key_user, key)
+            if known is None:
                 return None
+            user, unnoted = known
+            if unnoted:  # a write every few minutes, and not for each request
+                await self._database.write(accounts.note_key_use, key)
             await self._quotas.know(user)
         except Unavailable as error:
             raise ApiError(503, str(error), headers={"Retry-After": "5"}) from None

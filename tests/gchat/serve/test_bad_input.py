@@ -1,5 +1,7 @@
 """Requests that cannot work: an error in OpenAI's shape, and the server goes on."""
 
+import contextlib
+import http.client
 import json
 import logging
 import socket
@@ -93,6 +95,7 @@ def test_a_wrong_field_is_named(server, name):
         (b"\xff\xfe", "application/json", 400),
         (b"[1]", "application/json", 400),
         (b'{"model": "tiny", "prompt": "x", "temperature": NaN}', "application/json", 400),
+        (b'{"model": "tiny", "prompt": "x", "metadata": 1e999}', "application/json", 400),
         (
             b'{"model": "tiny", "prompt": "x", "seed": ' + b"9" * 5000 + b"}",
             "application/json",
@@ -134,6 +137,13 @@ def test_no_http_and_silent_or_slow_clients(monkeypatch):
         assert answer.startswith(b"HTTP/1.1 400") and b'"error"' in answer
         assert sent(server.port, b"") == b""  # it says nothing, and is closed
         assert sent(server.port, b"POST /v1/comp") == b""
+        kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+        with contextlib.closing(kept):
+            for _ in range(2):  # a second request is no matter, half a third one is
+                kept.request("GET", "/health")
+                assert kept.getresponse().read() == b'{"status":"ok"}'
+            kept.sock.sendall(b"GET / HT")
+            assert kept.sock.recv(1) == b""
         late = sent(server.port, head + b"Content-Length: 100\r\n\r\n{")
         assert late.startswith(b"HTTP/1.1 408") and b'"error"' in late
         body = json.dumps({"model": "tiny", "prompt": "x", "stream": True, "max_tokens": 900,

@@ -132,6 +132,7 @@ def test_no_name_goes_around_the_limit_of_an_answer():
             (CHAT, chat | {"max_completion_tokens": 9, "max_tokens": 8}, "max_completion_tokens"),
             (CHAT, chat | {"max_tokens": 8, "n_predict": -1}, "n_predict"),
             (PLAIN, plain | {"max_tokens": 9}, "max_tokens"),
+            (CHAT, chat | {"stream": True, "stream_options": [1]}, "stream_options"),
             ("/v1/responses", {"model": "small", "input": "x", "max_output_tokens": -1},
              "max_output_tokens"),
         ):  # fmt: skip

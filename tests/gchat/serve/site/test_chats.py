@@ -310,6 +310,8 @@ def test_quotas_and_keys_of_users(place, root):
     anybody = chat_site.Client(place.url)
     answer = anybody.http.post("/v1/chat/completions", json=ask, headers=bearer)
     assert answer.json()["choices"][0]["message"]["content"] == "You said: hello there"
+    used = karl.json("GET", "/api/keys")["items"][0]["last_used"]
+    assert used >= key["created_at"]
     assert anybody.http.post("/v1/chat/completions", json=ask).status_code == 401
     # A session's cookie is no key: another site could use it.
     assert karl.http.post("/v1/chat/completions", json=ask).status_code == 401
