@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import runpy
 import shlex
@@ -229,7 +230,7 @@ def _parsers_stop() -> Iterator[None]:
     from gchat.config import load
     from gchat.lifecycle import command as lifecycle
     from gchat.posttrain import start
-    from gchat.research import ideas, patched
+    from gchat.research import driver, ideas, patched
     from gchat.run import mirror
     from gchat.scaling.cli import PlanOptions
 
@@ -256,6 +257,8 @@ def _parsers_stop() -> Iterator[None]:
         mock.patch.object(speedrun, "speedrun", lambda options, rest, group: load(rest)),
         mock.patch.object(train, "joined", lambda processes: joined(DistributedConfig())),
         mock.patch.object(patched, "run", with_ideas),
+        mock.patch.dict(os.environ, {driver._DRIVEN: "1"}),  # no other tree takes over
+        mock.patch.object(os, "execve", side_effect=AssertionError("a program was begun")),
         mock.patch.object(start, "handed_down", lambda path: {}),
         mock.patch.object(lifecycle, "check_files"),
         mock.patch.object(lifecycle, "folder_of", lambda words: Path("runs/x")),
