@@ -127,6 +127,7 @@ def test_messages_as_the_protocol_of_others_has_them(alice, upstream):
 
 def test_a_running_answer_is_followed_by_every_tab(place, alice, bob, slow):
     tabs = [place.client("alice") for _ in range(2)]
+    slow.delay_s = 0.06  # the answer must not have ended when the second question comes
     with alice.stream("POST", "/api/chat", content="long") as coming:
         _, _, start = next(coming)
         message = start["message"]["id"]
