@@ -59,6 +59,7 @@ def tokenizer_json(
         bos: added token that is put in front of every text.
     """
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    in_order = sorted(added.items(), key=lambda item: item[1][0])
     steps: list[dict[str, Any]] = [
         {
             "type": "Split",
@@ -85,7 +86,8 @@ def tokenizer_json(
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [_added(token, *facts) for token, facts in added.items()],
+            # transformers numbers them in this order, whatever their ids say.
+            "added_tokens": [_added(token, *facts) for token, facts in in_order],
             "normalizer": None,
             "pre_tokenizer": {
                 "type": "Sequence",

@@ -56,6 +56,14 @@ def test_what_is_read_back_is_the_run(kind, name, request, tmp_path):
     assert found["gchat"]["texts"] == {"count": len(texts), "other": 0, "examples": []}
 
 
+def test_specials_are_listed_by_their_ids(qwen, tmp_path):
+    """transformers numbers them as they are listed; in another order each tag is another one."""
+    export("hf", qwen, tmp_path / "m")
+    listed = json.loads((tmp_path / "m/tokenizer.json").read_text())["added_tokens"]
+    ids = [token["id"] for token in listed]
+    assert len(ids) > 9 and ids == sorted(ids)
+
+
 def test_rotated_heads_are_not_those_of_the_run(llama, tmp_path, monkeypatch):
     """The negative control: a file without the permutation is another model."""
     monkeypatch.setattr(gguf_names, "permuted", lambda w, heads: w)
