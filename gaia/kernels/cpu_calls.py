@@ -81,26 +81,21 @@ def _call(typing_context, function, a, b):
     return types.int64(types.int64, types.int64, types.int64), generate
 
 
-@_compiled
-def _add(typing_context, address, n):
-    """Compiled: adds to a word that other threads use, and returns what it was."""
+def _atomic(operation: str) -> Any:
+    """Compiled: changes a word that other threads use, and returns what it was."""
 
-    def generate(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], _WORD.as_pointer())
-        return builder.atomic_rmw("add", place, arguments[1], "seq_cst")
+    @_compiled
+    def changed(typing_context, address, n):
+        def generate(context, builder, signature, arguments):
+            place = builder.inttoptr(arguments[0], _WORD.as_pointer())
+            return builder.atomic_rmw(operation, place, arguments[1], "seq_cst")
 
-    return types.int64(types.int64, types.int64), generate
+        return types.int64(types.int64, types.int64), generate
+
+    return changed
 
 
-@_compiled
-def _swap(typing_context, address, n):
-    """Compiled: sets a word that other threads use, and returns what it was."""
-
-    def generate(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], _WORD.as_pointer())
-        return builder.atomic_rmw("xchg", place, arguments[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), generate
+_add, _swap = _atomic("add"), _atomic("xchg")
 
 
 @_compiled
