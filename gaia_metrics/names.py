@@ -11,7 +11,7 @@ MFU = "perf/mfu"  # 0..1
 STEP_MS = "perf/step_ms"  # a step's wall time
 DATA_MS = "perf/data_wait_ms"  # of it, waiting for data; any other perf/*_ms is a part as well
 COST = "run/cost_per_hour"  # US dollars
-CORE = "eval/core"
+CORE = "eval/core_v1"
 CHATCORE = "eval/chatcore"
 SAMPLES = "samples"  # a text
 

@@ -123,6 +123,12 @@ def pretraining(config: TrainConfig, data: TrainingData) -> Stage:
     core = None
     if config.eval.core_every_steps:
         core = PeriodicCore(config, data.tokenizer, graph, mesh)
+        if config.run.target_core is not None and core.bundle.missing:
+            raise ConfigError(
+                f"run.target_core is {config.run.target_core} and {config.eval.core_bundle} has no "
+                f"file for {len(core.bundle.missing)} tasks of CORE, so nothing can reach it",
+                "leave it out, or use the whole bundle",
+            )
         print(core.describe())
     elif config.run.target_core is not None:
         raise ConfigError(

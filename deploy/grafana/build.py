@@ -350,7 +350,7 @@ def evals_dashboard() -> dict:
         "Evals",
         [PROJECT, runs(multi=True), choice("xaxis", "x axis", ["step", "tokens", "flops", "time"])],
         [
-            compared("CORE", "'eval/core'", size=(12, 9)),
+            compared("CORE", "'eval/core_v1'", size=(12, 9)),
             compared("ChatCORE", "'eval/chatcore'", size=(12, 9)),
             compared("Validation bits per byte", "'eval/val_bpb'", size=(24, 8)),
             table("Last results", fill(EVALS), (24, 12)),

@@ -2,29 +2,34 @@
 
 import json
 import sys
-import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from gaia import runtime
 from gaia.config import parse
 from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError, GaiaError
 from gchat.config import derive, load
 from gchat.model_shape import matmul_params
-from gchat.research import cells, driver, experiment, ideas, ladder, picture, rented, worktrees
+from gchat.research import (
+    cells,
+    driver,
+    experiment,
+    ideas,
+    ladder,
+    length,
+    picture,
+    rented,
+    worktrees,
+)
 from gchat.research import compare as comparing
 from gchat.research import sweep as sweeping
 from gchat.research.statistics import LEVEL
 
 MINUTES = 10.0
-TRAINING_SHARE = 0.6
-"""Share of a comparison's time that trains; the rest starts, compiles and evaluates."""
-POINTS = 8
-"""Points of a compared run's curve, where --set eval.every_steps=N does not say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,11 @@ class Compare:
             raise ConfigError("--minutes and --tokens are given", "give one of them")
         if self.budget is not None and self.on is None:
             raise ConfigError(f"--budget {self.budget} is given without --on", "name a machine")
+        if self.on is not None and Path(self.preset).is_file():
+            raise ConfigError(
+                f"--preset {self.preset} is a file of this machine, and --on trains on another",
+                "commit it in gchat/configs and give its name",
+            )
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             raise ConfigError(f"--minutes is {self.minutes}", "use a number above 0")
         if self.tokens is not None and self.tokens < 1:
@@ -183,9 +193,9 @@ def ideas_main(args: list[str]) -> None:
 def ladder_main(args: list[str]) -> None:
     """`gchat ladder`."""
     options = parse(Ladder, args, prog="gchat ladder", description=Ladder.__doc__)
-    more = [f"--{word}" for word in options.set]
+    preset, *more = _arguments(options.preset, options.set)
     plan = ladder.ladder_sweep(
-        options.preset, options.depths, options.tokens_per_param, options.seeds, more
+        preset, options.depths, options.tokens_per_param, options.seeds, more
     )
     plan.check()
     if options.dry_run:
@@ -205,7 +215,7 @@ def ladder_main(args: list[str]) -> None:
         )
     known, last = (made[:-1], made[-1]) if options.hold_out else (made, None)
     depth = options.predict or (last.depth if last else made[-1].depth + 1)
-    size = (options.preset, *more, f"--model.depth={depth}", "--training.tokens=1")
+    size = (preset, *more, f"--model.depth={depth}", "--training.tokens=1")
     derived, _ = derive(load(list(size)), vocab_size=vocab[0], padded_vocab_size=vocab[1])
     measured = next((r.mean for r in made if r.depth == depth and r not in known), None)
     said = ladder.predict(known, matmul_params(derived.model), measured=measured)
@@ -217,10 +227,16 @@ def ladder_main(args: list[str]) -> None:
         print(f"picture: {folder / 'ladder.png'}")
 
 
+def _arguments(preset: str, changed: Sequence[str]) -> list[str]:
+    """Words of `gchat train`. Runs start in the folder of their code, so a file needs its path."""
+    base = str(Path(preset).resolve()) if Path(preset).is_file() else preset
+    return [base, *(f"--{word}" for word in changed)]
+
+
 def research_main(args: list[str]) -> None:
     """`gchat research run`."""
     options = parse(Research, args, prog="gchat research run", description=Research.__doc__)
-    arguments = [options.preset, *(f"--{word}" for word in options.set)]
+    arguments = _arguments(options.preset, options.set)
     load(arguments, prog="gchat research run")
     done = experiment.run(
         minutes=options.minutes,
@@ -268,14 +284,19 @@ def compare_main(args: list[str]) -> None:
     """`gchat compare`."""
     options = parse(Compare, args, prog="gchat compare", description=Compare.__doc__)
     options.check()
-    arguments = [options.preset, *(f"--{word}" for word in options.set)]
+    arguments = _arguments(options.preset, options.set)
     load(arguments, prog="gchat compare")  # a misspelt field is named before anything is done
     named = "-vs-".join(name.replace("/", "_") for name in options.branches)
     folder = Path(options.out or f"runs/compare/{named}").resolve()
     if options.on is not None:
         _rented(options, folder)
         return
-    arguments += _length(options, arguments)
+    if options.tokens is not None:
+        arguments.append(f"--training.tokens={options.tokens}")
+    else:
+        runs, kept = len(options.branches) * len(options.seeds), folder / "length.json"
+        minutes = options.minutes or MINUTES
+        arguments += length.chosen(arguments, minutes, runs, kept, dry_run=options.dry_run)
     plan = f"each of {len(options.branches) * len(options.seeds)} runs: {' '.join(arguments)}"
     print(plan, file=sys.stderr if options.json else sys.stdout, flush=True)
     if options.dry_run:
@@ -283,7 +304,7 @@ def compare_main(args: list[str]) -> None:
             worktrees.check_name(worktrees.repository(), name)
         return
     data_dir = sweeping.data_of(arguments, options.data)
-    arguments += _evaluations(options, arguments, data_dir)
+    arguments += length.evaluations(arguments, data_dir)
     result = comparing.compare(
         options.branches,
         arguments,
@@ -310,8 +331,8 @@ def _rented(options: Compare, folder: Path) -> None:
     spent = rented.rental(options.on, options.budget, options.minutes)
     words = ["--preset", options.preset, "--level", str(options.level)]
     words += ["--seeds", *map(str, options.seeds), "--axes", *options.axes]
-    length = ("--tokens", str(options.tokens)) if options.tokens else ("--minutes", spent.minutes)
-    words += map(str, length)
+    lasting = ("--tokens", options.tokens) if options.tokens else ("--minutes", spent.minutes)
+    words += map(str, lasting)
     words += ["--set", *options.set] if options.set else []
     words += ["--allow-different"] * options.allow_different
     print(
@@ -327,44 +348,3 @@ def _rented(options: Compare, folder: Path) -> None:
     facts = folder / "comparison.json"
     if facts.exists():
         print(facts.read_text() if options.json else f"picture: {folder / 'curves.png'}")
-
-
-def _evaluations(options: Compare, arguments: list[str], data_dir: str) -> list[str]:
-    """Options that give each run a curve: a preset's own interval may be longer than the run."""
-    named = {word.partition("=")[0].replace("-", "_") for word in options.set}
-    if "eval.every_steps" in named:
-        return []
-    info = load_manifest(data_dir).tokenizer
-    config, _ = derive(
-        load(arguments, prog="gchat compare"),
-        vocab_size=info.vocab_size,
-        padded_vocab_size=info.padded_vocab_size,
-    )
-    return [f"--eval.every_steps={max(1, config.training.amounts.steps // POINTS)}"]
-
-
-def _length(options: Compare, arguments: list[str]) -> list[str]:
-    """Options that make each run as long as the budget allows, on this machine."""
-    if options.tokens is not None:
-        return [f"--training.tokens={options.tokens}"]
-    from gchat.scaling.estimate import overhead_seconds
-    from gchat.speedrun_plan import LEAST_STEPS, Plan
-
-    config = load(arguments, prog="gchat compare")
-    machine = runtime.start(matmul_precision=config.model.matmul_precision)
-    peak, _ = runtime.peak_flops(machine, config.model.compute_dtype)
-    minutes, runs = options.minutes or MINUTES, len(options.branches) * len(options.seeds)
-    seconds = TRAINING_SHARE * 60 * minutes / runs
-    deadline = time.monotonic() + seconds + overhead_seconds(machine, peak)
-    unsized = replace(config, training=replace(config.training, tokens=10**12, steps=None))
-    plan = Plan(unsized, machine, peak, deadline, strict=False)
-    typed = any(word.startswith(("model.depth=", "model.dim=")) for word in options.set)
-    plan.choose_size(fixed_depth=typed)
-    model, tokens = plan.config.model, plan.config.training.tokens
-    rows = 1 if config.training.batch_size is None else config.training.batch_size
-    if tokens is None or tokens <= LEAST_STEPS * rows * model.seq_len:
-        raise ConfigError(
-            f"--minutes {minutes:g} leave {seconds:.0f} s of training for each of {runs} runs",
-            "raise it, or name --tokens",
-        )
-    return [f"--model.depth={model.depth}", f"--training.tokens={tokens}"]

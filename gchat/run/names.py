@@ -57,6 +57,8 @@ METRICS = {
     "eval/*_perplexity": "Perplexity of a text",
     "eval/core_v1": "CORE with nanochat's baselines, on eval.core_max_per_task items a task",
     "eval/core_v2": "The same with DCLM's corrected baselines",
+    "eval/partial_core_v1": "Mean like CORE's over the tasks whose files are there: no CORE score",
+    "eval/partial_core_v2": "The same with DCLM's corrected baselines",
     "eval/core/*": "Accuracy of a task of CORE",
     "eval/chatcore": "ChatCORE, on eval.chat_max_per_task items a task",
     "eval/chat/*": "Accuracy of a task of ChatCORE, or of another one of eval.chat_tasks",

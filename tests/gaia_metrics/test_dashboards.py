@@ -48,7 +48,7 @@ def train(run, first, last, shift=0.0):
     for step in range(first, last):
         run.log(step, values(step, shift))
         if step % 100 == 0:
-            run.log(step, {"eval/val_bpb": 2.0 + shift, "eval/core": 0.1 + step / 1e4 + shift})
+            run.log(step, {"eval/val_bpb": 2.0 + shift, "eval/core_v1": 0.1 + step / 1e4 + shift})
             run.text(step, "samples", f"sample {step} {shift}")
 
 

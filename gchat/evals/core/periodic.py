@@ -48,6 +48,7 @@ class PeriodicCore:
     ) -> dict[str, float]:
         """`eval/core_v1`, `eval/core_v2` and `eval/core/TASK` (accuracy).
 
+        With a part of the tasks their means are `eval/partial_core_v1` and `_v2`.
         `progress` is told (items done, of how many) after each batch.
         """
         counts = evaluate.evaluate(
@@ -61,5 +62,6 @@ class PeriodicCore:
 
 def metrics(figures: Mapping[str, Any]) -> dict[str, float]:
     """A summary as values for the log."""
-    values = {f"eval/{version}": figures[version] for version in VERSIONS}
+    names = [summary.score_name(figures, version) for version in VERSIONS]
+    values = {f"eval/{name}": figures[name] for name in names}
     return values | {f"eval/core/{name}": row["accuracy"] for name, row in figures["tasks"].items()}

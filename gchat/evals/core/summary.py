@@ -47,9 +47,16 @@ def summary(counts: Mapping[str, Count]) -> dict[str, Any]:
     result: dict[str, Any] = {"tasks_scored": len(tasks), "tasks_of_core": len(TASKS)}
     accuracies = {name: count.accuracy for name, count in counts.items()}
     for version in VERSIONS:
-        result[version] = core(accuracies, version)
-        result[f"{version}_interval"] = list(core_interval(counts, version))
+        name = score_name(result, version)
+        result[name] = core(accuracies, version)
+        result[f"{name}_interval"] = list(core_interval(counts, version))
     return result | {"tasks": tasks}
+
+
+def score_name(figures: Mapping[str, Any], version: str) -> str:
+    """Key of the mean: a part of the tasks gives no CORE, so nothing may take it for one."""
+    whole = figures["tasks_scored"] == figures["tasks_of_core"]
+    return version if whole else f"partial_{version}"
 
 
 def table(figures: Mapping[str, Any], missing: Sequence[str] = ()) -> str:
@@ -64,10 +71,11 @@ def table(figures: Mapping[str, Any], missing: Sequence[str] = ()) -> str:
         )
     scored, of = figures["tasks_scored"], figures["tasks_of_core"]
     for version in VERSIONS:
+        name = score_name(figures, version)
         over = "" if scored == of else f"  (mean over {scored} of {of} tasks: no CORE score)"
         title = {"core_v1": "CORE v1 (nanochat)", "core_v2": "CORE v2 (DCLM)"}[version]
-        ends = _ends(figures[f"{version}_interval"])
-        lines.append(f"{title:<32} {figures[version]:>16.4f} {ends:>16}{over}")
+        ends = _ends(figures[f"{name}_interval"])
+        lines.append(f"{title:<32} {figures[name]:>16.4f} {ends:>16}{over}")
     if missing:
         lines.append(f"not in the bundle: {', '.join(missing)}")
     return "\n".join(lines)

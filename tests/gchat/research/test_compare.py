@@ -46,12 +46,17 @@ def clone(tmp_path_factory):
 
 @pytest.fixture
 def compare(clone, data_dir, user_environment):
-    def run(*words):
+    def run(*words, folder=".", length=("--tokens", "1024")):
         command = [sys.executable, "-m", "gchat", "compare", *words, "--data", str(data_dir)]
-        command += ["--set", *TINY, "--tokens", "1024", "--seeds", "1", "2"]
+        command += ["--set", *TINY, *length, "--seeds", "1", "2"]
         environment = user_environment | {"PYTHONPATH": os.fspath(clone)}
         return subprocess.run(
-            command, cwd=clone, env=environment, capture_output=True, text=True, check=False
+            command,
+            cwd=clone / folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     return run
@@ -97,3 +102,14 @@ def test_every_fault_of_the_plateau_page_trains_and_changes_the_run(compare):
     assert {status for row in rows for status in row["status"]} == {"done"}
     same = [row["branch"] for row in rows if row["bpb"] == main["bpb"]]
     assert same == ["+fault-bf16-positions"]
+
+
+def test_the_same_minutes_are_the_same_cells_again(clone, compare):
+    """From a folder below the root too, with a preset that is a file there."""
+    (clone / "docs" / "mine.yaml").write_text((clone / "gchat/configs/cpu.yaml").read_text())
+    words = ("main", "main~0", "--axes", "tokens", "--preset", "mine.yaml", "--json")
+    begun = compare(*words, folder="docs", length=("--minutes", "0.5"))
+    assert begun.returncode == 0, begun.stderr
+    again = compare(*words, folder="docs", length=("--minutes", "0.5"))
+    assert again.returncode == 0 and "4 of 4 cells are there already" in again.stderr
+    assert json.loads(again.stdout)["rows"] == json.loads(begun.stdout)["rows"]

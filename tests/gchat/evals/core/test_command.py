@@ -27,12 +27,13 @@ def bundle(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(data_dir, bundle, tmp_path_factory):
+def trained(data_dir, tmp_path_factory):
     """(run folder, output): four steps, with CORE after the third and the last."""
     run = tmp_path_factory.mktemp("runs") / "run"
+    whole = small_core.write(tmp_path_factory.mktemp("whole"))
     args = runs.arguments(
-        data_dir, run, "--eval.core-every-steps", 3, "--eval.core-bundle", bundle,
-        "--eval.core-max-per-task", 2, "--run.target-core", -1, steps=4,
+        data_dir, run, "--eval.core-every-steps", 3, "--eval.core-bundle", whole,
+        "--eval.core-max-per-task", 1, "--run.target-core", -1, steps=4,
     )  # fmt: skip
     # One layer and no dropout, which cost most of the time to compile.
     changed = {"seq-len": SEQ_LEN, "depth": 1, "dropout": 0}
@@ -53,15 +54,28 @@ def test_training_evaluates_core_and_times_its_target(trained):
     run, said = trained
     logged = {r["step"]: r for r in runs.logged(run) if "eval/core_v1" in r}
     assert sorted(logged) == [3, 4]
-    assert 0 <= logged[3]["eval/core/copa"] <= 1 and "eval/core/piqa" not in logged[3]
+    assert 0 <= logged[3]["eval/core/copa"] <= 1
     summary = json.loads((run / "summary.json").read_text())
     assert summary["core_v1"] == logged[4]["eval/core_v1"]
     assert summary["core_v2"] == logged[4]["eval/core_v2"]
     # Reached at once, so by the clock of the third step and not of the last.
     assert summary["seconds_to_target_core"] >= logged[3]["train/seconds"]
     assert summary["seconds_to_target_core"] < logged[4]["train/seconds"]
-    assert "core: 6 items of 3 tasks" in said and "so it is no CORE score" in said
+    assert "core: 22 items of 22 tasks" in said and "no CORE score" not in said
     assert "core/copa" not in said  # one line, not one of 24 numbers
+
+
+def test_a_target_that_a_part_of_the_tasks_would_pass_is_refused(
+    data_dir, bundle, tmp_path, capsys
+):
+    args = runs.arguments(
+        data_dir, tmp_path / "run", "--eval.core-every-steps", 3, "--eval.core-bundle", bundle,
+        "--run.target-core", -1, steps=4,
+    )  # fmt: skip
+    assert main(["train", *args]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "run.target_core is -1" in line and "has no file for 19 tasks of CORE" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_keeps_what_is_done(trained, bundle, capsys):
@@ -73,7 +87,8 @@ def test_the_command_keeps_what_is_done(trained, bundle, capsys):
     assert figures["results"] == str(run / "evals" / f"{name}.jsonl")
     assert json.loads((run / "evals" / f"{name}.json").read_text()) == figures
     metrics = json.loads((run / "evals" / f"{name}.metrics/metrics.jsonl").read_text())
-    assert metrics["step"] == 4 and metrics["eval/core_v1"] == figures["core_v1"]
+    assert metrics["step"] == 4 and "eval/core_v1" not in metrics
+    assert metrics["eval/partial_core_v1"] == figures["partial_core_v1"]
     before = (run / "evals" / f"{name}.jsonl").read_bytes()
     assert core(run, bundle, "--max-per-task", 5, "--tasks", "boolq,copa") == 0
     said = capsys.readouterr().out

@@ -80,9 +80,10 @@ def test_a_part_of_the_tasks_is_no_core_score():
     figures = summary.summary({"copa": Count(60, 100), "jeopardy": Count(0, 0)})
     assert list(figures["tasks"]) == ["copa"]
     row = figures["tasks"]["copa"]
-    assert row["centred_core_v1"] == figures["core_v1"] == pytest.approx(0.2)
+    assert row["centred_core_v1"] == figures["partial_core_v1"] == pytest.approx(0.2)
     low, high = Count(60, 100).interval
     assert row["centred_core_v2_interval"] == pytest.approx([2 * low - 1, 2 * high - 1])
+    assert "core_v1" not in figures and "core_v2" not in figures
     text = summary.table(figures, ["jeopardy"])
     assert "mean over 1 of 22 tasks: no CORE score" in text
     assert "not in the bundle: jeopardy" in text
