@@ -42,6 +42,14 @@ class KVCache(NamedTuple):
     v: Chunks
     k_scale: Chunks = ()
     v_scale: Chunks = ()
+    row: jax.Array | None = None
+    """The one row that new tokens belong to, int32; None where each row gets its own."""
+
+    def own(self, chunk: jax.Array) -> jax.Array:
+        """The rows of a chunk that new tokens belong to: themselves, or a copy of the one."""
+        if self.row is None:
+            return chunk
+        return jax.lax.dynamic_slice_in_dim(chunk, self.row, 1, axis=0)
 
 
 def empty_cache(B: int, K: int, S: int, H: int, dtype: jnp.dtype) -> KVCache:
@@ -87,11 +95,13 @@ def write_cache(
     first_B = jnp.where(first_B < 0, -T, first_B)
     k, k_scale = _stored(k_BTKH.transpose(0, 2, 1, 3), cache.k[0].dtype)
     v, v_scale = _stored(v_BTKH.transpose(0, 2, 1, 3), cache.v[0].dtype)
+    write = partial(_write, first_B=first_B, row=cache.row)
     return KVCache(
-        _write(cache.k, k, first_B),
-        _write(cache.v, v, first_B),
-        () if k_scale is None else _write(cache.k_scale, k_scale, first_B),
-        () if v_scale is None else _write(cache.v_scale, v_scale, first_B),
+        write(cache.k, k),
+        write(cache.v, v),
+        () if k_scale is None else write(cache.k_scale, k_scale),
+        () if v_scale is None else write(cache.v_scale, v_scale),
+        cache.row,
     )
 
 
@@ -104,13 +114,15 @@ def _stored(x_BKTH: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array |
     return jnp.round(x / scale_BKT[..., None]).astype(jnp.int8), scale_BKT
 
 
-def _write(chunks: Chunks, new: jax.Array, first_B: jax.Array) -> Chunks:
-    """`new` [B, K, T, …] into chunks [B, K, C, …] from slot `first_B` of each row on."""
+def _write(chunks: Chunks, new: jax.Array, first_B: jax.Array, row: jax.Array | None) -> Chunks:
+    """`new` [B, K, T, …] into chunks [B, K, C, …] from slot `first_B` of each row, or of one."""
     B = new.shape[0]
     written = []
     for chunk, first in zip(chunks, _firsts(chunks), strict=True):
         at_B = first_B - first
-        if B > _UNROLLED_ROWS:
+        if row is not None:
+            chunk = _write_row(chunk, new, at_B[0], row)
+        elif B > _UNROLLED_ROWS:
             row = jax.vmap(lambda c, n, at: _write_row(c[None], n[None], at, 0)[0])
             chunk = row(chunk, new, at_B)
         else:
@@ -120,7 +132,7 @@ def _write(chunks: Chunks, new: jax.Array, first_B: jax.Array) -> Chunks:
     return tuple(written)
 
 
-def _write_row(chunk: jax.Array, new: jax.Array, at: jax.Array, b: int) -> jax.Array:
+def _write_row(chunk: jax.Array, new: jax.Array, at: jax.Array, b: int | jax.Array) -> jax.Array:
     """Those of `new` [1, K, T, …] that fall into row `b` of the chunk, when the first is at `at`.
 
     What lies in their neighbourhood is read and written again: the chunk is changed in place, at
@@ -153,7 +165,7 @@ def write_and_attend(
     A few tokens of each row on CPU take one call of a compiled loop for both.
     """
     few = q_BTNH.shape[1] <= _LOOP_TOKENS and cache.k[0].dtype in (jnp.float32, jnp.int8)
-    if few and parallel.platform(q_BTNH) == "cpu" and cpu_rows.available():
+    if few and cache.row is None and parallel.platform(q_BTNH) == "cpu" and cpu_rows.available():
         return _in_one_call(q_BTNH, k_BTKH, v_BTKH, cache, positions_BT, window)
     cache = write_cache(cache, k_BTKH, v_BTKH, positions_BT)
     return attend_cache(q_BTNH, cache, positions_BT, window), cache
@@ -238,9 +250,9 @@ def _attend(
     """The sums with chunk `j`."""
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     dtype, first = q_BKQH.dtype, _firsts(cache.k)[j]
-    score_BKQC = product("bkqh,bkch->bkqc", q_BKQH, cache.k[j].astype(dtype))
+    score_BKQC = product("bkqh,bkch->bkqc", q_BKQH, cache.own(cache.k[j]).astype(dtype))
     if cache.k_scale:
-        score_BKQC *= cache.k_scale[j][:, :, None]
+        score_BKQC *= cache.own(cache.k_scale[j])[:, :, None]
     slot_11C = (first + jnp.arange(score_BKQC.shape[-1]))[None, None]
     seen_BQC = slot_11C <= slot_BQ[..., None]
     if window is not None:
@@ -251,7 +263,7 @@ def _attend(
     weight_BKQC = jnp.exp(score_BKQC - top_BKQ[..., None])
     mass_BKQ = sums.mass_BKQ * shrink_BKQ + jnp.sum(weight_BKQC, axis=-1)
     if cache.v_scale:
-        weight_BKQC *= cache.v_scale[j][:, :, None]
-    v_BKCH = cache.v[j].astype(dtype)
+        weight_BKQC *= cache.own(cache.v_scale[j])[:, :, None]
+    v_BKCH = cache.own(cache.v[j]).astype(dtype)
     new_BKQH = product("bkqc,bkch->bkqh", weight_BKQC.astype(dtype), v_BKCH)
     return _Sums(top_BKQ, mass_BKQ, sums.out_BKQH * shrink_BKQ[..., None] + new_BKQH)

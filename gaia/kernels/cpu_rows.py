@@ -20,8 +20,8 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 
-MAX_ROWS = 32
-"""Limit of the rows: with more, XLA hides its detours behind enough arithmetic."""
+MAX_ROWS = {"float32": 32, "uint16": 64, "int8": 32}
+"""Limit of the rows by the weights' dtype: with more, XLA's arithmetic hides its detours."""
 
 _LEAST_COLUMNS = 64  # of one thread's part: handing it over costs microseconds
 
@@ -45,7 +45,7 @@ def rows_product(x_ND: jax.Array, w_FD: jax.Array, scale_F: jax.Array | None = N
     """Product on CPU of a few fp32 rows with a matrix whose columns lie one after another.
 
     Args:
-        x_ND: fp32 [N, D], N at most `MAX_ROWS`.
+        x_ND: fp32 [N, D], N at most `MAX_ROWS` of the dtype.
         w_FD: fp32, int8, or bf16 as its bits, uint16 [F, D].
         scale_F: fp32 [F], factor of each column; None for 1.
 

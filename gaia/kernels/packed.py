@@ -60,7 +60,7 @@ class PackedMatrix:
         x_ND = x.reshape(-1, x.shape[-1])
         N = x_ND.shape[0]
         on_cpu = parallel.platform(x) == "cpu"
-        if on_cpu and N <= cpu_rows.MAX_ROWS and cpu_rows.available():
+        if on_cpu and cpu_rows.MAX_ROWS[self.values.dtype.name] >= N and cpu_rows.available():
             y_NF = cpu_rows.rows_product(x_ND.astype(jnp.float32), self.values, self.scale)
             return y_NF.reshape(*x.shape[:-1], -1)
         w_FD = _floats(self.values)

@@ -202,22 +202,12 @@ def _read(
     plan: Plan, model: GPT, state: DeviceState, ids_C: jax.Array, slot: Any, start: Any
 ) -> tuple[DeviceState, jax.Array]:
     """The state with a piece of a row's prompt, and the piece's hidden states [C, D]."""
-    row = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, slot, 1, axis=0), state.caches)
     positions_1C = (start + jnp.arange(ids_C.shape[0], dtype=jnp.int32))[None]
+    caches = tuple(cache._replace(row=slot) for cache in state.caches)
     with parallel.traced_for(plan.platform):
-        x_1CD, row = model(ids_C[None], positions_BT=positions_1C, cache=row)
-
-    def put(_: Any, caches: tuple[KVCache, ...]) -> tuple[KVCache, ...]:
-        return jax.tree.map(
-            lambda a, r: jax.lax.dynamic_update_slice_in_dim(a, r, slot, axis=0), caches, row
-        )
-
-    if plan.platform == "cpu":
-        # A loop of one turn: XLA on CPU fuses the row's writes with reads of what was there before,
-        # and then writes to copies of whole caches.
-        caches = jax.lax.fori_loop(0, jnp.minimum(slot + 1, 1), put, state.caches)
-    else:
-        caches = put(0, state.caches)
+        x_1CD, caches = model(ids_C[None], positions_BT=positions_1C, cache=caches)
+        assert caches is not None  # some went in
+    caches = tuple(cache._replace(row=None) for cache in caches)
     ids_BS = state.ids_BS
     if plan.speculate:
         ids_BS = jax.lax.dynamic_update_slice(ids_BS, ids_C[None], (slot, start))

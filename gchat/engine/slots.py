@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+_WORTH_TWO = 128
+"""Least size of a piece that is cheaper read as two of half and a quarter of its tokens."""
+
 
 @dataclass
 class Slot:
@@ -70,11 +73,16 @@ class Slots:
 
 
 def pieces(start: int, end: int, piece: int, smallest: int = 16) -> Sequence[tuple[int, int]]:
-    """(start, size) of each piece of a prompt; the last one's size is the next power of two."""
+    """(start, size) of each piece of a prompt; the last ones' sizes are powers of two.
+
+    A last one that would be filled up by more than a quarter is read as two.
+    """
     cut = []
     while start < end:
-        size = piece
-        while size // 2 >= max(end - start, smallest):
+        size, left = piece, end - start
+        while size // 2 >= max(left, smallest):
+            size //= 2
+        if size >= _WORTH_TWO and left <= size * 3 // 4:
             size //= 2
         cut.append((start, size))
         start += size

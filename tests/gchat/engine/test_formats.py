@@ -177,6 +177,32 @@ def test_the_loop_for_few_tokens_does_what_xla_does(dtype, tokens, window, monke
         np.testing.assert_allclose(mine[:4], theirs[:4], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize(("first", "tokens"), [(0, 16), (250, 16), (500, 12), (300, 1)])
+def test_a_piece_of_one_row_s_prompt_touches_that_row_alone(dtype, first, tokens):
+    """Over the edge of two chunks too: what a cache of that row alone gives, to the bit."""
+    draw = np.random.default_rng(tokens)
+    old = draw.standard_normal((3, 512, K, H)).astype(np.float32)
+    slots = np.broadcast_to(np.arange(512, dtype=np.int32), old.shape[:2])
+    cache = writing(empty_cache(3, K, 512, H, dtype), old, -old, slots)
+    k, v = (draw.standard_normal((1, tokens, K, H)).astype(np.float32) for _ in range(2))
+    q = draw.standard_normal((1, tokens, K * G, H)).astype(np.float32)
+    positions = first + np.arange(tokens, dtype=np.int32)[None]
+
+    @jax.jit
+    def attend(cache):  # in two: few tokens of a cache without `row` take the loop
+        after = write_cache(cache, k, v, positions)
+        return attend_cache(q, after, positions, None), after
+
+    out, after = attend(cache._replace(row=jnp.int32(1)))
+    there, written = attend(jax.tree.map(lambda a: a[1:2], cache))
+    np.testing.assert_array_equal(out, there)
+    after = after._replace(row=None)
+    for mine, theirs, was in zip(*map(jax.tree.leaves, (after, written, cache)), strict=True):
+        np.testing.assert_array_equal(mine[1:2], theirs)
+        np.testing.assert_array_equal(mine[::2], was[::2])
+
+
 def test_many_rows_are_written_as_few_are():
     """Above a number of rows XLA's scatter writes, below it one update per row."""
     many = 12

@@ -70,7 +70,7 @@ def test_a_target_that_a_part_of_the_tasks_would_pass_is_refused(
 ):
     args = runs.arguments(
         data_dir, tmp_path / "run", "--eval.core-every-steps", 3, "--eval.core-bundle", bundle,
-        "--run.target-core", -1, steps=4,
+        "--run.target-core", -1, steps=8,
     )  # fmt: skip
     assert main(["train", *args]) == 2
     (line,) = capsys.readouterr().err.splitlines()
