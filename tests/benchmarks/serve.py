@@ -14,7 +14,8 @@ after the first fifth of the time, within 5%.
 (xllamacpp's wheel in PYTHON) does the same on the same weights with as many slots. RUN is by
 default a small model (depth 4, width 256) of a few steps on made-up text. Clients share the cores
 with the servers. The aim is 3 times `serial`. A prompt's lone answer is asked once: a large
-model needs fewer prompts (`--prompts`).
+model needs fewer prompts (`--prompts`). Prompts come again, and servers keep what they have read of
+them: with --fresh none does.
 """
 
 import argparse
@@ -140,8 +141,13 @@ async def ask(
         writer.close()
 
 
-async def load(port: int, prompts, most: int, clients: int, seconds: float, leave: float, probe):
-    """Streams for some seconds; (what was seen, seconds, readings of `probe`)."""
+async def load(
+    port: int, prompts, most: int, clients: int, seconds: float, leave: float, probe, fresh: bool
+):
+    """Streams for some seconds; (what was seen, seconds, readings of `probe`).
+
+    With `fresh` a prompt is asked once; when there is none left, the load ends.
+    """
     seen, free = Seen(), list(range(len(prompts)))
     random.Random(1).shuffle(free)
     began = time.monotonic()
@@ -149,7 +155,7 @@ async def load(port: int, prompts, most: int, clients: int, seconds: float, leav
 
     async def client(number: int) -> None:
         rng = random.Random(number)
-        while time.monotonic() - began < seconds:
+        while free and time.monotonic() - began < seconds:
             prompt = free.pop(0)
             leave_at = rng.randint(0, most - 1) if rng.random() < leave else None
             try:
@@ -161,7 +167,8 @@ async def load(port: int, prompts, most: int, clients: int, seconds: float, leav
                 seen.left += leave_at is not None
             else:
                 seen.answers.append((prompt, tokens))
-            free.append(prompt)
+            if not fresh:
+                free.append(prompt)
 
     async def watch() -> None:
         while True:
@@ -201,15 +208,16 @@ def ours(run: Path, slots: int, folder: Path, args: argparse.Namespace) -> Serve
     return Server(command, folder / f"gchat{slots}.log", told=r"http://127.0.0.1:(\d+)/v1")
 
 
-def check(server: Server, seen: Seen, prompts, most: int) -> dict:
-    """Every finished answer against the one to its prompt alone."""
+def check(server: Server, seen: Seen, prompts, most: int, limit: int | None) -> dict:
+    """Every finished answer, or the first `limit`, against the one to its prompt alone."""
     alone: dict[int, list[int]] = {}
     wrong = 0
-    for prompt, tokens in seen.answers:
+    answers = seen.answers[:limit]
+    for prompt, tokens in answers:
         if prompt not in alone:
             alone[prompt] = asyncio.run(ask(server.port, prompts[prompt], most, None, Seen()))
         wrong += alone[prompt] != tokens
-    return {"compared": len(seen.answers), "prompts": len(alone), "mixed": wrong}
+    return {"compared": len(answers), "prompts": len(alone), "mixed": wrong}
 
 
 def idle(server: Server) -> None:
@@ -289,21 +297,24 @@ def main(args: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = prepare(folder, args.run, 2 if args.quick else 4)
-        prompts = make_prompts(run, args.prompts or 4 * clients)
+        count = args.prompts or 4 * clients
+        prompts = make_prompts(run, 100 * count if args.fresh else count)
         most, made = args.tokens, {"clients": clients, "slots": slots, "load_s": seconds}
         server = ours(run, slots, folder, args)
         try:
-            loading = load(server.port, prompts, most, clients, seconds, LEAVE, server.rss)
+            loading = load(
+                server.port, prompts, most, clients, seconds, LEAVE, server.rss, args.fresh
+            )
             seen, took, memory = asyncio.run(loading)
             steady = memory[len(memory) // 5 :]
             made |= rate(seen, took) | {"rss_mb": [round(steady[0]), round(steady[-1])]}
             made |= settled(server) | left_alone(server, prompts[0])
-            made |= check(server, seen, prompts, most)
+            made |= check(server, seen, prompts, most, count if args.fresh else None)
         finally:
             made["exit_status"] = server.close()
         single = ours(run, 1, folder, args)
         try:
-            loading = load(single.port, prompts, most, 1, seconds / 4, 0, single.rss)
+            loading = load(single.port, prompts, most, 1, seconds / 4, 0, single.rss, args.fresh)
             made["serial"] = rate(*asyncio.run(loading)[:2])
         finally:
             single.close()
@@ -332,7 +343,9 @@ def theirs(args, prompts, clients: int, seconds: float, slots: int, folder: Path
                    "--threads", cores]  # fmt: skip
     server = Server(command, folder / "llama.log", told=r"http://127.0.0.1:(\d+)")
     try:
-        loading = load(server.port, prompts, args.tokens, clients, seconds, LEAVE, server.rss)
+        loading = load(
+            server.port, prompts, args.tokens, clients, seconds, LEAVE, server.rss, args.fresh
+        )
         return rate(*asyncio.run(loading)[:2])
     finally:
         server.process.kill()
@@ -347,6 +360,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=int, default=64, help="streams at once")
     parser.add_argument("--slots", type=int, default=0, help="rows of the engine; clients' number")
     parser.add_argument("--prompts", type=int, default=0, help="different ones; 4 for each client")
+    parser.add_argument("--fresh", action="store_true", help="ask no prompt twice, so that nothing "
+                        "is read from a cache; --prompts is how many are checked")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=120, help="of the load")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
     parser.add_argument("--weights", default="float32", help="format of our weights")
