@@ -51,18 +51,31 @@ def _loaded(builder: Any, array: Any, k: Any, kind: Any, lanes: int) -> Any:
     return builder.bitcast(builder.shl(builder.zext(value, wide), half), one_or_many(_FLOAT))
 
 
-def _lanes_added(builder: Any, sums: Any) -> Any:
-    """The lanes of a vector in one number."""
-    lanes = _LANES
-    while lanes > 1:
-        lanes //= 2
-        half = ir.VectorType(_INT32, lanes)
-        low, high = (
-            builder.shuffle_vector(sums, sums, ir.Constant(half, list(range(at, at + lanes))))
-            for at in (0, lanes)
-        )
-        sums = builder.fadd(low, high)
-    return builder.extract_element(sums, ir.Constant(_INT32, 0))
+def _lanes_added(builder: Any, sums: list[Any]) -> list[Any]:
+    """The lanes of each vector in one number, of up to `_LANES` vectors.
+
+    Halves are added to halves, of two vectors in one instruction: what is added to what is the same
+    for each vector, wherever it stands.
+    """
+    count, lanes, zero = len(sums), _LANES, ir.Constant(_VECTOR, [0.0] * _LANES)
+    sums = [*sums, *[zero] * (_LANES - count)]
+    while lanes > 1:  # each vector holds _LANES / lanes groups, each of them of `lanes` lanes
+        firsts = range(0, 2 * _LANES, lanes)
+        half = lanes // 2
+        low, high = ([at + i for at in firsts for i in range(o, o + half)] for o in (0, half))
+        pairs = zip(sums[::2], sums[1::2], strict=True)
+        sums = [
+            builder.fadd(*(builder.shuffle_vector(one, other, _places(of)) for of in (low, high)))
+            for one, other in pairs
+        ]
+        lanes = half
+    (together,) = sums
+    return [builder.extract_element(together, ir.Constant(_INT32, i)) for i in range(count)]
+
+
+def _places(lanes: list[int]) -> Any:
+    """Lanes of two vectors, as a shuffle takes them."""
+    return ir.Constant(ir.VectorType(_INT32, len(lanes)), lanes)
 
 
 class _Tile:
@@ -115,10 +128,12 @@ def _tile(typing_context, x, w, y, n, f, rows, columns):
         sums = [[cgutils.alloca_once_value(builder, zero) for _ in f_c] for _ in n_r]
         whole = builder.sub(D, builder.urem(D, ir.Constant(_WORD, _LANES)))
         tile.add_up(sums, ir.Constant(_WORD, 0), whole, _LANES)
-        for row in sums:
-            for c, variable in enumerate(row):
-                total = _lanes_added(builder, builder.load(variable))
-                row[c] = cgutils.alloca_once_value(builder, total)
+        every = [builder.load(variable) for row in sums for variable in row]
+        totals = []
+        for at in range(0, len(every), _LANES):
+            totals += _lanes_added(builder, every[at : at + _LANES])
+        variables = [cgutils.alloca_once_value(builder, total) for total in totals]
+        sums = [variables[r * C : r * C + C] for r in range(R)]
         tile.add_up(sums, whole, D, 1)
         for row, row_sums in zip(n_r, sums, strict=True):
             for column, variable in zip(f_c, row_sums, strict=True):
