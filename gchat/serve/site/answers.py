@@ -44,6 +44,7 @@ class Answer:
         self.sources = list[Any]()
         self.told = Told()
         self._growing = growing
+        self._later: asyncio.TimerHandle | None = None
         self._events: deque[tuple[int, bytes]] = deque()
         self._size, self._first = 0, 1
         self._number = 0
@@ -74,11 +75,30 @@ class Answer:
         """Shows a piece that has been saved."""
         self.text += text
         self.n = n
+        self._show_text(text)
+
+    def _show_text(self, text: str = "") -> None:
+        """Shows a piece, "" for none, with the page's HTML as far as that is due."""
         self.show("delta", {"text": text, "n": self.n, **self._growing.add(text)})
+        self._show_late()
+
+    def _show_late(self) -> None:
+        """Sees to it that HTML that is not due yet is shown when it is, if no piece comes."""
+        wait_s = self._growing.wait_s
+        if wait_s == 0:
+            self._show_text()
+        elif wait_s is not None and not self._later:
+            self._later = asyncio.get_running_loop().call_later(wait_s, self._look_again)
+
+    def _look_again(self) -> None:
+        self._later = None
+        self._show_late()
 
     def end(self, name: str, data: Any) -> None:
-        """Shows the last event."""
+        """Shows the last event, which has the whole text's HTML."""
         self.over = True
+        if self._later is not None:
+            self._later.cancel()
         self.show(name, data)
 
     async def follow(self, after: int | None) -> AsyncIterator[bytes]:

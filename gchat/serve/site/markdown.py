@@ -7,11 +7,15 @@ The cleaning stands after Markdown, not before it (Open WebUI had it the other w
 CVE-2026-44568).
 
 While text arrives only its last blocks are rendered anew. Blocks are independent of one another,
-because definitions of links elsewhere in the text (`[name]: url`) are not read.
+because definitions of links elsewhere in the text (`[name]: url`) are not read. A block that grows
+long, such as a list of thousands of lines, is rendered more seldom the more it costs: rendered with
+every piece, it would cost the square of its length.
 """
 
 import functools
 import re
+import time
+from collections.abc import Callable
 from typing import TypedDict
 
 import nh3
@@ -27,6 +31,14 @@ MAX_CODE = 60_000
 """Characters of code that is coloured."""
 MAX_OPEN_CODE = 3000
 """Characters of code that is coloured while it is being written."""
+MAX_GROWTH, _LITTLE = 64, 100_000
+"""Times its text that a block's HTML may be long, where it is longer than a little.
+
+Maths, coloured code and tables stay below. A table has a cell in every column whatever stands in a
+row, so that 2,000 characters could make 660,000: such a block is shown without Markdown.
+"""
+PAUSE = 10
+"""Times the last rendering's cost that pass before the next: a tenth of the time at most."""
 _HEADINGS_BEGIN_AT = 3  # the page has one of the first rank, conversations those of the second
 _MATHS = {
     *("math", "merror", "mfrac", "mi", "mn", "mo", "mover", "mpadded", "mphantom", "mroot"),
@@ -85,33 +97,60 @@ def render(text: str) -> str:
 
 
 class Growing:
-    """The HTML of a text that is being written."""
+    """The HTML of a text that is being written.
 
-    def __init__(self) -> None:
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._done: list[str] = []  # blocks that no further text can change
         self._open: list[str] = []
         self._rest = ""  # text of the open blocks
+        self._waiting: list[str] = []  # pieces behind it that are not rendered yet
         self._length = 0
+        self._due = float("-inf")
 
     @property
     def blocks(self) -> list[str]:
-        """HTML of each block of the text so far."""
+        """HTML of each block of the text so far, without what waits."""
         return self._done + self._open
 
+    @property
+    def wait_s(self) -> float | None:
+        """Seconds until text that waits is due; None where none waits."""
+        return max(0.0, self._due - self._clock()) if self._waiting else None
+
     def add(self, piece: str) -> Change:
-        """Takes a further piece of the text."""
-        first, before = len(self._done), self._open
-        self._length += len(piece)
-        self._rest += _plain(piece)
-        if self._length > MAX_TEXT:
-            self._open = [f"<p>{escapeHtml(self._rest)}</p>"]
-        else:
-            self._render_rest()
-        return _change(first, before, self._done[first:] + self._open)
+        """Takes a further piece of the text; renders what waits where that is due."""
+        if piece:
+            self._waiting.append(piece)
+            self._length += len(piece)
+        if not self._waiting or self._clock() < self._due:
+            return {"from": len(self._done) + len(self._open), "keep": 0, "html": []}
+        return self._render_waiting()
 
     def snapshot(self) -> Change:
-        """The change that makes everything out of nothing."""
+        """The change that makes everything rendered so far out of nothing.
+
+        It renders nothing itself: changes go to all readers, and this to one of them alone.
+        """
         return {"from": 0, "keep": 0, "html": self.blocks}
+
+    def _render_waiting(self) -> Change:
+        began = self._clock()
+        first, before = len(self._done), self._open
+        self._rest += _plain("".join(self._waiting))
+        self._waiting = []
+        if self._length > MAX_TEXT:
+            self._open = [_shown_plain(self._rest)]
+        else:
+            self._render_rest()
+        change = _change(first, before, self._done[first:] + self._open)
+        ended = self._clock()
+        self._due = ended + PAUSE * (ended - began)
+        return change
 
     def _render_rest(self) -> None:
         blocks = _blocks(self._rest)
@@ -150,6 +189,10 @@ def _common(one: str, other: str) -> int:
     return low
 
 
+def _shown_plain(text: str) -> str:
+    return f"<p>{escapeHtml(text)}</p>"
+
+
 def _plain(text: str) -> str:
     r"""The text without `\r`, and without halves of characters, which no encoding can write."""
     return text.replace("\r", "").encode("utf-8", "replace").decode()
@@ -159,12 +202,16 @@ def _blocks(text: str) -> list[tuple[int, str]]:
     """(first line, safe HTML) of each block at the top."""
     markdown, environment = _markdown(), {}
     tokens = markdown.parse(text, environment)
+    lines = text.split("\n")
     blocks, begin = [], 0
     for index, token in enumerate(tokens):
         if token.level == 0 and token.nesting <= 0:
             block = tokens[begin : index + 1]
             html = markdown.renderer.render(block, markdown.options, environment)
-            line = block[0].map[0] if block[0].map else 0
+            line, end = block[0].map or (0, 0)
+            if len(html) > _LITTLE:
+                source = "\n".join(lines[line:end])
+                html = html if len(html) < MAX_GROWTH * len(source) else _shown_plain(source)
             blocks.append((line, _cleaner().clean(html)))
             begin = index + 1
     return blocks
@@ -252,7 +299,7 @@ def _is_closed(token: Token) -> bool:
     return token.map[1] - token.map[0] == lines + 2
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=64)
 def coloured(code: str, language: str) -> str:
     """HTML of code with spans of Pygments' classes; plain where its language is not known."""
     from pygments import highlight

@@ -326,7 +326,7 @@ export class Chat {
     $("title").dataset.site = document.title;
     $("composer").addEventListener("submit", (event) => { event.preventDefault(); void this.submit(); });
     $("stop").onclick = () => void this.stop();
-    $("new").addEventListener("click", (event) => { event.preventDefault(); this.fresh(); document.body.classList.remove("menu"); $("veil").hidden = true; });
+    $("new").addEventListener("click", (event) => { event.preventDefault(); this.sidebar.menu(false); this.fresh(); });
     $("options").onclick = () => void this.options();
     $<HTMLSelectElement>("model").onchange = (event) => void this.patch({ model: (event.target as HTMLSelectElement).value }).catch(this.say);
     document.getElementById("search")?.addEventListener("click", (event) => {
