@@ -113,7 +113,7 @@ def test_keys_alone_are_enough(place, chromium):
 
 
 def test_the_list_over_the_page_of_a_phone(place, chromium, axe):
-    """What lies below is out of reach while it is open; however it is closed, it is closed whole."""
+    """The page below is out of reach while it is open, and back however it is closed."""
     url, _ = place
     jo = Person(chromium, url, "jo", viewport=PHONE).register()
     page = jo.page
