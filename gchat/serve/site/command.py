@@ -37,11 +37,11 @@ def web(options: Web) -> None:
     listener = listen(options.host, options.port)  # before minutes of loading
     with listener, ExitStack() as locked:
         database = Database(database_of(options.database))
-        # A database that is there is locked and looked at before minutes of loading. One that is
+        # A database that is there is looked at and locked before minutes of loading. One that is
         # not is made after them: a start that comes to nothing leaves nothing behind.
         if there := database.is_made:
-            locked.enter_context(only_one(database))
             migrating.refuse(database)
+            locked.enter_context(only_one(database))
         find = _finder(options)
         quotas = Quotas(options.rate, options.token_rate, database)
         service = open_service(options, UserKeys(database, quotas), quotas)

@@ -52,7 +52,10 @@ def _try(work: Callable[[Config], T], database: Database) -> T:
     try:
         return work(config)
     except Unavailable as error:
-        raise ConfigError(f"--database {database.shown}: {error}", "check it") from error.__cause__
+        said = str(error).partition(";")[0]  # what follows is for people who use the site
+        raise ConfigError(
+            f"--database {database.shown}: {said}", "check the address, or try again"
+        ) from error.__cause__
 
 
 def _upgrade(connection: sa.Connection, config: Config, database: Database) -> None:

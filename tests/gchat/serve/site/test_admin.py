@@ -267,6 +267,7 @@ def test_a_database_of_another_program_is_refused_as_it_was(capfd, tmp_path, mon
         assert main([*verb, "--database", f"sqlite:///{file}"]) == 2
         (line,) = capfd.readouterr().err.splitlines()
         assert "other" in line and file.read_bytes() == before
+        assert [one.name for one in tmp_path.iterdir()] == ["other.db"]
 
 
 def test_a_single_user_is_reached_as_localhost_only(tmp_path, upstream):

@@ -216,7 +216,16 @@ def test_names_of_the_world(name):
 
 @pytest.mark.parametrize(
     "password",
-    ["short", "aaaaaaaaaaaa", "abcdefghijkl", "1234567890", "Password123!", "gustav1234"],
+    [
+        "short",
+        "aaaaaaaaaaaa",
+        "abcdefghijkl",
+        "1234567890",
+        "Password123!",
+        "gustav1234",
+        "gustav-gustav",
+        "gustavxygustav",
+    ],
 )
 def test_passwords_that_are_guessed_soon(visitor, password):
     answer = visitor.post("/api/register", name="gustav", password=password)
