@@ -119,7 +119,8 @@ class Answer:
                 whole = {"text": self.text, "n": self.n, **self._growing.snapshot()}
                 after = self._number - 1 if self.over else self._number
                 yield encoded(after, "delta", whole)
-            for number, event in list(self._events)[max(0, after + 1 - self._first) :]:
+            # Counted from the end: a long answer has thousands that every reader has read.
+            for number, event in [self._events[i] for i in range(after - self._number, 0)]:
                 yield event
                 after = number
             if self.over and after >= self._number:
