@@ -119,6 +119,7 @@ class Answer:
                 whole = {"text": self.text, "n": self.n, **self._growing.snapshot()}
                 after = self._number - 1 if self.over else self._number
                 yield encoded(after, "delta", whole)
+                continue  # more may have come, and gone, before it was read
             # Counted from the end: a long answer has thousands that every reader has read.
             for number, event in [self._events[i] for i in range(after - self._number, 0)]:
                 yield event
