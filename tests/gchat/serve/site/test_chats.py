@@ -8,8 +8,8 @@ import time
 import pytest
 
 import chat_site
-from chat_site import add_user, text_of
-from gchat.serve.site import markdown
+from chat_site import add_user, apply, text_of
+from gchat.serve.site import answers, markdown
 from gchat.serve.site.answers import MOST_RUNNING, Answer
 
 
@@ -196,6 +196,39 @@ def test_html_that_waits_is_shown_though_no_more_text_comes(monkeypatch):
     assert [(one["text"], one["n"]) for one in seen] == [("one", 1), (" two", 2), ("", 2)]
     assert [one["html"] for one in seen] == [["<p>one</p>\n"], [], [" two</p>\n"]]
     assert [event.split(b"\n")[1] for event in rest] == [b"event: delta", b"event: end"]
+
+
+def test_a_reader_who_falls_behind_is_given_the_whole(monkeypatch):
+    """Between two events that are read more are written than are kept, again and again."""
+    monkeypatch.setattr(answers, "_KEPT", 1000)
+
+    async def read():
+        answer = Answer("user", "conversation", "message", markdown.Growing(lambda: 0.0))
+        states, shown, wholes = {}, [], 0
+
+        def write(pieces):
+            for _ in range(pieces):
+                n = len(states) + 1
+                answer.saved(n, f"word{n}\n\n")
+                states[n] = list(answer._growing.blocks)
+
+        write(1)
+        async for event in answer.follow(0):
+            number, name, data = (line.partition(b": ")[2] for line in event.split(b"\n")[:3])
+            if name == b"end":
+                assert int(number) == len(states) + 1
+                return wholes, len(states)
+            change = json.loads(data)
+            wholes += change["n"] > 1 and change["from"] == 0
+            shown = apply(shown, change)
+            assert shown == states[int(number)]
+            if len(states) < 300:
+                write(50 if len(states) % 100 < 52 else 1)
+            elif not answer.over:
+                answer.end("end", {})
+
+    wholes, written = asyncio.run(asyncio.wait_for(read(), 60))
+    assert wholes >= 3 and written >= 300
 
 
 def test_what_no_database_stores_is_shown_as_such(alice, upstream):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it.rules_inline import StateInline
 
+from chat_site import apply
 from gchat.serve.site import markdown
 from gchat.serve.site.markdown import MAX_TEXT, PAUSE, Growing, render
 from gchat.serve.site.markdown_math import _inline
@@ -120,17 +121,6 @@ def test_nothing_hostile_while_it_grows():
             shown = apply(shown, growing.add(character))
             assert not Inspector("".join(shown)).wrong
         assert "".join(f"<div>{block}</div>" for block in shown) == render(text)
-
-
-def apply(shown, change):
-    """Does with a change what the page does: JavaScript counts UTF-16 units."""
-    first = change["from"]
-    kept = shown[first] if first < len(shown) else ""
-    head = kept.encode("utf-16-le")[: 2 * change["keep"]].decode("utf-16-le")
-    html = list(change["html"])
-    if html:
-        html[0] = head + html[0]
-    return shown[:first] + html
 
 
 BITS = st.sampled_from(
