@@ -16,6 +16,8 @@ from gchat.serve.site.journal import Journal
 
 _KEPT = 4 << 20
 """Bytes of events that are kept for tabs that come back; older ones get the whole instead."""
+_QUICK_S = 0.02
+"""A rendering that takes longer is not done between the requests of others."""
 MOST_RUNNING = 4
 """Answers that a user may have written at once."""
 _log = logging.getLogger("gchat.serve")
@@ -44,7 +46,7 @@ class Answer:
         self.sources = list[Any]()
         self.told = Told()
         self._growing = growing
-        self._later: asyncio.TimerHandle | None = None
+        self._later: asyncio.Task[None] | None = None
         self._events: deque[tuple[int, bytes]] = deque()
         self._size, self._first = 0, 1
         self._number = 0
@@ -75,24 +77,19 @@ class Answer:
         """Shows a piece that has been saved."""
         self.text += text
         self.n = n
-        self._show_text(text)
+        change = self._growing.add(text, render=self._growing.cost_s < _QUICK_S)
+        self.show("delta", {"text": text, "n": self.n, **change})
+        if self._growing.wait_s is not None and self._later is None:
+            self._later = asyncio.create_task(self._render_later())
 
-    def _show_text(self, text: str = "") -> None:
-        """Shows a piece, "" for none, with the page's HTML as far as that is due."""
-        self.show("delta", {"text": text, "n": self.n, **self._growing.add(text)})
-        self._show_late()
-
-    def _show_late(self) -> None:
-        """Sees to it that HTML that is not due yet is shown when it is, if no piece comes."""
-        wait_s = self._growing.wait_s
-        if wait_s == 0:
-            self._show_text()
-        elif wait_s is not None and not self._later:
-            self._later = asyncio.get_running_loop().call_later(wait_s, self._look_again)
-
-    def _look_again(self) -> None:
+    async def _render_later(self) -> None:
+        """Shows the HTML that waits when it is due, rendered beside all that others ask for."""
+        while (wait_s := self._growing.wait_s) is not None:
+            await asyncio.sleep(wait_s)
+            if self._growing.wait_s == 0:
+                made = await asyncio.to_thread(self._growing.begin())
+                self.show("delta", {"text": "", "n": self.n, **self._growing.take(made)})
         self._later = None
-        self._show_late()
 
     def end(self, name: str, data: Any) -> None:
         """Shows the last event, which has the whole text's HTML."""

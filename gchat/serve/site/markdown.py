@@ -16,7 +16,7 @@ import functools
 import re
 import time
 from collections.abc import Callable
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import nh3
 from markdown_it import MarkdownIt
@@ -96,11 +96,30 @@ def render(text: str) -> str:
     return "".join(f"<div>{block}</div>" for block in growing.blocks)
 
 
+class Rendering(NamedTuple):
+    """The end of a growing text, rendered.
+
+    Attributes:
+        firm: HTML of blocks that no further text can change.
+        rest: text of those that follow.
+        open: their HTML.
+        cost_s: seconds that it took.
+    """
+
+    firm: list[str]
+    rest: str
+    open: list[str]
+    cost_s: float
+
+
 class Growing:
     """The HTML of a text that is being written.
 
     Args:
         clock: seconds, monotonic.
+
+    Attributes:
+        cost_s: seconds that the last rendering took.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -111,6 +130,7 @@ class Growing:
         self._waiting: list[str] = []  # pieces behind it that are not rendered yet
         self._length = 0
         self._due = float("-inf")
+        self.cost_s = 0.0
 
     @property
     def blocks(self) -> list[str]:
@@ -119,17 +139,37 @@ class Growing:
 
     @property
     def wait_s(self) -> float | None:
-        """Seconds until text that waits is due; None where none waits."""
+        """Seconds until text that waits is due, infinite during `begin`; None where none waits."""
         return max(0.0, self._due - self._clock()) if self._waiting else None
 
-    def add(self, piece: str) -> Change:
-        """Takes a further piece of the text; renders what waits where that is due."""
+    def add(self, piece: str, *, render: bool = True) -> Change:
+        """Takes a further piece of the text.
+
+        Args:
+            piece: of the text.
+            render: what waits, where that is due; else it goes on waiting.
+        """
         if piece:
             self._waiting.append(piece)
             self._length += len(piece)
-        if not self._waiting or self._clock() < self._due:
-            return {"from": len(self._done) + len(self._open), "keep": 0, "html": []}
-        return self._render_waiting()
+        if render and self.wait_s == 0:
+            return self.take(self.begin()())
+        return {"from": len(self._done) + len(self._open), "keep": 0, "html": []}
+
+    def begin(self) -> Callable[[], Rendering]:
+        """Begins to render what waits: the work, for any thread, whose result goes to `take`."""
+        self._rest += _plain("".join(self._waiting))
+        self._waiting, self._due = [], float("inf")
+        text, plain = self._rest, self._length > MAX_TEXT
+        return lambda: _rendering(text, plain, self._clock)
+
+    def take(self, made: Rendering) -> Change:
+        """Ends what `begin` began."""
+        first, before = len(self._done), self._open
+        self._done += made.firm
+        self._rest, self._open, self.cost_s = made.rest, made.open, made.cost_s
+        self._due = self._clock() + PAUSE * made.cost_s
+        return _change(first, before, made.firm + made.open)
 
     def snapshot(self) -> Change:
         """The change that makes everything rendered so far out of nothing.
@@ -138,31 +178,21 @@ class Growing:
         """
         return {"from": 0, "keep": 0, "html": self.blocks}
 
-    def _render_waiting(self) -> Change:
-        began = self._clock()
-        first, before = len(self._done), self._open
-        self._rest += _plain("".join(self._waiting))
-        self._waiting = []
-        if self._length > MAX_TEXT:
-            self._open = [_shown_plain(self._rest)]
-        else:
-            self._render_rest()
-        change = _change(first, before, self._done[first:] + self._open)
-        ended = self._clock()
-        self._due = ended + PAUSE * (ended - began)
-        return change
 
-    def _render_rest(self) -> None:
-        blocks = _blocks(self._rest)
-        complete = self._rest.count("\n")
-        # Two whole lines of the next block are known, which is as far as any rule looks ahead (a
-        # table's second line decides): nothing that comes can be taken into the block before it.
-        firm = sum(begin + 2 <= complete for begin, _ in blocks[1:])
-        if firm:
-            self._done += [html for _, html in blocks[:firm]]
-            line = blocks[firm][0]
-            self._rest = self._rest.split("\n", line)[line]
-        self._open = [html for _, html in blocks[firm:]]
+def _rendering(text: str, plain: bool, clock: Callable[[], float]) -> Rendering:
+    began = clock()
+    if plain:
+        return Rendering([], text, [_shown_plain(text)], clock() - began)
+    blocks = _blocks(text)
+    complete = text.count("\n")
+    # Two whole lines of the next block are known, which is as far as any rule looks ahead (a
+    # table's second line decides): nothing that comes can be taken into the block before it.
+    firm = sum(begin + 2 <= complete for begin, _ in blocks[1:])
+    if firm:
+        line = blocks[firm][0]
+        text = text.split("\n", line)[line]
+    html = [html for _, html in blocks]
+    return Rendering(html[:firm], text, html[firm:], clock() - began)
 
 
 def _change(first: int, before: list[str], after: list[str]) -> Change:

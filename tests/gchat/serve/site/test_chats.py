@@ -198,6 +198,40 @@ def test_html_that_waits_is_shown_though_no_more_text_comes(monkeypatch):
     assert [event.split(b"\n")[1] for event in rest] == [b"event: delta", b"event: end"]
 
 
+def test_a_long_rendering_holds_nobody_up(monkeypatch):
+    """It ends only when the event loop has gone on; what comes meanwhile is in the next one."""
+    begun, gone_on, plain = threading.Event(), threading.Event(), markdown._blocks
+
+    def slow(text):
+        if "two" in text:
+            begun.set()
+            assert gone_on.wait(30), "the event loop waits for it"
+        return plain(text)
+
+    monkeypatch.setattr(markdown, "_blocks", slow)
+
+    async def follow():
+        growing = markdown.Growing()
+        answer = Answer("user", "conversation", "message", growing)
+        answer.saved(1, "one")
+        growing.cost_s = 1.0  # as if it were long
+        answer.saved(2, " two")
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        answer.saved(3, " three")
+        gone_on.set()
+        shown, numbers = [], []
+        async for event in answer.follow(0):
+            change = json.loads(event.partition(b"data: ")[2])
+            shown = apply(shown, change)
+            numbers.append(change["n"])
+            if "three" in "".join(shown):
+                return shown, numbers
+
+    shown, numbers = asyncio.run(asyncio.wait_for(follow(), 60))
+    assert shown == ["<p>one two three</p>\n"] and numbers == [1, 2, 3, 3, 3]
+
+
 def test_a_reader_who_falls_behind_is_given_the_whole(monkeypatch):
     """Between two events that are read more are written than are kept, again and again."""
     monkeypatch.setattr(answers, "_KEPT", 1000)

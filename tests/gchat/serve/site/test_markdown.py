@@ -234,8 +234,8 @@ def test_html_is_kept_up_to_a_size():
     rendered("c" * 8)  # 80 characters: with it there is room for one other, a, the last asked for
     assert rendered("x" * 20) == "x" * 180 and len(rendered._kept) == 0
     asked.clear()
-    rendered("d" * 8), rendered("d" * 8), rendered("e"), rendered("d" * 8), rendered("f")
-    assert asked == ["d" * 8, "e", "f"]
+    rendered("d" * 8), rendered("d" * 8), rendered("e"), rendered("d" * 8), rendered("ff")
+    assert asked == ["d" * 8, "e", "ff"]
     assert rendered("e") and asked[-1] == "e" and rendered._size <= 100
 
 
