@@ -23,14 +23,11 @@ from markdown_it import MarkdownIt
 from markdown_it.common.utils import escapeHtml
 from markdown_it.token import Token
 
+from gchat.serve.site.markdown_code import render_code
 from gchat.serve.site.markdown_math import add_maths
 
 MAX_TEXT = 400_000
 """Characters; a longer text is shown without Markdown."""
-MAX_CODE = 60_000
-"""Characters of code that is coloured."""
-MAX_OPEN_CODE = 3000
-"""Characters of code that is coloured while it is being written."""
 MAX_GROWTH, _LITTLE = 64, 100_000
 """Times its text that a block's HTML may be long, where it is longer than a little.
 
@@ -257,7 +254,7 @@ def _markdown() -> MarkdownIt:
     markdown.validateLink = lambda url: bool(_LINK.match(url))
     add_maths(markdown)
     for name, rule in (
-        ("fence", _render_code), ("code_block", _render_code), ("image", _render_image),
+        ("fence", render_code), ("code_block", render_code), ("image", _render_image),
         ("heading_open", _render_heading), ("heading_close", _render_heading),
         ("link_open", _render_link), ("table_open", _render_table),
         ("table_close", lambda *_: "</table></div>"),
@@ -305,42 +302,3 @@ def _render_cell(renderer, tokens: list[Token], index: int, options, env) -> str
     token = tokens[index]
     side = str(token.attrGet("style") or "").removeprefix("text-align:")
     return f'<{token.tag} class="{escapeHtml(side)}">' if side else f"<{token.tag}>"
-
-
-def _render_code(renderer, tokens: list[Token], index: int, options, env) -> str:
-    token = tokens[index]
-    language = re.split(r"[\s,{:]", token.info.strip(), maxsplit=1)[0][:30]
-    if _is_closed(token) or len(token.content) <= MAX_OPEN_CODE:
-        code = coloured(token.content, language.lower())
-    else:
-        code = escapeHtml(token.content)
-    return (
-        f'<div class="code"><div class="code-head"><span>{escapeHtml(language or "text")}</span>'
-        '<button type="button" class="copy">Copy</button></div>'
-        f'<pre tabindex="0"><code>{code}</code></pre></div>'
-    )
-
-
-def _is_closed(token: Token) -> bool:
-    """Tells whether a fence has its end; indented code has none and needs none."""
-    if token.type != "fence" or token.map is None:
-        return True
-    lines = token.content.count("\n") + (not token.content.endswith("\n") and token.content != "")
-    return token.map[1] - token.map[0] == lines + 2
-
-
-@functools.lru_cache(maxsize=64)
-def coloured(code: str, language: str) -> str:
-    """HTML of code with spans of Pygments' classes; plain where its language is not known."""
-    from pygments import highlight
-    from pygments.formatters.html import HtmlFormatter
-    from pygments.lexers import get_lexer_by_name
-    from pygments.util import ClassNotFound
-
-    if not language or len(code) > MAX_CODE:
-        return escapeHtml(code)
-    try:
-        lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
-    except ClassNotFound:
-        return escapeHtml(code)
-    return highlight(code, lexer, HtmlFormatter(nowrap=True))
