@@ -2,8 +2,8 @@
 
 Many lexers of Pygments take time that grows with the square of what they read, which is bounded
 here. Some take seconds for one step over a few thousand characters (`systemd`, over spaces), during
-which Python's lock lets nothing else of the process run. Those of the languages below take none that
-long: a test tries each of them.
+which Python's lock lets nothing else of the process run. The lexers of the languages below never
+do: a test tries each of them.
 """
 
 import functools
