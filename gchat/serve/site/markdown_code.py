@@ -16,16 +16,16 @@ from typing import Any
 from markdown_it.common.utils import escapeHtml
 from markdown_it.token import Token
 
-MAX_CODE = 60_000
+MAX_CODE = 20_000
 """Characters of code that is coloured."""
 MAX_OPEN_CODE = 3000
 """Characters of code that is coloured while it is being written."""
 LANGUAGES = frozenset(
-    """bash sh shell zsh console c cpp c++ csharp c# cs css scss diff docker dockerfile go golang
-    graphql haskell hs html http ini toml java javascript js jsx json julia jl kotlin tex latex lua
-    make makefile markdown md matlab nginx perl php powershell ps1 protobuf proto python py python3
+    """bash sh shell zsh c cpp c++ csharp c# cs css scss diff docker dockerfile go golang
+    graphql haskell hs html http toml java javascript js jsx json julia jl kotlin tex latex lua
+    make makefile markdown md nginx perl php powershell ps1 protobuf proto python py python3
     pycon r ruby rb rust rs scala sql swift typescript ts tsx xml yaml yml zig elixir erlang clojure
-    ocaml fortran nix cuda nasm cmake terraform hcl dart lisp scheme vim pytb""".split()  # noqa: SIM905
+    fortran nix cuda nasm cmake terraform hcl dart lisp scheme vim pytb""".split()  # noqa: SIM905
 )
 """Names of languages whose code is coloured."""
 _BASE_S, _CHARACTER_S = 0.25, 20e-6
