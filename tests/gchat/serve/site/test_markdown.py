@@ -161,7 +161,7 @@ def test_growing_text_ends_as_whole_text(pieces):
     ("head", "line"), [("", "- item {}\n"), ("| n | square |\n|--|--|\n", "| {} | {} |\n")]
 )
 def test_a_block_that_grows_long_is_rendered_seldom(monkeypatch, head, line):
-    """As a clock of one microsecond a character sees it: a tenth of the time at most."""
+    """The clock is ours: a character takes a microsecond, and all of them a tenth of the time."""
     now, work_s, plain = [0.0], [0.0], markdown._blocks
 
     def slow(text):
