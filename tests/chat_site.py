@@ -183,6 +183,17 @@ def text_of(coming):
     return "".join(data["text"] for _, name, data in coming if name == "delta")
 
 
+def apply(shown, change):
+    """Does with a change what the page does: JavaScript counts UTF-16 units."""
+    first = change["from"]
+    kept = shown[first] if first < len(shown) else ""
+    head = kept.encode("utf-16-le")[: 2 * change["keep"]].decode("utf-16-le")
+    html = list(change["html"])
+    if html:
+        html[0] = head + html[0]
+    return shown[:first] + html
+
+
 @contextlib.contextmanager
 def running(site, *tasks, **options):
     server = Running(site, *tasks, **options)

@@ -10,7 +10,9 @@ import re
 from urllib.parse import SplitResult, urlsplit
 
 _IPV6_PUBLIC = ipaddress.ip_network("2000::/3")  # all that is assigned for the internet so far
-_NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+# Translators of a network's own (64:ff9b:1::/48) are inside: where the IPv4 address stands in
+# theirs is theirs to say (RFC 8215).
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _COMPATIBLE = ipaddress.ip_network("::/96")
 _TRANSLATED = ipaddress.ip_network("::ffff:0:0:0/96")  # RFC 2765
 # What `is_global` lets through: the rest of IETF's block (Oracle's metadata lie there; Python knows
@@ -51,7 +53,7 @@ def _ipv4_inside(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
         return ip.sixtofour
     if ip.teredo is not None:
         return ip.teredo[1]
-    if any(ip in network for network in (*_NAT64, _COMPATIBLE, _TRANSLATED)):
+    if any(ip in network for network in (_NAT64, _COMPATIBLE, _TRANSLATED)):
         return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
     return None
 

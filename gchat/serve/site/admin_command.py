@@ -16,7 +16,7 @@ from gaia.errors import ConfigError, GaiaError
 from gchat.serve.site import accounts, audit, migrating, preferences, samples
 from gchat.serve.site.database import Database, Unavailable
 from gchat.serve.site.faults import Fault
-from gchat.serve.site.names import check_password
+from gchat.serve.site.names import check_password, name_of
 from gchat.serve.site.options import Place, database_of
 from gchat.serve.site.passwords import Passwords
 
@@ -77,6 +77,7 @@ class AddUser(_Named):
 
     def run(self) -> None:
         """Makes the account."""
+        _right(name_of, self.name)  # what can be refused is, before a database is made
         password = _password(self.name)
         database = Database(database_of(self.database))
         migrating.upgrade(database)
@@ -173,7 +174,7 @@ class Users(_Listing):
             f"   last seen {_time(row['last_seen'])}"
             for row in rows
         ]
-        _say(self.json, rows, "\n".join(lines) or "there is no user")
+        _say(self.json, rows, *(lines or ["there is no user"]))
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ class Invitations(_Listing):
             f"{row['id']}  {row['left']} left until {_time(row['expires_at'])}, by {row['made_by']}"
             for row in rows
         ]
-        _say(self.json, rows, "\n".join(lines) or "there is no invitation")
+        _say(self.json, rows, *(lines or ["there is no invitation"]))
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,7 @@ class Audit(_Listing):
             f"{_time(row['at'])}  {row['actor']}: {row['action']} {row['target']} {row['detail']}"
             for row in rows
         ]
-        _say(self.json, rows, "\n".join(lines) or "there is no entry")
+        _say(self.json, rows, *(lines or ["there is no entry"]))
 
 
 @dataclass(frozen=True)
@@ -258,11 +259,12 @@ class Status(_Listing):
         )
         disk = state["disk"]
         size = "" if disk["database"] is None else f", database {disk['database'] / 2**20:.1f} MiB"
-        _say(self.json, row, "\n".join([
+        _say(
+            self.json, row,
             f"noted {_time(row['at'])} by version {state['version']}", f"models: {models}",
             f"running {row['running']}, waiting {row['queue']}, {row['tokens_per_s']:g} tokens/s, "
             f"{row['errors']} errors{size}",
-        ]))  # fmt: skip
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -297,6 +299,7 @@ class Preferences(Place):
             part.write_text("".join(lines), encoding="utf-8")
             part.replace(self.out)
         except OSError as error:
+            part.unlink(missing_ok=True)
             raise ConfigError(f"--out {self.out!r}: {error.strerror}", "check the path") from None
         print(f"{self.out}: {len(lines)} pairs", file=sys.stderr)
 
@@ -356,15 +359,25 @@ def _password(name: str) -> str:
         password = getpass.getpass(f"Password of {name}: ")
         if getpass.getpass("Once more: ") != password:
             raise ConfigError("the two passwords differ", "begin again")
-    try:
-        check_password(password, name)
-    except Fault as fault:
-        raise ConfigError(fault.message) from None
+    _right(check_password, password, name)
     return password
 
 
-def _say(as_json: bool, data: Any, text: str) -> None:
-    print(json.dumps(data) if as_json else text)
+def _right(check: Callable[..., object], *given: str) -> None:
+    """Raises ConfigError where a check of the site raises Fault."""
+    try:
+        check(*given)
+    except Fault as fault:
+        raise ConfigError(fault.message) from None
+
+
+def _say(as_json: bool, data: Any, *lines: str) -> None:
+    """Prints data as JSON, or lines; nothing that users named forges a line or moves the cursor."""
+    print(json.dumps(data) if as_json else "\n".join(map(_printable, lines)))
+
+
+def _printable(line: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def _time(seconds: int | None) -> str:

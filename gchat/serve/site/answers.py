@@ -16,6 +16,8 @@ from gchat.serve.site.journal import Journal
 
 _KEPT = 4 << 20
 """Bytes of events that are kept for tabs that come back; older ones get the whole instead."""
+_QUICK_S = 0.02
+"""A rendering that takes longer is not done between the requests of others."""
 MOST_RUNNING = 4
 """Answers that a user may have written at once."""
 _log = logging.getLogger("gchat.serve")
@@ -44,6 +46,7 @@ class Answer:
         self.sources = list[Any]()
         self.told = Told()
         self._growing = growing
+        self._later: asyncio.Task[None] | None = None
         self._events: deque[tuple[int, bytes]] = deque()
         self._size, self._first = 0, 1
         self._number = 0
@@ -74,11 +77,25 @@ class Answer:
         """Shows a piece that has been saved."""
         self.text += text
         self.n = n
-        self.show("delta", {"text": text, "n": self.n, **self._growing.add(text)})
+        change = self._growing.add(text, render=self._growing.cost_s < _QUICK_S)
+        self.show("delta", {"text": text, "n": self.n, **change})
+        if self._growing.wait_s is not None and self._later is None:
+            self._later = asyncio.create_task(self._render_later())
+
+    async def _render_later(self) -> None:
+        """Shows the HTML that waits when it is due, rendered beside all that others ask for."""
+        while (wait_s := self._growing.wait_s) is not None:
+            await asyncio.sleep(wait_s)
+            if self._growing.wait_s == 0:
+                made = await asyncio.to_thread(self._growing.begin())
+                self.show("delta", {"text": "", "n": self.n, **self._growing.take(made)})
+        self._later = None
 
     def end(self, name: str, data: Any) -> None:
-        """Shows the last event."""
+        """Shows the last event, which has the whole text's HTML."""
         self.over = True
+        if self._later is not None:
+            self._later.cancel()
         self.show(name, data)
 
     async def follow(self, after: int | None) -> AsyncIterator[bytes]:
@@ -99,7 +116,9 @@ class Answer:
                 whole = {"text": self.text, "n": self.n, **self._growing.snapshot()}
                 after = self._number - 1 if self.over else self._number
                 yield encoded(after, "delta", whole)
-            for number, event in list(self._events)[max(0, after + 1 - self._first) :]:
+                continue  # more may have come, and gone, before it was read
+            # Counted from the end: a long answer has thousands that every reader has read.
+            for number, event in [self._events[i] for i in range(after - self._number, 0)]:
                 yield event
                 after = number
             if self.over and after >= self._number:

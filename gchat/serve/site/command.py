@@ -6,6 +6,7 @@ import os
 import secrets
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from gchat.serve.command import leave_to_rest, log_to_stderr
 from gchat.serve.http_server import HttpServer, listen
 from gchat.serve.open_models import open_service
+from gchat.serve.service import Service
 from gchat.serve.site import accounts, markdown, migrating, samples, search
 from gchat.serve.site.app import make_site_app
 from gchat.serve.site.database import Database
@@ -24,6 +26,7 @@ from gchat.serve.site.passwords import Passwords
 from gchat.serve.site.quotas import Quotas, UserKeys
 from gchat.serve.site.site import Rules, Site
 
+Finder = Callable[[str], Awaitable[list[search.Source]]]
 SINGLE = "me"
 """Name of the user of a site that has one."""
 
@@ -32,31 +35,39 @@ def web(options: Web) -> None:
     """Serves until a signal; returns when all is in order."""
     options.check()
     listener = listen(options.host, options.port)  # before minutes of loading
-    with listener:
+    with listener, ExitStack() as locked:
         database = Database(database_of(options.database))
-        with only_one(database):
-            migrating.upgrade(database)
-            site = open_site(options, database)
-            log_to_stderr()
-            leave_to_rest()
-            listener.listen(2048)  # whoever reads the next line may ask at once
-            host, port = listener.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            _hints(options, database)
-            print(f"gchat web: http://{shown}:{port}/", file=sys.stderr, flush=True)
-            site.service.driver.start()
-            try:
-                asyncio.run(_serve(options, site, listener))
-            finally:
-                site.service.driver.stop()
+        # A database that is there is looked at and locked before minutes of loading. One that is
+        # not is made after them: a start that comes to nothing leaves nothing behind.
+        if there := database.is_made:
+            migrating.refuse(database)
+            locked.enter_context(only_one(database))
+        find = _finder(options)
+        quotas = Quotas(options.rate, options.token_rate, database)
+        service = open_service(options, UserKeys(database, quotas), quotas)
+        if not there:
+            locked.enter_context(only_one(database))
+        migrating.upgrade(database)
+        site = _site(options, database, service, quotas, find)
+        log_to_stderr()
+        leave_to_rest()
+        listener.listen(2048)  # whoever reads the next line may ask at once
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        _hints(options, database)
+        print(f"gchat web: http://{shown}:{port}/", file=sys.stderr, flush=True)
+        service.driver.start()
+        try:
+            asyncio.run(_serve(options, site, listener))
+        finally:
+            service.driver.stop()
     print("gchat web: ended", file=sys.stderr, flush=True)
 
 
-def open_site(options: Web, database: Database) -> Site:
-    """The site over a database that is up to date; loads the models."""
-    find = _finder(options)  # what is wrong with it is said before minutes of loading
-    quotas = Quotas(options.rate, options.token_rate, database)
-    service = open_service(options, UserKeys(database, quotas), quotas)
+def _site(
+    options: Web, database: Database, service: Service, quotas: Quotas, find: Finder | None
+) -> Site:
+    """The site over a database that is up to date."""
     single = database.write_now(_single_user) if options.single_user else None
     rules = Rules(
         name=options.site_name,
@@ -73,7 +84,7 @@ def open_site(options: Web, database: Database) -> Site:
     )  # fmt: skip
 
 
-def _finder(options: Web) -> Callable[[str], Awaitable[list[search.Source]]] | None:
+def _finder(options: Web) -> Finder | None:
     """The search of the web with the texts of its pages; None where it is off."""
     if options.search == "off":
         return None

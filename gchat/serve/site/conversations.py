@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from gchat.serve.site import search_index
 from gchat.serve.site.clock import new_id, new_secret, now
 from gchat.serve.site.faults import Fault, missing
-from gchat.serve.site.tables import conversations, messages, pieces
+from gchat.serve.site.tables import conversations, messages, pieces, users
 
 LONGEST_TITLE = 200
 _LISTED = (
@@ -139,8 +139,10 @@ def unshare(c: sa.Connection, user_id: str, conversation_id: str) -> None:
 
 
 def shared(c: sa.Connection, token: str) -> dict[str, Any]:
-    """The conversation behind a link; Fault where there is none."""
-    row = c.execute(sa.select(conversations).where(conversations.c.share == token)).first()
+    """The conversation behind a link; Fault where there is none, or its owner is disabled."""
+    owner = sa.and_(users.c.id == conversations.c.user_id, ~users.c.disabled)
+    chosen = sa.select(conversations).join(users, owner).where(conversations.c.share == token)
+    row = c.execute(chosen).first()
     if row is None:
         raise missing("page")
     return dict(row._mapping)

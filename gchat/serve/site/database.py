@@ -5,6 +5,7 @@ is on the disk when it returns (`synchronous=FULL`), so that what people saw sur
 """
 
 import asyncio
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class Unavailable(Exception):
 
 
 class Database:
-    """One database.
+    """One database; `make` comes before the first use of a file that may not be there.
 
     Args:
         url: as SQLAlchemy has it; sqlite:///FILE or postgresql://….
@@ -51,6 +52,7 @@ class Database:
         self.sqlite = self.engine.dialect.name == "sqlite"
         self._readers = ThreadPoolExecutor(_READERS, "db-read")
         self._writers = ThreadPoolExecutor(1 if self.sqlite else _READERS, "db-write")
+        self._notes: dict[Any, asyncio.Task[None]] = {}
 
     @property
     def shown(self) -> str:
@@ -61,6 +63,29 @@ class Database:
     def file(self) -> Path | None:
         """The file of an SQLite database."""
         return Path(self.engine.url.database or "") if self.sqlite else None
+
+    @property
+    def is_made(self) -> bool:
+        """Tells whether there is something to read; a server's database is always there."""
+        return self.file is None or self.file.exists()
+
+    def make(self) -> None:
+        """Makes the file of an SQLite database where it is not there, and sets it up for writing.
+
+        Raises:
+            ConfigError: the file cannot be made.
+            Unavailable: it cannot be written now.
+        """
+        if self.file is None:
+            return
+        _private(self.file)
+        try:
+            # The journal's kind stays with the file, so that connections need not set it: those
+            # that only look at a file, which may be another program's, leave it as it is.
+            with self.engine.connect() as connection:
+                _pragma(connection.connection.dbapi_connection, "journal_mode=WAL")
+        except SQLAlchemyError as error:
+            raise _explained(error) from error
 
     async def read(self, work: Callable[..., T], *args: Any, **named: Any) -> T:
         """The result of `work(connection, …)` in a transaction that only reads.
@@ -79,6 +104,23 @@ class Database:
         """
         run = asyncio.get_running_loop().run_in_executor
         return await run(self._writers, lambda: self.write_now(work, *args, **named))
+
+    def note(self, work: Callable[..., None], *args: Any) -> None:
+        """Writes beside a request, which neither waits for it nor fails where it cannot be done.
+
+        While one waits for the database, the same note is not made again.
+        """
+
+        async def write() -> None:
+            try:
+                await self.write(work, *args)
+            except Unavailable:
+                pass  # a later request notes it
+            finally:
+                del self._notes[work, *args]
+
+        if (work, *args) not in self._notes:
+            self._notes[work, *args] = asyncio.create_task(write())
 
     def now(self, work: Callable[..., T], *args: Any, **named: Any) -> T:
         """Reads in this thread."""
@@ -123,7 +165,7 @@ def _engine(url: str) -> sa.Engine:
     elif kind == "sqlite":
         if not parsed.database or parsed.database == ":memory:":
             raise ConfigError("--database names no file", "use sqlite:///FILE")
-        _private(Path(parsed.database))
+        _check_place(Path(parsed.database))
         options = {"connect_args": {"timeout": _WAIT_S, "check_same_thread": False}}
     else:
         raise ConfigError(
@@ -141,12 +183,25 @@ def _engine(url: str) -> sa.Engine:
     return engine
 
 
+def _check_place(file: Path) -> None:
+    """Raises ConfigError where a file can be neither used nor made; makes nothing."""
+    try:
+        if file.exists():
+            if not stat.S_ISREG(file.stat().st_mode):
+                raise ConfigError(f"--database {str(file)!r} is no file", "check the path")
+            os.close(os.open(file, os.O_RDWR))
+        elif not stat.S_ISDIR(file.parent.stat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        elif not os.access(file.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ConfigError(f"--database {str(file)!r}: {error.strerror}", "check the path") from None
+
+
 def _private(file: Path) -> None:
     """Makes a file that only its owner may read; SQLite gives its log the same rights."""
     try:
         os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise ConfigError(f"--database {str(file)!r} is no file", "check the path")
     except OSError as error:
         raise ConfigError(f"--database {str(file)!r}: {error.strerror}", "check the path") from None
 
@@ -154,10 +209,14 @@ def _private(file: Path) -> None:
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # transactions begin where SQLAlchemy says so
     for pragma in (
-        "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY",
-        "cache_size=-32000", "journal_size_limit=67108864", "trusted_schema=OFF",
+        "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY", "cache_size=-32000",
+        "journal_size_limit=67108864", "trusted_schema=OFF",
     ):  # fmt: skip
-        connection.execute(f"PRAGMA {pragma}").close()
+        _pragma(connection, pragma)
+
+
+def _pragma(connection: Any, pragma: str) -> None:
+    connection.execute(f"PRAGMA {pragma}").close()
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

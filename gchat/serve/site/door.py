@@ -8,9 +8,9 @@ import hmac
 import logging
 import time
 from collections.abc import Mapping
-from http.cookies import CookieError, SimpleCookie
 
 from starlette.datastructures import MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gchat.serve.guard import LimitedBody, too_large
@@ -113,7 +113,9 @@ class Door:
             raise Fault(413, too_much.message)
         if scope["path"].startswith("/static/"):
             return
-        cookies = _cookies(headers.get(b"cookie", ""))
+        # As browsers read it: the standard library's reader stops at what other programs of this
+        # host may have set, and whoever has such a cookie could never log in.
+        cookies = cookie_parser(headers.get(b"cookie", ""))
         await self._know_user(scope, headers, cookies)
         if scope["method"] not in _READING:
             self._check_origin(scope, headers)
@@ -134,7 +136,7 @@ class Door:
                 scope[USER], late = there
                 scope[SECRET] = secret
                 if late:
-                    await site.database.write(accounts.note_use, secret)
+                    site.database.note(accounts.note_use, secret)
                 return
         visitor = cookies.get(cookie_name(scope, "visitor"), "")
         if not 40 <= len(visitor) <= 60:
@@ -157,10 +159,3 @@ class Door:
                 "the request comes from another site; behind a proxy, see --trust-proxy",
                 "origin",
             )
-
-
-def _cookies(header: str) -> dict[str, str]:
-    try:
-        return {name: one.value for name, one in SimpleCookie(header[:8192]).items()}
-    except CookieError:
-        return {}

@@ -7,26 +7,35 @@ The cleaning stands after Markdown, not before it (Open WebUI had it the other w
 CVE-2026-44568).
 
 While text arrives only its last blocks are rendered anew. Blocks are independent of one another,
-because definitions of links elsewhere in the text (`[name]: url`) are not read.
+because definitions of links elsewhere in the text (`[name]: url`) are not read. A block that grows
+long, such as a list of thousands of lines, is rendered more seldom the more it costs: rendered with
+every piece, it would cost the square of its length.
 """
 
 import functools
 import re
-from typing import TypedDict
+import time
+from collections.abc import Callable
+from typing import NamedTuple, TypedDict
 
 import nh3
 from markdown_it import MarkdownIt
 from markdown_it.common.utils import escapeHtml
 from markdown_it.token import Token
 
+from gchat.serve.site.markdown_code import render_code
 from gchat.serve.site.markdown_math import add_maths
 
 MAX_TEXT = 400_000
 """Characters; a longer text is shown without Markdown."""
-MAX_CODE = 60_000
-"""Characters of code that is coloured."""
-MAX_OPEN_CODE = 3000
-"""Characters of code that is coloured while it is being written."""
+MAX_GROWTH, _LITTLE = 64, 100_000
+"""Times its text that a block's HTML may be long, where it is longer than a little.
+
+Maths, coloured code and tables stay below. A table has a cell in every column whatever stands in a
+row, so that 2,000 characters could make 660,000: such a block is shown without Markdown.
+"""
+PAUSE = 10
+"""Times the last rendering's cost that pass before the next: a tenth of the time at most."""
 _HEADINGS_BEGIN_AT = 3  # the page has one of the first rank, conversations those of the second
 _MATHS = {
     *("math", "merror", "mfrac", "mi", "mn", "mo", "mover", "mpadded", "mphantom", "mroot"),
@@ -84,46 +93,103 @@ def render(text: str) -> str:
     return "".join(f"<div>{block}</div>" for block in growing.blocks)
 
 
-class Growing:
-    """The HTML of a text that is being written."""
+class Rendering(NamedTuple):
+    """The end of a growing text, rendered.
 
-    def __init__(self) -> None:
+    Attributes:
+        firm: HTML of blocks that no further text can change.
+        rest: text of those that follow.
+        open: their HTML.
+        cost_s: seconds that it took.
+    """
+
+    firm: list[str]
+    rest: str
+    open: list[str]
+    cost_s: float
+
+
+class Growing:
+    """The HTML of a text that is being written.
+
+    Args:
+        clock: seconds, monotonic.
+
+    Attributes:
+        cost_s: seconds that the last rendering took.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._done: list[str] = []  # blocks that no further text can change
         self._open: list[str] = []
         self._rest = ""  # text of the open blocks
+        self._waiting: list[str] = []  # pieces behind it that are not rendered yet
         self._length = 0
+        self._due = float("-inf")
+        self.cost_s = 0.0
 
     @property
     def blocks(self) -> list[str]:
-        """HTML of each block of the text so far."""
+        """HTML of each block of the text so far, without what waits."""
         return self._done + self._open
 
-    def add(self, piece: str) -> Change:
-        """Takes a further piece of the text."""
+    @property
+    def wait_s(self) -> float | None:
+        """Seconds until text that waits is due, infinite during `begin`; None where none waits."""
+        return max(0.0, self._due - self._clock()) if self._waiting else None
+
+    def add(self, piece: str, *, render: bool = True) -> Change:
+        """Takes a further piece of the text.
+
+        Args:
+            piece: of the text.
+            render: what waits, where that is due; else it goes on waiting.
+        """
+        if piece:
+            self._waiting.append(piece)
+            self._length += len(piece)
+        if render and self.wait_s == 0:
+            return self.take(self.begin()())
+        return {"from": len(self._done) + len(self._open), "keep": 0, "html": []}
+
+    def begin(self) -> Callable[[], Rendering]:
+        """Begins to render what waits: the work, for any thread, whose result goes to `take`."""
+        self._rest += _plain("".join(self._waiting))
+        self._waiting, self._due = [], float("inf")
+        text, plain = self._rest, self._length > MAX_TEXT
+        return lambda: _rendering(text, plain, self._clock)
+
+    def take(self, made: Rendering) -> Change:
+        """Ends what `begin` began."""
         first, before = len(self._done), self._open
-        self._length += len(piece)
-        self._rest += _plain(piece)
-        if self._length > MAX_TEXT:
-            self._open = [f"<p>{escapeHtml(self._rest)}</p>"]
-        else:
-            self._render_rest()
-        return _change(first, before, self._done[first:] + self._open)
+        self._done += made.firm
+        self._rest, self._open, self.cost_s = made.rest, made.open, made.cost_s
+        self._due = self._clock() + PAUSE * made.cost_s
+        return _change(first, before, made.firm + made.open)
 
     def snapshot(self) -> Change:
-        """The change that makes everything out of nothing."""
+        """The change that makes everything rendered so far out of nothing.
+
+        It renders nothing itself: changes go to all readers, and this to one of them alone.
+        """
         return {"from": 0, "keep": 0, "html": self.blocks}
 
-    def _render_rest(self) -> None:
-        blocks = _blocks(self._rest)
-        complete = self._rest.count("\n")
-        # Two whole lines of the next block are known, which is as far as any rule looks ahead (a
-        # table's second line decides): nothing that comes can be taken into the block before it.
-        firm = sum(begin + 2 <= complete for begin, _ in blocks[1:])
-        if firm:
-            self._done += [html for _, html in blocks[:firm]]
-            line = blocks[firm][0]
-            self._rest = self._rest.split("\n", line)[line]
-        self._open = [html for _, html in blocks[firm:]]
+
+def _rendering(text: str, plain: bool, clock: Callable[[], float]) -> Rendering:
+    began = clock()
+    if plain:
+        return Rendering([], text, [_shown_plain(text)], clock() - began)
+    blocks = _blocks(text)
+    complete = text.count("\n")
+    # Two whole lines of the next block are known, which is as far as any rule looks ahead (a
+    # table's second line decides): nothing that comes can be taken into the block before it.
+    firm = sum(begin + 2 <= complete for begin, _ in blocks[1:])
+    if firm:
+        line = blocks[firm][0]
+        text = text.split("\n", line)[line]
+    html = [html for _, html in blocks]
+    return Rendering(html[:firm], text, html[firm:], clock() - began)
 
 
 def _change(first: int, before: list[str], after: list[str]) -> Change:
@@ -150,6 +216,10 @@ def _common(one: str, other: str) -> int:
     return low
 
 
+def _shown_plain(text: str) -> str:
+    return f"<p>{escapeHtml(text)}</p>"
+
+
 def _plain(text: str) -> str:
     r"""The text without `\r`, and without halves of characters, which no encoding can write."""
     return text.replace("\r", "").encode("utf-8", "replace").decode()
@@ -159,12 +229,16 @@ def _blocks(text: str) -> list[tuple[int, str]]:
     """(first line, safe HTML) of each block at the top."""
     markdown, environment = _markdown(), {}
     tokens = markdown.parse(text, environment)
+    lines = text.split("\n")
     blocks, begin = [], 0
     for index, token in enumerate(tokens):
         if token.level == 0 and token.nesting <= 0:
             block = tokens[begin : index + 1]
             html = markdown.renderer.render(block, markdown.options, environment)
-            line = block[0].map[0] if block[0].map else 0
+            line, end = block[0].map or (0, 0)
+            if len(html) > _LITTLE:
+                source = "\n".join(lines[line:end])
+                html = html if len(html) < MAX_GROWTH * len(source) else _shown_plain(source)
             blocks.append((line, _cleaner().clean(html)))
             begin = index + 1
     return blocks
@@ -180,7 +254,7 @@ def _markdown() -> MarkdownIt:
     markdown.validateLink = lambda url: bool(_LINK.match(url))
     add_maths(markdown)
     for name, rule in (
-        ("fence", _render_code), ("code_block", _render_code), ("image", _render_image),
+        ("fence", render_code), ("code_block", render_code), ("image", _render_image),
         ("heading_open", _render_heading), ("heading_close", _render_heading),
         ("link_open", _render_link), ("table_open", _render_table),
         ("table_close", lambda *_: "</table></div>"),
@@ -228,42 +302,3 @@ def _render_cell(renderer, tokens: list[Token], index: int, options, env) -> str
     token = tokens[index]
     side = str(token.attrGet("style") or "").removeprefix("text-align:")
     return f'<{token.tag} class="{escapeHtml(side)}">' if side else f"<{token.tag}>"
-
-
-def _render_code(renderer, tokens: list[Token], index: int, options, env) -> str:
-    token = tokens[index]
-    language = re.split(r"[\s,{:]", token.info.strip(), maxsplit=1)[0][:30]
-    if _is_closed(token) or len(token.content) <= MAX_OPEN_CODE:
-        code = coloured(token.content, language.lower())
-    else:
-        code = escapeHtml(token.content)
-    return (
-        f'<div class="code"><div class="code-head"><span>{escapeHtml(language or "text")}</span>'
-        '<button type="button" class="copy">Copy</button></div>'
-        f'<pre tabindex="0"><code>{code}</code></pre></div>'
-    )
-
-
-def _is_closed(token: Token) -> bool:
-    """Tells whether a fence has its end; indented code has none and needs none."""
-    if token.type != "fence" or token.map is None:
-        return True
-    lines = token.content.count("\n") + (not token.content.endswith("\n") and token.content != "")
-    return token.map[1] - token.map[0] == lines + 2
-
-
-@functools.lru_cache(maxsize=512)
-def coloured(code: str, language: str) -> str:
-    """HTML of code with spans of Pygments' classes; plain where its language is not known."""
-    from pygments import highlight
-    from pygments.formatters.html import HtmlFormatter
-    from pygments.lexers import get_lexer_by_name
-    from pygments.util import ClassNotFound
-
-    if not language or len(code) > MAX_CODE:
-        return escapeHtml(code)
-    try:
-        lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
-    except ClassNotFound:
-        return escapeHtml(code)
-    return highlight(code, lexer, HtmlFormatter(nowrap=True))

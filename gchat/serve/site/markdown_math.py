@@ -84,6 +84,8 @@ def _inline(state: StateInline, silent: bool) -> bool:
         return False
     closing = _CLOSING[opening]
     start = begin + len(opening)
+    if state.html_terminator_last(closing) < start:
+        return False  # known without a look through all of the rest at every opening
     end = source.find(closing, start, state.posMax)
     while end > 0 and source[end - 1] == "\\" and closing[0] == "$":
         end = source.find(closing, end + 1, state.posMax)

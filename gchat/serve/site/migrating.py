@@ -15,31 +15,47 @@ from gchat.serve.site.database import Database, Unavailable
 T = TypeVar("T")
 
 
+def refuse(database: Database) -> None:
+    """Raises ConfigError where `upgrade` would; changes nothing, and makes nothing."""
+    if database.is_made:
+        _try(lambda config: database.now(_version, config, database), database)
+
+
 def upgrade(database: Database) -> None:
-    """Makes or changes the tables, in one transaction.
+    """Makes the database where there is none, and makes or changes its tables in one transaction.
 
     Raises:
         ConfigError: the database is of a newer version, holds something else, or cannot be used.
     """
-    _try(database.write_now, _upgrade, database)
+    refuse(database)  # before anything of a file that may be another program's is changed
+
+    def make(config: Config) -> None:
+        database.make()
+        database.write_now(_upgrade, config, database)
+
+    _try(make, database)
 
 
 def check(database: Database) -> None:
     """Raises ConfigError where the database is not of this program's version."""
-    if _try(database.now, _version, database) is None:
+    known = database.is_made and _try(lambda c: database.now(_version, c, database), database)
+    if not known:
         raise ConfigError(
             f"--database {database.shown} holds no site, or one of an older version",
             "start `gchat web` on it, or begin with `gchat web admin add-user`",
         )
 
 
-def _try(do: Callable[..., T], work: Callable[..., T], database: Database) -> T:
+def _try(work: Callable[[Config], T], database: Database) -> T:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     try:
-        return do(work, config, database)
+        return work(config)
     except Unavailable as error:
-        raise ConfigError(f"--database {database.shown}: {error}", "check it") from error.__cause__
+        said = str(error).partition(";")[0]  # what follows is for people who use the site
+        raise ConfigError(
+            f"--database {database.shown}: {said}", "check the address, or try again"
+        ) from error.__cause__
 
 
 def _upgrade(connection: sa.Connection, config: Config, database: Database) -> None:

@@ -44,6 +44,8 @@ _COMMON = frozenset(
         "trustno",
     ]
 )
+_BESIDE_NAME = 4
+"""Characters of a password that are not the name."""
 
 
 def name_of(given: str) -> tuple[str, str, str]:
@@ -95,5 +97,7 @@ def check_password(password: str, name: str) -> None:
     steps = {ord(b) - ord(a) for a, b in pairwise(lower)}
     if len(set(lower)) < 5 or len(steps) == 1 or bare in _COMMON or bare == "":
         raise Fault(400, "this password is guessed soon: take several words", "password")
-    if name and (bare == key_of(name) or lower.replace(key_of(name), "").strip() == ""):
-        raise Fault(400, "the password is the name: take several words", "password")
+    if bare == key_of(name) or len(lower.replace(key_of(name), "").strip()) < _BESIDE_NAME:
+        raise Fault(
+            400, "the password is hardly more than the name: take several words", "password"
+        )

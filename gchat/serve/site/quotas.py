@@ -99,7 +99,7 @@ class UserKeys(Keys):
                 return None
             user, unnoted = known
             if unnoted:  # a write every few minutes, and not for each request
-                await self._database.write(accounts.note_key_use, key)
+                self._database.note(accounts.note_key_use, key)
             await self._quotas.know(user)
         except Unavailable as error:
             raise ApiError(503, str(error), headers={"Retry-After": "5"}) from None

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,6 +21,7 @@ from gchat.serve.site.faults import Fault
 from gchat.serve.site.journal import PATIENCE_S, Journal
 from gchat.serve.site.passwords import Passwords
 from gchat.serve.site.quotas import Quotas
+from gchat.serve.site.rendered import Rendered
 from gchat.serve.site.shapes import message_json
 from gchat.serve.site.window import Fitted, fit
 
@@ -80,7 +80,7 @@ class Site:
     def __post_init__(self) -> None:
         self.journal = Journal(self.database, self.patience_s)
         self.answers = Answers(self.journal, self.growing, self.ended_json)
-        self.html = lru_cache(maxsize=4096)(self.render)
+        self.html = Rendered(self.render)
         self._background: list[asyncio.Task[None]] = []
 
     # ── Life ────────────────────────────────────────────────────────────────────────────────────

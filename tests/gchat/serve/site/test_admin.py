@@ -6,10 +6,13 @@ import re
 import shlex
 import signal
 import sqlite3
+import ssl
 import subprocess
 import sys
+import threading
 import urllib.request
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx2
@@ -85,6 +88,14 @@ def test_users_by_command_beside_the_running_server(place, command, monkeypatch)
     assert PASSWORD not in said and "different" not in said
 
 
+def test_no_name_forges_a_line_or_moves_the_cursor(place, command):
+    bob = place.client("bob")
+    bob.json("POST", "/api/keys", json={"name": "k\n2026-01-01 00:00  root: x\x1b[2J\u202e"})
+    status, said, _ = command("audit", "--limit", "1")
+    assert status == 0 and said.endswith("make key k\\n2026-01-01 00:00  root: x\\x1b[2J\\u202e \n")
+    assert json.loads(command("audit", "--limit", "1", "--json")[1])[0]["target"].startswith("k\n")
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -124,6 +135,9 @@ def test_a_weak_password_and_a_missing_database(capsys, monkeypatch, tmp_path):
     assert "at least 10" in capsys.readouterr().err
     assert main(["web", "admin", "users", "--database", place]) == 2
     assert "does not exist" in capsys.readouterr().err
+    monkeypatch.setenv("GCHAT_PASSWORD", PASSWORD)
+    assert main(["web", "admin", "add-user", "--name", "a b", "--database", place]) == 2
+    assert "a name has letters" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
 
 
@@ -203,6 +217,57 @@ def test_options_that_cannot_work(capsys, monkeypatch, tmp_path, args, said):
     assert main(["web", *upstream, *args, "--port", "0"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line and not any(tmp_path.iterdir())
+
+
+@pytest.fixture
+def foreign_tls(tmp_path_factory):
+    """Address of a TLS server whose certificate nobody has signed but itself."""
+    folder = tmp_path_factory.mktemp("tls")
+    chat_nginx.certificate(folder, "localhost")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "fullchain.pem", folder / "privkey.pem")
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"https://localhost:{server.server_port}/v1"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--run", "no/such/run"], "no/such/run"),
+        (["--upstream", "http://127.0.0.1:1/v1"], "127.0.0.1:1"),
+        (["--upstream", "TLS"], "certificate"),
+        (["--upstream", "http://127.0.0.1:1/v1", "--search", "brave"], "brave"),
+        (["--upstream", "UPSTREAM", "--port", "TAKEN"], "cannot listen"),
+    ],
+    ids=["run", "upstream", "certificate", "key", "port"],
+)
+def test_a_start_that_comes_to_nothing_leaves_no_database(
+    capfd, tmp_path, upstream, place, foreign_tls, args, said
+):
+    given = {"TLS": foreign_tls, "UPSTREAM": upstream.url, "TAKEN": str(place.port)}
+    args = ["web", "--port", "0", *(given.get(one, one) for one in args)]
+    assert main([*args, "--database", f"sqlite:///{tmp_path}/site.db"]) in (1, 2)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert said in line and not any(tmp_path.iterdir())
+
+
+def test_a_database_of_another_program_is_refused_as_it_was(capfd, tmp_path, monkeypatch):
+    file = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(file)) as other:
+        other.execute("CREATE TABLE mine (x)")
+    before = file.read_bytes()
+    args = ["web", "--upstream", "http://127.0.0.1:1/v1", "--port", "0"]
+    monkeypatch.setenv("GCHAT_PASSWORD", PASSWORD)
+    for verb in (args, ["web", "admin", "users"], ["web", "admin", "add-user", "--name", "ann"]):
+        assert main([*verb, "--database", f"sqlite:///{file}"]) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert "other" in line and file.read_bytes() == before
+        assert [one.name for one in tmp_path.iterdir()] == ["other.db"]
 
 
 def test_a_single_user_is_reached_as_localhost_only(tmp_path, upstream):

@@ -209,6 +209,10 @@ def test_a_locked_database_holds_answers_back_until_it_is_free(tmp_path, slow_up
     add_user(site, "alice")
     with chat_site.running(site) as place:
         client, other = place.client("alice"), place.client("alice")
+        key = other.json("POST", "/api/keys", json={})["key"]
+        site.database.write_now(
+            lambda c: c.exec_driver_sql("UPDATE sessions SET seen_at = seen_at - 3600")
+        )
         seen, thread = begin(client, content="x")
         lock = sqlite3.connect(file, isolation_level=None)
         lock.execute("BEGIN IMMEDIATE")
@@ -217,7 +221,9 @@ def test_a_locked_database_holds_answers_back_until_it_is_free(tmp_path, slow_up
         refused = other.post("/api/conversations", title="t")
         assert refused.status_code == 503 and "locked" in refused.json()["error"]["message"]
         assert refused.headers["retry-after"] == "5"
-        # Reading goes on, and nothing is shown that is not saved.
+        # Reading goes on, also where a use is to be noted, and nothing is shown that is not saved.
+        bearer = {"Authorization": f"Bearer {key}"}
+        assert other.http.get("/v1/models", headers=bearer).status_code == 200
         listed = other.json("GET", "/api/conversations")["items"]
         assert len(listed) == 1 and len(seen) == shown
         lock.execute("ROLLBACK")
@@ -225,6 +231,7 @@ def test_a_locked_database_holds_answers_back_until_it_is_free(tmp_path, slow_up
         thread.join(30)
         assert seen[-1][1] == "end" and text_of(seen) == WORDS
         assert other.post("/api/conversations", title="t").status_code == 200
+        until(lambda: other.json("GET", "/api/keys")["items"][0]["last_used"] is not None)
 
 
 def test_a_database_that_stays_locked_ends_answers_which_are_saved_later(

@@ -5,8 +5,13 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it.rules_inline import StateInline
 
-from gchat.serve.site.markdown import MAX_TEXT, Growing, render
+from chat_site import apply
+from gchat.serve.site import markdown
+from gchat.serve.site.markdown import MAX_TEXT, PAUSE, Growing, render
+from gchat.serve.site.markdown_math import _inline
+from gchat.serve.site.rendered import Rendered
 
 # Vectors after OWASP's filter evasion cheat sheet, cure53/DOMPurify's fixtures (mXSS by MathML and
 # tables), markdown-it's own list of bad links, and PayloadsAllTheThings "XSS in Markdown".
@@ -111,22 +116,11 @@ def test_nothing_hostile_comes_out(text):
 
 def test_nothing_hostile_while_it_grows():
     for text in HOSTILE:
-        growing, shown = Growing(), []
+        growing, shown = Growing(lambda: 0.0), []  # no time passes: nothing waits
         for character in text:
             shown = apply(shown, growing.add(character))
             assert not Inspector("".join(shown)).wrong
         assert "".join(f"<div>{block}</div>" for block in shown) == render(text)
-
-
-def apply(shown, change):
-    """Does with a change what the page does: JavaScript counts UTF-16 units."""
-    first = change["from"]
-    kept = shown[first] if first < len(shown) else ""
-    head = kept.encode("utf-16-le")[: 2 * change["keep"]].decode("utf-16-le")
-    html = list(change["html"])
-    if html:
-        html[0] = head + html[0]
-    return shown[:first] + html
 
 
 BITS = st.sampled_from(
@@ -138,19 +132,57 @@ BITS = st.sampled_from(
 
 
 @settings(max_examples=150)
-@given(st.lists(BITS, max_size=40))
+@given(st.lists(st.tuples(BITS, st.integers(0, 30)), max_size=40))
 def test_growing_text_ends_as_whole_text(pieces):
-    growing, shown = Growing(), []
-    for piece in pieces:
+    """Whatever time a rendering takes, and however soon the next piece comes."""
+    ticks = [0]
+
+    def clock():
+        ticks[0] += 1  # so that a rendering takes a second, and PAUSE seconds must pass
+        return float(ticks[0])
+
+    growing, shown = Growing(clock), []
+    for piece, pause_s in pieces:
+        ticks[0] += pause_s
         shown = apply(shown, growing.add(piece))
         assert shown == growing.blocks
+        assert apply([], growing.snapshot()) == shown
+    while (wait_s := growing.wait_s) is not None:
+        ticks[0] += int(wait_s)
+        shown = apply(shown, growing.add(""))
     assert apply([], growing.snapshot()) == shown
-    assert "".join(f"<div>{block}</div>" for block in shown) == render("".join(pieces))
+    assert "".join(f"<div>{block}</div>" for block in shown) == render(
+        "".join(piece for piece, _ in pieces)
+    )
     assert not Inspector("".join(shown)).wrong
 
 
+@pytest.mark.parametrize(
+    ("head", "line"), [("", "- item {}\n"), ("| n | square |\n|--|--|\n", "| {} | {} |\n")]
+)
+def test_a_block_that_grows_long_is_rendered_seldom(monkeypatch, head, line):
+    """The clock is ours: a character takes a microsecond, and all of them a tenth of the time."""
+    now, work_s, plain = [0.0], [0.0], markdown._blocks
+
+    def slow(text):
+        now[0] += len(text) * 1e-6
+        work_s[0] += len(text) * 1e-6
+        return plain(text)
+
+    monkeypatch.setattr(markdown, "_blocks", slow)
+    growing, shown, text = Growing(lambda: now[0]), [], head
+    shown = apply(shown, growing.add(head))
+    for i in range(300):
+        now[0] += 0.001
+        piece = line.replace("{}", str(i))
+        shown, text = apply(shown, growing.add(piece)), text + piece
+    assert work_s[0] < now[0] / (PAUSE - 1)  # every piece: half of the time, and more with length
+    now[0] += growing.wait_s
+    assert apply(shown, growing.add("")) == Growing().add(text)["html"]
+
+
 def test_the_last_block_alone_is_sent_again():
-    growing = Growing()
+    growing = Growing(lambda: 0.0)
     growing.add("para\n\n" * 50 + "```python\nx = 1\n")
     change = growing.add("y = 2\n")
     assert change["from"] == 50 and change["keep"] > 100
@@ -178,6 +210,53 @@ def test_what_markdown_knows():
 )  # fmt: skip
 def test_maths_is_mathml(text, formulas):
     assert render(text).count("<math") == formulas
+
+
+def test_a_table_of_cells_that_nobody_wrote_is_shown_plain():
+    columns = 100
+    head = "|" + "a|" * columns + "\n|" + "-|" * columns + "\n"
+    text = head + "|\n" * 120
+    html = render(text)
+    assert "<td>" not in html and "<p>|a|a|" in html and len(html) < 2 * len(text)
+    full = head + ("|" + "b|" * columns + "\n") * 120
+    assert render(full).count("<td>") == 120 * columns
+    growing = Growing(lambda: 0.0)
+    for piece in (head, *["|\n"] * 120):
+        growing.add(piece)
+    assert "".join(f"<div>{block}</div>" for block in growing.blocks) == html
+
+
+def test_html_is_kept_up_to_a_size():
+    asked = []
+    rendered = Rendered(lambda text: asked.append(text) or text * 9, most=100)
+    assert [rendered(text) for text in "aba"] == ["a" * 9, "b" * 9, "a" * 9]
+    assert asked == ["a", "b"]
+    rendered("c" * 8)  # 80 characters: with it there is room for one other, a, the last asked for
+    assert rendered("x" * 20) == "x" * 180 and len(rendered._kept) == 0
+    asked.clear()
+    rendered("d" * 8), rendered("d" * 8), rendered("e"), rendered("d" * 8), rendered("ff")
+    assert asked == ["d" * 8, "e", "ff"]
+    assert rendered("e") and asked[-1] == "e" and rendered._size <= 100
+
+
+class Counting(str):
+    """A text that counts how often something is sought in it."""
+
+    looks = 0
+
+    def find(self, *given):
+        self.looks += 1
+        return super().find(*given)
+
+
+@pytest.mark.parametrize("opening", ["\\(", "\\[", "$", "$$"])
+def test_a_formula_that_never_ends_is_not_sought_at_every_opening(opening):
+    text = Counting("a " + opening + " \\( \\[" * 200)
+    state = StateInline(text, markdown._markdown(), {}, [])
+    for state.pos in range(2, len(text)):
+        assert not _inline(state, True)
+    assert text.looks == 0
+    assert "<math" in render("[\\(x\\)](https://a.example) \\(")
 
 
 def test_pictures_are_links():

@@ -136,6 +136,23 @@ def test_nobody_reaches_what_is_somebody_elses(owned, alice, bob, root, visitor)
         assert "my secret" not in visitor.http.get(path).text
 
 
+def test_nothing_of_ones_own_leads_to_what_is_somebody_elses(owned, alice, bob):
+    """Ids of somebody else's in bodies about a conversation of one's own."""
+    before = alice.json("GET", f"/api/conversations/{owned['conversation_id']}")
+    mine = bob.chat(content="mine")[0][2]["conversationId"]
+    theirs = owned["message_id"]
+    assert bob.patch(f"/api/conversations/{mine}", leaf=theirs).status_code == 404
+    for body, status in (({"content": "x", "parent": theirs}, 409), ({"regenerate": theirs}, 404)):
+        assert bob.post("/api/chat", conversationId=mine, **body).status_code == status
+    asked = before["messages"][0]["id"]
+    copied = [{"id": theirs, "role": "user", "content": "a"},
+              {"id": "b", "parent": asked, "role": "assistant", "content": "b"}]  # fmt: skip
+    assert bob.post("/api/import", messages=copied, leaf=asked).status_code == 400
+    there = bob.json("GET", f"/api/conversations/{mine}")
+    assert len(there["messages"]) == 2 and "secret" not in str(there)
+    assert alice.json("GET", f"/api/conversations/{owned['conversation_id']}") == before
+
+
 def test_a_route_without_an_owner_check_is_found(owned, bob, monkeypatch):
     """Mutation: a route that reads a conversation by its id alone fails the test above."""
     from gchat.serve.site import conversations

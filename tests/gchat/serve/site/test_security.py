@@ -80,6 +80,17 @@ def test_cookies_are_hidden_from_scripts_and_bound_under_tls(place):
     )
 
 
+@pytest.mark.parametrize("other", ['a={"x": 1}', "a=two words", "a", 'a="', "a[b]=é", "=;;"])
+def test_cookies_of_other_programs_shut_nobody_out(place, other):
+    """Whoever serves another port of this host may have set any cookie."""
+    client = place.client("bob")
+    own = "; ".join(f"{name}={value}" for name, value in client.http.cookies.items())
+    client.http.cookies.clear()
+    for cookies in (f"{other}; {own}", f"{own}; {other}"):
+        header = {"Cookie": cookies.encode()}
+        assert client.http.get("/api/me", headers=header).json()["name"] == "bob", cookies
+
+
 def test_log_out_here_everywhere_and_by_a_new_password(place):
     add_user(place.site, "dora")
     here, there, third = (place.client("dora") for _ in range(3))
@@ -111,11 +122,17 @@ def test_a_disabled_user_is_out_at_once(place, root):
     bearer = {"Authorization": f"Bearer {key}"}
     assert eve.http.get("/v1/models", headers=bearer).status_code == 200
     place.site.service.models["small"].address.http()
+    made = eve.chat(content="to be shared")[0][2]["conversationId"]
+    shared = eve.json("POST", f"/api/conversations/{made}/share")["url"]
+    assert "to be shared" in root.http.get(shared).text
     assert root.patch(f"/api/admin/users/{user.id}", disabled=True).status_code == 200
     assert eve.get("/api/me").status_code == 401
     assert eve.http.get("/v1/models", headers=bearer).status_code == 401
     again = place.client().post("/api/login", name="eve", password=PASSWORD)
     assert again.status_code == 403 and "disabled" in again.json()["error"]["message"]
+    assert root.http.get(shared).status_code == 404
+    assert root.patch(f"/api/admin/users/{user.id}", disabled=False).status_code == 200
+    assert "to be shared" in root.http.get(shared).text
 
 
 # ── Guesses ─────────────────────────────────────────────────────────────────────────────────────
@@ -199,7 +216,16 @@ def test_names_of_the_world(name):
 
 @pytest.mark.parametrize(
     "password",
-    ["short", "aaaaaaaaaaaa", "abcdefghijkl", "1234567890", "Password123!", "gustav1234"],
+    [
+        "short",
+        "aaaaaaaaaaaa",
+        "abcdefghijkl",
+        "1234567890",
+        "Password123!",
+        "gustav1234",
+        "gustav-gustav",
+        "gustavxygustav",
+    ],
 )
 def test_passwords_that_are_guessed_soon(visitor, password):
     answer = visitor.post("/api/register", name="gustav", password=password)

@@ -5,7 +5,7 @@ import { $, count, el, notice, when } from "./dom.ts";
 import { confirm, reveal } from "./options.ts";
 
 interface User { id: string; name: string; role: string; disabled: boolean; quota: number | null; used: number; created_at: number; last_seen: number | null }
-interface Status { models: { id: string; context: number | null; state: string }[]; queue: number; running: number; disk: { used: number; total: number; database: number }; uptime_s: number; users: number; version: string }
+interface Status { models: { id: string; context: number | null; state: string }[]; queue: number; running: number; disk: { used: number | null; total: number | null; database: number | null }; unsaved_s: number | null; uptime_s: number; users: number; version: string }
 interface Series { at: number[]; series: Record<string, (number | null)[]> }
 interface Invitation { id: string; created_at: number; expires_at: number; left: number; made_by: string }
 interface Entry { at: number; actor: string; action: string; target: string; detail: unknown }
@@ -25,12 +25,18 @@ function tile(name: string, value: string, note = ""): HTMLElement {
   return el("div", {}, el("dt", {}, name), el("dd", {}, value, ...(note ? [el("small", { class: "soft" }, note)] : [])));
 }
 
+/** Nothing of a database on another machine: its disk is not seen from here. */
+function disk({ disk: { used, total, database } }: Status): HTMLElement[] {
+  if (used === null || total === null || database === null) return [];
+  return [tile("Disk", `${Math.round((100 * used) / total)} %`, `database ${bytes(database)} of ${bytes(total)}`)];
+}
+
 async function showNow(): Promise<void> {
   const [status, series] = await Promise.all([api<Status>("GET", "admin/status"), api<Series>("GET", "admin/series")]);
   $("status").replaceChildren(
     ...status.models.map((model) => tile(model.id, model.state, model.context ? `${count(model.context)} tokens of context` : "length of context not known")),
     tile("Answers", `${status.running} running`, `${status.queue} waiting`), tile("Users", count(status.users)),
-    tile("Disk", `${Math.round((100 * status.disk.used) / status.disk.total)} %`, `database ${bytes(status.disk.database)} of ${bytes(status.disk.total)}`),
+    ...disk(status), ...(status.unsaved_s === null ? [] : [tile("Unsaved for", `${Math.round(status.unsaved_s)} s`, "the database takes no writes")]),
     tile("Up for", lasting(status.uptime_s), `version ${status.version}`));
   CHARTS.forEach(([, lines], i) => charts[i].draw(series.at,
     lines.map(([key, name, unit]): Line => ({ name, unit, values: series.series[key] ?? [] }))));

@@ -125,7 +125,7 @@ export class Chat {
 
   /** Asks and shows the answer as it comes. `instead`: the message from which a new branch goes. */
   private async ask(ask: { content?: string; parent?: string | null; regenerate?: string }, instead?: Message): Promise<void> {
-    if (this.running) return notice("An answer is being written; stop it first.", true);
+    if (this.running !== null) return notice("An answer is being written; stop it first.", true); // "": asked, not begun
     let turn = this.turn;
     this.running = "";
     this.stopWanted = false;
@@ -142,14 +142,26 @@ export class Chat {
       const body = { conversationId: this.conversation.id, ...ask, ...(this.searching ? { search: true } : {}) };
       await this.follow(answer(body), turn, undefined, instead);
     } catch (error) {
-      this.running = null;
-      this.state();
+      if (turn === this.turn) { this.running = null; this.state(); }
       this.say(error);
       if (ask.content && !this.input.value && turn === this.turn) { this.input.value = ask.content; this.grow(); }
     }
   }
 
   private async follow(events: ReturnType<typeof answer>, turn: number, message?: Message, instead?: Message): Promise<void> {
+    try {
+      await this.showAll(events, turn, message, instead);
+    } catch (error) {
+      if (turn === this.turn) { this.running = null; this.state(); } // given up: one can ask again
+      throw error;
+    }
+    if (turn !== this.turn) return;
+    this.running = null;
+    this.state();
+    void this.refresh();
+  }
+
+  private async showAll(events: ReturnType<typeof answer>, turn: number, message?: Message, instead?: Message): Promise<void> {
     let item = message && this.item(message.id);
     let blocks: Blocks | undefined;
     const begin = (made: Message) => {
@@ -189,9 +201,6 @@ export class Chat {
         notice(event.data.message, true);
       }
     }
-    this.running = null;
-    this.state();
-    void this.refresh();
   }
 
   private finish(message: Message, context?: Context): void {
@@ -215,7 +224,7 @@ export class Chat {
       this.scroll.scrollTop = top;
       if (within) this.scroll.focus({ preventScroll: true });
       const last = conversation.messages.at(-1);
-      if (last?.status === "streaming") await this.follow(answer(null, last.id), turn, last);
+      if (last?.status === "streaming") await this.follow(answer(null, last.id), turn, last).catch(this.say);
     }
   }
 
@@ -326,7 +335,7 @@ export class Chat {
     $("title").dataset.site = document.title;
     $("composer").addEventListener("submit", (event) => { event.preventDefault(); void this.submit(); });
     $("stop").onclick = () => void this.stop();
-    $("new").addEventListener("click", (event) => { event.preventDefault(); this.fresh(); document.body.classList.remove("menu"); $("veil").hidden = true; });
+    $("new").addEventListener("click", (event) => { event.preventDefault(); this.sidebar.menu(false); this.fresh(); });
     $("options").onclick = () => void this.options();
     $<HTMLSelectElement>("model").onchange = (event) => void this.patch({ model: (event.target as HTMLSelectElement).value }).catch(this.say);
     document.getElementById("search")?.addEventListener("click", (event) => {

@@ -19,18 +19,27 @@ export class Sidebar {
     list.addEventListener("scroll", () => {
       if (list.scrollTop + list.clientHeight > list.scrollHeight - 200 && this.next && !this.busy) void this.load(true);
     });
-    const show = (on: boolean) => {
-      document.body.classList.toggle("menu", on);
-      $("open-menu").setAttribute("aria-expanded", String(on));
-      $("veil").hidden = !on;
-      (on ? $("close-menu") : $("open-menu")).focus();
-    };
-    $("open-menu").onclick = () => show(true);
-    $("close-menu").onclick = $("veil").onclick = () => show(false);
+    $("open-menu").onclick = () => this.menu(true);
+    $("close-menu").onclick = $("veil").onclick = () => this.menu(false);
+    matchMedia("(max-width: 760px)").addEventListener("change", () => this.menu(false));
+    document.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || !$("main").inert || $<HTMLDialogElement>("dialog").open) return;
+      event.stopImmediatePropagation(); // it closes the list, and stops no answer
+      this.menu(false);
+    });
     $("sidebar").addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && document.body.classList.contains("menu")) show(false);
       if (event.key === "ArrowDown" || event.key === "ArrowUp") this.step(event);
     });
+  }
+
+  /** Shows the list over the page, on a phone, or hides it; what lies below is out of reach meanwhile. */
+  menu(on: boolean): void {
+    if (on === $("main").inert) return;
+    document.body.classList.toggle("menu", on);
+    $("open-menu").setAttribute("aria-expanded", String(on));
+    $("veil").hidden = !on;
+    $("main").inert = on;
+    (on ? $("close-menu") : $("open-menu")).focus();
   }
 
   /** Reads the list anew, or its next page. */
@@ -74,8 +83,7 @@ export class Sidebar {
       link.addEventListener("click", (event) => {
         if (event.ctrlKey || event.metaKey || event.shiftKey) return;
         event.preventDefault();
-        document.body.classList.remove("menu");
-        $("veil").hidden = true;
+        this.menu(false);
         this.open(item.id);
       });
       list.append(el("li", {}, link, iconButton("dots", `Options of ${item.title || "New chat"}`, () => this.options(item))));

@@ -1,2 +1,2 @@
-/* built from src/ 9c8cda44d266392a */
+/* built from src/ d45008e0fc2104d7 */
 "use strict";(()=>{var t=(()=>{try{return localStorage.getItem("theme")}catch{return null}})();(t==="dark"||t==="light")&&(document.documentElement.dataset.theme=t);})();

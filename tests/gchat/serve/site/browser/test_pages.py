@@ -3,7 +3,7 @@
 import pytest
 
 import chat_nginx as site
-from chat_browser import DESKTOP, NEEDED, PHONE, Person, faults
+from chat_browser import DESKTOP, NEEDED, PHONE, Person, faults, until
 
 pytestmark = NEEDED
 
@@ -110,6 +110,49 @@ def test_keys_alone_are_enough(place, chromium):
     page.keyboard.press("Enter")
     page.wait_for_selector("#welcome:not([hidden])")
     gil.end()
+
+
+def test_the_list_over_the_page_of_a_phone(place, chromium, axe):
+    """The page below is out of reach while it is open, and back however it is closed."""
+    url, _ = place
+    jo = Person(chromium, url, "jo", viewport=PHONE).register()
+    page = jo.page
+    jo.ask("something short")
+
+    def is_open():
+        button = page.get_attribute("#open-menu", "aria-expanded") == "true"
+        seen = page.is_visible("#sidebar") and page.is_visible("#veil")
+        assert seen == button == page.evaluate("document.getElementById('main').inert")
+        return seen
+
+    def focus():
+        return page.evaluate("document.activeElement.id")
+
+    page.click("#open-menu")
+    page.wait_for_selector("#conversations >> text=something short")
+    assert is_open() and focus() == "close-menu" and not faults(page, axe)
+    for _ in range(15):
+        page.keyboard.press("Tab")
+        assert not page.evaluate("document.activeElement.closest('#main') !== null")
+    for close in (
+        lambda: page.keyboard.press("Escape"),
+        lambda: page.click("#close-menu"),
+        lambda: page.click("#veil", position={"x": 370, "y": 400}),
+        lambda: page.click("#conversations a"),
+        lambda: page.click("#new"),
+        lambda: page.set_viewport_size(DESKTOP),
+    ):
+        close()
+        page.wait_for_selector("#veil", state="hidden")
+        until(page, "innerWidth > 760 || getComputedStyle(sidebar).visibility === 'hidden'")
+        assert page.viewport_size == DESKTOP or not is_open()
+        if page.viewport_size == PHONE:
+            page.click("#open-menu")
+            assert is_open()
+    assert page.is_visible("#sidebar") and not page.evaluate("main.inert")
+    page.click("#conversations a")
+    page.wait_for_selector("text=A short answer.")
+    jo.end()
 
 
 def test_headers_through_nginx(place):

@@ -42,6 +42,42 @@ def test_a_broken_connection_is_taken_up_again(upstream, chromium, tmp_path):
         cyd.end()
 
 
+def test_a_server_that_stays_away_is_given_up_and_can_be_asked_again(place, chromium):
+    url, _ = place
+    kim = Person(chromium, url, "kim").register()
+    page = kim.page
+    for comes_later in (False, True):  # the answer is lost by who asked, and by who opened it then
+        kim.ask("something endless", wait=False)
+        until(page, "document.querySelector('.message:last-child .body')?.innerText.length > 40")
+        if comes_later:
+            page.reload()
+            page.wait_for_selector(".message.streaming")
+        page.wait_for_selector("#stop:not([hidden])")
+        kim.context.set_offline(True)
+        page.wait_for_selector(".notice.bad >> text=cannot be reached", timeout=60_000)
+        page.wait_for_selector("#send:not([hidden])")
+        kim.context.set_offline(False)
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        page.wait_for_selector("#stop:not([hidden])")  # what the server has is there again
+        page.click("#stop")
+        kim.finished()
+    kim.errors = [one for one in kim.errors if "net::ERR" not in one]
+    kim.end()
+
+
+def test_two_clicks_ask_once(place, chromium):
+    url, _ = place
+    liv = Person(chromium, url, "liv").register()
+    liv.ask("something short")
+    liv.page.get_by_role("button", name="Answer again").dblclick()
+    until(liv.page, "document.querySelectorAll('.versions').length === 1")
+    liv.finished()
+    until(liv.page, "document.querySelector('.versions')?.textContent === '2 of 2'")
+    liv.page.reload()
+    liv.page.wait_for_selector("text=2 of 2")
+    liv.end()
+
+
 def test_search_shows_sources_and_obeys_none(upstream, chromium, tmp_path):
     """Pages reach the model as quoted data, and the reader as links that stay after a reload."""
     with search_services.serve() as services:
