@@ -280,6 +280,7 @@ def test_an_upstream_that_is_killed_before_its_first_piece(stream):
         asking.start()
         assert far.stdout.readline() == "asked\n"
         far.kill()
+        far.wait(20)
         asking.join(20)
         (answer,) = answers
         error = answer.json()["error"]
