@@ -126,7 +126,7 @@ class LlamaAsked:
         self._taken: dict[int, int] = {}  # places of prompts that llama.cpp has, by answer
         samples = [(k, one, i) for k, one in enumerate(requests) for i in range(one.n)]
         self._open = self.count = len(samples)
-        self._tasks = []
+        self._tasks: list[asyncio.Task[None]] = []
         turns = model.address.line_up(holder, len(samples))
         for index, (turn, sample) in enumerate(zip(turns, samples, strict=True)):
             task = asyncio.ensure_future(self._answer(index, turn, *sample))

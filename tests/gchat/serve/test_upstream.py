@@ -278,7 +278,7 @@ def test_an_upstream_that_is_killed_before_its_first_piece(stream):
         answers = []
         asking = threading.Thread(target=lambda: answers.append(server.post(CHAT, **ask)))
         asking.start()
-        assert far.stdout.readline() == "asked\n"
+        assert far.stdout is not None and far.stdout.readline() == "asked\n"
         far.kill()
         far.wait(20)
         asking.join(20)
