@@ -85,7 +85,7 @@ class Running:
         self._thread.start()
         while not self.server.started:
             time.sleep(0.005)
-        self.http = httpx2.Client(base_url=self.url, timeout=60)
+        self.http = httpx2.Client(base_url=self.url, timeout=300)  # a first question compiles
 
     def _run(self):
         asyncio.run(self.server.serve(sockets=[self._listener]))
@@ -102,7 +102,7 @@ class Running:
                 if line.startswith("data: "):
                     yield line[6:] if line[6:] == "[DONE]" else json.loads(line[6:])
 
-    def idle(self, seconds=20):
+    def idle(self, seconds=60):
         """Waits until nothing waits or runs; tells whether all came back."""
         model = self.service.models["tiny"]
         end = time.monotonic() + seconds
@@ -123,7 +123,7 @@ class Running:
         assert not self._thread.is_alive()
 
 
-def until(condition, seconds=20):
+def until(condition, seconds=60):
     """Waits for something that another thread does."""
     end = time.monotonic() + seconds
     while not condition():

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 _WORTH_TWO = 128
-"""Least size of a piece that is cheaper read as two of half and a quarter of its tokens."""
+"""Pieces from this size on are cheaper read as two: a half and a quarter of its tokens."""
 
 
 @dataclass

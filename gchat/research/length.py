@@ -1,4 +1,4 @@
-"""How long the runs of a comparison are, and how often they are evaluated."""
+"""Length of the runs of a comparison, and the interval of their evaluations."""
 
 import json
 import time

@@ -44,7 +44,7 @@ class Asked:
         requests: one for each prompt, n samples each.
         limit_s: seconds after which the answers are broken off.
         calculator: lets the answers call it, where the model can.
-        ended: is told the tokens that were used, once.
+        ended: is told the tokens that were used, once: prompts that never had their turn were not.
 
     Attributes:
         usage: tokens so far.
@@ -118,7 +118,8 @@ class Asked:
             return
         self._model.asked.discard(self)
         self._timer.cancel()
-        self._ended(self.usage)
+        read = sum(job.prompt_tokens for job in self._jobs)
+        self._ended(replace(self.usage, prompt_tokens=read))
         for job in reversed(self._jobs):  # else each would begin as the one before it leaves
             job.cancel(self._holder)
 
@@ -159,6 +160,11 @@ class _Job:
         self._loop = asyncio.get_running_loop()
         self._cancel: Callable[[], None] | None = None
         self._began = 0.0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of a prompt that the engine was given; its further samples find it read."""
+        return len(self._request.ids) if self._began and not self._request.first else 0
 
     def begin(self) -> None:
         self._began = time.monotonic()

@@ -53,17 +53,24 @@ async def forward(
     events = exchange.events()
     # Its first event, so that a refusal becomes an HTTP status.
     first = await while_there(http, anext(events, None))  # type: ignore[arg-type]
-    return EventStream(_after(first, events), b"")
+    return EventStream(_Begun(first, events), b"")
 
 
-async def _after(first: bytes | None, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    try:
-        if first is not None:
-            yield first
-        async for piece in events:
-            yield piece
-    finally:
-        await events.aclose()  # type: ignore[attr-defined]
+class _Begun:
+    """Events whose first one is there already; closed as a whole, also before anybody reads it."""
+
+    def __init__(self, first: bytes | None, events: AsyncIterator[bytes]) -> None:
+        self._first, self._events = first, events
+
+    def __aiter__(self) -> "_Begun":
+        return self
+
+    async def __anext__(self) -> bytes:
+        first, self._first = self._first, None
+        return await anext(self._events) if first is None else first
+
+    async def aclose(self) -> None:
+        await self._events.aclose()  # type: ignore[attr-defined]
 
 
 def _limited(upstream: Upstream, path: str, data: dict[str, Any]) -> dict[str, Any]:
@@ -95,26 +102,34 @@ class Exchange:
         self._path, self._body = path, body
         self._url = f"{upstream.address.url}/{path}"
         self._usage = Usage()
+        self._taken = False  # by the upstream, which may have to be paid for it
         self._pieces = 0  # of an answer's text, a token each at least
         options = body.get("stream_options")
         self._wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
 
     async def whole(self) -> dict[str, Any]:
         """The whole answer."""
+        address = self._upstream.address
 
         async def work() -> dict[str, Any]:
-            async with self._upstream.address.turn(self._holder):
+            (turn,) = address.line_up(self._holder, 1)
+            async with turn:
                 await probe.check(self._upstream, self._path, self._body)
-                return await self._upstream.address.json(self._url, self._body)
+                return await address.json(self._url, self._body, self._note_taken)
 
         try:
             async with asyncio.timeout(self._service.limit_s):
                 answer = await self._upstream.while_open(work())
+            self._check_error(answer)
+            self._count(answer)
         except TimeoutError:
             raise _too_slow() from None
-        self._count(answer)
-        self._end()
+        finally:
+            self._end()
         return self._renamed(answer)
+
+    def _note_taken(self, taken: bool) -> None:
+        self._taken = taken
 
     async def events(self) -> AsyncIterator[bytes]:
         """Events of the answer as they come; a stream that breaks off ends with an error."""
@@ -123,10 +138,11 @@ class Exchange:
             options = body.get("stream_options") or {}
             body = body | {"stream_options": {**options, "include_usage": True}}
         deadline = asyncio.get_running_loop().time() + self._service.limit_s
+        (turn,) = address.line_up(self._holder, 1)
         try:
-            async with address.turn(self._holder):
+            async with turn:
                 await probe.check(self._upstream, self._path, self._body)
-                async with address.post(self._url, body) as response:
+                async with address.post(self._url, body, self._note_taken) as response:
                     pieces = lines(response.aiter_bytes())
                     while (piece := await self._by(deadline, anext(pieces, None))) is not None:
                         if (passed := self._passed(*piece)) is not None:
@@ -148,7 +164,7 @@ class Exchange:
             raise _too_slow() from None
 
     def _ended(self, data: str) -> bool:
-        if self._path != "responses":
+        if data == "[DONE]" or self._path != "responses":
             return data == "[DONE]"
         ends = ("response.completed", "response.incomplete", "response.failed", "error")
         return json.loads(data).get("type") in ends
@@ -158,16 +174,24 @@ class Exchange:
         if data == "[DONE]":
             return b"data: [DONE]\n\n"
         chunk = self._upstream.address.parsed(data)
-        if chunk.get("error"):
-            hidden = self._upstream.address.hide(json.dumps(chunk["error"]))
-            raise ApiError(502, f"the upstream broke off: {hidden}", code="upstream_error")
+        self._check_error(chunk)
         self._count(chunk)
-        self._pieces += _texts(chunk)
+        try:
+            self._pieces += _texts(chunk)
+        except (AttributeError, TypeError):
+            text = "the upstream's answer is not OpenAI's"
+            raise ApiError(502, text, code="upstream_error") from None
         if not self._wants_usage and self._path != "responses":
             if not chunk.get("choices"):
                 return None
             chunk.pop("usage", None)
         return event(self._renamed(chunk), name)
+
+    def _check_error(self, answer: dict[str, Any]) -> None:
+        """Raises ApiError for an error that came with status 200; it may repeat the key."""
+        if answer.get("error") and answer.get("object") != "response":  # which has such a field
+            hidden = self._upstream.address.hide(json.dumps(answer["error"]))
+            raise ApiError(502, f"the upstream broke off: {hidden}", code="upstream_error")
 
     def _renamed(self, answer: dict[str, Any]) -> dict[str, Any]:
         """The answer under the name that the model has here."""
@@ -186,12 +210,15 @@ class Exchange:
                 setattr(self._usage, ours, max(value, getattr(self._usage, ours)))
 
     def _end(self) -> None:
-        """Counts what was used; about that, where the answer ended before the upstream told."""
+        """Counts what was used; about that, where the answer ended before the upstream told.
+
+        What it refused, or never got, counts nothing.
+        """
         used, self._usage = self._usage, Usage()
         used.completion_tokens = max(used.completion_tokens, self._pieces)
-        if self._pieces and not used.prompt_tokens:
+        if self._taken and not used.prompt_tokens:
             used.prompt_tokens = len(json.dumps(self._body)) // _BYTES_PER_TOKEN
-        self._pieces = 0
+        self._pieces, self._taken = 0, False
         tokens = self._service.metrics.tokens
         tokens.labels(self._upstream.name, "prompt").inc(used.prompt_tokens)
         tokens.labels(self._upstream.name, "completion").inc(used.completion_tokens)

@@ -127,6 +127,8 @@ class LimitedBody:
             self._left -= len(message.get("body", b""))
             self._whole = not message.get("more_body", False)
             if self._left < 0:
+                if not self._whole:
+                    await _read_away(self._receive)
                 raise too_large(self._most)
         return message
 
@@ -142,8 +144,7 @@ def too_large(most: int) -> ApiError:
 async def answer(error: ApiError, send: Send, unread: Receive | None = None) -> None:
     """Sends an error as the whole answer.
 
-    With `unread`, the rest of the request is read and thrown away for a while: a connection that is
-    closed with bytes unread is reset, and the client that still sends loses the answer.
+    With `unread`, the rest of the request is read and thrown away for a while.
     """
     raw = error.raw()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(raw))]
@@ -151,12 +152,21 @@ async def answer(error: ApiError, send: Send, unread: Receive | None = None) -> 
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": raw, "more_body": unread is not None})
     if unread is not None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LINGER_S):
-                left = _LINGER_BYTES
-                while left > 0:
-                    message = await unread()
-                    left -= len(message.get("body", b""))
-                    if message["type"] != "http.request" or not message.get("more_body", False):
-                        break
+        await _read_away(unread)
         await send({"type": "http.response.body", "body": b""})
+
+
+async def _read_away(unread: Receive) -> None:
+    """Reads the rest of a request for a while.
+
+    A connection that is closed with bytes unread is reset, and the client that still sends loses
+    the answer.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            left = _LINGER_BYTES
+            while left > 0:
+                message = await unread()
+                left -= len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    break

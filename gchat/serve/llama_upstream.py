@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gaia.errors import ConfigError
@@ -22,7 +22,7 @@ from gchat.serve.fair_queue import FairQueue
 from gchat.serve.forward import lines
 from gchat.serve.local_model import TokenText
 from gchat.serve.metrics import Metrics
-from gchat.serve.upstream import Address
+from gchat.serve.upstream import Address, Turn
 from gchat.serve.usage import Usage
 
 _ENDS: dict[str, Finish] = {"limit": "length", "eos": "stop", "word": "stop"}
@@ -90,7 +90,11 @@ class LlamaModel(TokenText):
         calculator: bool,
         ended: Callable[[Usage], None],
     ) -> "LlamaAsked":
-        """Asks for all answers to these prompts; arguments as those of `Asked`."""
+        """Asks for all answers to these prompts; arguments as those of `Asked`.
+
+        Raises:
+            ApiError: too much waits already, or a prompt is to be scored.
+        """
         if any(request.prompt_logprobs is not None for request in requests):
             raise ApiError(
                 400, "llama.cpp gives no log-probabilities of prompts; leave echo out",
@@ -114,16 +118,21 @@ class LlamaAsked:
         limit_s: float,
         ended: Callable[[Usage], None],
     ) -> None:
-        self._model, self._holder, self._ended = model, holder, ended
+        self._model, self._ended = model, ended
         self._events: asyncio.Queue[tuple[int, Event] | ApiError] = asyncio.Queue()
         self._began, self._limit_s = time.monotonic(), limit_s
         self.usage = Usage(prompt_tokens=sum(len(request.ids) for request in requests))
-        samples = [(request, i) for request in requests for i in range(request.n)]
+        self._lengths = [len(request.ids) for request in requests]
+        self._taken: dict[int, int] = {}  # places of prompts that llama.cpp has, by answer
+        samples = [(k, one, i) for k, one in enumerate(requests) for i in range(one.n)]
         self._open = self.count = len(samples)
-        self._tasks = [
-            asyncio.ensure_future(self._answer(index, *sample))
-            for index, sample in enumerate(samples)
-        ]
+        self._tasks: list[asyncio.Task[None]] = []
+        turns = model.address.line_up(holder, len(samples))
+        for index, (turn, sample) in enumerate(zip(turns, samples, strict=True)):
+            task = asyncio.ensure_future(self._answer(index, turn, *sample))
+            # One that is cancelled before it began never entered its turn.
+            task.add_done_callback(lambda _, turn=turn: turn.end())
+            self._tasks.append(task)
         self._tasks.append(asyncio.ensure_future(self._watch()))
 
     async def news(self) -> AsyncIterator[tuple[int, Event]]:
@@ -159,19 +168,29 @@ class LlamaAsked:
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            self._ended(self.usage)
+            read = sum(self._lengths[prompt] for prompt in set(self._taken.values()))
+            self._ended(replace(self.usage, prompt_tokens=read))
         self._tasks = []
 
     async def _watch(self) -> None:
         await self._model.address.leaving.wait()
         self._events.put_nowait(leaving())
 
-    async def _answer(self, index: int, request: Request, sample: int) -> None:
-        address = self._model.address
+    async def _answer(
+        self, index: int, turn: Turn, prompt: int, request: Request, sample: int
+    ) -> None:
+        address, url = self._model.address, f"{self._model.address.root}/completion"
+
+        def note(taken: bool) -> None:
+            if taken:
+                self._taken[index] = prompt
+            else:
+                self._taken.pop(index, None)
+
         try:
-            async with address.turn(self._holder):
+            async with turn:
                 body = _body(request, sample, self._model.seq_len)
-                async with address.post(f"{address.root}/completion", body) as response:
+                async with address.post(url, body, note) as response:
                     async for _, data in lines(response.aiter_bytes()):
                         event = self._event(address.parsed(data), request)
                         self._events.put_nowait((index, event))

@@ -96,11 +96,10 @@ class Service:
 
         def ended(usage: Usage) -> None:
             self.rates.used(holder, usage.prompt_tokens + usage.completion_tokens)
+            self.metrics.tokens.labels(model.name, "prompt").inc(usage.prompt_tokens)
             self.metrics.tokens.labels(model.name, "cached").inc(usage.cached_tokens)
 
-        asked = model.ask(holder, requests, self.limit_s, calculator=calculator, ended=ended)
-        self.metrics.tokens.labels(model.name, "prompt").inc(asked.usage.prompt_tokens)
-        return asked
+        return model.ask(holder, requests, self.limit_s, calculator=calculator, ended=ended)
 
     def end_all(self) -> None:
         """Ends all answers with an error: the time to finish them is over."""

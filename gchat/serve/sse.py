@@ -83,10 +83,11 @@ class EventStream(Response):
             await _first(asyncio.ensure_future(self._send(send)), receive)
         finally:
             self._close()
+            if (closing := getattr(self._events, "aclose", None)) is not None:
+                await closing()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        closing = getattr(self._events, "aclose", None)
         line = _Line(send)
         try:
             async for piece in self._events:
@@ -96,8 +97,6 @@ class EventStream(Response):
             last = event(error.body())
         finally:
             await line.end()
-            if closing is not None:
-                await closing()
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
 

@@ -6,7 +6,7 @@ The key goes to this address alone (redirects are not followed) and is taken out
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import httpx2
 
 _CONNECT_S = 10.0
+_IDLE_S = 2.0
+"""Idle connections are closed before the upstream closes them: most wait for 5 seconds, and what is
+sent at that moment is lost."""
 _HIDDEN = "(hidden)"
 _OUR_FAULT = (401, 402, 403, 407)
 """Statuses that tell of this server's key, not of the client's."""
@@ -55,54 +58,61 @@ class Address:
             self._http = httpx2.AsyncClient(
                 headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
                 timeout=httpx2.Timeout(self.limit_s, connect=_CONNECT_S, pool=None),
-                limits=httpx2.Limits(max_connections=None),
+                limits=httpx2.Limits(max_connections=None, keepalive_expiry=_IDLE_S),
                 follow_redirects=False,
             )
         return self._http
 
-    @asynccontextmanager
-    async def turn(self, holder: str) -> AsyncIterator[None]:
-        """Waits for a place among the requests that are open at once.
+    def line_up(self, holder: str, count: int) -> list["Turn"]:
+        """Places for all answers of a request among those that are open at once, or none.
 
         Raises:
             ApiError: too many wait already.
         """
-        job = _Turn()
-        self.queue.add(holder, [job])
-        began = time.monotonic()
-        try:
-            await job.began.wait()
-            yield
-        finally:
-            if job.began.is_set():
-                self.queue.ended(1, time.monotonic() - began)
-            else:
-                self.queue.leave(holder, job)
+        turns = [Turn(self.queue, holder) for _ in range(count)]
+        self.queue.add(holder, [*turns])
+        return turns
 
     @asynccontextmanager
-    async def post(self, url: str, body: dict[str, Any]) -> AsyncIterator["httpx2.Response"]:
+    async def post(
+        self, url: str, body: dict[str, Any], taken: Callable[[bool], object] = bool
+    ) -> AsyncIterator["httpx2.Response"]:
         """Sends a body, and gives the answer as it comes; leaving the context closes it.
+
+        Args:
+            url: of the path.
+            body: JSON.
+            taken: is told True when the upstream has the whole request, which it may have to be
+                paid for from then on, and False when it refuses it.
 
         Raises:
             ApiError: the upstream cannot be reached, refuses, or breaks off.
         """
         import httpx2
 
+        async def trace(step: str, _: dict[str, Any]) -> None:
+            if step.endswith(".send_request_body.complete"):
+                taken(True)
+
         try:
-            async with self.http().stream("POST", url, json=body) as response:
+            sent = self.http().stream("POST", url, json=body, extensions={"trace": trace})
+            async with sent as response:
                 if not response.is_success:
+                    taken(False)
                     raise self._refused(response.status_code, await response.aread(), response)
                 yield response
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
             raise self._broken(error) from None
 
-    async def json(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Sends a body, and waits for the whole answer.
+    async def json(
+        self, url: str, body: dict[str, Any], taken: Callable[[bool], object] = bool
+    ) -> dict[str, Any]:
+        """Sends a body, and waits for the whole answer; arguments as those of `post`.
 
         Raises:
             ApiError: it is no JSON object, or none came.
         """
-        async with self.post(url, body) as response:
+        async with self.post(url, body, taken) as response:
             raw = await response.aread()
         return self.parsed(raw)
 
@@ -147,16 +157,41 @@ class Address:
             self._http = None
 
 
-class _Turn:
-    """A request that waits for its place."""
+class Turn:
+    """One answer's place at an upstream; a context manager that waits for it and gives it back."""
 
     samples = 1
 
-    def __init__(self) -> None:
-        self.began = asyncio.Event()
+    def __init__(self, queue: FairQueue, holder: str) -> None:
+        self._queue, self._holder = queue, holder
+        self._began = asyncio.Event()
+        self._at = 0.0
+        self._over = False
 
     def begin(self) -> None:
-        self.began.set()
+        """Is called by the queue."""
+        self._at = time.monotonic()
+        self._began.set()
+
+    def end(self) -> None:
+        """Gives the place back, or leaves the line; a second call does nothing."""
+        if self._over:
+            return
+        self._over = True
+        if self._began.is_set():
+            self._queue.ended(1, time.monotonic() - self._at)
+        else:
+            self._queue.leave(self._holder, self)
+
+    async def __aenter__(self) -> None:
+        try:
+            await self._began.wait()
+        except BaseException:
+            self.end()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self.end()
 
 
 @dataclass(eq=False)

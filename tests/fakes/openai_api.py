@@ -84,8 +84,10 @@ class Endpoint:
     Attributes:
         kind: "openai", "vllm" or "llama.cpp".
         faults: what goes wrong with the next requests: a name of ERRORS, or "hang up", "cut"
-            (the connection ends within a stream), "early end" (the stream ends in good order, but
-            no answer is finished: a proxy whose server died), "stream error", "stall", "garbage".
+            (the connection ends within a stream), "cut at once" (before its first event), "early
+            end" (the stream ends in good order, but no answer is finished: a proxy whose server
+            died), "stream error", "odd piece" (no chunk of OpenAI's), "stall", "garbage", "late
+            error" (with status 200).
         seen: bodies of the requests that came, with their path and Authorization header.
         reply: the text that answers a body.
         delay_s: pause before each piece of a stream.
@@ -187,6 +189,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.close_now()
         if fault == "garbage":
             return self._send(200, {}, b"<html>hello</html>")
+        if fault == "late error":
+            # openrouter.ai/docs/api-reference/errors: once a provider has begun, the status is 200
+            # and the error stands in the body. The header stands in it as below.
+            error = {"code": 502, "message": f"Provider returned error: {header}"}
+            return self._send(200, {}, json.dumps({"error": error}).encode())
         if fault in ERRORS:
             status, headers, data = ERRORS[fault]
             raw = data if isinstance(data, bytes) else json.dumps(data).encode()
@@ -296,7 +303,7 @@ class Handler(BaseHTTPRequestHandler):
                 for raw in (part[:7], part[7:]):
                     if raw:
                         self.wfile.write(f"{len(raw):x}\r\n".encode() + raw + b"\r\n")
-            if fault == "cut":
+            if fault in ("cut", "cut at once"):
                 return self.close_now()
             self.wfile.write(b"0\r\n\r\n")
         except (BrokenPipeError, ConnectionResetError):
@@ -304,6 +311,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _parts(self, body, chat, fault):
+        if fault == "cut at once":
+            return
         tokens, finish = self._text(body)
         count = body.get("n", 1)
         if chat:
@@ -316,6 +325,8 @@ class Handler(BaseHTTPRequestHandler):
         for at, token in enumerate(tokens):
             if at == len(tokens) // 2 and fault in ("cut", "early end"):
                 return
+            if at == len(tokens) // 2 and fault == "odd piece":
+                yield b'data: {"choices": [3]}\n\n'
             if at == len(tokens) // 2 and fault == "stream error":
                 # vLLM: create_streaming_error_response of entrypoints/openai/engine/serving.py
                 # The header stands in it as in bespokelabsai/curator PR 141.

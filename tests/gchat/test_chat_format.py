@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import chats
+import foreign
 from gaia.errors import ConfigError, DataError
 from gchat.chat_format import (
     Conversation,
@@ -19,6 +20,7 @@ from gchat.chat_format import (
     write_format,
 )
 from gchat.chat_template import ChatTemplate, Forgets
+from gchat.tokenizer import imported as imported_tokenizer
 from gchat.tokenizer import train_bpe
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "chat_masks.json"
@@ -152,6 +154,40 @@ def test_ids_and_masks_equal_those_of_transformers(kind):
         assert ours.ids == theirs["ids"]
         assert [int(learned) for learned in ours.mask] == theirs["mask"]
         assert 0 < sum(ours.mask) < len(ours.mask)
+
+
+def joining():
+    """A tokenizer that makes one token of two new lines, as most do."""
+    definition = foreign.tokenizer()
+    model = definition["model"]
+    model["vocab"]["ĊĊ"] = model["vocab"].pop("ĠĠ")
+    model["merges"][-1] = ["Ċ", "Ċ"]
+    return imported_tokenizer(
+        json.dumps(definition), rows=foreign.ROWS, bos="<|endoftext|>", stops=["<|im_end|>"]
+    )
+
+
+@pytest.mark.parametrize("kind", ["chatml", "imported"])
+def test_a_token_never_lies_in_header_and_answer(kind, tmp_path):
+    """The header's new line and the answer's would be one token, which no prompt ends with."""
+    tokenizer = joining()
+    newline, two = tokenizer.encode("\n"), tokenizer.encode("\n\n")
+    assert len(newline) == len(two) == 1 and newline != two
+    if kind == "imported":
+        (tmp_path / "chat_template.jinja").write_text(chats.SMOL)
+    chat_format = read_format(tmp_path, tokenizer)
+    assert chat_format.kind == kind
+    turns = (Message("user", "Hi"), Message("assistant", "\n\n\nYo\n"), Message("user", "\n"),
+             Message("assistant", "\n"))  # fmt: skip
+    ids, mask, _ = chat_format.render(Conversation(turns))
+    learned = []
+    for k in (1, 3):
+        prompt = chat_format.prompt(turns[:k])
+        assert ids[: len(prompt)] == prompt and prompt[-1:] == newline
+        answer = [*tokenizer.encode(turns[k].content), chat_format.end_id]
+        assert ids[len(prompt) :][: len(answer)] == answer
+        learned += range(len(prompt), len(prompt) + len(answer))
+    assert [i for i, one in enumerate(mask) if one] == learned
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,6 +15,7 @@ import pytest
 import runs
 import smollm2
 import tiny
+from gaia.checkpoint import CHECKSUMS
 from gchat import tokenizer as tokenizers
 from gchat.__main__ import main
 from gchat.engine.engine import SamplingConfig
@@ -162,7 +163,8 @@ def test_training_goes_on_from_it_and_resumes_bit_for_bit(folder, tmp_path):
     assert losses[6] < 0.8 * losses[1]
     stopped = train(folder, data, tmp_path / "stopped", steps=6)
     assert stopped.step_reached(4), stopped.text
-    while runs.newest(tmp_path / "stopped") is None:  # 1.6 GB, written beside the training
+    # 1.6 GB, written beside the training; it counts once its sums are there, which come last.
+    while not list((tmp_path / "stopped/checkpoints").glob(f"*/{CHECKSUMS}")):
         time.sleep(0.05)
     stopped.signal(9)
     stopped.end()

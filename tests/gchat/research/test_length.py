@@ -10,7 +10,7 @@ ARGUMENTS = ["cpu", "--model.depth=2"]
 
 @pytest.fixture
 def measured(monkeypatch):
-    """What this machine can do, another figure each time, as real ones are."""
+    """Measures another figure each time, as real machines do."""
     calls = []
 
     def measure(arguments, minutes, runs):

@@ -111,6 +111,15 @@ def test_bodies_that_are_none(server, raw, kind, status):
     refusal(server.http.post(PLAIN, content=raw, headers={"content-type": kind}), status)
 
 
+def test_a_body_without_a_length_that_is_too_large(server):
+    """The client that still sends is heard out: it would find the connection reset."""
+    sent = (b"x" * 65_536 for _ in range(300))
+    refusal(
+        server.http.post(PLAIN, content=sent, headers={"content-type": "application/json"}), 413
+    )
+    assert next(sent, None) is None
+
+
 def test_paths_and_methods(server):
     refusal(server.http.get("/v1/nothing"), 404)
     refusal(server.http.get(PLAIN), 405)

@@ -94,8 +94,10 @@ def test_a_client_that_leaves_within_a_stream_ends_the_work(server, counted, pat
     assert server.post(PLAIN, model="tiny", prompt="x", max_tokens=2).status_code == 200
 
 
-def test_clients_that_leave_the_queue(server, counted):
-    queue = server.service.models["tiny"].queue
+def test_clients_that_leave_the_queue(server, counted, monkeypatch):
+    """Those who had their turn pay for their prompts, those who had none do not."""
+    queue, used = server.service.models["tiny"].queue, []
+    monkeypatch.setattr(server.service.rates, "used", lambda holder, tokens: used.append(tokens))
     with standing_still(serving.engine()), contextlib.ExitStack() as clients:
         for _ in range(12):
             clients.enter_context(connection(server.port, PLAIN, LONG))
@@ -104,6 +106,8 @@ def test_clients_that_leave_the_queue(server, counted):
         until(lambda: queue.waiting == 0)
         until(lambda: len(serving.engine()._cancelled) == serving.SLOTS + 2)
     assert server.idle() and counted[1] == 0
+    begun, prompt = serving.SLOTS + 2, 1 + len(serving.tokenizer().encode(LONG["prompt"]))
+    assert sorted(used) == [0] * (12 - begun) + [prompt] * begun
 
 
 def test_a_batch_that_leaves_takes_all_of_its_prompts_along(server):

@@ -109,6 +109,8 @@ def test_killed_within_a_stream(llama):
     """The last test of this file: nothing is left to ask afterwards."""
     process, url = llama
     with front(url) as server:
+        used = []
+        server.service.rates.used = lambda holder, tokens: used.append(tokens)
         events = server.events(CHAT, **ASK | {"max_tokens": 300}, messages=[
             {"role": "user", "content": "Write a long story about a lighthouse."}])  # fmt: skip
         first = [next(events) for _ in range(3)]
@@ -116,5 +118,7 @@ def test_killed_within_a_stream(llama):
         process.wait()
         rest = list(events)
         assert first and rest[-1]["error"]["code"] == "upstream_error"
+        assert used.pop() > 10  # the prompt's tokens, and the pieces
         gone = server.post(CHAT, **ASK, messages=QUESTION)
+        assert used.pop() == 0
         assert gone.status_code == 502 and server.http.get("/health").status_code == 200

@@ -1,8 +1,10 @@
 """Other servers behind this one: passed on with keys and limits, also when they fail."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -149,26 +151,43 @@ def test_no_name_goes_around_the_limit_of_an_answer():
             assert far.seen[-1][1]["max_tokens"] == limit, ask
 
 
-@pytest.mark.parametrize("fault", [*openai_api.ERRORS, "hang up", "garbage"])
+BROKEN = ("hang up", "garbage", "cut at once", "late error")
+
+
+@pytest.mark.parametrize("fault", [*openai_api.ERRORS, *BROKEN])
 def test_errors_of_an_upstream(fault):
-    """An error in OpenAI's shape, without the key that it was sent."""
+    """An error in OpenAI's shape, without the key that it was sent.
+
+    What the upstream refuses is free; a prompt that it has taken is not, whatever becomes of it.
+    """
     key = openai_api.KEY
     with openai_api.serve(key=key) as far, front(far.url, key=key) as server:
+        used = charged(server)
         for ask in (server.post, streamed):
+            if fault == "cut at once" and ask is not streamed:
+                continue
             far.faults.append(fault)
             args = (server,) if ask is streamed else ()
             answer = ask(*args, CHAT, model="small", messages=HELLO)
             assert 400 <= answer.status_code < 600
             assert not openai_api.problems("ErrorResponse", answer.json()), answer.text
             assert key not in answer.text
+            assert (used.pop() > len(json.dumps(HELLO)) // 4) == (fault in BROKEN)
         assert server.post(CHAT, model="small", messages=HELLO).status_code == 200
+
+
+def charged(server):
+    """Tokens of each request that has ended, the newest last."""
+    used = []
+    server.service.rates.used = lambda holder, tokens: used.append(tokens)
+    return used
 
 
 def streamed(server, path, **body):
     return server.post(path, **body, stream=True)
 
 
-@pytest.mark.parametrize("fault", ["cut", "early end", "stream error"])
+@pytest.mark.parametrize("fault", ["cut", "early end", "stream error", "odd piece"])
 def test_streams_that_break_off_end_with_an_error(fault):
     key = openai_api.KEY
     with openai_api.serve(key=key) as far, front(far.url, key=key) as server:
@@ -193,8 +212,7 @@ def test_a_stream_that_breaks_off_is_charged(how):
     """The usage stands in its last chunk: who leaves before would write for nothing."""
     with openai_api.serve(delay_s=0.01 if how == "left" else 0) as far, front(far.url) as server:
         far.reply = lambda body: "word " * 40
-        used, rates = {}, server.service.rates
-        rates.used = lambda holder, tokens: used.update({holder: tokens})
+        used = charged(server)
         ask = {"model": "small", "messages": HELLO, "stream": True, "max_tokens": 40}
         far.faults.append("cut" if how == "cut" else None)
         with server.http.stream("POST", CHAT, json=ask) as answer:
@@ -202,22 +220,41 @@ def test_a_stream_that_breaks_off_is_charged(how):
                 if how == "left" and i > 20:
                     break
         serving.until(lambda: used)
-        (tokens,) = used.values()
+        (tokens,) = used
         assert 5 + len(json.dumps(HELLO)) // 4 <= tokens < 20 + 100
 
 
+def test_who_leaves_before_the_answer_is_charged_the_prompt():
+    with openai_api.serve() as far, front(far.url) as server:
+        used = charged(server)
+        far.faults.append("stall")
+        raw = json.dumps({"model": "small", "messages": HELLO, "max_tokens": 9}).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+            client.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(raw) + raw)
+            serving.until(lambda: far.seen)
+        serving.until(lambda: used)
+        assert used == [len(raw) // 4]
+        assert server.service.models["small"].queue.working == 0
+
+
 SCRIPT = """
-import sys
+import sys, time
 from tests.fakes import openai_api
 with openai_api.serve(delay_s=0.05) as far:
-    far.reply = lambda body: "word " * 400
+    def reply(body):
+        print("asked", flush=True)
+        time.sleep(60 * (body["messages"][-1]["content"] == "wait"))
+        return "word " * 400
+    far.reply = reply
     print(far.url, flush=True)
     sys.stdin.read()
 """
 
 
-def test_an_upstream_that_is_killed_within_a_stream():
-    """A clear error event; this server lives, and says what is wrong until the other is back."""
+@contextlib.contextmanager
+def killable():
+    """(process, address) of a server in a process of its own, which says when it is asked."""
     root = Path(__file__).parents[3]
     far = subprocess.Popen(
         [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -225,27 +262,73 @@ def test_an_upstream_that_is_killed_within_a_stream():
     )  # fmt: skip
     with far:
         assert far.stdout is not None
-        with front(far.stdout.readline().strip()) as server:
-            events, begun = [], threading.Event()
+        try:
+            yield far, far.stdout.readline().strip()
+        finally:
+            far.kill()
 
-            def listen():
-                for one in server.events(CHAT, model="small", messages=HELLO, max_tokens=400):
-                    events.append(one)
-                    if len(events) > 3:
-                        begun.set()
 
-            listener = threading.Thread(target=listen)
-            listener.start()
-            assert begun.wait(20)
-            far.send_signal(signal.SIGKILL)
-            far.wait(20)
-            listener.join(20)
-            assert not listener.is_alive()
-            assert events[-1]["error"]["code"] == "upstream_error"
-            assert "broke off" in events[-1]["error"]["message"]
-            answer = server.post(CHAT, model="small", messages=HELLO)
-            assert answer.status_code == 502 and "reached" in answer.json()["error"]["message"]
-            assert server.http.get("/health").status_code == 200
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_upstream_that_is_killed_before_its_first_piece(stream):
+    """The error has a status still; the prompt, which it had read, is paid for, and no more."""
+    with killable() as (far, url), front(url) as server:
+        used = charged(server)
+        ask = {"model": "small", "messages": [{"role": "user", "content": "wait"}],
+               "max_tokens": 400, "stream": stream}  # fmt: skip
+        answers = []
+        asking = threading.Thread(target=lambda: answers.append(server.post(CHAT, **ask)))
+        asking.start()
+        assert far.stdout is not None and far.stdout.readline() == "asked\n"
+        far.kill()
+        far.wait(20)
+        asking.join(20)
+        (answer,) = answers
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (502, "upstream_error")
+        assert "broke off" in error["message"] and "ask again" in error["message"]
+        assert used.pop() == len(json.dumps(ask)) // 4
+        assert server.service.models["small"].queue.working == 0
+        answer = server.post(CHAT, **ask)
+        assert answer.status_code == 502 and "reached" in answer.json()["error"]["message"]
+        assert used.pop() == 0
+
+
+def test_an_upstream_that_is_killed_within_a_stream():
+    """A clear error event; this server lives, and says what is wrong until the other is back."""
+    with killable() as (far, url), front(url) as server:
+        events, begun = [], threading.Event()
+
+        def listen():
+            for one in server.events(CHAT, model="small", messages=HELLO, max_tokens=400):
+                events.append(one)
+                if len(events) > 3:
+                    begun.set()
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        assert begun.wait(20)
+        far.send_signal(signal.SIGKILL)
+        far.wait(20)
+        listener.join(20)
+        assert not listener.is_alive()
+        assert events[-1]["error"]["code"] == "upstream_error"
+        assert "broke off" in events[-1]["error"]["message"]
+        answer = server.post(CHAT, model="small", messages=HELLO)
+        assert answer.status_code == 502 and "reached" in answer.json()["error"]["message"]
+        assert server.http.get("/health").status_code == 200
+
+
+def test_answers_at_llama_cpp_that_find_no_place_are_refused_by_status(behind, tokenizer_file):
+    """Also a stream: places are taken before it begins, for all answers or for none."""
+    options = {"upstream_api": "completion", "upstream_tokenizer": tokenizer_file, "format": "chat"}
+    with front(f"far={behind.url}/v1", upstream_slots=1, max_queue=1, **options) as server:
+        ask = {"model": "far", "messages": HELLO, "max_tokens": 2, "stream": True}
+        answer = server.post(CHAT, **ask, n=9)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "too_many_answers"
+        assert len([e for e in server.events(CHAT, **ask, n=4) if e != "[DONE]"]) >= 4
+        queue = server.service.models["far"].queue
+        serving.until(lambda: (queue.working, queue.waiting) == (0, 0))
 
 
 def test_addresses_that_cannot_be_used():
