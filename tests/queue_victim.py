@@ -13,8 +13,7 @@ import signal
 import sys
 import time
 
-from gchat.queue import Failed, open_queue, run_worker
-from gchat.queue.worker import Rules
+from gchat.queue import Failed, Rules, open_queue, run_worker
 
 POINTS = (
     "before lease", "after lease", "after the response", "between result and completion",

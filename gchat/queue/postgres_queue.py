@@ -153,9 +153,14 @@ class PostgresQueue(Closing):
 
     def priority(self, where: Mapping[str, str], value: float) -> int:
         """Changes the priority of open items whose payload has these values."""
-        text = json.dumps(dict(where))
+        changed, after = 0, 0
         with self._transaction() as run:
-            return run(sql.PRIORITY, value=float(value), age=self._age_s, where=text).rowcount
+            while rows := run(sql.OPEN, after=after, most=_AT_ONCE).fetchall():
+                after = rows[-1][0]
+                seqs = [s for s, text in rows if protocol.matches(json.loads(text), where)]
+                facts = {"value": float(value), "age": self._age_s, "seqs": seqs}
+                changed += run(sql.PRIORITY, **facts).rowcount if seqs else 0
+        return changed
 
     def counts(self) -> Counts:
         """Items by state."""

@@ -94,11 +94,13 @@ RELEASE = f"""
 UPDATE {{s}}.items SET state = 0, attempts = attempts - 1, receipt = NULL, worker = NULL
 WHERE {HELD}
 """
+OPEN = """
+SELECT seq, payload FROM {s}.items WHERE state IN (0, 1, 2) AND seq > %(after)s
+ORDER BY seq LIMIT %(most)s
+"""
 PRIORITY = """
 UPDATE {s}.items SET priority = %(value)s, rank = added - %(value)s * %(age)s
-WHERE state IN (0, 1, 2) AND (
-    SELECT coalesce(bool_and(coalesce(payload::json ->> w.key = w.value, false)), true)
-    FROM jsonb_each_text(%(where)s::jsonb) AS w)
+WHERE state IN (0, 1, 2) AND seq = ANY(%(seqs)s)
 """
 COUNTS = """
 SELECT

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 
 from gchat.queue.protocol import Queue
-from gchat.queue.worker import Do, Rules, Tally, work
+from gchat.queue.rules import Rules, Tally
+from gchat.queue.worker import Do, work
 
 _HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

@@ -246,6 +246,14 @@ def test_a_state_of_another_version_is_refused_whole(here, capsys):
     store.close()
     assert main(["orchestrate", str(path)]) == 2
     assert "is of version 99" in capsys.readouterr().err
+    state = here / "plan.work/orchestrate.db"
+    state.write_text("no database at all" * 99)
+    for words in ([], ["status"], ["add", "--command", "x"], ["stop"]):
+        place = [*words[:1], str(path), *(["b"] * (words[:1] == ["add"])), *words[1:]]
+        assert main(["orchestrate", *place]) == 2
+        error = capsys.readouterr().err
+        assert "orchestrate.db cannot be read (file is not" in error and error.count("\n") == 1
+    assert state.read_text() == "no database at all" * 99
 
 
 @pytest.mark.slow

@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from disks import fill, small_disk
-from gchat.queue import Failed, Item, QueueError, Rules, in_threads, open_queue, run_worker, work
+from gchat.queue import (
+    Failed,
+    Item,
+    QueueError,
+    Rules,
+    Tally,
+    in_threads,
+    open_queue,
+    run_worker,
+    work,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -122,6 +132,73 @@ def test_a_limit_of_the_endpoint_pauses_everybody_and_spends_no_attempt(queue):
     assert lease_again.failures == {"endpoint 429": len(refused)}
 
 
+class Clock:
+    """The real one, which can be put forward."""
+
+    ahead = 0.0
+
+    def monotonic(self):
+        return time.monotonic() + self.ahead
+
+
+@pytest.mark.parametrize("gone", ["to another worker", "to the dead letter"])
+def test_patience_begins_anew_when_the_endpoint_has_answered_or_was_not_asked(
+    queue, monkeypatch, gone
+):
+    """Two limits of an endpoint, a thousand seconds apart, are no thousand seconds of silence."""
+    clock, tally = Clock(), Tally()
+    monkeypatch.setattr("gchat.queue.worker.time", clock)
+    limited, second_begun = set(), asyncio.Event()
+
+    async def do(payload):
+        number = payload["n"]
+        if number == 1 and gone == "to the dead letter":
+            second_begun.set()
+            while not clock.ahead:
+                await asyncio.sleep(0.01)
+        if number in limited and number == 0:
+            raise Failed("schema: no", retry=False)
+        if number in limited:
+            return {}
+        limited.add(number)
+        raise Failed("endpoint 429: slow down", pause_s=0.01)
+
+    fail = queue.fail
+
+    def lost(lease, reason, **more):
+        """The item goes back, and another worker has it at once."""
+        return not queue.complete(lease, {})
+
+    async def main():
+        stop = asyncio.Event()
+        rules = Rules(concurrency=1, backoff_s=0.01, wait=True)
+        task = asyncio.create_task(work(queue, do, rules=rules, stop=stop, tally=tally))
+        add_one = lambda n: queue.add([Item(f"i{n}", {"n": n})])  # noqa: E731
+        if gone == "to another worker":
+            monkeypatch.setattr(queue, "fail", lost)
+        add_one(0)
+        if gone == "to another worker":
+            while not tally.lost and not task.done():
+                await asyncio.sleep(0.01)
+            monkeypatch.setattr(queue, "fail", fail)
+            clock.ahead = 1000.0
+            add_one(1)
+        else:
+            while not queue.counts().dead and not task.done():
+                await asyncio.sleep(0.01)
+            add_one(1)
+            await asyncio.wait([task, asyncio.create_task(second_begun.wait())],
+                               return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
+            clock.ahead = 1000.0
+        while not tally.done and not task.done():
+            await asyncio.sleep(0.01)
+        stop.set()
+        await task
+
+    asyncio.run(main())
+    assert tally.done == 1
+
+
 def test_an_endpoint_that_stays_away_ends_the_worker_and_loses_nothing(queue):
     add(queue, 30)
 
@@ -153,13 +230,14 @@ def test_a_fatal_error_gives_back_all_and_spends_nothing(queue):
 
 def test_results_that_are_no_json_are_given_up(queue):
     add(queue, 3)
-    odd = {0: {"x": float("nan")}, 1: {"x": "\ud800"}, 2: {"x": object()}}
+    odd = {0: {"x": float("nan"), "cost": 0.25}, 1: {"x": "\ud800"}, 2: {"x": object()}}
 
     async def do(payload):
         return odd[payload["n"]]
 
-    run_worker(queue, do)
+    tally, _ = run_worker(queue, do)
     assert len(list(queue.dead())) == 3 and queue.counts().dead == 3
+    assert tally.cost == queue.facts().cost == 0.25  # paid for all the same
 
 
 @pytest.mark.parametrize(

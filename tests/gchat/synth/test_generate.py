@@ -11,7 +11,7 @@ import pytest
 
 from fakes import openai_api
 from gchat.__main__ import main
-from gchat.queue import Item, open_queue
+from gchat.queue import Item, QueueError, open_queue
 from gchat.synth import styles
 from gchat.synth.facts import Facts
 from gchat.synth.windows import Window
@@ -109,6 +109,9 @@ def test_a_record_is_shown_with_its_window_and_a_reject_with_its_reason(made, ca
         (["--kinds", "qpt", "--phrasings", "29"], "phrasings = 29"),
         (["--pairs", "3"], "--pairs has no effect without contrast in --kinds"),
         (["--chain"], "--chain has no effect without --endpoint or --run"),
+        (["--tries", "2"], "--tries has no effect without --endpoint or --run"),
+        (["--plan-only", "--concurrency", "4"], "--concurrency has no effect with --plan-only"),
+        (["--run", "nowhere", "--concurrency", "4"], "'nowhere' holds no run"),
         (["--profile", "seed", "--language", "de"], "English only"),
         (["--decontaminate", "nowhere"], "nowhere"),
     ],
@@ -117,6 +120,28 @@ def test_wrong_options_are_one_line(tmp_path, capsys, more, said):
     assert generate(tmp_path / "out", *more) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_articles_that_have_changed_and_a_kill_before_the_first_item(tmp_path, capsys, monkeypatch):
+    """Items of other articles have another split: what was trained may be held out now."""
+    texts, out = tmp_path / "articles.md", tmp_path / "o"
+    texts.write_text(ARTICLES.read_text())
+    words = ["synth", "generate", str(texts), "--out", str(out), "--max-windows", "2"]
+
+    def dies(queue, items):
+        raise QueueError("the power", "is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gchat.queue.sqlite_queue.SqliteQueue.add", dies)
+        assert main(words) == 1
+    assert main([*words, "--seed", "1"]) == 2  # what a kill leaves is known by its job
+    assert "was begun with another seed" in capsys.readouterr().err
+    assert main(words) == 0
+    before = {path.name: path.read_bytes() for path in out.glob("*.json*")}
+    texts.write_text(ARTICLES.read_text() + "\n# More\n\nNobody had written this before now.\n")
+    assert main(words) == 2
+    assert "was begun with another corpus" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.glob("*.json*")} == before
 
 
 def test_an_empty_corpus_and_a_queue_of_another_version(tmp_path, capsys):
@@ -217,10 +242,17 @@ def test_a_chained_question_is_checked_before_its_answer_is_paid_for(tmp_path, c
         assert len(fake.seen) == 12
         asked = [b["messages"][-1]["content"] for _, b, _ in fake.seen]
         assert sum("Question: " in text for text in asked) == 6
+        record = rows(tmp_path / "o/train.jsonl")[0]
+        assert main(["synth", "show", record["id"], "--out", str(tmp_path / "o"), "--json"]) == 0
+        shown = [m["content"] for m in json.loads(capsys.readouterr().out)["prompt"]]
+        assert shown[1] in asked and f"Question: {record['question']}" in shown[3] in asked
         fake.seen.clear()
         fake.reply = writes('{"question": "As an AI, may I ask?"}')
         assert generate(tmp_path / "p", *chained, "--endpoint", fake.url, "--json") == 0
         assert len(fake.seen) == 6  # no answer was asked for
+        facts = json.loads(capsys.readouterr().out)
+        paid = sum(style["tokens"] for style in facts["styles"].values())
+        assert paid == sum(facts["tokens"].values()) > 0  # nor is a question forgotten
 
 
 def test_a_spent_budget_stops_and_the_same_command_goes_on(tmp_path, capsys):
@@ -295,6 +327,8 @@ def test_generations_that_share_a_queue_keep_their_records_apart(tmp_path, capsy
     queue, few = tmp_path / "shared.db", ("--max-windows", 2, "--heldout", 0, "--per-window", 2)
     with open_queue(queue, create=True) as shared:  # and questions of another kind
         shared.add([Item("mine", {"messages": []}), Item("dead", {"messages": []})])
+        assert generate(tmp_path / "no", *few, "--queue", queue) == 2  # it would do those too
+        assert "2 open items in" in capsys.readouterr().err and shared.counts().total == 2
         for lease in shared.lease(2, 60, "w"):
             if lease.item.id == "mine":
                 shared.complete(lease, {"text": "yes"})
