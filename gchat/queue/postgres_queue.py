@@ -153,14 +153,11 @@ class PostgresQueue(Closing):
 
     def priority(self, where: Mapping[str, str], value: float) -> int:
         """Changes the priority of open items whose payload has these values."""
-        changed, after = 0, 0
+        facts = {"value": float(value), "age": self._age_s, "where": json.dumps(dict(where))}
         with self._transaction() as run:
-            while rows := run(sql.OPEN, after=after, most=_AT_ONCE).fetchall():
-                after = rows[-1][0]
-                seqs = [s for s, text in rows if protocol.matches(json.loads(text), where)]
-                facts = {"value": float(value), "age": self._age_s, "seqs": seqs}
-                changed += run(sql.PRIORITY, **facts).rowcount if seqs else 0
-        return changed
+            rows = run(sql.WITH_NUL).fetchall()
+            seqs = [seq for seq, text in rows if protocol.matches(json.loads(text), where)]
+            return run(sql.PRIORITY, seqs=seqs, **facts).rowcount
 
     def counts(self) -> Counts:
         """Items by state."""
