@@ -299,6 +299,25 @@ async def _long(payload):
     return {"text": "x" * 4000, "n": payload["n"]}
 
 
+def test_a_slow_look_at_the_queue_holds_up_no_work(queue):
+    add(queue, 4)
+    begun, done, seen = threading.Event(), threading.Event(), []
+
+    def watch(tally):
+        begun.set()
+        seen.append(done.wait(20))
+        raise QueueError("the server", "is just away")
+
+    async def do(payload):
+        while not begun.is_set():
+            await asyncio.sleep(0.005)
+        done.set()
+        return {}
+
+    tally, _ = run_worker(queue, do, Rules(concurrency=2), watch=watch, every_s=0.01)
+    assert tally.done == 4 and all(seen)
+
+
 def test_blocking_functions_run_beside_one_another(queue):
     add(queue, 8)
     gate = threading.Barrier(8)
