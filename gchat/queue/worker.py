@@ -128,6 +128,7 @@ class _Worker:
                 continue
             if (pause := self._resume_at - time.monotonic()) > 0:
                 await asyncio.sleep(pause)
+                busy_at = time.monotonic()
                 continue
             self._taking = asyncio.create_task(self._take(room))
             taken, now = await asyncio.shield(self._taking), time.monotonic()

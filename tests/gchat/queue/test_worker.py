@@ -163,11 +163,17 @@ def test_patience_begins_anew_when_the_endpoint_has_answered_or_was_not_asked(
         limited.add(number)
         raise Failed("endpoint 429: slow down", pause_s=0.01)
 
-    fail = queue.fail
+    fail, lease, looks = queue.fail, queue.lease, []
 
-    def lost(lease, reason, **more):
+    def look(*args):
+        looks.append(args)
+        return lease(*args)
+
+    monkeypatch.setattr(queue, "lease", look)
+
+    def lost(held, reason, **more):
         """The item goes back, and another worker has it at once."""
-        return not queue.complete(lease, {})
+        return not queue.complete(held, {})
 
     async def main():
         stop = asyncio.Event()
@@ -181,6 +187,9 @@ def test_patience_begins_anew_when_the_endpoint_has_answered_or_was_not_asked(
             while not tally.lost and not task.done():
                 await asyncio.sleep(0.01)
             monkeypatch.setattr(queue, "fail", fail)
+            enough = len(looks) + 2  # it has come out of its pause, and has nothing to do
+            while len(looks) < enough and not task.done():
+                await asyncio.sleep(0.01)
             clock.ahead = 1000.0
             add_one(1)
         else:
