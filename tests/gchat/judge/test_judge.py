@@ -77,8 +77,8 @@ def fake():
         yield endpoint
 
 
-def judge(tmp_path, fake, answer, *more):
-    given = write(tmp_path / "answers.jsonl", lines(answer))
+def judge(tmp_path, fake, answer, *more, count=40):
+    given = write(tmp_path / "answers.jsonl", lines(answer)[:count])
     out = tmp_path / "verdicts.jsonl"
     status = main(["judge", str(given), str(out), "--endpoint", fake.url, "--json", *more])
     return status, out
@@ -277,18 +277,19 @@ def test_silence_counts_as_no_pass_and_failures_count_nowhere(tmp_path, fake, ca
 
 
 def test_labels_of_people_take_the_place_of_planted_answers(tmp_path, fake, capsys):
-    labelled = [{**row, "answer": row["reference"], "right": True} for row in rows()[:20]]
-    labelled += [{**row, "answer": "nobody knows", "right": False} for row in rows()[:20]]
+    labelled = [{**row, "answer": row["reference"], "right": True} for row in rows()[:10]]
+    labelled += [{**row, "answer": "nobody knows", "right": False} for row in rows()[:10]]
     path, shared = write(tmp_path / "labelled.jsonl", labelled), str(tmp_path / "shared.jsonl")
     words = ("--labelled", str(path), "--calibration", shared)
-    status, out = judge(tmp_path, fake, lambda row: row["reference"], *words)
+    status, out = judge(tmp_path, fake, lambda row: row["reference"], *words, count=5)
     known = json.loads(capsys.readouterr().out)["calibration"]
-    assert status == 0 and known["errors"] == {"labelled": {"of": 40, "errors": 0}}
+    assert status == 0 and known["errors"] == {"labelled": {"of": 20, "errors": 0}}
     out.unlink()
-    assert judge(tmp_path, fake, lambda row: "no idea", *words)[0] == 0
-    assert sum(bool(body) for _, body, _ in fake.seen) == 40 + 2 * 40  # one calibration for both
+    assert judge(tmp_path, fake, lambda row: "no idea", *words, count=5)[0] == 0
+    assert sum(bool(body) for _, body, _ in fake.seen) == 20 + 2 * 5  # one calibration for both
 
 
+@pytest.mark.slow  # matplotlib's first picture
 def test_history_picture_and_metrics_of_the_student(tmp_path, fake, capsys, monkeypatch):
     run = tmp_path / "run"
     run.mkdir()

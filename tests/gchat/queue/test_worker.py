@@ -79,16 +79,17 @@ def test_slots_stay_full_while_items_last(queue):
     assert most == 16
 
 
+@pytest.mark.slow  # kills at every point have one in the heartbeat by default
 def test_leases_of_running_and_waiting_items_are_held(queue):
     add(queue, 6)  # four in work, two that were leased ahead
     others = []
 
     async def do(payload):
-        await asyncio.sleep(0.6)  # longer than the lease
+        await asyncio.sleep(4)  # longer than the lease
         others.extend(queue.lease(5, 60, "a thief"))
         return {}
 
-    tally, _ = run_worker(queue, do, Rules(concurrency=4, lease_s=0.4))
+    tally, _ = run_worker(queue, do, Rules(concurrency=4, lease_s=3))
     assert (tally.done, tally.lost, others) == (6, 0, [])
 
 
@@ -126,7 +127,7 @@ def test_a_limit_of_the_endpoint_pauses_everybody_and_spends_no_attempt(queue):
             raise Failed("endpoint 429: slow down", pause_s=0.05)
         return {}
 
-    tally, _ = run_worker(queue, do, Rules(concurrency=4))
+    tally, _ = run_worker(queue, do, Rules(concurrency=4, backoff_s=0.1))
     assert tally.done == 20 and tally.paused_s > 0 and not list(queue.dead())
     lease_again = queue.facts()
     assert lease_again.failures == {"endpoint 429": len(refused)}
@@ -215,7 +216,7 @@ def test_an_endpoint_that_stays_away_ends_the_worker_and_loses_nothing(queue):
         raise Failed("endpoint away: no connection", pause_s=0.01)
 
     with pytest.raises(Failed, match=r"no connection .* without an answer"):
-        run_worker(queue, do, Rules(concurrency=4, patience_s=0.3))
+        run_worker(queue, do, Rules(concurrency=4, patience_s=0.1, backoff_s=0.1))
     counts = queue.counts()
     assert (counts.waiting, counts.dead) == (30, 0)
     assert all(lease.attempt == 1 for lease in queue.lease(30, 60, "x"))
