@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from gaia.errors import GaiaError
+from gaia.storage import StorageError
 from gchat.queue.failed import Failed
 from gchat.queue.protocol import Lease, Queue, QueueError, cost_of, kind_of
 from gchat.queue.rules import Rules, Tally
@@ -58,7 +60,7 @@ async def work(
 
     Raises:
         Failed: a fatal one, after everything was given back.
-        QueueError: the queue cannot be used any more.
+        QueueError, StorageError: the queue, or the place of its results, cannot be used any more.
     """
     changed = {"concurrency": concurrency, "lease_s": lease_s, "wait": wait}
     given = {key: value for key, value in changed.items() if value is not None}
@@ -89,7 +91,7 @@ class _Worker:
         self._wanted = asyncio.Event()  # there may be room for more items
         self._over = asyncio.Event()
         self._ending = False
-        self._error: Failed | QueueError | None = None
+        self._error: GaiaError | None = None
         self._resume_at = self._trouble_since = 0.0
         self._pauses = 0
 
@@ -201,7 +203,7 @@ class _Worker:
     def _settled(self, task: asyncio.Task) -> None:
         self._settling.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._give_up(error if isinstance(error, QueueError) else QueueError(repr(error)))
+            self._give_up(error if isinstance(error, GaiaError) else QueueError(repr(error)))
         self._dispatch()
 
     async def _settle(self, lease: Lease, outcome: dict[str, Any] | Exception | None) -> None:
@@ -282,7 +284,7 @@ class _Worker:
         self._resume_at = now + pause
         self.tally.paused_s += pause
 
-    def _give_up(self, error: Failed | QueueError) -> None:
+    def _give_up(self, error: GaiaError) -> None:
         self._error = self._error or error
         self._over.set()
 
@@ -317,7 +319,7 @@ class _Worker:
         while True:
             try:
                 return await (threads or self._threads).run(call, *args)
-            except QueueError:
+            except (QueueError, StorageError):
                 if self._ending or time.monotonic() - begun + pause > _QUEUE_PATIENCE_S:
                     raise
             await asyncio.sleep(pause)

@@ -305,6 +305,29 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
         assert results == {f"i{n}": n for n in range(60)} and not list(queue.dead())
 
 
+@pytest.mark.slow
+def test_results_wait_for_room_in_their_folder(tmp_path):
+    """No inode is left for a folder or a file: the work goes on when there are some again."""
+    folder = tmp_path / "disk"
+    with (
+        small_disk(folder, "2m,nr_inodes=200") as disk,
+        open_queue(tmp_path / "q", create=True, results=str(folder / "results")) as queue,
+    ):
+        add(queue, 60)
+        fillers = [disk / f"filler{n}" for n in range(190)]
+        for filler in fillers:
+            filler.touch()
+        room = threading.Timer(2.0, lambda: [filler.unlink() for filler in fillers])
+        room.start()
+        try:
+            tally, _ = run_worker(queue, square, Rules(concurrency=4))
+        finally:
+            room.join()
+        assert (tally.done, tally.lost) == (60, 0)
+        got = {one.id: one.result["square"] for one in queue.results()}
+        assert got == {f"i{n}": n**2 for n in range(60)}
+
+
 async def _long(payload):
     return {"text": "x" * 4000, "n": payload["n"]}
 
