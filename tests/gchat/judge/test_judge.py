@@ -163,6 +163,32 @@ def test_planted_answers_are_what_they_are_said_to_be():
     assert 0.25 < np.mean([one.right for one in framed]) < 0.75
 
 
+def reworded(reference):
+    """Right answers that are planted for a reference, over many seeds."""
+    items = [Item(1, "", "What is said of it?", reference, ""), Item(2, "", "Who?", "Nobody", "")]
+    known = [one for seed in range(40) for one in planted.plant(items, 2, seed=seed)]
+    return {one.item.answer for one in known if one.right and one.item.reference == reference}
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "Nothing is said about Omaha there.", "They flew over Berlin.", "He served since 1941.",
+        "It led to a truce, as well as to peace.", "It was started at the start of May.",
+        "He was killed in action.", "He wrote to Rome.", "She was named commander.",
+        "He left because of the rain.", "They ended the siege.", "He was at large.",
+    ],
+)  # fmt: skip
+def test_words_that_mean_something_else_there_stay_in_a_right_answer(reference):
+    assert all(reference[1:] in answer for answer in reworded(reference))
+
+
+def test_right_answers_come_in_other_words():
+    answers = " ".join(reworded("It took about 900 days, because the large army was defeated."))
+    for word in ("about 900", "roughly 900", "because", "since", "large", "big", "vanquished"):
+        assert word in answers
+
+
 def simulated(draw, count=1000):
     """(truth, passed, calibration) of judges between a poor and an excellent one."""
     for _ in range(count):
