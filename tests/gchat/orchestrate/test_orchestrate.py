@@ -141,7 +141,7 @@ def start(path, *more):
     )  # fmt: skip
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=240):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it never came"
@@ -190,7 +190,7 @@ def test_stop_add_and_wait_while_it_runs(here, capsys):
     assert main(["orchestrate", str(path)]) == 2  # one at a time
     assert "is being written by process" in capsys.readouterr().err
     assert main(["orchestrate", "stop", str(path)]) == 0
-    assert process.wait(20) == 0
+    assert process.wait(240) == 0
     assert "go on with" in process.stdout.read()
     process.stdout.close()
     assert states(path, capsys) == {"long": "stopped", "more": "done"}

@@ -275,7 +275,7 @@ with open_queue(sys.argv[1]) as queue:
             for _ in range(4):
                 assert worker.stdout.readline() == "begun\n", worker.stderr.read()
             worker.send_signal(signal.Signals[name])
-            out, err = worker.communicate(timeout=30)
+            out, err = worker.communicate(timeout=240)
         assert worker.returncode == 0, err
         done, released, told = out.split()
         assert (done, told) == ("1", name) and int(released) >= 3
@@ -338,7 +338,7 @@ def test_a_slow_look_at_the_queue_holds_up_no_work(queue):
 
     def watch(tally):
         begun.set()
-        seen.append(done.wait(20))
+        seen.append(done.wait(120))
         raise QueueError("the server", "is just away")
 
     async def do(payload):
@@ -356,7 +356,7 @@ def test_blocking_functions_run_beside_one_another(queue):
     gate = threading.Barrier(8)
 
     def do(payload):
-        gate.wait(10)  # passes only where all eight are in work at once
+        gate.wait(120)  # passes only where all eight are in work at once
         return {}
 
     tally, _ = run_worker(queue, in_threads(do, 8), Rules(concurrency=8))

@@ -310,7 +310,7 @@ def test_a_generation_that_is_killed_goes_on_and_makes_the_same_records(tmp_path
             while len(fake.seen) < begun + 2 and process.poll() is None:
                 pass
             process.send_signal(number)
-            process.wait(60)
+            process.wait(240)
         with open_queue(out / "queue.db") as queue:
             for lease in queue.lease(100, 0.0, "test"):  # the dead worker's leases run out
                 queue.release(lease)
