@@ -37,7 +37,7 @@ def redis_server(*options):
             yield f"redis://127.0.0.1:{port}/0"
         finally:
             server.terminate()
-            server.wait(30)
+            server.wait(240)
 
 
 def postgres_programs():
@@ -77,11 +77,11 @@ def postgres_server():
             yield url
         finally:
             server.send_signal(signal.SIGQUIT)  # at once: the folder goes too
-            server.wait(60)
+            server.wait(240)
 
 
 def _until(ready, server):
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 240
     while True:
         try:
             return ready()

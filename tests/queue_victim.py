@@ -13,13 +13,13 @@ import signal
 import sys
 import time
 
-from gchat.queue import Failed, open_queue, run_worker
-from gchat.queue.worker import Rules
+from gchat.queue import Failed, Rules, open_queue, run_worker
 
 POINTS = (
     "before lease", "after lease", "after the response", "between result and completion",
     "after completion", "in heartbeat", "with a stale receipt",
 )  # fmt: skip
+CONCURRENCY = 4
 LEASE_S = float(os.environ.get("VICTIM_LEASE_S", "0.6"))
 TIMES_FAILED: dict[str, int] = {}
 
@@ -127,7 +127,7 @@ def main(url, log, point="none", k="1"):
 
     queue = open_queue(url)
     arm(queue, at)
-    rules = Rules(concurrency=4, lease_s=LEASE_S, backoff_s=0.01)
+    rules = Rules(concurrency=CONCURRENCY, lease_s=LEASE_S, backoff_s=0.01)
     tally, _ = run_worker(queue, do, rules)
     print(tally.done, tally.lost, tally.failed)
 

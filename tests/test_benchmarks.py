@@ -81,6 +81,7 @@ def test_streams_that_are_left_and_streams_that_are_read():
         assert figure["tokens_per_s"] > 0
 
 
+@pytest.mark.slow
 def test_the_work_queue_loses_and_doubles_nothing_at_speed():
     command = [sys.executable, "tests/benchmarks/work_queue.py", "--quick", "--no-servers"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

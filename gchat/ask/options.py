@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gaia.errors import ConfigError
 from gchat.chat_format import Wanted, read_format
@@ -86,6 +86,9 @@ def grammar_of(
 class Model:
     """The model that is asked: a run, or an endpoint."""
 
+    of_both: ClassVar[tuple[str, ...]] = ()
+    """Options of endpoints that have a meaning for runs too, in a verb of its own."""
+
     run: str | None = None
     """Folder of the run."""
     endpoint: str | None = None
@@ -123,7 +126,9 @@ class Model:
         others = _ENDPOINT_ONLY if self.run is not None else _RUN_ONLY
         defaults = {field.name: field.default for field in fields(self)}
         for name in others:
-            if name in defaults and getattr(self, name) != defaults[name]:
+            if name in self.of_both or name not in defaults:
+                continue
+            if getattr(self, name) != defaults[name]:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} has no effect with "
                     f"--{'run' if self.run is not None else 'endpoint'}",

@@ -62,10 +62,10 @@ def plant(items: Sequence[Item], count: int, *, seed: int = 0) -> list[Planted]:
 
 def _reworded(text: str, draw: random.Random) -> str:
     """The same facts in some other words."""
-    for pair in words()["synonyms"]:
-        for one, other in (pair, pair[::-1]):
-            if re.search(rf"\b{re.escape(one)}\b", text) and draw.random() < 0.7:
-                text = re.sub(rf"\b{re.escape(one)}\b", other, text, count=1)
+    for group in words()["rewordings"]:
+        for pattern, other in group.items():
+            if re.search(rf"\b{pattern}\b", text) and draw.random() < 0.7:
+                text = re.sub(rf"\b{pattern}\b", other, text, count=1)
                 break
     if draw.random() < 0.5:
         text = _DAY_MONTH.sub(r"\2 \1", text)

@@ -106,6 +106,18 @@ class Store:
         # A journal beside the file, not WAL, which writes two more files merely to read.
         self._db = sqlite3.connect(self._path, timeout=30.0, isolation_level=None)
         self._db.row_factory = sqlite3.Row
+        try:
+            self.id = self._opened(make=make)
+        except sqlite3.DatabaseError as error:
+            self.close()
+            problem = f"{self._path} cannot be read ({error})"
+            raise ConfigError(problem, "restore it from a copy, or name another folder") from None
+        except GaiaError:
+            self.close()
+            raise
+
+    def _opened(self, *, make: bool) -> str:
+        """Identity of the state, whose tables are made where they are wanted."""
         self._db.execute("pragma synchronous = full")
         if make and not self._has_tables():
             with self._write():
@@ -114,17 +126,17 @@ class Store:
                 made = {"version": str(VERSION), "id": uuid.uuid4().hex}
                 self._db.executemany("insert into meta values (?, ?)", made.items())
         if not self._has_tables():
-            self.close()
-            raise ConfigError(f"{str(folder)!r} holds no work yet", "start the plan first")
+            raise ConfigError(
+                f"{str(self._path.parent)!r} holds no work yet", "start the plan first"
+            )
         facts = dict(self._db.execute("select key, value from meta").fetchall())
         if facts.get("version") != str(VERSION):
-            self.close()
             raise ConfigError(
                 f"{self._path} is of version {facts.get('version')} of the state, this program "
                 f"knows {VERSION}",
                 "finish it with the version that made it, or name another folder",
             )
-        self.id: str = facts["id"]
+        return facts["id"]
 
     def _has_tables(self) -> bool:
         query = "select 1 from sqlite_master where name = 'meta'"

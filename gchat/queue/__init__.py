@@ -9,9 +9,10 @@ with open_queue("work.queue", create=True) as queue:
 from gchat.queue.failed import Failed
 from gchat.queue.opening import open_queue
 from gchat.queue.protocol import Counts, Dead, Facts, Item, Lease, Queue, QueueError, Result
+from gchat.queue.rules import Rules, Tally
 from gchat.queue.running import run_worker
 from gchat.queue.threads import in_threads
-from gchat.queue.worker import Rules, Tally, work
+from gchat.queue.worker import work
 
 __all__ = [
     "Counts", "Dead", "Facts", "Failed", "Item", "Lease", "Queue", "QueueError", "Result", "Rules",

@@ -29,6 +29,7 @@ from gchat.queue.transport import BANDS, Message, Transport
 _FAIR = 8  # each so many calls begin with the lower bands, so that nothing starves
 _TALLY_S = 2.0  # between two writings of a worker's counts
 _DRAIN_S = 60.0
+_KNOWN = 10_000  # receipts of finished items that are remembered
 _ROUNDS = 10  # batches in a row of nothing new, after which a band counts as gone through
 
 
@@ -167,9 +168,13 @@ class BrokerQueue(Closing):
         band, handle = lease.receipt.split(" ", 1)
         new = self.store.put("results", lease.item.id, {"result": result, "finished": time.time()})
         self._broker.delete(band, handle)
+        worker = self._workers.pop(lease.receipt, "")
         if new:
-            self._completed[lease.receipt] = None
-            self._note(self._workers.pop(lease.receipt, ""), "done", "", protocol.cost_of(result))
+            with self._lock:
+                self._completed[lease.receipt] = None
+                if len(self._completed) > _KNOWN:  # the oldest is nobody's any more
+                    del self._completed[next(iter(self._completed))]
+            self._note(worker, "done", "", protocol.cost_of(result))
         return new
 
     def fail(

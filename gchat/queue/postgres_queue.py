@@ -153,9 +153,11 @@ class PostgresQueue(Closing):
 
     def priority(self, where: Mapping[str, str], value: float) -> int:
         """Changes the priority of open items whose payload has these values."""
-        text = json.dumps(dict(where))
+        facts = {"value": float(value), "age": self._age_s, "where": json.dumps(dict(where))}
         with self._transaction() as run:
-            return run(sql.PRIORITY, value=float(value), age=self._age_s, where=text).rowcount
+            rows = run(sql.WITH_NUL).fetchall()
+            seqs = [seq for seq, text in rows if protocol.matches(json.loads(text), where)]
+            return run(sql.PRIORITY, seqs=seqs, **facts).rowcount
 
     def counts(self) -> Counts:
         """Items by state."""

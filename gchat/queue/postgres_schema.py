@@ -94,11 +94,14 @@ RELEASE = f"""
 UPDATE {{s}}.items SET state = 0, attempts = attempts - 1, receipt = NULL, worker = NULL
 WHERE {HELD}
 """
-PRIORITY = """
-UPDATE {s}.items SET priority = %(value)s, rank = added - %(value)s * %(age)s
-WHERE state IN (0, 1, 2) AND (
+# ->> refuses a text that holds a NUL anywhere; who asks reads those few himself.
+HAS_NUL = "strpos(payload, '\\u0000') > 0"
+WITH_NUL = f"SELECT seq, payload FROM {{s}}.items WHERE state IN (0, 1, 2) AND {HAS_NUL}"
+PRIORITY = f"""
+UPDATE {{s}}.items SET priority = %(value)s, rank = added - %(value)s * %(age)s
+WHERE state IN (0, 1, 2) AND CASE WHEN {HAS_NUL} THEN seq = ANY(%(seqs)s) ELSE (
     SELECT coalesce(bool_and(coalesce(payload::json ->> w.key = w.value, false)), true)
-    FROM jsonb_each_text(%(where)s::jsonb) AS w)
+    FROM jsonb_each_text(%(where)s::jsonb) AS w) END
 """
 COUNTS = """
 SELECT

@@ -7,8 +7,10 @@ import sys
 import time
 from collections.abc import Callable
 
-from gchat.queue.protocol import Queue
-from gchat.queue.worker import Do, Rules, Tally, work
+from gchat.queue.protocol import Queue, QueueError
+from gchat.queue.rules import Rules, Tally
+from gchat.queue.threads import Threads
+from gchat.queue.worker import Do, work
 
 _HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -35,7 +37,7 @@ def run_worker(
         lease_s: in place of that of the rules.
         wait: in place of that of the rules.
         name: of the worker.
-        watch: called with the counts so far, and once more at the end.
+        watch: called with the counts so far, in a thread of its own, and once more at the end.
         every_s: seconds between two calls of `watch`.
 
     Returns:
@@ -56,7 +58,8 @@ def run_worker(
                 watcher.cancel()
                 await asyncio.gather(watcher, return_exceptions=True)
                 if watch is not None:
-                    watch(tally)
+                    with contextlib.suppress(QueueError):
+                        watch(tally)
 
     asyncio.run(main())
     return tally, told[0] if told else None
@@ -90,8 +93,13 @@ def _signals(told: list[signal.Signals], stop: asyncio.Event, hurry: asyncio.Eve
 
 
 async def _watch(tally: Tally, watch: Callable[[Tally], None] | None, every_s: float) -> None:
-    begun = time.monotonic()
-    while watch is not None:
-        await asyncio.sleep(every_s)
-        tally.wall_s = time.monotonic() - begun
-        watch(tally)
+    """Lets the watcher look beside the work: a queue may take minutes to count what it holds."""
+    begun, thread = time.monotonic(), Threads(1, "watch")
+    try:
+        while watch is not None:
+            await asyncio.sleep(every_s)
+            tally.wall_s = time.monotonic() - begun
+            with contextlib.suppress(QueueError):  # the work itself says what is wrong, if it lasts
+                await thread.run(watch, tally)
+    finally:
+        thread.close()

@@ -18,6 +18,7 @@ from gchat.queue.transport import BANDS, Message
 
 _LONGEST_S = 43_200  # of a visibility timeout
 _LONGEST_DELAY_S = 900
+_LARGEST = 1_000_000  # bytes of a request; SQS takes 1 MiB
 _RETENTION_S = 1_209_600  # of messages, the longest that SQS takes: 14 days
 _GONE = ("ReceiptHandleIsInvalid", "InvalidParameterValue", "MessageNotInflight",
          "AWS.SimpleQueueService.MessageNotInflight", "InvalidIdFormat")  # fmt: skip
@@ -67,12 +68,12 @@ class Sqs:
                 )
 
     def send(self, band: str, bodies: list[dict[str, Any]], delay_s: float = 0.0) -> None:
-        """Sends messages, ten in a request; one that SQS refuses is an error."""
+        """Sends messages, up to ten in a request; one that SQS refuses is an error."""
         delay = math.ceil(min(_LONGEST_DELAY_S, delay_s))
-        for start in range(0, len(bodies), 10):
+        for texts in _batches([to_json(body) for body in bodies]):
             entries = [
-                {"Id": str(i), "MessageBody": to_json(body), "DelaySeconds": delay}
-                for i, body in enumerate(bodies[start : start + 10])
+                {"Id": str(i), "MessageBody": text, "DelaySeconds": delay}
+                for i, text in enumerate(texts)
             ]
             with self._explained():
                 answer = self._client.send_message_batch(QueueUrl=self._url(band), Entries=entries)
@@ -155,6 +156,20 @@ class Sqs:
 
 class _Gone(QueueError):
     """The message belongs to somebody else by now."""
+
+
+def _batches(texts: list[str]) -> Iterator[list[str]]:
+    """Messages as SQS takes them in one request."""
+    batch, size = list[str](), 0
+    for text in texts:
+        length = len(text.encode())
+        if batch and (len(batch) == 10 or size + length > _LARGEST):
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += length
+    if batch:
+        yield batch
 
 
 def _whole(seconds: float) -> int:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from gchat.queue.base import driver, to_json
 from gchat.queue.protocol import QueueError
 
 _LONGEST_NAME = 150
+_CONFLICT_PAUSE_S, _CONFLICT_S = 0.2, 30.0
 
 
 class Store(Protocol):
@@ -195,17 +197,22 @@ class S3Store:
 
     def put(self, kind: str, id: str, value: dict[str, Any]) -> bool:
         """Writes an object where there is none."""
-        try:
-            self._client.put_object(
-                Bucket=self._bucket, Key=self._key(kind, id), Body=_packed(id, value),
-                IfNoneMatch="*",
-            )  # fmt: skip
-        except self._errors as error:
-            # 412: it is there. 409: another writer is at it, whose object stays.
-            if _code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
-                return False
-            raise self._explained(error) from None
-        return True
+        until = time.monotonic() + _CONFLICT_S
+        while True:
+            try:
+                self._client.put_object(
+                    Bucket=self._bucket, Key=self._key(kind, id), Body=_packed(id, value),
+                    IfNoneMatch="*",
+                )  # fmt: skip
+                return True
+            except self._errors as error:
+                if _code(error) == "PreconditionFailed":  # 412: it is there
+                    return False
+                # 409: another writer is at it, who may fail yet: nothing would be there then.
+                conflict = _code(error) == "ConditionalRequestConflict"
+                if not conflict or time.monotonic() > until:
+                    raise self._explained(error) from None
+            time.sleep(_CONFLICT_PAUSE_S)
 
     def replace(self, kind: str, id: str, value: dict[str, Any]) -> None:
         """Writes an object, also in place of another."""

@@ -8,7 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gchat.queue.base import Closing
-from gchat.queue.protocol import Counts, Dead, Facts, Item, Lease, Queue, Result, cost_of
+from gchat.queue.protocol import (
+    Counts,
+    Dead,
+    Facts,
+    Item,
+    Lease,
+    Queue,
+    QueueError,
+    Result,
+    cost_of,
+)
 from gchat.queue.store import Store
 
 
@@ -82,8 +92,10 @@ class StoredResults(Closing):
         """Results from the store, in the order in which their items were ended."""
         for one in self._queue.results(since):
             kept = self.store.get("results", one.id)
-            if kept is not None:
-                yield Result(one.number, one.id, kept)
+            if kept is None:  # it was written before its item was ended
+                problem = f"the result of {one.id!r} is not in {self.store.url}"
+                raise QueueError(problem, "bring back the objects that were removed from there")
+            yield Result(one.number, one.id, kept)
 
     def dead(self) -> Iterator[Dead]:
         """Items that were given up."""

@@ -12,14 +12,15 @@ import random
 import secrets
 import socket
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-from gaia.errors import ConfigError
+from gaia.errors import GaiaError
+from gaia.storage import StorageError
 from gchat.queue.failed import Failed
-from gchat.queue.protocol import Lease, Queue, QueueError, kind_of
+from gchat.queue.protocol import Lease, Queue, QueueError, cost_of, kind_of
+from gchat.queue.rules import Rules, Tally
 from gchat.queue.threads import Threads
 
 Do = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -28,58 +29,6 @@ _LANES = 16  # threads for calls of the queue, which share what each waits for (
 _FIRST_POLL_S, _LONGEST_POLL_S = 0.02, 1.0  # between two looks at a queue that has nothing to lend
 _LONGEST_BACKOFF_S = 600.0
 _QUEUE_PATIENCE_S = 30.0  # with a queue that cannot be written
-
-
-@dataclass
-class Tally:
-    """Counts of a worker so far."""
-
-    done: int = 0
-    failed: int = 0
-    """Attempts that came to nothing."""
-    lost: int = 0
-    """Answers that came after their lease had gone to another worker."""
-    released: int = 0
-    """Items given back untouched at the end."""
-    running: int = 0
-    busy_s: float = 0.0
-    """Seconds of all attempts together."""
-    wall_s: float = 0.0
-    paused_s: float = 0.0
-    """Seconds in which the endpoint let nobody ask."""
-    cost: float = 0.0
-    reasons: Counter[str] = field(default_factory=Counter)
-    """Failed attempts by reason."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Numbers that a worker keeps to.
-
-    Attributes:
-        concurrency: items in work at once.
-        lease_s: seconds that a dead worker's items stay hidden; renewed at a third of it.
-        wait: stay when nothing is left to do.
-        grace_s: seconds that running items get when the worker is stopped.
-        backoff_s: seconds before the second attempt of an item; doubled with each.
-        patience_s: seconds with an endpoint that lets nobody ask.
-    """
-
-    concurrency: int = 64
-    lease_s: float = 120.0
-    wait: bool = False
-    grace_s: float = 5.0
-    backoff_s: float = 2.0
-    patience_s: float = 600.0
-
-    def check(self) -> None:
-        """Raises ConfigError naming the field that cannot work."""
-        if self.concurrency < 1:
-            raise ConfigError(f"concurrency is {self.concurrency}", "use at least 1")
-        for name in ("lease_s", "grace_s", "backoff_s", "patience_s"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf") or (name == "lease_s" and value <= 0):
-                raise ConfigError(f"{name} is {value}", "use seconds")
 
 
 async def work(
@@ -111,7 +60,7 @@ async def work(
 
     Raises:
         Failed: a fatal one, after everything was given back.
-        QueueError: the queue cannot be used any more.
+        QueueError, StorageError: the queue, or the place of its results, cannot be used any more.
     """
     changed = {"concurrency": concurrency, "lease_s": lease_s, "wait": wait}
     given = {key: value for key, value in changed.items() if value is not None}
@@ -142,7 +91,7 @@ class _Worker:
         self._wanted = asyncio.Event()  # there may be room for more items
         self._over = asyncio.Event()
         self._ending = False
-        self._error: Failed | QueueError | None = None
+        self._error: GaiaError | None = None
         self._resume_at = self._trouble_since = 0.0
         self._pauses = 0
 
@@ -172,7 +121,7 @@ class _Worker:
 
     async def _feed(self) -> None:
         """Leases as there is room; ends when nothing is open in the queue."""
-        poll_s, empty = _FIRST_POLL_S, 0
+        poll_s, empty, busy_at = _FIRST_POLL_S, 0, time.monotonic()
         while True:
             room = self._rules.concurrency + self._ahead - len(self._running) - len(self._ready)
             if room < max(1, self._ahead // 2):
@@ -181,9 +130,14 @@ class _Worker:
                 continue
             if (pause := self._resume_at - time.monotonic()) > 0:
                 await asyncio.sleep(pause)
+                busy_at = time.monotonic()
                 continue
             self._taking = asyncio.create_task(self._take(room))
-            if await asyncio.shield(self._taking):
+            taken, now = await asyncio.shield(self._taking), time.monotonic()
+            if taken and now - busy_at > self._rules.patience_s:
+                self._calm()  # nobody was asked for so long
+            busy_at = now if self._held else busy_at
+            if taken:
                 poll_s, empty = _FIRST_POLL_S, 0
                 self._dispatch()
                 continue
@@ -249,7 +203,7 @@ class _Worker:
     def _settled(self, task: asyncio.Task) -> None:
         self._settling.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._give_up(error if isinstance(error, QueueError) else QueueError(repr(error)))
+            self._give_up(error if isinstance(error, GaiaError) else QueueError(repr(error)))
         self._dispatch()
 
     async def _settle(self, lease: Lease, outcome: dict[str, Any] | Exception | None) -> None:
@@ -270,13 +224,15 @@ class _Worker:
         try:
             kept = await self._patiently(self._queue.complete, lease, result)
         except (TypeError, ValueError) as error:  # what JSON cannot hold
-            await self._failed(lease, Failed(f"result is not JSON: {error}", retry=False))
+            cost = cost_of(result)
+            await self._failed(
+                lease, Failed(f"result is not JSON: {error}", retry=False, cost=cost)
+            )
             return
-        self._trouble_since, self._pauses = 0.0, 0
+        self._calm()
         if kept:
             self.tally.done += 1
-            cost = result.get("cost")
-            self.tally.cost += cost if isinstance(cost, int | float) else 0.0
+            self.tally.cost += cost_of(result)
         else:
             self.tally.lost += 1
 
@@ -290,6 +246,8 @@ class _Worker:
             return
         if error.pause_s is not None:
             self._pause(error)
+        else:
+            self._calm()  # it was the item's own failure
         self.tally.failed += 1
         self.tally.cost += error.cost
         self.tally.reasons[kind_of(error.problem)] += 1
@@ -307,6 +265,9 @@ class _Worker:
         if not await self._patiently(fail):
             self.tally.lost += 1
 
+    def _calm(self) -> None:
+        self._trouble_since, self._pauses = 0.0, 0
+
     def _pause(self, error: Failed) -> None:
         """Begins nothing for a while; gives up when no answer came for `patience_s`."""
         now = time.monotonic()
@@ -323,7 +284,7 @@ class _Worker:
         self._resume_at = now + pause
         self.tally.paused_s += pause
 
-    def _give_up(self, error: Failed | QueueError) -> None:
+    def _give_up(self, error: GaiaError) -> None:
         self._error = self._error or error
         self._over.set()
 
@@ -358,7 +319,7 @@ class _Worker:
         while True:
             try:
                 return await (threads or self._threads).run(call, *args)
-            except QueueError:
+            except (QueueError, StorageError):
                 if self._ending or time.monotonic() - begun + pause > _QUEUE_PATIENCE_S:
                     raise
             await asyncio.sleep(pause)

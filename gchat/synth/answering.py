@@ -17,9 +17,9 @@ from gchat.synth.failures import failed
 def make_do(
     client: Client, price: Callable[[Usage], float] = lambda usage: 0.0
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """The work of one item: payload to result.
+    """The work of one item: payload to result, of `gchat synth generate` or a question.
 
-    A payload holds "messages" ([{"role", "content"}, …]), and as it likes "max_tokens",
+    A question's payload holds "messages" ([{"role", "content"}, …]), and as it likes "max_tokens",
     "temperature", "seed" and "schema", a JSON schema of the answer; other fields are labels. A
     result holds "text" ("answer" too, read by the schema), "finish", "model", "tokens" and "cost".
 
@@ -27,7 +27,6 @@ def make_do(
         client: of the model.
         price: US dollars of an answer's tokens.
     """
-
     records = making.make_do(client, price)
 
     def do(payload: dict[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 import contextlib
 import json
 import threading
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tyro
 
@@ -29,6 +29,16 @@ _OF_KINDS = {
     "per_window": "qa", "chain": "qa",
 }  # fmt: skip
 """Options that one kind of records alone has."""
+_OF_ANSWERS = ("chain", "temperature", "max_tokens")
+_OF_WORK = (
+    "concurrency", "max_requests", "max_total_tokens", "max_cost", "prompt_price",
+    "completion_price",
+)  # fmt: skip
+_OF_MODEL = (
+    "model", "server", "key_env", "key_file", "tries", "timeout", "format", "tools", "weights",
+    "kv", "speculate", *_OF_WORK[1:],
+)  # fmt: skip
+"""Options of the model that writes; `concurrency` is of templates too."""
 
 
 class StoppedEarly(GaiaError):
@@ -45,6 +55,8 @@ class Generate(Model):
     gchat synth generate articles/ --out runs/records
     gchat synth generate articles/ --out runs/records --endpoint http://127.0.0.1:8000/v1
     """
+
+    of_both: ClassVar = ("concurrency",)
 
     inputs: tyro.conf.Positional[tuple[str, ...]]
     """Files, folders or globs of .txt, .md, .jsonl (also .gz, .bz2, .xz, .zst) or .parquet."""
@@ -146,25 +158,16 @@ class Generate(Model):
     def _check_options(self) -> None:
         if not self.inputs:
             raise ConfigError("no input is given", "name files of text")
+        if self.plan_only:
+            self._refuse(_OF_WORK, "with --plan-only", "give it to `gchat synth worker`")
         if self._asks:
             self.check()
-        else:
-            for name, default in (("chain", False), ("temperature", 0.7), ("max_tokens", 300),
-                                  ("model", None), ("server", None), ("format", "auto"),
-                                  ("max_requests", None), ("max_total_tokens", None),
-                                  ("max_cost", None), ("prompt_price", 0.0),
-                                  ("completion_price", 0.0), ("weights", None), ("kv", None),
-                                  ("speculate", 0)):  # fmt: skip
-                if getattr(self, name) != default and not self.plan_only:
-                    option = name.replace("_", "-")
-                    raise ConfigError(
-                        f"--{option} has no effect without --endpoint or --run", "leave it out"
-                    )
+        else:  # items carry some of them to workers that ask a model
+            of_model = (*_OF_MODEL, *(() if self.plan_only else _OF_ANSWERS))
+            self._refuse(of_model, "without --endpoint or --run", "leave it out")
         for option, kind in _OF_KINDS.items():
-            default = next(f.default for f in fields(self) if f.name == option)
-            if kind not in self.kinds and getattr(self, option) != default:
-                name = option.replace("_", "-")
-                raise ConfigError(f"--{name} has no effect without {kind} in --kinds", "drop it")
+            if kind not in self.kinds:
+                self._refuse((option,), f"without {kind} in --kinds", "drop it")
         if self.max_cost is not None and self.run is not None:
             raise ConfigError("--max-cost has no effect with --run", "leave it out")
         if self.max_cost is not None and not (self.prompt_price or self.completion_price):
@@ -175,6 +178,14 @@ class Generate(Model):
             raise ConfigError(f"concurrency = {self.concurrency}", "use at least 1")
         if self.out.is_file():
             raise ConfigError(f"{str(self.out)!r} is a file", "name a folder")
+
+    def _refuse(self, options: Sequence[str], why: str, remedy: str) -> None:
+        """Raises ConfigError for an option that is given and would have no effect."""
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in options:
+            if getattr(self, name) != defaults[name]:
+                option = name.replace("_", "-")
+                raise ConfigError(f"--{option} has no effect {why}", remedy)
 
     def _job(self, model: str) -> Job:
         chosen = styles.chosen(styles.load(self.style_files), self.styles)
@@ -203,23 +214,19 @@ class Generate(Model):
     def _generate(self, client: Client | None) -> None:
         model = client.model if client is not None else offline.MODEL
         job = self._job("endpoint" if self.plan_only and client is None else model)
-        if (self.out / planning.JOB).exists():
-            before = Job.read(self.out)
-            if before.version != job.version:  # its items have other names
-                raise DataError(
-                    f"{self.out} was begun with an earlier gchat",
-                    "go on with that one, or name another --out",
-                )
-            if changed := planning.differences(json_like(job), before):
-                raise DataError(
-                    f"{self.out} was begun with another {', '.join(changed)}",
-                    "give the options that it was begun with, or name another --out",
-                )
+        before = Job.read(self.out) if (self.out / planning.JOB).exists() else None
+        if before is not None:
+            self._check_begun(before, replace(job, corpus=before.corpus))
         plan = planning.make(job)
+        job = job.with_corpus(plan)
+        if before is not None:  # items of the articles as they were would have another split
+            self._check_begun(before, job)
         address = self.queue or str(self.out / planning.QUEUE)
         with open_queue(address, create=True) as queue:
+            if self.queue is not None and not self.plan_only:
+                _check_alone(queue, job, plan, begun=before is not None)
+            planning.save(job, plan, self.out)  # first: items that a kill leaves must be its own
             queue.add(planning.items(job, plan))
-            planning.save(job, plan, self.out)
             counts = queue.counts()
             if self.plan_only and counts.open:
                 shown = queue.url if self.queue else address  # without a password
@@ -233,6 +240,19 @@ class Generate(Model):
         for line in report.lines():
             print(line)
         print(f"\n{self.out}: {report.facts['records']:,} records")
+
+    def _check_begun(self, before: Job, job: Job) -> None:
+        """Raises DataError where the folder holds another generation."""
+        if before.version != job.version:  # its items have other names
+            raise DataError(
+                f"{self.out} was begun with an earlier gchat",
+                "go on with that one, or name another --out",
+            )
+        if changed := planning.differences(json_like(job), before):
+            raise DataError(
+                f"{self.out} was begun with another {', '.join(changed)}",
+                "give what it was begun with, or name another --out",
+            )
 
     def _work(self, queue: Queue, client: Client | None) -> None:
         counts = queue.counts()
@@ -270,6 +290,22 @@ class Generate(Model):
 
     def _say(self, facts: dict[str, Any], sentence: str) -> None:
         print(json.dumps(facts) if self.json else sentence)
+
+
+def _check_alone(queue: Queue, job: Job, plan: planning.Plan, *, begun: bool) -> None:
+    """Raises ConfigError where a queue holds open items of other work, which a worker that takes
+    what comes would do by this generation's model."""
+    others = queue.counts().open
+    if others and begun:
+        own = {item.id for item in planning.items(job, plan)}
+        ended = sum(one.id in own for one in queue.results())
+        ended += sum(one.item.id in own for one in queue.dead())
+        others -= len(own) - ended
+    if others > 0:
+        raise ConfigError(
+            f"{others:,} open items in {queue.url} are of other work, which would be done too",
+            "give --plan-only and start `gchat synth worker`, or name another --queue",
+        )
 
 
 def json_like(job: Job) -> Job:

@@ -61,7 +61,8 @@ def make_do(
         client: of the model; None writes offline.
         price: US dollars of its tokens.
 
-    A result holds "records", "rejects", "tokens", "seconds" of none, and "cost" in US dollars.
+    A result holds "records", "rejects", "tokens" (of prompts and of answers), and "cost" in US
+    dollars.
     """
 
     def do(payload: dict[str, Any]) -> dict[str, Any]:
@@ -147,10 +148,12 @@ class _Made:
         if chain:  # the question first, checked before its answer is paid for
             first, text, before = self._answer(style, ("question",))
             if isinstance(first, Reason):
-                return self._reject(self._record(style.name, {"text": text}), "question", first)
+                reject = self._record(style.name, {"text": text}, usage=before)
+                return self._reject(reject, "question", first)
             asked = first["question"]
             if reason := checks.of_text(asked, "question", self._filters):
-                return self._reject(self._record(style.name, first), "question", reason)
+                reject = self._record(style.name, first, usage=before)
+                return self._reject(reject, "question", reason)
             fields = tuple(name for name in fields if name != "question")
         made, text, usage = self._answer(style, fields, asked=asked)
         usage += before

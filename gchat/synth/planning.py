@@ -11,7 +11,7 @@ A folder holds one generation:
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from gaia import storage
 from gaia.errors import ConfigError, DataError
 from gchat.queue import Item
 from gchat.synth import contrasts, qpt
-from gchat.synth.corpus import articles
+from gchat.synth.corpus import Article, articles
 from gchat.synth.facts import Facts
 from gchat.synth.features import KINDS
 from gchat.synth.filters.checks import Settings, checker
@@ -31,8 +31,8 @@ from gchat.synth.windows import SENTENCES, STRIDE, Window, check, windows
 
 Kind = Literal["qa", "contrast", "qpt"]
 JOB, WINDOWS, QUEUE = "job.json", "windows.jsonl", "queue.db"
-VERSION = 2
-_READABLE = (1, VERSION)
+VERSION = 3
+_READABLE = (1, 2, VERSION)
 _SAMPLE = 40
 _OTHERS = 12
 TRAINED, HELDOUT = "", "heldout"
@@ -63,6 +63,8 @@ class Job:
     chain: bool = False
     temperature: float = 0.7
     max_tokens: int = 300
+    corpus: str = ""
+    """Fingerprint of the articles that were read; `with_corpus` takes it from their plan."""
     version: int = VERSION
 
     @property
@@ -90,6 +92,10 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         """The fields as job.json holds them."""
         return asdict(self)
+
+    def with_corpus(self, plan: "Plan") -> "Job":
+        """The same job on the articles of a plan: other articles have another split."""
+        return replace(self, corpus=plan.corpus)
 
     @property
     def prefix(self) -> str:
@@ -133,6 +139,8 @@ class Plan:
     """Values of each kind in each article, by its id; and in all of a part, by TRAINED, HELDOUT."""
     heldout_styles: frozenset[str]
     dropped: list[dict[str, Any]]
+    corpus: str
+    """Fingerprint of all articles."""
     articles: int
     heldout_articles: int
 
@@ -166,8 +174,15 @@ def make(job: Job) -> Plan:
     heldout = chosen.articles
     parts = {w.id: "heldout_article" if w.article in heldout else "train" for w in kept}
     return Plan(
-        kept, parts, _others(kept, parts), chosen.styles, dropped, len(listed), len(heldout)
-    )
+        windows=kept, parts=parts, others=_others(kept, parts), heldout_styles=chosen.styles,
+        dropped=dropped, corpus=_fingerprint(listed), articles=len(listed),
+        heldout_articles=len(heldout),
+    )  # fmt: skip
+
+
+def _fingerprint(listed: Sequence[Article]) -> str:
+    text = " ".join(article.id for article in listed)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _check_language(made: Sequence[Window], job: Job) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +117,8 @@ class Worker(_OnQueue):
         with open_queue(self.queue) as queue:
             client = self._client()
             try:
-                do = in_threads(self._do(client), self.concurrency)
+                price = making.priced(self.prompt_price, self.completion_price)
+                do = in_threads(answering.make_do(client, price), self.concurrency)
                 tally, signal = run_worker(queue, do, rules, watch=_Watch(queue))
             finally:
                 client.close()
@@ -151,12 +151,6 @@ class Worker(_OnQueue):
                     print(f"gchat: waiting for the endpoint ({error.problem})", file=sys.stderr)
             time.sleep(pause)
             pause = min(10.0, pause * 2)
-
-    def _do(self, client: EndpointClient) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """The work of an item: records of a generation, or the answer to a question."""
-        price = making.priced(self.prompt_price, self.completion_price)
-        record, answer = making.make_do(client, price), answering.make_do(client, price)
-        return lambda payload: (record if "window" in payload else answer)(payload)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,9 +224,10 @@ class _Watch:
     def __call__(self, tally: Tally) -> None:
         if time.monotonic() < self._next:
             return
-        self._next = time.monotonic() + (1.0 if self._tty else 30.0)
-        rate = tally.done / tally.wall_s if tally.wall_s else 0.0
+        rate, begun = tally.done / tally.wall_s if tally.wall_s else 0.0, time.monotonic()
         left = self._queue.counts().open
+        took = time.monotonic() - begun  # of a broker with a million items, minutes
+        self._next = time.monotonic() + max(1.0 if self._tty else 30.0, 10 * took)
         eta = f", {duration(left / rate)} left for this worker alone" if rate else ""
         text = f"{_sentence(tally)}; {tally.running} in work, {left:,} open{eta}"
         print(f"\r\x1b[K{text}" if self._tty else text, end="" if self._tty else "\n",

@@ -65,7 +65,8 @@ class Show:
 
 
 def _prompt(job: Job, window: Window, record: dict[str, Any] | None) -> list[dict[str, str]]:
-    """Messages that the model was asked with; none where templates wrote the record."""
+    """Messages that the model was asked with, those of both calls where they were chained; none
+    where templates wrote the record."""
     if record is None or record.get("model") == "offline" or "style" not in record:
         return []
     if record.get("kind") == "contrast":
@@ -74,8 +75,15 @@ def _prompt(job: Job, window: Window, record: dict[str, Any] | None) -> list[dic
         style = contrasts.asking(window.sentences[number], right, wrong)
     else:
         style = Style.from_json(job.styles[record["style"]])
-    asked = prompting.question(window, style, job.to_json())
-    return [{"role": m.role, "content": m.content} for m in asked.messages]
+    settings = job.to_json()
+    asked = [prompting.question(window, style, settings)]
+    if job.chain and record.get("kind") != "contrast":
+        asked = [prompting.question(window, style, settings, fields=("question",))]
+        if "answer" in record or record.get("phase") == "form":  # the second call was made
+            rest = tuple(name for name in prompting.fields_of(style) if name != "question")
+            first = record["question"].partition("\n")[0]  # without the choices behind it
+            asked.append(prompting.question(window, style, settings, fields=rest, asked=first))
+    return [{"role": m.role, "content": m.content} for one in asked for m in one.messages]
 
 
 def _say(

@@ -38,4 +38,4 @@ def moto():
         yield {**ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(240)

@@ -175,17 +175,26 @@ def test_modules_are_held_out_whole_and_the_rows_are_the_same_each_time(modules)
             docstrings.pairs(found, **changes)
 
 
+def test_the_command_writes_both_sides(modules, tmp_path, capsys):
+    args = ["synth", "docstrings", "--workers", "1", "--held-out-share", "0.4",
+            "--out", str(tmp_path / "a"), "--held-out", str(tmp_path / "b")]  # fmt: skip
+    assert main([*args, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    rows = [*lines(tmp_path / "a"), *lines(tmp_path / "b")]
+    assert facts["rows"] + facts["held_out_rows"] == len(rows) == 13
+    assert main(args) == 2
+    assert "exists" in capsys.readouterr().err
+    assert main([*args, "--packages", "nothing", "--overwrite"]) == 2
+    assert "hold no module" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_the_command_reads_the_standard_library(tmp_path, capsys):
     args = ["synth", "docstrings", "--packages", "json", "textwrap", "heapq", "--workers", "1",
             "--held-out-share", "0.4", "--out", str(tmp_path / "a"),
             "--held-out", str(tmp_path / "b")]  # fmt: skip
     assert main([*args, "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
     rows = [*lines(tmp_path / "a"), *lines(tmp_path / "b")]
-    assert facts["rows"] + facts["held_out_rows"] == len(rows)
     said = {row["function"]: row["messages"][1]["content"] for row in rows}
     first = " ".join(textwrap.dedent.__doc__.split("\n\n")[0].split()).replace("`", "")
     assert said["textwrap.dedent"] == first
-    assert main(args) == 2
-    assert "exists" in capsys.readouterr().err
-    assert main([*args, "--packages", "nothing", "--overwrite"]) == 2

@@ -155,7 +155,7 @@ def test_a_trained_run_and_its_live_picture(data_dir, here, capsys):
     assert told(["add", second], capsys)["lineage"] == [
         {"run": str(first), "step": None, "stage": "base"}
     ]
-    until = time.monotonic() + 60  # the last one is drawn after the trainer's end
+    until = time.monotonic() + 240  # the last one is drawn after the trainer's end
     while not (first / "live.png").exists():
         assert time.monotonic() < until
         time.sleep(0.1)

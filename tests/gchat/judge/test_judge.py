@@ -77,8 +77,8 @@ def fake():
         yield endpoint
 
 
-def judge(tmp_path, fake, answer, *more):
-    given = write(tmp_path / "answers.jsonl", lines(answer))
+def judge(tmp_path, fake, answer, *more, count=40):
+    given = write(tmp_path / "answers.jsonl", lines(answer)[:count])
     out = tmp_path / "verdicts.jsonl"
     status = main(["judge", str(given), str(out), "--endpoint", fake.url, "--json", *more])
     return status, out
@@ -161,6 +161,32 @@ def test_planted_answers_are_what_they_are_said_to_be():
     # No word of the frames tells right from wrong.
     framed = [one for one in known if "passage" in one.item.answer or "text" in one.item.answer]
     assert 0.25 < np.mean([one.right for one in framed]) < 0.75
+
+
+def reworded(reference):
+    """Right answers that are planted for a reference, over many seeds."""
+    items = [Item(1, "", "What is said of it?", reference, ""), Item(2, "", "Who?", "Nobody", "")]
+    known = [one for seed in range(40) for one in planted.plant(items, 2, seed=seed)]
+    return {one.item.answer for one in known if one.right and one.item.reference == reference}
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "Nothing is said about Omaha there.", "They flew over Berlin.", "He served since 1941.",
+        "It led to a truce, as well as to peace.", "It was started at the start of May.",
+        "He was killed in action.", "He wrote to Rome.", "She was named commander.",
+        "He left because of the rain.", "They ended the siege.", "He was at large.",
+    ],
+)  # fmt: skip
+def test_words_that_mean_something_else_there_stay_in_a_right_answer(reference):
+    assert all(reference[1:] in answer for answer in reworded(reference))
+
+
+def test_right_answers_come_in_other_words():
+    answers = " ".join(reworded("It took about 900 days, because the large army was defeated."))
+    for word in ("about 900", "roughly 900", "because", "since", "large", "big", "vanquished"):
+        assert word in answers
 
 
 def simulated(draw, count=1000):
@@ -277,18 +303,19 @@ def test_silence_counts_as_no_pass_and_failures_count_nowhere(tmp_path, fake, ca
 
 
 def test_labels_of_people_take_the_place_of_planted_answers(tmp_path, fake, capsys):
-    labelled = [{**row, "answer": row["reference"], "right": True} for row in rows()[:20]]
-    labelled += [{**row, "answer": "nobody knows", "right": False} for row in rows()[:20]]
+    labelled = [{**row, "answer": row["reference"], "right": True} for row in rows()[:10]]
+    labelled += [{**row, "answer": "nobody knows", "right": False} for row in rows()[:10]]
     path, shared = write(tmp_path / "labelled.jsonl", labelled), str(tmp_path / "shared.jsonl")
     words = ("--labelled", str(path), "--calibration", shared)
-    status, out = judge(tmp_path, fake, lambda row: row["reference"], *words)
+    status, out = judge(tmp_path, fake, lambda row: row["reference"], *words, count=5)
     known = json.loads(capsys.readouterr().out)["calibration"]
-    assert status == 0 and known["errors"] == {"labelled": {"of": 40, "errors": 0}}
+    assert status == 0 and known["errors"] == {"labelled": {"of": 20, "errors": 0}}
     out.unlink()
-    assert judge(tmp_path, fake, lambda row: "no idea", *words)[0] == 0
-    assert sum(bool(body) for _, body, _ in fake.seen) == 40 + 2 * 40  # one calibration for both
+    assert judge(tmp_path, fake, lambda row: "no idea", *words, count=5)[0] == 0
+    assert sum(bool(body) for _, body, _ in fake.seen) == 20 + 2 * 5  # one calibration for both
 
 
+@pytest.mark.slow  # matplotlib's first picture
 def test_history_picture_and_metrics_of_the_student(tmp_path, fake, capsys, monkeypatch):
     run = tmp_path / "run"
     run.mkdir()

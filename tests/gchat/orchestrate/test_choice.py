@@ -74,7 +74,8 @@ def test_outcomes(result, why, done, outcome):
     assert judged(result, why, done=done)[0] == outcome
 
 
-def test_memory_is_waited_for():
+def test_memory_is_waited_for(monkeypatch):
+    monkeypatch.setattr(memory.time, "sleep", lambda seconds: None)
     values = iter([[9000], [9000], [1200]])
     assert memory.wait_until_back(lambda: next(values), [1000], 5) == (True, [1200])
     assert memory.wait_until_back(lambda: [9000], [1000], 0.0) == (False, [9000])

@@ -141,7 +141,7 @@ def start(path, *more):
     )  # fmt: skip
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=240):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it never came"
@@ -190,7 +190,7 @@ def test_stop_add_and_wait_while_it_runs(here, capsys):
     assert main(["orchestrate", str(path)]) == 2  # one at a time
     assert "is being written by process" in capsys.readouterr().err
     assert main(["orchestrate", "stop", str(path)]) == 0
-    assert process.wait(20) == 0
+    assert process.wait(240) == 0
     assert "go on with" in process.stdout.read()
     process.stdout.close()
     assert states(path, capsys) == {"long": "stopped", "more": "done"}
@@ -246,6 +246,14 @@ def test_a_state_of_another_version_is_refused_whole(here, capsys):
     store.close()
     assert main(["orchestrate", str(path)]) == 2
     assert "is of version 99" in capsys.readouterr().err
+    state = here / "plan.work/orchestrate.db"
+    state.write_text("no database at all" * 99)
+    for words in ([], ["status"], ["add", "--command", "x"], ["stop"]):
+        place = [*words[:1], str(path), *(["b"] * (words[:1] == ["add"])), *words[1:]]
+        assert main(["orchestrate", *place]) == 2
+        error = capsys.readouterr().err
+        assert "orchestrate.db cannot be read (file is not" in error and error.count("\n") == 1
+    assert state.read_text() == "no database at all" * 99
 
 
 @pytest.mark.slow

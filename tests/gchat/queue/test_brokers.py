@@ -103,6 +103,15 @@ async def _square(payload):
     return {"square": payload["n"] ** 2, "cost": 0.001}
 
 
+def test_items_that_fill_more_than_one_request(url):
+    """SQS takes 1 MiB in a request, in one message or in ten."""
+    with open_queue(url, create=True) as queue:
+        text = "x" * 300_000
+        assert queue.add(Item(f"i{n}", {"n": n, "text": text}) for n in range(10)) == 10
+        run_worker(queue, _square, Rules(concurrency=4))
+        assert queue.counts().done == 10
+
+
 def test_priorities_and_their_change(url):
     with open_queue(url, create=True) as queue:
         assert queue.add(Item(f"i{n}", {"n": n, "kind": "ab"[n % 2]}, -1) for n in range(24)) == 24

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from gchat.__main__ import main
-from gchat.queue import open_queue
+from gchat.queue import Item, open_queue
 from queue_model import Machine
 from queue_servers import postgres_server, redis_server
 
@@ -46,6 +46,16 @@ def test_any_calls_in_any_order(kind, request):
         ServerMachine,
         settings=settings(max_examples=40 if kind == "redis" else 12, stateful_step_count=30),
     )
+
+
+def test_priorities_of_payloads_with_a_nul(url):
+    """PostgreSQL's JSON takes none, and a page of somebody's may hold one."""
+    payloads = [{"text": "a\0b", "kind": "x"}, {"text": "\\u0000", "kind": "x"}, {"kind": "x"},
+                {"text": "\0", "kind": "y"}]  # fmt: skip
+    with open_queue(url, create=True) as queue:
+        assert queue.add(Item(f"i{n}", payload) for n, payload in enumerate(payloads)) == 4
+        assert queue.priority({}, 7) == 4 and queue.priority({"kind": "x"}, -5) == 3
+        assert [lease.item.id for lease in queue.lease(4, 60, "w")] == ["i3", "i0", "i1", "i2"]
 
 
 def test_a_plan_names_its_queue_without_the_password(redis_url, tmp_path, capsys):

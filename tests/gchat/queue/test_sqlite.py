@@ -56,6 +56,9 @@ def test_results_as_objects_are_written_once(tmp_path):
         ]  # fmt: skip
         assert set(queue.store.ids("results")) == {"a/ü", "b" * 300}
         assert queue.facts().cost == 0.5
+        queue.store.delete("results", "a/ü")
+        with pytest.raises(QueueError, match=r"the result of 'a/ü' is not in .*objects"):
+            list(queue.results())
 
 
 def test_an_old_receipt_does_nothing(tmp_path):

@@ -39,6 +39,7 @@ def test_a_bucket_of_google(gcs):
 def test_a_bucket_of_amazon(monkeypatch):
     pytest.importorskip("moto", reason="needs moto[s3,sqs,server] and boto3 (extra test-slow)")
     import boto3
+    from botocore.stub import Stubber
 
     with sqs.moto() as environment:
         for name, value in environment.items():
@@ -47,6 +48,18 @@ def test_a_bucket_of_amazon(monkeypatch):
         life("s3://results/a/b")
         with pytest.raises(GaiaError, match="NoSuchBucket"):
             open_store("s3://none/a").put("results", "x", {})
+        # "On a 409 failure you should retry the upload": PutObject, If-None-Match, in S3's API
+        # reference. Only 412 says that an object is there.
+        store = open_store("s3://results/a/b")
+        for last, new in ((None, True), ("PreconditionFailed", False)):
+            with Stubber(store._client) as answers:
+                answers.add_client_error("put_object", "ConditionalRequestConflict", "", 409)
+                if last is None:
+                    answers.add_response("put_object", {})
+                else:
+                    answers.add_client_error("put_object", last, "", 412)
+                assert store.put("results", "c", {"x": 1}) == new
+                answers.assert_no_pending_responses()
 
 
 def test_a_queue_in_a_file_with_results_in_a_bucket(gcs, tmp_path):

@@ -11,8 +11,8 @@ from gchat.factory import command, files
 ARTICLES = Path(__file__).parents[2] / "fixtures/synth/articles.md"
 
 
-def factory(folder, *more):
-    words = ["synth", "factory", str(ARTICLES), "--run-dir", str(folder), *map(str, more)]
+def factory(folder, *more, inputs=(ARTICLES,)):
+    words = ["synth", "factory", *map(str, inputs), "--run-dir", str(folder), *map(str, more)]
     return main(words)
 
 
@@ -95,7 +95,12 @@ def test_everything_in_one_command(tmp_path, capfd):
     size = ("--preset", preset, "--vocab-size", 600, "--steps", 12, "--sft-steps", 12,
             "--batch-size", 1, "--seq-len", 1024, "--questions", 12, "--heldout", 0.2)  # fmt: skip
     folder = tmp_path / "f"
-    assert factory(folder, *size, "--baseline") == 0
+    # Continued pretraining has the texts once: the articles alone are less than a row of tokens.
+    questions = lines(ARTICLES.parents[1] / "war_questions.jsonl")
+    snippets = [{"title": "", "text": row["snippet"]} for row in questions]
+    (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, snippets)))
+    inputs = (ARTICLES, tmp_path / "more.jsonl")
+    assert factory(folder, *size, "--baseline", inputs=inputs) == 0
     capfd.readouterr()
     facts = json.loads((folder / "report.json").read_text())
     assert set(facts["judged"]) == {"qpt", "cpt"}
@@ -104,7 +109,7 @@ def test_everything_in_one_command(tmp_path, capfd):
         assert set(verdicts["groups"]["split"]) == {"heldout_phrasing", "heldout_article"}
     assert "trained facts, other phrasings" in (folder / "report.md").read_text()
     before = (folder / "qpt-verdicts.jsonl").stat().st_mtime_ns
-    assert factory(folder, *size, "--baseline") == 0  # nothing is done twice
+    assert factory(folder, *size, "--baseline", inputs=inputs) == 0  # nothing is done twice
     assert (folder / "qpt-verdicts.jsonl").stat().st_mtime_ns == before
     # The model that came of it writes records in this process: badly, but in the form asked for.
     capfd.readouterr()

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
+import synth_texts as texts
 from fakes import openai_api
+from gaia.errors import ConfigError
 from gchat.__main__ import main
-from gchat.queue import Item, open_queue
+from gchat.queue import Item, QueueError, open_queue
 from gchat.synth import styles
 from gchat.synth.facts import Facts
+from gchat.synth.filters.checks import Settings, of_record
+from gchat.synth.filters.language import Checker
 from gchat.synth.windows import Window
 
 ARTICLES = Path(__file__).parents[2] / "fixtures/synth/articles.md"
@@ -109,6 +113,8 @@ def test_a_record_is_shown_with_its_window_and_a_reject_with_its_reason(made, ca
         (["--kinds", "qpt", "--phrasings", "29"], "phrasings = 29"),
         (["--pairs", "3"], "--pairs has no effect without contrast in --kinds"),
         (["--chain"], "--chain has no effect without --endpoint or --run"),
+        (["--tries", "2"], "--tries has no effect without --endpoint or --run"),
+        (["--plan-only", "--concurrency", "4"], "--concurrency has no effect with --plan-only"),
         (["--profile", "seed", "--language", "de"], "English only"),
         (["--decontaminate", "nowhere"], "nowhere"),
     ],
@@ -117,6 +123,28 @@ def test_wrong_options_are_one_line(tmp_path, capsys, more, said):
     assert generate(tmp_path / "out", *more) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_articles_that_have_changed_and_a_kill_before_the_first_item(tmp_path, capsys, monkeypatch):
+    """Items of other articles have another split: what was trained may be held out now."""
+    texts, out = tmp_path / "articles.md", tmp_path / "o"
+    texts.write_text(ARTICLES.read_text())
+    words = ["synth", "generate", str(texts), "--out", str(out), "--max-windows", "2"]
+
+    def dies(queue, items):
+        raise QueueError("the power", "is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gchat.queue.sqlite_queue.SqliteQueue.add", dies)
+        assert main(words) == 1
+    assert main([*words, "--seed", "1"]) == 2  # what a kill leaves is known by its job
+    assert "was begun with another seed" in capsys.readouterr().err
+    assert main(words) == 0
+    before = {path.name: path.read_bytes() for path in out.glob("*.json*")}
+    texts.write_text(ARTICLES.read_text() + "\n# More\n\nNobody had written this before now.\n")
+    assert main(words) == 2
+    assert "was begun with another corpus" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.glob("*.json*")} == before
 
 
 def test_an_empty_corpus_and_a_queue_of_another_version(tmp_path, capsys):
@@ -188,13 +216,21 @@ def test_an_endpoint_writes_question_and_answer_in_one_call(tmp_path, capsys):
     [
         ("no JSON", "form: schema"),
         pytest.param('{"question": "Who was it, then?"}', "form: schema", marks=pytest.mark.slow),
-        ('{"question": "Who was it, then?", "answer": "It was 第六 Army."}', "answer: language"),
+        pytest.param(
+            '{"question": "Who was it, then?", "answer": "It was 第六 Army."}',
+            "answer: language",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             '{"question": "I cannot answer that, sorry?", "answer": "x"}',
             "question: refusal",
             marks=pytest.mark.slow,
         ),
-        ('{"question": "According to the text, who?", "answer": "Leeb"}', "question: meta"),
+        pytest.param(
+            '{"question": "According to the text, who?", "answer": "Leeb"}',
+            "question: meta",
+            marks=pytest.mark.slow,
+        ),
         ('{"question": "Who was it, then?", "answer": "It was Hannibal."}', "answer: support"),
     ],
 )
@@ -217,10 +253,17 @@ def test_a_chained_question_is_checked_before_its_answer_is_paid_for(tmp_path, c
         assert len(fake.seen) == 12
         asked = [b["messages"][-1]["content"] for _, b, _ in fake.seen]
         assert sum("Question: " in text for text in asked) == 6
+        record = rows(tmp_path / "o/train.jsonl")[0]
+        assert main(["synth", "show", record["id"], "--out", str(tmp_path / "o"), "--json"]) == 0
+        shown = [m["content"] for m in json.loads(capsys.readouterr().out)["prompt"]]
+        assert shown[1] in asked and f"Question: {record['question']}" in shown[3] in asked
         fake.seen.clear()
         fake.reply = writes('{"question": "As an AI, may I ask?"}')
         assert generate(tmp_path / "p", *chained, "--endpoint", fake.url, "--json") == 0
         assert len(fake.seen) == 6  # no answer was asked for
+        facts = json.loads(capsys.readouterr().out)
+        paid = sum(style["tokens"] for style in facts["styles"].values())
+        assert paid == sum(facts["tokens"].values()) > 0  # nor is a question forgotten
 
 
 def test_a_spent_budget_stops_and_the_same_command_goes_on(tmp_path, capsys):
@@ -267,7 +310,7 @@ def test_a_generation_that_is_killed_goes_on_and_makes_the_same_records(tmp_path
             while len(fake.seen) < begun + 2 and process.poll() is None:
                 pass
             process.send_signal(number)
-            process.wait(60)
+            process.wait(240)
         with open_queue(out / "queue.db") as queue:
             for lease in queue.lease(100, 0.0, "test"):  # the dead worker's leases run out
                 queue.release(lease)
@@ -295,6 +338,8 @@ def test_generations_that_share_a_queue_keep_their_records_apart(tmp_path, capsy
     queue, few = tmp_path / "shared.db", ("--max-windows", 2, "--heldout", 0, "--per-window", 2)
     with open_queue(queue, create=True) as shared:  # and questions of another kind
         shared.add([Item("mine", {"messages": []}), Item("dead", {"messages": []})])
+        assert generate(tmp_path / "no", *few, "--queue", queue) == 2  # it would do those too
+        assert "2 open items in" in capsys.readouterr().err and shared.counts().total == 2
         for lease in shared.lease(2, 60, "w"):
             if lease.item.id == "mine":
                 shared.complete(lease, {"text": "yes"})
@@ -365,3 +410,66 @@ def test_a_corpus_without_texts_leaves_no_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     assert main(["synth", "generate", str(tmp_path / "empty"), "--out", str(tmp_path / "r")]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+# ── The language filter ─────────────────────────────────────────────────────────────────────────
+# It stands here because lingua's models, which generations need, take seconds to load: once.
+
+LENINGRAD = "Siege of Leningrad\nGeorgy Zhukov took over the defence in September 1941."
+
+
+@pytest.fixture(scope="module")
+def default():
+    return Checker("en")
+
+
+@pytest.fixture(scope="module")
+def seed():
+    return Checker("en", "seed")
+
+
+def test_nothing_foreign_leaks_through_the_default_profile(default):
+    assert [text for text in texts.FOREIGN if default.reason(text) is None] == []
+
+
+def test_the_default_profile_kills_less_than_one_in_a_hundred_good_texts(default):
+    killed = [(text, default.reason(text)) for text in texts.GOOD if default.reason(text)]
+    assert len(texts.GOOD) >= 90 and len(killed) < len(texts.GOOD) / 100, killed
+
+
+def test_the_seed_profile_is_as_its_author_wrote_it(seed):
+    """Lingua with English and Chinese, exactly 1.0, and a scan of U+4E00–U+9FFF."""
+    assert seed.reason("The siege began in September and lasted for nine hundred days.") is None
+    for text in (*texts.CHINESE, *texts.ONE_HANZI):
+        assert seed.reason(text) is not None
+    for edge, killed in (("一", True), ("鿿", True), ("ꀀ", False), ("䷿", False)):
+        reason = seed.reason(f"The siege began {edge} in September of that long year.")
+        assert (reason is not None and "U+4E00" in reason.why) == killed
+    # What it gets wrong: numbers go, German and katakana inside of English stay.
+    assert seed.reason("1944").why == "confidence of English is 0.000, not 1.0"
+    assert seed.reason("Die Schlacht begann im August 1942.") is None
+    assert seed.reason("The パウルス Army surrendered.") is None
+
+
+def test_words_of_the_source_are_not_judged_and_scripts_always_are(default):
+    german = "Die Wacht am Rhein"
+    assert default.reason(f"{german} ist ein Lied") is not None
+    assert default.reason(german, source=f"They sang {german} again.") is None
+    assert default.reason("第六", source="第六 Army").filter == "language"
+
+
+def test_other_languages_can_be_asked_for():
+    german = Checker("German")
+    assert [t for t in texts.GERMAN if german.reason(t)] == []
+    wrong = [t for t in texts.ENGLISH if len(t.split()) > 5 and german.reason(t) is None]
+    assert wrong == []
+    with pytest.raises(ConfigError, match="English only"):
+        Checker("de", "seed")
+    with pytest.raises(ConfigError, match="not among those told apart"):
+        Checker("gsw")
+
+
+def test_a_records_phase_and_reason_are_named():
+    record = {"question": "Who took over the defence?", "answer": "朱可夫", "choices": ["a b"]}
+    phase, reason = of_record(record, LENINGRAD, Settings())
+    assert (phase, reason.filter) == ("answer", "language") and "U+6731" in reason.why
