@@ -61,8 +61,8 @@ def empty_cache(B: int, K: int, S: int, H: int, dtype: jnp.dtype) -> KVCache:
 
     if jnp.dtype(dtype) != jnp.int8:
         return KVCache(zeros(), zeros())
-    scales = [tuple(jnp.ones((B, K, C), jnp.float32) for C in sizes) for _ in range(2)]
-    return KVCache(zeros(), zeros(), *scales)
+    k_scale, v_scale = (tuple(jnp.ones((B, K, C), jnp.float32) for C in sizes) for _ in range(2))
+    return KVCache(zeros(), zeros(), k_scale, v_scale)
 
 
 def cache_slots(tokens: int) -> int:
@@ -123,8 +123,8 @@ def _write(chunks: Chunks, new: jax.Array, first_B: jax.Array, row: jax.Array | 
         if row is not None:
             chunk = _write_row(chunk, new, at_B[0], row)
         elif B > _UNROLLED_ROWS:
-            row = jax.vmap(lambda c, n, at: _write_row(c[None], n[None], at, 0)[0])
-            chunk = row(chunk, new, at_B)
+            each = jax.vmap(lambda c, n, at: _write_row(c[None], n[None], at, 0)[0])
+            chunk = each(chunk, new, at_B)
         else:
             for b in range(B):
                 chunk = _write_row(chunk, new[b : b + 1], at_B[b], b)
@@ -190,11 +190,12 @@ def _in_one_call(
     operands = [jnp.asarray(a, dtype) for a, dtype in zip(new, dtypes, strict=True)]
     scratch = jax.ShapeDtypeStruct((B, K, N // K * T * (H + S)), jnp.float32)
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (operands[1], scratch, *arrays)]
-    changed = {len(operands) + i: 2 + i for i in range(len(arrays))}
-    call = jax.ffi.ffi_call(cpu_calls.TARGET, shapes, input_output_aliases=changed)
+    aliases = {len(operands) + i: 2 + i for i in range(len(arrays))}
+    call = jax.ffi.ffi_call(cpu_calls.TARGET, shapes, input_output_aliases=aliases)
     out_BTNH, _, *arrays = call(*operands, *arrays)
-    parts = [tuple(arrays[i : i + n]) for i in range(0, len(arrays), n)]
-    return out_BTNH.astype(q_BTNH.dtype), KVCache(*parts)
+    parts = (tuple(arrays[i : i + n]) for i in range(0, len(arrays), n))
+    changed = cache._replace(**dict(zip(KVCache._fields, parts, strict=False)))
+    return out_BTNH.astype(q_BTNH.dtype), changed
 
 
 def attend_cache(
