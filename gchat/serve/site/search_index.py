@@ -76,9 +76,11 @@ def matching(c: sa.Connection, user_id: str, query: str) -> sa.ColumnElement[boo
         ).bindparams(search=f"owner : {_owner(user_id)} AND {terms}", most=MOST_MATCHES)
     else:
         terms = " & ".join(_phrase(several) for several in wanted)
+        # Materialised, or the limit makes PostgreSQL walk all rows from the newest and try each.
         matches = sa.text(
-            "SELECT conversation_id FROM search_rows WHERE words @@ CAST(:search AS tsquery) "
-            "ORDER BY id DESC LIMIT :most"
+            "WITH matching AS MATERIALIZED (SELECT id, conversation_id FROM search_rows "
+            "WHERE words @@ CAST(:search AS tsquery)) "
+            "SELECT conversation_id FROM matching ORDER BY id DESC LIMIT :most"
         ).bindparams(search=f"'@{user_id}' & {terms}", most=MOST_MATCHES)
     return conversations.c.id.in_(matches.columns(sa.column("conversation_id")))  # type: ignore[arg-type]
 
