@@ -170,7 +170,8 @@ def test_smollm2_in_llama_cpp(smol, tmp_path, capsys):
 @with_transformers
 def test_smollm2_in_transformers(smol, tmp_path, capsys):
     found = goes_out_as_it_came_in("hf", smol, tmp_path / "m", capsys, "--python", PYTHON)
-    assert found["logits"]["largest"] < 1e-4 and found["talks"]["other"] == 0
+    logits = found["logits"]  # of deviation 5, so fp32 rounds five times as much
+    assert logits["largest"] < 1e-4 * logits["std"] and found["talks"]["other"] == 0
 
 
 @with_llama_cpp
