@@ -338,7 +338,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "synth": _synth,
     "sweep": _main_of("gchat.research.cli", "sweep_main", interrupt=True),
     "compare": _main_of("gchat.research.cli", "compare_main", interrupt=True),
-    "ladder": _main_of("gchat.research.cli", "ladder_main", interrupt=True),
+    "ladder": _main_of("gchat.research.ladder_cli", "ladder_main", interrupt=True),
     "research": _research,
 }
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,16 +9,13 @@ from typing import Annotated
 import tyro
 
 from gaia.config import parse
-from gaia.data.manifest import load_manifest
-from gaia.errors import ConfigError, GaiaError
-from gchat.config import derive, load
-from gchat.model_shape import matmul_params
+from gaia.errors import ConfigError
+from gchat.config import load
 from gchat.research import (
     cells,
     driver,
     experiment,
     ideas,
-    ladder,
     length,
     picture,
     rented,
@@ -27,6 +23,7 @@ from gchat.research import (
 )
 from gchat.research import compare as comparing
 from gchat.research import sweep as sweeping
+from gchat.research.options import training_words
 from gchat.research.statistics import LEVEL
 
 MINUTES = 10.0
@@ -106,36 +103,6 @@ class Compare:
             raise ConfigError(f"--tokens is {self.tokens}", "use a number above 0")
         if not 0 < self.level < 1:
             raise ConfigError(f"--level is {self.level}", "use a share between 0 and 1")
-        if bad := [word for word in self.set if "=" not in word]:
-            raise ConfigError(f"--set {bad[0]!r} is no FIELD=VALUE", "write --set model.depth=2")
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """Train a preset at growing depths, fit the law of their losses, and predict the next one."""
-
-    preset: str = "cpu"
-    """Preset of every rung."""
-    depths: tuple[int, ...] = (2, 3, 4, 5)
-    """Depths of the rungs."""
-    predict: int | None = None
-    """Depth to predict; default: one above the last rung."""
-    hold_out: bool = False
-    """Leave the last rung out of the law, and compare it with the prediction."""
-    tokens_per_param: float = 1.0
-    """Training tokens per matmul parameter, the same for every rung."""
-    seeds: tuple[int, ...] = (1, 2)
-    """Seeds of every rung."""
-    set: tuple[str, ...] = ()
-    """More options of every training, as FIELD=VALUE."""
-    data: str | None = None
-    """Prepared data set; default: the preset's corpus, prepared once."""
-    out: str = "runs/ladder"
-    """Folder of runs and results."""
-    dry_run: bool = False
-    """Print the rungs; train nothing."""
-    json: bool = False
-    """Print the ladder as one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -190,53 +157,10 @@ def ideas_main(args: list[str]) -> None:
         print(f"{'+' + idea.name:{width}}  {title}")
 
 
-def ladder_main(args: list[str]) -> None:
-    """`gchat ladder`."""
-    options = parse(Ladder, args, prog="gchat ladder", description=Ladder.__doc__)
-    preset, *more = _arguments(options.preset, options.set)
-    plan = ladder.ladder_sweep(
-        preset, options.depths, options.tokens_per_param, options.seeds, more
-    )
-    plan.check()
-    if options.dry_run:
-        for size, words in plan.sizes.items():
-            print(f"{size}: {' '.join((*plan.arguments, *words))}")
-        return
-    data_dir = sweeping.data_of(plan.arguments, options.data)
-    folder = Path(options.out).resolve()
-    wanted = plan.cells(cells.code_at(worktrees.repository()), data_dir)
-    results = sweeping.run_cells(wanted, folder)
-    info = load_manifest(data_dir).tokenizer
-    vocab = (info.vocab_size, info.padded_vocab_size)
-    made = ladder.rungs(results, vocab)
-    if len(made) < (4 if options.hold_out else 3):
-        raise GaiaError(
-            f"only {len(made)} rungs have all their seeds", f"see {folder}/results.jsonl"
-        )
-    known, last = (made[:-1], made[-1]) if options.hold_out else (made, None)
-    depth = options.predict or (last.depth if last else made[-1].depth + 1)
-    size = (preset, *more, f"--model.depth={depth}", "--training.tokens=1")
-    derived, _ = derive(load(list(size)), vocab_size=vocab[0], padded_vocab_size=vocab[1])
-    measured = next((r.mean for r in made if r.depth == depth and r not in known), None)
-    said = ladder.predict(known, matmul_params(derived.model), measured=measured)
-    ladder.picture(known, said, folder / "ladder.png")
-    facts = ladder.as_dict(known, said)
-    (folder / "ladder.json").write_text(json.dumps(facts, indent=1) + "\n")
-    print(json.dumps(facts) if options.json else "\n".join(ladder.shown(known, said)))
-    if not options.json:
-        print(f"picture: {folder / 'ladder.png'}")
-
-
-def _arguments(preset: str, changed: Sequence[str]) -> list[str]:
-    """Words of `gchat train`. Runs start in the folder of their code, so a file needs its path."""
-    base = str(Path(preset).resolve()) if Path(preset).is_file() else preset
-    return [base, *(f"--{word}" for word in changed)]
-
-
 def research_main(args: list[str]) -> None:
     """`gchat research run`."""
     options = parse(Research, args, prog="gchat research run", description=Research.__doc__)
-    arguments = _arguments(options.preset, options.set)
+    arguments = training_words(options.preset, options.set)
     load(arguments, prog="gchat research run")
     done = experiment.run(
         minutes=options.minutes,
@@ -284,7 +208,7 @@ def compare_main(args: list[str]) -> None:
     """`gchat compare`."""
     options = parse(Compare, args, prog="gchat compare", description=Compare.__doc__)
     options.check()
-    arguments = _arguments(options.preset, options.set)
+    arguments = training_words(options.preset, options.set)
     load(arguments, prog="gchat compare")  # a misspelt field is named before anything is done
     named = "-vs-".join(name.replace("/", "_") for name in options.branches)
     folder = Path(options.out or f"runs/compare/{named}").resolve()

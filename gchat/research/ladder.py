@@ -2,8 +2,8 @@
 
 Every rung trains the preset at one depth for the same multiple of its parameters. The losses of
 the rungs give L = E + A / N^alpha (tokens grow with N, so one axis); the last rung can be held out
-to see how well the others predict it. Losses of other models, with their own tokens, are fitted
-by `gchat.research.loss_fit` directly.
+to see how well the others predict it. With several multiples the rungs are points of two axes,
+which `gchat.research.scaling` analyses.
 """
 
 import statistics
@@ -19,6 +19,7 @@ from gchat.config import derive, load
 from gchat.model_shape import matmul_params
 from gchat.research.cells import Result
 from gchat.research.loss_fit import LossFit, fit, interval
+from gchat.research.scaling import Points
 from gchat.research.sweep import Sweep
 
 LEVEL = 0.95
@@ -50,25 +51,59 @@ class Prediction:
     high: float
     straight: float
     """Straight line through the last two rungs in log-log, for comparison."""
+    noise: float = 0.0
+    """Standard deviation of a rung over its seeds."""
     measured: float | None = None
 
 
 def ladder_sweep(
-    preset: str, depths: Sequence[int], tokens_per_param: float, seeds: Sequence[int],
+    preset: str, depths: Sequence[int], ratios: Sequence[float], seeds: Sequence[int],
     more: Sequence[str] = (),
 ) -> Sweep:  # fmt: skip
-    """The sweep of a ladder: one size per depth.
+    """The sweep of a ladder: one size per depth and ratio of tokens to matmul parameters.
 
     Raises:
-        ConfigError: fewer than four depths, or a depth twice.
+        ConfigError: fewer than four depths, a value twice, or a ratio that is not above 0.
     """
     if len(depths) < 4 or len(set(depths)) != len(depths):
         raise ConfigError(
             f"depths are {list(depths)}", "give four different ones or more: three fit any law"
         )
-    length = ("--training.tokens-per-param", str(tokens_per_param))
-    sizes = {f"d{depth}": (f"--model.depth={depth}", *length) for depth in sorted(depths)}
+    if not ratios or len(set(ratios)) != len(ratios) or not all(0 < r < np.inf for r in ratios):
+        raise ConfigError(f"--tokens-per-param is {list(ratios)}", "give different numbers above 0")
+    sizes = {
+        f"d{depth}" + (f"x{ratio:g}" if len(ratios) > 1 else ""): (
+            f"--model.depth={depth}", "--training.tokens-per-param", str(ratio)
+        )
+        for depth in sorted(depths)
+        for ratio in sorted(ratios)
+    }  # fmt: skip
     return Sweep((preset, *more), {"ladder": ()}, sizes, tuple(seeds))
+
+
+def params_of(arguments: Sequence[str], vocab: tuple[int, int]) -> tuple[int, int]:
+    """Matmul parameters and training tokens of a rung's options.
+
+    Args:
+        arguments: words of `gchat train`.
+        vocab: ids of the tokenizer, and rows of the embedding table.
+    """
+    config = load(list(arguments), prog="gchat ladder")
+    derived, _ = derive(config, vocab_size=vocab[0], padded_vocab_size=vocab[1])
+    return matmul_params(derived.model), derived.training.amounts.tokens
+
+
+def points(results: Sequence[Result], vocab: tuple[int, int]) -> tuple[Points, np.ndarray]:
+    """Every finished cell as a point of two axes, and the depth of each [P]."""
+    done = [r for r in results if r.status == "done" and r.bpb is not None]
+    params = [params_of(r.arguments, vocab)[0] for r in done]
+    depths = [int(r.size[1:].partition("x")[0]) for r in done]
+    made = Points(
+        np.array(params, float),
+        np.array([r.tokens for r in done], float),
+        np.array([r.bpb for r in done], float),
+    )
+    return made, np.array(depths)
 
 
 def rungs(results: Sequence[Result], vocab: tuple[int, int]) -> list[Rung]:
@@ -86,9 +121,7 @@ def rungs(results: Sequence[Result], vocab: tuple[int, int]) -> list[Rung]:
         values = tuple(r.bpb for r in group if r.status == "done" and r.bpb is not None)
         if len(values) < len(group):
             continue
-        config = load(list(group[0].arguments), prog="gchat ladder")
-        derived, _ = derive(config, vocab_size=vocab[0], padded_vocab_size=vocab[1])
-        made.append(Rung(int(size[1:]), matmul_params(derived.model), values))
+        made.append(Rung(int(size[1:]), params_of(group[0].arguments, vocab)[0], values))
     return sorted(made, key=lambda rung: rung.depth)
 
 
@@ -116,7 +149,7 @@ def predict(
     low, high = interval(said_S, LEVEL)
     slope = np.log(means[-1] / means[-2]) / np.log(n[-1] / n[-2])
     straight = float(means[-1] * (params / n[-1]) ** slope)
-    return Prediction(law, params, float(law.predict(params)), low, high, straight, measured)
+    return Prediction(law, params, float(law.predict(params)), low, high, straight, noise, measured)
 
 
 def _quick(n: np.ndarray, losses_SP: np.ndarray, params: int) -> np.ndarray:
@@ -150,9 +183,22 @@ def shown(known: Sequence[Rung], prediction: Prediction) -> list[str]:
         f"[{prediction.low:.4f}, {prediction.high:.4f}] ({100 * LEVEL:g}%), "
         f"straight line {prediction.straight:.4f}"
     )
+    lines.append(line)
     if prediction.measured is not None:
-        line += f"; measured {prediction.measured:.4f}"
-    return [*lines, line]
+        off, straight = (
+            said - prediction.measured for said in (prediction.bpb, prediction.straight)
+        )
+        shares = (
+            f" ({abs(off) / prediction.noise:.1f} and {abs(straight) / prediction.noise:.1f} seed "
+            "deviations)"
+            if prediction.noise
+            else ""
+        )
+        lines.append(
+            f"measured {prediction.measured:.4f}: the law is off by {off:+.4f}, the straight line "
+            f"by {straight:+.4f}{shares}"
+        )
+    return lines
 
 
 def picture(known: Sequence[Rung], prediction: Prediction, path: Path) -> None:
@@ -193,6 +239,7 @@ def as_dict(known: Sequence[Rung], prediction: Prediction) -> dict[str, Any]:
             "low": prediction.low,
             "high": prediction.high,
             "straight": prediction.straight,
+            "noise": prediction.noise,
             "measured": prediction.measured,
         },
     }

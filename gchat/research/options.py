@@ -1,7 +1,10 @@
 """Options of a training as words of a command line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from gaia.errors import ConfigError
 
 
 def options(fields: Mapping[str, Any]) -> tuple[str, ...]:
@@ -15,3 +18,17 @@ def options(fields: Mapping[str, Any]) -> tuple[str, ...]:
         else:
             words.append(f"--{name}={value}")
     return tuple(words)
+
+
+def training_words(preset: str, changed: Sequence[str]) -> list[str]:
+    """Words of `gchat train` for a preset and `FIELD=VALUE`s.
+
+    Runs start in the folder of their code, so a preset that is a file gets its whole path.
+
+    Raises:
+        ConfigError: a word without `=`.
+    """
+    if bad := [word for word in changed if "=" not in word]:
+        raise ConfigError(f"--set {bad[0]!r} is no FIELD=VALUE", "write --set model.depth=2")
+    base = str(Path(preset).resolve()) if Path(preset).is_file() else preset
+    return [base, *(f"--{word}" for word in changed)]

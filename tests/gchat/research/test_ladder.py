@@ -36,8 +36,8 @@ def test_what_is_shown(tmp_path):
     *known, last = made(0)
     said = predict(known, last.params, measured=last.mean)
     lines = shown(known, said)
-    assert len(lines) == 1 + len(known) + 2
-    assert "measured" in lines[-1]
+    assert len(lines) == 1 + len(known) + 3
+    assert f"off by {said.bpb - last.mean:+.4f}" in lines[-1] and "seed deviations" in lines[-1]
     picture(known, said, tmp_path / "ladder.png")
     assert (tmp_path / "ladder.png").stat().st_size > 5000
 
@@ -45,4 +45,10 @@ def test_what_is_shown(tmp_path):
 @pytest.mark.parametrize("depths", [(2, 3, 4), (2, 2, 3, 4)])
 def test_too_few_rungs_are_refused(depths):
     with pytest.raises(ConfigError, match="depths are"):
-        ladder_sweep("cpu", depths, 1.0, (1,))
+        ladder_sweep("cpu", depths, (1.0,), (1,))
+
+
+@pytest.mark.parametrize("ratios", [(), (1.0, 1.0), (0.0, 1.0), (float("nan"),)])
+def test_ratios_that_cannot_work_are_refused(ratios):
+    with pytest.raises(ConfigError, match="tokens-per-param"):
+        ladder_sweep("cpu", (2, 3, 4, 5), ratios, (1,))

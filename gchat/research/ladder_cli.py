@@ -1,0 +1,154 @@
+"""`gchat ladder`: trains rungs, or reads points of a table, and shows the law of their losses."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gaia.config import parse
+from gaia.data.manifest import load_manifest
+from gaia.errors import ConfigError, GaiaError
+from gchat.config import load, typed_options
+from gchat.research import cells, ladder, scaling, worktrees
+from gchat.research import sweep as sweeping
+from gchat.research.cells import Result
+from gchat.research.options import training_words
+
+_UNIT = "bits per byte"
+_OF_POINTS = {"--points", "--leave-out-worst", "--out", "--json", "--no-json"}
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Train a preset at growing depths, fit the law of their losses, and predict the next one.
+
+    With several ratios of tokens to parameters, or with --points, the law has two axes and says
+    how to split a budget of FLOPs.
+
+    Examples:
+        gchat ladder --depths 2 3 4 5 --hold-out
+        gchat ladder --depths 2 3 4 5 --tokens-per-param 0.5 1 2
+        gchat ladder --points measured.csv
+    """
+
+    preset: str = "cpu"
+    """Preset of every rung."""
+    depths: tuple[int, ...] = (2, 3, 4, 5)
+    """Depths of the rungs."""
+    predict: int | None = None
+    """Depth to predict; default: one above the last rung."""
+    hold_out: bool = False
+    """Leave the last rung out of the law, and compare it with the prediction."""
+    tokens_per_param: tuple[float, ...] = (1.0,)
+    """Training tokens per matmul parameter, the same for every rung; several for two axes."""
+    seeds: tuple[int, ...] = (1, 2)
+    """Seeds of every rung."""
+    set: tuple[str, ...] = ()
+    """More options of every training, as FIELD=VALUE."""
+    data: str | None = None
+    """Prepared data set; default: the preset's corpus, prepared once."""
+    points: str | None = None
+    """CSV file with the columns params, tokens (or flops) and loss: fit it, train nothing."""
+    leave_out_worst: int = 0
+    """Highest losses of --points to drop."""
+    out: str = "runs/ladder"
+    """Folder of runs and results."""
+    dry_run: bool = False
+    """Print the rungs; train nothing."""
+    json: bool = False
+    """Print the ladder as one JSON object."""
+
+    def check(self, args: Sequence[str]) -> None:
+        """Raises ConfigError for options that have no effect together."""
+        typed = typed_options(args)
+        if self.points is not None and (rest := sorted(typed - _OF_POINTS)):
+            raise ConfigError(f"{rest[0]} is given with --points", "leave it out: nothing trains")
+        if self.points is None and "--leave-out-worst" in typed:
+            raise ConfigError("--leave-out-worst is given without --points", "leave it out")
+        if self.predict is not None and len(self.tokens_per_param) > 1:
+            raise ConfigError(
+                f"--predict {self.predict} is given with several ratios of tokens to parameters",
+                "use --hold-out, or one ratio",
+            )
+        if self.predict is not None and self.hold_out:
+            raise ConfigError(
+                f"--predict {self.predict} is given with --hold-out", "give one of them"
+            )
+
+
+def ladder_main(args: list[str]) -> None:
+    """`gchat ladder`."""
+    options = parse(Ladder, args, prog="gchat ladder", description=Ladder.__doc__)
+    options.check(args)
+    folder = Path(options.out).resolve()
+    if options.points is not None:
+        points = scaling.read_points(Path(options.points), options.leave_out_worst)
+        _show_analysis(scaling.analyse(points), folder, options, "as given")
+        return
+    preset, *more = training_words(options.preset, options.set)
+    ratios = options.tokens_per_param
+    plan = ladder.ladder_sweep(preset, options.depths, ratios, options.seeds, more)
+    plan.check()
+    if options.dry_run:
+        _show_plan(plan, options)
+        return
+    data_dir = sweeping.data_of(plan.arguments, options.data)
+    wanted = plan.cells(cells.code_at(worktrees.repository()), data_dir)
+    results = sweeping.run_cells(wanted, folder)
+    info = load_manifest(data_dir).tokenizer
+    vocab = (info.vocab_size, info.padded_vocab_size)
+    if len(ratios) == 1:
+        _show_ladder(results, vocab, folder, options)
+        return
+    points, depths = ladder.points(results, vocab)
+    held = depths == (max(options.depths) if options.hold_out else 0)
+    analysis = scaling.analyse(points.kept(~held), points.kept(held))
+    _show_analysis(analysis, folder, options, _UNIT)
+
+
+def _show_plan(plan: sweeping.Sweep, options: Ladder) -> None:
+    """The rungs with their sizes; those of a corpus not prepared yet by the ids it asks for."""
+    config = load(list(plan.arguments), prog="gchat ladder")
+    vocab = (config.data.vocab_size,) * 2
+    if options.data is not None:
+        info = load_manifest(options.data).tokenizer
+        vocab = (info.vocab_size, info.padded_vocab_size)
+    for size, words in plan.sizes.items():
+        arguments = (*plan.arguments, *words)
+        params, tokens = ladder.params_of(arguments, vocab)
+        print(
+            f"{size}: {params:,} matmul parameters, {len(plan.seeds)} x {tokens:,} tokens: "
+            f"{' '.join(arguments)}"
+        )
+
+
+def _show_ladder(
+    results: Sequence[Result], vocab: tuple[int, int], folder: Path, options: Ladder
+) -> None:
+    """One ratio of tokens to parameters: the law of one axis."""
+    made = ladder.rungs(results, vocab)
+    if len(made) < (4 if options.hold_out else 3):
+        raise GaiaError(
+            f"only {len(made)} rungs have all their seeds", f"see {folder}/results.jsonl"
+        )
+    known, last = (made[:-1], made[-1]) if options.hold_out else (made, None)
+    depth = options.predict or (last.depth if last else made[-1].depth + 1)
+    words = [*training_words(options.preset, options.set), f"--model.depth={depth}"]
+    params = ladder.params_of((*words, "--training.tokens=1"), vocab)[0]
+    said = ladder.predict(known, params, measured=last.mean if last else None)
+    ladder.picture(known, said, folder / "ladder.png")
+    _show(ladder.shown(known, said), ladder.as_dict(known, said), folder, options)
+
+
+def _show_analysis(analysis: scaling.Analysis, folder: Path, options: Ladder, unit: str) -> None:
+    """Several ratios, or a table: the law of two axes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scaling.picture(analysis, folder / "ladder.png", unit)
+    _show(scaling.shown(analysis), scaling.facts(analysis), folder, options)
+
+
+def _show(lines: Sequence[str], facts: dict, folder: Path, options: Ladder) -> None:
+    (folder / "ladder.json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(json.dumps(facts) if options.json else "\n".join(lines))
+    print(f"picture: {folder / 'ladder.png'}", file=sys.stderr if options.json else sys.stdout)
