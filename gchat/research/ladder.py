@@ -97,7 +97,7 @@ def points(results: Sequence[Result], vocab: tuple[int, int]) -> tuple[Points, n
     """Every finished cell as a point of two axes, and the depth of each [P]."""
     done = [r for r in results if r.status == "done" and r.bpb is not None]
     params = [params_of(r.arguments, vocab)[0] for r in done]
-    depths = [int(r.size[1:].partition("x")[0]) for r in done]
+    depths = [_depth(r) for r in done]
     made = Points(
         np.array(params, float),
         np.array([r.tokens for r in done], float),
@@ -113,16 +113,21 @@ def rungs(results: Sequence[Result], vocab: tuple[int, int]) -> list[Rung]:
         results: of `ladder_sweep`'s cells.
         vocab: ids of the tokenizer, and rows of the embedding table.
     """
-    by_size: dict[str, list[Result]] = {}
+    by_depth: dict[int, list[Result]] = {}
     for result in results:
-        by_size.setdefault(result.size, []).append(result)
+        by_depth.setdefault(_depth(result), []).append(result)
     made = []
-    for size, group in by_size.items():
+    for depth, group in by_depth.items():
         values = tuple(r.bpb for r in group if r.status == "done" and r.bpb is not None)
         if len(values) < len(group):
             continue
-        made.append(Rung(int(size[1:]), params_of(group[0].arguments, vocab)[0], values))
+        made.append(Rung(depth, params_of(group[0].arguments, vocab)[0], values))
     return sorted(made, key=lambda rung: rung.depth)
+
+
+def _depth(result: Result) -> int:
+    """Of a size's name, `d4` or `d4x0.5`; a cell keeps the one that it was first trained for."""
+    return int(result.size[1:].partition("x")[0])
 
 
 def predict(

@@ -53,6 +53,19 @@ def test_a_ladder_is_trained_fitted_and_held_against_its_last_rung(clone, gchat)
     assert json.loads(again.stdout.splitlines()[-1]) == facts
 
 
+def test_several_ratios_are_a_law_of_two_axes_and_share_cells_with_one(clone, gchat):
+    words = ("ladder", "--depths", "1", "2", "3", "4", "--seeds", "1", "--out", "runs/two")
+    both = gchat(*words, "--tokens-per-param", "0.2", "0.4", "--hold-out", "--json")
+    assert both.returncode == 0, both.stderr
+    facts = json.loads(both.stdout.splitlines()[-1])
+    assert facts["points"] == 6 and len(facts["held_out"]) == 2
+    assert (clone / "runs" / "two" / "ladder.png").stat().st_size > 5000
+    one = gchat(*words, "--tokens-per-param", "0.2", "--json")
+    assert one.returncode == 0, one.stderr
+    assert "4 of 4 cells are there already" in one.stderr
+    assert [r["depth"] for r in json.loads(one.stdout.splitlines()[-1])["rungs"]] == [1, 2, 3, 4]
+
+
 def test_an_agent_s_experiments_are_kept_discarded_or_crash(clone, gchat):
     def one(text, *more):
         done = gchat("research", "run", "--minutes", "0.05", "--description", text, "--json", *more)
