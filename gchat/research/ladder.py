@@ -63,7 +63,7 @@ def ladder_sweep(
     """The sweep of a ladder: one size per depth and ratio of tokens to matmul parameters.
 
     Raises:
-        ConfigError: fewer than four depths, a value twice, or a ratio that is not above 0.
+        ConfigError: fewer than four depths, no seed, a value twice, or a ratio not above 0.
     """
     if len(depths) < 4 or len(set(depths)) != len(depths):
         raise ConfigError(
@@ -71,6 +71,8 @@ def ladder_sweep(
         )
     if not ratios or len(set(ratios)) != len(ratios) or not all(0 < r < np.inf for r in ratios):
         raise ConfigError(f"--tokens-per-param is {list(ratios)}", "give different numbers above 0")
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ConfigError(f"--seeds are {list(seeds)}", "give one or more, each once")
     sizes = {
         f"d{depth}" + (f"x{ratio:g}" if len(ratios) > 1 else ""): (
             f"--model.depth={depth}", "--training.tokens-per-param", str(ratio)

@@ -1,5 +1,6 @@
 """`gchat ladder`: trains rungs, or reads points of a table, and shows the law of their losses."""
 
+import inspect
 import json
 import sys
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ class Ladder:
 
 def ladder_main(args: list[str]) -> None:
     """`gchat ladder`."""
-    options = parse(Ladder, args, prog="gchat ladder", description=Ladder.__doc__)
+    options = parse(Ladder, args, prog="gchat ladder", description=inspect.getdoc(Ladder))
     options.check(args)
     folder = Path(options.out).resolve()
     if options.points is not None:

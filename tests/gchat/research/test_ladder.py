@@ -52,3 +52,9 @@ def test_too_few_rungs_are_refused(depths):
 def test_ratios_that_cannot_work_are_refused(ratios):
     with pytest.raises(ConfigError, match="tokens-per-param"):
         ladder_sweep("cpu", (2, 3, 4, 5), ratios, (1,))
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1)])
+def test_seeds_that_cannot_work_are_refused(seeds):
+    with pytest.raises(ConfigError, match="--seeds are"):
+        ladder_sweep("cpu", (2, 3, 4, 5), (1.0,), seeds)
