@@ -1,5 +1,6 @@
 """The verbs of research: `gchat sweep`, `compare`, `ladder`, `research run`, `research ideas`."""
 
+import inspect
 import json
 import sys
 from dataclasses import dataclass
@@ -31,7 +32,12 @@ MINUTES = 10.0
 
 @dataclass(frozen=True)
 class Sweep:
-    """Train variants x sizes x seeds, each once; run again, only what is missing."""
+    """Train variants x sizes x seeds, each once; run again, only what is missing.
+
+    Examples:
+        gchat sweep rates.yaml --dry-run
+        gchat sweep rates.yaml
+    """
 
     file: Annotated[str, tyro.conf.Positional]
     """YAML file of the sweep (see docs/research.md)."""
@@ -45,7 +51,14 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Compare:
-    """Train branches with the same data, options and seeds, and say how they differ."""
+    """Train branches with the same data, options and seeds, and say how they differ.
+
+    Examples:
+        gchat compare main . --minutes 8                the working tree as it is
+        gchat compare main my-idea other my-idea+other  branches, and their merge
+        gchat compare main +relu2 +engram --tokens 655360
+        gchat compare main my-idea --on v6e-1 --budget 10USD --dry-run
+    """
 
     branches: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Branches, commits, merges (a+b) or ideas (+NAME of gchat research ideas); `.` is the working
@@ -107,7 +120,11 @@ class Compare:
 
 @dataclass(frozen=True)
 class Research:
-    """Train the working tree for a fixed time, judged by main: one line in results.tsv."""
+    """Train the working tree for a fixed time, judged by main: one line in results.tsv.
+
+    Examples:
+        gchat research run --minutes 5 --description "relu squared" --json
+    """
 
     minutes: float = 5.0
     """Minutes of training steps."""
@@ -141,7 +158,7 @@ class Ideas:
 
 def ideas_main(args: list[str]) -> None:
     """`gchat research ideas`."""
-    shown = parse(Ideas, args, prog="gchat research ideas", description=Ideas.__doc__)
+    shown = parse(Ideas, args, prog="gchat research ideas", description=inspect.getdoc(Ideas))
     listed = [(ideas.read(name), ideas.title(name)) for name in ideas.names()]
     if shown.json:
         rows = [
@@ -159,7 +176,7 @@ def ideas_main(args: list[str]) -> None:
 
 def research_main(args: list[str]) -> None:
     """`gchat research run`."""
-    options = parse(Research, args, prog="gchat research run", description=Research.__doc__)
+    options = parse(Research, args, prog="gchat research run", description=inspect.getdoc(Research))
     arguments = training_words(options.preset, options.set)
     load(arguments, prog="gchat research run")
     done = experiment.run(
@@ -182,7 +199,7 @@ def research_main(args: list[str]) -> None:
 
 def sweep_main(args: list[str]) -> None:
     """`gchat sweep`."""
-    options = parse(Sweep, args, prog="gchat sweep", description=Sweep.__doc__)
+    options = parse(Sweep, args, prog="gchat sweep", description=inspect.getdoc(Sweep))
     path = Path(options.file)
     sweep, data = sweeping.read_sweep(path)
     folder = Path(options.out or f"runs/sweeps/{path.stem}").resolve()
@@ -206,7 +223,7 @@ def sweep_main(args: list[str]) -> None:
 
 def compare_main(args: list[str]) -> None:
     """`gchat compare`."""
-    options = parse(Compare, args, prog="gchat compare", description=Compare.__doc__)
+    options = parse(Compare, args, prog="gchat compare", description=inspect.getdoc(Compare))
     options.check()
     arguments = training_words(options.preset, options.set)
     load(arguments, prog="gchat compare")  # a misspelt field is named before anything is done

@@ -17,6 +17,14 @@ from gchat.research.ideas import Idea, read
 FOLDER = Path("runs/with")
 TRAINS = ("train", "speedrun")
 """Verbs that take the ideas' options."""
+HELP = """usage: gchat research with +NAME[+NAME …] VERB [options of the verb]
+
+Run any verb with the code of ideas (`gchat research ideas`) applied to this commit.
+
+Examples:
+    gchat research with +fast train --data-dir data/notes --run-dir runs/fast
+    gchat research with +fast sample --run runs/fast --prompt "The"
+    gchat research with +relu2+softcap speedrun"""
 
 
 def command(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gaia.errors import ConfigError
+from gchat import __main__
 from gchat.research import ideas, patched
 
 ROOT = Path(__file__).parents[3]
@@ -108,6 +109,12 @@ def test_parts_come_first(tmp_path):
 def test_with_says_what_is_missing(words, said):
     with pytest.raises(ConfigError, match=said):
         patched.command(words)
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_with_has_help(word, capsys):
+    __main__.main(["research", "with", word])
+    assert "gchat research with +fast train" in capsys.readouterr().out
 
 
 def test_the_options_of_ideas_come_before_what_is_typed():
