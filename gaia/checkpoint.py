@@ -93,6 +93,7 @@ class Checkpointer:
         )
         self._sealing: threading.Thread | None = None
         self._failure: tuple[int, str] | None = None
+        self._closed = False
 
     def _check_shared(self) -> None:
         """Checks that the other processes see a file that process 0 makes."""
@@ -183,8 +184,11 @@ class Checkpointer:
 
     def close(self) -> str | None:
         """Waits for the last save and stops the background threads; returns its error or None."""
+        if self._closed:
+            return None
         problem = self.wait()
         self._manager.close()
+        self._closed = True
         return problem
 
     def steps(self) -> list[int]:

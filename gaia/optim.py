@@ -180,8 +180,9 @@ class OptimConfig:
 
 
 ONLY_MUON = (
-    "momentum_start", "momentum_final", "cautious_decay", "normuon_beta2", "muon_equilibrate",
-    "muon_renormalize", "newton_schulz",
+    "matrix_lr", "matrix_weight_decay", "momentum", "momentum_start", "momentum_warmup_steps",
+    "momentum_final", "cautious_decay", "normuon_beta2", "muon_equilibrate", "muon_renormalize",
+    "newton_schulz", "newton_schulz_steps", "newton_schulz_dtype",
 )  # fmt: skip
 """Options that are without effect under AdamW."""
 

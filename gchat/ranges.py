@@ -96,7 +96,7 @@ RANGES = {
     **{f"mesh.{axis}": Range(-1) for axis in ("replica", "fsdp", "tensor", "sequence")},
     "checkpoint.every_steps": _SOME,
     "checkpoint.every_minutes": _SOME,
-    "checkpoint.keep": _COUNT,
+    "checkpoint.keep": Range(2),  # a new one counts only once it is sealed: one is not enough
     "checkpoint.keep_every": _SOME,
     "eval.every_steps": _SOME,
     "eval.tokens": _COUNT,

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from gaia import parallel
 from gaia.config import parse, to_dict
-from gaia.errors import ConfigError, DataError, run_cli
+from gaia.errors import ConfigError, DataError, GaiaError, run_cli
 from gaia.interrupt import raise_on_interrupt
 from gaia.output import may_go_away
 from gaia.processes.group import Group, joined, take_options
@@ -26,7 +26,7 @@ from gaia.runtime import Machine, start
 from gchat.config import CONFIG, TrainConfig, load
 from gchat.evals.core.periodic import PeriodicCore
 from gchat.evals.ngram import MAX_TOKENS, Baselines, ngram_baselines, score
-from gchat.evals.periodic import EVAL_ROWS, Evaluator, validation_documents
+from gchat.evals.periodic import Evaluator, eval_rows, validation_documents
 from gchat.run import mirror
 from gchat.run.fitting import fitted_for_all, take_batch
 from gchat.run.folder import check_resumable, read_config
@@ -135,7 +135,9 @@ def pretraining(config: TrainConfig, data: TrainingData) -> Stage:
             f"run.target_core is {config.run.target_core} and nothing evaluates CORE",
             "add --eval.core-every-steps N",
         )
-    evaluator = Evaluator(config, data.tokenizer, graph, scorer, rows=EVAL_ROWS * mesh.size)
+    evaluator = Evaluator(
+        config, data.tokenizer, graph, scorer, rows=eval_rows(mesh, config.model.seq_len)
+    )
     return Stage(
         mesh=mesh,
         init=lambda: _first_state(config, mesh),
@@ -155,6 +157,11 @@ def _check_stage(config: TrainConfig, resume: bool) -> None:
         raise ConfigError(
             f"run.dir {str(config.run.folder)!r} is a run of stage {stage.name}",
             f"resume it with `gchat {VERBS[stage.name]}`",
+        )
+    if config.model.lora_rank:
+        raise ConfigError(
+            f"model.lora_rank is {config.model.lora_rank}, and adapters need a base to adapt",
+            "use gchat midtrain, sft, dpo or rl",
         )
     if stage != StageConfig():
         raise ConfigError(
@@ -203,10 +210,19 @@ def _report(session: Session, data: TrainingData, outcome: Outcome, params: int)
         data.describe(),
         epochs=data.epochs(session.config),
         params=params,
-        baselines=_baselines(session.config, data) if outcome.finished else None,
+        baselines=_baselines_or_none(session.config, data) if outcome.finished else None,
         finished=outcome.finished,
         checkpoint=outcome.checkpoint,
     )
+
+
+def _baselines_or_none(config: TrainConfig, data: TrainingData) -> Baselines | None:
+    """The baselines; none, with a line, where the data cannot be read again: the run is done."""
+    try:
+        return _baselines(config, data)
+    except (GaiaError, OSError) as error:
+        print(f"no n-gram baselines in the report: {error}", flush=True)
+        return None
 
 
 def _baselines(config: TrainConfig, data: TrainingData) -> Baselines | None:
@@ -227,6 +243,7 @@ def _baselines(config: TrainConfig, data: TrainingData) -> Baselines | None:
         seed=config.training.seed,
         documents=validation_documents(config),
         packing=config.data.packing,
+        cache=data.cache(config),
     )
 
 

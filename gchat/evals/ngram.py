@@ -18,7 +18,7 @@ import numpy as np
 from gaia.data.loader import iter_documents
 from gaia.data.order import BatchOrder
 from gaia.data.packing import Packing
-from gaia.data.rows import TokenRows
+from gaia.data.rows import CacheOptions, TokenRows
 from gaia.errors import DataError
 from gchat.tokenizer import Tokenizer
 
@@ -53,6 +53,7 @@ def ngram_baselines(
     seed: int = 0,
     documents: Iterable[np.ndarray] | None = None,
     packing: Packing = "split",
+    cache: CacheOptions | None = None,
 ) -> Baselines:
     """Bits per byte of both baselines on the validation split.
 
@@ -65,12 +66,13 @@ def ngram_baselines(
         seed: data seed of the run.
         documents: token arrays to score instead of the whole validation split, BOS first.
         packing: how the run made rows of documents.
+        cache: of the shards of a bucket.
 
     Raises:
         DataError: missing data, or nothing to score.
     """
     tokenizer = Tokenizer.load(data_dir)
-    rows = TokenRows(data_dir, "train", seq_len, packing=packing)
+    rows = TokenRows(data_dir, "train", seq_len, packing=packing, cache=cache)
     order = BatchOrder(rows.counts, rows.manifest.window, seed)
     wanted = max(tokens // (batch_size * seq_len), 1) * batch_size
     count = min(wanted, len(rows), max(MAX_TOKENS // seq_len, 1))

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from gaia.data.batch import IGNORE, Batch
 from gaia.errors import ConfigError, DataError
 from gaia.parallel import rows_here
+from gchat.evals.periodic import eval_rows
 from gchat.posttrain import start
 from gchat.posttrain.chat_curve import chat_curve
 from gchat.posttrain.lengths import with_length
@@ -28,7 +29,6 @@ from gchat.train_step import make_scorer, make_train_step
 
 REFERENCE = "reference.npz"
 """File of a run: the base run's log-probabilities of its pairs."""
-_EVAL_ROWS = 8  # pairs that a device scores at once
 _ONE_IN, _MOST = 20, 256  # pairs that are held out
 
 
@@ -93,7 +93,7 @@ class Preferences:
         self._training = len(pairs) - held
         self.length = row_length(pairs)
         self._score = make_scorer(started.graph, config, started.mesh)
-        self._eval_rows = _EVAL_ROWS * started.mesh.size
+        self._eval_rows = eval_rows(started.mesh, self.length)
         self._reference: list[np.ndarray] = []
 
     def batches(self, index: int) -> PairBatches:

@@ -1,7 +1,7 @@
 """The stage that midtraining and fine-tuning share: next tokens of conversations or of text."""
 
 from gchat.evals.held_out import HeldOut
-from gchat.evals.periodic import EVAL_ROWS, Evaluator
+from gchat.evals.periodic import Evaluator, eval_rows
 from gchat.posttrain.chat_curve import chat_curve
 from gchat.posttrain.start import Started
 from gchat.run.loop import Stage
@@ -26,7 +26,7 @@ def supervised(started: Started) -> Stage:
         started.tokenizer,
         graphdef(started.plain()),
         make_scorer(graph, config, mesh),
-        rows=EVAL_ROWS * mesh.size,
+        rows=eval_rows(mesh, config.model.seq_len),
     )
     return Stage(
         mesh=mesh,

@@ -67,7 +67,7 @@ def fitted(
         ConfigError: not even one row on each device fits.
     """
     mesh = parallel.make_mesh(config.mesh)
-    limit = limit or int(SHARE * free_memory(mesh.devices.flat[0]))
+    limit = limit or free_here(mesh)
     ask = compiled_bytes or update_bytes
     chosen: tuple[TrainConfig, int] | None = None
     smallest = 0
@@ -88,10 +88,15 @@ def fitted(
         raise ConfigError(
             f"--batch auto: one row on each device takes {smallest / 2**30:.2f} GiB, and "
             f"{limit / 2**30:.2f} GiB are free",
-            "lower --model.seq-len, use --model.remat full, --lora-rank, or a larger machine",
+            "lower --model.seq-len, use --model.remat full, or a larger machine",
         )
     made, taken = chosen
     return Fit(made, made.training.amounts.batch_size // made.training.grad_accum, taken, limit)
+
+
+def free_here(mesh: Mesh) -> int:
+    """Bytes that a program may take on each of this process's devices."""
+    return int(SHARE * min(free_memory(device) for device in mesh.local_devices))
 
 
 def take_batch(args: Sequence[str]) -> tuple[bool, list[str]]:
@@ -119,8 +124,13 @@ def take_batch(args: Sequence[str]) -> tuple[bool, list[str]]:
 
 
 def fitted_for_all(config: TrainConfig, group: Group) -> tuple[TrainConfig, list[str]]:
-    """The same for all processes of a run, with a sentence; the smallest choice counts."""
-    fit = fitted(config, report=lambda line: print(line, flush=True) if group.first else None)
+    """The same for all processes of a run, with a sentence; the fullest device counts."""
+    limit = min(group.all_gather(free_here(parallel.make_mesh(config.mesh))))
+    fit = fitted(
+        config,
+        limit=limit,
+        report=lambda line: print(line, flush=True) if group.first else None,
+    )
     accum = max(group.all_gather(fit.config.training.grad_accum))
     training = replace(config.training, grad_accum=accum)
     return replace(config, training=training), [fit.describe()]

@@ -58,13 +58,17 @@ class Mirror:
             self._thread = threading.Thread(target=self._run, name="gchat-mirror", daemon=True)
             self._thread.start()
 
-    def copy(self) -> None:
+    def copy(self) -> bool:
         """Copies everything that changed, and waits for it; a checkpoint comes after its metrics.
 
         A bucket that does not answer is reported once; training goes on.
+
+        Returns:
+            True where the copy is behind.
         """
         if self.uri is not None:
             self._copy(self._files(metrics_only=False), _PATIENCE_S)
+        return self._failing
 
     def close(self) -> None:
         """Copies what is left and ends the thread."""

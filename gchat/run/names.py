@@ -61,6 +61,7 @@ METRICS = {
     "eval/partial_core_v2": "The same with DCLM's corrected baselines",
     "eval/core/*": "Accuracy of a task of CORE",
     "eval/chatcore": "ChatCORE, on eval.chat_max_per_task items a task",
+    "eval/partial_chatcore": "Mean like ChatCORE's over a part of its tasks: no ChatCORE score",
     "eval/chat/*": "Accuracy of a task of ChatCORE, or of another one of eval.chat_tasks",
     "eval/judge": "Share of right answers by a judge, corrected for its errors (gchat judge)",
     "eval/judge_low": "Lower end of its 95% interval",

@@ -99,6 +99,11 @@ class Progress:
             "train/seconds": self.seconds,
         } | ({"run/cost_per_hour": self._price} if self._price else {})
 
+    def forget_target(self, state: Mapping[str, Any] | None) -> None:
+        """Takes back when the targets were reached, to what it was at a checkpoint or the start."""
+        self.seconds_to_target = state["seconds_to_target"] if state else None
+        self.seconds_to_target_core = state.get("seconds_to_target_core") if state else None
+
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
         """Prints an evaluation and notes when the target was first reached."""
         bpb = values.get(names.VAL_BPB, math.inf)

@@ -73,6 +73,7 @@ class Session:
         where = shlex.quote(str(self.folder.path))
         self.resume_command = f"{command} --resume --run-dir {where}"
         self._run_id: str | None = None
+        self._checkpoints: Checkpointer | None = None
         self._picture: LivePicture | None = None
         self._lock = RunLock(config)
 
@@ -86,10 +87,23 @@ class Session:
             self._lock.take()
 
     def close(self) -> None:
-        """Lets the run go, for whoever resumes it next."""
-        if self._picture is not None:
-            self._picture.close()
-        self._lock.release()
+        """Waits for the save under way and lets the run go, for whoever resumes it next."""
+        try:
+            if self._picture is not None:
+                self._picture.close()
+            # After an error of this process: its newest checkpoint is whole all the same. A group
+            # does not wait, since sealing needs all of its processes.
+            alone = self._checkpoints is not None and self.group.count == 1
+            if alone and (problem := self.checkpoints.close()):
+                print(f"no checkpoint of {problem}", flush=True)
+        finally:
+            self._lock.release()
+
+    @property
+    def checkpoints(self) -> Checkpointer:
+        """Where `begin` has opened them."""
+        assert self._checkpoints is not None
+        return self._checkpoints
 
     def _checkpointer(self) -> Checkpointer:
         c = self.config.checkpoint
@@ -139,7 +153,7 @@ class Session:
             self.lock()
             run_folder.check_free(self.config)  # again: nobody else can begin one there now
         self.group.all_gather("ready")
-        self.checkpoints = self._checkpointer()
+        self._checkpoints = self._checkpointer()
         self.folder.write_config(self.config, self.tokenizer)
         self.checkpoints.discard_after(step)
         self.folder.cut_samples(step)
@@ -189,8 +203,15 @@ class Session:
         self._lock.check()
         if not self.group.broadcast(lambda: self.metrics.wait_durable(step)):
             return f"step {step}: its metrics could not be written"
-        self.mirror.copy()
+        behind = self.mirror.copy()
+        if self.group.broadcast(lambda: behind) and self._in_mirror():
+            return f"step {step}: its metrics could not be copied to {self.config.run.mirror}"
         return self.checkpoints.save(step, state, self._meta(guard))
+
+    def _in_mirror(self) -> bool:
+        """Tells whether checkpoints lie with the copy of the metrics, and may outlive the rest."""
+        mirror = self.config.run.mirror
+        return mirror is not None and str(self.config.checkpoints).startswith(mirror.rstrip("/"))
 
     def _meta(self, guard: Mapping[str, Any]) -> dict[str, Any]:
         """Facts that a checkpoint holds beside arrays. The data position follows from its step."""
@@ -262,6 +283,7 @@ class Session:
         restored = None if step is None else self.checkpoints.restore(step, state)
         self.checkpoints.discard_after(step or 0)
         self.folder.cut_samples(step or 0)
+        self.progress.forget_target(None if restored is None else restored.meta["progress"])
         self.metrics.finish("stopped")
         self._open_metrics(step or 0)
         return restored

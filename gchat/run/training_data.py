@@ -52,6 +52,11 @@ class TrainingData:
         where = config.dir or next(iter(config.mixture.values()), None)
         if where is None:
             raise ConfigError("data.dir is not set", "give --data-dir, or run gchat/speedrun.sh")
+        if config.weights and not config.mixture:
+            raise ConfigError(
+                f"data.weights = {dict(config.weights)!r} is of data.mixture, which is not given",
+                "give --data.mixture, or drop it",
+            )
         self.manifests: dict[str, Manifest] = {
             name: load_manifest(source) for name, source in (config.mixture or {"": where}).items()
         }
@@ -126,6 +131,7 @@ class TrainingData:
             seed=0,
             packing=config.data.packing,
             prefetch=0,
+            cache=self.cache(config),
         )
         try:
             return float(len(loader.rows))
@@ -166,10 +172,14 @@ class TrainingData:
             start_step=start_step,
             rows_here=here,
             packing=data.packing,
-            cache=CacheOptions(
-                data.cache_dir, int(data.cache_gib * 2**30), 60 * data.patience_minutes
-            ),
+            cache=self.cache(config),
         )
+
+    @staticmethod
+    def cache(config: TrainConfig) -> CacheOptions:
+        """Where shards of a bucket are kept on this machine, how many, and how long to wait."""
+        data = config.data
+        return CacheOptions(data.cache_dir, int(data.cache_gib * 2**30), 60 * data.patience_minutes)
 
     def seen(self, config: TrainConfig, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets [rows, T] that the run of a text saw first, up to `most` tokens."""

@@ -41,14 +41,21 @@ def summary(tasks: Sequence[Task], records: Iterable[Record]) -> dict[str, Any]:
         "tasks_scored": len(of_core), "tasks_of_chatcore": len(CHATCORE),
         "chatcore": None, "chatcore_interval": None,
     }  # fmt: skip
+    name = score_name(result)
     if of_core:
         middle = math.fsum(rows[task.name]["centred"] for task in of_core) / len(of_core)
         counts = [
             (Count(rows[t.name]["right"], rows[t.name]["items"]), t.baseline) for t in of_core
         ]
-        result["chatcore"] = middle
-        result["chatcore_interval"] = list(mean_interval(counts, middle))
+        result[name] = middle
+        result[f"{name}_interval"] = list(mean_interval(counts, middle))
     return result | {"tasks": rows}
+
+
+def score_name(figures: Mapping[str, Any]) -> str:
+    """Key of the mean: a part of the tasks gives no ChatCORE, so nothing may take it for one."""
+    whole = figures["tasks_scored"] == figures["tasks_of_chatcore"]
+    return "chatcore" if whole else "partial_chatcore"
 
 
 def _row(task: Task, records: Sequence[Record]) -> dict[str, Any]:
@@ -98,10 +105,14 @@ def _normal(values: Sequence[float]) -> Interval:
 
 
 def metrics(figures: Mapping[str, Any]) -> dict[str, float]:
-    """A summary as values for the log: `eval/chatcore`, `eval/chat/TASK` (accuracy)."""
+    """A summary as values for the log: `eval/chatcore`, `eval/chat/TASK` (accuracy).
+
+    Of a part of the tasks `eval/partial_chatcore`.
+    """
     values = {f"eval/chat/{name}": row["accuracy"] for name, row in figures["tasks"].items()}
-    if figures["chatcore"] is not None:
-        values["eval/chatcore"] = figures["chatcore"]
+    name = score_name(figures)
+    if figures.get(name) is not None:
+        values[f"eval/{name}"] = figures[name]
     return values
 
 
@@ -120,11 +131,12 @@ def table(figures: Mapping[str, Any]) -> str:
                 f"{'  pass@' + k:<20} {'':>6} {passed['value']:>9.4f} "
                 f"{_ends(passed['interval']):>16}"
             )
-    if figures["chatcore"] is not None:
+    name = score_name(figures)
+    if figures.get(name) is not None:
         scored, of = figures["tasks_scored"], figures["tasks_of_chatcore"]
         over = "" if scored == of else f"  (mean over {scored} of {of} tasks: no ChatCORE score)"
-        ends = _ends(figures["chatcore_interval"])
-        lines.append(f"{'ChatCORE':<20} {figures['chatcore']:>52.4f} {ends:>16}{over}")
+        ends = _ends(figures[f"{name}_interval"])
+        lines.append(f"{'ChatCORE':<20} {figures[name]:>52.4f} {ends:>16}{over}")
     for name, row in figures["tasks"].items():
         if row.get("unfinished"):
             lines.append(f"{name}: {row['unfinished']} answers met the limit of tokens")

@@ -33,7 +33,7 @@ def own(tmp_path_factory):
 
 def curve(run, *more):
     """(step, values) of each evaluation."""
-    kept = [r for r in runs.logged(run) if "eval/chatcore" in r]
+    kept = [r for r in runs.logged(run) if "eval/partial_chatcore" in r]
     return [(r["step"], {k: v for k, v in r.items() if k.startswith("eval/chat")}) for r in kept]
 
 
@@ -53,7 +53,7 @@ def test_its_last_point_is_what_the_command_says(adapters, wide, own, chats, tmp
     figures = json.loads(capsys.readouterr().out)
     last = points[-1][1]
     assert last["eval/chat/arc_easy"] == figures["tasks"]["arc_easy"]["accuracy"]
-    assert last["eval/chatcore"] == pytest.approx(figures["chatcore"])
+    assert last["eval/partial_chatcore"] == pytest.approx(figures["partial_chatcore"])
     assert main([*command[:-5], "--max-tokens", "8", "--max-per-task", "4", "--tasks",
                  "letters"]) == 0  # fmt: skip
     figures = json.loads(capsys.readouterr().out)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from gaia.errors import ConfigError
 from gchat.chat_format import format_of
 from gchat.client import Answer, Choice, ClientError, Token, Usage
 from gchat.evals.chat import entries, evaluate, summary
+from gchat.evals.chat.entries import CHATCORE
 from gchat.evals.counts import Z
 from gchat.score import LogLikelihood
 from gchat.tasks.opening import open_task
@@ -169,9 +171,10 @@ def test_chatcore_is_the_mean_of_its_tasks_alone(tmp_path):
          "answers": answers} for i in range(3)
     ]  # fmt: skip
     figures = summary.summary([easy, other], records)
-    assert figures["chatcore"] == pytest.approx((0.5 - 0.25) / 0.75)
+    assert figures["chatcore"] is None
+    assert figures["partial_chatcore"] == pytest.approx((0.5 - 0.25) / 0.75)
     assert (figures["tasks_scored"], figures["tasks_of_chatcore"]) == (1, 5)
-    low, high = figures["chatcore_interval"]
+    low, high = figures["partial_chatcore_interval"]
     share = (4 + Z * Z / 2) / (8 + Z * Z)
     assert high - low == pytest.approx(2 * Z * math.sqrt(share * (1 - share) / (8 + Z * Z)) / 0.75)
     row = figures["tasks"]["sums"]
@@ -179,10 +182,26 @@ def test_chatcore_is_the_mean_of_its_tasks_alone(tmp_path):
     assert row["pass_at"]["1"]["value"] == pytest.approx(0.5)
     assert row["pass_at"]["2"]["value"] == pytest.approx(2 / 3)
     assert summary.metrics(figures) == {
-        "eval/chatcore": figures["chatcore"], "eval/chat/arc_easy": 0.5,
+        "eval/partial_chatcore": figures["partial_chatcore"], "eval/chat/arc_easy": 0.5,
         "eval/chat/sums": pytest.approx(0.5),
     }  # fmt: skip
     assert "no ChatCORE score" in summary.table(figures) and "pass@2" in summary.table(figures)
+
+
+def test_only_all_five_tasks_make_a_chatcore(tmp_path):
+    rows = [{"query": "q", "choices": list("wxyz"), "gold": 0} for _ in range(4)]
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    easy = open_task("arc_easy", source=str(path))
+    tasks = [SimpleNamespace(name=name, kind="choose", baseline=0.25, centred=easy.centred)
+             for name in CHATCORE]  # fmt: skip
+    records = [{"task": name, "item": "0", "grade": 1.0} for name in CHATCORE]
+    whole = summary.summary(tasks, records)
+    assert whole["chatcore"] == 1.0 and "partial_chatcore" not in whole
+    assert summary.metrics(whole)["eval/chatcore"] == 1.0
+    part = summary.summary(tasks[:4], records[:4])
+    assert part["chatcore"] is None and part["partial_chatcore"] == 1.0
+    assert "eval/chatcore" not in summary.metrics(part)
 
 
 @pytest.mark.parametrize(

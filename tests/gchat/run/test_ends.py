@@ -1,0 +1,109 @@
+"""How a run ends: with the save under way on disk, whatever ends it, and its targets taken back."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+
+import gchat.run.training_data
+import runs
+import tiny
+from gaia.checkpoint import Checkpointer
+from gaia.errors import DataError
+from gaia.processes.group import Group
+from gchat.__main__ import main
+from gchat.evals.periodic import eval_rows
+from gchat.run.progress import Progress
+from gchat.run.session import Session
+
+SAVED = 8
+
+
+@pytest.fixture
+def stopping_data(monkeypatch):
+    """Data that ends with an error in the step after a save, whose sealing takes a while."""
+    make, seal = gchat.run.training_data.make_loader, Checkpointer._try_to_seal
+
+    def make_failing(*args, **kwargs):
+        loader = make(*args, **kwargs)
+        take, asked = type(loader).__next__, iter(range(10**6))
+
+        class Failing(type(loader)):
+            def __next__(self):
+                if next(asked) == SAVED:
+                    raise DataError("the disk with the data is gone", "plug it in again")
+                return take(self)
+
+        loader.__class__ = Failing
+        return loader
+
+    def seal_slowly(self, *args):
+        time.sleep(1.0)
+        return seal(self, *args)
+
+    monkeypatch.setattr(gchat.run.training_data, "make_loader", make_failing)
+    monkeypatch.setattr(Checkpointer, "_try_to_seal", seal_slowly)
+
+
+def test_an_error_right_after_a_save_keeps_that_save(data_dir, tmp_path, stopping_data, capfd):
+    run = tmp_path / "run"
+    more = ["--checkpoint.every-steps", str(SAVED), "--eval.every-steps", "0"]
+    assert main(["train", *runs.arguments(data_dir, run, *more, steps=20)]) == 2
+    assert "the disk with the data is gone" in capfd.readouterr().err
+    assert Checkpointer(str(run / "checkpoints"), read_only=True).latest() == SAVED
+
+
+def test_a_target_reached_after_the_checkpoint_is_taken_back_with_it():
+    progress = Progress(tiny.train_config(), 1e12, "a peak")
+    progress.seconds_to_target, progress.seconds_to_target_core = 5.0, 6.0
+    progress.forget_target({"seconds_to_target": 4.0, "seconds_to_target_core": None})
+    assert (progress.seconds_to_target, progress.seconds_to_target_core) == (4.0, None)
+    progress.forget_target(None)  # back to the start
+    assert progress.seconds_to_target is None
+
+
+@pytest.mark.parametrize("place", ["gs://bucket/run/checkpoints", "/disk/checkpoints"])
+def test_no_checkpoint_in_a_mirror_is_ahead_of_its_metrics(place):
+    """The disk of the machine may be lost, and then the mirror is all there is."""
+    saved, session = [], object.__new__(Session)
+    session.group, session._lock = Group(), SimpleNamespace(check=lambda: None)
+    session.metrics = SimpleNamespace(wait_durable=lambda step: True)
+    session.mirror = SimpleNamespace(copy=lambda: True)  # it is behind
+    session.config = SimpleNamespace(
+        run=SimpleNamespace(mirror="gs://bucket/run"), checkpoints=place
+    )
+    session._checkpoints = SimpleNamespace(save=lambda step, state, meta: saved.append(step))
+    session._meta = lambda guard: {}
+    problem = session.save(4, {}, {})
+    if place.startswith("gs://"):
+        assert problem == "step 4: its metrics could not be copied to gs://bucket/run"
+    assert saved == ([] if place.startswith("gs://") else [4])
+
+
+def test_rows_to_score_are_those_of_a_device_that_holds_whole_rows():
+    def rows(seq_len, **axes):
+        shape = {"replica": 1, "fsdp": 1, "sequence": 1, "tensor": 1, **axes}
+        return eval_rows(SimpleNamespace(shape=shape), seq_len)
+
+    assert rows(512) == rows(2048) == rows(512, tensor=8) == 8
+    assert rows(2048, replica=2, fsdp=4) == 64
+    assert rows(8192) == 2 and rows(65_536) == 1
+    assert rows(8192, sequence=8) == 8  # each holds 1,024 tokens of a row
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model.lora-rank", "2"], "adapters need a base"),
+        (["--checkpoint.keep", "1"], "checkpoint.keep is 1; use 2 or more"),
+        (["--optim.matrix-lr", "0.5"], "optim.matrix_lr is typed but optim.name is adamw"),
+        (["--data.weights", "web", "0.5"], "is of data.mixture, which is not given"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_anything_is_made(
+    words, said, data_dir, tmp_path, capfd
+):
+    run = tmp_path / "run"
+    assert main(["train", *runs.arguments(data_dir, run, *words, steps=4)]) == 2
+    assert said in capfd.readouterr().err
+    assert not run.exists()
