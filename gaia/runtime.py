@@ -1,5 +1,5 @@
-"""The only place that sets JAX and XLA flags and the compile cache (distributed.py starts JAX's
-processes before it).
+"""The only place that sets JAX and XLA flags and the compile cache. (`gaia/processes/group.py`
+starts JAX's processes before it, and sets what concerns them.)
 
 Entry points call `start()` once, before any array exists; nothing else in gaia writes the
 environment.

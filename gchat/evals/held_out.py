@@ -21,7 +21,7 @@ from gaia.errors import DataError
 from gchat.config import TrainConfig
 from gchat.engine.requests import SamplingConfig
 from gchat.evals import bpb
-from gchat.evals.periodic import EVAL_ROWS, SAMPLE_SLOTS, VALIDATION, encode_file, make_engine
+from gchat.evals.periodic import EVAL_ROWS, SAMPLE_SLOTS, VALIDATION, encoded_files, make_engine
 from gchat.tokenizer import Tokenizer
 
 QUESTIONS = 4  # held-out conversations whose first question is answered in samples
@@ -59,12 +59,12 @@ class HeldOut:
         self._batches = packed(examples, self._seq_len, rows)
         self._files = {
             name: bpb.pack(
-                [encode_file(path, tokenizer)],
+                [tokens],
                 seq_len=self._seq_len,
                 stride=max(1, round(self._seq_len * config.eval.stride_fraction)),
                 batch_size=rows,
             )
-            for name, path in config.eval.files.items()
+            for name, tokens in encoded_files(config, tokenizer).items()
         }
         self._questions = [question(example) for example in examples[:QUESTIONS]]
 

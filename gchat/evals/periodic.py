@@ -67,13 +67,8 @@ class Evaluator:
         self._token_bytes = tokenizer.token_bytes()
         documents = validation_documents(config)
         self._batches = {VALIDATION: self._pack(documents)}
-        if VALIDATION in config.eval.files:
-            raise ConfigError(
-                f"eval.files names a text {VALIDATION!r}, as the validation text is called",
-                "give it another name",
-            )
-        for name, path in config.eval.files.items():
-            self._batches[name] = self._pack([encode_file(path, tokenizer)])
+        for name, tokens in encoded_files(config, tokenizer).items():
+            self._batches[name] = self._pack([tokens])
         # Encoded now, so that a prompt that does not fit fails before training, not at its end.
         self._prompts = self._encoded_prompts(documents)
 
@@ -173,6 +168,21 @@ def make_engine(
         decode_bytes=tokenizer.decode_bytes,
         **options,
     )
+
+
+def encoded_files(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    """Tokens of the texts of `eval.files` by name.
+
+    Raises:
+        ConfigError: one is called as the validation text is in the log.
+        DataError: a file is missing or empty.
+    """
+    if VALIDATION in config.eval.files:
+        raise ConfigError(
+            f"eval.files names a text {VALIDATION!r}, as the validation text is called",
+            "give it another name",
+        )
+    return {name: encode_file(path, tokenizer) for name, path in config.eval.files.items()}
 
 
 def encode_file(path: str, tokenizer: Tokenizer) -> np.ndarray:
