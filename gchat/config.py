@@ -317,16 +317,8 @@ def derive(
     said.append(sentence)
     optim.check(steps)
     training = replace(training, batch_size=batch_size, steps=steps, tokens=steps * batch_tokens)
-    price = config.run.price_per_hour
-    if price is None:
-        price = price_of_machine()
-    return replace(
-        config,
-        model=model,
-        optim=optim,
-        training=training,
-        run=replace(config.run, price_per_hour=price),
-    ), said
+    price_per_hour(config)  # refused now, not at the end
+    return replace(config, model=model, optim=optim, training=training), said
 
 
 def _described(model: GPTConfig) -> list[str]:
@@ -340,12 +332,16 @@ def _described(model: GPTConfig) -> list[str]:
     ]
 
 
-def price_of_machine() -> float:
-    """US dollars per hour in GAIA_PRICE_PER_HOUR, which `gml run` sets; 0 where it is not set.
+def price_per_hour(config: TrainConfig) -> float:
+    """US dollars per hour of this machine: as given, or GAIA_PRICE_PER_HOUR, which `gml run` sets.
+
+    0 where nobody says it. It is not kept with the run, which may go on elsewhere.
 
     Raises:
         ConfigError: it is not a price.
     """
+    if config.run.price_per_hour is not None:
+        return config.run.price_per_hour
     text = os.environ.get("GAIA_PRICE_PER_HOUR") or "0"
     try:
         price = float(text)

@@ -76,7 +76,7 @@ class RunConfig:
     in_flight: int = 2
     """Steps dispatched before the oldest one's metrics are read."""
     price_per_hour: float | None = None
-    """US dollars per hour of this machine (of all its hosts); derived: GAIA_PRICE_PER_HOUR."""
+    """US dollars per hour of this machine (of all its hosts); GAIA_PRICE_PER_HOUR when left out."""
     picture_seconds: float = 0.0
     """Seconds between updates of RUN/live.png (sizes, schedule, curves, judge), which a process of
     its own draws; 0 draws none."""

@@ -9,7 +9,7 @@ from gaia import runtime, storage
 from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError
 from gaia.hardware import chip_of_device_kind
-from gchat.config import TrainConfig, derive, price_of_machine
+from gchat.config import TrainConfig, derive, price_per_hour
 from gchat.data.prepare import prepare
 from gchat.data.sources import docs
 from gchat.model import GPTConfig
@@ -175,10 +175,8 @@ class Plan:
         print(f"files: {config.run.folder}/ (config.yaml, metrics.jsonl, checkpoints/, report.md)")
 
     def _price(self) -> float:
-        given = self.config.run.price_per_hour
-        if given is not None:
-            return given
-        if price := price_of_machine():
+        price = price_per_hour(self.config)
+        if price or self.config.run.price_per_hour is not None:
             return price
         chip = chip_of_device_kind(self._machine.device_kind)
         listed = chip.price() if chip else None
@@ -211,7 +209,9 @@ class Plan:
 
     def prepare_data(self) -> None:
         """Makes the data set unless one was given (or lies there from an earlier run)."""
-        config = replace(self.config, run=replace(self.config.run, price_per_hour=self._price()))
+        config = self.config
+        if not price_per_hour(config):  # nobody says one: the list's is of this kind of chip
+            config = replace(config, run=replace(config.run, price_per_hour=self._price()))
         data = config.data
         if data.dir is None:
             out = self.data_dir()

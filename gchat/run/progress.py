@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gchat.config import TrainConfig
+from gchat.config import TrainConfig, price_per_hour
 from gchat.evals.progress_line import clock
 from gchat.model_shape import flops_per_token
 from gchat.run import names
@@ -32,9 +32,11 @@ class Progress:
         self.tokens_per_step = amounts.batch_size * config.model.seq_len
         self.flops_per_step = flops_per_token(config.model) * self.tokens_per_step
         self._target_bpb, self._target_core = config.run.target_bpb, config.run.target_core
-        self._price = config.run.price_per_hour
+        self._price = price_per_hour(config)
         self.seconds = 0.0
         """Seconds of training so far over all attempts, evaluation and saving included."""
+        self.cost = 0.0
+        """US dollars so far, each attempt's seconds at the price of its machine."""
         self.began = time.time()
         """Seconds since 1970 at which the first attempt opened the run."""
         self.idle = 0.0
@@ -50,6 +52,7 @@ class Progress:
         self._count_time()
         return {
             "seconds": self.seconds,
+            "cost": self.cost,
             "seconds_to_target": self.seconds_to_target,
             "seconds_to_target_core": self.seconds_to_target_core,
             "began": self.began,
@@ -65,6 +68,7 @@ class Progress:
         """
         opened = self.began
         self.seconds = float(state["seconds"])
+        self.cost = float(state.get("cost", self._price * self.seconds / 3600))
         self.seconds_to_target = state["seconds_to_target"]
         self.seconds_to_target_core = state.get("seconds_to_target_core")  # not in older ones
         self.began = float(state.get("began", opened))
@@ -79,6 +83,7 @@ class Progress:
     def _count_time(self) -> None:
         now = time.perf_counter()
         self.seconds += now - self._since
+        self.cost += (now - self._since) * self._price / 3600
         self._since = now
 
     def step(self, step: int, loss: float, data_wait: float) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import gaia_metrics
 from gaia.config import to_yaml
-from gchat.config import TrainConfig
+from gchat.config import TrainConfig, price_per_hour
 from gchat.evals.ngram import Baselines
 from gchat.evals.progress_line import clock
 from gchat.model_shape import flops_per_token, matmul_params
@@ -74,7 +74,6 @@ def _summary(
     waits = [v for _, v in series.get("perf/data_wait_ms", [])]
     times = [v for _, v in series.get("perf/step_ms", [])]
     steps = len(series.get("train/loss", []))
-    price = _price(config)
     info = gaia_metrics.run_info(folder.path)
     good = goodput(
         series,
@@ -115,7 +114,7 @@ def _summary(
         "core_v2": _last(series, "eval/core_v2"),
         "chatcore": _last(series, "eval/chatcore"),
         "seconds_to_target_core": progress.seconds_to_target_core,
-        "cost_usd": round(price * progress.seconds / 3600, 4),
+        "cost_usd": round(progress.cost, 4),
         "commit": git_commit(),
         "dashboard": gaia_metrics.dashboard_url(info.get("id", "")) or None,
     }
@@ -188,7 +187,7 @@ def _markdown(
         ("MFU (median)", f"{_number(summary['mfu'], 3, '')} of {summary['mfu_peak']}"),
         ("waiting for data", f"{_number(summary['data_wait_share'], 5, '')} of step time"),
         ("FLOPs", f"{flops_per_token(config.model) * summary['tokens']:.3g}"),
-        ("cost", f"${summary['cost_usd']:.2f} at ${_price(config):.2f}/h"),
+        ("cost", f"${summary['cost_usd']:.2f} at ${price_per_hour(config):.2f}/h"),
         ("device", summary["device"]),
         ("checkpoint", summary["checkpoint"]),
         *([("dashboard", f"<{summary['dashboard']}>")] if summary["dashboard"] else []),
@@ -277,9 +276,3 @@ def environment() -> dict[str, str]:
         "system": platform.platform(),
         "python": platform.python_version(),
     } | {name: metadata.version(name) for name in packages}
-
-
-def _price(config: TrainConfig) -> float:
-    """US dollars per hour; 0 where nobody said them."""
-    price = config.run.price_per_hour
-    return 0.0 if price is None else price

@@ -62,6 +62,21 @@ def test_a_target_reached_after_the_checkpoint_is_taken_back_with_it():
     assert progress.seconds_to_target is None
 
 
+def test_each_attempt_is_paid_at_the_price_of_its_machine(monkeypatch):
+    config = tiny.train_config()
+    monkeypatch.setenv("GAIA_PRICE_PER_HOUR", "36")
+    first = Progress(config, 1e12, "a peak")
+    first._since -= 100  # seconds of training, a cent each
+    kept = first.state()
+    assert kept["cost"] == pytest.approx(1.0, abs=0.1)
+    monkeypatch.setenv("GAIA_PRICE_PER_HOUR", "360")
+    second = Progress(config, 1e12, "a peak")
+    second.restore(kept)
+    second.start()
+    second._since -= 10
+    assert second.state()["cost"] == pytest.approx(2.0, abs=0.2)
+
+
 @pytest.mark.parametrize("place", ["gs://bucket/run/checkpoints", "/disk/checkpoints"])
 def test_no_checkpoint_in_a_mirror_is_ahead_of_its_metrics(place):
     """The disk of the machine may be lost, and then the mirror is all there is."""
