@@ -26,7 +26,10 @@ from gaia.config import load_preset
 from gaia.data.manifest import MANIFEST, load_manifest
 from gaia.errors import DataError, GaiaError
 from gaia.storage.files import join, read_bytes
+from gaia.writer_lock import WriterLock
 from gchat.config import CONFIG_DIR
+from gchat.run.folder import BAD_STEPS
+from gchat.run.lock import LOCK
 from gchat.run.series import Series, read_series
 
 POLL_S = 0.5
@@ -37,6 +40,12 @@ REDONE = ("failed", "interrupted")
 """Statuses of cells that a sweep trains again."""
 SOURCES = ("gaia", "gaia_metrics", "gchat", "gml", "pyproject.toml")
 """Paths of a clone that decide a training: notes and sweep files beside them do not."""
+
+DIFF = (
+    "-c", "color.ui=false", "diff", "--no-ext-diff", "--no-color", "--src-prefix=a/",
+    "--dst-prefix=b/",
+)  # fmt: skip
+"""Words of a `git diff` that no configuration of the user changes."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,7 @@ def code_at(path: str | Path) -> Code:
     try:
         commit = _git(path, "rev-parse", "HEAD").decode().strip()
         there = ("--", *SOURCES, ":(exclude)*.md")
-        differing = _git(path, "diff", "HEAD", "--binary", *there)
+        differing = _git(path, *DIFF, "HEAD", "--binary", *there)
         listed = _git(path, "ls-files", "--others", "--exclude-standard", "-z", *there)
     except (OSError, subprocess.CalledProcessError):
         raise DataError(f"{str(path)!r} is no git work tree", "run this in a clone") from None
@@ -190,11 +199,14 @@ def run_cell(
     Args:
         cell: what to train.
         folder: the run's folder.
-        watch: called with what is known every half second; True stops the training early.
+        watch: called with what is known, every half second at most; True stops the training early.
         timeout_s: the training is stopped after so many seconds, its start included.
 
     Returns:
         The result; a training that fails or diverges is one, too.
+
+    Raises:
+        FolderInUse: a training that outlived the sweep that began it is still at work there.
     """
     command = [sys.executable, "-m", "gchat.train", *cell.arguments]
     command += ["--data-dir", cell.data_dir, "--training.seed", str(cell.seed)]
@@ -202,11 +214,13 @@ def run_cell(
     if any(folder.glob("checkpoints/[0-9]*")):
         command.append("--resume")
     elif folder.exists():
-        shutil.rmtree(folder)
+        # A training that outlived a killed sweep still writes there: it is not to be deleted.
+        with WriterLock(folder / LOCK, f"a training in {folder}"):
+            shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.parent / f"{folder.name}.log"
     environment = os.environ | {"PYTHONPATH": cell.code.path, "PYTHONUNBUFFERED": "1"}
-    stopped, began, asked = "", time.monotonic(), 0.0
+    stopped, began, asked, look = "", time.monotonic(), 0.0, 0.0
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, cwd=cell.code.path, env=environment, stdout=out, stderr=subprocess.STDOUT,
@@ -216,8 +230,13 @@ def run_cell(
             with _signals_raise():
                 while process.poll() is None:
                     time.sleep(POLL_S)
-                    late = time.monotonic() - began > timeout_s
-                    if not stopped and (late or watch(_so_far(cell, folder))):
+                    now = time.monotonic()
+                    ends = now - began > timeout_s
+                    if not stopped and not ends and now >= look:
+                        ends = watch(_so_far(cell, folder))
+                        # A long log takes long to read: at most a fiftieth of the time.
+                        look = time.monotonic() + 50 * (time.monotonic() - now)
+                    if not stopped and ends:
                         stopped, asked = "stopped", time.monotonic()
                         process.send_signal(signal.SIGTERM)
                     elif stopped and time.monotonic() - asked > KILL_S:
@@ -262,7 +281,7 @@ def _judge(cell: Cell, folder: Path, log: Path, code: int, stopped: str) -> Resu
     summary = _json(folder / "summary.json")
     if code == 0 and summary.get("finished"):
         status, error = "done", ""
-    elif (folder / "bad_steps.jsonl").exists() and code != 0:
+    elif code > 0 and _ended_by_a_bad_step(folder):
         status, error = "diverged", said
     elif stopped:
         status, error = stopped, ""
@@ -279,6 +298,16 @@ def _judge(cell: Cell, folder: Path, log: Path, code: int, stopped: str) -> Resu
             "time": time.time(),
         }
     )  # fmt: skip
+
+
+def _ended_by_a_bad_step(folder: Path) -> bool:
+    """Tells a training that its policy stopped from one that skipped a step and failed later."""
+    path = folder / BAD_STEPS
+    lines = path.read_text().splitlines() if path.exists() else []
+    try:
+        return bool(lines) and json.loads(lines[-1])["action"] == "stop"
+    except (ValueError, KeyError, TypeError):
+        return False  # torn by a kill
 
 
 def _so_far(cell: Cell, folder: Path) -> Result:

@@ -13,21 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from gaia.config import flatten
-from gaia.errors import ConfigError, GaiaError
-from gchat.config import CONFIG, load
+from gaia.errors import ConfigError
+from gaia.writer_lock import WriterLock
+from gchat.config import load
 from gchat.research import worktrees
 from gchat.research.cells import Result
+from gchat.research.measure import measure_of
 from gchat.research.statistics import Difference, paired, power
 from gchat.research.sweep import Sweep, run_cells
 from gchat.research.worktrees import Tree, TreeError
 
 Axis = Literal["tokens", "flops", "time"]
-SAME = ("data.", "eval.tokens", "eval.stride_fraction", "eval.files", "model.seq_len")
-"""Fields of the resolved configuration that must agree, or the figures mean different things."""
-PLACES = ("data.cache_dir",)
 CLOSE = {"flops": 0.01, "time": 0.05}
 """Difference of cost per token below which an axis needs no training of its own."""
 
@@ -88,9 +84,18 @@ def compare(
         allow_different: compare although data or evaluation differ, and say so.
 
     Raises:
-        ConfigError: data or evaluation differ between the branches.
+        ConfigError: data or evaluation differ between the branches, or only one is left.
+        FolderInUse: another comparison is at work there.
         TreeError: the first branch cannot be laid out.
     """
+    with WriterLock(folder / ".trees.lock", f"a comparison in {folder}"):
+        return _compare(names, arguments, data_dir, seeds, folder, level, axes, allow_different)
+
+
+def _compare(
+    names: Sequence[str], arguments: Sequence[str], data_dir: str, seeds: Sequence[int],
+    folder: Path, level: float, axes: Sequence[Axis], allow_different: bool,
+) -> Comparison:  # fmt: skip
     root, notes = worktrees.repository(), []
     trees: list[Tree] = []
     for name in names:
@@ -102,6 +107,8 @@ def compare(
                 raise
             notes.append(f"{name} is left out: {error}")
             print(notes[-1], file=sys.stderr, flush=True)  # the table says it hours later
+    if len(trees) < 2:
+        raise ConfigError(f"nothing is left to compare {names[0]} with", "mend the names above")
     notes += [note for tree in trees for note in tree.notes]
     trained = _train(trees, arguments, data_dir, seeds, folder)
     different = _differences(trained)
@@ -205,15 +212,7 @@ def _differences(trained: Mapping[str, list[Result]]) -> list[str]:
         done = next((r for r in results if r.status == "done"), None)
         if done is None:
             continue
-        try:
-            tree = yaml.safe_load((Path(done.run_dir) / CONFIG).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise GaiaError(f"{done.run_dir} lost its {CONFIG} ({error})", "train again") from None
-        facts[name] = {
-            field: value
-            for field, value in flatten(tree).items()
-            if field.startswith(SAME) and field not in PLACES
-        }
+        facts[name] = measure_of(Path(done.run_dir))
     (first, ours), *others = list(facts.items()) or [("", {})]
     return [
         f"{field} is {ours.get(field)} in {first} and {theirs.get(field)} in {name}"

@@ -60,7 +60,7 @@ def _tree(judge: str) -> Path:
     """The judge's source tree, made where it is not there yet."""
     root = worktrees.repository()
     folder = FOLDER.resolve() / worktrees.commit_of(root, judge)[:12]
-    place = folder / judge.replace("/", "_")
+    place = folder / worktrees.folder_name(judge)
     if not (folder / "whole").exists():
         worktrees.make_tree(root, judge, folder, None)
         (folder / "whole").touch()

@@ -10,19 +10,22 @@ import statistics
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from gaia.config import flatten, to_dict
 from gaia.errors import ConfigError, DataError
 from gaia.writer_lock import WriterLock
+from gchat.config import load
 from gchat.research import worktrees
-from gchat.research.cells import Cell, Result, data_hash, run_cell
+from gchat.research.cells import DIFF, Cell, Result, data_hash, run_cell
+from gchat.research.measure import measure, measure_of
 from gchat.research.worktrees import WORKING_TREE, Tree, make_tree
 from gchat.run.folder import write_atomically
 from gchat.run.series import read_series
 
 COLUMNS = ("time", "commit", "status", "bpb", "best", "tokens", "minutes", "description", "diff")
-RESULTS = "results.tsv"
+RESULTS, BUDGET = "results.tsv", "budget.json"
 PROGRAM = Path(__file__).with_name("program.md")
 _PROBE_STEPS = 30
 _GRACE = 1.5
@@ -93,12 +96,16 @@ def _run(
     root, began = worktrees.repository(), time.time()
     first = make_tree(root, judge, folder / "code", None)
     tree = make_tree(root, WORKING_TREE, folder / "code", first)
+    expected = measure(flatten(to_dict(load(list(arguments), prog="gchat research run"))))
+    budget = {"minutes": minutes, "arguments": list(arguments), "seed": seed, "judge": judge}
+    _check_budget(folder, budget | {"data": data_hash(data_dir)[:12]})
     before = read(folder / RESULTS)
     diff = folder / "diffs" / f"{_next_number(folder / 'diffs'):04}.patch"
     diff.parent.mkdir(parents=True, exist_ok=True)
     diff.write_bytes(_diff(tree, first.code.commit))
     best = min((e.bpb for e in before if e.status == "keep" and e.bpb), default=None)
     result = _train(tree, minutes, arguments, data_dir, seed, folder / "runs" / diff.stem)
+    result = _measured_alike(result, expected)
     better = result.bpb is not None and (best is None or result.bpb < best - margin)
     done = result.status == "done"
     experiment = Experiment(
@@ -115,6 +122,38 @@ def _run(
     )
     _append(folder / RESULTS, experiment)
     return experiment
+
+
+def _check_budget(folder: Path, budget: Mapping[str, object]) -> None:
+    """Refuses another budget than that of the experiments before: their best is no measure of it.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    path = folder / BUDGET
+    if not path.exists():
+        write_atomically(path, json.dumps(budget) + "\n")
+        return
+    before = json.loads(path.read_text())
+    for name, value in budget.items():
+        if before.get(name) != value:
+            raise ConfigError(
+                f"{name} is {value}, and the experiments in {folder} have {before.get(name)}",
+                "give another --out: figures of two budgets do not compare",
+            )
+
+
+def _measured_alike(result: Result, expected: Mapping[str, object]) -> Result:
+    """The result; a failed one where the working tree measures otherwise than the judge."""
+    if result.status != "done":
+        return result
+    got = measure_of(Path(result.run_dir))
+    for name, value in expected.items():
+        # Fields of the data are filled in while a run starts; its hash is in the budget.
+        if value is not None and name.startswith(("eval.", "model.")) and got.get(name) != value:
+            said = f"it measures another thing: {name} is {got.get(name)} where it was {value}"
+            return replace(result, status="failed", error=said)
+    return result
 
 
 def _next_number(diffs: Path) -> int:
@@ -190,7 +229,7 @@ def _diff(tree: Tree, base: str) -> bytes:
     """The change as a patch, new files included."""
     git = ["git", "-C", tree.code.path]
     subprocess.run([*git, "add", "--all", "--intent-to-add"], check=True, capture_output=True)
-    return subprocess.run([*git, "diff", base], check=True, capture_output=True).stdout
+    return subprocess.run([*git, *DIFF, base], check=True, capture_output=True).stdout
 
 
 def as_json(experiment: Experiment) -> str:

@@ -47,8 +47,9 @@ class Prediction:
     law: LossFit
     params: int
     bpb: float
-    low: float
-    high: float
+    low: float | None
+    """Ends of the interval; None where no rung has two seeds, which say how much one is off."""
+    high: float | None
     straight: float
     """Straight line through the last two rungs in log-log, for comparison."""
     noise: float = 0.0
@@ -128,7 +129,7 @@ def rungs(results: Sequence[Result], vocab: tuple[int, int]) -> list[Rung]:
 
 
 def _depth(result: Result) -> int:
-    """Of a size's name, `d4` or `d4x0.5`; a cell keeps the one that it was first trained for."""
+    """The depth in a size's name, `d4` or `d4x0.5`."""
     return int(result.size[1:].partition("x")[0])
 
 
@@ -153,7 +154,7 @@ def predict(
     errors = noise / np.sqrt([len(rung.bpb) for rung in known])
     drawn_SP = means + errors * generator.standard_normal((_DRAWS, len(known)))
     said_S = _quick(n, drawn_SP, params) + noise * generator.standard_normal(_DRAWS)
-    low, high = interval(said_S, LEVEL)
+    low, high = interval(said_S, LEVEL) if noise else (None, None)
     slope = np.log(means[-1] / means[-2]) / np.log(n[-1] / n[-2])
     straight = float(means[-1] * (params / n[-1]) ** slope)
     return Prediction(law, params, float(law.predict(params)), low, high, straight, noise, measured)
@@ -185,9 +186,11 @@ def shown(known: Sequence[Rung], prediction: Prediction) -> list[str]:
         )
     law = prediction.law
     lines.append(f"law: {law.e:.4f} + {law.a:.4g} / N^{law.alpha:.4f}")
+    span = "(no interval: one seed each)"
+    if prediction.low is not None and prediction.high is not None:
+        span = f"[{prediction.low:.4f}, {prediction.high:.4f}] ({100 * LEVEL:g}%)"
     line = (
-        f"at {prediction.params:,}: {prediction.bpb:.4f} "
-        f"[{prediction.low:.4f}, {prediction.high:.4f}] ({100 * LEVEL:g}%), "
+        f"at {prediction.params:,}: {prediction.bpb:.4f} {span}, "
         f"straight line {prediction.straight:.4f}"
     )
     lines.append(line)
@@ -220,7 +223,10 @@ def picture(known: Sequence[Rung], prediction: Prediction, path: Path) -> None:
         axes.plot([rung.params] * len(rung.bpb), rung.bpb, "o", color="tab:blue", alpha=0.6)
     x = np.geomspace(known[0].params, max(prediction.params, known[-1].params), 100)
     axes.plot(x, prediction.law.predict(x), color="tab:blue", label="law of the rungs")
-    half = [[prediction.bpb - prediction.low], [prediction.high - prediction.bpb]]
+    half = None
+    if prediction.low is not None and prediction.high is not None:
+        ends = (prediction.bpb - prediction.low, prediction.high - prediction.bpb)
+        half = [[max(0.0, end)] for end in ends]
     axes.errorbar(
         [prediction.params], [prediction.bpb], yerr=half, fmt="s", color="tab:orange",
         label="prediction", capsize=4,

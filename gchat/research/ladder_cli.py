@@ -28,7 +28,7 @@ class Ladder:
     how to split a budget of FLOPs.
 
     Examples:
-        gchat ladder --depths 2 3 4 5 --hold-out
+        gchat ladder --depths 2 3 4 5 6 --hold-out
         gchat ladder --depths 2 3 4 5 --tokens-per-param 0.5 1 2
         gchat ladder --points measured.csv
     """
@@ -71,6 +71,13 @@ class Ladder:
             raise ConfigError(
                 f"--predict {self.predict} is given with several ratios of tokens to parameters",
                 "use --hold-out, or one ratio",
+            )
+        if self.predict is not None and self.predict < 1:
+            raise ConfigError(f"--predict is {self.predict}", "use a depth of 1 or more")
+        if self.hold_out and len(self.tokens_per_param) == 1 and len(self.depths) < 5:
+            raise ConfigError(
+                f"--hold-out leaves {len(self.depths) - 1} of {len(self.depths)} depths to fit",
+                "give five depths or more: three points fit any law of three numbers",
             )
         if self.predict is not None and self.hold_out:
             raise ConfigError(
@@ -129,9 +136,10 @@ def _show_ladder(
 ) -> None:
     """One ratio of tokens to parameters: the law of one axis."""
     made = ladder.rungs(results, vocab)
-    if len(made) < (4 if options.hold_out else 3):
+    if missing := sorted(set(options.depths) - {rung.depth for rung in made}):
         raise GaiaError(
-            f"only {len(made)} rungs have all their seeds", f"see {folder}/results.jsonl"
+            f"depth {missing[0]} has not all its seeds",
+            f"see {folder}/results.jsonl, and run again",
         )
     known, last = (made[:-1], made[-1]) if options.hold_out else (made, None)
     depth = options.predict or (last.depth if last else made[-1].depth + 1)

@@ -6,6 +6,13 @@ from typing import Any
 
 from gaia.errors import ConfigError
 
+OWNED = {
+    "training.seed": "--seeds (--seed of research run)",
+    "data.dir": "--data",
+    "run.dir": "--out",
+}
+"""Fields of a training that an option of the research verbs decides, whatever else is said."""
+
 
 def options(fields: Mapping[str, Any]) -> tuple[str, ...]:
     """`{model.depth: 2}` as `--model.depth=2`; lists become several words."""
@@ -30,5 +37,8 @@ def training_words(preset: str, changed: Sequence[str]) -> list[str]:
     """
     if bad := [word for word in changed if "=" not in word]:
         raise ConfigError(f"--set {bad[0]!r} is no FIELD=VALUE", "write --set model.depth=2")
+    typed = {word.partition("=")[0].replace("-", "_") for word in changed}
+    if owned := sorted(typed & OWNED.keys()):
+        raise ConfigError(f"--set {owned[0]} is given", f"use {OWNED[owned[0]]}")
     base = str(Path(preset).resolve()) if Path(preset).is_file() else preset
     return [base, *(f"--{word}" for word in changed)]

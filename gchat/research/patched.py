@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gaia.errors import ConfigError
 from gchat.research import worktrees
+from gchat.research.cells import code_at
 from gchat.research.ideas import Idea, read
 
 FOLDER = Path("runs/with")
@@ -69,6 +70,8 @@ def _tree(name: str, ideas: Sequence[Idea]) -> Path:
             digest.update(patch.read_bytes())
     folder = FOLDER.resolve() / digest.hexdigest()[:12]
     place = folder / name
+    if code_at(root).changes:
+        print("gchat: uncommitted changes are left out; commit them to train them", file=sys.stderr)
     if not (folder / "whole").exists():
         worktrees.make_tree(root, name, folder, None)
         (folder / "whole").touch()

@@ -18,6 +18,8 @@ from gchat.research.loss_fit import LossFit, as_dict, bootstrap, fit, interval
 
 COLUMNS = ("params", "tokens", "flops", "loss")
 _DRAWS = 200
+_FEWEST = 8
+"""Points: fewer cannot be drawn anew in many ways, and an interval would be far too narrow."""
 _BUDGETS = (1.0, 10.0, 100.0)
 _FLAT = 0.01
 """Exponents and factors below this say that an axis does nothing."""
@@ -91,7 +93,7 @@ def read_points(path: Path, leave_out_worst: int = 0) -> Points:
         ConfigError: the file cannot be read, lacks a column, or a value is not a number above 0.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"--points {path} cannot be read: {error}", "name a CSV file") from None
@@ -150,6 +152,11 @@ def analyse(
             f"{len(np.unique(points.params))} sizes at {len(ratios)} ratios of tokens to "
             "parameters do not tell the two axes apart",
             "train two sizes or more at two ratios or more",
+        )
+    if len(points.loss) < _FEWEST:
+        raise ConfigError(
+            f"{len(points.loss)} points are given",
+            f"give {_FEWEST} or more: five numbers are fitted",
         )
     law = fit(points.params, points.tokens, points.loss)
     drawn = bootstrap(points.params, points.tokens, points.loss, samples=draws)

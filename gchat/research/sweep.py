@@ -20,7 +20,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,9 @@ class EarlyStop:
     behind: float
 
     def __post_init__(self) -> None:
+        for name in ("at", "behind"):
+            if type(getattr(self, name)) not in (int, float):
+                raise ConfigError(f"early_stop.{name} is {getattr(self, name)!r}", "use a number")
         if not 0 < self.at < 1:
             raise ConfigError(f"early_stop.at is {self.at}", "use a share between 0 and 1")
         if not self.behind > 0:
@@ -131,6 +134,9 @@ def read_sweep(path: Path) -> tuple[Sweep, str | None]:
         _known(f"{path}: early_stop", stop, _STOP_FIELDS)
         if missing := [name for name in _STOP_FIELDS if name not in stop]:
             raise ConfigError(f"{path}: early_stop lacks {', '.join(missing)}", "give both fields")
+    base_set = tree.get("set") or {}
+    if not isinstance(base_set, dict):
+        raise ConfigError(f"{path}: set is {base_set!r}", "write `set: {field: x}`")
     variants = _groups(path, "variants", tree.get("variants"))
     if not variants:
         raise ConfigError(f"{path} names no variants", "write `variants: {main: {}, …}`")
@@ -140,11 +146,11 @@ def read_sweep(path: Path) -> tuple[Sweep, str | None]:
     if len(set(seeds)) != len(seeds):
         raise ConfigError(f"{path}: seeds is {seeds!r}", "name each seed once")
     sweep = Sweep(
-        (base, *options(tree.get("set") or {})),
+        (base, *options(base_set)),
         variants,
         _groups(path, "sizes", tree.get("sizes")) or {"": ()},
         tuple(seeds),
-        EarlyStop(float(stop["at"]), float(stop["behind"])) if stop else None,
+        EarlyStop(stop["at"], stop["behind"]) if stop else None,
     )
     sweep.check()
     data = tree.get("data")
@@ -187,10 +193,7 @@ def run_cells(
     path = folder / RESULTS
     with WriterLock(folder / ".gaia.lock", f"a sweep in {folder}"):
         results = cells.read_results(path)
-        open_cells = [
-            cell for cell in wanted
-            if cell.id not in results or results[cell.id].status in cells.REDONE
-        ]  # fmt: skip
+        open_cells = [cell for cell in wanted if _open(cell, results, wanted, early_stop)]
         if len(open_cells) < len(wanted):
             say(f"{len(wanted) - len(open_cells)} of {len(wanted)} cells are there already")
         seconds: list[float] = []
@@ -207,7 +210,21 @@ def run_cells(
             results[cell.id] = result
             cells.append_result(path, result)
             say(f"  {_outcome(result)} in {clock(seconds[-1])}")
-    return [results[cell.id] for cell in wanted]
+    # A result keeps the name that it was first trained under; the file may have another now.
+    return [replace(results[c.id], variant=c.variant, size=c.size) for c in wanted]
+
+
+def _open(
+    cell: Cell, results: Mapping[str, Result], wanted: Sequence[Cell], stop: EarlyStop | None
+) -> bool:
+    """Tells whether a cell is still to be trained: nothing of it is there, it failed, or it was
+    stopped where `stop` would not stop it now."""
+    result = results.get(cell.id)
+    if result is None or result.status in cells.REDONE:
+        return True
+    if result.status != "stopped":
+        return False
+    return stop is None or not stop.ends(result, _reference(results.values(), cell, wanted))
 
 
 def _check_unchanged(cell: Cell) -> None:

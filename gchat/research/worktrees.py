@@ -9,14 +9,24 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from gaia.errors import ConfigError, DataError, GaiaError
 from gchat.research import ideas
-from gchat.research.cells import Code, code_at
+from gchat.research.cells import DIFF, Code, code_at
 from gchat.research.ideas import Idea
 
-JUDGES = ("gchat/evals", "gchat/run/scorer.py", "gchat/run/names.py")
-"""Paths of the code that measures a run."""
+JUDGES = (
+    "gchat/evals", "gchat/run/scorer.py", "gchat/run/scorer", "gchat/run/names.py",
+    "gchat/run/names", "gchat/run/series.py", "gchat/run/series", "gchat/tokenizer.py",
+    "gchat/tokenizer",
+)  # fmt: skip
+"""Paths of the code that measures a run, and of packages that would hide one of its modules."""
+RESTS_ON = (
+    "gaia/data", "gaia/kernels/cross_entropy.py", "gchat/objective.py", "gchat/run/loop.py",
+    "gchat/train_step.py",
+)  # fmt: skip
+"""Paths that ideas change with good reason, and that the figures pass through all the same."""
 WORKING_TREE = "."
 _HERE = ("*.py", "*.yaml", "*.toml")
 
@@ -78,7 +88,7 @@ def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
     """
     branches, wanted = _parts(root, name, first)
     commits = [commit_of(root, part) for part in branches]
-    place = folder / (name.replace("/", "_") if name != WORKING_TREE else "working-tree")
+    place = folder / (folder_name(name) if name != WORKING_TREE else "working-tree")
     remove_tree(root, place)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +98,7 @@ def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
         ) from None
     run_git(root, "worktree", "add", "--detach", "--force", str(place), commits[0])
     for part, commit in zip(branches[1:], commits[1:], strict=True):
-        run_git(place, "merge", "--no-edit", "-m", f"{name}: {part}", commit)
+        run_git(place, "merge", "--no-ff", "--no-edit", "-m", f"{name}: {part}", commit)
     on_changes = first is not None and first.name == WORKING_TREE and name.startswith("+")
     takes_changes = name == WORKING_TREE or on_changes
     notes = list(copy_changes(root, place) if takes_changes else _left_out(root, branches))
@@ -105,6 +115,9 @@ def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
     base = first.code.commit
     if changed := _take_judges(Path(first.code.path), place):
         notes.append(f"{', '.join(changed)} of {name} counts for nothing: {first.name}'s judges")
+    listed = run_git(place, "diff", "--name-only", "-z", base, "--", *RESTS_ON)
+    if rests := [file for file in listed.split("\0") if file]:
+        notes.append(f"the figures of {name} rest on {', '.join(rests)}, which it changes: read it")
     size = _size(run_git(place, "diff", "--numstat", base, "--", "*.py", "*.yaml"))
     return Tree(name, code_at(place), size, tuple(notes), options)
 
@@ -133,7 +146,8 @@ def _parts(root: Path, name: str, first: Tree | None) -> tuple[list[str], list[I
         return ["HEAD"], []
     start, *parts = name.split("+")
     branches = [start or (first.code.commit if first else "HEAD")]
-    wanted = []
+    # The first tree's own ideas are no commits: they are applied again.
+    wanted = [] if start or first is None else _parts(root, first.name, None)[1]
     for part in parts:
         try:
             commit_of(root, part)
@@ -187,9 +201,18 @@ def remove_tree(root: Path, place: Path) -> None:
 _AUTHOR = {
     f"GIT_{role}_{what}": value
     for role in ("AUTHOR", "COMMITTER")
-    for what, value in (("NAME", "gchat compare"), ("EMAIL", "compare@localhost"))
+    for what, value in (
+        ("NAME", "gchat compare"),
+        ("EMAIL", "compare@localhost"),
+        ("DATE", "2000-01-01T00:00:00Z"),
+    )
 }
-"""Author of the merges, which stay in their worktrees."""
+"""Author of the merges, which stay in their worktrees; a fixed date makes one merge one commit."""
+
+
+def folder_name(name: str) -> str:
+    """A variant's name as that of a folder; no two names share one."""
+    return quote(name, safe="+@ ")
 
 
 def commit_of(root: Path, name: str) -> str:
@@ -208,7 +231,7 @@ def commit_of(root: Path, name: str) -> str:
 def copy_changes(root: Path, place: Path) -> list[str]:
     """Brings the working tree's uncommitted changes along; says what was brought."""
     patch = subprocess.run(
-        ["git", "-C", str(root), "diff", "HEAD", "--binary"], capture_output=True, check=True
+        ["git", "-C", str(root), *DIFF, "HEAD", "--binary"], capture_output=True, check=True
     ).stdout
     if patch:
         done = subprocess.run(
@@ -257,7 +280,7 @@ def run_git(folder: Path, *words: str) -> str:
     """
     environment = os.environ | _AUTHOR | {"GIT_TERMINAL_PROMPT": "0"}
     done = subprocess.run(
-        ["git", "-C", str(folder), *words],
+        ["git", "-C", str(folder), "-c", "merge.log=false", *words],
         capture_output=True,
         text=True,
         env=environment,

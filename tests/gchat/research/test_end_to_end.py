@@ -40,29 +40,42 @@ def gchat(clone, data_dir, user_environment):
 
 
 def test_a_ladder_is_trained_fitted_and_held_against_its_last_rung(clone, gchat):
-    words = ("ladder", "--depths", "1", "2", "3", "4", "--seeds", "1", "2", "--hold-out", "--json")
+    words = (
+        "ladder",
+        "--depths",
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+        "--seeds",
+        "1",
+        "2",
+        "--hold-out",
+        "--json",
+    )
     done = gchat(*words, "--tokens-per-param", "0.2")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout.splitlines()[-1])
-    assert [rung["depth"] for rung in facts["rungs"]] == [1, 2, 3]
+    assert [rung["depth"] for rung in facts["rungs"]] == [1, 2, 3, 4]
     said = facts["prediction"]
     assert said["low"] < said["high"] and said["measured"] > 0
     assert (clone / "runs" / "ladder" / "ladder.png").stat().st_size > 5000
     again = gchat(*words, "--tokens-per-param", "0.2")
-    assert "8 of 8 cells are there already" in again.stderr
+    assert "10 of 10 cells are there already" in again.stderr
     assert json.loads(again.stdout.splitlines()[-1]) == facts
 
 
 def test_several_ratios_are_a_law_of_two_axes_and_share_cells_with_one(clone, gchat):
-    words = ("ladder", "--depths", "1", "2", "3", "4", "--seeds", "1", "--out", "runs/two")
+    words = ("ladder", "--depths", "1", "2", "3", "4", "--seeds", "1", "2", "--out", "runs/two")
     both = gchat(*words, "--tokens-per-param", "0.2", "0.4", "--hold-out", "--json")
     assert both.returncode == 0, both.stderr
     facts = json.loads(both.stdout.splitlines()[-1])
-    assert facts["points"] == 6 and len(facts["held_out"]) == 2
+    assert facts["points"] == 12 and len(facts["held_out"]) == 4
     assert (clone / "runs" / "two" / "ladder.png").stat().st_size > 5000
     one = gchat(*words, "--tokens-per-param", "0.2", "--json")
     assert one.returncode == 0, one.stderr
-    assert "4 of 4 cells are there already" in one.stderr
+    assert "8 of 8 cells are there already" in one.stderr
     assert [r["depth"] for r in json.loads(one.stdout.splitlines()[-1])["rungs"]] == [1, 2, 3, 4]
 
 

@@ -4,9 +4,12 @@ import subprocess
 
 import pytest
 
+from gaia.config import flatten, to_dict
 from gaia.errors import ConfigError, DataError
+from gchat.config import load
 from gchat.research import experiment
 from gchat.research.cells import Result
+from gchat.research.measure import measure
 
 
 @pytest.fixture
@@ -28,15 +31,18 @@ def one(tmp_path, monkeypatch):
         return Result("i", "idea", "", 1, "done", 2.0, 100, 1.0, 1.0)
 
     monkeypatch.setattr(experiment, "_train", trained)
+    monkeypatch.setattr(experiment, "data_hash", lambda folder: "0123456789abcdef")
+    monkeypatch.setattr(experiment, "measure_of", lambda run_dir: run.measured)
     killed = 2
 
-    def run(description="an idea"):
+    def run(description="an idea", minutes=1):
         return experiment.run(
-            minutes=1, arguments=["cpu"], data_dir="data", seed=1, folder=tmp_path / "out",
+            minutes=minutes, arguments=["cpu"], data_dir="data", seed=1, folder=tmp_path / "out",
             judge="main", margin=0.0, description=description,
         )  # fmt: skip
 
     run.places, run.out = places, tmp_path / "out"
+    run.measured = measure(flatten(to_dict(load(["cpu"], prog="test"))))
     return run
 
 
@@ -47,6 +53,19 @@ def test_an_experiment_inherits_nothing_of_one_that_was_killed(one):
     assert one().diff == "diffs/0003.patch"
     assert one.places == ["0001", "0002", "0003"]
     assert len(experiment.read(one.out / experiment.RESULTS)) == 2
+
+
+def test_a_tree_that_measures_otherwise_is_no_result(one):
+    one.measured |= {"eval.tokens": 256}
+    done = one()
+    assert (done.status, done.bpb) == ("crash", None)
+    assert "eval.tokens is 256 where it was 32768" in done.error
+
+
+def test_another_budget_wants_another_folder(one):
+    one()
+    with pytest.raises(ConfigError, match=r"minutes is 10, and the experiments in .* have 1"):
+        one(minutes=10)
 
 
 @pytest.mark.parametrize("text", ["a\tb", "a\nb", "a\rb", "a\u2028b"])

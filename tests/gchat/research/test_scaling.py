@@ -109,7 +109,10 @@ def test_the_command_on_a_table(tmp_path, capsys):
         (["--points", "x.csv", "--seeds", "1"], "--seeds is given with --points"),
         (["--leave-out-worst", "5"], "without --points"),
         (["--predict", "6", "--tokens-per-param", "1", "2"], "several ratios"),
-        (["--predict", "6", "--hold-out"], "--predict 6 is given with --hold-out"),
+        (["--predict", "6", "--hold-out", "--depths", "1", "2", "3", "4", "5"], "with --hold-out"),
+        (["--hold-out"], "leaves 3 of 4 depths to fit"),
+        (["--predict", "0"], "--predict is 0"),
+        (["--set", "training.seed=3"], "--set training.seed is given"),
         (["--set", "model.dim"], "is no FIELD=VALUE"),
     ],
 )

@@ -87,6 +87,49 @@ def test_a_branch_does_not_grade_itself_with_new_files(clone, first, tmp_path):
         assert tree.size == (0, 0, 0)
 
 
+@pytest.mark.parametrize("added", ["gchat/run/names/__init__.py", "gchat/run/scorer/__init__.py"])
+def test_a_package_does_not_hide_a_judge(clone, first, tmp_path, added):
+    git(clone, "checkout", "-q", "-b", "adds", "main")
+    (clone / added).parent.mkdir()
+    (clone / added).write_text("honest = False\n")
+    git(clone, "add", "-A")
+    git(clone, "commit", "-qm", "adds")
+    tree = make_tree(clone, "adds", tmp_path / "code", first)
+    assert not (tmp_path / "code" / "adds" / added).exists()
+    assert tree.notes == (f"{added} of adds counts for nothing: main's judges",)
+
+
+def test_what_the_figures_rest_on_is_said_where_a_branch_changes_it(clone, first, tmp_path):
+    git(clone, "checkout", "-q", "-b", "loss", "main")
+    (clone / "gchat" / "train_step.py").write_text("loss = 0\n")
+    git(clone, "add", "-A")
+    git(clone, "commit", "-qm", "loss")
+    tree = make_tree(clone, "loss", tmp_path / "code", first)
+    assert "the figures of loss rest on gchat/train_step.py" in tree.notes[0]
+
+
+def test_a_merge_is_the_same_commit_each_time(clone, first, tmp_path, monkeypatch):
+    """Its identity is that of its results: what was trained is not trained again."""
+    one = make_tree(clone, "idea+other", tmp_path / "code", first)
+    monkeypatch.setenv("GIT_COMMITTER_DATE", "2011-01-01T00:00:00Z")
+    assert make_tree(clone, "idea+other", tmp_path / "code", first).code == one.code
+
+
+def test_no_two_names_share_a_folder(clone, first, tmp_path):
+    git(clone, "branch", "x/y", "idea")
+    git(clone, "branch", "x_y", "other")
+    places = {make_tree(clone, name, tmp_path / "code", first).code.path for name in ("x/y", "x_y")}
+    assert len(places) == 2
+
+
+def test_the_user_s_git_configuration_changes_nothing(clone, tmp_path):
+    git(clone, "config", "diff.noprefix", "true")
+    git(clone, "config", "color.ui", "always")
+    (clone / "gchat" / "model.py").write_text("a = 5\n")
+    make_tree(clone, ".", tmp_path / "code", None)
+    assert (tmp_path / "code" / "working-tree" / "gchat" / "model.py").read_text() == "a = 5\n"
+
+
 def test_the_working_tree_judges_as_it_is(clone, tmp_path):
     (clone / "gchat" / "evals" / "bpb.py").write_text("honest = 'as changed'\n")
     (clone / "gchat" / "evals" / "new.py").write_text("")
@@ -164,6 +207,17 @@ def test_an_idea_is_a_patch_on_the_first_tree_and_options(clone, first, shelf, t
     text = (tmp_path / "code" / "other+change" / "gchat" / "model.py").read_text()
     assert text == "a = 7\n\n\n\n\nb = 4\n"
     assert on_a_branch.options == ()
+
+
+def test_an_idea_goes_on_top_of_a_first_tree_with_ideas(clone, shelf, tmp_path):
+    (shelf / "more").mkdir()
+    (shelf / "more" / "README.md").write_text("# more\n")
+    (shelf / "more" / "idea.yaml").write_text("set: {optim.lr: 1}\n")
+    whole = make_tree(clone, "+both", tmp_path / "code", None)
+    again = make_tree(clone, "+more", tmp_path / "code", whole)
+    text = (tmp_path / "code" / "+more" / "gchat" / "model.py").read_text()
+    assert text == "a = 7\n\n\n\n\nb = 2\n"
+    assert again.options == ("--model.depth=2", "--optim.lr=1")
 
 
 def test_an_idea_goes_on_top_of_the_working_tree(clone, shelf, tmp_path):
