@@ -114,7 +114,7 @@ class Store:
         self.clear_damaged(node.id)
 
     def _append_history(self, line: str) -> None:
-        """Adds the whole line or, where the disk refuses it, nothing: a part would spoil the next."""
+        """Adds the whole line, or nothing where the disk refuses it: a part spoils the next one."""
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         handle = os.open(self.home / "history.jsonl", flags, 0o600)
