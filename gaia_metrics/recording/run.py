@@ -152,8 +152,7 @@ class Run:
         self.id: str = opened.info["id"]
         self.dir = opened.dir
         self.attempt, self.resume_step = opened.attempt.attempt, opened.attempt.resume_step
-        self._info, self._lock = opened.info, opened.lock
-        self._segments = opened.writer
+        self._info, self._lock, self._segments = opened.info, opened.lock, opened.writer
         writable = self.dir if opened.writer is not None else None
         attempt = asdict(opened.attempt)
         self._exporter = outlets.exporter(settings, opened, attempt, process, self._warn)

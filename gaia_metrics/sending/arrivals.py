@@ -1,4 +1,4 @@
-"""Which segments a receiver has acknowledged, by name and size; a grown one is sent again.
+"""Notes on segments that a receiver has acknowledged: name and size; a grown one goes again.
 
 `synced.json` is written by `sync`, `pN.synced.json` by process N at an end where all had arrived.
 """
