@@ -175,16 +175,21 @@ def tail(
 def sync(
     path: Annotated[Path, typer.Argument(help="Take a run folder, or the folder above it.")],
     everything: Annotated[
-        bool, typer.Option("--all", help="Send again what was sent while recording.")
+        bool, typer.Option("--all", help="Send again what was acknowledged.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Send what was recorded offline to OTEL_EXPORTER_OTLP_ENDPOINT."""
+    """Send what no receiver has acknowledged yet to OTEL_EXPORTER_OTLP_ENDPOINT."""
     from gaia_metrics.sending.sync import sync as run_sync
 
     reports = run_sync(path, os.environ, everything)
     rows = [vars(report) for report in reports]
     _print(rows, ("run", "requests", "points", "refused", "skipped"), as_json)
+    if refused := sum(report.refused for report in reports):
+        raise MetricsError(
+            f"the receiver refuses {refused} batches; all others were sent",
+            "see its log; the refused ones are kept and sent again by the next sync",
+        )
 
 
 @app.command("import")

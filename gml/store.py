@@ -19,17 +19,28 @@ from gml.errors import Busy
 from gml.model import Node, check_id
 
 
+def _write_all(handle: int, data: bytes) -> None:
+    """Writes every byte; a disk with too little room takes a part first and refuses then."""
+    while data:
+        data = data[os.write(handle, data) :]
+
+
 def write_private(path: Path, text: str) -> None:
     """Writes atomically and durably with mode 0600; a crash leaves the old file or the new one."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        os.write(handle, text.encode())
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    os.replace(temporary, path)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            _write_all(handle, text.encode())
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):  # not even made, or on a disk that is gone
+            temporary.unlink()
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -97,17 +108,26 @@ class Store:
     def remove(self, node: Node, deleted: int | None = None) -> None:
         """Drops the record; what was really up goes into the cost history first."""
         if node.phase != "intent":
-            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = os.open(
-                self.home / "history.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
-            )
-            try:
-                ended = node.replace(deleted=deleted or round(service_clock.now()))
-                os.write(handle, (ended.to_json() + "\n").encode())
-            finally:
-                os.close(handle)
+            ended = node.replace(deleted=deleted or round(service_clock.now()))
+            self._append_history(ended.to_json() + "\n")
         self._path(node.id).unlink(missing_ok=True)
         self.clear_damaged(node.id)
+
+    def _append_history(self, line: str) -> None:
+        """Adds the whole line, or nothing where the disk refuses it: a part spoils the next one."""
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        handle = os.open(self.home / "history.jsonl", flags, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # nobody else's line is cut off below
+            size = os.fstat(handle).st_size
+            try:
+                _write_all(handle, line.encode())
+            except OSError:
+                os.ftruncate(handle, size)
+                raise
+        finally:
+            os.close(handle)
 
     def history(self) -> list[Node]:
         """Deleted nodes, oldest first; torn lines are skipped."""

@@ -203,7 +203,6 @@ class _Writer:
         header = asdict(self.attempts[-1]) | {
             "run_id": self._id,
             "process": 0,
-            "exported": False,
             "time_ns": start.time_ns,
         }
         self._segments = segment_writer.SegmentWriter(self._metrics, 0, header)

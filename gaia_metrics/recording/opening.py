@@ -35,7 +35,7 @@ class Opened:
 
 
 def open_folder(
-    path: Path, info: dict, process: int, resume_step: int | None, exported: bool, warn: Warn
+    path: Path, info: dict, process: int, resume_step: int | None, warn: Warn
 ) -> Opened:
     """Open the folder of a run; a folder that cannot be written is a warning, no error.
 
@@ -44,12 +44,11 @@ def open_folder(
         info: run.json's content, of a new run or of the one that goes on.
         process: process index; process 0 writes run.json and metrics.jsonl.
         resume_step: later steps are cut; None goes on behind the last one.
-        exported: whether a receiver takes this attempt's values.
         warn: called as warn(key, problem, remedy).
     """
     opened = Opened(path, info)
     try:
-        _open(opened, process, resume_step, exported, warn)
+        _open(opened, process, resume_step, warn)
     except OSError as error:
         warn(
             "folder",
@@ -62,9 +61,7 @@ def open_folder(
     return opened
 
 
-def _open(
-    opened: Opened, process: int, resume_step: int | None, exported: bool, warn: Warn
-) -> None:
+def _open(opened: Opened, process: int, resume_step: int | None, warn: Warn) -> None:
     metrics = _claim(opened, process, warn)
     if opened.lock is not None and opened.info["id"] is None:  # a folder beside the wanted one
         resume_step = None
@@ -90,7 +87,6 @@ def _open(
     header = asdict(opened.attempt) | {
         "run_id": info["id"],
         "process": process,
-        "exported": exported,
         "time_ns": time.time_ns(),
     }
     opened.writer = segment_writer.SegmentWriter(metrics, process, header)

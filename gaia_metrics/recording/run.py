@@ -28,6 +28,7 @@ from gaia_metrics.recording.vitals import Vitals
 from gaia_metrics.recording.watch import Watch, WatchConfig
 from gaia_metrics.recording.worker import HARD_POINTS, SOFT_POINTS, Deferred, Sink, Worker
 from gaia_metrics.redaction import redact_text
+from gaia_metrics.sending import arrivals
 from gaia_metrics.storage import folder
 
 Resume = Literal["allow", "must", "never"]
@@ -147,11 +148,11 @@ class Run:
         self._dropped_because = ("after finish()", "log before finish()")
         self._closed_whole = False
         settings = outlets.export_settings(self._warn)
-        opened = open_folder(path, info, process, resume_step, settings is not None, self._warn)
+        opened = open_folder(path, info, process, resume_step, self._warn)
         self.id: str = opened.info["id"]
         self.dir = opened.dir
         self.attempt, self.resume_step = opened.attempt.attempt, opened.attempt.resume_step
-        self._info, self._lock = opened.info, opened.lock
+        self._info, self._lock, self._segments = opened.info, opened.lock, opened.writer
         writable = self.dir if opened.writer is not None else None
         attempt = asdict(opened.attempt)
         self._exporter = outlets.exporter(settings, opened, attempt, process, self._warn)
@@ -296,6 +297,8 @@ class Run:
                     f"run {self.id} has metrics that are not sent yet",
                     f"run `gaia-metrics sync {self.dir}`",
                 )
+            elif self._closed_whole and self._segments is not None and exporter.nothing_missing:
+                arrivals.note(self.dir / "metrics", self._segments.paths, self._process)
         if self._notices is not None:
             self._notices.ended(status, self._worker.last_step)
             self._notices.close(EXIT_TIMEOUT_S)

@@ -74,6 +74,13 @@ class Exporter:
                 "free space; `gaia-metrics sync RUN --all` sends what was missed",
             )
 
+    @property
+    def nothing_missing(self) -> bool:
+        """True where no request was left out, dropped or refused."""
+        spool = self.spool
+        left_out = self.lost_requests or spool.dropped_files or spool.refused()
+        return b"l" in self._signals and not left_out
+
     def close(self, timeout: float) -> bool:
         """Send what is left; True where all of it arrived."""
         self.builder.flush()

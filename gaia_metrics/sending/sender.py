@@ -84,9 +84,13 @@ class Sender:
             return
         self._refused_due = time.monotonic() + RETRY_REFUSED_S
         for path in self._spool.refused():
-            if self._stop_at is not None or transport.send(*read_refused(path)).kind != "ok":
+            if self._stop_at is not None:
                 return
-            path.unlink(missing_ok=True)
+            kind = transport.send(*read_refused(path)).kind
+            if kind == "ok":
+                path.unlink(missing_ok=True)
+            elif kind != "rejected":
+                return  # the receiver takes nothing now
 
     def _over(self) -> bool:
         stop_at = self._stop_at

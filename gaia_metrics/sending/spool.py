@@ -130,7 +130,11 @@ class Spool:
         """Keep the frame that `peek` returned aside: the receiver refuses it."""
         with self._lock:
             target = self._folder / f"rejected-p{self._process}-{time.time_ns():020d}"
-            target.write_bytes(self._data[self._offset + 8 : self._next])
+            try:
+                target.write_bytes(self._data[self._offset + 8 : self._next])
+            except OSError:  # a full disk takes a part, which is no request
+                target.unlink(missing_ok=True)
+                raise
             self._offset = self._next
             self._bound_refused()
             return target

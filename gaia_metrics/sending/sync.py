@@ -1,16 +1,15 @@
-"""Sending of runs recorded without a receiver, and of batches that none has acknowledged yet."""
+"""Sending of segments and batches that no receiver has acknowledged yet."""
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gaia_metrics.errors import MetricsError
-from gaia_metrics.sending import facts, spool
+from gaia_metrics.sending import arrivals, facts, spool
 from gaia_metrics.sending.builder import Builder
 from gaia_metrics.sending.outcome import Transport
 from gaia_metrics.sending.sender import denied_remedy
@@ -25,9 +24,9 @@ class Report:
 
     Attributes:
         run: run id.
-        requests, points: what arrived.
+        requests, points: what arrived; points of segments that arrived whole.
         skipped: why nothing was done, or "".
-        refused: requests that the receiver still refuses.
+        refused: requests that the receiver refuses; they are kept and sent again next time.
     """
 
     run: str
@@ -43,10 +42,11 @@ def sync(path: Path, env: Mapping[str, str], everything: bool = False) -> list[R
     Sending twice does no harm: the database keeps one value per (run, metric, process, step).
 
     Args:
-        everything: send each segment, also those that an endpoint took while the run was live.
+        everything: send each segment, also those that a receiver has acknowledged.
 
     Raises:
-        MetricsError: no endpoint is set, there is no run, or the receiver does not take the data.
+        MetricsError: no endpoint is set, there is no run, or the receiver takes nothing. A single
+            batch that it refuses is counted, and the others are sent.
     """
     settings = ExportSettings.from_env(env)
     if settings is None:
@@ -85,7 +85,11 @@ def _sync_run(path: Path, transport: Transport, everything: bool) -> Report:
     return report
 
 
-def _deliver(transport: Transport, signal: bytes, request: bytes, report: Report) -> None:
+def _deliver(transport: Transport, signal: bytes, request: bytes, report: Report) -> bool:
+    """Send a request; False where the receiver refuses these very bytes, which is counted.
+
+    Raises MetricsError where it takes nothing at all.
+    """
     outcome = transport.send(signal, request)
     for attempt in range(4):
         if outcome.kind != "retry":
@@ -94,75 +98,82 @@ def _deliver(transport: Transport, signal: bytes, request: bytes, report: Report
         outcome = transport.send(signal, request)
     if outcome.kind == "ok":
         report.requests += 1
-        return
+        return True
+    if outcome.kind == "rejected":
+        report.refused += 1
+        return False
+    remedy = "start the receiver and run the command again"
     if outcome.kind == "denied":
         remedy = denied_remedy(outcome.detail)
-    elif outcome.kind == "rejected":
-        remedy = "see the receiver's log"
-    else:
-        remedy = "start the receiver and run the command again"
     raise MetricsError(f"the receiver did not take the metrics ({outcome.detail})", remedy)
 
 
 def _replay_spool(path: Path, transport: Transport, report: Report) -> None:
     if not path.is_dir():
         return
+    for refused in spool.refused(path):
+        if _deliver(transport, *spool.read_refused(refused), report):
+            refused.unlink(missing_ok=True)
     for process in sorted({int(p.name[1:].split("-")[0]) for p in spool.paths(path)}):
         waiting = spool.Spool(path, process, limit_bytes=1 << 62)
         while (frame := waiting.peek()) is not None:
-            _deliver(transport, *frame, report)
-            waiting.acknowledge()
+            if _deliver(transport, *frame, report):
+                waiting.acknowledge()
+            else:
+                waiting.set_aside()
         waiting.close()
-    for refused in spool.refused(path):
-        signal, request = spool.read_refused(refused)
-        outcome = transport.send(signal, request)
-        if outcome.kind == "ok":
-            report.requests += 1
-            refused.unlink(missing_ok=True)
-        elif outcome.kind == "rejected":
-            report.refused += 1
 
 
 def _send_segments(
     info: dict, metrics: Path, transport: Transport, report: Report, everything: bool
 ) -> None:
-    """Send segments recorded without an endpoint; synced.json remembers those that arrived."""
-    marker = metrics / "synced.json"
-    done = folder.read_json(marker)
-    attempts = {a["attempt"]: a for a in info.get("attempts", [])}
-    last_steps: dict[int, int] = {}  # by attempt, over its segments
+    """Send segments that no receiver has acknowledged, and note those that arrive whole."""
+    done = arrivals.acknowledged(metrics)
+    last_steps: dict[int, int] = {}  # of process 0 by attempt, over its segments
     for path in segments.paths(metrics):
-        size = path.stat().st_size
-        reader = segments.SegmentReader(path)
-        records = reader.read()
+        records = segments.SegmentReader(path).read()
         header = next(records, None)
-        if header is None or (done.get(path.name) == size and not everything):
+        if header is None or (done.get(path.name) == path.stat().st_size and not everything):
             continue
-        if header.data.get("exported") and not everything:
-            continue
-        attempt = attempts.get(header.data["attempt"], header.data)
-        resource = facts.resource(info, attempt, header.data["process"])
+        refused_before, points = report.refused, report.points
+        _send_segment(info, header.data, records, last_steps, transport, report)
+        if report.refused == refused_before:
+            arrivals.note(metrics, [path])
+        else:
+            report.points = points  # its other requests are counted, and it is sent again
 
-        def emit(signal: bytes, request: bytes) -> None:
-            _deliver(transport, signal, request, report)
 
-        builder = Builder(resource, emit)
-        number = attempt["attempt"]
-        for record in records:
-            if header.data["process"] == 0:
-                last_steps[number] = max(last_steps.get(number, -1), record.step)
-            _add(builder, record, report)
-        if header.data["process"] == 0:  # the run's facts are process 0's, as while recording
-            status = info.get("status", "stopped")
-            values: dict[str, Any] = facts.info(info, attempt, status, last_steps.get(number, -1))
-            newest = number == max(attempts, default=0)
-            ended = info.get("ended", 0.0) if newest else 0.0  # the newest attempt's facts stay
-            when = int(max(ended, attempt["started"]) * 1e9)
-            builder.info(when, int(attempt["started"] * 1e9), values)
-        builder.flush()
-        done[path.name] = size
-        with contextlib.suppress(OSError):  # a read-only folder is sent again next time
-            folder.write_json(marker, done)
+def _send_segment(
+    info: dict,
+    header: dict,
+    records: Iterator[segments.Record],
+    last_steps: dict[int, int],
+    transport: Transport,
+    report: Report,
+) -> None:
+    attempt, first = header, header["process"] == 0
+    attempts = {a["attempt"]: a for a in info.get("attempts", [])}
+    if first:  # run.json is process 0's; the others count their starts themselves
+        attempt = attempts.get(header["attempt"], header)
+    resource = facts.resource(info, attempt, header["process"])
+
+    def emit(signal: bytes, request: bytes) -> None:
+        _deliver(transport, signal, request, report)
+
+    builder = Builder(resource, emit)
+    number = attempt["attempt"]
+    for record in records:
+        if first:
+            last_steps[number] = max(last_steps.get(number, -1), record.step)
+        _add(builder, record, report)
+    if first:  # the run's facts are process 0's, as while recording
+        status = info.get("status", "stopped")
+        values: dict[str, Any] = facts.info(info, attempt, status, last_steps.get(number, -1))
+        newest = number == max(attempts, default=0)
+        ended = info.get("ended", 0.0) if newest else 0.0  # the newest attempt's facts stay
+        when = int(max(ended, attempt["started"]) * 1e9)
+        builder.info(when, int(attempt["started"] * 1e9), values)
+    builder.flush()
 
 
 def _add(builder: Builder, record: segments.Record, report: Report) -> None:

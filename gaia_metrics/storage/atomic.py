@@ -7,11 +7,15 @@ from pathlib import Path
 def replace(path: Path, data: bytes) -> None:
     """Write a file so that it is either the old one or the new one, whatever happens."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a part takes room on a disk that is full
+        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -27,6 +27,7 @@ class SegmentWriter:
         self._folder, self._process, self._header = folder, process, header
         self._crc = crc32c.load()
         self._number = max((number(p) for p in paths(folder, process)), default=0)
+        self.paths: list[Path] = []  # of this attempt
         self._file = None
         self._size = 0
         self._shapes: dict[tuple[str, ...], tuple[int, struct.Struct]] = {}
@@ -95,6 +96,7 @@ class SegmentWriter:
         self._number += 1
         path = self._folder / f"p{self._process}-{self._number:06d}.seg"
         self._file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        self.paths.append(path)
         atomic.sync_folder(self._folder)
         self._size = 0
         self._shapes.clear()

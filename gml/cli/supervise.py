@@ -14,7 +14,7 @@ from gml.cli.queue import shown
 from gml.cli.terminal import Spinner, emit, say
 from gml.documents import Documents, open_documents
 from gml.durations import parse_duration
-from gml.errors import Incomplete, UsageError
+from gml.errors import GmlError, Incomplete, UsageError
 from gml.fleet import Fleet
 from gml.reaper import ReapReport, reap
 from gml.supervisor.drivers import drivers
@@ -22,7 +22,7 @@ from gml.supervisor.heartbeat import beat
 from gml.supervisor.loop import Supervisor
 from gml.supervisor.machine import write_ssh_key
 from gml.supervisor.plan import next_step
-from gml.supervisor.queue import load, queue_names
+from gml.supervisor.queue import Queue, load, queue_names
 
 
 def add(app: typer.Typer) -> None:
@@ -43,18 +43,31 @@ def supervise(
     It can be killed at any time, and any number of them may run.
     """
     pause = parse_duration(loop, "--loop") if loop else 0
+    # Once, before the loop: it leaves the environment with this.
+    key = write_ssh_key(c.open_fleet().config.home)
     while True:
-        fleet = _fleet()
+        fleet = c.open_fleet()
+        if key is not None:
+            fleet = Fleet(dataclasses.replace(fleet.config, ssh_key=str(key)), fleet.store)
         documents = open_documents(fleet.config)
+        steps: dict[str, str] = {}
+        queues: list[Queue] | None = None
         with Spinner() as spinner:
             report = reap(fleet, dry_run=dry_run, progress=spinner)
-            steps = _next_steps(fleet, documents) if dry_run else {}
             problems = list(report.problems)
-            if not dry_run:
-                made = drivers(fleet, documents)
-                problems += Supervisor(documents, made, fleet.now, spinner).run()
-                beat(documents, fleet.now())
-        _show(fleet, documents, report, problems, steps, json)
+            try:
+                if dry_run:
+                    steps = _next_steps(fleet, documents)
+                else:
+                    made = drivers(fleet, documents)
+                    problems += Supervisor(documents, made, fleet.now, spinner).run()
+                    beat(documents, fleet.now())
+                queues = [load(documents, n)[0] for n in queue_names(documents)]
+            except (GmlError, OSError) as error:
+                if not pause or dry_run:
+                    raise
+                problems.append(str(error))  # an outage ends this pass, and not the reaper
+        _show(fleet, report, problems, steps, queues, json)
         if not pause or dry_run:
             break
         for line in problems:
@@ -62,15 +75,6 @@ def supervise(
         time.sleep(pause)
     if problems:
         raise Incomplete(f"not everything could be done: {'; '.join(problems)}", "run it again")
-
-
-def _fleet() -> Fleet:
-    """The fleet of the configuration, with the ssh key that a secret store has put in place."""
-    fleet = c.open_fleet()
-    key = write_ssh_key(fleet.config.home)
-    if key is None:
-        return fleet
-    return Fleet(dataclasses.replace(fleet.config, ssh_key=str(key)), fleet.store)
 
 
 def _next_steps(fleet: Fleet, documents: Documents) -> dict[str, str]:
@@ -85,26 +89,27 @@ def _next_steps(fleet: Fleet, documents: Documents) -> dict[str, str]:
 
 def _show(
     fleet: Fleet,
-    documents: Documents,
     report: ReapReport,
     problems: list[str],
     steps: dict[str, str],
+    queues: list[Queue] | None,
     json: bool,
 ) -> None:
-    queues = [load(documents, n)[0] for n in queue_names(documents)]
+    """Shows a pass; `queues` is None where they could not be read."""
     if json:
         emit(
             {
                 "deleted": [n.id for n in report.deleted],
                 "problems": problems,
                 "next": steps,
-                "queues": [shown(q, fleet.now()) for q in queues],
+                "queues": None if queues is None else [shown(q, fleet.now()) for q in queues],
             }
         )
         return
     for name, step in steps.items():
         print(f"{name}: would {step}")
-    say(f"gml: {len(report.deleted)} reaped, {len(queues)} queues")
+    looked = "the queues could not be read" if queues is None else f"{len(queues)} queues"
+    say(f"gml: {len(report.deleted)} reaped, {looked}")
 
 
 def budget(

@@ -96,7 +96,7 @@ class Supervisor:
                 self.reconcile(name)
             except (Lost, NotFound):
                 continue  # somebody else has it, or it was removed
-            except GmlError as error:
+            except (GmlError, OSError) as error:  # the other queues are worked on all the same
                 problems.append(f"queue {name}: {error}")
         return problems
 

@@ -168,7 +168,10 @@ def job_name(job: Job) -> str:
 
 
 def write_ssh_key(home: Path) -> Path | None:
-    """The key in GML_SSH_KEY as a 0600 file, as ssh wants it; None where there is none."""
+    """The key in GML_SSH_KEY as a 0600 file, as ssh wants it; None where there is none.
+
+    It is taken out of the environment: ask once.
+    """
     text = os.environ.pop("GML_SSH_KEY", "")
     if not text:
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from gml.config import load
 from gml.documents import NEW, Conflict, FolderDocuments, open_documents
 from gml.errors import UsageError
+from gml.model import Node
+from gml.store import Store
 from tests.fakes.supervised import MemoryDocuments
 
 
@@ -113,3 +117,44 @@ def test_files_are_private(tmp_path):
     documents.write("queues/a", {}, NEW)
     modes = {p: p.stat().st_mode & 0o077 for p in (tmp_path / "s").rglob("*")}
     assert set(modes.values()) == {0}
+
+
+def nearly_full(monkeypatch, room: int) -> None:
+    """The disk takes so many bytes, seven at a time, and refuses the next ones."""
+    write, left = os.write, room
+
+    def short(handle: int, data: bytes) -> int:
+        nonlocal left
+        if not left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        done = write(handle, data[: min(7, left)])
+        left -= done
+        return done
+
+    monkeypatch.setattr(os, "write", short)
+
+
+def test_a_disk_that_takes_a_part_keeps_the_old_document(tmp_path, monkeypatch):
+    documents = FolderDocuments(tmp_path / "shared")
+    first = documents.write("queues/night", {"jobs": ["x" * 100]}, NEW)
+    with monkeypatch.context() as patch:
+        nearly_full(patch, 10_000)
+        first = documents.write("queues/night", {"jobs": ["y" * 100]}, first)
+    with monkeypatch.context() as patch:
+        nearly_full(patch, 50)
+        with pytest.raises(OSError, match="No space"):
+            documents.write("queues/night", {"jobs": ["z" * 100]}, first)
+    assert documents.read("queues/night") == ({"jobs": ["y" * 100]}, first)
+    assert not [p for p in tmp_path.rglob("*") if p.name.endswith(".tmp")]
+
+
+def test_a_full_disk_leaves_the_cost_history_whole_and_the_record_in_place(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    one, two = (store.put(Node(i, "google", "o", "v6e-8", phase="up")) for i in ("one", "two"))
+    with monkeypatch.context() as patch:
+        nearly_full(patch, 50)
+        with pytest.raises(OSError, match="No space"):
+            store.remove(one)
+    store.remove(two)
+    assert [n.id for n in store.history()] == ["two"]
+    assert [n.id for n in store.all()] == ["one"]
