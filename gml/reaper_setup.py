@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.resources
 import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from gml.config import Config
@@ -212,19 +214,45 @@ def _secrets(
     return commands, ["--set-secrets", ",".join(mounts)] if mounts else []
 
 
+def _imported(package: Path, sources: Sequence[Path]) -> list[Path]:
+    """Files of a package that these sources import, and that those import in turn.
+
+    Data files beside a module, named like it, are part of it.
+    """
+    files: dict[Path, None] = {}
+    waiting = [path for path in sources if path.suffix == ".py"]
+    while waiting:
+        for node in ast.walk(ast.parse(waiting.pop().read_bytes())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for name in names:
+                first, *rest = name.split(".")
+                if first != package.name:
+                    continue
+                paths = [package.joinpath(*rest[:i], "__init__.py") for i in range(len(rest) + 1)]
+                if rest:
+                    paths += package.joinpath(*rest[:-1]).glob(f"{rest[-1]}.*")
+                new = [path for path in paths if path.is_file() and path not in files]
+                files.update(dict.fromkeys(new))
+                waiting += [path for path in new if path.suffix == ".py"]
+    return list(files)
+
+
 def write_image_context(config: Config) -> Path:
     """The build context of the Cloud Run job: our two packages, settings and a Dockerfile."""
     folder = config.home / "reaper-image"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
-    for package in ("gml", "gaia"):
-        source = Path(str(importlib.resources.files(package)))
-        names = "*.py" if package == "gml" else "hardware.*"
-        for path in [*source.rglob(names), *source.glob("__init__.py"), *source.glob("errors.py"),
-                     *source.glob("*.txt")]:  # fmt: skip
-            target = folder / package / path.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+    gml, gaia = (Path(str(importlib.resources.files(name))) for name in ("gml", "gaia"))
+    sources = [*gml.rglob("*.py"), *gml.glob("*.txt")]
+    for path in [*sources, *_imported(gaia, sources)]:
+        source = gml if path.is_relative_to(gml) else gaia
+        target = folder / source.name / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
     google = {"project": _project(config), "bucket": config.google.bucket}
     settings = render_toml(
         {"owner": config.owner, "google": google, "supervisor": {"state": config.supervisor.state}}
