@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.resources
 import os
 import shlex
@@ -10,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gml.config import Config
 from gml.remote.keys import find_key
@@ -163,11 +165,14 @@ def gcp_commands(config: Config, region: str, verb: str = "reap") -> list[list[s
     secret, secrets = _secrets(config, account, at, verb == "supervise")
     limit = f"{SUPERVISE_S}s" if verb == "supervise" else "10m"
     job = f"{config.endpoint('run')}/v2/projects/{project}/locations/{region}/jobs/gml-reaper:run"
+    roles = ["roles/tpu.admin", "roles/compute.instanceAdmin.v1", "roles/container.clusterAdmin",
+             "roles/run.invoker"]  # fmt: skip
+    if verb == "supervise":  # it makes machines, which run as a service account
+        roles.append("roles/iam.serviceAccountUser")
     bindings = [
         ["gcloud", "projects", "add-iam-policy-binding", project, "--condition", "None",
          "--member", f"serviceAccount:{account}", "--role", role]
-        for role in ("roles/tpu.admin", "roles/compute.instanceAdmin.v1",
-                     "roles/container.clusterAdmin", "roles/run.invoker")
+        for role in roles
     ]  # fmt: skip
     if bucket:  # where its heartbeat is seen from elsewhere
         bindings.append(
@@ -241,6 +246,21 @@ def _imported(package: Path, sources: Sequence[Path]) -> list[Path]:
     return list(files)
 
 
+def _image_settings(config: Config) -> dict[str, Any]:
+    """Settings by which a supervisor makes the same machines as we do here.
+
+    None of them is a secret. What names a file or a host of this computer stays here.
+    """
+    return {
+        "owner": config.owner,
+        "default_timeout": config.default_timeout,
+        "idle": config.idle,
+        "google": {**dataclasses.asdict(config.google), "project": _project(config)},
+        "lambda": {"ssh_key_name": config.lambda_.ssh_key_name},
+        "supervisor": {"state": config.supervisor.state},
+    }
+
+
 def write_image_context(config: Config) -> Path:
     """The build context of the Cloud Run job: our two packages, settings and a Dockerfile."""
     folder = config.home / "reaper-image"
@@ -253,11 +273,7 @@ def write_image_context(config: Config) -> Path:
         target = folder / source.name / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    google = {"project": _project(config), "bucket": config.google.bucket}
-    settings = render_toml(
-        {"owner": config.owner, "google": google, "supervisor": {"state": config.supervisor.state}}
-    )
-    (folder / "config.toml").write_text(settings, encoding="utf-8")
+    (folder / "config.toml").write_text(render_toml(_image_settings(config)), encoding="utf-8")
     (folder / "Dockerfile").write_text(
         "FROM python:3.12-slim\n"
         "RUN apt-get update && apt-get install -y --no-install-recommends "

@@ -167,6 +167,24 @@ def test_the_reapers_image_context_can_reap(home, tmp_path):
     assert not (folder / "gaia" / "checkpoint.py").exists()  # nothing that nobody imports
 
 
+def test_a_supervisor_in_the_image_makes_machines_as_we_do(home, monkeypatch):
+    from gml.config import load
+    from gml.reaper_setup import gcp_commands, write_image_context
+
+    with (home / "config.toml").open("a") as file:
+        file.write('\n[google]\nproject = "proj-123"\nservice_account = "jobs@x"\n'
+                   'subnetwork = "inner"\ninternal_ip = "yes"\ntunnel = "iap"\n')  # fmt: skip
+    ours = load()
+    there = load(write_image_context(ours))
+    assert there.google == ours.google
+    assert (there.owner, there.idle) == (ours.owner, ours.idle)
+    role = "roles/iam.serviceAccountUser"
+    key = type("Key", (), {"identity": home / "key"})
+    monkeypatch.setattr("gml.reaper_setup.find_key", lambda config: key)
+    assert any(role in c for c in gcp_commands(ours, "us-east5", "supervise"))
+    assert not any(role in c for c in gcp_commands(ours, "us-east5"))
+
+
 def test_a_typo_is_one_line_and_json_where_that_was_asked_for(gml):
     done = gml("node", "craete", "--json")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
