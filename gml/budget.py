@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Sequence
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,12 +62,28 @@ def limit_of(fleet: Fleet) -> float | None:
     return float(usd) if isinstance(usd, (int, float)) else None
 
 
-def month(fleet: Fleet, nodes: Sequence[Node] = ()) -> Month:
+@contextlib.contextmanager
+def reserving(fleet: Fleet) -> Iterator[None]:
+    """Lets one gml of this machine at a time check the budget and note what it will make.
+
+    Waits for its turn; the kernel drops the lock if we die.
+    """
+    fleet.store.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(fleet.store.home / "budget.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def month(fleet: Fleet, nodes: Sequence[Node] = (), apart_from: str = "") -> Month:
     """This month's money by all that is known here.
 
     Args:
         fleet: whose records, history and shared spending are read.
         nodes: machines as just seen in the clouds, which the records may not have.
+        apart_from: id of the machine under way whose intent binds nothing yet.
     """
     limit = limit_of(fleet)
     entries = dict(_shared(fleet))
@@ -75,11 +93,15 @@ def month(fleet: Fleet, nodes: Sequence[Node] = ()) -> Month:
     start = month_start(now)
     spent = sum(_cost(e, start, now) for e in entries.values())
     bound = sum(_bound(e, now) for e in entries.values())
+    # Creates under way, also of other processes here: what they make will run to its deadline.
+    for node in fleet.store.all():
+        if _only_intended(node) and node.id != apart_from and _key(node) not in entries:
+            bound += (node.price or 0.0) * max(0.0, (node.deadline or 0) - now) / 3600
     unpriced = tuple(e["id"] for e in entries.values() if e["price"] is None and not e["ended"])
     return Month(limit, spent, bound, unpriced)
 
 
-def check(fleet: Fleet, what: str, price: float | None, seconds: int) -> None:
+def check(fleet: Fleet, what: str, price: float | None, seconds: int, apart_from: str = "") -> None:
     """Refuses what would pass the month's budget.
 
     Args:
@@ -87,6 +109,7 @@ def check(fleet: Fleet, what: str, price: float | None, seconds: int) -> None:
         what: thing to make, as people call it.
         price: US dollars per hour; None where unknown.
         seconds: longest time for which it may run.
+        apart_from: its id, where its own intent may already name a price.
 
     Raises:
         Unsafe: it would, or nobody can tell.
@@ -98,7 +121,7 @@ def check(fleet: Fleet, what: str, price: float | None, seconds: int) -> None:
             f"the price of {what} is unknown, so the month's budget can't be kept",
             "take another zone or type, or lift it with `gml budget --none`",
         )
-    money = month(fleet)
+    money = month(fleet, apart_from=apart_from)
     assert money.limit is not None
     cost = price * seconds / 3600
     if money.spent + money.bound + cost > money.limit:
@@ -157,11 +180,20 @@ def _entries(there: tuple[dict[str, Any], int] | None) -> dict[str, dict[str, An
     return dict(machines) if isinstance(machines, dict) else {}
 
 
+def _only_intended(node: Node) -> bool:
+    """Tells whether no cloud has shown the machine yet."""
+    return node.phase == "intent" and not node.state
+
+
+def _key(node: Node) -> str:
+    return f"{node.id}@{node.created}"
+
+
 def _enter(entries: dict[str, dict[str, Any]], node: Node, now: float) -> None:
     """Adds a machine, or what is newer about it."""
-    if node.price == 0 or not node.created or (node.phase == "intent" and not node.state):
+    if node.price == 0 or not node.created or _only_intended(node):
         return
-    key = f"{node.id}@{node.created}"
+    key = _key(node)
     old = entries.get(key, {})
     ended = node.deleted or old.get("ended")
     seen = round(max(old.get("seen", 0), node.deleted or node.ended(now)))

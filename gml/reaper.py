@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from gml import budget
 from gml.doubts import Doubts
-from gml.errors import GmlError
+from gml.errors import GmlError, Incomplete
 from gml.fleet import Fleet, priced
 from gml.heartbeat import beat
 from gml.model import Node
@@ -65,13 +65,11 @@ def reap(
     doubts = Doubts(fleet, dry_run=dry_run)
     for provider in configured:
         tell(f"asking {provider.name}")
-        try:
-            nodes = provider.list_nodes()
+        nodes, problem = _listed(provider)
+        if problem:
+            report.problems.append(problem)
+        else:
             complete.add(provider.name)
-        except Exception as error:
-            # Whatever is wrong with one cloud, the others' machines still have to go.
-            nodes = getattr(error, "found", [])
-            report.problems.append(f"{provider.name}: {_text(error)}")
         now = fleet.now()  # by the service's clock, now that it has answered
         nodes += _unlisted(fleet, provider, records, {n.id for n in nodes}, report)
         for node in nodes:
@@ -99,6 +97,19 @@ def reap(
         except OSError as error:
             report.problems.append(f"no heartbeat could be left: {error}")
     return report
+
+
+def _listed(provider: Provider) -> tuple[list[Node], str]:
+    """All machines that a cloud shows, and why that may not be all ('': it is).
+
+    Whatever is wrong with one place, the machines in the others still have to go.
+    """
+    try:
+        return provider.list_nodes(), ""
+    except Incomplete as error:
+        return list(error.seen), f"{provider.name}: {error}"
+    except Exception as error:
+        return [], f"{provider.name}: {_text(error)}"
 
 
 def _obey_budget(fleet: Fleet, report: ReapReport, tell: Progress, dry_run: bool) -> None:

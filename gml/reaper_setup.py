@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import importlib.resources
 import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gml.config import Config
 from gml.remote.keys import find_key
@@ -161,11 +165,14 @@ def gcp_commands(config: Config, region: str, verb: str = "reap") -> list[list[s
     secret, secrets = _secrets(config, account, at, verb == "supervise")
     limit = f"{SUPERVISE_S}s" if verb == "supervise" else "10m"
     job = f"{config.endpoint('run')}/v2/projects/{project}/locations/{region}/jobs/gml-reaper:run"
+    roles = ["roles/tpu.admin", "roles/compute.instanceAdmin.v1", "roles/container.clusterAdmin",
+             "roles/run.invoker"]  # fmt: skip
+    if verb == "supervise":  # it makes machines, which run as a service account
+        roles.append("roles/iam.serviceAccountUser")
     bindings = [
         ["gcloud", "projects", "add-iam-policy-binding", project, "--condition", "None",
          "--member", f"serviceAccount:{account}", "--role", role]
-        for role in ("roles/tpu.admin", "roles/compute.instanceAdmin.v1",
-                     "roles/container.clusterAdmin", "roles/run.invoker")
+        for role in roles
     ]  # fmt: skip
     if bucket:  # where its heartbeat is seen from elsewhere
         bindings.append(
@@ -212,24 +219,61 @@ def _secrets(
     return commands, ["--set-secrets", ",".join(mounts)] if mounts else []
 
 
+def _imported(package: Path, sources: Sequence[Path]) -> list[Path]:
+    """Files of a package that these sources import, and that those import in turn.
+
+    Data files beside a module, named like it, are part of it.
+    """
+    files: dict[Path, None] = {}
+    waiting = [path for path in sources if path.suffix == ".py"]
+    while waiting:
+        for node in ast.walk(ast.parse(waiting.pop().read_bytes())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for name in names:
+                first, *rest = name.split(".")
+                if first != package.name:
+                    continue
+                paths = [package.joinpath(*rest[:i], "__init__.py") for i in range(len(rest) + 1)]
+                if rest:
+                    paths += package.joinpath(*rest[:-1]).glob(f"{rest[-1]}.*")
+                new = [path for path in paths if path.is_file() and path not in files]
+                files.update(dict.fromkeys(new))
+                waiting += [path for path in new if path.suffix == ".py"]
+    return list(files)
+
+
+def _image_settings(config: Config) -> dict[str, Any]:
+    """Settings by which a supervisor makes the same machines as we do here.
+
+    None of them is a secret. What names a file or a host of this computer stays here.
+    """
+    return {
+        "owner": config.owner,
+        "default_timeout": config.default_timeout,
+        "idle": config.idle,
+        "google": {**dataclasses.asdict(config.google), "project": _project(config)},
+        "lambda": {"ssh_key_name": config.lambda_.ssh_key_name},
+        "supervisor": {"state": config.supervisor.state},
+    }
+
+
 def write_image_context(config: Config) -> Path:
     """The build context of the Cloud Run job: our two packages, settings and a Dockerfile."""
     folder = config.home / "reaper-image"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
-    for package in ("gml", "gaia"):
-        source = Path(str(importlib.resources.files(package)))
-        names = "*.py" if package == "gml" else "hardware.*"
-        for path in [*source.rglob(names), *source.glob("__init__.py"), *source.glob("errors.py"),
-                     *source.glob("*.txt")]:  # fmt: skip
-            target = folder / package / path.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-    google = {"project": _project(config), "bucket": config.google.bucket}
-    settings = render_toml(
-        {"owner": config.owner, "google": google, "supervisor": {"state": config.supervisor.state}}
-    )
-    (folder / "config.toml").write_text(settings, encoding="utf-8")
+    gml, gaia = (Path(str(importlib.resources.files(name))) for name in ("gml", "gaia"))
+    sources = [*gml.rglob("*.py"), *gml.glob("*.txt")]
+    for path in [*sources, *_imported(gaia, sources)]:
+        source = gml if path.is_relative_to(gml) else gaia
+        target = folder / source.name / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    (folder / "config.toml").write_text(render_toml(_image_settings(config)), encoding="utf-8")
     (folder / "Dockerfile").write_text(
         "FROM python:3.12-slim\n"
         "RUN apt-get update && apt-get install -y --no-install-recommends "

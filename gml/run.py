@@ -80,6 +80,8 @@ class Preempted(GmlError):
     """The machine was taken away in the middle of the job."""
 
     code = 6
+    # The cloud itself says that nothing runs there any more.
+    gone = False
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,11 @@ class Runner:
         self.progress = unbreakable(console.progress)
         self.ssh = fleet.ssh
         self.outcome: dict[str, Any] = {}
-        self.started = False
+        # Name of the job that may run on `node` by now; '' before its start.
+        self.started = ""
         self.ours = False
-        self.node: Node
+        # None once it is deleted.
+        self.node: Node | None = None
 
     def run(self, node: Node | None, node_request: NodeRequest | None) -> int:
         """Runs the job to its end and returns its exit code.
@@ -120,16 +124,16 @@ class Runner:
             if node is None:
                 assert node_request is not None
                 node = create(self.fleet, node_request, self.progress, self.console.on_up)
-            elif self._has_job(node):
+            elif self._has_job(node, self.request.job):
                 raise self._taken(node, self.request.job)  # before its code is changed under it
             self.node = node
             try:
-                return self._attempts(node_request)
+                return self._attempts(node, node_request)
             except BaseException as error:
                 self._clean_up(error)
                 raise
 
-    def _attempts(self, node_request: NodeRequest | None) -> int:
+    def _attempts(self, node: Node, node_request: NodeRequest | None) -> int:
         """Runs the job, and with `recover` again on another node after each preemption."""
         attempt, request = 0, self.request
         while True:
@@ -137,34 +141,41 @@ class Runner:
             if attempt and request.resume_flag:
                 command = f"{command} {request.resume_flag}"
             try:
-                self.prepare(self.node)
-                self.start(self.node, command, attempt)
+                self.prepare(node)
+                self.start(node, command, attempt)
                 if request.detach:
-                    self._say_detached(self.node)
-                    self.outcome = {"node": self.node.id, "job": request.job, "state": "running"}
+                    self._say_detached(node)
+                    self.outcome = {"node": node.id, "job": request.job, "state": "running"}
                     return 0
                 keep = request.keep or not self.ours
-                return self.finish(self.node, self.job_name(attempt), keep=keep)
+                return self.finish(node, self.job_name(attempt), keep=keep)
             except Preempted as error:
                 last = attempt == request.max_recoveries
                 if not request.recover or node_request is None or last:
                     raise
-                self.node = self._again(self.node, node_request, error)
+                node = self._again(node, node_request, error)
                 attempt += 1
 
     def _clean_up(self, error: BaseException) -> None:
-        """Deletes a node that we made and could not use: it is not left to its deadline."""
-        if self.ours and not self.request.keep:
-            unused = not self.started
-            if isinstance(error, GmlError):
-                unused = not self._has_job(self.node)
-            if unused:
-                with uninterrupted():
-                    self.console.say(f"\ngml: no job runs yet: deleting {self.node.id}")
-                    delete(self.fleet, self.node, self.progress)
-                return
-        if isinstance(error, KeyboardInterrupt):
-            self._say_interrupted(self.node)
+        """Deletes a node that we made and could not use: it is not left to its deadline.
+
+        One that may have a job stays, and is named: silence is no sign that nothing runs there.
+        """
+        node = self.node
+        if node is None:
+            return
+        if self.ours and not self.request.keep and self._unused(node, error):
+            with uninterrupted():
+                self.console.say(f"\ngml: no job runs on {node.id}: deleting it")
+                delete(self.fleet, node, self.progress)
+        elif isinstance(error, KeyboardInterrupt) or self.ours or self.started:
+            self._say_left(node, certain=isinstance(error, KeyboardInterrupt))
+
+    def _unused(self, node: Node, error: BaseException) -> bool:
+        """Tells whether certainly no job of ours is on the node."""
+        if not self.started or (isinstance(error, Preempted) and error.gone):
+            return True
+        return isinstance(error, GmlError) and self._has_job(node, self.started) is False
 
     def job_name(self, attempt: int) -> str:
         """The job's name, with the number of the recovery."""
@@ -228,7 +239,7 @@ class Runner:
             base["GAIA_DATA"] = self.request.data if remote else f"{up}data/{folder.name}"
         job, dest = self.job_name(attempt), self.request.dest
         self.progress(f"starting {job}")
-        self.started = True
+        self.started = job
 
         def begin(index: int) -> bool:
             env = {**base, **jax_environment(node, index)}
@@ -298,7 +309,9 @@ class Runner:
                 return
             if live is None or live.dead():
                 state = live.state if live else "gone"
-                raise Preempted(f"{node.id} is {state}", "run with --recover to go on elsewhere")
+                lost = Preempted(f"{node.id} is {state}", "run with --recover to go on elsewhere")
+                lost.gone = True
+                raise lost
 
         return check
 
@@ -318,20 +331,23 @@ class Runner:
         """Always deletes before it makes the next: a preempted TPU goes on holding quota."""
         self.console.say(f"gml: {error.problem}; making another node")
         delete(self.fleet, node, self.progress)
+        self.node, self.started = None, ""
         left = (node.deadline or 0) - round(self.fleet.now())
         if left < 120:
             raise Unavailable(f"{node.id} was lost {format_duration(left)} before its deadline")
         again = dataclasses.replace(request, timeout_s=left, retry_until_up=True)
         try:
-            return create(self.fleet, again, self.progress, self.console.on_up)
+            self.node = create(self.fleet, again, self.progress, self.console.on_up)
         except StockOut as second:
             raise Unavailable(f"no machine to go on with: {second.problem}") from None
+        return self.node
 
-    def _has_job(self, node: Node) -> bool:
+    def _has_job(self, node: Node, job: str) -> bool | None:
+        """Tells whether the job was ever started on the node; None where the node doesn't say."""
         try:
-            return self.request.job in jobs.names(self.ssh, node)
+            return job in jobs.names(self.ssh, node)
         except GmlError:
-            return False
+            return None
 
     def _say_detached(self, node: Node) -> None:
         self.console.say(
@@ -340,12 +356,15 @@ class Runner:
             f"gml: take it home:  gml run --attach {node.id}   (log, results, delete)"
         )
 
-    def _say_interrupted(self, node: Node) -> None:
+    def _say_left(self, node: Node, *, certain: bool) -> None:
+        """Tells what goes on without us, until when it is billed, and how to come back to it."""
         left = "never ends by itself"
         if node.deadline is not None:
             left = f"ends by itself in {format_duration(node.deadline - self.fleet.now())}"
+        bill = f" and is billed ${node.price:.2f}/h until then" if node.price else ""
+        what = f"{node.id} and its job go on" if certain else f"{node.id} is left up"
         self.console.say(
-            f"\ngml: {node.id} and its job go on; the machine {left}\n"
+            f"\ngml: {what}; the machine {left}{bill}\n"
             f"gml: reattach: gml run --attach {node.id} · end it now: gml node delete {node.id}"
         )
 

@@ -10,6 +10,7 @@ from typing import Annotated, BinaryIO, cast
 
 import typer
 
+from gml import budget
 from gml.cli import options as c
 from gml.cli.run_many import check_many, run_many
 from gml.cli.signature import with_options
@@ -68,9 +69,11 @@ def _priced_for_all(
     words = _words(command)
     node_request = c.completed(fleet, wanted, "say what to rent")
     price, _ = _price_and_region(fleet, None, node_request)
-    if price is not None:
-        most = request.count * price * node_request.timeout_s / 3600
-        rate = request.count * price
+    rate = None if price is None else request.count * price
+    # Before any is made: each alone would find room, and the last ones would be refused.
+    budget.check(fleet, f"{request.count} machines together", rate, node_request.timeout_s)
+    if rate is not None:
+        most = rate * node_request.timeout_s / 3600
         say(f"gml: {request.count} machines, ${rate:.2f}/h together, at most ${most:.2f}")
         if most > ASK_ABOVE and not dry_run:
             confirm(f"this may cost up to ${most:.2f}; go on?", scripts_may=True)

@@ -14,9 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from typing import Any, TextIO
 
-from gml.cli.terminal import emit, say
+from gml.cli.terminal import Lasting, emit, say
 from gml.errors import UsageError
 from gml.model import check_id
 from gml.nodes.signals import terminate_is_interrupt
@@ -108,8 +108,8 @@ def run_many(
 class _Machine:
     """One `gml run`; its lines are passed on with its name before them."""
 
-    def __init__(self, name: str, words: Sequence[str], out: IO[str]) -> None:
-        self.name, self._out = name, out
+    def __init__(self, name: str, words: Sequence[str], out: TextIO) -> None:
+        self.name, self._out = name, Lasting(out.buffer)
         # A session of its own: Ctrl-C reaches it from here alone, once.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gml", *words], stdin=subprocess.DEVNULL,
@@ -124,9 +124,9 @@ class _Machine:
 
     def _read_log(self) -> None:
         assert self._process.stderr is not None
-        for line in self._process.stderr:
+        for line in self._process.stderr:  # to its end, whoever reads us: the run would block else
             if line.strip():
-                print(f"[{self.name}] {line.rstrip()}", file=self._out, flush=True)
+                self._out.write(f"[{self.name}] {line.rstrip()}\n".encode(errors="replace"))
 
     def _read_document(self) -> None:
         assert self._process.stdout is not None

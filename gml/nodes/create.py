@@ -187,16 +187,18 @@ def _ordered_offers(creation: Creation) -> list[Offer]:
 
 def _try_place(creation: Creation, offer: Offer, waited_s: int) -> Node:
     fleet, request = creation.fleet, creation.request
-    budget.check(fleet, f"{offer.sku} in {offer.zone}", offer.price, request.timeout_s)
     before = creation.intent.tried
     spec = spec_for(creation.spec, offer, waited_s)
-    creation.note(
-        zone=offer.zone,
-        strategy=offer.strategy,
-        price=offer.price,
-        deadline=spec.deadline,
-        tried=tuple(dict.fromkeys((*before, f"{offer.strategy}:{offer.zone}"))),
-    )
+    what = f"{offer.sku} in {offer.zone}"
+    with budget.reserving(fleet):  # two creates at once must not both take the same last dollars
+        budget.check(fleet, what, offer.price, request.timeout_s, creation.spec.id)
+        creation.note(
+            zone=offer.zone,
+            strategy=offer.strategy,
+            price=offer.price,
+            deadline=spec.deadline,
+            tried=tuple(dict.fromkeys((*before, f"{offer.strategy}:{offer.zone}"))),
+        )
     creation.progress(_asking(creation.spec, offer))
     try:
         node = creation.provider.create(spec, offer, creation.progress)

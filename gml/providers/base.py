@@ -74,7 +74,7 @@ class Provider(Protocol):
         """Everything that carries our label, in all zones and in every half-made form.
 
         Raises:
-            Incomplete: some zone or API could not be looked at; `found` holds the rest.
+            Incomplete: some zone or API could not be looked at; `seen` holds the rest.
         """
         ...
 

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from gml import jobset
-from gml.errors import NotFound, UsageError
+from gml.errors import Incomplete, NotFound, UsageError
 from gml.fleet import Fleet
 from gml.jobset import JobRequest
 from gml.model import Node
@@ -97,7 +97,13 @@ class ClusterDriver:
         record = known or self.fleet.store.get(queue.cluster)
         if record is not None:
             return provider.find(record)
-        return next((n for n in provider.list_nodes() if n.id == queue.cluster), None)
+        try:
+            listed = provider.list_nodes()
+        except Incomplete as error:
+            listed = [n for n in error.seen if n.id == queue.cluster]
+            if not listed:
+                raise  # it may be where nobody could look
+        return next((n for n in listed if n.id == queue.cluster), None)
 
     def _client(self, queue: Queue) -> Any:
         if self._api is None:

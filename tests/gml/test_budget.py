@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
+import threading
+import time
 
 import pytest
 
@@ -41,6 +44,43 @@ def test_what_would_pass_the_budget_is_refused_before_anything_is_made(bucket, g
     assert done.returncode == 10 and "bound by what runs" in done.stderr
     assert gml("budget", "--none").returncode == 0
     assert gml(*NODE, "--timeout", "5h", "--name", "two").returncode == 0
+
+
+def test_creates_at_the_same_time_do_not_take_the_same_dollars(bucket, monkeypatch):
+    """Three of $21.60 within $30: while the first is being made, its money is bound."""
+    budget.set_limit(make_fleet(), 30)
+    begun, problems, lock = [], [], threading.Lock()
+    check = budget.check
+
+    def slowly(*words, **more):
+        check(*words, **more)
+        time.sleep(0.1)  # between the look at the money and the note of what will be made
+
+    monkeypatch.setattr(budget, "check", slowly)
+
+    def one(number: int) -> None:
+        try:
+            named = dataclasses.replace(request("gce"), name=f"p{number}", spot=False)
+            begun.append(create(make_fleet(), named).id)
+        except Unsafe as error:
+            with lock:
+                problems.append(str(error))
+
+    threads = [threading.Thread(target=one, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(begun) == 1 and len(machines(bucket)) == 1
+    assert len(problems) == 2 and all("bound by what runs" in p for p in problems)
+
+
+def test_many_machines_are_checked_together_before_any_is_made(bucket, gml):
+    assert gml("budget", "--month", "30USD").returncode == 0
+    done = gml("run", "-n", "3", "-t", "v6e-8", "-p", "google", "--zone", "us-east5-b",
+               "--timeout", "1h", "--", "true")  # fmt: skip
+    assert done.returncode == 10 and "3 machines together may cost $64.80" in done.stderr
+    assert machines(bucket) == []
 
 
 @pytest.mark.parametrize("path", some("node-failover", "flex-failover", "gce-failover"))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -131,16 +132,57 @@ def test_a_read_only_home_is_one_line_and_hides_no_machine(server, gml, home, mo
         assert not room["ok"] and "GML_HOME" in room["fix"]
 
 
+EVERY_MODULE = """
+import importlib, json, pkgutil, sys
+import gml
+for found in pkgutil.walk_packages(gml.__path__, "gml."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+names = [n for n in sys.modules if n.split(".")[0] in ("gml", "gaia")]
+print(json.dumps({n: sys.modules[n].__file__ for n in names}))
+"""
+
+
 def test_the_reapers_image_context_can_reap(home, tmp_path):
     from gml.reaper_setup import write_image_context
 
     folder = write_image_context(make_fleet().config)
     assert 'owner = "tester"' in (folder / "config.toml").read_text()
-    env = {**os.environ, "PYTHONPATH": str(folder), "GML_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-m", "gml", "reap"], capture_output=True, text=True, env=env, cwd=folder
-    )
+    # -S: without the site's finder of this clone, which the image does not have either.
+    path = os.pathsep.join([str(folder), sysconfig.get_path("purelib")])
+    env = {**os.environ, "PYTHONPATH": path, "GML_HOME": str(tmp_path)}
+
+    def python(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-S", *words], capture_output=True, text=True,
+                              env=env, cwd=folder)  # fmt: skip
+
+    done = python("-m", "gml", "reap")
     assert (done.returncode, "no provider is configured" in done.stderr) == (2, True), done.stderr
+    done = python("-c", EVERY_MODULE)
+    assert done.returncode == 0, done.stderr
+    modules = json.loads(done.stdout)
+    assert {"gml.supervisor.loop", "gaia.extras"} <= modules.keys()
+    assert [m for m, file in modules.items() if not Path(file).is_relative_to(folder)] == []
+    assert (folder / "gaia" / "hardware.toml").exists()
+    assert not (folder / "gaia" / "checkpoint.py").exists()  # nothing that nobody imports
+
+
+def test_a_supervisor_in_the_image_makes_machines_as_we_do(home, monkeypatch):
+    from gml.config import load
+    from gml.reaper_setup import gcp_commands, write_image_context
+
+    with (home / "config.toml").open("a") as file:
+        file.write('\n[google]\nproject = "proj-123"\nservice_account = "jobs@x"\n'
+                   'subnetwork = "inner"\ninternal_ip = "yes"\ntunnel = "iap"\n')  # fmt: skip
+    ours = load()
+    there = load(write_image_context(ours))
+    assert there.google == ours.google
+    assert (there.owner, there.idle) == (ours.owner, ours.idle)
+    role = "roles/iam.serviceAccountUser"
+    key = type("Key", (), {"identity": home / "key"})
+    monkeypatch.setattr("gml.reaper_setup.find_key", lambda config: key)
+    assert any(role in c for c in gcp_commands(ours, "us-east5", "supervise"))
+    assert not any(role in c for c in gcp_commands(ours, "us-east5"))
 
 
 def test_a_typo_is_one_line_and_json_where_that_was_asked_for(gml):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -94,6 +95,33 @@ def test_the_first_bad_exit_code_is_that_of_all(boxes, repo):
 def test_one_machine_is_not_many(gml, words, line):
     refused = gml("run", "-n", "2", *words, "--", "true")
     assert refused.returncode == 2 and line in refused.stderr
+
+
+def test_a_closed_stdout_blocks_no_machine(monkeypatch):
+    """`gml run -n 3 … | head`: each run still reaches its end, where it deletes its machine."""
+    from gml.cli import run_many
+
+    # More than the 64 KiB that a pipe holds.
+    child = "import sys; sys.stderr.write(('x' * 99 + '\\n') * 3000); print('{}')"
+    begin = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda words, **more: begin([sys.executable, "-c", child], **more)
+    )
+    ours, theirs = os.pipe()
+    os.close(ours)
+    out = os.fdopen(theirs, "w")
+    machine = run_many._Machine("n-0", ["run"], out)
+    try:
+        machine._process.wait(20)
+        machine.wait()
+        assert machine.outcome() == {"node": "n-0", "exit_code": 0}
+    finally:
+        machine._process.kill()
+        machine.wait()
+        machine._process.stdout.close()
+        machine._process.stderr.close()
+        with contextlib.suppress(OSError):
+            out.close()
 
 
 def test_options_are_passed_on_as_typed():
