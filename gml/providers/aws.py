@@ -24,7 +24,7 @@ from gml.model import ApiRequest, CreateSpec, Host, Node, Offer, node_from_label
 from gml.progress import Progress, silent
 from gml.providers.aws_failures import translate
 from gml.providers.base import Check, check, check_free
-from gml.startup import startup_script, watchdog_config
+from gml.startup import EC2_BYTES, startup_script, watchdog_config
 from gml.store import Store
 
 _STATES = {"pending": "creating", "running": "ready", "shutting-down": "deleting",
@@ -168,7 +168,7 @@ class AwsProvider:
             "MinCount": 1,
             "MaxCount": 1,
             "ClientToken": str(uuid.uuid5(uuid.NAMESPACE_URL, made)),
-            "UserData": startup_script(watchdog, extra=key),
+            "UserData": startup_script(watchdog, key, EC2_BYTES),
             "InstanceInitiatedShutdownBehavior": "terminate",
             "MetadataOptions": {"HttpTokens": "required"},
             "TagSpecifications": [{"ResourceType": k, "Tags": tags} for k in kinds],

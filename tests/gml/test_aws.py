@@ -73,6 +73,7 @@ def test_create_list_extend_delete(ec2):
         InstanceId=raw["InstanceId"], Attribute="userData"
     )["UserData"]["Value"]
     script = base64.b64decode(data).decode()
+    assert len(script) <= 16384  # EC2's limit, which moto does not know
     public = (Path(os.environ["GML_HOME"]).parent / "key.pub").read_text().strip()
     assert "gml-watchdog.service" in script and public in script
     plan = extend_plan(fleet, node, node.deadline + 600)

@@ -68,7 +68,7 @@ def unreachable(page: dict[str, Any]) -> list[str]:
 
 
 def merge(parts: list[Node]) -> list[Node]:
-    """One Node per id and owner. A machine's own labels (which `extend` moves) beat its request's."""
+    """One Node per id and owner; a machine's labels (which `extend` moves) beat its request's."""
     groups: dict[tuple[str, str], list[Node]] = {}
     for part in parts:
         groups.setdefault((part.id, part.owner), []).append(part)
