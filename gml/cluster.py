@@ -24,7 +24,9 @@ from gml.nodes.undo import undo
 from gml.options import option
 from gml.places import region_of
 from gml.progress import Progress
+from gml.providers.base import check_free
 from gml.providers.google.failures import translate
+from gml.providers.google.parts import part_of
 from gml.providers.google.provider import GoogleProvider
 from gml.providers.google.requests import cloud_name
 from gml.providers.google.signin import SCOPE
@@ -163,12 +165,15 @@ def create(fleet: Fleet, request: ClusterRequest, progress: Progress) -> Node:
     )
     most = None if price is None else price * request.max_slices
     budget.check(fleet, f"the cluster {spec.id}", most, request.timeout_s)
-    call = create_call(fleet.config, request, spec)
     place = region_of(request.zone)
     with fleet.store.lock(spec.id), terminate_is_interrupt():
         record = fleet.store.get(spec.id)
         if record and record.phase == "up":
             raise UsageError(f"{spec.id} exists already", f"use `gml cluster run {spec.id}`")
+        if record and (live := provider.find(record)):
+            # Left by a killed create, and taken over with the times in its labels.
+            deadline = live.deadline or spec.deadline
+            spec = dataclasses.replace(spec, created=live.created, deadline=deadline)
         intent = fleet.store.put(
             Node(
                 id=spec.id,
@@ -185,7 +190,7 @@ def create(fleet: Fleet, request: ClusterRequest, progress: Progress) -> Node:
             )
         )
         try:
-            _post(provider, call, spec, progress)
+            _post(provider, create_call(fleet.config, request, spec), spec, progress)
             node = _wait_running(provider, intent, progress)
             return fleet.store.put(
                 node.replace(phase="up", timeout_s=request.timeout_s, tried=intent.tried)
@@ -204,12 +209,16 @@ def _post(provider: GoogleProvider, call: ApiRequest, spec: CreateSpec, progress
         error.nothing_made = error.refused
         raise
     except ApiError as error:
-        existing = provider.api.get("container", f"{call.path}/{cloud_name(spec.id)}")
-        labels = (existing or {}).get("resourceLabels") or {}
-        if error.status != 409 or labels.get("gml-id") != spec.id:
+        path = f"{call.path}/{cloud_name(spec.id)}"
+        existing = provider.api.get("container", path) if error.status == 409 else None
+        part = part_of(existing, path) if existing else None
+        if part is None or part.id != spec.id:
             raise translate(error, provider.config) from None
-        if labels.get("gml-owner") != spec.owner:
-            raise UsageError(f"{spec.id} is another owner's", "take another name") from None
+        try:
+            check_free([part], spec)
+        except UsageError as taken:
+            taken.nothing_made = True
+            raise
     progress("waiting for Google to make the cluster (5-10 minutes)")
 
 

@@ -55,7 +55,7 @@ class Fleet:
         """
         listing = Listing()
         seen: dict[str, Node] = {}
-        foreign: dict[str, Node] = {}
+        foreign: dict[tuple[str, str], Node] = {}
         complete: set[str] = set()
         configured = self.configured()
         listing.problems += self.out_of_sight(configured)
@@ -68,9 +68,9 @@ class Fleet:
                 if node.owner == self.config.owner:
                     seen[node.id] = node
                 else:
-                    foreign[node.id] = node
+                    foreign[node.id, node.owner] = node
         for record in self.store.all():
-            live = seen.pop(record.id, None) or foreign.get(record.id)
+            live = seen.pop(record.id, None) or foreign.get((record.id, record.owner))
             settled = live is not None and record.phase == "up"
             busy = not settled and self.store.locked(record.id)
             if live:

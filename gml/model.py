@@ -137,6 +137,10 @@ class CreateSpec:
         """Lifetime from creation to the deadline."""
         return self.deadline - self.created
 
+    def made(self, part: Node) -> bool:
+        """Tells whether this very create made the part, not another one of the same name."""
+        return (part.id, part.owner, part.created) == (self.id, self.owner, self.created)
+
     def labels(self) -> dict[str, str]:
         """The labels by which `gml reap` finds and judges the node, from any machine."""
         return {
@@ -185,6 +189,15 @@ class Node:
     deleted: int | None = None
     note: str = ""
     seen: int = 0
+
+    def holds(self, part: Node) -> bool:
+        """Tells whether a part that a cloud shows belongs to this node.
+
+        Names are not unique: another owner's part never does. While a create is under way, nor
+        does what was there before it, made by the same owner from another machine.
+        """
+        newer = self.phase != "intent" or part.created >= self.created
+        return (part.id, part.owner) == (self.id, self.owner) and newer
 
     def expired(self, now: float) -> bool:
         """Past its deadline; a node without a readable deadline is (fail closed)."""

@@ -38,6 +38,9 @@ def _checked(request: NodeRequest, provider: str, idle: str) -> int:
     for owner, (option, given) in only.items():
         if given and provider != owner:
             raise UsageError(f"{option} is for --provider {owner}, not {provider}", "leave it out")
+    if request.self_terminate and not request.wait_ssh:
+        # Its key goes over ssh: without a login nothing would end the machine.
+        raise UsageError("--self-terminate needs a login, and --no-ssh skips it", "leave one out")
     if request.internal_ip and provider != "google":
         raise UsageError(f"--internal-ip is for --provider google, not {provider}", "leave it out")
     if request.runtime:

@@ -77,8 +77,11 @@ def reap(
             if node.owner != fleet.config.owner and not all_owners:
                 report.foreign += 1
                 continue
-            reason = why(node, now) or _interrupted(fleet, records.get(node.id))
-            reason = reason or doubts.reason(node, records.get(node.id))
+            record = records.get(node.id)
+            if record and not record.holds(node):
+                record = None  # another machine of the same name
+            reason = why(node, now) or _interrupted(fleet, record)
+            reason = reason or doubts.reason(node, record)
             if not reason:
                 report.kept.append(node)
                 continue
@@ -171,7 +174,7 @@ def _delete(fleet: Fleet, provider: Provider, node: Node, report: ReapReport) ->
         report.problems.append(f"{node.id}: {_text(error)}")
         return False
     record = fleet.store.get(node.id)
-    if record and not fleet.store.locked(node.id):
+    if record and record.holds(node) and not fleet.store.locked(node.id):
         with contextlib.suppress(OSError):
             fleet.store.remove(record, deleted=round(fleet.now()))
             fleet.ssh.forget(record)

@@ -7,20 +7,24 @@ keeps the watchdog alive afterwards, across reboots and crashes.
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 from importlib import resources
 from typing import Any
 
+from gml.errors import UsageError
 from gml.model import CreateSpec
 
 STATE_DIR = "/var/lib/gml"
+# EC2 takes no more user data, before base64.
+EC2_BYTES = 16384
 
 _SCRIPT = """\
 #!/bin/bash
 # gml: arms the deadline of this machine. Written by `gml node create`; contains no secret.
 set -u
 mkdir -p /opt/gml {state}
-base64 -d > /opt/gml/watchdog.py <<'EOF'
+base64 -d <<'EOF' | gunzip > /opt/gml/watchdog.py
 {program}
 EOF
 base64 -d > /opt/gml/watchdog.json <<'EOF'
@@ -72,16 +76,25 @@ def watchdog_program() -> str:
     return resources.files("gml.watchdog").joinpath("watchdog.py").read_text(encoding="utf-8")
 
 
-def startup_script(config: dict[str, Any], extra: str = "") -> str:
-    """The bash script that installs and starts the watchdog with this configuration."""
-    return _SCRIPT.format(
+def startup_script(config: dict[str, Any], extra: str = "", limit: int | None = None) -> str:
+    """The bash script that installs and starts the watchdog with this configuration.
+
+    Raises:
+        UsageError: it has more than `limit` bytes, which is all that the provider takes.
+    """
+    script = _SCRIPT.format(
         state=STATE_DIR,
-        program=_fold(watchdog_program()),
-        config=_fold(json.dumps(config, indent=1)),
+        program=_fold(gzip.compress(watchdog_program().encode(), mtime=0)),
+        config=_fold(json.dumps(config, indent=1).encode()),
         extra=extra,
     )
+    size = len(script.encode())
+    if limit is not None and size > limit:
+        problem = f"the startup script has {size} bytes, and the provider takes {limit}"
+        raise UsageError(problem, "use an ssh key with a shorter public key")
+    return script
 
 
-def _fold(text: str) -> str:
-    packed = base64.b64encode(text.encode()).decode()
+def _fold(data: bytes) -> str:
+    packed = base64.b64encode(data).decode()
     return "\n".join(packed[i : i + 76] for i in range(0, len(packed), 76))

@@ -142,7 +142,8 @@ def _prior(
             raise UsageError(f"{spec.id} exists already", f"use `gml connect {spec.id}`")
         deadline = live.deadline or spec.deadline
         spec = dataclasses.replace(spec, created=live.created or spec.created, deadline=deadline)
-        return spec, record.replace(phase="intent", zone=live.zone, strategy=live.strategy)
+        place = {"zone": live.zone, "strategy": live.strategy}
+        return spec, record.replace(phase="intent", created=spec.created, **place)
     if record.tried or live:
         provider.delete(live or record, progress)
     fleet.store.remove(record, deleted=None if live else ended_at(fleet, record))
@@ -162,8 +163,11 @@ def _try_places(creation: Creation) -> Node:
             problems.append(error)
         for offer in offers:
             try:
-                return _try_place(creation, offer, round(fleet.now()) - begun)
+                # What is taken over keeps the times in its labels.
+                over = (offer.zone, offer.strategy) == creation.there
+                return _try_place(creation, offer, 0 if over else round(fleet.now()) - begun)
             except GmlError as error:
+                creation.there = None
                 if error.code not in (5, 6):
                     raise
                 error.zone = offer.zone

@@ -23,8 +23,8 @@ from gml.http import Http
 from gml.model import ApiRequest, CreateSpec, Host, Node, Offer, node_from_labels
 from gml.progress import Progress, silent
 from gml.providers.aws_failures import translate
-from gml.providers.base import Check, check
-from gml.startup import startup_script, watchdog_config
+from gml.providers.base import Check, check, check_free
+from gml.startup import EC2_BYTES, startup_script, watchdog_config
 from gml.store import Store
 
 _STATES = {"pending": "creating", "running": "ready", "shutting-down": "deleting",
@@ -158,17 +158,17 @@ class AwsProvider:
         assert spec.sku is not None
         watchdog = watchdog_config(spec, delete=[], use_metadata=False)
         key = _KEY_SCRIPT.format(key=spec.public_key.replace("'", ""))
-        tags = [{"Key": k, "Value": v} for k, v in spec.labels().items()]
-        tags.append({"Key": "Name", "Value": f"gml-{spec.id}"})
+        labels = {**spec.labels(), "Name": f"gml-{spec.id}"}
+        tags = [{"Key": k, "Value": v} for k, v in labels.items()]
         kinds = ("instance", "volume", *(["spot-instances-request"] if spec.spot else []))
-        token = uuid.uuid5(uuid.NAMESPACE_URL, f"gml/{spec.id}/{offer.zone}/{spec.created}")
+        made = f"gml/{spec.id}/{spec.owner}/{offer.zone}/{spec.created}"
         launch: dict[str, Any] = {
             "ImageId": self.config.aws.image or f"newest of {IMAGE!r}",
             "InstanceType": spec.sku.aws_type,
             "MinCount": 1,
             "MaxCount": 1,
-            "ClientToken": str(token),
-            "UserData": startup_script(watchdog, extra=key),
+            "ClientToken": str(uuid.uuid5(uuid.NAMESPACE_URL, made)),
+            "UserData": startup_script(watchdog, key, EC2_BYTES),
             "InstanceInitiatedShutdownBehavior": "terminate",
             "MetadataOptions": {"HttpTokens": "required"},
             "TagSpecifications": [{"ResourceType": k, "Tags": tags} for k in kinds],
@@ -189,7 +189,9 @@ class AwsProvider:
         """Launches at most one instance, waits until it runs, removes any double."""
         region = offer.zone
         try:
-            existing = [n for n in self._instances(region) if n.id == spec.id]
+            listed = [n for n in self._instances(region) if n.id == spec.id]
+            existing = [n for n in listed if n.state != "deleting"]
+            check_free(existing, spec)
             launch = self._launch(spec, offer)
             if not self.config.aws.image and not existing:
                 launch["ImageId"] = self._image(region)
@@ -208,7 +210,7 @@ class AwsProvider:
                 raise
             chosen = answer["Instances"][0]["InstanceId"]
         node = self._wait_running(region, chosen, spec, progress)
-        doubles = [_instance_id(n) for n in self._instances(region) if n.id == spec.id]
+        doubles = [_instance_id(n) for n in self._instances(region) if spec.made(n)]
         if extra := [i for i in doubles if i != chosen]:
             progress("terminating a double of the launch")
             self._call(region, "terminate_instances", InstanceIds=extra)
@@ -305,15 +307,16 @@ class AwsProvider:
 
     def find(self, node: Node) -> Node | None:
         """The instance by tag, where it was tried; a new one's list lag is waited out first."""
-        regions = self._regions_of(node)
         new = node.tried and (node.phase == "intent" or time.time() - node.created < 60)
         until = time.monotonic() + (LIST_LAG_S if new else 0.0)
         while True:
-            live = self._everywhere(regions, self._instances)
-            ours = [n for n in live if n.id == node.id and n.state != "deleting"]
-            if ours or time.monotonic() > until:
+            if (ours := self._billed(node)) or time.monotonic() > until:
                 return ours[0] if ours else None
             time.sleep(min(1.0, LIST_LAG_S / 5))
+
+    def _billed(self, node: Node) -> list[Node]:
+        live = self._everywhere(self._regions_of(node), self._instances)
+        return [n for n in live if node.holds(n) and n.state != "deleting"]
 
     def _regions_of(self, node: Node) -> list[str]:
         tried = [t.partition(":")[2] for t in node.tried]
@@ -342,20 +345,18 @@ class AwsProvider:
         ]  # fmt: skip
 
     def delete(self, node: Node, progress: Progress = silent) -> None:
-        """Terminates every instance with this id; returns when none of them is billed."""
+        """Terminates every instance of the node; returns when none of them is billed."""
         waited, pause = 0.0, min(1.0, self.config.backoff_s)
-        remaining = self.find(node)
+        remaining = self._billed(node) if self.find(node) else []
         while remaining:
-            for region in self._regions_of(node):
-                ids = [_instance_id(n) for n in self._instances(region) if n.id == node.id]
-                if ids:
-                    self._call(region, "terminate_instances", InstanceIds=ids)
+            for region, instance in (place for n in remaining for place in _places(n)):
+                self._call(region, "terminate_instances", InstanceIds=[instance])
             progress(f"waiting for EC2 to terminate {node.id}")
             time.sleep(pause)
             waited += pause
             if waited > self.patience_s:
                 raise Unavailable(f"{node.id} is still there after {format_duration(waited)}")
-            remaining = self.find(node.replace(phase="deleting"))
+            remaining = self._billed(node)
 
     def deadline_requests(self, node: Node, deadline: int | None) -> list[ApiRequest]:
         """The tag that carries the deadline."""
@@ -391,8 +392,8 @@ class AwsProvider:
 
 
 def _places(node: Node) -> list[tuple[str, str]]:
-    names = [r.partition(":")[2].partition("/") for r in node.resources if r.startswith("aws:")]
-    return [(region, instance) for region, _, instance in names]
+    names = (r.removeprefix("aws:").split("/", 1) for r in node.resources if r.startswith("aws:"))
+    return [(region, instance) for region, instance in names]
 
 
 def _instance_id(node: Node) -> str:

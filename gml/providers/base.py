@@ -4,6 +4,8 @@ Rules that the teardown proof rests on:
 - `create` returns a usable node or raises; before it raises it need not clean up (the caller calls
   `delete` with the same id, in every zone that was tried).
 - Names are derived from the node id, so that `delete` finds halves of a create that was killed.
+- Only resources that the node holds (`Node.holds`: id and owner) are deleted; `create` takes over
+  only what the very same create made (`check_free`).
 - Every resource carries `CreateSpec.labels()` (or what the provider has instead), so that
   `list_nodes` finds and judges it without any local state.
 - `delete` is idempotent, waits until the provider no longer knows the resources, and raises only
@@ -12,9 +14,11 @@ Rules that the teardown proof rests on:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from gaia.hardware import Sku
+from gml.errors import UsageError
 from gml.model import ApiRequest, CreateSpec, Node, Offer
 from gml.progress import Progress, silent
 
@@ -24,6 +28,19 @@ Check = dict[str, Any]
 def check(name: str, ok: bool, detail: str, fix: str = "") -> Check:
     """One line of `gml doctor`; `fix` only matters when it is not ok."""
     return {"check": name, "ok": ok, "detail": detail, "fix": "" if ok else fix}
+
+
+def check_free(existing: Iterable[Node], spec: CreateSpec) -> None:
+    """Raises UsageError where the name is taken, by anything but this very create.
+
+    What this create made stays usable: its answer got lost, or it was killed and is taken over.
+    """
+    for node in existing:
+        if node.owner != spec.owner:
+            raise UsageError(f"{spec.id} exists and is another owner's", "take another --name")
+        if not spec.made(node):
+            remedy = f"see `gml node show {spec.id}`, or take another --name"
+            raise UsageError(f"{spec.id} exists already", remedy)
 
 
 class Provider(Protocol):

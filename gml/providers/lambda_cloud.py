@@ -12,17 +12,19 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gaia.hardware import Sku
 from gml.config import Config
 from gml.durations import format_duration
-from gml.errors import AuthError, Denied, GmlError, QuotaError, StockOut, Unavailable, UsageError
+from gml.errors import AuthError, GmlError, StockOut, Unavailable, UsageError
 from gml.http import ApiError, Http, NetworkError, unavailable
 from gml.model import ApiRequest, CreateSpec, Host, Node, Offer, node_from_labels
 from gml.progress import Progress, silent
-from gml.providers.base import Check, check
+from gml.providers.base import Check, check, check_free
+from gml.providers.lambda_failures import translate
 from gml.rate import turn
 from gml.startup import STATE_DIR, startup_script, watchdog_config
 from gml.store import Store
@@ -169,14 +171,15 @@ class LambdaProvider:
         self._types = None  # the next round must see the capacity of then
         try:
             self._register_key(spec)
-            existing = [n for n in self._instances() if n.id == spec.id and n.state not in _GONE]
+            existing = [n for n in self.list_nodes() if n.id == spec.id]
+            check_free(existing, spec)
         except GmlError as error:
             error.nothing_made = True
             raise
         chosen = _instance_id(existing[0]) if existing else self._launch(spec, offer, progress)
         node = self._wait_active(chosen, spec, progress)
-        for other in self._instances():
-            if other.id == spec.id and _instance_id(other) != chosen and other.state not in _GONE:
+        for other in self.list_nodes():
+            if spec.made(other) and _instance_id(other) != chosen:
                 progress("terminating a double of the launch")
                 self._terminate([_instance_id(other)])
         return node
@@ -199,17 +202,17 @@ class LambdaProvider:
             except NetworkError:
                 progress("looking whether it was launched: an answer got lost")
             # Carried out or not? Only the list can tell, and it lags.
-            if listed := self._await_listed(spec.id):
+            if listed := self._await_listed(spec.made):
                 return _instance_id(listed)
             if attempt == 3:
                 break
         raise Unavailable("Lambda did not take the launch", "try again later")
 
-    def _await_listed(self, node_id: str) -> Node | None:
+    def _await_listed(self, ours: Callable[[Node], bool]) -> Node | None:
         until = time.monotonic() + LIST_LAG_S
         while True:
-            for node in self._instances():
-                if node.id == node_id and node.state not in _GONE:
+            for node in self.list_nodes():
+                if ours(node):
                     return node
             if time.monotonic() > until:
                 return None
@@ -290,12 +293,12 @@ class LambdaProvider:
     def find(self, node: Node) -> Node | None:
         """The instance by tag. For a mere intent the list's lag is waited out first."""
         if node.phase == "intent" and node.tried:
-            return self._await_listed(node.id)
+            return self._await_listed(node.holds)
         return next(iter(self._billed(node)), None)
 
     def _billed(self, node: Node) -> list[Node]:
         """Instances of this node: listed ones, and the recorded one, which the list may lack."""
-        listed = [n for n in self.list_nodes() if n.id == node.id]
+        listed = [n for n in self.list_nodes() if node.holds(n)]
         for resource in set(node.resources) - {r for n in listed for r in n.resources}:
             try:
                 one = self._node(self._send("GET", f"instances/{resource.split(':', 1)[1]}"))
@@ -303,7 +306,7 @@ class LambdaProvider:
                 if error.status != 404:
                     raise translate(error) from None
             else:
-                listed += [one] if one and one.id == node.id and one.state not in _GONE else []
+                listed += [one] if one and node.holds(one) and one.state not in _GONE else []
         return listed
 
     def ended_at(self, node: Node) -> int | None:
@@ -324,7 +327,7 @@ class LambdaProvider:
                 raise translate(error) from None
 
     def delete(self, node: Node, progress: Progress = silent) -> None:
-        """Terminates every instance with this id; returns when none of them is billed."""
+        """Terminates every instance of the node; returns when none of them is billed."""
         waited, pause = 0.0, min(1.0, self.config.backoff_s)
         remaining = self._billed(node) if self.find(node) else []
         while remaining:
@@ -378,23 +381,3 @@ def _instance_id(node: Node) -> str:
 def _port(labels: dict[str, str]) -> int:
     text = labels.get("gml-ssh-port", "")
     return int(text) if text.isdigit() else 22
-
-
-def translate(error: ApiError) -> GmlError:
-    """Lambda's error codes in gml's terms; the message is not a contract, the code is."""
-    code, text = error.reason, error.message
-    if error.status == 401 or code == "global/invalid-api-key":
-        return AuthError("Lambda does not accept the API key", "run `gml init lambda`")
-    if code.endswith("insufficient-capacity"):
-        return StockOut(f"Lambda: {text}", "see `gml offers`, or try --retry-until-up")
-    if code == "global/quota-exceeded":
-        return QuotaError(
-            f"Lambda's quota: {text}", "raise it at https://cloud.lambda.ai (support)"
-        )
-    if code in ("global/account-inactive", "global/invalid-address") or error.status == 403:
-        return Denied(f"Lambda denies it: {text}", "check the account at https://cloud.lambda.ai")
-    if error.status == 404 or code == "global/object-does-not-exist":
-        return UsageError(f"Lambda knows no such thing: {text}", "see `gml offers`")
-    if error.status == 429 or error.status >= 500 or code.startswith("provider/"):
-        return Unavailable(f"Lambda answers {error.status} {code} ({text})", "try again later")
-    return UsageError(f"Lambda refuses the request: {code}: {text}", "see `gml doctor`")

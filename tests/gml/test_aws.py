@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gml.errors import AuthError, Denied, Elsewhere, GmlError, QuotaError, StockOut
+from gml.errors import AuthError, Denied, Elsewhere, GmlError, QuotaError, StockOut, UsageError
 from gml.nodes.change import delete, extend_plan
 from gml.nodes.create import create
 from gml.reaper import reap
@@ -73,6 +73,7 @@ def test_create_list_extend_delete(ec2):
         InstanceId=raw["InstanceId"], Attribute="userData"
     )["UserData"]["Value"]
     script = base64.b64decode(data).decode()
+    assert len(script) <= 16384  # EC2's limit, which moto does not know
     public = (Path(os.environ["GML_HOME"]).parent / "key.pub").read_text().strip()
     assert "gml-watchdog.service" in script and public in script
     plan = extend_plan(fleet, node, node.deadline + 600)
@@ -110,6 +111,18 @@ def test_regions_are_tried_and_answers_told_apart(ec2):
         with pytest.raises(kind):
             create(make_fleet(), REQUEST)
         assert ec2.instances() == [] and make_fleet().store.all() == [], code
+
+
+def test_a_taken_name_is_neither_adopted_nor_deleted(ec2, monkeypatch):
+    monkeypatch.setenv("GML_OWNER", "bob")
+    create(make_fleet(), REQUEST)
+    before = [i["InstanceId"] for i in ec2.instances()]
+    for owner, said in (("ada", "another owner's"), ("bob", "exists already")):
+        (Path(os.environ["GML_HOME"]) / "nodes" / "x.json").unlink(missing_ok=True)
+        monkeypatch.setenv("GML_OWNER", owner)
+        with pytest.raises(UsageError, match=said):
+            create(make_fleet(lambda: time.time() + 60), REQUEST)
+        assert [i["InstanceId"] for i in ec2.instances()] == before != []
 
 
 def test_past_its_deadline_it_is_reaped_from_anywhere(ec2):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from gml.errors import AuthError, QuotaError, StockOut
+from gml.errors import AuthError, QuotaError, StockOut, UsageError
 from gml.heartbeat import beat, heartbeat_age
 from gml.nodes.change import delete
 from gml.nodes.create import check_safe, create
@@ -45,6 +45,13 @@ def test_create_list_extend_delete(cloud):
     delete(fleet, node)
     assert cloud.billable() == []
     assert cloud.violations == []
+
+
+def test_self_terminate_without_a_login_is_refused(cloud):
+    wanted = dataclasses.replace(REQUEST, unsafe=False, self_terminate=True)
+    with pytest.raises(UsageError, match="--self-terminate needs a login"):
+        create(make_fleet(), wanted)
+    assert cloud.billable() == [] and make_fleet().store.all() == []
 
 
 def test_stockout_moves_to_the_next_region_and_quota_is_told_apart(cloud):

@@ -289,6 +289,15 @@ def test_it_runs_on_old_pythons_and_needs_nothing():
     assert not [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
 
 
+def test_the_startup_script_fits_into_ec2s_user_data_or_is_refused():
+    from gml.errors import UsageError
+    from gml.startup import startup_script
+
+    assert len(startup_script({"note": "c" * 1000}, "k" * 1500, 16384)) <= 16384
+    with pytest.raises(UsageError, match="the provider takes 16384"):
+        startup_script({}, "k" * 16384, 16384)
+
+
 def test_the_startup_script_installs_what_is_shipped(tmp_path):
     """Runs the script with its paths moved, and compares what it lays down."""
     from gml.startup import startup_script

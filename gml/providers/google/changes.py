@@ -9,6 +9,7 @@ from gml.model import ApiRequest, Node
 from gml.progress import Progress, silent
 from gml.providers.google import requests
 from gml.providers.google.failures import translate
+from gml.providers.google.parts import part_of
 from gml.providers.google.resources import find
 from gml.providers.google.session import Session
 
@@ -24,15 +25,16 @@ def delete_requests(node: Node) -> list[ApiRequest]:
 def delete(session: Session, node: Node, progress: Progress = silent) -> None:
     """Deletes until nothing of the node answers any more."""
     pauses = session.pauses()
-    waited, left = 0.0, node
+    waited = 0.0
     while True:
-        for request in delete_requests(left):
-            _delete_one(session, request)
+        # Looked at before each deletion: a name may be another owner's by now.
         remaining = find(session, node)
-        others = [r for r in node.resources if remaining is None and _exists(session, r)]
+        others = [r for r in node.resources if remaining is None and _is_there(session, node, r)]
         if remaining is None and not others:
             return
         left = remaining if remaining else node.replace(resources=tuple(others))
+        for request in delete_requests(left):
+            _delete_one(session, request)
         progress(f"waiting for Google to remove {node.id} ({left.state or 'leftovers'})")
         waited += next(pauses)
         if waited > session.patience_s:
@@ -42,9 +44,12 @@ def delete(session: Session, node: Node, progress: Progress = silent) -> None:
             )
 
 
-def _exists(session: Session, resource: str) -> bool:
+def _is_there(session: Session, node: Node, resource: str) -> bool:
+    """Whether a recorded resource exists, and is not a later one of another owner."""
     service, path = resource.split(":", 1)
-    return session.api.get(service, path) is not None
+    raw = session.api.get(service, path)
+    part = part_of(raw, path) if raw is not None else None
+    return raw is not None and (part is None or node.holds(part))
 
 
 def _delete_one(session: Session, request: ApiRequest) -> None:

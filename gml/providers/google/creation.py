@@ -10,6 +10,7 @@ from gml.errors import GmlError, RateLimited, StockOut, Unavailable, Unsafe, Usa
 from gml.http import ApiError
 from gml.model import ApiRequest, CreateSpec, Node, Offer
 from gml.progress import Progress, silent
+from gml.providers.base import check_free
 from gml.providers.google import responses
 from gml.providers.google.failures import quota_error, translate
 from gml.providers.google.parts import part_of
@@ -39,7 +40,7 @@ def create(session: Session, spec: CreateSpec, offer: Offer, progress: Progress 
         try:
             operation = _post(session, request, spec)
         except GmlError as error:
-            error.nothing_made = number == 0 and error.refused
+            error.nothing_made = number == 0 and (error.refused or error.nothing_made)
             raise
         if operation is not None:
             kind = _KINDS[request.path.rsplit("/", 1)[-1]]
@@ -55,7 +56,7 @@ def create(session: Session, spec: CreateSpec, offer: Offer, progress: Progress 
 
 
 def _post(session: Session, request: ApiRequest, spec: CreateSpec) -> dict[str, Any] | None:
-    """One create call: its operation, or None where it exists already and is ours."""
+    """One create call: its operation, or None where this very create has made it already."""
     try:
         return session.api.send(request)
     except ApiError as error:
@@ -64,11 +65,14 @@ def _post(session: Session, request: ApiRequest, spec: CreateSpec) -> dict[str, 
         name = cloud_name(spec.id)
         existing = session.api.get(request.service, f"{request.path}/{name}")
         part = part_of(existing, f"{request.path}/{name}") if existing is not None else None
-        ours = part is not None and (part.id, part.owner) == (spec.id, spec.owner)
-        if existing is not None and not ours:
-            raise UsageError(
-                f"{name} exists in {request.path} and is not ours", "take another --name"
-            ) from None
+        try:
+            if existing is not None and (part is None or part.id != spec.id):
+                text = f"{name} exists in {request.path} and is not ours"
+                raise UsageError(text, "take another --name") from None
+            check_free([part] if part else [], spec)
+        except UsageError as taken:
+            taken.nothing_made = True
+            raise
         return None  # an answer got lost, or an earlier create was killed
 
 
@@ -110,7 +114,7 @@ def _wait_ready(session: Session, spec: CreateSpec, offer: Offer, progress: Prog
     for pause in session.pauses():
         waited += pause
         try:
-            node = look(session, spec.id, f"{offer.strategy}:{offer.zone}")
+            node = look(session, spec, f"{offer.strategy}:{offer.zone}")
         except RateLimited:
             if waited > session.patience_s:
                 raise

@@ -68,10 +68,10 @@ def unreachable(page: dict[str, Any]) -> list[str]:
 
 
 def merge(parts: list[Node]) -> list[Node]:
-    """One Node per id. A machine's own labels (which `extend` moves) beat those of its request."""
-    groups: dict[str, list[Node]] = {}
+    """One Node per id and owner; a machine's labels (which `extend` moves) beat its request's."""
+    groups: dict[tuple[str, str], list[Node]] = {}
     for part in parts:
-        groups.setdefault(part.id, []).append(part)
+        groups.setdefault((part.id, part.owner), []).append(part)
     merged = []
     for group in groups.values():
         clusters = [n for n in group if n.strategy == "gke"]

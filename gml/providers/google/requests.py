@@ -31,7 +31,8 @@ def cloud_name(node_id: str) -> str:
 
 def request_id(spec: CreateSpec, offer: Offer) -> str:
     """Google's idempotency key: the same create sent twice is one create."""
-    return str(uuid.uuid5(_NAMESPACE, f"{spec.id}/{offer.strategy}/{offer.zone}/{spec.created}"))
+    place = f"{offer.strategy}/{offer.zone}"
+    return str(uuid.uuid5(_NAMESPACE, f"{spec.id}/{spec.owner}/{place}/{spec.created}"))
 
 
 def run_seconds(spec: CreateSpec, most_s: int, what: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from gml.errors import Denied, Elsewhere, GmlError, Incomplete, StockOut
-from gml.model import Node
+from gml.model import CreateSpec, Node
 from gml.places import region_of
 from gml.providers.google import responses
 from gml.providers.google.parts import items, merge, part_of, unreachable
@@ -14,10 +14,11 @@ from gml.providers.google.session import Session
 from gml.threads import in_parallel
 
 
-def look(session: Session, node_id: str, tried: str) -> Node | None:
+def look(session: Session, node: Node | CreateSpec, tried: str) -> Node | None:
     """Looks by name at one place for a node: GETs do not lag behind as lists do."""
+    ours = node.made if isinstance(node, CreateSpec) else node.holds
     strategy, _, zone = tried.partition(":")
-    name, parts = cloud_name(node_id), []
+    name, parts = cloud_name(node.id), []
     if strategy in ("node", "queued", "flex"):
         parts.append(get_part(session, "tpu", f"v2/{session.location(zone)}/nodes/{name}"))
     if strategy in ("queued", "flex"):
@@ -28,12 +29,12 @@ def look(session: Session, node_id: str, tried: str) -> Node | None:
         parts.append(get_part(session, "container", f"v1/{session.location(zone)}/clusters/{name}"))
     if strategy == "gce":
         root = f"compute/v1/projects/{session.config.project}"
-        sku_hosts = _hosts_of(session, node_id)
+        sku_hosts = _hosts_of(session, node.id)
         if sku_hosts == 1:
             parts.append(get_part(session, "compute", f"{root}/zones/{zone}/instances/{name}"))
         else:
             parts += _look_group(session, root, zone, name)
-    merged = merge([p for p in parts if p and p.id == node_id])
+    merged = merge([p for p in parts if p and ours(p)])
     return merged[0] if merged else None
 
 
@@ -144,10 +145,10 @@ def find(session: Session, node: Node) -> Node | None:
     if not places and node.resources:
         # A leftover without a zone, such as a policy: look at it by its own name.
         asked = (get_part(session, *r.split(":", 1)) for r in node.resources)
-        merged = merge([p for p in asked if p and p.id == node.id])
+        merged = merge([p for p in asked if p and node.holds(p)])
         return merged[0] if merged else None
     if not places:
-        return next((n for n in list_nodes(session) if n.id == node.id), None)
-    parts = [p for place in places if (p := look(session, node.id, place))]
+        return next((n for n in list_nodes(session) if node.holds(n)), None)
+    parts = [p for place in places if (p := look(session, node, place))]
     merged = merge(parts)
     return merged[0] if merged else None
