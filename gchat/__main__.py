@@ -286,11 +286,6 @@ def _models(args: list[str]) -> None:
 def _research(args: list[str]) -> None:
     raise_on_interrupt()
     verb = _known("gchat research", args, ["run", "with", "ideas"])
-    if verb == "with" and args[1:2] in (["-h"], ["--help"]):
-        from gchat.research.patched import HELP
-
-        print(HELP)
-        return
     if verb != "ideas":
         from gchat.research.driver import hand_over
 

@@ -34,6 +34,9 @@ def hand_over(verb: str, words: Sequence[str]) -> None:
         TreeError: the judge is unknown, or cannot be laid out.
     """
     if verb == "with":
+        if words[:1] in (["-h"], ["--help"]):
+            print(patched.HELP)
+            raise SystemExit(0)
         patched.run(words)
     judge = _judge(words)
     if os.environ.get(_DRIVEN) or {"-h", "--help"} & set(words) or judge == worktrees.WORKING_TREE:

@@ -1,4 +1,4 @@
-"""What the figures of a run mean: how it was measured, by its configuration."""
+"""Fields of a configuration that decide what the figures of its run mean."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ PLACES = ("data.cache_dir",)
 
 
 def measure_of(run_dir: Path) -> dict[str, Any]:
-    """What a run's figures mean: the fields of its configuration that decide how it is measured.
+    """Reads the fields of a run's configuration that decide how it is measured.
 
     Raises:
         GaiaError: the run has lost its configuration.

@@ -76,7 +76,7 @@ class Analysis:
     points: Points
     law: LossFit
     intervals: dict[str, tuple[float, float]]
-    """Of E, alpha and beta."""
+    """Intervals of E, alpha and beta."""
     splits: list[Split]
     held_out: list[HeldOut]
     level: float

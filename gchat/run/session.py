@@ -101,7 +101,7 @@ class Session:
 
     @property
     def checkpoints(self) -> Checkpointer:
-        """Where `begin` has opened them."""
+        """Checkpoints of the run; `begin` has opened them."""
         assert self._checkpoints is not None
         return self._checkpoints
 

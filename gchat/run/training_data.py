@@ -177,7 +177,7 @@ class TrainingData:
 
     @staticmethod
     def cache(config: TrainConfig) -> CacheOptions:
-        """Where shards of a bucket are kept on this machine, how many, and how long to wait."""
+        """Options of the cache: its folder, its size, and how long to wait for a bucket."""
         data = config.data
         return CacheOptions(data.cache_dir, int(data.cache_gib * 2**30), 60 * data.patience_minutes)
 

@@ -45,7 +45,7 @@ def delete(session: Session, node: Node, progress: Progress = silent) -> None:
 
 
 def _is_there(session: Session, node: Node, resource: str) -> bool:
-    """Whether a recorded resource exists, and is not a later one of another owner."""
+    """Tells whether a recorded resource exists, and is not a later one of another owner."""
     service, path = resource.split(":", 1)
     raw = session.api.get(service, path)
     part = part_of(raw, path) if raw is not None else None

@@ -113,7 +113,8 @@ def test_with_says_what_is_missing(words, said):
 
 @pytest.mark.parametrize("word", ["-h", "--help"])
 def test_with_has_help(word, capsys):
-    __main__.main(["research", "with", word])
+    with pytest.raises(SystemExit, match="0"):
+        __main__.main(["research", "with", word])
     assert "gchat research with +fast train" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""How a run ends: with the save under way on disk, whatever ends it, and its targets taken back."""
+"""Ends of a run: the save under way is on disk whatever ends it, and targets are taken back."""
 
 import time
 from types import SimpleNamespace
