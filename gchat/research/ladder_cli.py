@@ -118,7 +118,7 @@ def ladder_main(args: list[str]) -> None:
 def _show_plan(plan: sweeping.Sweep, options: Ladder) -> None:
     """The rungs with their sizes; those of a corpus not prepared yet by the ids it asks for."""
     config = load(list(plan.arguments), prog="gchat ladder")
-    vocab = (config.data.vocab_size,) * 2
+    vocab = (config.data.vocab_size, config.data.vocab_size)
     if options.data is not None:
         info = load_manifest(options.data).tokenizer
         vocab = (info.vocab_size, info.padded_vocab_size)
