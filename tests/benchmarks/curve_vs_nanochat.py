@@ -103,6 +103,22 @@ def prepare(args: argparse.Namespace) -> Path:
     return place
 
 
+def check_same(out: Path, data: Path, nanochat: Path) -> None:
+    """Stops where the folder's results are of other data, or of another nanochat or its rates."""
+    from gchat.research.cells import code_at, data_hash
+
+    now = {"data": data_hash(str(data)), "nanochat": code_at(nanochat).said}
+    now |= {"rates": RATES | {"decay": DECAY}}
+    path = out / "of.json"
+    if not path.exists():
+        path.write_text(json.dumps(now) + "\n")
+    for name, value in json.loads(path.read_text()).items():
+        if now[name] != value:
+            sys.exit(
+                f"{name} is {now[name]}, and {out} holds results of {value}: name another --out"
+            )
+
+
 def gchat(words: list[str], tree: Path) -> None:
     """Runs a verb of the code in `tree`."""
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1"}
@@ -139,7 +155,7 @@ def train_ours(
     every = max(1, cell.tokens // cell.batch // POINTS)
     if cell.side == "fast":
         words[1:1] = read("fast").options
-    name = f"{cell.side}-{cell.tokens}-{cell.batch}-s{cell.seed}"
+    name = f"{cell.side}-{cell.tokens}-{cell.batch}-s{cell.seed}-{COMMIT}"
     run = folder / name
     resume = ["--resume", "--allow-restart"] if (run / "config.yaml").exists() else []
     words += [f"--eval.every-steps={every}", "--run-dir", str(run), *resume]
@@ -320,7 +336,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         return {"rows": [], "skipped": reason}
     args.nanochat = args.nanochat.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
+    if COMMIT.endswith("+") and not args.quick:
+        sys.exit("this clone has uncommitted changes: commit them, so that results have a name")
     data, results = prepare(args), Results(args.out / "results.jsonl")
+    check_same(args.out, data, args.nanochat)
     eval_tokens = QUICK_EVAL_TOKENS if args.quick else EVAL_TOKENS
     write_validation(data, args.out, eval_tokens)
     trees = {"fast": fast_tree(args.out), "cpu": harness.ROOT, "baseline": harness.ROOT}
