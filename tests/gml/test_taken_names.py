@@ -31,6 +31,12 @@ def another_laptop() -> None:
         file.unlink()
 
 
+def listed(cloud) -> None:
+    """Waits until lists show what was made: they lag."""
+    cloud.drain()
+    time.sleep(2 * cloud.list_lag)
+
+
 def in_an_hour() -> float:
     return time.time() + 3600
 
@@ -40,7 +46,7 @@ def test_another_owners_machine_outlives_a_create_of_its_name(path, server, monk
     cloud = fresh(server, path)
     monkeypatch.setenv("GML_OWNER", "bob")
     create(make_fleet(), request(path))
-    cloud.settle()
+    listed(cloud)
     before = cloud.billable()
     another_laptop()
     monkeypatch.setenv("GML_OWNER", "ada")
@@ -55,7 +61,7 @@ def test_another_owners_machine_outlives_a_create_of_its_name(path, server, monk
 def test_ones_own_machine_of_another_laptop_is_not_adopted(path, server):
     cloud = fresh(server, path)
     create(make_fleet(), request(path))
-    cloud.settle()
+    listed(cloud)
     before = cloud.billable()
     another_laptop()
     cloud.offset = 60
