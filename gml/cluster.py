@@ -164,7 +164,6 @@ def create(fleet: Fleet, request: ClusterRequest, progress: Progress) -> Node:
         spot=request.spot, region=region_of(request.zone), provider="google"
     )
     most = None if price is None else price * request.max_slices
-    budget.check(fleet, f"the cluster {spec.id}", most, request.timeout_s)
     place = region_of(request.zone)
     with fleet.store.lock(spec.id), terminate_is_interrupt():
         record = fleet.store.get(spec.id)
@@ -174,21 +173,23 @@ def create(fleet: Fleet, request: ClusterRequest, progress: Progress) -> Node:
             # Left by a killed create, and taken over with the times in its labels.
             deadline = live.deadline or spec.deadline
             spec = dataclasses.replace(spec, created=live.created, deadline=deadline)
-        intent = fleet.store.put(
-            Node(
-                id=spec.id,
-                provider="google",
-                owner=spec.owner,
-                sku="cluster",
-                zone=place,
-                strategy="gke",
-                phase="intent",
-                deadline=spec.deadline,
-                created=spec.created,
-                timeout_s=request.timeout_s,
-                tried=(f"gke:{place}",),
-            )
+        intent = Node(
+            id=spec.id,
+            provider="google",
+            owner=spec.owner,
+            sku="cluster",
+            zone=place,
+            strategy="gke",
+            phase="intent",
+            deadline=spec.deadline,
+            created=spec.created,
+            timeout_s=request.timeout_s,
+            tried=(f"gke:{place}",),
+            price=most,
         )
+        with budget.reserving(fleet):
+            budget.check(fleet, f"the cluster {spec.id}", most, request.timeout_s, spec.id)
+            fleet.store.put(intent)
         try:
             _post(provider, create_call(fleet.config, request, spec), spec, progress)
             node = _wait_running(provider, intent, progress)

@@ -71,7 +71,7 @@ def reap(
         else:
             complete.add(provider.name)
         now = fleet.now()  # by the service's clock, now that it has answered
-        nodes += _unlisted(fleet, provider, records, {n.id for n in nodes}, report)
+        nodes += _unlisted(fleet, provider, records, list(nodes), report)
         for node in nodes:
             alive.add(node.id)
             if node.owner != fleet.config.owner and not all_owners:
@@ -132,7 +132,7 @@ def _obey_budget(fleet: Fleet, report: ReapReport, tell: Progress, dry_run: bool
         tell(f"deleting {node.id} ({over})")
         provider = fleet.provider(node.provider)
         if dry_run or _delete(fleet, provider, node, report):
-            report.kept = [n for n in report.kept if n.id != node.id]
+            report.kept = [n for n in report.kept if (n.id, n.owner) != (node.id, node.owner)]
             report.deleted.append(node.replace(note=over))
 
 
@@ -150,14 +150,14 @@ def _unlisted(
     fleet: Fleet,
     provider: Provider,
     records: dict[str, Node],
-    listed: set[str],
+    listed: list[Node],
     report: ReapReport,
 ) -> list[Node]:
     """Left by interrupted creates, and not in the list yet, which lags: looked up by name."""
     nodes = []
     for record in records.values():
-        ours = record.provider == provider.name and record.id not in listed and record.tried
-        if not ours or not _interrupted(fleet, record):
+        ours = record.provider == provider.name and record.tried
+        if not ours or any(map(record.holds, listed)) or not _interrupted(fleet, record):
             continue
         try:
             nodes += [n for n in (provider.find(record),) if n]

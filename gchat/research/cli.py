@@ -26,6 +26,7 @@ from gchat.research import compare as comparing
 from gchat.research import sweep as sweeping
 from gchat.research.options import training_words
 from gchat.research.statistics import LEVEL
+from gchat.run.folder import write_atomically
 
 MINUTES = 10.0
 
@@ -227,7 +228,7 @@ def compare_main(args: list[str]) -> None:
     options.check()
     arguments = training_words(options.preset, options.set)
     load(arguments, prog="gchat compare")  # a misspelt field is named before anything is done
-    named = "-vs-".join(name.replace("/", "_") for name in options.branches)
+    named = "-vs-".join(worktrees.folder_name(name) for name in options.branches)
     folder = Path(options.out or f"runs/compare/{named}").resolve()
     if options.on is not None:
         _rented(options, folder)
@@ -241,6 +242,8 @@ def compare_main(args: list[str]) -> None:
     plan = f"each of {len(options.branches) * len(options.seeds)} runs: {' '.join(arguments)}"
     print(plan, file=sys.stderr if options.json else sys.stdout, flush=True)
     if options.dry_run:
+        if options.data is not None:
+            cells.data_hash(options.data)
         for name in options.branches:
             worktrees.check_name(worktrees.repository(), name)
         return
@@ -260,7 +263,7 @@ def compare_main(args: list[str]) -> None:
     groups = {row.label: row.results for row in result.rows if row.axis == "tokens"}
     picture.curves(groups, folder / "curves.png", named, options.axes, against=next(iter(groups)))
     picture.page(folder / "report.html", named, lines, folder / "curves.png", facts)
-    (folder / "comparison.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_atomically(folder / "comparison.json", json.dumps(facts, indent=1) + "\n")
     print(json.dumps(facts) if options.json else "\n".join(lines))
     if not options.json:
         print(f"picture: {folder / 'curves.png'}, page: {folder / 'report.html'}")

@@ -10,11 +10,13 @@ from pathlib import Path
 from gaia.config import parse
 from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError, GaiaError
+from gaia.storage.files import make_folder
 from gchat.config import load, typed_options
 from gchat.research import cells, ladder, scaling, worktrees
 from gchat.research import sweep as sweeping
 from gchat.research.cells import Result
 from gchat.research.options import training_words
+from gchat.run.folder import write_atomically
 
 _UNIT = "bits per byte"
 _OF_POINTS = {"--points", "--leave-out-worst", "--out", "--json", "--no-json"}
@@ -152,12 +154,12 @@ def _show_ladder(
 
 def _show_analysis(analysis: scaling.Analysis, folder: Path, options: Ladder, unit: str) -> None:
     """Several ratios, or a table: the law of two axes."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     scaling.picture(analysis, folder / "ladder.png", unit)
     _show(scaling.shown(analysis), scaling.facts(analysis), folder, options)
 
 
 def _show(lines: Sequence[str], facts: dict, folder: Path, options: Ladder) -> None:
-    (folder / "ladder.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_atomically(folder / "ladder.json", json.dumps(facts, indent=1) + "\n")
     print(json.dumps(facts) if options.json else "\n".join(lines))
     print(f"picture: {folder / 'ladder.png'}", file=sys.stderr if options.json else sys.stdout)

@@ -96,7 +96,8 @@ def read_points(path: Path, leave_out_worst: int = 0) -> Points:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"--points {path} cannot be read: {error}", "name a CSV file") from None
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--points {path} cannot be read ({why})", "name a CSV file") from None
     if not rows:
         raise ConfigError(f"--points {path} holds no rows", f"give columns {', '.join(COLUMNS)}")
     amount = "tokens" if "tokens" in rows[0] else "flops"
@@ -149,7 +150,7 @@ def analyse(
     ratios = np.unique(np.round(points.tokens / points.params, 6))
     if len(np.unique(points.params)) < 2 or len(ratios) < 2:
         raise ConfigError(
-            f"{len(np.unique(points.params))} sizes at {len(ratios)} ratios of tokens to "
+            f"{len(np.unique(points.params))} size(s) at {len(ratios)} ratio(s) of tokens to "
             "parameters do not tell the two axes apart",
             "train two sizes or more at two ratios or more",
         )

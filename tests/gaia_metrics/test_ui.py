@@ -171,6 +171,7 @@ def test_a_live_run_moves(site, page):
     page.click("[data-tab=compare]")
     live.log(61, {"train/loss": 0.0625, "train/tokens": 610.0})
     page.wait_for_function("() => document.querySelector('#compare').innerText.includes('0.0625')")
+    assert page.locator("#compare").inner_text().count("0.0625") == 1  # of the live run alone
 
 
 @pytest.fixture(scope="module")

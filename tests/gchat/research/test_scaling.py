@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gaia.errors import ConfigError
+from gaia.storage.files import StorageError
 from gchat.research import ladder_cli
 from gchat.research.loss_fit import LossFit, fit
 from gchat.research.scaling import Points, analyse, read_points, shown
@@ -54,7 +55,7 @@ def test_a_held_out_size_is_predicted_within_its_interval():
 def test_points_along_one_axis_are_refused_and_flat_ones_have_no_best_split():
     points = made()
     one = points.tokens / points.params < 6
-    with pytest.raises(ConfigError, match="4 sizes at 1 ratios"):
+    with pytest.raises(ConfigError, match=r"4 size\(s\) at 1 ratio\(s\)"):
         analyse(points.kept(one))
     flat = Points(points.params, points.tokens, np.full(len(points.params), 2.0))
     assert any("no best split" in line for line in shown(analyse(flat, draws=10)))
@@ -101,6 +102,21 @@ def test_the_command_on_a_table(tmp_path, capsys):
     )
     assert (tmp_path / "out" / "ladder.png").stat().st_size > 5000
     assert json.loads((tmp_path / "out" / "ladder.json").read_text()) == facts
+
+
+def test_an_out_that_is_a_file_is_one_line(tmp_path):
+    points = made()
+    rows = [f"{n},{d},{v}" for n, d, v in zip(*vars(points).values(), strict=True)]
+    table = write(tmp_path / "points.csv", rows)
+    with pytest.raises(StorageError, match=r"cannot write .*points.csv"):
+        ladder_cli.ladder_main(["--points", str(table), "--out", str(table)])
+    assert table.read_text().startswith("params")
+
+
+def test_a_table_of_a_spreadsheet_begins_with_a_mark(tmp_path):
+    table = tmp_path / "points.csv"
+    table.write_text("params,tokens,loss\n1e6,1e7,3\n", encoding="utf-8-sig")
+    assert read_points(table).loss.tolist() == [3.0]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from gaia.errors import ConfigError
+from gaia.writer_lock import FolderInUse, WriterLock
 from gchat.research import cells, sweep
 from gchat.research.cells import Code, Result
 
@@ -36,6 +37,8 @@ def written(tmp_path, text):
         ("variants: {main: {}}\nseeds: 3", "a list of whole numbers"),
         ("variants: {main: {}}\nearly_stop: {at: 0.5}", "lacks behind"),
         ("variants: {main: {}}\nearly_stop: {at: 2, behind: 1}", "early_stop.at is 2"),
+        ("variants: {main: {}}\nearly_stop: {at: half, behind: 1}", "early_stop.at is 'half'"),
+        ("variants: {main: {}}\nset: [x]", "set is ['x']"),
         ("variants: {main: {}}\npreset: cpuu", "cpuu"),
         ("variants: {main: {model.depth: two}}", "variant main"),
     ],
@@ -148,6 +151,49 @@ def test_only_what_is_far_behind_is_stopped():
     assert not stop.ends(result(curve=[[50, 0, 0, 3.05]]), reference)
     assert stop.ends(result(curve=[[50, 0, 0, 3.2]]), reference)
     assert not stop.ends(result(curve=[[50, 0, 0, 3.2]]), None)
+
+
+def run_again(monkeypatch, tmp_path, cell, kept, stop=None):
+    """Results of a sweep of one cell of which a line is there; training it gives 1.0."""
+    cells.append_result(tmp_path / sweep.RESULTS, kept)
+    monkeypatch.setattr(sweep, "_check_unchanged", lambda cell: None)
+    monkeypatch.setattr(cells, "run_cell", lambda cell, *_, **__: result(id=cell.id, bpb=1.0))
+    return sweep.run_cells([cell], tmp_path, early_stop=stop, say=lambda line: None)
+
+
+def test_a_result_is_shown_under_the_name_that_its_variant_has_now(monkeypatch, tmp_path):
+    cell = cells.Cell("old", "d2", 1, (), Code("/x", "c" * 40), "data", "d")
+    kept = result(id=cell.id, variant="main")
+    (again,) = run_again(monkeypatch, tmp_path, cell, kept)
+    assert (again.variant, again.size, again.bpb) == ("old", "d2", 2.0)
+
+
+def test_what_was_stopped_early_goes_on_where_nothing_stops_it_now(monkeypatch, tmp_path):
+    cell = cells.Cell("idea", "", 1, (), Code("/x", "c" * 40), "data", "d")
+    (again,) = run_again(monkeypatch, tmp_path, cell, result(id=cell.id, status="stopped"))
+    assert again.bpb == 1.0
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "status"),
+    [("stop", 1, "diverged"), ("skip", 1, "failed"), ("stop", -9, "failed")],
+)
+def test_only_a_bad_step_that_ended_a_training_is_divergence(tmp_path, action, code, status):
+    (tmp_path / "bad_steps.jsonl").write_text(json.dumps({"step": 3, "action": action}) + "\n")
+    cell = cells.Cell("a", "", 1, (), Code(str(tmp_path), "c" * 40), "data", "d")
+    log = tmp_path / "log"
+    log.write_text("gchat: the last word\n")
+    assert cells._judge(cell, tmp_path, log, code, "").status == status
+
+
+def test_the_folder_of_a_training_that_outlived_its_sweep_is_left_alone(tmp_path):
+    cell = cells.Cell("a", "", 1, (), Code(str(tmp_path), "c" * 40), "data", "d")
+    run = tmp_path / "run"
+    with WriterLock(run / cells.LOCK, "a training"):
+        (run / "metrics.jsonl").write_text("{}")
+        with pytest.raises(FolderInUse):
+            cells.run_cell(cell, run)
+    assert (run / "metrics.jsonl").exists()
 
 
 WAITS = """import signal, sys, time
