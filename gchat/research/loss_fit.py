@@ -37,14 +37,22 @@ class LossFit:
 
     def predict(self, n: np.ndarray | float, d: np.ndarray | float = 1.0) -> np.ndarray:
         """Loss of models of `n` parameters on `d` tokens."""
-        n, d = np.asarray(n, float), np.asarray(d, float)
-        return self.e + self.a * n**-self.alpha + (self.b * d**-self.beta if self.b else 0.0)
+        # By logarithms: bootstrap draws have factors and powers that no float holds alone.
+        said = self.e + np.exp(np.log(self.a) - self.alpha * np.log(np.asarray(n, float)))
+        if self.b:
+            said = said + np.exp(np.log(self.b) - self.beta * np.log(np.asarray(d, float)))
+        return said
 
     def best_split(self, flops: float) -> tuple[float, float]:
-        """Parameters and tokens of the lowest loss at `flops` = 6 N D (Chinchilla's question)."""
-        g = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
-        n = g * (flops / 6) ** (self.beta / (self.alpha + self.beta))
-        return n, flops / 6 / n
+        """Parameters and tokens of the lowest loss at `flops` = 6 N D (Chinchilla's question).
+
+        At least one of each, which a law with nearly flat axes would leave.
+        """
+        pairs = flops / 6
+        odds = np.log(self.alpha * self.a) - np.log(self.beta * self.b)
+        log_n = (odds + self.beta * np.log(pairs)) / (self.alpha + self.beta)
+        n = float(np.exp(np.clip(log_n, 0.0, np.log(pairs))))
+        return n, pairs / n
 
 
 def fit(
