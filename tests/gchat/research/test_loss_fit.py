@@ -47,6 +47,18 @@ def test_the_best_split_is_the_lowest_loss_of_its_budget():
     assert (TRUE.predict(others, 1e21 / 6 / others) > TRUE.predict(n, d)).all()
 
 
+@pytest.mark.parametrize(
+    "law",
+    [LossFit(2.0, 1e-20, 0.02, 1e20, 0.02), LossFit(2.0, 1e20, 0.02, 1e-20, 0.02),
+     LossFit(2.0, 1e250, 24.0, 15.0, 0.3)],
+)  # fmt: skip
+def test_laws_that_a_bootstrap_draws_of_noise_have_figures_too(law):
+    """Their best splits lie beyond what floats hold, or below one parameter."""
+    n, d = law.best_split(1e12)
+    assert n >= 1 and d >= 1 and n * d == pytest.approx(1e12 / 6)
+    assert np.isfinite(law.predict(n, d))
+
+
 def test_the_bootstrap_interval_covers_the_truth():
     n, d, loss = made(noise=3e-3)
     laws = bootstrap(n, d, loss, samples=20)
