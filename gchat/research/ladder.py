@@ -75,13 +75,16 @@ def ladder_sweep(
     if not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError(f"--seeds are {list(seeds)}", "give one or more, each once")
     sizes = {
-        f"d{depth}" + (f"x{ratio:g}" if len(ratios) > 1 else ""): (
-            f"--model.depth={depth}", "--training.tokens-per-param", str(ratio)
-        )
+        f"d{depth}" + (f"x{ratio:g}" if len(ratios) > 1 else ""): size_words(depth, ratio)
         for depth in sorted(depths)
         for ratio in sorted(ratios)
-    }  # fmt: skip
+    }
     return Sweep((preset, *more), {"ladder": ()}, sizes, tuple(seeds))
+
+
+def size_words(depth: int, ratio: float) -> tuple[str, ...]:
+    """Words of `gchat train` for a depth and a ratio of tokens to matmul parameters."""
+    return (f"--model.depth={depth}", "--training.tokens-per-param", str(ratio))
 
 
 def params_of(arguments: Sequence[str], vocab: tuple[int, int]) -> tuple[int, int]:

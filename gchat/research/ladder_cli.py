@@ -109,7 +109,7 @@ def ladder_main(args: list[str]) -> None:
     info = load_manifest(data_dir).tokenizer
     vocab = (info.vocab_size, info.padded_vocab_size)
     if len(ratios) == 1:
-        _show_ladder(results, vocab, folder, options)
+        _show_ladder(plan, results, vocab, folder, options)
         return
     points, depths = ladder.points(results, vocab)
     held = depths == (max(options.depths) if options.hold_out else 0)
@@ -134,8 +134,9 @@ def _show_plan(plan: sweeping.Sweep, options: Ladder) -> None:
 
 
 def _show_ladder(
-    results: Sequence[Result], vocab: tuple[int, int], folder: Path, options: Ladder
-) -> None:
+    plan: sweeping.Sweep, results: Sequence[Result], vocab: tuple[int, int], folder: Path,
+    options: Ladder,
+) -> None:  # fmt: skip
     """One ratio of tokens to parameters: the law of one axis."""
     made = ladder.rungs(results, vocab)
     if missing := sorted(set(options.depths) - {rung.depth for rung in made}):
@@ -145,8 +146,8 @@ def _show_ladder(
         )
     known, last = (made[:-1], made[-1]) if options.hold_out else (made, None)
     depth = options.predict or (last.depth if last else made[-1].depth + 1)
-    words = [*training_words(options.preset, options.set), f"--model.depth={depth}"]
-    params = ladder.params_of((*words, "--training.tokens=1"), vocab)[0]
+    words = (*plan.arguments, *ladder.size_words(depth, options.tokens_per_param[0]))
+    params, _ = ladder.params_of(words, vocab)
     said = ladder.predict(known, params, measured=last.mean if last else None)
     ladder.picture(known, said, folder / "ladder.png")
     _show(ladder.shown(known, said), ladder.as_dict(known, said), folder, options)

@@ -47,7 +47,8 @@ def ensure_packages() -> None:
     script = Path(sys.argv[0]).resolve()
     if script.parent != Path(__file__).resolve().parent:  # imported by a test
         return
-    if sys.argv[1:2] == ["--worker"]:  # of a benchmark that made sure; it may be another Python
+    # Of a benchmark that made sure; it may be another Python, with other packages.
+    if sys.argv[1:2] == ["--worker"] or script.stem.endswith("_worker"):
         return
     missing = [name for name in _NEEDS.get(script.stem, _TRAINER) if not _installed(name)]
     if not missing:
