@@ -1,10 +1,17 @@
 """Ladders: the law of rungs whose law is known, the held-out rung, and what is refused."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
+from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError
-from gchat.research.ladder import Rung, ladder_sweep, picture, predict, shown
+from gchat.config import load
+from gchat.research import cells, ladder_cli, worktrees
+from gchat.research.cells import Result
+from gchat.research.ladder import Rung, ladder_sweep, params_of, picture, predict, rung_words, shown
 
 E, A, ALPHA, NOISE = 1.1, 60.0, 0.28, 0.003
 
@@ -40,6 +47,46 @@ def test_what_is_shown(tmp_path):
     assert f"off by {said.bpb - last.mean:+.4f}" in lines[-1] and "seed deviations" in lines[-1]
     picture(known, said, tmp_path / "ladder.png")
     assert (tmp_path / "ladder.png").stat().st_size > 5000
+
+
+NARROW = ("cpu", "--model.aspect_ratio=24", "--model.head_dim=24")
+
+
+@pytest.mark.parametrize("words", [("cpu",), ("baseline",), NARROW])
+def test_rungs_have_one_shape(words):
+    for depth in (2, 3, 5, 6, 9, 12):
+        config = load([*words, *rung_words(words, depth, 1.0)])
+        sizes = config.model.derive(4096, 4096).sizes
+        assert sizes.hidden == pytest.approx(8 / 3 * sizes.dim, rel=0.06)
+    wide = load([*NARROW, "--model.depth=3"]).model.derive(4096, 4096).sizes
+    assert wide.hidden > 1.3 * 8 / 3 * wide.dim  # so the plain model's would not
+
+
+def test_a_hidden_size_of_the_user_stays():
+    words = ("cpu", "--model.hidden=512")
+    assert load([*words, *rung_words(words, 3, 1.0)]).model.hidden == 512
+
+
+def test_finished_rungs_of_a_preset_with_a_warm_up_make_a_ladder(tmp_path, data_dir, capsys):
+    plan = ladder_sweep("cpu", (2, 3, 4, 5, 6), (1.0,), (1, 2))
+    info = load_manifest(data_dir).tokenizer
+    vocab = (info.vocab_size, info.padded_vocab_size)
+    lines = []
+    for cell in plan.cells(cells.code_at(worktrees.repository()), str(data_dir)):
+        params, tokens = params_of(cell.arguments, vocab)
+        bpb = E + A * params**-ALPHA + NOISE * cell.seed
+        done = Result(cell.id, "ladder", cell.size, cell.seed, "done", bpb, tokens, 0, 0)
+        lines.append(json.dumps(asdict(done) | {"arguments": list(cell.arguments)}) + "\n")
+    (tmp_path / "results.jsonl").write_text("".join(lines))
+    words = ["--depths", "2", "3", "4", "5", "6", "--data", str(data_dir), "--out", str(tmp_path)]
+    ladder_cli.ladder_main([*words, "--hold-out", "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert [rung["depth"] for rung in facts["rungs"]] == [2, 3, 4, 5]
+    assert facts["prediction"]["bpb"] == pytest.approx(facts["prediction"]["measured"], abs=NOISE)
+    ladder_cli.ladder_main(words)
+    told = capsys.readouterr().out
+    following = params_of((*plan.arguments, *rung_words(plan.arguments, 7, 1.0)), vocab)[0]
+    assert f"at {following:,}: " in told and len(lines) == 10
 
 
 @pytest.mark.parametrize("depths", [(2, 3, 4), (2, 2, 3, 4)])
