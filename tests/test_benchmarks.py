@@ -63,6 +63,15 @@ def test_what_a_cpu_cannot_measure_is_refused_in_one_line():
         assert (done.returncode, done.stderr.splitlines()[-1]) == (2, line)
 
 
+def test_a_worker_keeps_the_python_that_it_is_given():
+    """Nanochat's side runs where torch is, and jax is not: it must not start again in .venv."""
+    done = subprocess.run(
+        [sys.executable, "-S", "tests/benchmarks/curve_worker.py", "{}"], cwd=ROOT,
+        env=os.environ | {"GAIA_BENCHMARK_IN_VENV": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'numpy'"
+
+
 @pytest.mark.slow
 def test_streams_that_are_left_and_streams_that_are_read():
     """16 clients for ten seconds, on a model that is made for it; each answer is its own."""
