@@ -123,6 +123,8 @@ class Result:
     machine: dict[str, Any] = field(default_factory=dict)
     time: float = 0.0
     """Unix time of the end, in s."""
+    start_seconds: float = 0.0
+    """Of `seconds`, those until the first step had ended: compilation, and the first evaluation."""
 
 
 def code_at(path: str | Path) -> Code:
@@ -334,6 +336,7 @@ def _so_far(cell: Cell, folder: Path) -> Result:
         tokens=int(max(tokens.values(), default=0)),
         flops=max(flops.values(), default=0.0),
         seconds=round(max(seconds.values(), default=0.0), 3),
+        start_seconds=round(min(seconds.values(), default=0.0), 3),
         curve=curve,
         commit=cell.code.said,
         arguments=list(cell.arguments),

@@ -1,11 +1,13 @@
-"""Differences between runs that forbid to compare their figures: those that are found and said."""
+"""What forbids to compare two runs, and how far a branch trains at equal FLOPs and equal time."""
+
+from pathlib import Path
 
 import pytest
 import yaml
 
 from gaia.errors import GaiaError
 from gchat.config import CONFIG
-from gchat.research import compare
+from gchat.research import cells, compare, worktrees
 from gchat.research.cells import Result
 
 
@@ -38,3 +40,45 @@ def test_a_run_that_lost_its_config_is_one_line(tmp_path):
     with pytest.raises(GaiaError, match=f"lost its {CONFIG}") as refused:
         compare._differences(runs)
     assert "\n" not in str(refused.value)
+
+
+def ended(seconds, start, flops=1.0, status="done"):
+    return Result("i", "x", "", 1, status, 2.0, 1000, flops, seconds, start_seconds=start)
+
+
+def test_what_a_start_costs_is_paid_once_at_any_length():
+    # 1,000 tokens: 20 s to start and 40 s to train; the budget of 40 s buys half of them.
+    assert compare._afforded([ended(60.0, 20.0)], "time", 40.0) == 500
+    assert compare._afforded([ended(60.0, 20.0)], "time", 100.0) == 2000
+    assert compare._afforded([ended(60.0, 20.0)], "time", 20.0) == 0
+    assert compare._afforded([ended(60.0, 20.0, flops=4.0)], "flops", 2.0) == 500
+    runs = [ended(60.0, 20.0), ended(100.0, 20.0), ended(1.0, 1.0, status="failed")]
+    assert compare._afforded(runs, "time", 40.0) == 375
+    assert compare._afforded(runs[2:], "time", 40.0) is None
+
+
+def test_axes_train_as_many_tokens_as_the_first_branch_s_budget_buys(monkeypatch):
+    asked = {}
+
+    def train(trees, arguments, data_dir, seeds, folder, own):
+        asked[trees[0].name] = own[trees[0].name]
+        return {trees[0].name: [ended(30.0, 10.0)]}
+
+    monkeypatch.setattr(compare, "_train", train)
+    trees = [
+        worktrees.Tree(name, cells.Code("/x", "c" * 40), (1, 1, 0), ())
+        for name in ("main", "same", "slow", "stuck")
+    ]
+    trained = dict(zip((tree.name for tree in trees), (
+        [ended(30.0, 10.0)], [ended(30.5, 10.0)], [ended(60.0, 20.0)], [ended(90.0, 40.0)],
+    ), strict=True))  # fmt: skip
+    words = ["cpu", "--training.tokens=1000"]
+    rows = compare._again(trees, trained, "time", words, "d", [1], Path("f"), 0.95)
+    assert asked == {"slow": ("--training.tokens=250",)}
+    assert [row.note for row in rows] == [
+        "",
+        "costs the same per token (1.025)",
+        "4.00 of the cost per token, so --training.tokens=250",
+        "no token at this budget: its start alone takes 30 s",
+    ]
+    assert "no result, " in compare.shown(compare.Comparison(rows, (1,), 0.95, []))[4]
