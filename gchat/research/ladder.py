@@ -24,7 +24,6 @@ from gchat.research.sweep import Sweep
 
 LEVEL = 0.95
 _DRAWS = 1000
-_SHAPE = 0.03
 
 
 @dataclass(frozen=True)
@@ -75,30 +74,17 @@ def ladder_sweep(
         raise ConfigError(f"--tokens-per-param is {list(ratios)}", "give different numbers above 0")
     if not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError(f"--seeds are {list(seeds)}", "give one or more, each once")
-    words = (preset, *more)
     sizes = {
-        f"d{depth}" + (f"x{ratio:g}" if len(ratios) > 1 else ""): rung_words(words, depth, ratio)
+        f"d{depth}" + (f"x{ratio:g}" if len(ratios) > 1 else ""): rung_words(depth, ratio)
         for depth in sorted(depths)
         for ratio in sorted(ratios)
     }
-    return Sweep(words, {"ladder": ()}, sizes, tuple(seeds))
+    return Sweep((preset, *more), {"ladder": ()}, sizes, tuple(seeds))
 
 
-def rung_words(words: Sequence[str], depth: int, ratio: float) -> tuple[str, ...]:
-    """More words of `gchat train` for a depth and a ratio of tokens to matmul parameters.
-
-    Small hidden sizes are rounded up to whole tiles, by up to a third, which makes the MLP of one
-    rung fatter than another's. Rungs of different proportions follow no common law, so a hidden
-    size more than 3% off is given.
-    """
-    deep = f"--model.depth={depth}"
-    model = load([*words, deep], prog="gchat ladder").model
-    sizes = model.derive(1, 1).sizes
-    exact = 8 / 3 * sizes.dim
-    shape: tuple[str, ...] = ()
-    if model.hidden is None and abs(sizes.hidden / exact - 1) > _SHAPE:
-        shape = (f"--model.hidden={max(16, round(exact / 16) * 16)}",)
-    return (deep, *shape, "--training.tokens-per-param", str(ratio))
+def rung_words(depth: int, ratio: float) -> tuple[str, ...]:
+    """More words of `gchat train` for a depth and a ratio of tokens to matmul parameters."""
+    return (f"--model.depth={depth}", "--training.tokens-per-param", str(ratio))
 
 
 def params_of(arguments: Sequence[str], vocab: tuple[int, int]) -> tuple[int, int]:

@@ -146,7 +146,7 @@ def _show_ladder(
         )
     known, last = (made[:-1], made[-1]) if options.hold_out else (made, None)
     depth = options.predict or (last.depth if last else made[-1].depth + 1)
-    more = ladder.rung_words(plan.arguments, depth, options.tokens_per_param[0])
+    more = ladder.rung_words(depth, options.tokens_per_param[0])
     params, _ = ladder.params_of((*plan.arguments, *more), vocab)
     said = ladder.predict(known, params, measured=last.mean if last else None)
     ladder.picture(known, said, folder / "ladder.png")

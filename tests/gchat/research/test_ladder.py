@@ -8,7 +8,6 @@ import pytest
 
 from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError
-from gchat.config import load
 from gchat.research import cells, ladder_cli, worktrees
 from gchat.research.cells import Result
 from gchat.research.ladder import Rung, ladder_sweep, params_of, picture, predict, rung_words, shown
@@ -49,24 +48,6 @@ def test_what_is_shown(tmp_path):
     assert (tmp_path / "ladder.png").stat().st_size > 5000
 
 
-NARROW = ("cpu", "--model.aspect_ratio=24", "--model.head_dim=24")
-
-
-@pytest.mark.parametrize("words", [("cpu",), ("baseline",), NARROW])
-def test_rungs_have_one_shape(words):
-    for depth in (2, 3, 5, 6, 9, 12):
-        config = load([*words, *rung_words(words, depth, 1.0)])
-        sizes = config.model.derive(4096, 4096).sizes
-        assert sizes.hidden == pytest.approx(8 / 3 * sizes.dim, rel=0.06)
-    wide = load([*NARROW, "--model.depth=3"]).model.derive(4096, 4096).sizes
-    assert wide.hidden > 1.3 * 8 / 3 * wide.dim  # so the plain model's would not
-
-
-def test_a_hidden_size_of_the_user_stays():
-    words = ("cpu", "--model.hidden=512")
-    assert load([*words, *rung_words(words, 3, 1.0)]).model.hidden == 512
-
-
 def test_finished_rungs_of_a_preset_with_a_warm_up_make_a_ladder(tmp_path, data_dir, capsys):
     plan = ladder_sweep("cpu", (2, 3, 4, 5, 6), (1.0,), (1, 2))
     info = load_manifest(data_dir).tokenizer
@@ -85,7 +66,7 @@ def test_finished_rungs_of_a_preset_with_a_warm_up_make_a_ladder(tmp_path, data_
     assert facts["prediction"]["bpb"] == pytest.approx(facts["prediction"]["measured"], abs=NOISE)
     ladder_cli.ladder_main(words)
     told = capsys.readouterr().out
-    following = params_of((*plan.arguments, *rung_words(plan.arguments, 7, 1.0)), vocab)[0]
+    following = params_of((*plan.arguments, *rung_words(7, 1.0)), vocab)[0]
     assert f"at {following:,}: " in told and len(lines) == 10
 
 
