@@ -124,7 +124,7 @@ class Result:
     time: float = 0.0
     """Unix time of the end, in s."""
     start_seconds: float = 0.0
-    """Of `seconds`, those until the first step had ended: compilation, and the first evaluation."""
+    """Seconds until the first step had ended: compilation, and the first evaluation."""
 
 
 def code_at(path: str | Path) -> Code:

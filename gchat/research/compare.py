@@ -211,12 +211,12 @@ def _afforded(results: Sequence[Result], axis: Axis, budget: float) -> float | N
 
     What a training spends before its second step (it compiles) is the same for any length.
     """
-    found = []
+    tokens = []
     for r in (r for r in results if r.status == "done"):
         start, spent = (0.0, r.flops) if axis == "flops" else (r.start_seconds, r.seconds)
         if spent > start:
-            found.append(r.tokens * max(0.0, budget - start) / (spent - start))
-    return statistics.median(found) if found else None
+            tokens.append(r.tokens * max(0.0, budget - start) / (spent - start))
+    return statistics.median(tokens) if tokens else None
 
 
 def _differences(trained: Mapping[str, list[Result]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What forbids to compare two runs, and how far a branch trains at equal FLOPs and equal time."""
+"""Differences that forbid to compare two runs; tokens that equal FLOPs and equal time buy."""
 
 from pathlib import Path
 
