@@ -178,7 +178,7 @@ def _again(
         if not budget or afforded is None:
             continue
         if not afforded:
-            note = f"no token at this budget: its start alone takes {budget:.0f} s"
+            note = f"no token at this budget: its start takes all of the {budget:.0f} s"
             rows.append(Row(tree, axis, [], None, note))
             continue
         cost = tokens / afforded

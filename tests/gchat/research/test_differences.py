@@ -79,6 +79,6 @@ def test_axes_train_as_many_tokens_as_the_first_branch_s_budget_buys(monkeypatch
         "",
         "costs the same per token (1.025)",
         "4.00 of the cost per token, so --training.tokens=250",
-        "no token at this budget: its start alone takes 30 s",
+        "no token at this budget: its start takes all of the 30 s",
     ]
     assert "no result, " in compare.shown(compare.Comparison(rows, (1,), 0.95, []))[4]
