@@ -24,10 +24,11 @@ from typing import Any
 
 from gaia.config import load_preset
 from gaia.data.manifest import MANIFEST, load_manifest
-from gaia.errors import DataError, GaiaError
+from gaia.errors import GaiaError
 from gaia.storage.files import join, read_bytes
 from gaia.writer_lock import WriterLock
 from gchat.config import CONFIG_DIR
+from gchat.research.source_tree import Code
 from gchat.run.folder import BAD_STEPS
 from gchat.run.lock import LOCK
 from gchat.run.series import Series, read_series
@@ -38,34 +39,6 @@ KILL_S = 120.0
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 REDONE = ("failed", "interrupted")
 """Statuses of cells that a sweep trains again."""
-SOURCES = ("gaia", "gaia_metrics", "gchat", "gml", "pyproject.toml")
-"""Paths of a clone that decide a training: notes and sweep files beside them do not."""
-
-DIFF = (
-    "-c", "color.ui=false", "diff", "--no-ext-diff", "--no-color", "--src-prefix=a/",
-    "--dst-prefix=b/",
-)  # fmt: skip
-"""Words of a `git diff` that no configuration of the user changes."""
-
-
-@dataclass(frozen=True)
-class Code:
-    """A source tree, as it is on disk.
-
-    Attributes:
-        path: of the tree.
-        commit: full hash of its HEAD.
-        changes: hash of what differs from that commit in `SOURCES`; empty for a clean tree.
-    """
-
-    path: str
-    commit: str
-    changes: str = ""
-
-    @property
-    def said(self) -> str:
-        """The commit for people; a `+` and four letters stand for uncommitted changes."""
-        return self.commit[:10] + (f"+{self.changes[:4]}" if self.changes else "")
 
 
 @dataclass(frozen=True)
@@ -125,28 +98,6 @@ class Result:
     """Unix time of the end, in s."""
     start_seconds: float = 0.0
     """Seconds until the first step had ended: compilation, and the first evaluation."""
-
-
-def code_at(path: str | Path) -> Code:
-    """The state of a git work tree.
-
-    Raises:
-        DataError: the folder is not one.
-    """
-    try:
-        commit = _git(path, "rev-parse", "HEAD").decode().strip()
-        there = ("--", *SOURCES, ":(exclude)*.md")
-        differing = _git(path, *DIFF, "HEAD", "--binary", *there)
-        listed = _git(path, "ls-files", "--others", "--exclude-standard", "-z", *there)
-    except (OSError, subprocess.CalledProcessError):
-        raise DataError(f"{str(path)!r} is no git work tree", "run this in a clone") from None
-    digest = hashlib.sha256(differing)
-    names = sorted(listed.split(b"\0"))
-    untracked = [name for name in names if name.endswith((b".py", b".yaml", b".toml"))]
-    for name in untracked:
-        digest.update(name + b"\0" + (Path(path) / os.fsdecode(name)).read_bytes())
-    changed = bool(differing or untracked)
-    return Code(str(Path(path).resolve()), commit, digest.hexdigest() if changed else "")
 
 
 def preset_hash(arguments: Sequence[str]) -> str:
@@ -381,8 +332,3 @@ def _json(path: Path) -> Mapping[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-
-
-def _git(path: str | Path, *words: str) -> bytes:
-    done = subprocess.run(["git", "-C", str(path), *words], capture_output=True, check=True)
-    return done.stdout

@@ -20,6 +20,7 @@ from gchat.research import (
     length,
     picture,
     rented,
+    source_tree,
     worktrees,
 )
 from gchat.research import compare as comparing
@@ -205,7 +206,7 @@ def sweep_main(args: list[str]) -> None:
     sweep, data = sweeping.read_sweep(path)
     folder = Path(options.out or f"runs/sweeps/{path.stem}").resolve()
     data_dir = sweeping.data_of(sweep.arguments, data)
-    wanted = sweep.cells(cells.code_at(worktrees.repository()), data_dir)
+    wanted = sweep.cells(source_tree.code_at(worktrees.repository()), data_dir)
     if options.dry_run:
         for cell in wanted:
             print(f"{cell.name}: {' '.join(cell.arguments)} --training.seed {cell.seed}")

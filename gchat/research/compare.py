@@ -171,24 +171,19 @@ def _again(
     """The rows of an axis on which the branches' tokens differ."""
     base = trained[trees[0].name]
     tokens = _tokens(arguments)
-    budget = _spent(base, axis)
+    per_token = {tree.name: _cost(trained[tree.name], axis) for tree in trees}
     rows = [Row(trees[0], axis, base, None)]
     for tree in trees[1:]:
-        afforded = _afforded(trained[tree.name], axis, budget)
-        if not budget or afforded is None:
+        cost, reference = per_token[tree.name], per_token[trees[0].name]
+        if not cost or not reference:
             continue
-        if not afforded:
-            note = f"no token at this budget: its start takes all of the {budget:.0f} s"
-            rows.append(Row(tree, axis, [], None, note))
-            continue
-        cost = tokens / afforded
-        if abs(cost - 1) <= CLOSE[axis]:
-            note = f"costs the same per token ({cost:.3f})"
+        if abs(cost / reference - 1) <= CLOSE[axis]:
+            note = f"costs the same per token ({cost / reference:.3f})"
             rows.append(_row(tree, axis, trained[tree.name], base, level, note))
             continue
-        longer = (f"--training.tokens={round(afforded)}",)
+        longer = (f"--training.tokens={round(tokens * reference / cost)}",)
         results = _train([tree], arguments, data_dir, seeds, folder, {tree.name: longer})
-        note = f"{cost:.2f} of the cost per token, so {longer[0]}"
+        note = f"{cost / reference:.2f} of the cost per token, so {longer[0]}"
         rows.append(_row(tree, axis, results[tree.name], base, level, note))
     return rows
 
@@ -200,23 +195,18 @@ def _tokens(arguments: Sequence[str]) -> int:
     return tokens
 
 
-def _spent(results: Sequence[Result], axis: Axis) -> float:
-    """Median FLOPs, or seconds, of finished trainings; 0 where there is none."""
-    spent = [r.flops if axis == "flops" else r.seconds for r in results if r.status == "done"]
-    return statistics.median(spent) if spent else 0.0
+def _cost(results: Sequence[Result], axis: Axis) -> float:
+    """Median cost of a token: FLOPs, or seconds of training behind the first step.
 
-
-def _afforded(results: Sequence[Result], axis: Axis, budget: float) -> float | None:
-    """Median tokens that a budget buys, by what finished trainings have spent.
-
-    What a training spends before its second step (it compiles) is the same for any length.
+    What a training spends until then (it compiles) is the same for any length, and long ones do
+    not feel it.
     """
-    tokens = []
-    for r in (r for r in results if r.status == "done"):
-        start, spent = (0.0, r.flops) if axis == "flops" else (r.start_seconds, r.seconds)
-        if spent > start:
-            tokens.append(r.tokens * max(0.0, budget - start) / (spent - start))
-    return statistics.median(tokens) if tokens else None
+    costs = [
+        (r.flops if axis == "flops" else r.seconds - r.start_seconds) / r.tokens
+        for r in results
+        if r.status == "done" and r.tokens
+    ]
+    return statistics.median(costs) if costs else 0.0
 
 
 def _differences(trained: Mapping[str, list[Result]]) -> list[str]:

@@ -18,8 +18,9 @@ from gaia.errors import ConfigError, DataError
 from gaia.writer_lock import WriterLock
 from gchat.config import load
 from gchat.research import worktrees
-from gchat.research.cells import DIFF, Cell, Result, data_hash, run_cell
+from gchat.research.cells import Cell, Result, data_hash, run_cell
 from gchat.research.measure import measure, measure_of
+from gchat.research.source_tree import DIFF
 from gchat.research.worktrees import WORKING_TREE, Tree, make_tree
 from gchat.run.folder import write_atomically
 from gchat.run.series import read_series

@@ -12,7 +12,7 @@ from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError, GaiaError
 from gaia.storage.files import make_folder
 from gchat.config import load, typed_options
-from gchat.research import cells, ladder, scaling, worktrees
+from gchat.research import ladder, scaling, source_tree, worktrees
 from gchat.research import sweep as sweeping
 from gchat.research.cells import Result
 from gchat.research.options import training_words
@@ -104,7 +104,7 @@ def ladder_main(args: list[str]) -> None:
         _show_plan(plan, options)
         return
     data_dir = sweeping.data_of(plan.arguments, options.data)
-    wanted = plan.cells(cells.code_at(worktrees.repository()), data_dir)
+    wanted = plan.cells(source_tree.code_at(worktrees.repository()), data_dir)
     results = sweeping.run_cells(wanted, folder)
     info = load_manifest(data_dir).tokenizer
     vocab = (info.vocab_size, info.padded_vocab_size)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from gaia.errors import ConfigError
 from gchat.research import worktrees
-from gchat.research.cells import code_at
 from gchat.research.ideas import Idea, read
+from gchat.research.source_tree import code_at
 
 FOLDER = Path("runs/with")
 TRAINS = ("train", "speedrun")

@@ -32,8 +32,9 @@ from gaia.writer_lock import WriterLock
 from gchat.config import load
 from gchat.evals.progress_line import clock
 from gchat.research import cells
-from gchat.research.cells import Cell, Code, Result
+from gchat.research.cells import Cell, Result
 from gchat.research.options import options
+from gchat.research.source_tree import Code, code_at
 
 RESULTS = "results.jsonl"
 _FIELDS = ("preset", "data", "set", "variants", "sizes", "seeds", "early_stop")
@@ -232,7 +233,7 @@ def _check_unchanged(cell: Cell) -> None:
 
     Hours may lie between the start of a sweep and that of a cell.
     """
-    changed = cell.code.path if cells.code_at(cell.code.path) != cell.code else ""
+    changed = cell.code.path if code_at(cell.code.path) != cell.code else ""
     if cells.preset_hash(cell.arguments) != cell.preset_hash:
         changed = cell.arguments[0]
     if changed:

@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from gaia.errors import ConfigError, DataError, GaiaError
 from gchat.research import ideas
-from gchat.research.cells import DIFF, Code, code_at
 from gchat.research.ideas import Idea
+from gchat.research.source_tree import DIFF, Code, code_at
 
 JUDGES = (
     "gchat/evals", "gchat/run/scorer.py", "gchat/run/scorer", "gchat/run/names.py",

@@ -104,7 +104,8 @@ def prepare(args: argparse.Namespace) -> Path:
 
 def check_same(out: Path, data: Path, nanochat: Path) -> None:
     """Stops where the folder's results are of other data, or of another nanochat or its rates."""
-    from gchat.research.cells import code_at, data_hash
+    from gchat.research.cells import data_hash
+    from gchat.research.source_tree import code_at
 
     now = {"data": data_hash(str(data)), "nanochat": code_at(nanochat).said}
     now |= {"rates": RATES | {"decay": DECAY}}

@@ -1,4 +1,4 @@
-"""Differences that forbid to compare two runs; tokens that equal FLOPs and equal time buy."""
+"""Differences that forbid to compare two runs, and tokens that equal time buys."""
 
 from pathlib import Path
 
@@ -7,8 +7,9 @@ import yaml
 
 from gaia.errors import GaiaError
 from gchat.config import CONFIG
-from gchat.research import cells, compare, worktrees
+from gchat.research import compare, worktrees
 from gchat.research.cells import Result
+from gchat.research.source_tree import Code
 
 
 def trained(folder, name, **config):
@@ -46,18 +47,8 @@ def ended(seconds, start, flops=1.0, status="done"):
     return Result("i", "x", "", 1, status, 2.0, 1000, flops, seconds, start_seconds=start)
 
 
-def test_what_a_start_costs_is_paid_once_at_any_length():
-    # 1,000 tokens: 20 s to start and 40 s to train; the budget of 40 s buys half of them.
-    assert compare._afforded([ended(60.0, 20.0)], "time", 40.0) == 500
-    assert compare._afforded([ended(60.0, 20.0)], "time", 100.0) == 2000
-    assert compare._afforded([ended(60.0, 20.0)], "time", 20.0) == 0
-    assert compare._afforded([ended(60.0, 20.0, flops=4.0)], "flops", 2.0) == 500
-    runs = [ended(60.0, 20.0), ended(100.0, 20.0), ended(1.0, 1.0, status="failed")]
-    assert compare._afforded(runs, "time", 40.0) == 375
-    assert compare._afforded(runs[2:], "time", 40.0) is None
-
-
-def test_axes_train_as_many_tokens_as_the_first_branch_s_budget_buys(monkeypatch):
+def axis_of_time(monkeypatch, **trained):
+    """Rows of the axis, and the tokens that branches were trained on again."""
     asked = {}
 
     def train(trees, arguments, data_dir, seeds, folder, own):
@@ -65,20 +56,29 @@ def test_axes_train_as_many_tokens_as_the_first_branch_s_budget_buys(monkeypatch
         return {trees[0].name: [ended(30.0, 10.0)]}
 
     monkeypatch.setattr(compare, "_train", train)
-    trees = [
-        worktrees.Tree(name, cells.Code("/x", "c" * 40), (1, 1, 0), ())
-        for name in ("main", "same", "slow", "stuck")
-    ]
-    trained = dict(zip((tree.name for tree in trees), (
-        [ended(30.0, 10.0)], [ended(30.5, 10.0)], [ended(60.0, 20.0)], [ended(90.0, 40.0)],
-    ), strict=True))  # fmt: skip
+    trees = [worktrees.Tree(name, Code("/x", "c" * 40)) for name in trained]
     words = ["cpu", "--training.tokens=1000"]
     rows = compare._again(trees, trained, "time", words, "d", [1], Path("f"), 0.95)
-    assert asked == {"slow": ("--training.tokens=250",)}
-    assert [row.note for row in rows] == [
+    return [row.note for row in rows], asked
+
+
+def test_equal_time_leaves_out_what_a_start_costs(monkeypatch):
+    notes, asked = axis_of_time(
+        monkeypatch,
+        main=[ended(30.0, 10.0)],
+        compiles_long=[ended(90.0, 70.0)],
+        slow=[ended(60.0, 20.0)],
+        failed=[ended(1.0, 1.0, status="failed")],
+    )
+    assert notes == [
         "",
-        "costs the same per token (1.025)",
-        "4.00 of the cost per token, so --training.tokens=250",
-        "no token at this budget: its start takes all of the 30 s",
+        "costs the same per token (1.000)",
+        "2.00 of the cost per token, so --training.tokens=500",
     ]
-    assert "no result, " in compare.shown(compare.Comparison(rows, (1,), 0.95, []))[4]
+    assert asked == {"slow": ("--training.tokens=500",)}
+
+
+def test_a_commit_beside_itself_is_not_trained_again(monkeypatch):
+    runs = [ended(30.0, 10.0), ended(50.0, 12.0)]  # seeds that another job slowed down
+    notes, asked = axis_of_time(monkeypatch, main=runs, itself=runs)
+    assert notes == ["", "costs the same per token (1.000)"] and not asked

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,18 @@ def test_it_stays_where_it_is_the_judge_or_only_help_is_wanted(clone, become, mo
     assert become("--judge", ".") is None
     monkeypatch.setenv(driver._DRIVEN, "1")
     assert become() is None
+
+
+def test_nothing_that_an_agent_may_break_is_needed_to_reach_the_judge():
+    """Neither the model nor what imports it: a tree that cannot start is a crash with a line."""
+    program = "import gchat.__main__, gchat.research.driver, sys; print(*sys.modules)"
+    command = [sys.executable, "-c", program]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    loaded = {name for name in said if name.startswith(("gchat.", "gaia."))}
+    assert {name for name in loaded if not name.startswith("gchat.research.")} <= {
+        "gchat.__main__", "gchat.research", "gaia.config", "gaia.errors", "gaia.extras",
+        "gaia.interrupt", "gaia.option_text",
+    }  # fmt: skip
 
 
 def test_an_unknown_judge_is_one_line(clone, become):

@@ -8,7 +8,7 @@ import pytest
 
 from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError
-from gchat.research import cells, ladder_cli, worktrees
+from gchat.research import ladder_cli, source_tree, worktrees
 from gchat.research.cells import Result
 from gchat.research.ladder import Rung, ladder_sweep, params_of, picture, predict, rung_words, shown
 
@@ -53,7 +53,7 @@ def test_finished_rungs_of_a_preset_with_a_warm_up_make_a_ladder(tmp_path, data_
     info = load_manifest(data_dir).tokenizer
     vocab = (info.vocab_size, info.padded_vocab_size)
     lines = []
-    for cell in plan.cells(cells.code_at(worktrees.repository()), str(data_dir)):
+    for cell in plan.cells(source_tree.code_at(worktrees.repository()), str(data_dir)):
         params, tokens = params_of(cell.arguments, vocab)
         bpb = E + A * params**-ALPHA + NOISE * cell.seed
         done = Result(cell.id, "ladder", cell.size, cell.seed, "done", bpb, tokens, 0, 0)

@@ -13,8 +13,9 @@ import yaml
 
 from gaia.errors import ConfigError
 from gaia.writer_lock import FolderInUse, WriterLock
-from gchat.research import cells, sweep
-from gchat.research.cells import Code, Result
+from gchat.research import cells, source_tree, sweep
+from gchat.research.cells import Result
+from gchat.research.source_tree import Code
 
 ROOT = Path(__file__).parents[3]
 
@@ -85,11 +86,11 @@ def clone(tmp_path):
     ],
 )
 def test_only_what_decides_a_training_is_another_code(clone, name, counts):
-    before = cells.code_at(clone)
+    before = source_tree.code_at(clone)
     assert not before.changes
     (clone / name).parent.mkdir(exist_ok=True)
     (clone / name).write_text("other = 1\n")
-    assert (cells.code_at(clone) != before) is counts
+    assert (source_tree.code_at(clone) != before) is counts
 
 
 def test_a_preset_s_content_is_part_of_a_cell(data_dir, tmp_path):
@@ -116,7 +117,7 @@ def test_a_cell_trains_nothing_but_what_its_identity_says(clone, tmp_path, chang
     preset.write_text("model: {depth: 2}")
     digest = cells.preset_hash([str(preset)])
     wanted = [
-        cells.Cell("a", "", seed, (str(preset),), cells.code_at(clone), "data", "d", digest)
+        cells.Cell("a", "", seed, (str(preset),), source_tree.code_at(clone), "data", "d", digest)
         for seed in (1, 2)
     ]
 
