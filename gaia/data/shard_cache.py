@@ -222,23 +222,35 @@ class ShardCache:
         while True:
             with self._open_lock(self.folder / "room") as room:
                 self._flock(room, fcntl.LOCK_EX)
-                if self._make_room(shard.bytes, self.limit_bytes):
-                    try:
-                        _allocate(part, shard.bytes)
-                        return
-                    except OSError as error:
-                        part.unlink(missing_ok=True)
-                        # The disk is smaller than the limit, or others use it: what is there
-                        # already then becomes the limit.
-                        held = sum(size for _, size, _ in self._files())
-                        if error.errno not in storage.FULL or not self._make_room(
-                            shard.bytes, max(held, shard.bytes)
-                        ):
-                            raise
-                        _allocate(part, shard.bytes)
-                        return
+                if self._make_room(shard.bytes, self.limit_bytes) and self._take(part, shard.bytes):
+                    return
             if self._stop.wait(_POLL_S):  # every file is in use; one will be free
                 raise gcs.Stopped(f"{self.uri} was not read to the end", "")
+
+    def _take(self, part: Path, size: int) -> bool:
+        """Takes the room on the disk; False where files that are in use have to be waited for.
+
+        The disk may be smaller than the limit, or others may use it: unused files then go one by
+        one until there is room, and OSError says that even all of them were not enough.
+        """
+        waiting: list[Path] = []
+        unused = iter([path for _, _, path in sorted(self._files())])
+        while True:
+            try:
+                _allocate(part, size)
+                return True
+            except OSError as error:
+                part.unlink(missing_ok=True)
+                if error.errno not in storage.FULL:
+                    raise
+                for path in unused:
+                    if self._remove_unused(path):
+                        break
+                    waiting.append(path)
+                else:
+                    if not waiting:
+                        raise
+                    return False
 
     def _make_room(self, needed: int, limit: int) -> bool:
         """Removes unused files, the longest unused first, until `needed` bytes fit the limit."""

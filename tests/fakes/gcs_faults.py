@@ -1,5 +1,11 @@
-"""Faults of the fake Google Cloud Storage, and what it counts."""
+"""Faults of the fake Google Cloud Storage, and what it counts.
 
+Whether a request meets a fault depends on the seed, the object's name and how often it was asked
+for, not on how the threads of a client happen to take turns: a test meets the same faults each
+time.
+"""
+
+import collections
 import random
 import re
 import threading
@@ -20,7 +26,7 @@ class Faults:
         flip_share: share of media answers with one byte changed.
         match: only requests whose decoded path matches this expression fail, break or flip.
         denied: permissions the caller lacks, such as "storage.objects.get".
-        seed: of the dice.
+        seed: which requests of each object are hit.
     """
 
     latency_s: float = 0.0
@@ -71,7 +77,7 @@ class Trouble:
         """Replaces all faults: what is not named is healthy."""
         known = {k: tuple(v) if isinstance(v, list) else v for k, v in faults.items()}
         self.faults = Faults(**known)
-        self._dice = random.Random(self.faults.seed)
+        self._asked = collections.Counter[tuple[str, str]]()
         self._code = 0
 
     def reset_stats(self) -> None:
@@ -87,7 +93,7 @@ class Trouble:
         with self._lock:
             self.stats.requests += 1
             self.stats.by_method[method] = self.stats.by_method.get(method, 0) + 1
-            if not self._hits(self.faults.fail_share, path):
+            if not self._hits("fail_share", path):
                 return None
             self.stats.failed += 1
             self._code += 1
@@ -96,23 +102,25 @@ class Trouble:
     def breaks(self, path: str) -> bool:
         """Tells whether the body about to be sent breaks off."""
         with self._lock:
-            hit = self._hits(self.faults.reset_share, path)
+            hit = self._hits("reset_share", path)
             self.stats.reset += hit
             return hit
 
     def flips(self, path: str) -> bool:
         """Tells whether the body about to be sent has a wrong byte."""
         with self._lock:
-            hit = self._hits(self.faults.flip_share, path)
+            hit = self._hits("flip_share", path)
             self.stats.flipped += hit
             return hit
 
-    def _hits(self, share: float, path: str) -> bool:
-        return (
-            share > 0
-            and re.search(self.faults.match, path) is not None
-            and self._dice.random() < share
-        )
+    def _hits(self, kind: str, path: str) -> bool:
+        share = getattr(self.faults, kind)
+        if share <= 0 or re.search(self.faults.match, path) is None:
+            return False
+        self._asked[kind, path] += 1
+        # Folders of tests are numbered as they come, so only the last part of the path counts.
+        key = (self.faults.seed, kind, path.rpartition("/")[2], self._asked[kind, path])
+        return random.Random(repr(key)).random() < share
 
     def wait_first_byte(self) -> None:
         if self.faults.latency_s:

@@ -300,6 +300,30 @@ def test_a_disk_smaller_than_the_limit_bounds_the_cache(data, remote, tmp_path):
         assert 0 < len(kept) < len(load_manifest(data).train)
 
 
+def test_a_full_disk_is_waited_for_while_others_read_from_it(data, remote, tmp_path):
+    """Shards that are in use become free soon: a reader that needs their room waits for it."""
+    first, second, third = load_manifest(data).train[:3]
+    blocks = sum(-(-shard.bytes // 4096) * 4096 for shard in (first, second))
+    opened, sizes = threading.Event(), []
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        fill(disk, leave=blocks)
+        cache = ShardCache(remote, folder=disk)
+
+        def read_third():
+            opened.set()
+            with cache.open(third) as path:
+                sizes.append(path.stat().st_size)
+
+        reader = threading.Thread(target=read_third)
+        with cache.open(first), cache.open(second):
+            reader.start()
+            assert opened.wait(60)
+            reader.join(0.5)
+            assert reader.is_alive() and not sizes
+        reader.join(60)
+        assert sizes == [third.bytes]
+
+
 def test_a_shard_larger_than_the_cache_is_refused(remote, tmp_path):
     with (
         make_loader(remote, **OPTIONS, cache=CacheOptions(tmp_path, 100)) as loader,
