@@ -26,7 +26,7 @@ from gaia.runtime import Machine, start
 from gchat.config import CONFIG, TrainConfig, load
 from gchat.evals.core.periodic import PeriodicCore
 from gchat.evals.ngram import MAX_TOKENS, Baselines, ngram_baselines, score
-from gchat.evals.periodic import Evaluator, eval_rows, validation_documents
+from gchat.evals.periodic import Evaluator, validation_documents
 from gchat.run import mirror
 from gchat.run.fitting import fitted_for_all, take_batch
 from gchat.run.folder import check_resumable, read_config
@@ -39,7 +39,7 @@ from gchat.stage_config import VERBS, StageConfig
 from gchat.tokenizer import FILE as TOKENIZER
 from gchat.tokenizer import Tokenizer
 from gchat.train_state import TrainState, abstract_state, graphdef, init_state
-from gchat.train_step import make_scorer, make_train_step
+from gchat.train_step import eval_rows, make_scorer, make_train_step
 
 COMMAND = "python -m gchat.train"
 

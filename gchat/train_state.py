@@ -126,10 +126,15 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
         ConfigError: the rows of a micro-batch do not divide over the mesh.
     """
     check_rows(config, mesh)
-    shape = (config.training.amounts.batch_size, config.model.seq_len)
-    batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=parallel.batch_sharding(mesh))
+    batch = abstract_rows(config.training.amounts.batch_size, config, mesh)
     packed = None if config.data.packing == "split" else batch
     return Batch(batch, batch, packed, packed)
+
+
+def abstract_rows(count: int, config: TrainConfig, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and sharding of `count` rows of token ids [count, T]."""
+    shape = (count, config.model.seq_len)
+    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=parallel.batch_sharding(mesh))
 
 
 def init_state(config: TrainConfig, mesh: Mesh) -> TrainState:

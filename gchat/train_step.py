@@ -9,6 +9,7 @@ compiles the update for any mesh, of devices that are here or of an AOT topology
 Shapes: B rows, T time, D model; b rows and t time of one device; A micro-batches of a step.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -156,12 +157,24 @@ def _compiler_options(mesh: Mesh) -> dict[str, str] | None:
     return compiler_options(chip.key if chip else None) or None
 
 
-def make_scorer(
+EVAL_ROWS = 8
+"""Rows that a device scores at once."""
+_EVAL_TOKENS = 16_384  # that it scores at once, where rows are long
+
+
+def eval_rows(mesh: Mesh, seq_len: int) -> int:
+    """Rows of a batch to score; devices that split the tokens or heads of a row share its rows."""
+    apart = math.prod(mesh.shape[axis] for axis in parallel.ROWS)
+    long = _EVAL_TOKENS * mesh.shape["sequence"] // seq_len
+    return apart * max(1, min(EVAL_ROWS, long))
+
+
+def scorer_program(
     graph: Any, config: TrainConfig, mesh: Mesh, *, temperature: float = 1.0
 ) -> Callable[[Any, Batch], jax.Array]:
-    """The jitted forward pass (params, batch of packed rows) -> nats per target [B, T], fp32.
+    """The jitted forward pass (params, batch) -> nats per target [B, T], fp32; it can be lowered.
 
-    `temperature` divides the logits.
+    The batch holds packed rows as arrays of the whole mesh. `temperature` divides the logits.
     """
 
     def score(params, batch_bt: Batch):
@@ -179,13 +192,20 @@ def make_scorer(
 
     specs = param_specs(config, mesh)
     rows = parallel.batch_sharding(mesh).spec
-    on_each_device = jax.jit(
+    return jax.jit(
         parallel.per_device(score, mesh, (specs, Batch(rows, rows, rows, rows)), rows),
         out_shardings=parallel.replicated(mesh),  # every process adds up the same numbers
     )
 
+
+def make_scorer(
+    graph: Any, config: TrainConfig, mesh: Mesh, *, temperature: float = 1.0
+) -> Callable[[Any, Batch], jax.Array]:
+    """The same for rows as NumPy arrays, which each process of the run holds whole."""
+    program = scorer_program(graph, config, mesh, temperature=temperature)
+
     def score_rows(params, batch: Batch) -> jax.Array:
         whole = jax.tree.map(lambda a: parallel.shard_whole(a, mesh), batch)
-        return on_each_device(params, whole)
+        return program(params, whole)
 
     return score_rows

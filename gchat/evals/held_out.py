@@ -21,8 +21,9 @@ from gaia.errors import DataError
 from gchat.config import TrainConfig
 from gchat.engine.requests import SamplingConfig
 from gchat.evals import bpb
-from gchat.evals.periodic import EVAL_ROWS, SAMPLE_SLOTS, VALIDATION, encoded_files, make_engine
+from gchat.evals.periodic import SAMPLE_SLOTS, VALIDATION, encoded_files, make_engine
 from gchat.tokenizer import Tokenizer
+from gchat.train_step import EVAL_ROWS
 
 QUESTIONS = 4  # held-out conversations whose first question is answered in samples
 

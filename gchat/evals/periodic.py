@@ -1,6 +1,5 @@
 """Evaluations of a run: validation and named texts in bits per byte, and samples."""
 
-import math
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -8,9 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from gaia import parallel
 from gaia.data.batch import Batch
 from gaia.data.loader import iter_documents
 from gaia.errors import ConfigError, DataError
@@ -19,19 +16,11 @@ from gchat.engine.engine import Engine
 from gchat.engine.requests import SamplingConfig
 from gchat.evals import bpb
 from gchat.tokenizer import Tokenizer
+from gchat.train_step import EVAL_ROWS
 
-EVAL_ROWS = 8  # rows that a device scores at once
-EVAL_TOKENS = 16_384  # tokens that it scores at once, where rows are long
 VALIDATION = "val"  # name of the validation text in the log
 SAMPLE_SLOTS = 8  # prompts that are continued at once
 OPENINGS, OPENING_TOKENS = 4, 8  # validation documents whose first tokens are prompts
-
-
-def eval_rows(mesh: Mesh, seq_len: int) -> int:
-    """Rows of a batch to score; devices that split the tokens or heads of a row share its rows."""
-    apart = math.prod(mesh.shape[axis] for axis in parallel.ROWS)
-    long = EVAL_TOKENS * mesh.shape["sequence"] // seq_len
-    return apart * max(1, min(EVAL_ROWS, long))
 
 
 class Evaluator:

@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from gaia.data.batch import IGNORE, Batch
 from gaia.errors import ConfigError, DataError
 from gaia.parallel import rows_here
-from gchat.evals.periodic import eval_rows
 from gchat.posttrain import start
 from gchat.posttrain.chat_curve import chat_curve
 from gchat.posttrain.lengths import with_length
@@ -25,7 +24,7 @@ from gchat.posttrain.pairs import Pair, read_pairs, rendered, row_length, rows
 from gchat.posttrain.preference_loss import objective, pair_loss
 from gchat.posttrain.prompts import shuffled
 from gchat.run.loop import Alive, Stage
-from gchat.train_step import make_scorer, make_train_step
+from gchat.train_step import eval_rows, make_scorer, make_train_step
 
 REFERENCE = "reference.npz"
 """File of a run: the base run's log-probabilities of its pairs."""

@@ -1,12 +1,12 @@
 """The stage that midtraining and fine-tuning share: next tokens of conversations or of text."""
 
 from gchat.evals.held_out import HeldOut
-from gchat.evals.periodic import Evaluator, eval_rows
+from gchat.evals.periodic import Evaluator
 from gchat.posttrain.chat_curve import chat_curve
 from gchat.posttrain.start import Started
 from gchat.run.loop import Stage
 from gchat.train_state import graphdef
-from gchat.train_step import make_scorer, make_train_step
+from gchat.train_step import eval_rows, make_scorer, make_train_step
 
 
 def supervised(started: Started) -> Stage:

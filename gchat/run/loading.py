@@ -18,14 +18,12 @@ from gaia.runtime import start
 from gchat.config import TrainConfig
 from gchat.engine.engine import Engine
 from gchat.evals import bpb
-from gchat.evals.periodic import EVAL_ROWS, encode_file, make_engine
+from gchat.evals.periodic import encode_file, make_engine
 from gchat.model_config import GPTConfig
 from gchat.run.checkpoints import check_step, choose, read_run
 from gchat.tokenizer import Tokenizer
 from gchat.train_state import abstract_params, graphdef
-from gchat.train_step import make_scorer
-
-_EVAL_TOKENS = 16_384  # that a device scores at once
+from gchat.train_step import eval_rows, make_scorer
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class LoadedRun:
         seq_len = min(self.config.model.seq_len, max(32, whole))
         stride = max(1, round(seq_len * self.config.eval.stride_fraction))
         windows = len(list(bpb.windows(document, seq_len, stride)))
-        rows = min(EVAL_ROWS, max(1, _EVAL_TOKENS // seq_len), -(-windows // mesh.size)) * mesh.size
+        rows = min(eval_rows(mesh, seq_len), -(-windows // mesh.size) * mesh.size)
         batches = bpb.pack([document], seq_len=seq_len, stride=stride, batch_size=rows)
         scorer = partial(make_scorer(self.graph, self.config, mesh), self.params)
         return bpb.evaluate(scorer, batches, self.tokenizer.token_bytes())

@@ -13,9 +13,8 @@ import numpy as np
 from gaia.parallel import make_mesh
 from gchat.data.curation.scores import Scorer
 from gchat.evals import bpb
-from gchat.evals.periodic import EVAL_ROWS
 from gchat.run.loading import LoadedRun, load_run
-from gchat.train_step import make_scorer
+from gchat.train_step import EVAL_ROWS, make_scorer
 
 Piece = tuple[int, np.ndarray, int]
 """(document, tokens of a window and its next one, leading targets that were scored before)."""

@@ -17,7 +17,7 @@ from gchat.scaling.largest import largest
 from gchat.scaling.plan import Plan, derived, describe, describe_rows, make_plan
 from gchat.scaling.search import REMATS, best, search
 from gchat.scaling.sku import Fleet, parse_fleet
-from gchat.scaling.verify import check_can_verify, compile_step
+from gchat.scaling.verify import check_can_verify, compile_run
 
 USAGE = """usage: gchat plan [CONFIG.yaml] --sku NAME [options] [--group.field value …]
 
@@ -140,7 +140,7 @@ def plan_main(args: list[str]) -> None:
         plan, sentences = _made_to_fit(plan)
         said += sentences
     if options.verify:
-        compiled = compile_step(plan.config, fleet, memory_only=options.memory_only)
+        compiled = compile_run(plan.config, fleet, memory_only=options.memory_only)
         plan = replace(plan, compiled=compiled)
     _show(plan, best(config, fleet), said, options)
 
@@ -152,7 +152,7 @@ def _plan_largest(given: TrainConfig, fleet: Fleet, options: PlanOptions, typed:
     plans = largest(given, fleet, remats=remats, rows_at_once=fixed)
     first = plans[0]
     if options.verify:
-        answer = compile_step(first.config, fleet, memory_only=options.memory_only)
+        answer = compile_run(first.config, fleet, memory_only=options.memory_only)
         first = replace(first, compiled=answer)
     if options.json:
         rows = [_size(plan) for plan in plans]

@@ -51,6 +51,8 @@ class Plan:
     def why(self) -> str:
         """One sentence on whether it fits and what decides."""
         source = "the compiler's number" if self.compiled else "estimate"
+        if self.compiled and self.compiled.evaluation_bytes:
+            source += f"; an evaluation takes {_gib(self.compiled.evaluation_bytes)}"
         sizes = f"{_gib(self.peak_bytes)} of {_gib(self.limit_bytes)} per device ({source})"
         if self.fits:
             return f"fits: {sizes}"

@@ -14,7 +14,7 @@ from gchat.config import TrainConfig
 from gchat.scaling.layout import Layout, check_layout, rows_of_device
 from gchat.scaling.plan import Plan, make_plan
 from gchat.scaling.sku import Fleet, fleet_of_machine
-from gchat.scaling.verify import Compiled, compile_step
+from gchat.scaling.verify import Compiled, compile_run
 
 REMATS = ("none", "dots", "attention", "full")
 """Offloading is left out: how fast the host takes what is sent to it is not in the roofline."""
@@ -63,7 +63,7 @@ def best(config: TrainConfig, fleet: Fleet, *, fixed_mesh: bool = False) -> Plan
 
 
 def _memory_of(config: TrainConfig, fleet: Fleet) -> Compiled:
-    return compile_step(config, fleet, memory_only=True)
+    return compile_run(config, fleet, memory_only=True)
 
 
 def search(

@@ -1,8 +1,9 @@
-"""The TPU compiler's own answer: the real training step compiled ahead of time, with no TPU.
+"""The TPU compiler's own answer: a run's real programs compiled ahead of time, with no TPU.
 
-`compile_step` runs this file in a process of its own, because the platform must be chosen before
-JAX starts and because libtpu ends the process when it is unhappy. That process compiles the very
-program that a run would (`gchat.train_step`) for the fleet's topology. The compiler lays out
+`compile_run` runs this file in processes of their own, because the platform must be chosen before
+JAX starts and because libtpu ends the process when it is unhappy. Such a process compiles the very
+program that a run would (`gchat.train_step`) for the fleet's topology: the update, and the scoring
+of an evaluation while the whole state of training stays where it is. The compiler lays out
 memory in the first tenth of its time and then generates code for minutes, so it is stopped in
 between. That it can generate the code as well is found out by a second compilation, on the newer
 chips with an option that makes the code smaller (`checking_options`).
@@ -19,7 +20,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gaia.config import parse, to_dict
 from gaia.errors import ConfigError, GaiaError
@@ -36,6 +37,8 @@ ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
 }
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+Program = Literal["train_step", "evaluation"]
+"""Names of the jitted functions, by which the compiler names what it dumps."""
 _ANSWER = "compiled: "
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -48,11 +51,11 @@ class CompilerFailed(GaiaError):
 
 @dataclass(frozen=True)
 class Compiled:
-    """The compiler's answer about one training step, per device."""
+    """The compiler's answer about one program, or a run's two, per device."""
 
     fits: bool
     peak_bytes: int
-    """The program's peak; where it does not fit, what it would have needed."""
+    """The program's peak; where it does not fit, what it would have needed. Of two, the higher."""
     limit_bytes: int
     """Memory that the compiler has; 0 where it did not say (it does when something is too big)."""
     argument_bytes: int
@@ -62,6 +65,8 @@ class Compiled:
     """Times that each collective stands in the program's text (a loop's body once)."""
     message: str
     """The compiler's sentence where it does not fit."""
+    evaluation_bytes: int = 0
+    """Peak of an evaluation, with the state of training in memory; 0 where it was not asked for."""
 
 
 def check_can_verify(fleet: Fleet) -> None:
@@ -76,6 +81,27 @@ def check_can_verify(fleet: Fleet) -> None:
             "--verify needs the TPU compiler, which is not installed",
             f"{install('aot')} (no TPU is needed)",
         )
+
+
+def compile_run(config: TrainConfig, fleet: Fleet, *, memory_only: bool = False) -> Compiled:
+    """The training step's answer, with the memory of an evaluation beside the state of training.
+
+    Args and errors as of `compile_step`. An evaluation's code is part of the step's, so only its
+    memory is asked for.
+    """
+    step = compile_step(config, fleet, memory_only=memory_only)
+    if not step.fits:
+        return step
+    scoring = _ask(config, fleet, math.inf, memory_only=True, program="evaluation")
+    return replace(
+        step,
+        fits=scoring.fits,
+        peak_bytes=max(step.peak_bytes, scoring.peak_bytes),
+        limit_bytes=scoring.limit_bytes,
+        compile_seconds=step.compile_seconds + scoring.compile_seconds,
+        message=scoring.message,
+        evaluation_bytes=scoring.peak_bytes,
+    )
 
 
 def compile_step(
@@ -106,14 +132,26 @@ def compile_step(
     return replace(memory, compile_seconds=seconds)
 
 
-def _ask(config: TrainConfig, fleet: Fleet, timeout: float, *, memory_only: bool) -> Compiled:
+def _ask(
+    config: TrainConfig,
+    fleet: Fleet,
+    timeout: float,
+    *,
+    memory_only: bool,
+    program: Program = "train_step",
+) -> Compiled:
     """One compilation: as a run would, up to the layout of memory; or whole, for checking."""
     request = {"config": to_dict(config), "fleet": fleet.name, "checking": not memory_only}
+    request["program"] = program
     began = time.monotonic()
+
+    def seconds() -> float:
+        return time.monotonic() - began
+
     with tempfile.TemporaryDirectory(prefix="gchat-verify-") as name:
         folder = Path(name)
         # The user's own XLA flags are for the device at hand, not for this topology.
-        dump = f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=train_step"
+        dump = f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re={program}"
         environment = os.environ | ENVIRONMENT | {"XLA_FLAGS": dump if memory_only else ""}
         (folder / "request").write_text(json.dumps(request))
         with (
@@ -130,9 +168,9 @@ def _ask(config: TrainConfig, fleet: Fleet, timeout: float, *, memory_only: bool
             )
         try:
             while process.poll() is None:
-                if memory_only and (answer := read_dump(folder, time.monotonic() - began)):
+                if memory_only and (answer := read_dump(folder, program, seconds())):
                     return answer
-                if time.monotonic() - began > timeout:
+                if seconds() > timeout:
                     raise CompilerFailed(
                         f"the TPU compiler did not finish within {timeout:.0f} s", "allow it more"
                     )
@@ -156,14 +194,14 @@ def _read_answer(folder: Path, fleet: Fleet, status: int) -> Compiled:
     return Compiled(**said)
 
 
-def read_dump(folder: Path, seconds: float) -> Compiled | None:
+def read_dump(folder: Path, program: Program, seconds: float) -> Compiled | None:
     """The answer from what the compiler has dumped so far; None where memory is not laid out."""
     # Written after the report and the assignment, so these are whole when it is there.
-    if not list(folder.glob("*train_step*after_buffer_assignment.txt")):
+    if not list(folder.glob(f"*{program}*after_buffer_assignment.txt")):
         return None
-    (report,) = folder.glob("*train_step*memory-usage-report.txt")
-    (assignment,) = folder.glob("*train_step*buffer-assignment.txt")
-    (program,) = folder.glob("*train_step*after_optimizations.txt")
+    (report,) = folder.glob(f"*{program}*memory-usage-report.txt")
+    (assignment,) = folder.glob(f"*{program}*buffer-assignment.txt")
+    (text,) = folder.glob(f"*{program}*after_optimizations.txt")
     peak = re.search(r"color=0\)\s*Total bytes: (\d+)", report.read_text())
     arguments = re.findall(r"^allocation \d+: size (\d+), parameter", assignment.read_text(), re.M)
     if peak is None:
@@ -174,7 +212,7 @@ def read_dump(folder: Path, seconds: float) -> Compiled | None:
         limit_bytes=0,
         argument_bytes=sum(map(int, arguments)),
         compile_seconds=seconds,
-        collectives=_collectives(program.read_text()),
+        collectives=_collectives(text.read_text()),
         message="",
     )
 
@@ -216,31 +254,54 @@ def topology_devices(fleet: Fleet) -> list[Any]:
     return list(description.devices)
 
 
-def lower_step(config: TrainConfig, fleet: Fleet) -> Any:
-    """The training step of a derived configuration, lowered for the fleet's topology."""
+def lower_program(config: TrainConfig, fleet: Fleet, program: Program) -> Any:
+    """A program of a derived configuration's run, lowered for the fleet's topology."""
     from gaia.parallel import make_mesh
     from gchat.scaling.layout import layout_of
-    from gchat.train_state import abstract_batch, abstract_state, graphdef
-    from gchat.train_step import make_train_step
 
     config = replace(config, mesh=layout_of(config, fleet).as_mesh())
     mesh = make_mesh(config.mesh, topology_devices(fleet))
+    trace = {"train_step": _trace_step, "evaluation": _trace_evaluation}[program]
+    return trace(config, mesh).lower(lowering_platforms=("tpu",))
+
+
+def _trace_step(config: TrainConfig, mesh: Any) -> Any:
+    from gchat.train_state import abstract_batch, abstract_state, graphdef
+    from gchat.train_step import make_train_step
+
     step = make_train_step(graphdef(config), config, mesh)
-    traced = step.trace(abstract_state(config, mesh), abstract_batch(config, mesh))
-    return traced.lower(lowering_platforms=("tpu",))
+    return step.trace(abstract_state(config, mesh), abstract_batch(config, mesh))
 
 
-def compile_here(config: TrainConfig, fleet: Fleet, checking: bool) -> Compiled:
+def _trace_evaluation(config: TrainConfig, mesh: Any) -> Any:
+    import jax
+
+    from gaia.data.batch import Batch
+    from gchat.train_state import abstract_rows, abstract_state, graphdef
+    from gchat.train_step import eval_rows, scorer_program
+
+    score = scorer_program(graphdef(config), config, mesh)
+
+    # What it does not read stays an argument, as the optimizer's state stays in a run's memory.
+    def evaluation(state: Any, batch: Batch) -> Any:
+        return score(state.params, batch)
+
+    rows = abstract_rows(eval_rows(mesh, config.model.seq_len), config, mesh)
+    jitted = jax.jit(evaluation, keep_unused=True)
+    return jitted.trace(abstract_state(config, mesh), Batch(rows, rows, rows, rows))
+
+
+def compile_here(config: TrainConfig, fleet: Fleet, checking: bool, program: Program) -> Compiled:
     """One compilation without a process of its own: the environment must have been set.
 
     Raises:
         Exception: whatever the compiler raises beside out-of-memory.
     """
-    lowered = lower_step(config, fleet)
+    lowered = lower_program(config, fleet, program)
     began = time.monotonic()
     try:
         options = checking_options(fleet.chip.key) if checking else {}
-        program = lowered.compile(compiler_options=options)
+        compiled = lowered.compile(compiler_options=options)
     except Exception as error:
         sizes = read_exhausted(str(error)) if "RESOURCE_EXHAUSTED" in str(error) else None
         if sizes is None:
@@ -249,14 +310,14 @@ def compile_here(config: TrainConfig, fleet: Fleet, checking: bool) -> Compiled:
         first = str(error).strip().splitlines()[0]
         return Compiled(False, sizes[0], sizes[1], 0, seconds, {}, first)
     seconds = time.monotonic() - began
-    memory = program.memory_analysis()
+    memory = compiled.memory_analysis()
     return Compiled(
         fits=True,
         peak_bytes=memory.peak_memory_in_bytes,
         limit_bytes=0,
         argument_bytes=memory.argument_size_in_bytes,
         compile_seconds=seconds,
-        collectives=_collectives(program.as_text() or ""),
+        collectives=_collectives(compiled.as_text() or ""),
         message="",
     )
 
@@ -268,7 +329,7 @@ def _main() -> None:
     start(matmul_precision=config.model.matmul_precision, compile_cache=False)
     try:
         fleet = parse_fleet(request["fleet"])
-        answer = asdict(compile_here(config, fleet, request["checking"]))
+        answer = asdict(compile_here(config, fleet, request["checking"], request["program"]))
     except Exception as error:
         answer = {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
     print(_ANSWER + json.dumps(answer))

@@ -12,9 +12,9 @@ from gaia.checkpoint import Checkpointer
 from gaia.errors import DataError
 from gaia.processes.group import Group
 from gchat.__main__ import main
-from gchat.evals.periodic import eval_rows
 from gchat.run.progress import Progress
 from gchat.run.session import Session
+from gchat.train_step import eval_rows
 
 SAVED = 8
 

@@ -2,14 +2,18 @@
 
 import importlib.util
 
+import jax
 import pytest
 
+from gaia.parallel import make_mesh
 from gchat.__main__ import main
+from gchat.config import load
 from gchat.scaling.calibrate import config_of, estimate_of, fit
 from gchat.scaling.calibration import factors, read_rows
-from gchat.scaling.plan import make_plan
+from gchat.scaling.plan import derived, make_plan
 from gchat.scaling.sku import parse_fleet
-from gchat.scaling.verify import compile_step
+from gchat.scaling.verify import compile_run, compile_step
+from gchat.train_state import abstract_state
 
 ROWS = [row for row in read_rows()[0] if row.peak_bytes]
 CHECKING = [row for row in ROWS if row.role == "check"]
@@ -51,6 +55,24 @@ def test_the_compiler_lays_out_what_the_table_says():
     found = compile_step(config_of(row), parse_fleet(row.sku), memory_only=True)
     assert found.peak_bytes == pytest.approx(row.peak_bytes, rel=0.01)
     assert found.argument_bytes > 0
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_an_evaluation_beside_the_state_of_training_counts_where_it_takes_more():
+    """One row a step and eight rows to score: what decides is the evaluation."""
+    words = ["--depth", "1", "--batch-size", "1", "--model.seq-len", "2048"]
+    config, _ = derived(load(words, preset="cpu", prog="test"))
+    fleet = parse_fleet("v6e-1")
+    step = compile_step(config, fleet, memory_only=True)
+    run = compile_run(config, fleet, memory_only=True)
+    assert step.fits and run.fits
+    assert run.peak_bytes == run.evaluation_bytes > step.peak_bytes
+    arrays = jax.tree.leaves(abstract_state(config, make_mesh()))
+    state = sum(x.size * x.dtype.itemsize for x in arrays)
+    scored = 4 * 8 * 2048 * 4  # inputs, targets, positions and segments of 8 rows, 4 bytes each
+    assert run.evaluation_bytes > state + scored
+    assert run.argument_bytes == step.argument_bytes
 
 
 @pytest.mark.slow

@@ -321,6 +321,8 @@ def test_memory_left_free_counts_against_the_compilers_figure_too():
     assert replace(plan, compiled=compiled).fits
     less = replace(plan, fleet=replace(V6E, left_bytes=12 * 2**30))
     assert not replace(less, compiled=compiled).fits
+    scored = replace(compiled, evaluation_bytes=5 * 2**30)
+    assert replace(plan, compiled=scored).why.endswith("an evaluation takes 5.00 GiB)")
 
 
 def test_a_plan_stays_on_the_host():
