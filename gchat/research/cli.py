@@ -68,7 +68,8 @@ class Compare:
     preset: str = "cpu"
     """Preset of every training."""
     minutes: float | None = None
-    """Budget of the whole comparison, which decides depth and tokens; default: 10."""
+    """Budget of the whole comparison, which decides depth and tokens; default: 10. Room is left for
+    all axes, so --axes tokens buys longer runs."""
     tokens: int | None = None
     """Training tokens of each run, instead of --minutes."""
     seeds: tuple[int, ...] = (1, 2, 3)
@@ -237,7 +238,8 @@ def compare_main(args: list[str]) -> None:
     if options.tokens is not None:
         arguments.append(f"--training.tokens={options.tokens}")
     else:
-        runs, kept = len(options.branches) * len(options.seeds), folder / "length.json"
+        names, seeds, kept = options.branches, options.seeds, folder / "length.json"
+        runs = comparing.most_runs(len(names), len(seeds), options.axes)
         minutes = options.minutes or MINUTES
         arguments += length.chosen(arguments, minutes, runs, kept, dry_run=options.dry_run)
     plan = f"each of {len(options.branches) * len(options.seeds)} runs: {' '.join(arguments)}"

@@ -60,6 +60,12 @@ class Comparison:
         return power(2.0, len(self.seeds), self.level) if len(self.seeds) > 1 else 0.0
 
 
+def most_runs(branches: int, seeds: int, axes: Sequence[Axis]) -> int:
+    """Runs that a comparison may take: on an axis beside tokens, all but the baseline's again."""
+    others = len(set(axes) - {"tokens"})
+    return seeds * (branches + (branches - 1) * others)
+
+
 def compare(
     names: Sequence[str],
     arguments: Sequence[str],

@@ -3,6 +3,7 @@
 import pytest
 
 from gaia.errors import ConfigError
+from gchat.__main__ import main
 from gchat.research import length
 
 ARGUMENTS = ["cpu", "--model.depth=2"]
@@ -43,3 +44,14 @@ def test_minutes_that_teach_nothing_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"--minutes 0.01 leave 0 s of training for each of 6"):
         length.chosen(ARGUMENTS, 0.01, 6, tmp_path / "length.json")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("axes", "runs"), [([], 12), (["--axes", "tokens"], 6), (["--axes", "tokens", "time"], 9)]
+)
+def test_the_budget_has_room_for_what_other_axes_train_again(measured, tmp_path, axes, runs):
+    """Two branches, three seeds: on each further axis the idea's three may be trained once more."""
+    words = ["HEAD", "+relu2", "--minutes", "10", "--dry-run", "--out", str(tmp_path / "out")]
+    assert main(["compare", *words, *axes]) == 0
+    assert [(minutes, counted) for _, minutes, counted in measured] == [(10.0, runs)]
+    assert not (tmp_path / "out").exists()
