@@ -9,12 +9,18 @@ Both sides train on the same rows in the same order (the `docs` corpus, 8,192 id
 matmul parameters (within 2%, or it stops), and read the same validation windows with the same
 context. nanochat trains over a grid, 4,096 and 16,384 tokens a step x rates x 0.5, 1, 2 (its
 base_train's defaults, not scaled by the batch), with one seed; its best cell then with all seeds.
-`fast` trains nine tenths of nanochat's tokens, `cpu` and `baseline` all of them, each with a whole
-schedule. Every finished training is a line of results.jsonl in --out: killed, or run on another
-day, the benchmark goes on where it was, and a first day may take a part of the grid (--tokens,
---batches, --rates, --seeds). Times are a median step times the steps: other jobs on the machine
-falsify them, not the bits, so the least of the seeds is taken. Our own trainings are kept with the
-commit, and done again for another one.
+`fast` trains nine tenths of nanochat's tokens, with its rates x 1 and 2 and then the better of the
+two with all seeds; `cpu` and `baseline` train all of them. Each run has a whole schedule.
+
+`tokens_ratio` says where the mean curve of `fast` first lies as low as nanochat's mean end, as a
+share of its tokens (null: nowhere), `time_ratio` the same in seconds: of the last budget, and
+of each under `budgets`. Times are a median step times the steps: other jobs on the machine falsify
+them, not the bits, so the least of the seeds is taken.
+
+Every finished training is a line of results.jsonl in --out: killed, or run on another day, the
+benchmark goes on where it was, and a first day may take a part of the grid (--tokens, --batches,
+--rates, --our-rates, --seeds). Our own trainings are kept with the commit, and done again for
+another one.
 """
 
 import argparse
@@ -23,7 +29,8 @@ import os
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +42,9 @@ RATES = {"embedding_lr": 0.3, "unembedding_lr": 0.008, "matrix_lr": 0.02, "scala
 DECAY = 0.28  # base_train's, falling to 0 by a cosine
 SHARE = 0.9  # of nanochat's tokens, for `fast`
 BUDGETS, BATCHES, SCALES = (1_310_720, 2_490_368), (4096, 16384), (0.5, 1.0, 2.0)
+OUR_SCALES = (1.0, 2.0)
+OUR_RATES = ("lr", "embed_lr", "head_lr", "matrix_lr")
+SIDES = ("nanochat", "fast", "cpu", "baseline")
 EVAL_TOKENS, QUICK_EVAL_TOKENS, POINTS = 32_768, 4_096, 5
 COMMIT = harness.commit()
 
@@ -49,7 +59,7 @@ class Cell:
     batch: int
     """Tokens of a step."""
     scale: float
-    """Factor of nanochat's rates; 1 for ours."""
+    """Factor of the side's own learning rates."""
     seed: int
 
     @property
@@ -141,6 +151,16 @@ def options(cell: Cell, data: Path, eval_tokens: int = EVAL_TOKENS) -> list[str]
         words += ["--optim.lr=0.002", "--optim.warmup-steps=20"]
     if cell.tokens < BUDGETS[0] // 2:  # --quick
         words.append("--optim.warmup-steps=2")
+    if cell.scale != 1.0:
+        from gchat.config import load
+
+        optim = load(words, prog="curve").optim
+        rates = {name: getattr(optim, name) for name in OUR_RATES}
+        words += [
+            f"--optim.{name.replace('_', '-')}={cell.scale * rate}"
+            for name, rate in rates.items()
+            if rate is not None
+        ]
     return words
 
 
@@ -155,7 +175,7 @@ def train_ours(
     every = max(1, cell.tokens // cell.batch // POINTS)
     if cell.side == "fast":
         words[1:1] = read("fast").options
-    name = f"{cell.side}-{cell.tokens}-{cell.batch}-s{cell.seed}-{COMMIT}"
+    name = f"{cell.side}-{cell.tokens}-{cell.batch}-x{cell.scale:g}-s{cell.seed}-{COMMIT}"
     run = folder / name
     resume = ["--resume", "--allow-restart"] if (run / "config.yaml").exists() else []
     words += [f"--eval.every-steps={every}", "--run-dir", str(run), *resume]
@@ -263,7 +283,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     args.out = args.out.resolve()
     if (reason := reason_to_skip(args)) is not None:
         print(f"skipped: {reason}")
-        return {"rows": [], "skipped": reason}
+        return {"rows": [], "tokens_ratio": None, "time_ratio": None, "skipped": reason}
     args.nanochat = args.nanochat.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     if COMMIT.endswith("+") and not args.quick:
@@ -273,9 +293,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     eval_tokens = QUICK_EVAL_TOKENS if args.quick else EVAL_TOKENS
     write_validation(data, args.out, eval_tokens)
     trees = {"fast": fast_tree(args.out), "cpu": harness.ROOT, "baseline": harness.ROOT}
-    budgets = (40_960,) if args.quick else args.tokens
-    seeds = args.seeds[:1] if args.quick else args.seeds
-    batches, scales = ((4096,), (1.0,)) if args.quick else (args.batches, args.rates)
+    if args.quick:
+        args.tokens, args.seeds, args.batches = (40_960,), args.seeds[:1], (4096,)
+        args.rates = args.our_rates = (1.0,)
 
     def result(cell: Cell) -> dict[str, Any]:
         if not results.has(cell):
@@ -290,44 +310,75 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             print(f"  {row['bpb']:.4f} bits per byte in {row['seconds']:.0f} s", flush=True)
         return results[cell]
 
-    rows = []
-    for tokens in budgets:
-        grid = [Cell("nanochat", tokens, b, s, seeds[0]) for b in batches for s in scales]
-        best = min(grid, key=lambda cell: result(cell)["bpb"])
-        params = result(best)["matmul_params"]
+    rows, budgets = [], []
+    for tokens in args.tokens:
+        trained = {side: train_side(side, tokens, args, result) for side in SIDES}
+        params = trained["nanochat"][0]["matmul_params"]
         if abs(our_params(data) / params - 1) > 0.02:
             sys.exit(f"matmul parameters differ: ours {our_params(data):,}, nanochat's {params:,}")
-        row: dict[str, Any] = {"tokens": tokens, "batch": best.batch, "rates_x": best.scale}
-        for side, share in (("nanochat", 1.0), ("fast", SHARE), ("cpu", 1.0), ("baseline", 1.0)):
-            batch, scale = (best.batch, best.scale) if side == "nanochat" else (4096, 1.0)
-            length = round(tokens * share / batch) * batch
-            made = [result(Cell(side, length, batch, scale, seed)) for seed in seeds]
-            row[side] = {
-                "bpb": [one["bpb"] for one in made],
-                "seconds": [one["seconds"] for one in made],
-                "tokens": length,
-            }
-        row["fast_reaches_it"] = bool(
-            statistics.fmean(row["fast"]["bpb"]) <= statistics.fmean(row["nanochat"]["bpb"])
-        )
-        fast_s, their_s = (min(row[side]["seconds"]) for side in ("fast", "nanochat"))
-        row["fast_time_ratio"] = round(fast_s / their_s, 3)
-        rows.append(row)
-        print(shown(row), flush=True)
-    return {"rows": rows, "params": {"ours": our_params(data)}}
+        budgets.append(judged(tokens, trained["nanochat"], trained["fast"]))
+        rows += [run for side in SIDES for run in trained[side]]
+        print("\n".join(shown(tokens, trained)), flush=True)
+    ratios = {name: budgets[-1][name] for name in ("tokens_ratio", "time_ratio")}
+    return {"rows": rows, "budgets": budgets, **ratios, "params": {"ours": our_params(data)}}
 
 
-def shown(row: dict[str, Any]) -> str:
+def train_side(
+    side: str, tokens: int, args: argparse.Namespace, result: Callable[[Cell], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The runs of a side with all seeds, at the best batch and rates of its grid."""
+    batches = args.batches if side == "nanochat" else (4096,)
+    scales = {"nanochat": args.rates, "fast": args.our_rates}.get(side, (1.0,))
+    share = SHARE if side == "fast" else 1.0
+    first, *others = args.seeds
+    grid = [
+        Cell(side, round(tokens * share / batch) * batch, batch, scale, first)
+        for batch in batches
+        for scale in scales
+    ]
+    best = min(grid, key=lambda cell: result(cell)["bpb"]) if len(grid) > 1 else grid[0]
+    return [result(replace(best, seed=seed)) for seed in (first, *others)]
+
+
+def judged(tokens: int, theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> dict[str, Any]:
+    """Tells how early the mean curve of `fast` lies as low as nanochat's mean end."""
+    bits = statistics.fmean(run["bpb"] for run in theirs)
+    at = [point for point, _ in ours[0]["curve"]]
+    means = [statistics.fmean(values) for values in zip(
+        *([bpb for _, bpb in run["curve"]] for run in ours), strict=True)]  # fmt: skip
+    reached = first_at_most(at, means, bits)
+    ratios = {"tokens_ratio": None, "time_ratio": None}
+    if reached is not None:
+        faster = min(run["seconds"] for run in ours) / min(run["seconds"] for run in theirs)
+        ratios["tokens_ratio"] = round(reached / theirs[0]["tokens"], 3)
+        ratios["time_ratio"] = round(reached / ours[0]["tokens"] * faster, 3)
+    return {"tokens": tokens, "nanochat_bpb": bits, "fast_bpb": means[-1], **ratios}
+
+
+def first_at_most(at: list[float], values: list[float], limit: float) -> float | None:
+    """Finds where a curve of straight lines first lies at `limit` or below; None: nowhere."""
+    before: tuple[float, float] | None = None
+    for place, value in zip(at, values, strict=True):
+        if value <= limit:
+            if before is None:
+                return place
+            slope = (value - before[1]) / (place - before[0])
+            return before[0] + (limit - before[1]) / slope
+        before = place, value
+    return None
+
+
+def shown(tokens: int, trained: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     """One budget in lines."""
-    lines = [f"{row['tokens']:,} tokens; nanochat at {row['batch']:,} a step, x {row['rates_x']}"]
-    for side in ("nanochat", "fast", "cpu", "baseline"):
-        bits, seconds = row[side]["bpb"], row[side]["seconds"]
+    yield f"{tokens:,} tokens"
+    for side, runs in trained.items():
+        bits = [run["bpb"] for run in runs]
         spread = f" ± {statistics.stdev(bits):.4f}" if len(bits) > 1 else ""
-        lines.append(
+        yield (
             f"  {side:9} {statistics.fmean(bits):.4f}{spread} bits per byte after "
-            f"{row[side]['tokens']:,} tokens in {min(seconds):.0f} s"
+            f"{runs[0]['tokens']:,} tokens in {min(run['seconds'] for run in runs):.0f} s "
+            f"({runs[0]['batch']:,} a step, rates x {runs[0]['scale']:g})"
         )
-    return "\n".join(lines)
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -342,6 +393,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rates", type=float, nargs="+", default=list(SCALES), help="factors of nanochat's rates"
     )
+    parser.add_argument(
+        "--our-rates", type=float, nargs="+", default=list(OUR_SCALES),
+        help="factors of the rates of `fast`",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
 
 
