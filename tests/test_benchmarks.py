@@ -92,10 +92,27 @@ def test_streams_that_are_left_and_streams_that_are_read():
 
 @pytest.mark.slow
 def test_the_work_queue_loses_and_doubles_nothing_at_speed():
-    command = [sys.executable, "tests/benchmarks/work_queue.py", "--quick", "--no-servers"]
+    command = [sys.executable, "tests/benchmarks/synth_queue.py", "--quick", "--no-servers"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     figures = json.loads(done.stdout.splitlines()[-1])
     assert (figures["lost"], figures["doubled"]) == (0, 0)
     assert figures["items_per_s"] > 0 and 0 < figures["busy_share"] <= 1
     assert figures["rows"][0]["sync"].startswith("an fsync after adding, results")
+
+
+@pytest.mark.slow
+def test_the_stages_of_a_speedrun_are_measured_from_text_to_answers():
+    command = [sys.executable, "tests/benchmarks/chat_stages.py", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = {row["stage"]: row for row in json.loads(done.stdout.splitlines()[-1])["rows"]}
+    assert list(rows) == [
+        "base", "identity", "functions", "mid", "ChatCORE of mid", "sft", "ChatCORE of sft",
+        "answers",
+    ]  # fmt: skip
+    for stage in ("base", "mid", "sft"):
+        assert rows[stage]["tokens"] > 0 and rows[stage]["metric"] == "val_bpb"
+        assert 0 < rows[stage]["step_share"] < 1 and rows[stage]["mfu"] > 0
+    assert rows["base"]["tokens"] == 16 * 4096 and 1 < rows["base"]["value"] < 8
+    assert set(rows["ChatCORE of sft"]["tasks"]) == {"sums", "spelling"}

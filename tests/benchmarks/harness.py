@@ -33,7 +33,7 @@ _PACKAGES = (
 _NEEDS = {
     "gml_cli": ("typer",),
     "serve": (*_PACKAGES, "fastapi", "uvicorn", "prometheus_client", "llguidance"),
-    "work_queue": ("httpx2", "tyro"),
+    "synth_queue": ("httpx2", "tyro"),
     "metrics_client": ("google_crc32c", "grpc", "numpy", "opentelemetry.proto", "psutil", "chdb"),
     "metrics_queries": ("chdb",),
     "metrics_ui": ("duckdb", "pandas", "playwright", "pyarrow", "psutil"),

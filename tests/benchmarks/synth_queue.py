@@ -1,6 +1,6 @@
 """Measures the work queue: items a second, one transaction each, and how full workers keep slots.
 
-    python tests/benchmarks/work_queue.py [--quick] [--no-servers]
+    python tests/benchmarks/synth_queue.py [--quick] [--no-servers]
 
 An item is leased alone and completed alone: two transactions, of which the second is synced to the
 disk before the call returns (SQLite: after an fsync of the log; leases without one; the row
