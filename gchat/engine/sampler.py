@@ -154,22 +154,30 @@ def _floor(x_BRC: jax.Array, best_B: jax.Array, knobs: Knobs) -> jax.Array:
     few_B = (k_B > 0) & (k_B <= _GROUPS_KEPT)
     none_B = jnp.full_like(best_B, -jnp.inf)
 
-    def search(x_BRC: jax.Array, here_B: jax.Array) -> jax.Array:
-        """The floors of the rows that are `here`, of those values."""
+    def search(some_BRC: jax.Array, here_B: jax.Array, all_here: bool) -> jax.Array:
+        """The floors of the rows that are `here`, of all values or of those that may be kept."""
         here_k_B, here_p_B = jnp.where(here_B, k_B, 0), jnp.where(here_B, p_B, 1.0)
         floor_B = jax.lax.cond(
-            jnp.any(here_k_B > 0), lambda: _top_k_floor(x_BRC, best_B, here_k_B), lambda: none_B
+            jnp.any(here_k_B > 0), lambda: _top_k_floor(some_BRC, best_B, here_k_B), lambda: none_B
         )
-        return jax.lax.cond(
-            jnp.any(here_p_B < 1),
-            lambda: _top_p_floor(x_BRC, best_B, here_p_B, floor_B),
-            lambda: floor_B,
-        )
+        if not all_here:  # what is not among some may lie below the k-th value, and not be kept
+            above_BRC = jnp.where(some_BRC >= _each(floor_B), some_BRC, jnp.inf)
+            floor_B = -_max(-above_BRC)
+
+        def top_p() -> jax.Array:
+            if all_here:
+                return _top_p_floor(some_BRC, best_B, here_p_B, floor_B, 0.0)
+            # What equals the k-th value is kept wherever it is.
+            more_B = _sum(x_BRC == _each(floor_B)) - _sum(some_BRC == _each(floor_B))
+            more_mass_B = more_B * jnp.exp(floor_B - best_B)
+            return _top_p_floor(some_BRC, best_B, here_p_B, floor_B, more_mass_B)
+
+        return jax.lax.cond(jnp.any(here_p_B < 1), top_p, lambda: floor_B)
 
     few_floor_B = jax.lax.cond(
-        jnp.any(few_B), lambda: search(_candidates(x_BRC), few_B), lambda: none_B
+        jnp.any(few_B), lambda: search(_candidates(x_BRC), few_B, False), lambda: none_B
     )
-    floor_B = jnp.where(few_B, few_floor_B, search(x_BRC, ~few_B))
+    floor_B = jnp.where(few_B, few_floor_B, search(x_BRC, ~few_B, True))
     # The log can round to just above the best value where min_p is 1.
     return jnp.minimum(jnp.maximum(floor_B, min_p_B), best_B)
 
@@ -178,7 +186,7 @@ def _candidates(x_BRC: jax.Array) -> jax.Array:
     """The values among which the `_GROUPS_KEPT` highest of each row are, [B, r, _GROUPS_KEPT].
 
     Those lie in the groups with the highest maxima: a value of another group has as many values
-    above it, or equal, as groups are kept.
+    above it, or equal, as groups are kept. So another group can hold equals of the lowest of them.
     """
     B, R, C = x_BRC.shape
     rows = next(r for r in (32, 16, 8, 4, 2, 1) if R % r == 0)
@@ -202,11 +210,18 @@ def _top_k_floor(x_BRC: jax.Array, best_B: jax.Array, k_B: jax.Array) -> jax.Arr
 
 
 def _top_p_floor(
-    x_BRC: jax.Array, best_B: jax.Array, p_B: jax.Array, floor_B: jax.Array
+    x_BRC: jax.Array,
+    best_B: jax.Array,
+    p_B: jax.Array,
+    floor_B: jax.Array,
+    more_mass_B: jax.Array | float,
 ) -> jax.Array:
-    """The floor of the smallest set of likeliest values, of those above `floor_B`, that has p."""
+    """The floor of the smallest set of likeliest values, of those from `floor_B` up, that has p.
+
+    `more_mass_B` is that of values at the floor which are not among `x_BRC`.
+    """
     mass_BRC = jnp.where(x_BRC >= _each(floor_B), jnp.exp(x_BRC - _each(best_B)), 0.0)
-    wanted_B = _sum(mass_BRC) * p_B
+    wanted_B = (_sum(mass_BRC) + more_mass_B) * p_B
 
     def enough(floor_B: jax.Array) -> tuple[jax.Array, jax.Array]:
         kept_BRC = x_BRC >= _each(floor_B)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -105,6 +105,9 @@ def test_frequencies_are_those_of_the_cut_softmax(cut):
     top_p=st.sampled_from([1.0, 0.95, 0.5, 1e-6]),
     min_p=st.sampled_from([0.0, 0.01, 1.0]),
 )
+@example(
+    seed=0, scale=10.0, ties=True, temperature=10.0, top_k=64, top_p=0.5, min_p=0.0
+)  # equals of the 64th value beyond those that were looked at
 def test_only_kept_ids_are_drawn_whatever_the_logits(
     seed, scale, ties, temperature, top_k, top_p, min_p
 ):
@@ -119,6 +122,38 @@ def test_only_kept_ids_are_drawn_whatever_the_logits(
     assert not np.any(p[tokens] == 0)
     # What is common enough not to be missed by B draws is not missed.
     assert set(np.flatnonzero(p * B > 40)) <= set(tokens.tolist())
+
+
+def kept_of_a_large_vocabulary(x_V, **cuts):
+    """The ids that 4,096 draws give, with groups of 32 ids (V=300 has groups of one)."""
+    draws = 4096
+    one = knobs(**cuts)
+    given_knobs = Knobs(*(
+        np.resize(field, (draws, *field.shape[1:])) for field in one if field is not None
+    ))._replace(
+        key_B2=np.stack([np.full(draws, 1), np.arange(draws)], 1).astype(np.uint32),
+        mask_BW=np.zeros((draws, len(x_V) // 32), np.uint32),
+    )  # fmt: skip
+    logits_BV = np.broadcast_to(x_V, (draws, len(x_V)))
+    choice = run(logits_BV, given_knobs, np.zeros_like(logits_BV, bool), np.zeros(draws, np.int32))
+    return set(np.asarray(choice.token_B).tolist())
+
+
+def test_equals_of_the_kth_value_count_wherever_they_are():
+    """128 equal values in as many groups, of which 64 are looked at: all have a share of top-p."""
+    x = np.full(8192, -1e4, np.float32)
+    x[:128] = 0.0
+    x[128] = np.log(50.0)
+    # Of 178 parts the best has 50: not half. So its equals are needed, and stay together.
+    assert kept_of_a_large_vocabulary(x, top_k=64, top_p=0.4) == set(range(129))
+    assert kept_of_a_large_vocabulary(x, top_k=64, top_p=0.25) == {128}
+
+
+def test_a_value_just_below_the_kth_is_cut_though_its_group_is_not_looked_at():
+    x = np.full(8192, -1e4, np.float32)
+    x[:64] = np.linspace(1.1, 2.3, 64)  # the best of 64 groups; what else these hold is far below
+    x[64] = 1.0999
+    assert kept_of_a_large_vocabulary(x, top_k=64) == set(range(64))
 
 
 def test_greedy_takes_the_first_of_the_highest_and_ignores_the_cuts():
