@@ -154,30 +154,26 @@ def _floor(x_BRC: jax.Array, best_B: jax.Array, knobs: Knobs) -> jax.Array:
     few_B = (k_B > 0) & (k_B <= _GROUPS_KEPT)
     none_B = jnp.full_like(best_B, -jnp.inf)
 
-    def search(some_BRC: jax.Array, here_B: jax.Array, all_here: bool) -> jax.Array:
+    def search(some_BRC: jax.Array, here_B: jax.Array) -> jax.Array:
         """The floors of the rows that are `here`, of all values or of those that may be kept."""
         here_k_B, here_p_B = jnp.where(here_B, k_B, 0), jnp.where(here_B, p_B, 1.0)
         floor_B = jax.lax.cond(
             jnp.any(here_k_B > 0), lambda: _top_k_floor(some_BRC, best_B, here_k_B), lambda: none_B
         )
-        if not all_here:  # what is not among some may lie below the k-th value, and not be kept
-            above_BRC = jnp.where(some_BRC >= _each(floor_B), some_BRC, jnp.inf)
-            floor_B = -_max(-above_BRC)
 
         def top_p() -> jax.Array:
-            if all_here:
-                return _top_p_floor(some_BRC, best_B, here_p_B, floor_B, 0.0)
-            # What equals the k-th value is kept wherever it is.
-            more_B = _sum(x_BRC == _each(floor_B)) - _sum(some_BRC == _each(floor_B))
-            more_mass_B = more_B * jnp.exp(floor_B - best_B)
+            more_mass_B = jnp.zeros_like(best_B)
+            if some_BRC is not x_BRC:  # what equals the k-th value is kept wherever it is
+                more_B = _sum(x_BRC == _each(floor_B)) - _sum(some_BRC == _each(floor_B))
+                more_mass_B = more_B * jnp.exp(floor_B - best_B)
             return _top_p_floor(some_BRC, best_B, here_p_B, floor_B, more_mass_B)
 
         return jax.lax.cond(jnp.any(here_p_B < 1), top_p, lambda: floor_B)
 
     few_floor_B = jax.lax.cond(
-        jnp.any(few_B), lambda: search(_candidates(x_BRC), few_B, False), lambda: none_B
+        jnp.any(few_B), lambda: search(_candidates(x_BRC), few_B), lambda: none_B
     )
-    floor_B = jnp.where(few_B, few_floor_B, search(x_BRC, ~few_B, True))
+    floor_B = jnp.where(few_B, few_floor_B, search(x_BRC, ~few_B))
     # The log can round to just above the best value where min_p is 1.
     return jnp.minimum(jnp.maximum(floor_B, min_p_B), best_B)
 
@@ -198,15 +194,17 @@ def _candidates(x_BRC: jax.Array) -> jax.Array:
 
 
 def _top_k_floor(x_BRC: jax.Array, best_B: jax.Array, k_B: jax.Array) -> jax.Array:
-    """The k-th highest value of each row, or one between it and the next; -inf where k is 0."""
+    """The k-th highest value of each row; -inf where k is 0."""
     wanted_B = jnp.where(k_B > 0, k_B, 1)
 
     def enough(floor_B: jax.Array) -> tuple[jax.Array, jax.Array]:
         count_B = _sum(x_BRC >= _each(floor_B))
         return count_B >= wanted_B, count_B
 
+    # A floor just below it would keep values between the two which are not among `x_BRC`.
     floor_B = _bisect(x_BRC, best_B, enough)
-    return jnp.where(k_B > 0, floor_B, -jnp.inf)
+    value_B = -_max(jnp.where(x_BRC >= _each(floor_B), -x_BRC, -jnp.inf))
+    return jnp.where(k_B > 0, value_B, -jnp.inf)
 
 
 def _top_p_floor(
@@ -214,7 +212,7 @@ def _top_p_floor(
     best_B: jax.Array,
     p_B: jax.Array,
     floor_B: jax.Array,
-    more_mass_B: jax.Array | float,
+    more_mass_B: jax.Array,
 ) -> jax.Array:
     """The floor of the smallest set of likeliest values, of those from `floor_B` up, that has p.
 

@@ -24,7 +24,8 @@ USAGE = """usage: gchat plan [CONFIG.yaml] --sku NAME [options] [--group.field v
 Says what a run asks of a slice: memory by part, time and cost, and whether it fits; no accelerator
 needed. NAME: v6e-8, v6e-2x4, v5p-128, v5e-256, tpu7x-64, 2*v6e-256, 8xH100, 1xH200, rtx4090, …
 
-  --verify      compile the real training step for that TPU topology: the compiler's memory
+  --verify      compile the real training step and evaluation for that TPU topology: the
+                compiler's memory
   --memory-only with --verify: stop when the compiler has laid out memory, a tenth of its time
   --search      compile (memory only) until the fastest batch, remat and mesh that fit are found
   --largest     the deepest model that fits; a typed --batch-size is then worked on at once,
@@ -53,7 +54,7 @@ class PlanOptions:
     sku: str = ""
     """Name of the slice or machine to plan for: v6e-8, v5p-128, 8xH100, 2*v6e-256, …"""
     verify: bool = False
-    """Compile the real training step for that TPU topology."""
+    """Compile the real training step and evaluation for that TPU topology."""
     memory_only: bool = False
     """With verify: stop when the compiler has laid out memory."""
     search: bool = False

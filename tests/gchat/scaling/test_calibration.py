@@ -17,9 +17,8 @@ from gchat.train_state import abstract_state
 
 ROWS = [row for row in read_rows()[0] if row.peak_bytes]
 CHECKING = [row for row in ROWS if row.role == "check"]
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra aot)"
-)
+LIBTPU = importlib.util.find_spec("libtpu")
+needs_libtpu = pytest.mark.skipif(not LIBTPU, reason="libtpu is not installed (extra aot)")
 
 
 @pytest.mark.parametrize("row", CHECKING, ids=lambda row: row.name)
