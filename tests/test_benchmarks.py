@@ -116,3 +116,9 @@ def test_the_stages_of_a_speedrun_are_measured_from_text_to_answers():
         assert 0 < rows[stage]["step_share"] < 1 and rows[stage]["mfu"] > 0
     assert rows["base"]["tokens"] == 16 * 4096 and 1 < rows["base"]["value"] < 8
     assert set(rows["ChatCORE of sft"]["tasks"]) == {"sums", "spelling"}
+
+
+def test_half_an_option_is_refused():
+    command = [sys.executable, "tests/benchmarks/chat_stages.py", "--dept", "3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "unrecognized arguments: --dept 3" in done.stderr

@@ -34,7 +34,9 @@ class Refused(Exception):
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; 2 where it is refused."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     save = verbs.add_parser("save", help="write a backup into a folder")

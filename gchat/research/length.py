@@ -68,7 +68,7 @@ def _measured(arguments: Sequence[str], minutes: float, runs: int) -> list[str]:
     if tokens is None or tokens <= LEAST_STEPS * rows * model.seq_len:
         raise ConfigError(
             f"--minutes {minutes:g} leave {seconds:.0f} s of training for each of {runs} runs",
-            "raise it, or name --tokens",
+            "raise it, name --tokens, or take fewer --axes or --seeds",
         )
     return [f"--model.depth={model.depth}", f"--training.tokens={tokens}"]
 

@@ -80,7 +80,9 @@ def run(
     """Parses `--quick` and the benchmark's own options, runs it, prints the JSON line last."""
     sys.path.insert(0, str(ROOT))  # a benchmark runs from a clone that was never installed
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # `--dept 3` is a mistake, not --depth
     )
     parser.add_argument("--quick", action="store_true", help="end within 60 s on two cores")
     if add_arguments:
