@@ -39,11 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    save = verbs.add_parser("save", help="write a backup into a folder")
+    save = verbs.add_parser("save", allow_abbrev=False, help="write a backup into a folder")
     save.add_argument("database")
     save.add_argument("folder", type=Path)
     save.add_argument("--keep", type=int, default=0, help="number of backups that stay; 0: all")
-    restore = verbs.add_parser("restore", help="put a backup in the database's place")
+    restore = verbs.add_parser(
+        "restore", allow_abbrev=False, help="put a backup in the database's place"
+    )
     restore.add_argument("backup", type=Path)
     restore.add_argument("database")
     given = parser.parse_args(arguments)

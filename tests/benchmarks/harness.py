@@ -89,7 +89,11 @@ def run(
         add_arguments(parser)
     args = parser.parse_args()
     started = time.perf_counter()
-    result = main(args)
+    try:
+        result = main(args)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        sys.exit(130)
     result |= {
         "benchmark": Path(sys.argv[0]).stem,
         "quick": args.quick,
