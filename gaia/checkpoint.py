@@ -28,6 +28,8 @@ from gaia.processes.group import Group
 
 CHECKSUMS = "checksums.json"
 _TEMPORARY = ".orbax-checkpoint-tmp"
+_LOOKS = 20
+"""Times that a reader looks for the steps, of which the writer may prune one meanwhile."""
 
 
 class Restored(NamedTuple):
@@ -88,9 +90,15 @@ class Checkpointer:
         for args in (ocp.args.JsonSave, ocp.args.JsonRestore):
             registry.add("meta", args, ocp.JsonCheckpointHandler())
         registry.add("state", ocp.args.PyTreeRestore, ocp.PyTreeCheckpointHandler())
-        self._manager = ocp.CheckpointManager(
-            self.directory, options=options, handler_registry=registry
-        )
+        for look in range(1, _LOOKS + 1):
+            try:
+                self._manager = ocp.CheckpointManager(
+                    self.directory, options=options, handler_registry=registry
+                )
+                break
+            except FileNotFoundError:  # Orbax lists the steps, then asks each for its age
+                if not self._read_only or look == _LOOKS:
+                    raise
         self._sealing: threading.Thread | None = None
         self._failure: tuple[int, str] | None = None
         self._closed = False
@@ -202,10 +210,16 @@ class Checkpointer:
         return self._group.broadcast(lambda: self._newest_sound(report))
 
     def _newest_sound(self, report: Callable[[str], None]) -> int | None:
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        while steps:
+            step = steps.pop()
             problem = self.damage(step)
             if problem is None:
                 return step
+            now = self.steps()
+            if step not in now:  # a writer pruned it while it was read, and has newer ones
+                steps = now
+                continue
             report(f"checkpoint {step} is unusable ({problem}); falling back to the one before")
         return None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint._src.path.step import Metadata
 
 from disks import fill, small_disk
 from gaia.checkpoint import CHECKSUMS, Checkpointer
@@ -43,6 +44,36 @@ def test_round_trip(checkpoints):
     assert same(restored.state, state(2))
     assert restored.meta == checkpoints.read_meta(2) == {"step": 2, "text": "ä"}
     assert checkpoints.latest() == 2
+
+
+def test_a_reader_meets_a_step_that_its_writer_prunes(checkpoints, monkeypatch):
+    """Between Orbax's list of the steps and its question for each one's age."""
+    folder, age = Path(str(checkpoints.directory)), Metadata.commit_timestamp
+
+    def pruned_first(metadata):
+        shutil.rmtree(folder / "1", ignore_errors=True)
+        return age.fget(metadata)
+
+    monkeypatch.setattr(Metadata, "commit_timestamp", property(pruned_first))
+    reader = Checkpointer(str(folder), read_only=True)
+    assert same(reader.restore(reader.latest(), state(0)).state, state(2))
+    reader.close()
+
+
+def test_a_reader_looks_again_where_what_it_read_was_pruned(checkpoints, monkeypatch):
+    """Step 2 is newest when it looks; before it has read that, step 3 is there and 2 is not."""
+    folder, damage = Path(str(checkpoints.directory)), Checkpointer.damage
+    reader, said = Checkpointer(str(folder), read_only=True), []
+
+    def overtaken(self, step):
+        if step == 2:
+            (folder / "2").rename(folder / "3")
+        return damage(self, step)
+
+    monkeypatch.setattr(Checkpointer, "damage", overtaken)
+    assert reader.latest(said.append) == 3
+    assert not said
+    reader.close()
 
 
 def test_any_damage_to_any_file_falls_back_and_says_so(checkpoints):
