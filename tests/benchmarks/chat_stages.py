@@ -17,7 +17,6 @@ product's (timed by the run itself, beside it). `--quick` trains depth 2 for 16 
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -36,9 +35,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         words += ["--depth", str(args.depth)] if args.depth else []
         environment = os.environ | {"PYTHONPATH": str(harness.ROOT), "PYTHONSAFEPATH": "1"}
         command = [sys.executable, "-m", "gchat", "speedrun", *words]
-        done = subprocess.run(command, env=environment, stdout=sys.stderr)
-        if done.returncode:
-            sys.exit(f"gchat speedrun ended with status {done.returncode}")
+        if status := harness.finish(command, environment):
+            sys.exit(f"gchat speedrun ended with status {status}")
         rows = read_rows(folder)
     print(f"{'step':16} {'seconds':>8} {'tokens':>10} {'steps':>6} {'MFU':>6}  metric")
     for row in rows:

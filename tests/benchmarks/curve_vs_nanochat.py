@@ -132,7 +132,8 @@ def check_same(out: Path, data: Path, nanochat: Path) -> None:
 def gchat(words: list[str], tree: Path) -> None:
     """Runs a verb of the code in `tree`."""
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1"}
-    subprocess.run([sys.executable, "-m", "gchat", *words], env=environment, check=True)
+    if status := harness.finish([sys.executable, "-m", "gchat", *words], environment):
+        sys.exit(f"gchat {words[0]} ended with status {status}")
 
 
 def options(cell: Cell, data: Path, eval_tokens: int = EVAL_TOKENS) -> list[str]:
