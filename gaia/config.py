@@ -33,6 +33,7 @@ def parse(
     aliases: Mapping[str, str] | None = None,
     prog: str | None = None,
     description: str | None = None,
+    also: Sequence[str] = (),
 ) -> T:
     """Builds `cls` from a preset and command-line arguments.
 
@@ -43,11 +44,13 @@ def parse(
         aliases: short option -> full option, for example `{"--depth": "--model.depth"}`.
         prog: program name shown in help.
         description: first paragraph of the help.
+        also: options that the caller has taken out of `args`, for the nearest name of a typo.
 
     Raises:
         ConfigError: naming the option, its value and the nearest valid option.
     """
     known, short = kinds(cls), aliases or {}
+    near = [*short, *also]
     given = mark(list(_as_args(preset or {}, known)), known, ())
     words = given + mark(_long(args, short), known, short)
     help_wanted = not _HELP.isdisjoint(words)
@@ -62,9 +65,7 @@ def parse(
         if stop.code in (0, None):
             raise
         text = without_marks(printed.getvalue())
-        raise ConfigError(
-            *(_mistyped(text, words, known, short) or _one_line(text, short))
-        ) from None
+        raise ConfigError(*(_mistyped(text, words, known, near) or _one_line(text, near))) from None
 
 
 def asks_for_help(cls: Any, args: Sequence[str], aliases: Mapping[str, str] | None = None) -> bool:
@@ -119,7 +120,7 @@ def _text(name: str, value: Any) -> str:
 
 
 def _mistyped(
-    message: str, words: Sequence[str], known: Mapping[str, Kind], aliases: Mapping[str, str]
+    message: str, words: Sequence[str], known: Mapping[str, Kind], others: Sequence[str]
 ) -> tuple[str, str] | None:
     """The unknown option that may be why a required one is missing, and the nearest one.
 
@@ -133,7 +134,7 @@ def _mistyped(
     for word in words:
         name = word.partition("=")[0].replace("_", "-")
         if re.fullmatch(r"--\w[\w.-]*", name) and name not in options:
-            nearest = get_close_matches(name, [*options, *aliases], n=1, cutoff=0.7)
+            nearest = get_close_matches(name, [*options, *others], n=1, cutoff=0.7)
             remedy = (
                 f"perhaps you meant {nearest[0]} (--help lists all)" if nearest else _HELP_LISTS
             )
@@ -141,7 +142,7 @@ def _mistyped(
     return None
 
 
-def _one_line(message: str, aliases: Mapping[str, str]) -> tuple[str, str]:
+def _one_line(message: str, others: Sequence[str]) -> tuple[str, str]:
     """Reduces tyro's panel to its first sentence, on one line for people and scripts."""
     blocks = re.split(r"^\s*-{3,}\s*$", message, flags=re.MULTILINE)
     blocks = [" ".join(block.split()) for block in blocks]
@@ -152,7 +153,7 @@ def _one_line(message: str, aliases: Mapping[str, str]) -> tuple[str, str]:
     named = re.search(r"--[\w.-]*\w", " ".join(blocks[2:3])) if "meant" in message else None
     nearest = [named.group()] if named else []
     if unknown := re.match(r"unknown option (--[\w.-]+)", problem):
-        nearest = get_close_matches(unknown[1], aliases, n=1, cutoff=0.7) or nearest
+        nearest = get_close_matches(unknown[1], others, n=1, cutoff=0.7) or nearest
     if nearest:
         return problem, f"perhaps you meant {nearest[0]} (--help lists all)"
     return problem, _HELP_LISTS

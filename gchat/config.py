@@ -192,8 +192,16 @@ CHECKPOINTS = "checkpoints"
 CONFIG_DIR = Path(__file__).parent / "configs"
 
 
-def load(args: list[str], *, preset: str | None = None, prog: str = "gchat train") -> TrainConfig:
+def load(
+    args: list[str],
+    *,
+    preset: str | None = None,
+    prog: str = "gchat train",
+    also: Sequence[str] = (),
+) -> TrainConfig:
     """`[CONFIG.yaml] --group.field value …` to a config; `preset` names the one to start from.
+
+    `also` are options of the verb itself, which a misspelt one may have meant.
 
     Raises:
         ConfigError: naming the file or option, its value and the remedy.
@@ -208,7 +216,7 @@ def load(args: list[str], *, preset: str | None = None, prog: str = "gchat train
         tree = load_preset(preset_path(preset), CONFIG_DIR)
     if isinstance(tree.get("model"), Mapping) and typed_options(args) & _DIALS:
         tree["model"] = without_derived(tree["model"])
-    return load_tree(with_model_of_base(tree, args, CONFIG), args, prog=prog)
+    return load_tree(with_model_of_base(tree, args, CONFIG), args, prog=prog, also=also)
 
 
 def typed_options(args: Sequence[str], aliases: Mapping[str, str] = ALIASES) -> set[str]:
@@ -224,6 +232,7 @@ def load_tree(
     prog: str,
     aliases: Mapping[str, str] = ALIASES,
     description: str = DESCRIPTION,
+    also: Sequence[str] = (),
 ) -> TrainConfig:
     """A preset's fields and `--group.field value …` to a config.
 
@@ -233,7 +242,7 @@ def load_tree(
     typed = typed_options(args, aliases)
     config = parse(
         TrainConfig, args, preset=with_typed_length(tree, typed), aliases=aliases, prog=prog,
-        description=description,
+        description=description, also=also,
     )  # fmt: skip
     for name in ONLY_MUON if config.optim.name != "muon" else ():
         if f"--optim.{name.replace('_', '-')}" in typed:

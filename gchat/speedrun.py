@@ -21,7 +21,7 @@ from gaia.config import asks_for_help, load_preset, parse
 from gaia.errors import ConfigError
 from gaia.interrupt import raise_on_interrupt
 from gaia.output import may_go_away
-from gaia.processes.group import Group, joined, take_options
+from gaia.processes.group import OPTIONS, Group, joined, take_options
 from gchat.config import (
     ALIASES,
     CONFIG_DIR,
@@ -66,6 +66,11 @@ A data set in GAIA_DATA (from `gml run --data`) is used unless another is named.
 Short names: --depth --batch-size --lr --warmup --max-steps --log-interval --data-dir
 --checkpoint-dir --run-dir. All fields of the trainer:
 """
+_FLAGS = ("--dry-run", "--resume", "--allow-cpu", "--offline", "--allow-restart")
+_OF_ALL_STAGES = ("--stages", "--name", "--about", "--chats")  # lifecycle/ takes them out first
+_OWN = (*_FLAGS, "--hours", *_OF_ALL_STAGES, *OPTIONS)
+"""Options that are no field of the configuration."""
+
 CPU_HOURS = 0.1
 CPU_DEFAULT = "CPU default"
 ACCELERATOR_HOURS = 3.0
@@ -124,7 +129,7 @@ def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] 
         )
     options.check()
     preset = "cpu" if on_cpu else "speedrun"
-    config = load(args, preset=preset, prog="gchat/speedrun.sh")
+    config = load(args, preset=preset, prog="gchat/speedrun.sh", also=_OWN)
     if on_cpu and not (args and not args[0].startswith("-")):
         print("no accelerator here: training the `cpu` preset on the offline corpus")
     runtime.start(matmul_precision=config.model.matmul_precision)  # known only now
@@ -190,7 +195,8 @@ def check_words(args: list[str]) -> None:
     own, rest = _split(args)
     parse(Options, own, prog="gchat/speedrun.sh").check()
     preset = "cpu" if runtime.only_cpu() else "speedrun"
-    check_ranges(load(take_options(rest)[1], preset=preset, prog="gchat/speedrun.sh"))
+    words = take_options(rest)[1]
+    check_ranges(load(words, preset=preset, prog="gchat/speedrun.sh", also=_OWN))
 
 
 def _split(args: list[str]) -> tuple[list[str], list[str]]:
@@ -200,7 +206,7 @@ def _split(args: list[str]) -> tuple[list[str], list[str]]:
     items = iter(args)
     for item in items:
         name, _, value = item.partition("=")
-        if item in ("--dry-run", "--resume", "--allow-cpu", "--offline", "--allow-restart"):
+        if item in _FLAGS:
             own.append(item)
         elif item == "--extend":
             raise ConfigError(

@@ -21,7 +21,7 @@ from gaia.config import parse, to_dict
 from gaia.errors import ConfigError, DataError, GaiaError, run_cli
 from gaia.interrupt import raise_on_interrupt
 from gaia.output import may_go_away
-from gaia.processes.group import Group, joined, take_options
+from gaia.processes.group import OPTIONS, Group, joined, take_options
 from gaia.runtime import Machine, start
 from gchat.config import CONFIG, TrainConfig, load
 from gchat.evals.core.periodic import PeriodicCore
@@ -42,6 +42,9 @@ from gchat.train_state import TrainState, abstract_state, graphdef, init_state
 from gchat.train_step import eval_rows, make_scorer, make_train_step
 
 COMMAND = "python -m gchat.train"
+_FLAGS = ("--resume", "--allow-restart", "--extend")
+_OWN = (*_FLAGS, "--batch", *OPTIONS)
+"""Options that are no field of the configuration."""
 
 
 def pretrain(
@@ -280,10 +283,10 @@ def given_config(args: list[str], *, resume: bool, prog: str) -> TrainConfig:
         ConfigError: it cannot work, or `resume` names no run.
     """
     if not resume:
-        return load(args, prog=prog)
+        return load(args, prog=prog, also=_OWN)
     mirror.fetch(args)
     named = bool(args) and not args[0].startswith("-")
-    config = load(args, prog=prog)
+    config = load(args, prog=prog, also=_OWN)
     if config.run.dir is None and not named:
         raise ConfigError("--resume names no run", "add --run-dir RUN")
     own = named and config.run.dir is None and Path(args[0]).name == CONFIG
@@ -304,7 +307,7 @@ def run(args: list[str], *, prog: str = COMMAND) -> dict[str, Any]:
     """Parses [CONFIG.yaml] --group.field value … [--resume [--allow-restart|--extend]], trains."""
     processes, args = take_options(args)
     auto_batch, args = take_batch(args)
-    flags, args = take_flags(args, "--resume", "--allow-restart", "--extend")
+    flags, args = take_flags(args, *_FLAGS)
     resume, restart, extend = flags["--resume"], flags["--allow-restart"], flags["--extend"]
     if (restart or extend) and not resume:
         flag = "--allow-restart" if restart else "--extend"

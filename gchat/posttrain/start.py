@@ -22,7 +22,7 @@ from gaia.adapters import merged
 from gaia.errors import ConfigError
 from gaia.interrupt import raise_on_interrupt
 from gaia.output import may_go_away
-from gaia.processes.group import Group, joined, take_options
+from gaia.processes.group import OPTIONS, Group, joined, take_options
 from gaia.runtime import Machine
 from gaia.runtime import start as start_machine
 from gchat.chat_format import ChatFormat, read_format, write_format
@@ -55,6 +55,10 @@ STAGE_ALIASES = {
     "--reward": "--rl.reward",
 }
 """Short names of the stages, beside those of `gchat train`."""
+
+_FLAGS = ("--resume", "--allow-unfinished", "--allow-restart")
+_OWN = (*_FLAGS, *STAGE_ALIASES, "--batch", *OPTIONS)
+"""Options that are no field of the configuration, or a short name of one."""
 
 _RATES = ("embed_lr", "head_lr", "matrix_lr")
 
@@ -149,7 +153,7 @@ def run(verb: Verb, args: Sequence[str]) -> dict[str, Any]:
     """
     processes, rest = take_options(spelled(args))
     auto_batch, rest = take_batch(rest)
-    flags, rest = take_flags(rest, "--resume", "--allow-unfinished", "--allow-restart")
+    flags, rest = take_flags(rest, *_FLAGS)
     if flags["--allow-restart"] and not flags["--resume"]:
         raise ConfigError("--allow-restart is given without --resume", "add --resume")
     flags["--batch auto"] = auto_batch
@@ -184,7 +188,7 @@ def _given(verb: Verb, args: list[str], *, resume: bool) -> TrainConfig:
     typed = typed_options(args)
     if resume:
         mirror.fetch(args)
-        config = load_tree({}, args, prog=verb.prog)
+        config = load_tree({}, args, prog=verb.prog, also=_OWN)
         if config.run.dir is None:
             raise ConfigError("--resume names no run", "add --run-dir RUN")
         check_resumable(config.run.folder)
@@ -197,6 +201,9 @@ def _given(verb: Verb, args: list[str], *, resume: bool) -> TrainConfig:
         return config
     path = _base_path(args)
     if path is None and not _asks_for_help(args):
+        load_tree(
+            {}, args, prog=verb.prog, also=_OWN
+        )  # `--bas RUN` is named before what is missing
         raise ConfigError(f"{verb.prog} needs a run to begin with", "add --base RUN")
     tree = handed_down(path) if path else {}
     if path:
@@ -206,7 +213,7 @@ def _given(verb: Verb, args: list[str], *, resume: bool) -> TrainConfig:
         tree[group] = {**(tree.get(group) or {}), **fields}
     if "lr" in base_optim and "lr" not in verb.defaults.get("optim", {}):
         tree["optim"]["lr"] = base_optim["lr"] * verb.lr_share
-    config = load_tree(tree, args, prog=verb.prog, description=verb.description)
+    config = load_tree(tree, args, prog=verb.prog, description=verb.description, also=_OWN)
     _check_typed(verb, config, typed)
     return _with_rates(config, base_optim, typed)
 

@@ -121,13 +121,13 @@ def plan_main(args: list[str]) -> None:
         print(USAGE)
         return
     options, rest = _split(args)
+    given = load(rest, preset="speedrun", prog="gchat plan", also=(*_FLAGS, *_VALUES))
     typed = typed_options(rest)
     options.check(typed)
     fleet = options.fleet()
     if options.verify or options.search:
         check_can_verify(fleet)
     runtime.stay_on_host()  # nothing here runs on an accelerator
-    given = load(rest, preset="speedrun", prog="gchat plan")
     if options.largest:
         _plan_largest(given, fleet, options, typed)
         return

@@ -244,3 +244,23 @@ def test_a_group_of_commands_tells_what_it_has(group, capsys):
     said = capsys.readouterr().out
     assert end.value.code == 0 and said.startswith(f"usage: gchat {group} COMMAND")
     assert "\ncommands: " in said and f"\n  {group}" in said
+
+
+@pytest.mark.parametrize(
+    "words, typo, meant",
+    [
+        ("train --resum", "--resum", "--resume"),
+        ("train --proccess-id 1", "--proccess-id", "--process-id"),
+        ("sft --bas run", "--bas", "--base"),
+        ("rl --resum --run-dir run", "--resum", "--resume"),
+        ("plan --sk v6e-8", "--sk", "--sku"),
+        ("plan --sku v6e-8 --verfy", "--verfy", "--verify"),
+        ("speedrun --stages base --offlin", "--offlin", "--offline"),
+        ("speedrun --nam Marlow", "--nam", "--name"),
+    ],
+)
+def test_an_option_of_a_verb_itself_is_the_nearest_of_a_typo(capsys, words, typo, meant):
+    """Verbs take their own options out before the fields of the configuration are read."""
+    assert main(words.split()) == 2
+    said = f"gchat: unknown option {typo}; perhaps you meant {meant} (--help lists all)\n"
+    assert capsys.readouterr().err == said
