@@ -37,6 +37,7 @@ def work(job: dict[str, Any]) -> None:
     for step in range(steps):
         if step % max(1, steps // job["points"]) == 0:
             curve.append([step * cell["batch"], validation(run, job["validation"], micro)])
+            _say(*curve[-1], left_s=statistics.median(times) * (steps - step) if times else None)
         began = time.perf_counter()
         for part in np.split(rows[step].astype(np.int64), rows.shape[1] // micro):
             tokens = torch.from_numpy(part)
@@ -59,6 +60,12 @@ def work(job: dict[str, Any]) -> None:
     seconds = statistics.median(times[3:]) * steps
     answer = {"bpb": curve[-1][1], "seconds": round(seconds, 1), "curve": curve}
     print("answer " + json.dumps(answer | {"matmul_params": model.num_matmul_params()}), flush=True)
+
+
+def _say(tokens: int, bpb: float, left_s: float | None) -> None:
+    """One line of progress; standard output holds the answer alone."""
+    left = "" if left_s is None else f"  ETA {int(left_s) // 60}:{int(left_s) % 60:02}"
+    print(f"  {tokens:,} tokens  val {bpb:.4f} bpb{left}", file=sys.stderr, flush=True)
 
 
 def validation(model: Any, path: str, rows: int) -> float:
