@@ -10,6 +10,7 @@ is told to all, so that all go on in the same way.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -38,6 +39,8 @@ class Restored(NamedTuple):
     step: int
     state: Any
     meta: dict[str, Any]
+    digest: str
+    """Name of the checkpoint by the content of its files."""
 
 
 class Checkpointer:
@@ -268,7 +271,8 @@ class Checkpointer:
         with self._readable(step):
             self._refuse_difference(step, self._difference(step, abstract_state))
             restored = self._manager.restore(step, args=args)
-        return Restored(step, restored["state"], restored["meta"])
+            digest = self._digest(step)
+        return Restored(step, restored["state"], restored["meta"], digest)
 
     def restore_part(self, step: int, abstract_part: Mapping[str, Any]) -> Restored:
         """Reads some of a checkpoint's arrays, such as `{"params": …}`; the others stay on disk.
@@ -291,7 +295,13 @@ class Checkpointer:
         with self._readable(step):
             self._refuse_difference(step, self._difference(step, abstract_part, part=True))
             restored = self._manager.restore(step, args=args)
-        return Restored(step, restored["state"], restored["meta"])
+            digest = self._digest(step)
+        return Restored(step, restored["state"], restored["meta"], digest)
+
+    def _digest(self, step: int) -> str:
+        """Name of a checkpoint by its checksums, which cover every file of it."""
+        sealed = json.loads((self.directory / str(step) / CHECKSUMS).read_text())["files"]
+        return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()[:16]
 
     def _refuse_difference(self, step: int, difference: str | None) -> None:
         if difference is not None:

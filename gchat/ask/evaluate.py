@@ -179,7 +179,7 @@ class _Job:
             assert isinstance(client, EngineClient)
             facts |= {
                 "step": run.step,
-                "weights": run.weights_digest(),
+                "weights": run.digest,
                 "tokenizer": run.tokenizer.sha256[:16],
                 "seq_len": run.config.model.seq_len,
                 "format": client.chat_format.kind,

@@ -1,11 +1,13 @@
 """Options that the verbs which ask a model share: which one, how tokens are drawn, what form."""
 
+import hashlib
+import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gaia.errors import ConfigError
-from gchat.chat_format import Wanted, read_format
+from gchat.chat_format import ChatFormat, Wanted, read_format
 from gchat.client import Budget, Client
 from gchat.endpoint_client import KEY_VARIABLE, EndpointClient, read_key
 from gchat.engine import grammar as grammars
@@ -156,10 +158,21 @@ class Model:
             loaded.engine(slots=slots, weights=self.weights, kv=self.kv, speculate=self.speculate),
             tokenizer,
             chat_format,
-            model=f"{Path(self.run).resolve().name}@{loaded.step}",
+            model=self._name(loaded, chat_format, calls),
             slots=slots,
             tools=Tools(tokenizer) if calls else None,
         )
+
+    def _name(self, loaded: "LoadedRun", chat_format: ChatFormat, calls: bool) -> str:
+        """Name of the run for records: two of one name are one model asked in one way.
+
+        A folder's name and a step alone are not: every speedrun has its `sft`.
+        """
+        template = chat_format.template.text if chat_format.template else None
+        asked = [chat_format.kind, template, calls, self.weights, self.kv]
+        deciding = json.dumps([loaded.digest, loaded.tokenizer.sha256, *asked])
+        named = hashlib.sha256(deciding.encode()).hexdigest()[:8]
+        return f"{Path(str(self.run)).resolve().name}@{loaded.step}-{named}"
 
     def open_endpoint(
         self, *, concurrency: int = 1, budget: Budget | None = None

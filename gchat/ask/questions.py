@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -77,7 +79,7 @@ def object_of(raw: bytes, form: str) -> dict[str, Any]:
         ConfigError: it is no UTF-8, no JSON, or no object.
     """
     try:
-        data = json.loads(raw.decode("utf-8"))
+        data = json.loads(raw.decode("utf-8"), parse_constant=_no_number)
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 at byte {error.start}", "convert the file") from None
     except (ValueError, RecursionError) as error:
@@ -85,6 +87,11 @@ def object_of(raw: bytes, form: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError("not a JSON object", f"write {form}")
     return data
+
+
+def _no_number(name: str) -> None:
+    """Refuses what Python reads and JSON does not have."""
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _line(number: int, raw: bytes, defaults: Question) -> Line:
@@ -113,8 +120,9 @@ def _typed(data: dict[str, Any], name: str, kind: type) -> Any:
             raise ConfigError(f"{name} is {value!r}", f"use {_NAMES[list]}")
         return tuple(texts)
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind in (int, float) and number and float(value) == kind(value):
-        return kind(value)
+    with suppress(OverflowError):  # an integer of 400 digits
+        if kind in (int, float) and number and math.isfinite(value) and kind(value) == value:
+            return kind(value)
     if kind is str and isinstance(value, str):
         return value
     raise ConfigError(f"{name} is {value!r}", f"use {_NAMES[kind]}")

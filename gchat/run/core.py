@@ -129,7 +129,7 @@ def _facts(run: LoadedRun, bundle: bundles.Bundle, limit: int | None) -> dict[st
     return {
         "evaluation": "core",
         "step": run.step,
-        "weights": run.weights_digest(),
+        "weights": run.digest,
         "bundle": bundle.digest,
         "max_per_task": limit,
         "seq_len": run.config.model.seq_len,

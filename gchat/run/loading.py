@@ -1,19 +1,17 @@
 """A trained run, read back: its configuration, tokenizer and newest intact parameters."""
 
-import hashlib
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from gaia.adapters import merged
 from gaia.checkpoint import Checkpointer, Restored
 from gaia.errors import CheckpointError
-from gaia.parallel import make_mesh, to_host
+from gaia.parallel import make_mesh
 from gaia.runtime import start
 from gchat.config import TrainConfig
 from gchat.engine.engine import Engine
@@ -35,17 +33,13 @@ class LoadedRun:
     graph: Any
     params: Any
     step: int
+    digest: str
+    """Name of the checkpoint by its content."""
 
     def engine(self, **options: Any) -> Engine:
         """Decodes with these parameters; `options` are `Engine`'s: slots, weights, speculate, …"""
         seq_len = self.config.model.seq_len
         return make_engine(self.graph, self.params, self.tokenizer, seq_len, **options)
-
-    def weights_digest(self) -> str:
-        """Name of these weights by their content."""
-        smallest = min(jax.tree.leaves(self.params), key=lambda leaf: leaf.size)
-        # A gain of D numbers: all of them move with every update.
-        return hashlib.sha256(to_host(smallest).tobytes()).hexdigest()[:16]
 
     def score_file(self, path: str) -> bpb.Score:
         """Bits per byte of a text file, read as one document."""
@@ -83,7 +77,9 @@ def load_run(path: str, mesh: Mesh | None = None, *, step: str = "last") -> Load
     restored = load_params(path, config, mesh or make_mesh(), step=chosen)
     tokenizer = Tokenizer.load(str(folder / "tokenizer.json"))
     config = replace(config, model=config.model.without_adapters())
-    return LoadedRun(config, tokenizer, graphdef(config), restored.state, restored.step)
+    return LoadedRun(
+        config, tokenizer, graphdef(config), restored.state, restored.step, restored.digest
+    )
 
 
 def load_params(

@@ -3,13 +3,17 @@
 import json
 import math
 import re
+import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
+import jax
 import pytest
 
+from gaia.checkpoint import Checkpointer
 from gchat.__main__ import main
 from gchat.run import names
+from gchat.run.loading import load_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -161,6 +165,31 @@ def test_data_count_and_verify(trained, capsys):
     assert "verified" in capsys.readouterr().out
 
 
+def test_answers_of_another_run_of_that_name_and_step_are_refused(trained, tmp_path, capsys):
+    """Every speedrun has its `sft`, and a run that is trained anew keeps its name."""
+    _, run = trained
+    same, other = (tmp_path / name / run.name for name in ("same", "other"))
+    shutil.copytree(run, same)
+    shutil.copytree(run, other)
+    loaded, before = load_run(str(run)), Checkpointer(str(run / "checkpoints"), read_only=True)
+    meta = before.read_meta(4)
+    before.close()
+    shutil.rmtree(other / "checkpoints/4")
+    checkpoints = Checkpointer(str(other / "checkpoints"))
+    assert (
+        checkpoints.save(4, {"params": jax.tree.map(lambda x: x + 1, loaded.params)}, meta) is None
+    )
+    assert checkpoints.close() is None
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_text('{"prompt": "The"}\n')
+    generate = ["generate", str(asked), str(out), "--max-tokens", "3", "--slots", "1", "--run"]
+    assert main([*generate, str(run)]) == 0 == main([*generate, str(same)])
+    assert "(0 now)" in capsys.readouterr().out
+    for words in ([str(other)], [str(run), "--kv", "int8"]):
+        assert main([*generate, *words]) == 2
+        assert "another question, other options or another model" in capsys.readouterr().err
+
+
 def test_a_run_is_asked_for_forms_in_a_chat_and_in_files(trained, tmp_path, capsys):
     _, run = trained
     where = ["--run", str(run)]
@@ -177,7 +206,7 @@ def test_a_run_is_asked_for_forms_in_a_chat_and_in_files(trained, tmp_path, caps
     assert main([*generate, "--format", "chat"]) == 1
     assert "1 of 3 lines have an error" in capsys.readouterr().err
     first, long, form = map(json.loads, out.read_text().splitlines())
-    assert first["completion_tokens"] <= 6 and first["model"] == "run@4"
+    assert first["completion_tokens"] <= 6 and re.fullmatch("run@4-[0-9a-f]{8}", first["model"])
     assert "the model's seq_len is 32" in long["error"] and long["line"] == 2
     assert re.fullmatch("[0-9]{3}", form["text"]) and form["finish"] == "stop"
 
