@@ -28,6 +28,7 @@ from gaia.errors import GaiaError
 from gaia.storage.files import join, read_bytes
 from gaia.writer_lock import WriterLock
 from gchat.config import CONFIG_DIR
+from gchat.research.measure import measure_of
 from gchat.research.source_tree import Code
 from gchat.run.folder import BAD_STEPS
 from gchat.run.lock import LOCK
@@ -98,6 +99,8 @@ class Result:
     """Unix time of the end, in s."""
     start_seconds: float = 0.0
     """Seconds until the first step had ended: compilation, and the first evaluation."""
+    measure: dict[str, Any] = field(default_factory=dict)
+    """Fields of the configuration that decide what the figures mean; its folder may be gone."""
 
 
 def preset_hash(arguments: Sequence[str]) -> str:
@@ -249,6 +252,7 @@ def _judge(cell: Cell, folder: Path, log: Path, code: int, stopped: str) -> Resu
             "bpb": so_far["bpb"] if status in ("done", "stopped") else None,
             "machine": fingerprint(),
             "time": time.time(),
+            "measure": measure_of(folder) if status == "done" else {},
         }
     )  # fmt: skip
 

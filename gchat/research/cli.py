@@ -11,7 +11,7 @@ import tyro
 
 from gaia.config import parse
 from gaia.errors import ConfigError
-from gchat.config import load
+from gchat.config import load, typed_options
 from gchat.research import (
     cells,
     driver,
@@ -28,6 +28,7 @@ from gchat.research import sweep as sweeping
 from gchat.research.options import training_words
 from gchat.research.statistics import LEVEL
 from gchat.run.folder import write_atomically
+from gchat.run_length import typed_lengths
 
 MINUTES = 10.0
 
@@ -182,6 +183,9 @@ def research_main(args: list[str]) -> None:
     options = parse(Research, args, prog="gchat research run", description=inspect.getdoc(Research))
     arguments = training_words(options.preset, options.set)
     load(arguments, prog="gchat research run")
+    if given := typed_lengths(typed_options(arguments[1:])):
+        remedy = "use --minutes, which decides the length"
+        raise ConfigError(f"--set training.{given[0]} is given", remedy)
     done = experiment.run(
         minutes=options.minutes,
         arguments=arguments,
@@ -198,6 +202,7 @@ def research_main(args: list[str]) -> None:
         value = f"{done.bpb:.4f} bits per byte" if done.bpb is not None else done.error
         best = f", best before {done.best:.4f}" if done.best is not None else ""
         print(f"{done.status}: {value}{best}; rules for agents: {experiment.PROGRAM}")
+        print(*done.notes, sep="\n", end="\n" if done.notes else "")
 
 
 def sweep_main(args: list[str]) -> None:
@@ -292,6 +297,7 @@ def _rented(options: Compare, folder: Path) -> None:
             spent, options.branches, words, folder, data=options.data, dry_run=options.dry_run
         )
     )
-    facts = folder / "comparison.json"
+    home = rented.of_machine(folder, spent)
+    facts = home / "comparison.json"
     if facts.exists():
-        print(facts.read_text() if options.json else f"picture: {folder / 'curves.png'}")
+        print(facts.read_text() if options.json else f"picture: {home / 'curves.png'}")

@@ -9,7 +9,7 @@ spends the same.
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from gchat.config import load
 from gchat.research import worktrees
 from gchat.research.cells import Result
 from gchat.research.measure import measure_of
+from gchat.research.source_tree import Code
 from gchat.research.statistics import Difference, paired, power
 from gchat.research.sweep import Sweep, run_cells
 from gchat.research.worktrees import Tree, TreeError
@@ -116,6 +117,7 @@ def _compare(
     if len(trees) < 2:
         raise ConfigError(f"nothing is left to compare {names[0]} with", "mend the names above")
     notes += [note for tree in trees for note in tree.notes]
+    notes += [f"{tree.name} is {twin}" for tree, twin in _twins(trees)]
     trained = _train(trees, arguments, data_dir, seeds, folder)
     different = _differences(trained)
     if different and not allow_different:
@@ -129,6 +131,17 @@ def _compare(
     for axis in others:
         rows += _again(trees, trained, axis, arguments, data_dir, seeds, folder, level)
     return Comparison(rows, tuple(seeds), level, notes)
+
+
+def _twins(trees: Sequence[Tree]) -> list[tuple[Tree, str]]:
+    """Trees that hold what an earlier one holds, with a sentence's end that says so."""
+    named: dict[tuple[Code, tuple[str, ...]], str] = {}
+    twins = []
+    for tree in trees:
+        same = named.setdefault((replace(tree.code, path=""), tree.options), tree.name)
+        if same != tree.name:
+            twins.append((tree, f"{same}, unchanged: their trainings are one and the same"))
+    return twins
 
 
 def _train(
@@ -222,7 +235,7 @@ def _differences(trained: Mapping[str, list[Result]]) -> list[str]:
         done = next((r for r in results if r.status == "done"), None)
         if done is None:
             continue
-        facts[name] = measure_of(Path(done.run_dir))
+        facts[name] = done.measure or measure_of(Path(done.run_dir))
     (first, ours), *others = list(facts.items()) or [("", {})]
     return [
         f"{field} is {ours.get(field)} in {first} and {theirs.get(field)} in {name}"

@@ -25,7 +25,18 @@ from gchat.research.worktrees import WORKING_TREE, Tree, make_tree
 from gchat.run.folder import write_atomically
 from gchat.run.series import read_series
 
-COLUMNS = ("time", "commit", "status", "bpb", "best", "tokens", "minutes", "description", "diff")
+COLUMNS = (
+    "time",
+    "commit",
+    "status",
+    "bpb",
+    "best",
+    "tokens",
+    "minutes",
+    "description",
+    "diff",
+    "notes",
+)
 RESULTS, BUDGET = "results.tsv", "budget.json"
 PROGRAM = Path(__file__).with_name("program.md")
 _PROBE_STEPS = 30
@@ -49,6 +60,8 @@ class Experiment:
     diff: str
     """File of the change against the judge's commit."""
     error: str = ""
+    notes: tuple[str, ...] = ()
+    """Sentences on what the figure rests on, where the change touches that."""
 
 
 def run(
@@ -120,6 +133,7 @@ def _run(
         description=description,
         diff=str(diff.relative_to(folder)),
         error="" if done else f"{result.status}: {result.error}",
+        notes=tree.notes,
     )
     _append(folder / RESULTS, experiment)
     return experiment
@@ -196,10 +210,10 @@ def read(path: Path) -> list[Experiment]:
     made = []
     for number, line in enumerate(path.read_text().split("\n")[1:], 2):
         fields = line.split("\t")
-        if len(fields) != len(COLUMNS):
+        if len(fields) not in (len(COLUMNS) - 1, len(COLUMNS)):  # notes came later
             continue
         try:
-            made.append(_experiment(dict(zip(COLUMNS, fields, strict=True))))
+            made.append(_experiment(dict(zip(COLUMNS, fields, strict=False))))
         except ValueError as error:
             raise DataError(f"{path}, line {number}: {error}", "mend or remove the line") from None
     return made
@@ -210,6 +224,7 @@ def _experiment(row: Mapping[str, str]) -> Experiment:
         float(row["time"]), row["commit"], row["status"], _number(row["bpb"]),
         _number(row["best"]), int(row["tokens"]), float(row["minutes"]),
         row["description"], row["diff"],
+        notes=tuple(filter(None, row.get("notes", "").split("; "))),
     )  # fmt: skip
 
 
@@ -217,7 +232,7 @@ def _append(path: Path, experiment: Experiment) -> None:
     rows = [*read(path), experiment]
     lines = ["\t".join(COLUMNS)]
     for row in rows:
-        values = asdict(row)
+        values = asdict(row) | {"notes": "; ".join(row.notes)}
         lines.append("\t".join("" if values[c] is None else str(values[c]) for c in COLUMNS))
     write_atomically(path, "\n".join(lines) + "\n")
 

@@ -22,6 +22,9 @@ RESULTS = ("results.jsonl", "comparison.json", "curves.png", "report.html")
 MINUTES = 60.0
 """Budget of time where none is given."""
 _START_MINUTES, _SLACK = 30.0, 1.5
+_OURS = ("--timeout", "--max-price", "--folder", "--dest", "--fetch", "--data", "--dry-run")
+_NOT_ONE = ("-n", "--count", "--node", "--attach")
+"""Words of `gml run` for several machines, whose prices add up, or for one that is there."""
 _HOME = "results"
 """Folder of the sent clone, there and here, that comes home."""
 
@@ -64,8 +67,19 @@ def rental(on: str, budget: str | None, minutes: float | None) -> Rental:
     Raises:
         ConfigError: no budget, or one that is no amount of US dollars.
     """
-    if not on.strip():
+    try:
+        words = [word.partition("=")[0] for word in shlex.split(on)]
+    except ValueError as error:
+        raise ConfigError(f"--on is {on!r} ({error})", "close the quotation mark") from None
+    if not words:
         raise ConfigError("--on is empty", "name an instance type, e.g. v6e-1")
+    if several := [word for word in words if word in _NOT_ONE or re.match(r"-n\d", word)]:
+        raise ConfigError(
+            f"--on has {several[0]}, and the budget is that of one machine it makes",
+            "leave it out",
+        )
+    if decided := [word for word in words if word in _OURS]:
+        raise ConfigError(f"--on has {decided[0]}, which this decides", "leave it out")
     if budget is None:
         raise ConfigError(f"--on {on} has no --budget", "say what it may cost, e.g. --budget 10USD")
     amount = re.fullmatch(r"\$?(\d+(?:\.\d+)?)\s*(?:USD|usd|\$)?", budget.strip())
@@ -78,13 +92,13 @@ def compare_on(
     spent: Rental, names: Sequence[str], words: Sequence[str], folder: Path, *,
     data: str | None, dry_run: bool,
 ) -> int:  # fmt: skip
-    """Runs the comparison on a rented machine; its results lie in `folder` afterwards.
+    """Runs the comparison on a rented machine, and brings its results home.
 
     Args:
         spent: machine and limits.
         names: what is compared, as given.
         words: options of `gchat compare`, without those of the machine, data and folders.
-        folder: of results.
+        folder: of the sent clone; the results lie in `of_machine(folder, spent)`.
         data: data set here or at gs://, which is sent along; None prepares one there.
         dry_run: print what `gml` would do.
 
@@ -102,10 +116,18 @@ def compare_on(
     command += ["--dest", "gaia-compare", "--fetch", _HOME]
     command += (["--data", data] if data else []) + (["--dry-run"] if dry_run else [])
     done = subprocess.run([*command, "--", line], check=False)
+    home = of_machine(folder, spent)
     for name in RESULTS:
         if (place / _HOME / name).exists():
-            shutil.copy2(place / _HOME / name, folder / name)
+            home.mkdir(exist_ok=True)
+            shutil.copy2(place / _HOME / name, home / f"{name}.part")
+            (home / f"{name}.part").replace(home / name)
     return done.returncode
+
+
+def of_machine(folder: Path, spent: Rental) -> Path:
+    """Folder of the results of one kind of machine: those trained here stay what they are."""
+    return folder / f"on-{'-'.join(re.findall(r'[A-Za-z0-9.]+', spent.on))}"
 
 
 def send_clone(root: Path, names: Sequence[str], place: Path) -> dict[str, str]:

@@ -194,9 +194,11 @@ def run_cells(
     path = folder / RESULTS
     with WriterLock(folder / ".gaia.lock", f"a sweep in {folder}"):
         results = cells.read_results(path)
-        open_cells = [cell for cell in wanted if _open(cell, results, wanted, early_stop)]
-        if len(open_cells) < len(wanted):
-            say(f"{len(wanted) - len(open_cells)} of {len(wanted)} cells are there already")
+        each = {cell.id: cell for cell in reversed(wanted)}  # two variants may be one and the same
+        once = [cell for cell in wanted if each[cell.id] is cell]
+        open_cells = [cell for cell in once if _open(cell, results, wanted, early_stop)]
+        if len(open_cells) < len(once):
+            say(f"{len(once) - len(open_cells)} of {len(once)} cells are there already")
         seconds: list[float] = []
         for number, cell in enumerate(open_cells, 1):
             _check_unchanged(cell)

@@ -19,12 +19,13 @@ from gchat.research.source_tree import DIFF, Code, code_at
 JUDGES = (
     "gchat/evals", "gchat/run/scorer.py", "gchat/run/scorer", "gchat/run/names.py",
     "gchat/run/names", "gchat/run/series.py", "gchat/run/series", "gchat/tokenizer.py",
-    "gchat/tokenizer",
+    "gchat/tokenizer", "gaia_metrics",
 )  # fmt: skip
 """Paths of the code that measures a run, and of packages that would hide one of its modules."""
 RESTS_ON = (
-    "gaia/data", "gaia/kernels/cross_entropy.py", "gchat/objective.py", "gchat/run/loop.py",
-    "gchat/train_step.py",
+    "gaia/data", "gaia/kernels/cross_entropy.py", "gaia/kernels/cross_entropy",
+    "gchat/objective.py", "gchat/objective", "gchat/run/loop.py", "gchat/run/loop",
+    "gchat/run/session.py", "gchat/run/session", "gchat/train_step.py", "gchat/train_step",
 )  # fmt: skip
 """Paths that ideas change with good reason, and that the figures pass through all the same."""
 WORKING_TREE = "."
@@ -247,6 +248,8 @@ def copy_changes(root: Path, place: Path) -> list[str]:
     for file in filter(None, new.split("\0")):
         (place / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / file, place / file)
+    if new:  # else no diff would show them, nor count their lines
+        run_git(place, "add", "--intent-to-add", "--", *filter(None, new.split("\0")))
     state = code_at(place)
     return [f". is {state.said}: HEAD with uncommitted changes"] if state.changes else []
 

@@ -1,5 +1,6 @@
 """Differences that forbid to compare two runs, and tokens that equal time buys."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,24 @@ def test_a_run_that_lost_its_config_is_one_line(tmp_path):
     with pytest.raises(GaiaError, match=f"lost its {CONFIG}") as refused:
         compare._differences(runs)
     assert "\n" not in str(refused.value)
+
+
+def test_a_result_that_holds_its_measure_needs_no_folder():
+    """It was trained on a rented machine, or somebody made room."""
+    runs = {
+        name: [Result("i", name, "", 1, "done", 2.0, 1, 1.0, 1.0, measure={"eval.tokens": tokens})]
+        for name, tokens in (("main", 400), ("text", 40))
+    }
+    assert compare._differences(runs) == ["eval.tokens is 400 in main and 40 in text"]
+
+
+def test_a_tree_that_is_another_one_s_twin_is_told():
+    code = Code("/x", "c" * 40)
+    trees = [worktrees.Tree(n, replace(code, path=n), options=o)
+             for n, o in (("main", ()), (".", ()), ("+idea", ("--optim.lr=1",)))]  # fmt: skip
+    assert [(tree.name, said.split(",")[0]) for tree, said in compare._twins(trees)] == [
+        (".", "main")
+    ]
 
 
 def ended(seconds, start, flops=1.0, status="done"):

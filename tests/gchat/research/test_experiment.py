@@ -1,6 +1,7 @@
 """Experiments of an agent's loop: their numbers, and the lines of `results.tsv`."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from gaia.errors import ConfigError, DataError
 from gchat.config import load
 from gchat.research import experiment
 from gchat.research.cells import Result
+from gchat.research.cli import research_main
 from gchat.research.measure import measure
 
 
@@ -60,6 +62,28 @@ def test_a_tree_that_measures_otherwise_is_no_result(one):
     done = one()
     assert (done.status, done.bpb) == ("crash", None)
     assert "eval.tokens is 256 where it was 32768" in done.error
+
+
+def test_what_a_figure_rests_on_stands_beside_it(one):
+    """An agent reads one line, and a person the table."""
+    Path("gchat/objective.py").write_text("nats = 0.0\n")
+    said = "the figures of . rest on gchat/objective.py, which it changes: read it"
+    assert said in one().notes
+    (row,) = experiment.read(one.out / experiment.RESULTS)
+    assert said in row.notes and row.bpb == 2.0
+
+
+def test_a_line_written_before_there_were_notes_is_read(tmp_path):
+    path = tmp_path / experiment.RESULTS
+    path.write_text("header\n1.0\tc\tkeep\t2.0\t\t5\t1.0\tan idea\tdiffs/0001.patch\n")
+    (row,) = experiment.read(path)
+    assert (row.bpb, row.notes) == (2.0, ())
+
+
+@pytest.mark.parametrize("field", ["tokens", "steps", "tokens-per-param"])
+def test_the_minutes_decide_the_length(field):
+    with pytest.raises(ConfigError, match="use --minutes, which decides the length"):
+        research_main(["--set", f"training.{field}=100"])
 
 
 def test_another_budget_wants_another_folder(one):

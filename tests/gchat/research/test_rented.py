@@ -38,11 +38,36 @@ def test_the_budget_cannot_be_exceeded(budget, minutes):
         ("v6e-1", "0USD", "'0USD'"),
         ("v6e-1", "10EUR", "'10EUR'"),
         (" ", "10USD", "--on is empty"),
+        ("v6e-1 --count 4", "10USD", "--on has --count, and the budget is that of one"),
+        ("v6e-1 -n4", "10USD", "--on has -n"),
+        ("--node=abc", "10USD", "--on has --node"),
+        ("v6e-1 --max-price 90", "10USD", "--on has --max-price, which this decides"),
+        ("'v6e-1", "10USD", "close the quotation mark"),
     ],
 )
 def test_what_says_no_amount_is_refused(on, budget, said):
     with pytest.raises(ConfigError, match=said):
         rented.rental(on, budget, None)
+
+
+def test_rented_results_leave_those_of_this_machine_alone(tmp_path, monkeypatch):
+    def rent(command, **_):
+        home = tmp_path / "sent" / "results"
+        home.mkdir(parents=True)
+        (home / "results.jsonl").write_text("remote")
+        return subprocess.CompletedProcess(command, 0)
+
+    (tmp_path / "results.jsonl").write_text("local")
+    monkeypatch.setattr(rented.worktrees, "repository", lambda: tmp_path)
+    monkeypatch.setattr(rented, "send_clone", lambda *_: {})
+    monkeypatch.setattr(rented.subprocess, "run", rent)
+    spent = rented.rental("v6e-1 --spot", "10USD", None)
+    assert rented.compare_on(spent, ["main"], [], tmp_path, data=None, dry_run=False) == 0
+    assert (tmp_path / "results.jsonl").read_text() == "local"
+    home = rented.of_machine(tmp_path, spent)
+    assert home.name == "on-v6e-1-spot"
+    assert [file.name for file in home.iterdir()] == ["results.jsonl"]
+    assert (home / "results.jsonl").read_text() == "remote"
 
 
 @pytest.fixture

@@ -42,6 +42,12 @@ def written(tmp_path, text):
         ("variants: {main: {}}\nset: [x]", "set is ['x']"),
         ("variants: {main: {}}\npreset: cpuu", "cpuu"),
         ("variants: {main: {model.depth: two}}", "variant main"),
+        ("variants: {main: {training.seed: 9}}", "the field training.seed is given; use --seeds"),
+        ("set: {run.dir: x}\nvariants: {main: {}}", "the field run.dir is given"),
+        (
+            "variants: {main: {}}\nsizes: {d2: {data-dir: x}}",
+            "the field data-dir is given; use --data",
+        ),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(tmp_path, text, named):
@@ -167,6 +173,23 @@ def test_a_result_is_shown_under_the_name_that_its_variant_has_now(monkeypatch, 
     kept = result(id=cell.id, variant="main")
     (again,) = run_again(monkeypatch, tmp_path, cell, kept)
     assert (again.variant, again.size, again.bpb) == ("old", "d2", 2.0)
+
+
+def test_two_variants_of_one_identity_are_trained_once(monkeypatch, tmp_path):
+    """`gchat compare main .` where nothing has changed."""
+    code, trained = Code("/x", "c" * 40), []
+
+    def train(cell, *_, **__):
+        trained.append(cell.name)
+        return result(id=cell.id, variant=cell.variant)
+
+    monkeypatch.setattr(sweep, "_check_unchanged", lambda cell: None)
+    monkeypatch.setattr(cells, "run_cell", train)
+    wanted = [cells.Cell(name, "", seed, (), code, "data", "d")
+              for seed in (1, 2) for name in ("main", ".")]  # fmt: skip
+    ended = sweep.run_cells(wanted, tmp_path, say=lambda line: None)
+    assert [cell.split("-")[0] for cell in trained] == ["main", "main"]
+    assert [one.variant for one in ended] == ["main", ".", "main", "."]
 
 
 def test_what_was_stopped_early_goes_on_where_nothing_stops_it_now(monkeypatch, tmp_path):

@@ -24,6 +24,7 @@ def clone(tmp_path):
         ("gchat/evals/bpb.py", "honest = True\n"),
         ("gchat/run/scorer.py", "s = 1\n"),
         ("gchat/run/names.py", "n = 1\n"),
+        ("gaia_metrics/recording/run.py", "value = 1.0\n"),
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -35,6 +36,7 @@ def clone(tmp_path):
         ("other", "gchat/model.py", "a = 1\n\n\n\n\nb = 4\n"),
         ("clash", "gchat/model.py", "a = 9\n\n\n\n\nb = 2\n"),
         ("cheat", "gchat/evals/bpb.py", "honest = False\n"),
+        ("louder", "gaia_metrics/recording/run.py", "value = 0.9\n"),
     ):
         git(root, "checkout", "-q", "-b", branch, "main")
         (root / name).write_text(text)
@@ -65,6 +67,13 @@ def test_a_branch_does_not_grade_itself(clone, first, tmp_path):
     assert judge.read_text() == "honest = True\n"
     assert tree.notes == ("gchat/evals/bpb.py of cheat counts for nothing: main's judges",)
     assert tree.size == (0, 0, 0)
+
+
+def test_a_branch_does_not_write_its_own_figures(clone, first, tmp_path):
+    tree = make_tree(clone, "louder", tmp_path / "code", first)
+    wrote = tmp_path / "code" / "louder" / "gaia_metrics" / "recording" / "run.py"
+    assert wrote.read_text() == "value = 1.0\n"
+    assert "gaia_metrics/recording/run.py of louder counts for nothing" in tree.notes[0]
 
 
 def test_a_branch_does_not_grade_itself_with_new_files(clone, first, tmp_path):
