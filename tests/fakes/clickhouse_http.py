@@ -49,7 +49,9 @@ RESERVED = {
 HELLO = "SELECT displayName(), version(), revision(), timezone()"
 
 
-def configuration(folder: Path, user: str) -> tuple[Path, set[str], bool]:
+def configuration(
+    folder: Path, user: str, backups: Path | None = None
+) -> tuple[Path, set[str], bool]:
     """Write the engine's files: the server's, the settings that may change, `readonly`."""
     tree = ElementTree.parse(USERS).getroot()
     wanted = tree.find(f"users/{user}")
@@ -84,8 +86,13 @@ def configuration(folder: Path, user: str) -> tuple[Path, set[str], bool]:
         ElementTree.SubElement(tree.find("profiles"), "default")
     (folder / "users.xml").write_bytes(ElementTree.tostring(tree))
     server = folder / "server.xml"
+    disk = backups and (
+        f"<storage_configuration><disks><backups><type>local</type><path>{backups}/</path>"
+        "</backups></disks></storage_configuration><backups><allowed_disk>backups</allowed_disk>"
+        f"<allowed_path>{backups}/</allowed_path></backups>"
+    )
     server.write_text(
-        "<clickhouse><user_directories><users_xml><path>"
+        f"<clickhouse>{disk or ''}<user_directories><users_xml><path>"
         f"{folder / 'users.xml'}</path></users_xml></user_directories></clickhouse>"
     )
     return server, changeable, readonly
@@ -100,10 +107,10 @@ class Failure(Exception):
 
 
 class Engine:
-    def __init__(self, data: Path, user: str, folder: Path):
+    def __init__(self, data: Path, user: str, folder: Path, backups: Path | None = None):
         import chdb
 
-        server, self.changeable, self.readonly = configuration(folder, user)
+        server, self.changeable, self.readonly = configuration(folder, user, backups)
         self.user, self.folder = user, folder
         self.connection = chdb.connect(f"{data}?config-file={server}")
         self.lock = threading.Lock()
@@ -263,13 +270,14 @@ def inserter(port: int, user: str):
 
 
 @contextlib.contextmanager
-def serve(data: Path, user: str, port: int = 0, schema: bool = True):
+def serve(data: Path, user: str, port: int = 0, schema: bool = True, backups: Path | None = None):
     """The interface in a process of its own, which has `port`; `kill()` is a kill -9."""
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "port"
         command = [sys.executable, "-m", "tests.fakes.clickhouse_http", "--data", str(data)]
         command += ["--user", user, "--port", str(port), "--port-file", str(ready)]
         command += [] if schema else ["--no-schema"]
+        command += ["--backups", str(backups)] if backups else []
         process = subprocess.Popen(command, cwd=ROOT)
         try:
             deadline = time.monotonic() + 120
@@ -290,10 +298,11 @@ def main() -> None:
     parser.add_argument("--user", choices=PASSWORDS, required=True)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--no-schema", action="store_true")
+    parser.add_argument("--backups", type=Path, help="folder of the disk `backups`")
     parser.add_argument("--port-file", type=Path, required=True)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(options.data, options.user, Path(folder))
+        engine = Engine(options.data, options.user, Path(folder), options.backups)
         if options.user == "gaia_admin" and not options.no_schema:
             apply_schema(lambda sql: engine.query(sql, "TabSeparated", {}), definer="gaia_admin")
         server = ThreadingHTTPServer(("127.0.0.1", options.port), handler(engine))

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 import gaia_metrics
 from gaia_metrics import cli, query
 from gaia_metrics.sending.sync import sync
-from tests.fakes import clickhouse, clickhouse_http, otlp
+from tests.fakes import clickhouse, clickhouse_client, clickhouse_http, otlp
 from tests.gaia_metrics.test_dashboards import DEPLOY, RULES
 
 OLD_VIEWS = Path(__file__).parents[1] / "fixtures/clickhouse/views-2.sql"
@@ -178,45 +177,12 @@ def main_code(*words):
     return ended.value.code
 
 
-CLIENT = f"""#!{sys.executable}
-# clickhouse-client as far as apply-schema.sh uses it, over HTTP to the engine.
-import os, sys, urllib.request
-sys.path.insert(0, {str(DEPLOY.parent)!r})
-from pathlib import Path
-from tests.fakes.clickhouse import statements
-words = sys.argv[1:]
-assert Path(words[words.index("--config-file") + 1]).read_text().count("secret-pw") == 1
-if "--query" in words:
-    texts = [words[words.index("--query") + 1]]
-else:
-    texts = statements(Path(words[words.index("--queries-file") + 1]))
-left = int(os.environ.get("FAIL_AFTER", "1000000"))
-for text in texts:
-    if (left := left - 1) < 0:
-        sys.exit(1)
-    request = urllib.request.Request("http://127.0.0.1:" + os.environ["PORT"], text.encode())
-    request.add_header("X-ClickHouse-User", "gaia_admin")
-    request.add_header("X-ClickHouse-Key", {clickhouse_http.PASSWORDS["gaia_admin"]!r})
-    try:
-        sys.stdout.write(urllib.request.urlopen(request).read().decode())
-    except urllib.error.HTTPError as error:
-        sys.exit(error.read().decode() + text)
-"""
-
-
 @pytest.mark.slow  # a process per call of clickhouse-client
 def test_an_older_schema_is_migrated_with_its_rows(tmp_path):
     """Version 2 is filled, the newest is applied (interrupted once), every row is readable."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/clickhouse-client").write_text(CLIENT)
-    (tmp_path / "bin/clickhouse-client").chmod(0o755)
-    (tmp_path / "clickhouse_admin_password").write_text("secret-pw")
     schema = DEPLOY / "clickhouse/schema"
     with clickhouse_http.serve(tmp_path / "ch", "gaia_admin", schema=False) as engine:
-        env = os.environ | {
-            "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "PORT": str(engine.port),
-            "SCHEMA_DIR": str(schema), "SECRETS_DIR": str(tmp_path),
-        }  # fmt: skip
+        env = clickhouse_client.install(tmp_path, engine.port)
 
         def ask(sql):
             return clickhouse_http.ask(engine.port, "gaia_admin", sql).strip()

@@ -4,6 +4,21 @@
 -- them; types are free, as the driver converts to what the server says.
 CREATE DATABASE IF NOT EXISTS otel;
 
+-- What version 3 and later ones compute with. Functions are in no backup either.
+-- A series' name: the metric, and its attributes in braces. `step` and `gaia.seq` are no attributes
+-- of the series.
+CREATE FUNCTION IF NOT EXISTS gaia_series AS (metric, attributes) ->
+    if(length(attributes) = mapContains(attributes, 'step') + mapContains(attributes, 'gaia.seq'),
+        metric,
+        concat(metric, '{', arrayStringConcat(arrayMap((k, v) -> concat(k, '=', v),
+            mapKeys(mapSort(mapFilter((k, v) -> k NOT IN ('step', 'gaia.seq'), attributes))),
+            mapValues(mapSort(mapFilter((k, v) -> k NOT IN ('step', 'gaia.seq'), attributes)))),
+            ','), '}'));
+
+CREATE FUNCTION IF NOT EXISTS gaia_version AS (attempt, micros) ->
+    bitOr(bitShiftLeft(toUInt64(least(attempt, 16383)), 50),
+        toUInt64(least(greatest(micros - 1577836800000000, 0), 1125899906842623)));
+
 CREATE TABLE IF NOT EXISTS otel.otel_metrics_gauge
 (
     ResourceAttributes Map(LowCardinality(String), String),

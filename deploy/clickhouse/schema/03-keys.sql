@@ -22,20 +22,6 @@ PARTITION BY substring(run_id, 1, 6)
 ORDER BY (run_id, metric, proc, step)
 SETTINGS index_granularity = 2048;
 
--- A series' name: the metric, and its attributes in braces. `step` and `gaia.seq` are no attributes
--- of the series.
-CREATE FUNCTION IF NOT EXISTS gaia_series AS (metric, attributes) ->
-    if(length(attributes) = mapContains(attributes, 'step') + mapContains(attributes, 'gaia.seq'),
-        metric,
-        concat(metric, '{', arrayStringConcat(arrayMap((k, v) -> concat(k, '=', v),
-            mapKeys(mapSort(mapFilter((k, v) -> k NOT IN ('step', 'gaia.seq'), attributes))),
-            mapValues(mapSort(mapFilter((k, v) -> k NOT IN ('step', 'gaia.seq'), attributes)))),
-            ','), '}'));
-
-CREATE FUNCTION IF NOT EXISTS gaia_version AS (attempt, micros) ->
-    bitOr(bitShiftLeft(toUInt64(least(attempt, 16383)), 50),
-        toUInt64(least(greatest(micros - 1577836800000000, 0), 1125899906842623)));
-
 CREATE MATERIALIZED VIEW IF NOT EXISTS gaia.mv_points TO gaia.points
 DEFINER = CURRENT_USER SQL SECURITY DEFINER AS
 SELECT
