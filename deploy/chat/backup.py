@@ -15,10 +15,12 @@ import fcntl
 import gzip
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -32,7 +34,7 @@ class Refused(Exception):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; 2 where it is refused."""
+    """Runs a command; 2 where it is refused, 130 and 143 where a signal ends it."""
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
         description=__doc__,
@@ -50,16 +52,22 @@ def main(arguments: list[str] | None = None) -> int:
     restore.add_argument("database")
     given = parser.parse_args(arguments)
     before = os.umask(0o077)  # whoever runs this: a backup holds what the database holds
+    # As an exception, so that no copy in plain text stays behind.
+    ended = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         database = named(given.database)
         if given.verb == "save":
             print(save_to(database, given.folder, given.keep))
         else:
             print(restore_from(given.backup, database))
-    except (Refused, OSError, sqlite3.Error, EOFError) as error:
+    except (Refused, OSError, sqlite3.Error) as error:
         print(f"backup.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("backup.py: interrupted", file=sys.stderr)
+        return 130
     finally:
+        signal.signal(signal.SIGTERM, ended)
         os.umask(before)
     return 0
 
@@ -93,6 +101,37 @@ def save_to(database: str, folder: Path, keep: int) -> Path:
         raise Refused(f"--keep is {keep}; use 0 or more")
     file = file_of(database)
     folder.mkdir(parents=True, exist_ok=True)
+    with _saving(folder):
+        target = _written(database, file, folder)
+    backups = sorted(
+        folder.glob(f"{PREFIX}*{target.suffix}"), key=lambda path: path.stat().st_mtime_ns
+    )
+    for old in backups[:-keep] if keep else []:
+        old.unlink()
+    return target
+
+
+@contextlib.contextmanager
+def _saving(folder: Path) -> Iterator[None]:
+    """Removes what saves that were killed have left: whole databases, perhaps in plain text.
+
+    A save that runs holds the folder's lock, shared with others; nobody removes its parts.
+    """
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # another save runs, or a file system without locks
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in folder.glob(f"{PREFIX}*.part*"):
+                left.unlink()
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(held)
+
+
+def _written(database: str, file: Path | None, folder: Path) -> Path:
+    """Writes a backup under a name of its own, and only then under its real one."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     suffix = ".dump" if file is None else ".db.gz"
     target, number = folder / f"{PREFIX}{stamp}{suffix}", 1
@@ -111,9 +150,6 @@ def save_to(database: str, folder: Path, keep: int) -> Path:
         part.rename(target)
     finally:
         part.unlink(missing_ok=True)
-    backups = sorted(folder.glob(f"{PREFIX}*{suffix}"), key=lambda path: path.stat().st_mtime_ns)
-    for old in backups[:-keep] if keep else []:
-        old.unlink()
     return target
 
 
@@ -163,10 +199,7 @@ def restore_from(backup: Path, database: str) -> str:
     part = file.with_name(file.name + ".restored")
     with nobody_runs(file):
         try:
-            with gzip.open(backup) as read, part.open("wb") as written:
-                shutil.copyfileobj(read, written, 1 << 20)
-                written.flush()
-                os.fsync(written.fileno())
+            _unpack(backup, part)
             check(part)
             _give(part, file)
             kept = _put_aside(file)
@@ -174,6 +207,16 @@ def restore_from(backup: Path, database: str) -> str:
         finally:
             part.unlink(missing_ok=True)
     return f"{file} holds {backup.name}" + (f"; what was there is {kept}" if kept else "")
+
+
+def _unpack(backup: Path, part: Path) -> None:
+    try:
+        with gzip.open(backup) as read, part.open("wb") as written:
+            shutil.copyfileobj(read, written, 1 << 20)
+            written.flush()
+            os.fsync(written.fileno())
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise Refused(f"{backup} is damaged ({error}); name another backup") from None
 
 
 def _give(made: Path, file: Path) -> None:
@@ -185,21 +228,30 @@ def _give(made: Path, file: Path) -> None:
 
 def _put_aside(file: Path) -> Path | None:
     """Renames the database, with what stands in its log first; a damaged one as it is."""
-    if not file.exists():
-        return None
-    try:
-        with contextlib.closing(sqlite3.connect(file)) as old:
-            if old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                raise Refused(f"another program uses {file}; end it first")
-    except sqlite3.OperationalError:  # locked, or the disk is full
-        raise
-    except sqlite3.DatabaseError:  # damaged: kept as it is
-        pass
     kept = file.with_name(f"{file.name}.before-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
-    os.link(file, kept)  # the database is never without a file
+    if there := file.exists():
+        try:
+            # SQLite takes a damaged database's log away when it closes it; not where it only reads.
+            with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as old:
+                old.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            with contextlib.closing(sqlite3.connect(file)) as old:
+                if old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                    raise Refused(f"another program uses {file}; end it first")
+        except sqlite3.OperationalError:  # locked, or the disk is full
+            raise
+        except sqlite3.DatabaseError:  # damaged: kept as it is
+            pass
+        os.link(file, kept)  # the database is never without a file
+    # A log that could not be read into its file may hold all that is left of the last hours, and
+    # beside another file SQLite would take it for that one's.
+    log = file.with_name(file.name + "-wal")
+    holds = log.exists() and log.stat().st_size > 0
     for ending in ("-wal", "-shm"):
-        file.with_name(file.name + ending).unlink(missing_ok=True)
-    return kept
+        one = file.with_name(file.name + ending)
+        if holds and one.exists():
+            one.rename(kept.with_name(kept.name + ending))
+        one.unlink(missing_ok=True)
+    return kept if there else None
 
 
 @contextlib.contextmanager
