@@ -16,6 +16,14 @@ for need in curl "$python"; do
         exit 2
     fi
 done
+# shellcheck source=settings.sh
+. ./settings.sh
+domain=$(saved .env GAIA_DOMAIN localhost)
+if [ "$domain" != localhost ]; then
+    echo "smoke.sh: this stack serves $domain, which a try on localhost would take off the net;" \
+        "use another checkout on another machine" >&2
+    exit 2
+fi
 PYTHONPATH=.. "$python" -c 'import gaia_metrics'
 ./up.sh --domain localhost ${dry:+"$dry"}
 if [ -n "$dry" ]; then exit 0; fi

@@ -4,56 +4,67 @@
 #     deploy/up.sh                                   # https://localhost, own certificate authority
 #     deploy/up.sh --domain metrics.example.org      # a public name: certificate by ACME
 #     deploy/up.sh --domain … --public               # anyone may look, without an account
+#     deploy/up.sh --no-public                       # nobody may, any more
 #     deploy/up.sh --keep-days 400                   # delete values that are older; 0 keeps all
+#     deploy/up.sh                                   # again: update; all that was chosen stays
 #     deploy/up.sh --down                            # stop; the data stays in its volumes
 #     deploy/up.sh … --dry-run                       # say what would be done
 set -euo pipefail
 cd "$(dirname "$0")"
 # shellcheck source=secrets.sh
 . ./secrets.sh
+# shellcheck source=settings.sh
+. ./settings.sh
 
-domain="" public=false keep="" dry=false
+domain=$(saved .env GAIA_DOMAIN localhost)
+public=$(saved .env GAIA_PUBLIC false)
+keep=$(saved .env GAIA_KEEP_DAYS "")
+dry=false down=false
 while [ $# -gt 0 ]; do
     case $1 in
         --domain) domain=${2:?--domain needs a name}; shift 2 ;;
         --public) public=true; shift ;;
+        --no-public) public=false; shift ;;
         --keep-days) keep=${2:?--keep-days needs a number}; shift 2 ;;
         --dry-run) dry=true; shift ;;
-        --down) exec docker compose down ;;
-        -h | --help) sed -n '2,9s/^# \{0,1\}//p' "${0##*/}"; exit 0 ;;
+        --down) down=true; shift ;;
+        -h | --help) sed -n '2,11s/^# \{0,1\}//p' "${0##*/}"; exit 0 ;;
         *) echo "up.sh: unknown option $1; see up.sh --help" >&2; exit 2 ;;
     esac
 done
+check_settings up.sh "$domain" "$keep"
 if [ "$dry" = false ] && ! docker compose version >/dev/null 2>&1; then
     echo "up.sh: docker with the compose plugin is needed; install both, then run this again" >&2
     exit 2
 fi
-if [ -z "$domain" ] && [ -f .env ]; then domain=$(sed -n 's/^GAIA_DOMAIN=//p' .env); fi
-domain=${domain:-localhost}
-if [[ ! $domain =~ ^[A-Za-z0-9.-]+$ ]]; then
-    echo "up.sh: --domain $domain is no host name; give a name such as metrics.example.org" >&2
-    exit 2
-fi
-if [[ ! $keep =~ ^[0-9]{0,5}$ ]]; then
-    echo "up.sh: --keep-days $keep is no number of days; give one such as 400, or 0" >&2
-    exit 2
+if [ "$down" = true ]; then
+    if [ "$dry" = true ]; then echo "run: docker compose down"; exit 0; fi
+    exec docker compose down
 fi
 explore=true
 if [ "$public" = true ]; then explore=false; fi
 # Without a public name the ports are for this machine alone (Docker's rules pass by ufw).
 bind=0.0.0.0
 if [ "$domain" = localhost ]; then bind=127.0.0.1; fi
-settings=$(printf 'GAIA_DOMAIN=%s\nGAIA_BIND=%s\nGAIA_PUBLIC=%s\nGAIA_EXPLORE=%s\nGAIA_KEEP_DAYS=%s' \
-    "$domain" "$bind" "$public" "$explore" "$keep")
+settings() {
+    printf 'GAIA_DOMAIN=%s\nGAIA_BIND=%s\nGAIA_PUBLIC=%s\nGAIA_EXPLORE=%s\nGAIA_KEEP_DAYS=%s\n' \
+        "$domain" "$bind" "$public" "$explore" "$keep"
+    printf 'GAIA_CLICKHOUSE_FILES=%s\nGAIA_COLLECTOR_FILES=%s\nGAIA_GRAFANA_FILES=%s\n' \
+        "$(files_hash clickhouse/config.d secrets/clickhouse-users.xml)" \
+        "$(files_hash collector secrets/otlp_token secrets/clickhouse_writer_password)" \
+        "$(files_hash grafana/provisioning secrets/clickhouse_reader_password)"
+    printf 'GAIA_CADDY_FILES=%s\n' "$(files_hash caddy)"
+}
 start=(docker compose up --detach --wait --wait-timeout 300 caddy grafana clickhouse)
 if [ "$dry" = true ]; then
     printf 'make what is missing in %s/secrets\nwrite %s/.env:\n%s\nrun: %s\nimages:\n' \
-        "$PWD" "$PWD" "$settings" "${start[*]}"
+        "$PWD" "$PWD" "$(settings)" "${start[*]}"
     sed -n 's/^  [a-z]*: &[a-z]* \(.*:.*\)/  \1/p' compose.yaml | sort
     exit 0
 fi
 make_secrets secrets
-printf '%s\n' "$settings" > .env
+chosen=$(settings)
+printf '%s\n' "$chosen" > .env
 "${start[@]}"
 if [ "$domain" = localhost ]; then
     docker compose exec -T caddy cat /data/caddy/pki/authorities/local/root.crt > secrets/ca.pem
