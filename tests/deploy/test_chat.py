@@ -295,6 +295,39 @@ def test_a_first_certificate(tmp_path):
     assert bad.returncode == 2 and "is no domain" in bad.stderr
 
 
+def test_a_certificate_stays_until_certbot_has_succeeded(tmp_path):
+    (tmp_path / "certbot").write_text(
+        '#!/bin/sh\n[ ! -e "$LIVE" ] || exit 9\n'  # it would write beside it
+        'mkdir -p "$LIVE"\n[ -z "$WORKS" ] || echo real > "$LIVE/fullchain.pem"\n[ -n "$WORKS" ]\n'
+    )
+    (tmp_path / "certbot").chmod(0o755)
+    folder, live = tmp_path / "letsencrypt", tmp_path / "letsencrypt/live/chat.example.org"
+    live.mkdir(parents=True)
+    (live / "fullchain.pem").write_text("own")
+    env = os.environ | {"PATH": f"{tmp_path}:/usr/bin:/bin", "LIVE": str(live)}
+    service = compose()["services"]["certbot"]
+    words = [str(word).replace("${GCHAT_DOMAIN:-localhost}", live.name)
+             for word in service["entrypoint"]]  # fmt: skip
+    assert words[1:3] == ["/certbot.sh", "/etc/letsencrypt"]
+    assert "./certbot.sh:/certbot.sh:ro" in service["volumes"]
+    command = [words[0], DEPLOY / "certbot.sh", folder, *words[3:]]
+
+    def certbot(works):
+        done = subprocess.run(command, env=env | {"WORKS": works}, capture_output=True, text=True)
+        assert [one.name for one in folder.iterdir()] == ["live"]
+        return done.returncode, (live / "fullchain.pem").read_text()
+
+    assert certbot("") == (1, "own")
+    live.rename(folder / f"signed-by-itself-{live.name}")  # killed in the middle
+    assert certbot("") == (1, "own")
+    assert certbot("yes") == (0, "real\n")
+
+
+def test_no_document_puts_a_password_into_arguments():
+    for file in (DEPLOY / "compose.yaml", DEPLOY / "README.md"):
+        assert "GCHAT_PASSWORD=" not in file.read_text()
+
+
 @pytest.mark.slow
 def test_compose_by_its_schema():
     pytest.importorskip("check_jsonschema", reason="check-jsonschema is not installed (slow.txt)")

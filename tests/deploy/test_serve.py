@@ -43,6 +43,18 @@ def test_images_are_pinned_and_nothing_but_the_proxy_is_public():
     assert (DEPLOY / build["context"] / build["dockerfile"]).resolve() == DEPLOY / "Dockerfile"
 
 
+def test_caddy_reaches_the_front_of_llama_as_the_documents_start_it():
+    text = (DEPLOY / "compose.yaml").read_text()
+    services = yaml.safe_load(text)["services"]
+    upstream = services["caddy"]["environment"]["GCHAT_UPSTREAM"]
+    assert upstream == "${GCHAT_UPSTREAM:-gchat:8000}"
+    for page in (text, (ROOT / "docs/serving.md").read_text()):
+        assert re.search(r"GCHAT_UPSTREAM=(\w+):8000", page)[1] == "front"
+        # Not gchat, which has no run there; so the front builds the image itself.
+        assert re.search(r"--profile llama up -d (.*?)[`\n]", page)[1] == "front caddy"
+    assert services["front"]["build"] == services["gchat"]["build"]
+
+
 def test_the_servers_options_are_options():
     """Whatever the files start, `gchat serve` takes."""
     from gaia.config import parse
