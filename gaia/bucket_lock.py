@@ -43,6 +43,8 @@ class BucketLock:
         self._token = secrets.token_hex(8)
         self._generation = 0
         self._taken_by: str | None = None
+        self._seen_at = 0.0
+        self._writing = threading.Lock()
         self._end = threading.Event()
         self._beating: threading.Thread | None = None
 
@@ -78,7 +80,12 @@ class BucketLock:
                 gcs.delete(self._uri, self._generation, gcs.Patience(_BEAT_PATIENCE_S))
 
     def check(self) -> None:
-        """Raises FolderInUse where another process has taken this one for dead and writes now."""
+        """Raises FolderInUse where another process has taken this one for dead and writes now.
+
+        A process that was cut off or asleep asks the bucket first: its next beat may be too late.
+        """
+        if time.monotonic() - self._seen_at > 2 * self._every_s:
+            self._sign_of_life(gcs.Patience(_BEAT_PATIENCE_S, on_retry=lambda _: None))
         if self._taken_by is not None:
             raise FolderInUse(
                 f"{self._what} was taken over by {self._taken_by}: this process had not reached "
@@ -97,23 +104,30 @@ class BucketLock:
         try:
             data = json.dumps(facts).encode()
             self._generation = gcs.write(self._uri, data, patience, generation=generation)
+            self._seen_at = time.monotonic()
         except gcs.ChangedObject:
             # An attempt whose answer was lost has written it: the next one meets itself.
             if (_read(self._uri) or {}).get("token") != self._token:
                 raise
             seen = gcs.stat(self._uri)
             self._generation = seen.generation if seen else 0
+            self._seen_at = time.monotonic()
 
     def _beat(self) -> None:
         patience = gcs.Patience(_BEAT_PATIENCE_S, self._end, on_retry=lambda _: None)
-        while not self._end.wait(self._every_s):
+        while self._taken_by is None and not self._end.wait(self._every_s):
+            self._sign_of_life(patience)
+
+    def _sign_of_life(self, patience: gcs.Patience) -> None:
+        with self._writing:
+            if self._taken_by is not None:
+                return
             try:
                 self._write(self._generation, patience)
             except gcs.ChangedObject:
                 self._taken_by = _named(_read(self._uri) or {})
-                return
             except (gcs.StorageError, gcs.MissingObject, gcs.Stopped):
-                continue  # the bucket does not answer: the next beat tries again
+                pass  # the bucket does not answer: the next beat tries again
 
     def _refuse_if_alive(self, holder: dict[str, Any]) -> None:
         silent = time.time() - float(holder.get("time", 0))

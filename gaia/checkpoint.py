@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -31,6 +32,8 @@ CHECKSUMS = "checksums.json"
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _LOOKS = 20
 """Times that a reader looks for the steps, of which the writer may prune one meanwhile."""
+_PAUSES_S = (0.5, 4.0)
+"""Seconds between two tries to read where storage does not answer."""
 
 
 class Restored(NamedTuple):
@@ -227,8 +230,25 @@ class Checkpointer:
         return None
 
     def damage(self, step: int) -> str | None:
-        """Says what is wrong with a checkpoint's files; None if every one matches its checksum."""
-        folder = self.directory / str(step)
+        """Says what is wrong with a checkpoint's files; None if every one matches its checksum.
+
+        Raises:
+            CheckpointError: storage does not answer, which says nothing about the checkpoint.
+        """
+        for pause_s in _PAUSES_S:
+            with contextlib.suppress(OSError):
+                return self._damage(self.directory / str(step))
+            time.sleep(pause_s)
+        try:
+            return self._damage(self.directory / str(step))
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint {step} in {self.directory} cannot be read now ({_one_line(error)})",
+                "try again when storage answers; nothing was changed",
+            ) from None
+
+    def _damage(self, folder: epath.Path) -> str | None:
+        """The same, where storage answers."""
         try:
             expected = json.loads((folder / CHECKSUMS).read_text())
             files = {str(k): (int(v[0]), int(v[1])) for k, v in expected["files"].items()}
@@ -241,7 +261,7 @@ class Checkpointer:
         for name, (size, crc) in files.items():
             try:
                 data = (folder / name).read_bytes()
-            except OSError:
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return f"{name} is missing"
             if len(data) != size:
                 return f"{name} has {len(data)} bytes instead of {size}"

@@ -284,13 +284,13 @@ def given_config(args: list[str], *, resume: bool, prog: str) -> TrainConfig:
     """
     if not resume:
         return load(args, prog=prog, also=_OWN)
-    mirror.fetch(args)
     named = bool(args) and not args[0].startswith("-")
     config = load(args, prog=prog, also=_OWN)
     if config.run.dir is None and not named:
         raise ConfigError("--resume names no run", "add --run-dir RUN")
     own = named and config.run.dir is None and Path(args[0]).name == CONFIG
     folder = Path(args[0]).parent if own else config.run.folder
+    mirror.fetch(config.run.mirror, folder)
     check_resumable(folder)
     return read_config(folder, args[1:] if named else args, prog=prog)
 

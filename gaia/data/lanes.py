@@ -110,9 +110,11 @@ class LaneRows:
                 )
             if self._file is not None and unit not in self._written:
                 self._written.add(unit)
-                storage.make_folder(self._file.parent)
-                with open(self._file, "a", encoding="ascii") as file:
-                    file.write(f"\n{unit} {rows} .")  # the dot says that the line is whole
+                # Only saves reading the unit again: a full disk costs no more than that.
+                with contextlib.suppress(OSError):
+                    storage.make_folder(self._file.parent)
+                    with open(self._file, "a", encoding="ascii") as file:
+                        file.write(f"\n{unit} {rows} .")  # the dot says that the line is whole
 
     def count(self, unit: int) -> int:
         """Rows of one unit, which is read where that is not known."""

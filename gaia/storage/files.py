@@ -87,8 +87,16 @@ def read_bytes(uri: str | os.PathLike) -> bytes:
 
 
 def read_text(uri: str | os.PathLike) -> str:
-    """The whole content of one UTF-8 file or object."""
-    return read_bytes(uri).decode("utf-8")
+    """The whole content of one UTF-8 file or object.
+
+    Raises:
+        DataError: it does not exist, or is not UTF-8.
+    """
+    try:
+        return read_bytes(uri).decode("utf-8")
+    except UnicodeDecodeError as error:
+        problem = f"{os.fspath(uri)} is not UTF-8 at byte {error.start}"
+        raise DataError(problem, "it is damaged: bring it again") from None
 
 
 @contextlib.contextmanager

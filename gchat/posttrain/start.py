@@ -187,10 +187,10 @@ def _given(verb: Verb, args: list[str], *, resume: bool) -> TrainConfig:
     """The configuration of a command line: of a new run, or of the one to resume."""
     typed = typed_options(args)
     if resume:
-        mirror.fetch(args)
         config = load_tree({}, args, prog=verb.prog, also=_OWN)
         if config.run.dir is None:
             raise ConfigError("--resume names no run", "add --run-dir RUN")
+        mirror.fetch(config.run.mirror, config.run.folder)
         check_resumable(config.run.folder)
         config = read_config(config.run.folder, args, prog=verb.prog)
         if config.stage.name != verb.name:

@@ -19,7 +19,7 @@ from typing import Any
 from gaia.config import load_yaml, to_yaml
 from gaia.errors import ConfigError
 from gaia.guards import BadStep
-from gaia.storage import gcs, is_remote, list_names
+from gaia.storage import StorageError, gcs, is_remote, list_names
 from gchat.config import (
     CHECKPOINTS,
     CONFIG,
@@ -56,11 +56,14 @@ class RunFolder:
         tokenizer.save(str(self.path / "tokenizer.json"))
 
     def append_samples(self, step: int, text: str) -> None:
-        """Adds to samples.txt."""
+        """Adds to samples.txt; a full disk is told, and costs no more than the sample."""
         if not self._first:
             return
-        with open(self.path / "samples.txt", "a", encoding="utf-8") as file:
-            file.write(f"── step {step}\n{text}\n")
+        try:
+            with open(self.path / "samples.txt", "a", encoding="utf-8") as file:
+                file.write(f"── step {step}\n{text}\n")
+        except OSError as error:
+            print(f"no sample of step {step} in {self.path}: {error.strerror}", flush=True)
 
     def cut_samples(self, step: int) -> None:
         """Removes the samples of steps above `step`, which the run is about to take again."""
@@ -68,25 +71,32 @@ class RunFolder:
         if not self._first or not path.exists():
             return
         kept, keep = [], True
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        # Its end may be torn by a kill or a full disk, in the middle of a character.
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             head = line.removeprefix("── step ").strip()
             if line.startswith("── step ") and head.isdigit():
                 keep = int(head) <= step
             if keep:
                 kept.append(line)
-        write_atomically(path, "".join(kept))
+        whole = "\n".join(kept)
+        write_atomically(path, whole if whole.endswith("\n") or not whole else f"{whole}\n")
 
     def note_bad_step(self, bad: BadStep, rows: Sequence[int], action: str) -> str:
-        """Adds a line to bad_steps.jsonl, on disk before this returns; what to tell people."""
+        """Adds a line to bad_steps.jsonl, on disk before this returns; what to tell people.
+
+        Raises:
+            StorageError: it cannot be written, and a resumed run would not know of the step.
+        """
         record = {"step": bad.step, "batch": bad.batch, "reason": bad.reason, "action": action}
         record |= {"rows": list(rows), "time": time.time()}
         if self._first:
-            with open(self.path / BAD_STEPS, "a+b") as file:
-                file.seek(max(0, file.tell() - 1))
-                torn = file.read(1) not in (b"", b"\n")  # by a kill in the middle of a line
-                file.write(b"\n" * torn + json.dumps(record).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                _append_line(self.path / BAD_STEPS, json.dumps(record).encode())
+            except OSError as error:
+                problem = (
+                    f"step {bad.step} is bad, and {BAD_STEPS} in {self.path} cannot be written"
+                )
+                raise StorageError(f"{problem} ({error.strerror})", "make room") from None
         some = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
         return f"{bad.reason} at step {bad.step} (batch {bad.batch}: rows {some})"
 
@@ -99,6 +109,16 @@ class RunFolder:
                 if record["action"] == "rollback":
                     batches.add(int(record["batch"]))
         return sorted(batches)
+
+
+def _append_line(path: Path, line: bytes) -> None:
+    """Adds a line to a file of lines, on disk before this returns."""
+    with open(path, "a+b") as file:
+        file.seek(max(0, file.tell() - 1))
+        torn = file.read(1) not in (b"", b"\n")  # by a kill in the middle of a line
+        file.write(b"\n" * torn + line + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def last_time(path: Path) -> float | None:

@@ -45,19 +45,22 @@ class LivePicture:
         self._process: subprocess.Popen[bytes] | None = None
         if not every_s:
             return
-        (run / FACTS).write_text(json.dumps(dict(facts)) + "\n", encoding="utf-8")
         words = [sys.executable, "-m", "gchat.run.live", str(run), f"{every_s}", str(os.getpid())]
         here = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
-        with open(run / LOG, "wb") as log:
-            self._process = subprocess.Popen(
-                words,
-                env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # a terminal's Ctrl-C is for the trainer
-            )
+        try:
+            (run / FACTS).write_text(json.dumps(dict(facts)) + "\n", encoding="utf-8")
+            with open(run / LOG, "wb") as log:
+                self._process = subprocess.Popen(
+                    words,
+                    env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # a terminal's Ctrl-C is for the trainer
+                )
+        except OSError as error:  # a full disk: the run does not need its picture
+            print(f"no live picture in {run}: {error.strerror}", flush=True)
 
     def close(self) -> None:
         """Asks for a last picture, and does not wait for it."""

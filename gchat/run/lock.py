@@ -23,7 +23,7 @@ class RunLock:
         folder = str(config.run.folder)
         parents = [place for place in (folder, config.run.mirror) if place]
         checkpoints = config.checkpoints
-        inside = any(_is_below(checkpoints, parent) for parent in parents)
+        inside = any(is_below(checkpoints, parent) for parent in parents)
         self._places = parents + ([] if inside else [checkpoints])
         self._held = contextlib.ExitStack()
         self._buckets: list[BucketLock] = []
@@ -60,7 +60,8 @@ class RunLock:
         return all(lock.is_held for lock in self._buckets)
 
 
-def _is_below(place: str, parent: str) -> bool:
+def is_below(place: str, parent: str) -> bool:
+    """Tells whether a folder or address lies in another, not only begins with its letters."""
     if is_remote(place) or is_remote(parent):
         return place.startswith(parent.rstrip("/") + "/")
     return Path(os.path.abspath(place)).is_relative_to(os.path.abspath(parent))

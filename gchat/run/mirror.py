@@ -146,28 +146,22 @@ def check_free(uri: str | None) -> None:
     gcs.check_writable(uri)
 
 
-def fetch(args: Sequence[str]) -> None:
+def fetch(mirror: str | None, folder: Path) -> None:
     """Before a resume on a new machine: the run folder from the mirror, where it is missing here.
 
     Args:
-        args: of the command line; `--run.mirror` and `--run-dir` are looked for.
+        mirror: of the run; None for a run without one.
+        folder: of the run, on this machine.
+
+    Raises:
+        ConfigError: the mirror holds no run.
     """
-    mirror, folder = _option(args, "--run.mirror"), _option(args, "--run.dir", "--run-dir")
-    if mirror is None or folder is None or (Path(folder) / "config.yaml").exists():
+    if mirror is None or (folder / "config.yaml").exists():
         return
     names = [n for n in gcs.list_objects(mirror) if not n.startswith((_CHECKPOINTS, "."))]
     if "config.yaml" not in names:
         raise ConfigError(f"run.mirror {mirror!r} holds no run", "leave out --resume to begin")
     # config.yaml last: without it the folder holds no run, so a fetch cut short begins again.
     for name in sorted(names, key=lambda n: n == "config.yaml"):
-        storage.write_bytes(Path(folder) / name, gcs.read(storage.join(mirror, name)))
+        storage.write_bytes(folder / name, gcs.read(storage.join(mirror, name)))
     print(f"fetched {len(names)} files of the run from {mirror}")
-
-
-def _option(args: Sequence[str], *names: str) -> str | None:
-    given = None
-    for i, arg in enumerate(args):
-        name, equals, value = arg.partition("=")
-        if name.replace("_", "-") in names:
-            given = value if equals else next(iter(args[i + 1 : i + 2]), None)
-    return given

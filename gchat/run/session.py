@@ -19,7 +19,7 @@ from gchat.run import folder as run_folder
 from gchat.run.commit import git_commit
 from gchat.run.folder import RunFolder, last_time
 from gchat.run.live import LivePicture
-from gchat.run.lock import RunLock
+from gchat.run.lock import RunLock, is_below
 from gchat.run.mirror import Mirror
 from gchat.run.progress import Progress
 from gchat.tokenizer import Tokenizer
@@ -211,7 +211,7 @@ class Session:
     def _in_mirror(self) -> bool:
         """Tells whether checkpoints lie with the copy of the metrics, and may outlive the rest."""
         mirror = self.config.run.mirror
-        return mirror is not None and str(self.config.checkpoints).startswith(mirror.rstrip("/"))
+        return mirror is not None and is_below(str(self.config.checkpoints), mirror)
 
     def _meta(self, guard: Mapping[str, Any]) -> dict[str, Any]:
         """Facts that a checkpoint holds beside arrays. The data position follows from its step."""

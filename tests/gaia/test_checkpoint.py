@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back bit for bit, and damage never goes unnoticed."""
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -8,9 +9,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils.epath.gpath import PosixGPath
 from orbax.checkpoint._src.path.step import Metadata
 
 from disks import fill, small_disk
+from gaia import checkpoint
 from gaia.checkpoint import CHECKSUMS, Checkpointer
 from gaia.errors import CheckpointError
 
@@ -74,6 +77,25 @@ def test_a_reader_looks_again_where_what_it_read_was_pruned(checkpoints, monkeyp
     assert reader.latest(said.append) == 3
     assert not said
     reader.close()
+
+
+def test_storage_that_does_not_answer_says_nothing_about_a_checkpoint(checkpoints, monkeypatch):
+    """The newest one is intact: falling back would have it deleted as the run goes on."""
+    read, failing = PosixGPath.read_bytes, [2]
+
+    def flaky(path):
+        if path.parent.name == "2" and failing[0]:
+            failing[0] -= 1
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path)
+
+    monkeypatch.setattr(PosixGPath, "read_bytes", flaky)
+    monkeypatch.setattr(checkpoint, "_PAUSES_S", (0.0, 0.0))
+    assert checkpoints.latest() == 2  # the third look succeeds
+    failing[0] = 3
+    with pytest.raises(CheckpointError, match="checkpoint 2 in .* cannot be read now"):
+        checkpoints.latest()
+    assert checkpoints.steps() == [1, 2]
 
 
 def test_any_damage_to_any_file_falls_back_and_says_so(checkpoints):

@@ -162,6 +162,16 @@ def test_a_process_taken_for_dead_stops_writing(gcs):
     assert list(service.list_objects(gcs.uri)) == [bucket_lock.NAME]  # the other's is kept
 
 
+def test_a_process_that_slept_asks_before_it_writes(gcs):
+    """Its next sign of life, which would tell it, is half a minute away."""
+    with BucketLock(gcs.uri, "the run in b") as lock:
+        leave(gcs.uri, host="elsewhere")
+        lock.check()  # it wrote a moment ago
+        lock._seen_at -= 400
+        with pytest.raises(FolderInUse, match=r"taken over by process .* on elsewhere"):
+            lock.check()
+
+
 def test_an_answer_that_was_lost_is_no_other_writer(gcs, monkeypatch):
     """The write arrives, its answer does not: the client tries again and meets itself."""
     blob, lost = service.blob, []
