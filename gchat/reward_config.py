@@ -49,7 +49,8 @@ class RLConfig:
     held_out: int = 64
     """Items that are answered greedily at each evaluation; 0 for none."""
     held_out_task: str | None = None
-    """Task of these items; derived: the test split of rl.task, none where that is json:FILE."""
+    """Task of these items; derived: the test split of rl.task, none where that has the items of
+    training (a single file has no splits)."""
     stall_steps: int = 20
     """Steps in a row without a group of differing rewards after which the run stops."""
 

@@ -20,7 +20,7 @@ from gchat.posttrain.chat_curve import chat_curve
 from gchat.posttrain.improve import Policy
 from gchat.posttrain.rewards import FunctionRewards, Rewards, TaskRewards
 from gchat.run.loop import Stage
-from gchat.tasks.opening import JSON, named
+from gchat.tasks.opening import JSON, named, origin
 from gchat.tasks.task import Item, Task
 
 _ROW = 128  # rows are a multiple of this long
@@ -48,10 +48,24 @@ def fitting(task: Task, chat_format: ChatFormat, config: TrainConfig) -> tuple[l
 
 
 def _held_out(config: TrainConfig) -> Task | None:
-    """The task to evaluate on."""
+    """The task to evaluate on; None where no other items than those of training are known.
+
+    Raises:
+        ConfigError: the task that is named has items of training.
+    """
     rl = config.rl
-    name = rl.held_out_task or (None if str(rl.task).startswith(f"{JSON}:") else rl.task)
-    return named(name, limit=rl.held_out) if name and rl.held_out else None
+    if not rl.held_out:
+        return None
+    name = rl.held_out_task or str(rl.task)
+    # A file has no splits: what is read of it for the test is what is trained on.
+    if not origin(name) & origin(str(rl.task), rl.split):
+        return named(name, limit=rl.held_out)
+    if rl.held_out_task is not None:
+        raise ConfigError(
+            f"rl.held_out_task {name} reads what rl.task {rl.task} trains on (rl.split {rl.split})",
+            "name other files, or add --rl.held-out 0",
+        )
+    return None
 
 
 def _whole(name: str | None) -> str | None:
@@ -89,6 +103,11 @@ def prepared(setting: start.Setting) -> start.Prepared:
         rl = replace(rl, reward=f"{os.path.abspath(path)}{colon}{name}")
     rl = replace(rl, task=_whole(rl.task), held_out_task=_whole(rl.held_out_task))
     items, _ = fitting(named(str(rl.task), rl.split), setting.format, config)
+    if _held_out(replace(config, rl=rl)) is None and rl.held_out:
+        print(
+            f"no item is held out: {rl.task} has none besides those of training (name some with "
+            "--rl.held-out-task)"
+        )
     rows, training, stage = rl.prompts * rl.samples, config.training, config.stage
     if "--training.batch-size" in setting.typed and training.batch_size != rows:
         raise ConfigError(

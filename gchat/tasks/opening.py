@@ -21,6 +21,8 @@ from gchat.tasks.task import Item, Kind, Picked, Task
 SEED = 1337
 JSON = "json"
 """Name of a task that is a file of one's own: `json:PATH`."""
+_CUSTOM_SPLIT = "test"
+"""Split of such a task's folder that is read, whichever is asked for."""
 
 
 @dataclass(frozen=True)
@@ -107,19 +109,46 @@ def open_task(
 
 def named(text: str, split: str = "test", limit: int | None = None, seed: int = SEED) -> Task:
     """A task as people type it: NAME, NAME=SOURCE or json:PATH. See `open_task`."""
+    name, source = _typed(text)
+    return open_task(name, split, source, limit, seed)
+
+
+def origin(text: str, split: str = "test") -> frozenset[str]:
+    """All that a task's items are read from: two tasks with a part in common share items.
+
+    These are the files behind a name as people type it, whatever links lead to them; of a task
+    that is made here, its name and split.
+
+    Raises:
+        ConfigError: the name has no source behind =.
+        DataError: nothing is there.
+    """
+    name, source = _typed(text)
+    recipe = TASKS.get(name)
+    if name.startswith(f"{JSON}:"):
+        paths = find(name, Place(), name.partition(":")[2], _CUSTOM_SPLIT)
+    elif isinstance(recipe, Recipe):
+        paths = find(name, recipe.place, source, split)
+    else:
+        return frozenset([f"{name} {split}"])
+    return frozenset(str(path.resolve()) for path in paths)
+
+
+def _typed(text: str) -> tuple[str, str | None]:
+    """Name and source of a task as people type it."""
     name, equals, source = text.partition("=")
+    if name.startswith(f"{JSON}:"):
+        return text, None  # its path may hold =
     if equals and not source:
         raise ConfigError(f"{text!r} has no source behind =", "give a file, a folder or hf://…")
-    if name.startswith(f"{JSON}:"):
-        return open_task(text, split, None, limit, seed)  # its path may hold =
-    return open_task(name, split, source or None, limit, seed)
+    return name, source or None
 
 
 def _custom(name: str, source: str | None, limit: int | None, seed: int) -> Task:
     path = name.partition(":")[2]
     if source is not None or not path:
         raise ConfigError(f"the task {name!r} has two sources or none", f"write {JSON}:PATH")
-    rows = Rows(find(name, Place(), path, "test"))
+    rows = Rows(find(name, Place(), path, _CUSTOM_SPLIT))
     kind = custom.kind(rows[0])
 
     def item(row: Row) -> Item:

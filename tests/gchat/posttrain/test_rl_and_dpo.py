@@ -5,14 +5,19 @@ import random
 import re
 import signal
 import sys
+from dataclasses import replace
 from fnmatch import fnmatch
 
 import numpy as np
 import pytest
 
 import runs
+from gaia.errors import ConfigError
 from gaia_metrics.reading.local import LocalSource
 from gchat.__main__ import main
+from gchat.config import TrainConfig
+from gchat.posttrain.rl import _held_out
+from gchat.reward_config import RLConfig
 from gchat.run import names
 from gchat.run.folder import read_config
 
@@ -90,6 +95,25 @@ def test_rl_earns_more_and_writes_what_its_answers_earned(base, files, tmp_path,
     assert "prompts: 5 items, 2 a step" in capsys.readouterr().out
 
 
+def test_nothing_is_held_out_of_a_single_file(tmp_path):
+    """A file has no splits: as its own test it would be measured on what is trained."""
+    rows = [{"question": f"{i} + 1?", "answer": f"#### {i + 1}"} for i in range(8)]
+    for name in ("all", "train", "test"):
+        path = tmp_path / ("" if name == "all" else "both") / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+    def held_out(task, named=None):
+        settings = RLConfig(task=task, held_out_task=named)
+        return _held_out(replace(TrainConfig(), rl=settings))
+
+    whole, both = f"gsm8k={tmp_path}/all.jsonl", f"gsm8k={tmp_path}/both"
+    assert held_out(whole) is None and len(held_out(both)) == 8
+    assert len(held_out(whole, both)) == 8 and held_out("sums").name == "sums"
+    with pytest.raises(ConfigError, match=r"held_out_task json:.* reads what rl\.task gsm8k=.*"):
+        held_out(whole, f"json:{tmp_path}/all.jsonl")
+
+
 def test_dpo_learns_what_is_chosen(base, files, tmp_path):
     run = tmp_path / "run"
     assert main(dpo(base, files, run, "--epochs", "2", "--dpo.held-out", "4")) == 0
@@ -116,6 +140,10 @@ def test_dpo_learns_what_is_chosen(base, files, tmp_path):
         (["--batch-size", "6"], "rl has rl.prompts 2 x rl.samples 4 rows"),
         (["--rl.max-new-tokens", "47"], "no prompt of json:"),
         (["--task", "gsm9k"], "there is no task 'gsm9k'"),
+        (
+            ["--task", "sums", "--rl.split", "test", "--rl.held-out-task", "sums"],
+            "rl.held_out_task sums reads what rl.task sums trains on (rl.split test)",
+        ),
         (["--reward", "missing.py:f"], "missing.py', which does not exist"),
         (["--guards.spike-factor", "3"], "guards.spike_factor is 3"),
         (["--dpo.beta", "1"], "--dpo.beta is of `gchat dpo`"),

@@ -16,7 +16,7 @@ from gchat.data.sources import hub
 from gchat.engine.calculator import calculate
 from gchat.tasks import choices, made
 from gchat.tasks.mixture import Mixture
-from gchat.tasks.opening import TASKS, named, open_task
+from gchat.tasks.opening import TASKS, named, open_task, origin
 
 ARC_HUB = {
     "id": "x", "question": "Which is a gas?", "answerKey": "2",
@@ -210,6 +210,26 @@ def test_files_of_ones_own_are_of_one_kind(tmp_path):
     mixed = lines(tmp_path, "m.jsonl", [rows[0], CHAT])
     with pytest.raises(DataError, match=r"m\.jsonl, line 2: it is of kind 'text', the first"):
         open_task(f"json:{mixed}")
+
+
+def test_tasks_that_read_the_same_items_have_an_origin_in_common(tmp_path):
+    for split in ("train", "test"):
+        lines(tmp_path, f"g/{split}.jsonl", [SUM])
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "g" / "test.jsonl")
+    lines(tmp_path, "arc/arc_easy.jsonl", [ARC_CORE])
+
+    def shared(one, split, other):
+        return bool(origin(one, split) & origin(other))
+
+    folder, file = f"gsm8k={tmp_path}/g", f"{tmp_path}/g/test.jsonl"
+    assert not shared(folder, "train", folder) and shared(folder, "test", folder)
+    assert shared(f"gsm8k={file}", "train", f"gsm8k_flexible={tmp_path}/link.jsonl")
+    assert shared(f"gsm8k={file}", "train", f"json:{file}")
+    assert shared(f"json:{tmp_path}/g", "train", f"json:{file}")
+    # A file that stands for the whole task in a folder is of no split either.
+    assert shared(f"arc_easy={tmp_path}/arc", "train", f"arc_easy={tmp_path}/arc")
+    assert shared("sums", "test", "sums") and not shared("sums", "train", "sums")
+    assert not shared("sums", "test", "letters")
 
 
 # ── Order, mixtures ─────────────────────────────────────────────────────────────────────────────
