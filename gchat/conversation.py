@@ -9,7 +9,7 @@ Each may have a "system" beside it. The tags around messages are `gchat.chat_for
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -129,6 +129,12 @@ def check(messages: Sequence[Message]) -> None:
             )
         if message.role == "system" and i:
             raise ConfigError(f"messages[{i}].role is 'system'", "put the system message first")
+
+
+def is_shaped(fields: Collection[str]) -> bool:
+    """True where a row with these fields is written as a conversation."""
+    pair = any(asked in fields and set(answers) & set(fields) for asked, answers in _SHAPES)
+    return "messages" in fields or pair
 
 
 def _pair(row: Mapping[str, Any], unlearned: list[int]) -> list[Message]:

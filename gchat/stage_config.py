@@ -16,8 +16,8 @@ class StageConfig:
     name: StageName = "base"
     """Kind of training; the verb sets it."""
     data: tuple[str, ...] = ()
-    """Conversations or text to train on: .jsonl files, folders of them, prepared data sets, or
-    names of tasks; @N behind one takes it N times."""
+    """Conversations or text to train on: files, folders, globs, prepared data sets, or names of
+    tasks; @N behind conversations or a task takes them N times."""
     epochs: float | None = None
     """Times that the data is seen; derived from training.steps where those are given."""
     chat: str | None = None

@@ -139,11 +139,14 @@ def size(given: str) -> int:
     return value
 
 
-def prepare(*, progress: bool | None = None, **options: Any) -> Manifest:
+def prepare(
+    *, progress: bool | None = None, corpus: Corpus | None = None, **options: Any
+) -> Manifest:
     """Prepares a data set, or returns at once when `out` already holds it.
 
     Args:
         progress: show bars; None shows them on a terminal.
+        corpus: text that is listed already; what the options name when left out.
         options: the fields of `Options`.
 
     Raises:
@@ -156,7 +159,7 @@ def prepare(*, progress: bool | None = None, **options: Any) -> Manifest:
     folder = given.out
     # An interrupted preparation goes on with the commit it began with, whatever main is now.
     revision = None if given.overwrite else _previous(folder).get("revision")
-    corpus = given.corpus(revision, exclude=folder)
+    corpus = corpus or given.corpus(revision, exclude=folder)
     chosen = _chosen_tokenizer(given)  # before anything is replaced: it may lie in `out`
     parameters = _parameters(given, corpus, chosen)
     if not given.overwrite and (finished := finished_set(folder, parameters)) is not None:

@@ -1,6 +1,9 @@
 """Training data of the stages: conversations, tasks and text, prepared in the run's folder.
 
-    chats.jsonl  folder/  gsm8k@4  smoltalk=FILE  manual.txt  prepared/
+    chats.jsonl  folder/  gsm8k@4  smoltalk=FILE  manual.txt notes.md  prepared/
+
+A file of rows is text or conversations by its fields, a folder by its files of rows if it has any:
+the README.md beside a data set of the hub says nothing about it.
 
 What was prepared lies in RUN/data/HASH, where HASH is of everything that decides it: the content of
 the files, the tokenizer, the chat format and the row. So a start that was interrupted goes on, and
@@ -10,28 +13,30 @@ another `--data` never trains on what an earlier one left.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gaia import storage
 from gaia.data.manifest import MANIFEST, load_manifest
-from gaia.errors import ConfigError, DataError
+from gaia.errors import ConfigError, DataError, GaiaError
 from gchat.chat_format import ChatFormat
-from gchat.conversation import Conversation
+from gchat.conversation import Conversation, is_shaped
 from gchat.data import chat_units
 from gchat.data.chat_check import check_chats
 from gchat.data.chats import prepare_conversations
 from gchat.data.prepare import prepare
-from gchat.data.sources.unit import Corpus
+from gchat.data.sources import files, text
+from gchat.data.sources.unit import Corpus, Tally
+from gchat.data.sources.walk import walk
 from gchat.posttrain.base_run import check_tokenizer
 from gchat.posttrain.start import Prepared, Setting
 from gchat.tasks.opening import named
 from gchat.tasks.task import Task
-from gchat.tokenizer import Tokenizer
+from gchat.tokenizer import FILE, Tokenizer
 
-TEXTS = (".txt", ".md")
 _TIMES = re.compile(r"(.+)@(\d+(?:\.\d+)?)")
 
 
@@ -88,7 +93,7 @@ def conversations(setting: Setting) -> Prepared:
     if shards := _prepared_set(setting, entries):
         return shards
     for entry in entries:
-        if _is_text(entry):
+        if _is_text(fields := _fields(entry)) and not is_shaped(fields):
             raise ConfigError(
                 f"--data {entry.name} is text, of which no answer can be learned",
                 "use `gchat midtrain`, or give .jsonl with messages",
@@ -100,21 +105,26 @@ def text_or_conversations(setting: Setting) -> Prepared:
     """The same, or a text to continue pretraining on.
 
     Raises:
-        ConfigError: nothing is named, or text and something else.
+        ConfigError: nothing is named, text beside conversations, or text several times.
         DataError: a file is missing or cannot be used.
     """
     entries = parsed(setting.config.stage.data)
     if shards := _prepared_set(setting, entries):
         return shards
-    texts = [entry for entry in entries if _is_text(entry)]
+    texts = [entry for entry in entries if _is_text(_fields(entry))]
     if not texts:
         return _conversations(setting, entries)
-    if len(entries) > 1 or texts[0].times != 1:
+    if others := [entry for entry in entries if entry not in texts]:
         raise ConfigError(
-            f"--data names text ({texts[0].name}) and something else, or takes it several times",
-            "give one text file, folder or glob, or only conversations and tasks",
+            f"--data names text ({texts[0].name}) and conversations ({others[0].name})",
+            "give only text, or only conversations and tasks",
         )
-    return _text(setting, texts[0])
+    if several := [entry for entry in texts if entry.times != 1]:
+        raise ConfigError(
+            f"--data {several[0].name} is text and taken {several[0].times:g} times",
+            "leave out the @; --epochs takes all of it several times",
+        )
+    return _text(setting, texts)
 
 
 def parsed(data: Sequence[str]) -> list[Entry]:
@@ -152,29 +162,51 @@ def _prepared_set(setting: Setting, entries: Sequence[Entry]) -> Prepared | None
     return _whole_conversations(setting, place)
 
 
-def _is_text(entry: Entry) -> bool:
-    """Tells text from conversations: by the ending, and .jsonl by its first row's fields."""
+def _is_text(fields: Collection[str]) -> bool:
+    """Tells text from conversations, by the fields of a row."""
+    return "text" in fields and not {"messages", "conversations"} & set(fields)
+
+
+def _fields(entry: Entry) -> Collection[str]:
+    """Fields of the first row behind an entry; those of plain text are "text", of a task none."""
     path = Path(entry.name).expanduser()
-    if path.is_dir():
-        return any(child.suffix in TEXTS for child in path.iterdir())
-    if path.suffix in TEXTS:
-        return True
-    if path.suffix != ".jsonl" or not path.is_file():
-        return False
-    with open(path, encoding="utf-8", errors="replace") as file:
-        line = next((line for line in file if line.strip()), "")
+    if not path.exists() and not any(mark in entry.name for mark in "*?"):
+        return ()
     try:
-        return "text" in json.loads(line)
-    except (ValueError, TypeError):
-        return False
+        listed = walk(entry.name, files.kind, text.ENDINGS).files
+    except GaiaError:
+        return ()  # reading it says what is wrong
+    of_rows = [file for file in listed if files.kind(file) in chat_units.ENDINGS]
+    return next(filter(None, map(_fields_of, of_rows)), ()) if of_rows else ("text",)
 
 
-def _text(setting: Setting, entry: Entry) -> Prepared:
+def _fields_of(file: Path) -> Collection[str]:
+    """Fields of a file's first row; none where it has no row, or one that cannot be read."""
+    if files.kind(file) == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.read_schema(file).names
+        except (pa.ArrowException, OSError):
+            return ()
+    try:
+        row = json.loads(next(filter(str.strip, files.lines(file, Tally())), "{}"))
+    except (DataError, ValueError, RecursionError):
+        return ()
+    if isinstance(row, list):  # messages without a name around them
+        return ("messages",)
+    return row if isinstance(row, dict) else ()
+
+
+def _text(setting: Setting, entries: Sequence[Entry]) -> Prepared:
     """Text, tokenized as the base run's was."""
-    config, base = setting.config, setting.base
-    # A folder of another text is told by its manifest: preparing compares the files.
-    out = config.run.folder / "data" / _key([str(Path(entry.name).absolute())])
-    prepare(source="text", input=entry.name, out=out, tokenizer=str(base.path / "tokenizer.json"))
+    folder = setting.config.run.folder / "data"
+    corpus = text.corpus(*(entry.name for entry in entries), exclude=folder)
+    if corpus.left_out:
+        print(f"not read of --data: {corpus.left_out}", file=sys.stderr, flush=True)
+    out = folder / _key([corpus.identity, setting.base.tokenizer.sha256])
+    prepare(source="text", corpus=corpus, out=out, tokenizer=str(setting.base.path / FILE))
     return Prepared(str(out), chat=False)
 
 

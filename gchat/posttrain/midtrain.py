@@ -19,10 +19,10 @@ VERB = start.Verb(
     gchat midtrain --base runs/cpu --data manual.txt notes.md --epochs 2
     gchat midtrain --base runs/cpu --data smoltalk mmlu@3 gsm8k@4 chats.jsonl --epochs 1
 
---data takes text (.txt, .md, .parquet, and .jsonl with a field "text"), or conversations and names
-of tasks as `gchat sft` does. What is not given is the base run's. --resume continues the run in
---run-dir; --allow-unfinished begins with a base run that has not reached its last step. All fields
-of the trainer:""",
+--data takes text (.txt, .md, and .jsonl or .parquet with a field "text": files, folders and globs,
+which make one text), or conversations and names of tasks as `gchat sft` does. What is not given is
+the base run's. --resume continues the run in --run-dir; --allow-unfinished begins with a base run
+that has not reached its last step. All fields of the trainer:""",
     stage=supervised,
     data=text_or_conversations,
     defaults={"optim": {"schedule": "wsd", "decay_fraction": 0.2, "final_lr_fraction": 0.0}},

@@ -16,6 +16,7 @@ bytes, or with more than a tenth of such sequences, is binary or in another enco
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ class Part:
 
 def corpus(
     path: str,
-    *,
+    *more: str,
     text_column: str = "text",
     document_chars: int = DOCUMENT_CHARS,
     exclude: Path | None = None,
@@ -58,6 +59,7 @@ def corpus(
     """Lists the files behind `path` (a file, folder or glob) in sorted order.
 
     Args:
+        more: files, folders or globs that come after it; a file that is there already is left out.
         text_column: field of .jsonl and .parquet files.
         document_chars: size of the documents that .txt and .md files are cut to.
         exclude: folder that is not read, because results are written there.
@@ -70,22 +72,27 @@ def corpus(
     """
     if document_chars < 1:
         raise ConfigError(f"document_chars = {document_chars} is not positive", "try 4096")
-    walked = walk(path, files.kind, ENDINGS, exclude)
-    paths = walked.files
+    walked = {given: walk(given, files.kind, ENDINGS, exclude) for given in (path, *more)}
+    real: dict[str, tuple[Path, str]] = {}
+    for given, each in walked.items():
+        for file in each.files:
+            real.setdefault(os.path.realpath(file), (file, given))
+    paths = [file for file, _ in real.values()]
     sizes = [file.stat().st_size for file in paths]
     if not sum(sizes):
-        raise DataError(f"input = {path!r} holds no text: every file is empty", "check the path")
+        named = " ".join(map(repr, walked))
+        raise DataError(f"input = {named} holds no text: every file is empty", "check the path")
     return Corpus(
         units=[
             unit_of(group, text_column, document_chars)
             for group in grouped(
-                _named_parts(path, paths, sizes, part_bytes or PART_BYTES),
+                _named_parts(list(real.values()), sizes, part_bytes or PART_BYTES),
                 part_bytes or UNIT_BYTES,
             )
         ],
         sources=tuple(files.shown(file) for file in paths),
         paths=tuple(paths),
-        left_out=walked.sentence(),
+        left_out=" ".join(filter(None, (each.sentence() for each in walked.values()))),
         identity={
             "files": identity(paths, sizes),
             "text_column": text_column,
@@ -123,10 +130,11 @@ def identity(paths: Sequence[Path], sizes: Sequence[int]) -> str:
 
 
 def _named_parts(
-    path: str, paths: Sequence[Path], sizes: Sequence[int], part_bytes: int
+    listed: Sequence[tuple[Path, str]], sizes: Sequence[int], part_bytes: int
 ) -> Iterator[Part]:
-    folder = Path(path).expanduser()
-    for file, size in zip(paths, sizes, strict=True):
+    """Parts of files, each with the input that it was named by."""
+    for (file, given), size in zip(listed, sizes, strict=True):
+        folder = Path(given).expanduser()
         name = files.shown(file.relative_to(folder) if folder.is_dir() else file.name)
         for part in parts(file, size, part_bytes):
             yield dataclasses.replace(part, name=name)
