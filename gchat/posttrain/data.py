@@ -33,7 +33,7 @@ from gchat.data.sources.unit import Corpus, Tally
 from gchat.data.sources.walk import walk
 from gchat.posttrain.base_run import check_tokenizer
 from gchat.posttrain.start import Prepared, Setting
-from gchat.tasks.opening import named
+from gchat.tasks.opening import files_of, named
 from gchat.tasks.task import Task
 from gchat.tokenizer import FILE, Tokenizer
 
@@ -61,7 +61,10 @@ class Source(NamedTuple):
         if self.files is not None:
             return [self.files.identity, self.entry.times]
         assert self.task is not None
-        return [self.entry.name, len(self.task), seed, self.entry.times]
+        # The content of its files: an edited one is another data set, as files of chats are.
+        paths = files_of(self.entry.name, "train")
+        content = text.identity(paths, [path.stat().st_size for path in paths])
+        return [self.entry.name, content, len(self.task), seed, self.entry.times]
 
     def once(self) -> Iterator[Conversation]:
         """Yields each conversation once, in a fixed order."""

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 
 from gaia.errors import ConfigError, DataError
 from gchat.conversation import Message
@@ -113,11 +114,8 @@ def named(text: str, split: str = "test", limit: int | None = None, seed: int = 
     return open_task(name, split, source, limit, seed)
 
 
-def origin(text: str, split: str = "test") -> frozenset[str]:
-    """All that a task's items are read from: two tasks with a part in common share items.
-
-    These are the files behind a name as people type it, whatever links lead to them; of a task
-    that is made here, its name and split.
+def files_of(text: str, split: str = "test") -> list[Path]:
+    """The files behind a task as people type it; none of a task that is made here.
 
     Raises:
         ConfigError: the name has no source behind =.
@@ -126,12 +124,21 @@ def origin(text: str, split: str = "test") -> frozenset[str]:
     name, source = _typed(text)
     recipe = TASKS.get(name)
     if name.startswith(f"{JSON}:"):
-        paths = find(name, Place(), name.partition(":")[2], _CUSTOM_SPLIT)
-    elif isinstance(recipe, Recipe):
-        paths = find(name, recipe.place, source, split)
-    else:
-        return frozenset([f"{name} {split}"])
-    return frozenset(str(path.resolve()) for path in paths)
+        return find(name, Place(), name.partition(":")[2], _CUSTOM_SPLIT)
+    return find(name, recipe.place, source, split) if isinstance(recipe, Recipe) else []
+
+
+def origin(text: str, split: str = "test") -> frozenset[str]:
+    """All that a task's items are read from: two tasks with a part in common share items.
+
+    These are its files, whatever links lead to them; of a task that is made, its name and split.
+
+    Raises:
+        ConfigError: the name has no source behind =.
+        DataError: nothing is there.
+    """
+    files = frozenset(str(path.resolve()) for path in files_of(text, split))
+    return files or frozenset([f"{text} {split}"])
 
 
 def _typed(text: str) -> tuple[str, str | None]:

@@ -103,3 +103,22 @@ def test_text_stands_alone_and_is_taken_once(setting, entries, says):
     rows(Path("chats.jsonl"), CHAT)
     with pytest.raises(ConfigError, match=says):
         data.text_or_conversations(setting(*entries))
+
+
+@pytest.mark.parametrize("name", ["json:mine.jsonl", "gsm8k=mine.jsonl", "gsm8k=.", "smoltalk=."])
+def test_an_edited_task_is_another_data_set(setting, name):
+    def prepared(answer):
+        row = {"question": "2?", "answer": answer}
+        if name.startswith("smoltalk"):
+            row = {"messages": [CHAT["messages"][0], {"role": "assistant", "content": answer}]}
+        rows(Path("train.jsonl" if name.endswith(".") else "mine.jsonl"), *[row] * 5)
+        return data._source(data.Entry(name, 1.0), 0).identity(0)
+
+    assert prepared("#### 4") == prepared("#### 4") != prepared("#### 5")
+
+
+def test_a_made_task_is_known_by_its_seed(setting):
+    one, same, other = (
+        data._source(data.Entry("sums", 1.0), seed).identity(seed) for seed in (1, 1, 2)
+    )
+    assert one == same != other
