@@ -133,7 +133,7 @@ class Store:
         """Deleted nodes, oldest first; torn lines are skipped."""
         nodes = []
         with contextlib.suppress(FileNotFoundError):
-            for line in (self.home / "history.jsonl").read_text(encoding="utf-8").splitlines():
+            for line in (self.home / "history.jsonl").read_bytes().splitlines():
                 with contextlib.suppress(Exception):
                     nodes.append(Node.from_dict(json.loads(line)))
         return nodes

@@ -36,7 +36,7 @@ def prompts(given: Sequence[str], file: Path | None) -> list[str]:
     texts = list(given)
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8").split("\n")  # no other mark ends a line
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8"
             raise ConfigError(f"--prompts {str(file)!r}: {reason}", "check the path") from None

@@ -109,9 +109,9 @@ def _write(folder: Path, run: Path, loaded: LoadedRun) -> None:
             shutil.copyfile(run / file, folder / file)
     for file in ("metrics.jsonl", judged.HISTORY):
         if (run / file).is_file():
-            kept = [line for line in (run / file).read_text(encoding="utf-8").splitlines()
+            kept = [line for line in (run / file).read_bytes().splitlines()
                     if json.loads(line)["step"] <= loaded.step]  # fmt: skip
-            (folder / file).write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            (folder / file).write_bytes(b"".join(line + b"\n" for line in kept))
 
 
 def _facts(run: Path, loaded: LoadedRun, weights: str) -> dict[str, Any]:

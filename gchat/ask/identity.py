@@ -102,7 +102,7 @@ def read_name(path: Path) -> str:
     names: set[str] = set()
     said: set[str] = set()
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().splitlines():  # of bytes: U+2028 in a text ends no line
             row = json.loads(line)
             names |= {row["identity"]} - {None}
             said |= {m["content"] for m in row["messages"] if m["role"] == "user"}

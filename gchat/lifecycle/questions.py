@@ -42,7 +42,7 @@ def _questions(speedrun: Speedrun) -> Iterator[tuple[str, str, str]]:
 def _first(path: Path, count: int) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().splitlines()  # of bytes: a text may hold U+2028, which ends no line
     return [json.loads(line) for line in lines[:count]]
 
 

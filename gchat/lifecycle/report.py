@@ -134,9 +134,10 @@ def answers(speedrun: Speedrun) -> list[str]:
     path = speedrun.answers
     if not path.exists():
         return ["(none)"]
-    asked = [json.loads(line) for line in speedrun.made("questions").read_text().splitlines()]
+    # Of bytes: as text, an answer's U+2028 or U+0085 would end a line too.
+    asked = [json.loads(line) for line in speedrun.made("questions").read_bytes().splitlines()]
     lines = ["| question | answer | reference |", "|---|---|---|"]
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         said = json.loads(line)
         question = asked[said["line"] - 1]
         meta = question.get("meta") or {}

@@ -260,7 +260,7 @@ def _judge(cell: Cell, folder: Path, log: Path, code: int, stopped: str) -> Resu
 def _ended_by_a_bad_step(folder: Path) -> bool:
     """Tells a training that its policy stopped from one that skipped a step and failed later."""
     path = folder / BAD_STEPS
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     try:
         return bool(lines) and json.loads(lines[-1])["action"] == "stop"
     except (ValueError, KeyError, TypeError):
@@ -304,7 +304,7 @@ def read_results(path: Path) -> dict[str, Result]:
     """Results by identity, the newest of each; a line torn by a kill is left out."""
     results: dict[str, Result] = {}
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_bytes().splitlines():
             try:
                 result = Result(**json.loads(line))
             except (ValueError, TypeError):

@@ -165,10 +165,10 @@ def _time(folder: str) -> float | None:
 def _validations(path: Path) -> Iterator[tuple[int, float]]:
     """(step, bits per byte) of each validation; the newest attempt's come last."""
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         return
-    for line in text.splitlines():
+    for line in content.splitlines():
         try:
             record: dict[str, Any] = json.loads(line)
             step, value = int(record["step"]), record[VAL_BPB]

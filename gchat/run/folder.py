@@ -103,7 +103,7 @@ class RunFolder:
     def skipped_batches(self) -> list[int]:
         """Lists the batches that rollbacks have left out, also those no checkpoint knows of."""
         path, batches = self.path / BAD_STEPS, set()
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        for line in path.read_bytes().splitlines() if path.exists() else ():
             with contextlib.suppress(ValueError, KeyError, TypeError):  # torn by a kill
                 record = json.loads(line)
                 if record["action"] == "rollback":
@@ -124,7 +124,7 @@ def _append_line(path: Path, line: bytes) -> None:
 def last_time(path: Path) -> float | None:
     """Seconds since 1970 of the last line of metrics.jsonl; None where there is none."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
-        return float(json.loads(path.read_text(encoding="utf-8").splitlines()[-1])["time"])
+        return float(json.loads(path.read_bytes().splitlines()[-1])["time"])
     return None
 
 

@@ -11,7 +11,7 @@ Series = dict[str, list[tuple[int, float]]]
 def read_series(path: Path) -> Series:
     """metrics.jsonl as `{name: [(step, value), …]}`; text and non-finite values are left out."""
     series: Series = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         record = json.loads(line)
         for name, value in record.items():
             if name not in ("step", "time") and isinstance(value, int | float):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gaia.errors import ConfigError, DataError
 from gchat.__main__ import main
+from gchat.ask.identity import read_name
 from gchat.client import Answer, Choice, ClientError
 from gchat.evals.identity import evaluate, held_out, holds, shared, wilson
 from gchat.synth import cli, identity
@@ -264,3 +265,11 @@ def test_answers_are_kept_until_the_file_is_written(about, tmp_path, monkeypatch
     assert main(words) == 0 and len(client.asked) == 20  # none is paid for twice
     assert len((tmp_path / "out").read_text().splitlines()) == 20
     assert not list(tmp_path.glob("*.asked")) + list(tmp_path.glob(".*.asked"))
+
+
+def test_a_name_is_read_of_conversations_with_any_character(tmp_path):
+    """U+2028 ends a line for Python, and none of a file of JSON."""
+    turns = [{"role": "user", "content": "Sing\u2028it"}, {"role": "assistant", "content": "La"}]
+    row = json.dumps({"identity": "Kibo", "messages": turns}, ensure_ascii=False)
+    (tmp_path / "kibo.jsonl").write_text(f"{row}\n{row}\n", encoding="utf-8")
+    assert read_name(tmp_path / "kibo.jsonl") == "Kibo"

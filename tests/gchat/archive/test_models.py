@@ -182,3 +182,11 @@ def test_mistakes_are_one_line(words, problem, here, capsys):
     error = capsys.readouterr().err
     assert problem in error and error.count("\n") == 1
     assert not Path("models").exists()
+
+
+def test_a_prompt_goes_on_behind_u_2028(tmp_path):
+    asked = json.dumps({"prompt": "one\u2028two"}, ensure_ascii=False)
+    (tmp_path / "p.jsonl").write_text(f"{asked}\n", encoding="utf-8")
+    (tmp_path / "p.txt").write_text("one\u2028two\n\nthree\n", encoding="utf-8")
+    assert compare.prompts([], tmp_path / "p.jsonl") == ["one\u2028two"]
+    assert compare.prompts([], tmp_path / "p.txt") == ["one\u2028two", "three"]

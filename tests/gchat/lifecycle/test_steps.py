@@ -137,6 +137,22 @@ def test_the_report_has_a_row_for_each_stage_and_real_answers(asked):
     assert (asked.folder / "base.md").read_text() == "# base\n"
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85"])
+def test_what_a_model_writes_ends_no_line_of_the_report(asked, mark):
+    """JSON leaves these marks as they are, and Python takes each for the end of a line."""
+    turns = [("user", f"Explain{mark}a.b."), ("assistant", f"Adds{mark}up.")]
+    row = {"messages": [{"role": r, "content": text} for r, text in turns], "function": "a.b"}
+    asked.made("functions").parent.mkdir(parents=True)
+    asked.made("functions").write_text(json.dumps(row, ensure_ascii=False) + "\n")
+    questions.write(asked)
+    asked.answers.parent.mkdir()
+    said = {"line": 4, "text": f"one{mark}two"}
+    asked.answers.write_text(json.dumps(said, ensure_ascii=False) + "\n")
+    assert report.answers(asked)[2:] == [
+        "| What does a.b do? *(seen, in other words)* | one two | Adds up. |"
+    ]
+
+
 @pytest.mark.parametrize(
     ("args", "named"),
     [
