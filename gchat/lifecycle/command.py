@@ -27,6 +27,9 @@ BASE_SHARE, ACCELERATOR_SHARE = 0.6, 0.85
 """Shares of given hours that the base stage plans with, on a CPU and on an accelerator. Without
 them a CPU's base stage takes its own six minutes, and the others about three more."""
 
+_OF_THE_FOLDER = ("--run.dir", "--run.name")
+"""Options that say which speedrun goes on, by their full names."""
+
 
 def main(args: list[str]) -> None:
     """Runs the stages that the command line asks for.
@@ -43,6 +46,12 @@ def main(args: list[str]) -> None:
     resume = "--resume" in rest
     folder = folder_of(rest)
     alone = own.stages == ("base",) or (resume and not (folder / STATE).exists())
+    if alone and (dropped := [name for name in own.typed if name != "--stages"]):
+        raise ConfigError(
+            f"{' '.join(dropped)} with the base stage alone: later stages give a model its name "
+            "and chats",
+            f"leave out {' '.join(dropped)}, or name more --stages",
+        )
     if hosts > 1 and not alone:
         if own.stages:
             raise ConfigError(
@@ -66,6 +75,8 @@ class _Own:
         self.stages: tuple[StageName, ...] = ()
         self.name, self.about = "Gaia", None
         self.chats: list[str] = []
+        self.typed: list[str] = []
+        """Names of those that were given."""
 
 
 def _split(args: Sequence[str]) -> tuple[_Own, list[str]]:
@@ -83,6 +94,7 @@ def _split(args: Sequence[str]) -> tuple[_Own, list[str]]:
         value = value if equals else next(items, "")
         if not value or value.startswith("--"):
             raise ConfigError(f"{name} has no value", "see --help")
+        own.typed.append(name)
         if name == "--stages":
             own.stages = _stages(value)
         elif name == "--chats":
@@ -130,15 +142,14 @@ def all_stages(own: _Own, rest: list[str], folder: Path, resume: bool) -> None:
     """Plans the stages, and runs what is not done."""
     if resume:
         asked = Speedrun(**_read(folder))
-        extra = [word for word in rest if word not in ("--resume", "--allow-restart")]
+        if others := [*(name for name in own.typed if name != "--stages"), *_others(rest)]:
+            raise ConfigError(
+                f"{' '.join(others)} with --resume: a resumed speedrun has its plan already",
+                "give --resume and --run-dir alone, or with --stages",
+            )
         if own.stages:  # more of them
             more = tuple(s for s in STAGES if s in {*asked.stages, *own.stages})
             asked = replace(asked, stages=more)
-        if own.chats or len(extra) > 2:
-            raise ConfigError(
-                "--resume with other options: a resumed speedrun has its plan already",
-                "give --resume and --run-dir alone, or with --stages",
-            )
     else:
         asked = _asked(own, rest, folder)
     todo = steps(asked, questions.write)
@@ -196,6 +207,23 @@ def _asked(own: _Own, rest: Sequence[str], folder: Path) -> Speedrun:
         folder, stages, offline, tuple(words), own.name, own.about and os.path.abspath(own.about),
         tuple(own.chats),
     )  # fmt: skip
+
+
+def _others(args: Sequence[str]) -> list[str]:
+    """Words of a resumed command line that neither name its folder nor say that it goes on.
+
+    The first word may name a configuration, and by it the folder.
+    """
+    others, items = [], iter(args[1:] if args and not args[0].startswith("-") else args)
+    for item in items:
+        name, equals, _ = item.partition("=")
+        name = name.replace("_", "-") if item.startswith("--") else item
+        if ALIASES.get(name, name) in _OF_THE_FOLDER:
+            if not equals:
+                next(items, None)
+        elif name not in ("--resume", "--allow-restart"):
+            others.append(name)
+    return others
 
 
 def _without(args: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -162,6 +162,7 @@ def test_what_a_model_writes_ends_no_line_of_the_report(asked, mark):
         (["--chats", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["--no-such-option"], "unknown option --no-such-option"),
         (["--hours", "soon"], "--hours"),
+        (["--stages", "base", "--name", "Bob"], "--name with the base stage alone"),
         (["--training.steps", "0"], "training.steps is 0"),
     ],
 )
@@ -181,6 +182,37 @@ def test_a_taken_folder_is_refused(tmp_path, capsys):
     assert "already holds a speedrun" in capsys.readouterr().err
     assert main(["speedrun", "--run-dir", str(tmp_path), "--resume", "--chats", __file__]) == 2
     assert "has its plan already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--hours=9"], ["--hours", "9"], ["--name", "Bob"], ["--about", __file__], ["--depth=4"],
+        ["--chats", __file__], ["--dry-run"], ["other"], ["--stages", "rl", "--name=Bob"],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("folder", ["--run-dir={}", "--run_dir {}", "--run.dir {}"])
+def test_an_option_that_a_resumed_speedrun_would_drop_is_refused(
+    tmp_path, monkeypatch, capsys, folder, words
+):
+    monkeypatch.setattr(command, "run_all", lambda *given: pytest.fail("it went on"))
+    command._save(Speedrun(tmp_path, ("base",), True, ()))
+    before = (tmp_path / command.STATE).read_bytes()
+    resume = ["speedrun", "--resume", *folder.format(tmp_path).split(" ")]
+    assert main([*resume, *words]) == 2
+    said = capsys.readouterr().err
+    name = next(word for word in reversed(words) if word.startswith("--") or word == "other")
+    assert f"{name.partition('=')[0]}" in said and "has its plan already" in said
+    assert said.count("\n") == 1 and (tmp_path / command.STATE).read_bytes() == before
+
+
+@pytest.mark.parametrize("words", [[], ["--allow-restart"], ["--stages", "base,sft"]])
+def test_a_resumed_speedrun_takes_its_folder_and_more_stages(tmp_path, monkeypatch, words):
+    gone_on = []
+    monkeypatch.setattr(command, "run_all", lambda *given: gone_on.append(given))
+    command._save(Speedrun(tmp_path, ("base",), True, ("--hours", "0.1")))
+    assert main(["speedrun", "--resume", "--run-dir", str(tmp_path), *words]) == 0
+    assert len(gone_on) == 1
 
 
 @pytest.mark.slow
