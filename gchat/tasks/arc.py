@@ -26,8 +26,11 @@ def item(row: Row) -> Item:
     if isinstance(given, Mapping):
         inner = Row(given, row.where, row.name)
         text, listed = inner.text("stem"), inner.value("choices")
-        pairs = [(p["text"], p["label"]) for p in listed if isinstance(p, dict) and len(p) >= 2]
-        texts, labels = [p[0] for p in pairs], [p[1] for p in pairs]
+        if not isinstance(listed, list) or not all(isinstance(one, Mapping) for one in listed):
+            raise inner.wrong("choices", "is no list of objects with 'text' and 'label'")
+        each = [Row(one, f"{row.where}, choice {i}", "") for i, one in enumerate(listed, 1)]
+        texts = [one.text("text", empty=True) for one in each]
+        labels = [one.text("label") for one in each]
     else:
         text = row.text("question")
         listed = row.value("choices")
@@ -37,6 +40,8 @@ def item(row: Row) -> Item:
         texts, labels = inner.texts("text"), inner.texts("label")
     texts = row.texts("choices", list(texts))
     key = row.text("answerKey")
-    if key not in labels or len(labels) != len(texts):
+    if len(labels) != len(texts):
+        raise row.wrong("choices", f"has {len(texts)} texts and {len(labels)} labels")
+    if key not in labels:
         raise row.wrong("answerKey", f"is {key!r}, none of the labels {', '.join(labels)}")
     return choices.item(row, text, texts, list(labels).index(key), letters=tuple(labels))

@@ -39,7 +39,15 @@ def item(
     letters: Sequence[str] = LETTERS,
     subject: str = "",
 ) -> Item:
-    """A question as an item whose choices are the letters."""
+    """A question as an item whose choices are the letters.
+
+    Raises:
+        DataError: there are more choices than letters.
+    """
+    if len(choices) > len(letters):
+        raise row.wrong(
+            "choices", f"has {len(choices)} choices, and there are {len(letters)} letters for them"
+        )
     letters = tuple(letters[: len(choices)])
     return Item(
         id=row.name,

@@ -43,7 +43,10 @@ def item(row: Row) -> Item:
         texts = row.texts("choices")
         return choices.item(row, text, texts, _gold(row, texts))
     given = row.value("answer")
-    answers = [str(one) for one in (given if isinstance(given, list) else [given])]
+    listed = given if isinstance(given, list) else [given]
+    if any(one is None or isinstance(one, dict | list) for one in listed):
+        raise row.wrong("answer", "is no text, no number and no list of them")
+    answers = [str(one) for one in listed]
     if not answers or not all(answer.strip() for answer in answers):
         raise row.wrong("answer", "is empty")
     return Item(row.name, user(text), assistant(answers[0]), meta={"answers": tuple(answers)})

@@ -207,6 +207,10 @@ def test_files_of_ones_own_are_of_one_kind(tmp_path):
     assert own.grade(by["0"], "paris.") == own.grade(by["0"], "City of light") == 1.0
     assert own.grade(by["0"], "Rome") == 0.0
     assert own.grade(by["1"], "It is 42.0.") == 1.0 and own.grade(by["1"], "41") == 0.0
+    for given in (None, {"a": 1}, ["Paris", None]):
+        wrong = lines(tmp_path, "w.jsonl", [rows[0], {"question": "n", "answer": given}])
+        with pytest.raises(DataError, match=r"w\.jsonl, line 2: 'answer' is no text, no number"):
+            open_task(f"json:{wrong}")
     mixed = lines(tmp_path, "m.jsonl", [rows[0], CHAT])
     with pytest.raises(DataError, match=r"m\.jsonl, line 2: it is of kind 'text', the first"):
         open_task(f"json:{mixed}")
@@ -312,6 +316,28 @@ BAD = [
     ("arc_easy", ARC_CORE | {"gold": 2}, r"line 2: 'gold' is 2, not the index of one of 2"),
     ("arc_easy", ARC_CORE | {"choices": ["a"]}, r"line 2: 'choices' is \['a'\], not a list of two"),
     ("arc_easy", ARC_HUB | {"choices": 1}, r"line 2: 'choices' is no object with 'text'"),
+    (
+        "arc_easy",
+        {"question": {"stem": "q", "choices": [{"label": "A"}]}, "answerKey": "A"},
+        r"t\.jsonl, line 2, choice 1: 'text' is missing \(there is 'label'\)",
+    ),
+    (
+        "arc_easy",
+        {"question": {"stem": "q", "choices": [{"text": "a", "label": 1}]}},
+        r"line 2, choice 1: 'label' is 1, not a text",
+    ),
+    ("arc_easy", {"question": {"stem": "q", "choices": None}}, r"'choices' is no list of objects"),
+    ("arc_easy", {"question": {"stem": "q", "choices": ["a", "b"]}}, r"is no list of objects"),
+    (
+        "arc_easy",
+        ARC_HUB | {"choices": {"text": ["a", "b"], "label": ["1", "2", "3"]}},
+        r"line 2: 'choices' has 2 texts and 3 labels",
+    ),
+    (
+        "mmlu",
+        {"question": "q", "choices": [str(i) for i in range(27)], "answer": 0},
+        r"line 2: 'choices' has 27 choices, and there are 26 letters",
+    ),
     ("mmlu", {"question": "q", "choices": ["a", "b"], "answer": "C"}, r"'answer' is 'C', not the"),
     ("humaneval", PROBLEM | {"entry_point": "f(x)"}, r"'entry_point' is 'f\(x\)', no name"),
     ("humaneval", PROBLEM | {"test": " "}, r"line 2: 'test' is empty"),
