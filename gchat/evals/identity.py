@@ -6,7 +6,6 @@ with the names in it taken out.
 """
 
 import functools
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from gaia.errors import ConfigError, GaiaError
 from gchat.client import Client, Question
 from gchat.conversation import Message
 from gchat.engine.requests import SamplingConfig
+from gchat.evals.counts import Count
 
 _RUN = 4  # words in a row that make two sentences the same in part
 # Japanese, Chinese and Korean write no spaces: a name among their letters stands by itself.
@@ -65,9 +65,9 @@ class Identity:
             "name": self.name,
             "model": self.model,
             "named": itself[0] / itself[1],
-            "named_interval": wilson(*itself),
+            "named_interval": Count(*itself).interval,
             "leaked": other[0] / other[1],
-            "leaked_interval": wilson(*other),
+            "leaked_interval": Count(*other).interval,
             "questions": itself[1],
             "other_questions": other[1],
             "answers": [vars(one) for one in self.asked],
@@ -195,15 +195,3 @@ def evaluate(client: Client, name: str, *, max_tokens: int = 48) -> Identity:
             for i, (itself, text) in enumerate(listed)
         ),
     )
-
-
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson 1927)."""
-    z, share = 1.959964, hits / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = (
-        z
-        / (1 + z * z / count)
-        * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    )
-    return max(0.0, middle - half), min(1.0, middle + half)

@@ -12,7 +12,8 @@ from gaia.errors import ConfigError, DataError
 from gchat.__main__ import main
 from gchat.ask.identity import read_name
 from gchat.client import Answer, Choice, ClientError
-from gchat.evals.identity import evaluate, held_out, holds, shared, wilson
+from gchat.evals.counts import Count
+from gchat.evals.identity import Asked, Identity, evaluate, held_out, holds, shared
 from gchat.synth import cli, identity
 from gchat.synth.asked import Asking
 from gchat.synth.persona import Persona, read_persona
@@ -89,10 +90,15 @@ def test_a_name_is_a_word_of_its_own(name, before, after):
 
 
 def test_shares_have_intervals():
+    """They are those of every other evaluation."""
+    asked = [Asked(True, "?", "!", i < 36) for i in range(40)]
+    asked += [Asked(False, "?", "!", False)] * 30
+    figures = Identity("Kibo", "m", tuple(asked)).figures()
+    assert figures["named_interval"] == Count(36, 40).interval
     # Wilson's interval as R's binom::binom.wilson(36, 40) gives it.
-    low, high = wilson(36, 40)
-    assert (round(low, 4), round(high, 4)) == (0.7695, 0.9604)
-    assert wilson(0, 30)[0] == 0.0
+    assert [round(end, 4) for end in figures["named_interval"]] == [0.7695, 0.9604]
+    assert figures["leaked_interval"][0] == 0.0
+    assert json.loads(json.dumps(figures))["leaked_interval"][0] == 0.0
 
 
 class Scripted:
