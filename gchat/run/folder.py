@@ -71,15 +71,14 @@ class RunFolder:
         if not self._first or not path.exists():
             return
         kept, keep = [], True
-        # Its end may be torn by a kill or a full disk, in the middle of a character.
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        # A last line without an end is torn, by a kill or a full disk, even inside a character.
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
             head = line.removeprefix("── step ").strip()
             if line.startswith("── step ") and head.isdigit():
                 keep = int(head) <= step
             if keep:
-                kept.append(line)
-        whole = "\n".join(kept)
-        write_atomically(path, whole if whole.endswith("\n") or not whole else f"{whole}\n")
+                kept.append(f"{line}\n")
+        write_atomically(path, "".join(kept))
 
     def note_bad_step(self, bad: BadStep, rows: Sequence[int], action: str) -> str:
         """Adds a line to bad_steps.jsonl, on disk before this returns; what to tell people.

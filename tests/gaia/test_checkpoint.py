@@ -93,7 +93,7 @@ def test_storage_that_does_not_answer_says_nothing_about_a_checkpoint(checkpoint
     monkeypatch.setattr(checkpoint, "_PAUSES_S", (0.0, 0.0))
     assert checkpoints.latest() == 2  # the third look succeeds
     failing[0] = 3
-    with pytest.raises(CheckpointError, match="checkpoint 2 in .* cannot be read now"):
+    with pytest.raises(CheckpointError, match=r"checkpoint 2 in .* cannot be read now"):
         checkpoints.latest()
     assert checkpoints.steps() == [1, 2]
 
