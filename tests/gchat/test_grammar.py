@@ -93,6 +93,35 @@ def test_ids_that_fill_the_last_word_of_the_mask():
     assert walk(known, full, grammars.choice(["yes", "no"]), rng) in (b"yes", b"no")
 
 
+LARGE = [
+    grammars.regex("(a{1000}){1000}"),
+    grammars.regex("|".join(f"{i:040}" for i in range(5000))),
+    grammars.json_schema({"enum": [f"value {i}" for i in range(20_000)]}),
+    grammars.json_schema({"type": "integer", "multipleOf": 1_000_003}),
+    grammars.json_schema({"type": "integer", "allOf": [{"multipleOf": k} for k in (991, 997)]}),
+    grammars.json_schema({"type": "integer", "multipleOf": 10**400}),
+    grammars.json_schema({"type": "object", "properties": {f"p{i}": {} for i in range(1000)}}),
+]
+
+
+@pytest.mark.parametrize("grammar", LARGE, ids=range(len(LARGE)))
+def test_a_grammar_that_would_take_gigabytes_is_refused_in_a_line(grammar, vocabulary):
+    """Nothing of it is kept, and no answer begins that would break off at its first token."""
+    with pytest.raises(ConfigError) as refused:
+        Matcher(grammar, vocabulary)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
+
+
+def test_large_grammars_that_people_have_still_compile(vocabulary, tokenizer):
+    names = [f"field_{i}" for i in range(1000)]
+    properties = {name: {"type": "string"} for name in names}
+    wanted = {"type": "object", "properties": properties, "required": names}
+    Matcher(grammars.json_schema(wanted | {"additionalProperties": False}), vocabulary)
+    Matcher(grammars.json_schema({"type": "number", "multipleOf": 0.25}), vocabulary)
+    texts = [f"choice {i}" for i in range(3000)]  # more than a parser of llguidance has rules
+    assert walk(vocabulary, tokenizer, grammars.choice(texts), random.Random(0)).decode() in texts
+
+
 def test_matchers_of_one_grammar_are_apart(vocabulary, tokenizer):
     first, second = (Matcher(grammars.choice(["ab", "cd"]), vocabulary) for _ in range(2))
     first.accept(tokenizer.encode("a")[0])

@@ -65,6 +65,8 @@ BAD = {
                       "logit_bias"),
     "a schema that nothing fits": (CHAT, {"model": "tiny", "messages": HELLO, "response_format": {
         "type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": []}}}}, 400, None),
+    "a grammar of gigabytes": (PLAIN, {"model": "tiny", "prompt": "x", "structured_outputs": {
+        "regex": "(a{1000}){1000}"}}, 400, None),
     "a call of nothing": (CHAT, {"model": "tiny", "messages": HELLO, "tool_choice": "required"},
                           400, "tool_choice"),
     "a stored response": ("/v1/responses", {"model": "tiny", "input": "x",
