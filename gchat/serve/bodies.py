@@ -7,9 +7,17 @@ does not know is refused by name: an option that is silently ignored is worse th
 import json
 import math
 import secrets
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 
 from gaia.errors import ConfigError
@@ -23,7 +31,33 @@ _COLDEST = 1e-5
 MAX_SAMPLES = 128
 """Answers to one prompt, as OpenAI limits them."""
 
+MAX_IDS = 2**20
+MAX_PARTS = 4096
+_SMALL = 16_384  # bytes of a body that is read on the event loop: a thread would take longer
+
 Body = TypeVar("Body", bound="Strict")
+
+
+# ── Bounds ──────────────────────────────────────────────────────────────────────────────────────
+# Only the first error is told. pydantic would make one for each wrong item, field and arm of a
+# union: gigabytes for a body of a few megabytes.
+
+
+def listed(most: int, fewest: int | None = None) -> Any:
+    """The bounds of a list, which is not checked further than its first wrong item."""
+    return Field(min_length=fewest, max_length=most, fail_fast=True)
+
+
+def _first_wrong(*kinds: type) -> BeforeValidator:
+    """Leaves of a dictionary with a value that is none of these kinds that item alone."""
+
+    def first(given: Any) -> Any:
+        for name, value in given.items() if isinstance(given, dict) else ():
+            if type(value) not in kinds:
+                return {name: value}
+        return given
+
+    return BeforeValidator(first)
 
 
 class Strict(BaseModel):
@@ -31,13 +65,31 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_unknown(cls, given: Any) -> Any:
+        """Leaves one unknown field where there are more fields than are known."""
+        if not isinstance(given, dict) or len(given) <= len(cls.model_fields):
+            return given
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = next(name for name in given if name not in known)
+        return {name: value for name, value in given.items() if name in known or name == unknown}
+
+
+Texts = Annotated[list[str], listed(65_536)]
+Bias = Annotated[dict[str, float], _first_wrong(int, float)]
+Labels = Annotated[dict[str, str], _first_wrong(str)]
+
+
+# ── Fields ──────────────────────────────────────────────────────────────────────────────────────
+
 
 class Forms(Strict):
     """vLLM's field for the form of an answer; exactly one of these."""
 
     json_: dict[str, Any] | str | None = Field(None, alias="json")
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Texts | None = None
 
     def grammar(self) -> Grammar:
         """The form as a grammar; ConfigError where it is none."""
@@ -68,9 +120,9 @@ class Drawing(Strict):
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = Field(None)
+    stop: str | Texts | None = Field(None)
     n: int | None = Field(None, ge=1, le=MAX_SAMPLES)
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Bias | None = None
     structured_outputs: Forms | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -78,7 +130,7 @@ class Drawing(Strict):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Labels | None = None
     service_tier: Literal["auto", "default"] | None = None
     store: Literal[False] | None = None
 
@@ -166,8 +218,12 @@ async def read_json(request: HttpRequest) -> dict[str, Any]:
             415, f"the Content-Type is {printable(kind, 60)!r}; send application/json",
             code="unsupported_media_type",
         )  # fmt: skip
+    raw = await request.body()
+    return await run_in_threadpool(_parsed, raw) if len(raw) > _SMALL else _parsed(raw)
+
+
+def _parsed(raw: bytes) -> dict[str, Any]:
     try:
-        raw = await request.body()
         data = json.loads(raw, parse_constant=_no_constant, parse_float=_finite)
         if b"\\ud" in raw.lower():  # a pair of surrogates is a character, one alone is none
             json.dumps(data, ensure_ascii=False).encode()
@@ -191,6 +247,15 @@ def _finite(digits: str) -> float:
     if not math.isfinite(value := float(digits)):
         raise ValueError(f"{digits} is too large a number")
     return value
+
+
+async def read(kind: type[Body], data: dict[str, Any]) -> Body:
+    """The body with its fields checked, which takes a while where it is large.
+
+    Raises:
+        ApiError: naming the first field that is wrong.
+    """
+    return await run_in_threadpool(checked, kind, data)
 
 
 def checked(kind: type[Body], data: dict[str, Any]) -> Body:

@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from starlette.concurrency import run_in_threadpool
@@ -16,7 +16,7 @@ from gchat.chat_format import Message
 from gchat.engine.requests import Request
 from gchat.serve import logprobs
 from gchat.serve.asking import Asked, News
-from gchat.serve.bodies import Drawing, Strict, bias_of, checked
+from gchat.serve.bodies import MAX_PARTS, Drawing, Strict, bias_of, listed, read
 from gchat.serve.errors import ApiError, refused
 from gchat.serve.forms import ResponseFormat
 from gchat.serve.functions import START, Call, CallReader, Offer, Tool, ToolCall, ToolChoice, offer
@@ -39,9 +39,9 @@ class ChatMessage(Strict):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], listed(MAX_PARTS)] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_TOOLS)
+    tool_calls: Annotated[list[ToolCall], listed(MAX_TOOLS)] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
 
@@ -61,19 +61,22 @@ class ChatMessage(Strict):
         return self.content or ""
 
 
+Messages = Annotated[list[ChatMessage], listed(MAX_MESSAGES, fewest=1)]
+
+
 class ChatBody(Drawing):
     """A request for the next message of a conversation."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Messages
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
+    tools: Annotated[list[Tool], listed(MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], listed(8)] | None = None
 
     @property
     def likelihoods(self) -> int | None:
@@ -180,7 +183,7 @@ async def chat(
     service: Service, model: LocalModel, http: HttpRequest, data: dict[str, Any]
 ) -> Response:
     """Answers a conversation."""
-    body = checked(ChatBody, data)
+    body = await read(ChatBody, data)
     prepared = await run_in_threadpool(prepare, model, body)
     asked = service.ask(http, model, [prepared.request], calculator=not prepared.offer.functions)
     answers = _Answers(model, body, prepared.offer, asked)

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from gaia.errors import GaiaError
 from gchat.engine.requests import Request, TokenLogprob
 from gchat.serve.asking import Asked, News
-from gchat.serve.bodies import Drawing, bias_of, checked
+from gchat.serve.bodies import MAX_IDS, Drawing, bias_of, listed, read
 from gchat.serve.chat import answer_limit
 from gchat.serve.errors import ApiError, refused
 from gchat.serve.local_model import LocalModel
@@ -28,9 +28,9 @@ from gchat.serve.service import Service
 from gchat.serve.sse import EventStream, event, while_there
 
 MAX_PROMPTS = 2048
-Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
-Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-Lists = Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], listed(MAX_IDS, fewest=1)]
+Texts = Annotated[list[str], listed(MAX_PROMPTS, fewest=1)]
+Lists = Annotated[list[Ids], listed(MAX_PROMPTS, fewest=1)]
 
 
 class CompletionBody(Drawing):
@@ -99,7 +99,7 @@ async def completions(
     service: Service, model: LocalModel, http: HttpRequest, data: dict[str, Any]
 ) -> Response:
     """Continues prompts."""
-    body = checked(CompletionBody, data)
+    body = await read(CompletionBody, data)
     requests = await run_in_threadpool(prepare, model, body)
     asked = service.ask(http, model, requests)
     answers = _Answers(model, body, requests, asked)

@@ -16,7 +16,18 @@ from gaia.errors import GaiaError
 from gchat.engine import grammar as grammars
 from gchat.engine.requests import Request, SamplingConfig
 from gchat.serve.asking import Asked, News
-from gchat.serve.bodies import Strict, bias_of, checked, seed_of, stops_of, temperature_of
+from gchat.serve.bodies import (
+    MAX_IDS,
+    Bias,
+    Strict,
+    Texts,
+    bias_of,
+    listed,
+    read,
+    seed_of,
+    stops_of,
+    temperature_of,
+)
 from gchat.serve.chat import answer_limit
 from gchat.serve.errors import ApiError, refused
 from gchat.serve.local_model import LocalModel
@@ -29,11 +40,11 @@ Id = Annotated[int, Field(ge=0, lt=2**31)]
 class LlamaBody(Strict):
     """A prompt to continue: a text, or ids and texts in turn."""
 
-    prompt: str | Annotated[list[Id | str], Field(min_length=1)]
+    prompt: str | Annotated[list[Id | str], listed(MAX_IDS, fewest=1)]
     model: str | None = None
     n_predict: int | None = Field(None, ge=-1)
     stream: bool | None = None
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     temperature: float | None = Field(None, ge=0, le=100)
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -43,7 +54,7 @@ class LlamaBody(Strict):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n_probs: int | None = Field(None, ge=0, le=20)
     json_schema: dict[str, Any] | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Bias | None = None
     cache_prompt: bool | None = None
     return_tokens: bool | None = None
 
@@ -97,7 +108,7 @@ async def completion(
     service: Service, model: LocalModel, http: HttpRequest, data: dict[str, Any]
 ) -> Response:
     """Continues a prompt."""
-    body = checked(LlamaBody, data)
+    body = await read(LlamaBody, data)
     if body.n_predict == 0:
         raise ApiError(400, "n_predict is 0; use at least 1, or -1", param="n_predict")
     request = await run_in_threadpool(body.request, model)

@@ -14,7 +14,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from gchat.serve.asking import Asked
-from gchat.serve.bodies import checked
+from gchat.serve.bodies import read
 from gchat.serve.chat import prepare
 from gchat.serve.errors import ApiError
 from gchat.serve.functions import Call, CallReader, Offer
@@ -28,8 +28,8 @@ async def responses(
     service: Service, model: LocalModel, http: HttpRequest, data: dict[str, Any]
 ) -> Response:
     """Gives a response."""
-    body = checked(ResponsesBody, data)
-    prepared = await run_in_threadpool(prepare, model, body.chat())
+    body = await read(ResponsesBody, data)
+    prepared = await run_in_threadpool(lambda: prepare(model, body.chat()))
     asked = service.ask(http, model, [prepared.request], calculator=not prepared.offer.functions)
     answer = _Answer(model, body, prepared.offer, asked)
     if body.stream:

@@ -1,10 +1,10 @@
 """The body of `/v1/responses`, and the same question as a body of a chat."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gchat.serve.bodies import Strict, checked
+from gchat.serve.bodies import MAX_IDS, MAX_PARTS, Labels, Strict, checked, listed
 from gchat.serve.chat import MAX_MESSAGES, MAX_TOOLS, ChatBody
 
 
@@ -13,8 +13,8 @@ class Part(Strict):
 
     type: Literal["input_text", "output_text"]
     text: str
-    annotations: list[Any] | None = Field(None, max_length=0)
-    logprobs: list[Any] | None = None
+    annotations: Annotated[list[Any], listed(0)] | None = None
+    logprobs: Annotated[list[Any], listed(MAX_IDS)] | None = None
 
 
 class Message(Strict):
@@ -22,7 +22,7 @@ class Message(Strict):
 
     type: Literal["message"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], listed(MAX_PARTS)]
     id: str | None = None
     status: str | None = None
 
@@ -101,14 +101,14 @@ class ResponsesBody(Strict):
     """A request for a response."""
 
     model: str = Field(max_length=200)
-    input: str | list[Message | FunctionCall | FunctionOutput]
+    input: str | Annotated[list[Message | FunctionCall | FunctionOutput], listed(MAX_MESSAGES)]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     stream: bool | None = None
     text: Text | None = None
-    tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS)
+    tools: Annotated[list[FunctionTool], listed(MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | Choice | None = None
     parallel_tool_calls: bool | None = None
     # Nothing is kept: each request holds the whole conversation.
@@ -117,7 +117,7 @@ class ResponsesBody(Strict):
     truncation: Literal["disabled"] | None = None
     background: Literal[False] | None = None
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Labels | None = None
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -132,7 +132,7 @@ class ResponsesBody(Strict):
         if isinstance(self.input, str):
             messages.append({"role": "user", "content": self.input})
         else:
-            for item in self.input[: MAX_MESSAGES + 1]:
+            for item in self.input:
                 messages.append(item.chat())
         data: dict[str, Any] = {
             "model": self.model, "messages": messages, "temperature": self.temperature,

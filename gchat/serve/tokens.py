@@ -13,8 +13,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from gaia.errors import GaiaError
-from gchat.serve.bodies import Strict, checked
-from gchat.serve.chat import ChatMessage, conversation
+from gchat.serve.bodies import MAX_IDS, Strict, listed, read
+from gchat.serve.chat import Messages, conversation
 from gchat.serve.errors import ApiError, refused
 from gchat.serve.functions import Offer
 from gchat.serve.local_model import LocalModel
@@ -27,7 +27,7 @@ class TokenizeBody(Strict):
     model: str | None = None
     prompt: str | None = None
     content: str | None = None
-    messages: list[ChatMessage] | None = Field(None, min_length=1)
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     add_special: bool | None = None
     return_token_strs: bool | None = None
@@ -38,24 +38,34 @@ class DetokenizeBody(Strict):
     """Ids to decode."""
 
     model: str | None = None
-    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], listed(MAX_IDS)]
 
 
 async def tokenize(
     service: Service, model: LocalModel, http: HttpRequest, data: dict[str, Any]
 ) -> Response:
     """Encodes a text or a conversation."""
-    body = checked(TokenizeBody, data)
-    ids = await run_in_threadpool(_encode, model, body)
-    pieces = [model.text_of(i) for i in ids]
+    body = await read(TokenizeBody, data)
+    return await run_in_threadpool(_tokenized, model, body)
+
+
+def _tokenized(model: LocalModel, body: TokenizeBody) -> Response:
+    ids = _encode(model, body)
     tokens: list[Any] = ids
     if body.with_pieces:
-        tokens = [
-            {"id": i, "piece": list(model.bytes_of(i)) if "\ufffd" in text else text}
-            for i, text in zip(ids, pieces, strict=True)
-        ]
+        # One object for all places of an id: a text of megabytes has millions of places.
+        pieces = {i: {"id": i, "piece": _piece(model, i)} for i in set(ids)}
+        tokens = [pieces[i] for i in ids]
+    texts = {i: model.text_of(i) for i in set(ids)} if body.return_token_strs else None
+    strs = None if texts is None else [texts[i] for i in ids]
     made = {"count": len(ids), "max_model_len": model.seq_len, "tokens": tokens}
-    return JSONResponse(made | {"token_strs": pieces if body.return_token_strs else None})
+    return JSONResponse(made | {"token_strs": strs})
+
+
+def _piece(model: LocalModel, number: int) -> str | list[int]:
+    """One id by llama.cpp's rule: its text, or its bytes where those are no whole characters."""
+    text = model.text_of(number)
+    return list(model.bytes_of(number)) if "\ufffd" in text else text
 
 
 def _encode(model: LocalModel, body: TokenizeBody) -> list[int]:
@@ -78,9 +88,9 @@ async def detokenize(
     service: Service, model: LocalModel, http: HttpRequest, data: dict[str, Any]
 ) -> Response:
     """Decodes ids; special tokens appear by name."""
-    body = checked(DetokenizeBody, data)
+    body = await read(DetokenizeBody, data)
     try:
-        text = model.tokenizer.decode(body.tokens)
+        text = await run_in_threadpool(model.tokenizer.decode, body.tokens)
     except GaiaError as error:
         raise refused(error, "tokens") from None
     return JSONResponse({"prompt": text, "content": text})

@@ -77,7 +77,8 @@ async def answer(
 async def _own(
     service: Service, model: Any, holder: str, body: dict[str, Any], told: Told
 ) -> AsyncIterator[str]:
-    request: Request = (await run_in_threadpool(prepare, model, checked(ChatBody, body))).request
+    prepared = await run_in_threadpool(lambda: prepare(model, checked(ChatBody, body)))
+    request: Request = prepared.request
     try:
         asked = service.ask_for(holder, model, [request], calculator=True)
     except GaiaError as error:

@@ -3,14 +3,14 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import sqlalchemy as sa
 from pydantic import Field, model_validator
 from starlette.responses import Response
 
 from gchat.conversation import Message
-from gchat.serve.bodies import Strict
+from gchat.serve.bodies import Strict, listed
 from gchat.serve.errors import leaving
 from gchat.serve.site import asking_models, conversations, messages, transfer
 from gchat.serve.site.answers import Answer, encoded
@@ -38,7 +38,7 @@ class Chat(Strict):
 
     conversationId: str | None = Field(None, max_length=32)
     content: str | None = None
-    messages: list[ChatTurn] | None = Field(None, min_length=1, max_length=2048)
+    messages: Annotated[list[ChatTurn], listed(2048, fewest=1)] | None = None
     parent: str | None = Field(None, max_length=32)
     regenerate: str | None = Field(None, max_length=32)
     model: str | None = Field(None, max_length=200)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -105,13 +106,21 @@ async def answered(route: Route, call: Call) -> Response:
         raise Fault(403, "only administrators may do this")
     if route.body is not None:
         try:
-            call.body = checked(route.body, _clean(await read_json(call.request)))
+            given = await read_json(call.request)
+            call.body = await run_in_threadpool(_cleaned, route.body, given)
         except ApiError as error:
             raise Fault(error.status, error.message, error.param) from None
     result = await route.answer(call)
     if isinstance(result, Response):
         return result
     return JSONResponse({} if result is None else result, headers={"Cache-Control": "no-store"})
+
+
+def _cleaned(kind: type[Strict], given: dict[str, Any]) -> Strict:
+    try:
+        return checked(kind, _clean(given))
+    except RecursionError:
+        raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
 
 
 def _clean(value: Any) -> Any:

@@ -1,11 +1,11 @@
 """Conversations as files, and back."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import sqlalchemy as sa
 from pydantic import Field
 
-from gchat.serve.bodies import Strict
+from gchat.serve.bodies import Strict, listed
 from gchat.serve.site import conversations, messages
 from gchat.serve.site.conversations import LONGEST_TITLE
 from gchat.serve.site.faults import Fault
@@ -35,7 +35,7 @@ class ImportedMessage(Strict):
     model: str | None = Field(default=None, max_length=256)
     created_at: int | None = Field(default=None, ge=0, lt=2**53)
     rating: Literal[-1, 0, 1] = 0
-    sources: list[ImportedSource] | None = Field(default=None, max_length=100)
+    sources: Annotated[list[ImportedSource], listed(100)] | None = None
 
 
 class Imported(Strict):
@@ -47,7 +47,7 @@ class Imported(Strict):
     system: str = Field("", max_length=100_000)
     sampling: Sampling | None = None
     leaf: str | None = Field(default=None, max_length=64)
-    messages: list[ImportedMessage] = Field(max_length=messages.MOST_MESSAGES)
+    messages: Annotated[list[ImportedMessage], listed(messages.MOST_MESSAGES)]
 
 
 def exported(there: Row, rows: dict[str, Row]) -> dict[str, Any]:
