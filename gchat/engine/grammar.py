@@ -48,7 +48,10 @@ def json_schema(schema: dict[str, Any] | bool | str) -> Grammar:
     if isinstance(schema, str):
         try:
             schema = json.loads(schema)
-        except ValueError as error:
+            json.dumps(schema, ensure_ascii=False).encode()
+        except UnicodeError:
+            raise ConfigError("the schema holds half a character", "mend it") from None
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"the schema is not JSON ({error})", "mend it") from None
     if not isinstance(schema, dict | bool):
         raise ConfigError(f"the schema is a {type(schema).__name__}", "give a JSON object")
@@ -178,7 +181,10 @@ def _source(grammar: Grammar) -> str:
     matcher_class = _library().LLMatcher
     if grammar.kind == "json":
         _check_multiples(json.loads(grammar.text))
-        return matcher_class.grammar_from_json_schema(grammar.text, overrides=_LAYOUT)
+        try:
+            return matcher_class.grammar_from_json_schema(grammar.text, overrides=_LAYOUT)
+        except ValueError as error:  # nested deeper than its reader goes
+            raise ConfigError(f"the json grammar cannot be used ({error})", "mend it") from None
     if grammar.kind == "regex":
         return matcher_class.grammar_from_regex(grammar.text)
     # One terminal: as rules of a parser, more than 2,000 texts are too many at once.

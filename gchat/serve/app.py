@@ -51,6 +51,7 @@ def make_app(service: Service, *, max_bytes: int = 4 << 20, body_s: float = 60.0
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientGone, _gone)
+    app.add_exception_handler(RecursionError, _too_deep)
     app.add_exception_handler(Exception, _bug)
     paths = [path for route in app.routes if (path := getattr(route, "path", None))]
     return Guard(app, service, paths, max_bytes=max_bytes, body_s=body_s)
@@ -167,6 +168,12 @@ async def _http_error(request: HttpRequest, error: Exception) -> Response:
 
 async def _gone(_: HttpRequest, __: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it; nginx's number, for the log
+
+
+async def _too_deep(request: HttpRequest, _: Exception) -> Response:
+    """Only what a client sent is nested deeply here."""
+    message = "the body is nested too deeply"
+    return await _api_error(request, ApiError(400, message, code="invalid_json"))
 
 
 async def _bug(_: HttpRequest, __: Exception) -> Response:

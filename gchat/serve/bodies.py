@@ -224,7 +224,9 @@ async def read_json(request: HttpRequest) -> dict[str, Any]:
 
 def _parsed(raw: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(raw, parse_constant=_no_constant, parse_float=_finite)
+        # From bytes json would take UTF-16 too, and halves of characters that UTF-8 does not allow.
+        text = raw.decode("utf-8-sig")
+        data = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
         if b"\\ud" in raw.lower():  # a pair of surrogates is a character, one alone is none
             json.dumps(data, ensure_ascii=False).encode()
     except UnicodeError:

@@ -72,10 +72,10 @@ class ToolCall(Strict):
         """The call as the model wrote it."""
         try:
             arguments = json.loads(self.function.arguments or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             arguments = self.function.arguments
         call = {"name": self.function.name, "arguments": arguments}
-        return f"{START}\n{json.dumps(call, ensure_ascii=False)}\n{END}"
+        return f"{START}\n{_json(call)}\n{END}"
 
 
 @dataclass(frozen=True)
@@ -224,5 +224,15 @@ def _call(text: str) -> Call | None:
     if not isinstance(name, str):
         return None
     if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    return Call(name, arguments)
+        arguments = _json(arguments)
+    return Call(name, arguments.encode("utf-8", "replace").decode())
+
+
+def _json(value: Any) -> str:
+    """JSON with characters as they are, but for halves of them, which UTF-8 cannot hold."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text

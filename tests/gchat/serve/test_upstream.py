@@ -176,6 +176,15 @@ def test_errors_of_an_upstream(fault):
         assert server.post(CHAT, model="small", messages=HELLO).status_code == 200
 
 
+def test_an_upstreams_halves_are_sent_on_as_none():
+    with openai_api.serve() as far, front(far.url) as server:
+        far.reply = lambda body: "half \ud800"
+        whole = server.post(CHAT, model="small", messages=HELLO)
+        assert whole.status_code == 200, whole.text
+        assert whole.json()["choices"][0]["message"]["content"] == "half ?"
+        assert list(server.events(CHAT, model="small", messages=HELLO))[-1] == "[DONE]"
+
+
 def charged(server):
     """Tokens of each request that has ended, the newest last."""
     used = []
