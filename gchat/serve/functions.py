@@ -18,6 +18,7 @@ from gchat.engine import grammar as grammars
 from gchat.engine.grammar import Grammar
 from gchat.serve.bodies import Strict
 from gchat.serve.errors import ApiError
+from gchat.serve.forms import within
 
 START, END = "<tool_call>", "</tool_call>"
 
@@ -124,22 +125,25 @@ class Offer:
         """The form of a forced call."""
         if not self.forced:
             return None
-        return grammars.json_schema(
+        # A function's references are to its own root, so each root gets a place and a name.
+        roots = {f"call{i}": one.parameters for i, one in enumerate(self.functions)}
+        calls = [
             {
-                "anyOf": [
-                    {
-                        "type": "object",
-                        "properties": {
-                            "name": {"const": one.name},
-                            "arguments": one.parameters or {"type": "object"},
-                        },
-                        "required": ["name", "arguments"],
-                        "additionalProperties": False,
-                    }
-                    for one in self.functions
-                ]
+                "type": "object",
+                "properties": {
+                    "name": {"const": one.name},
+                    "arguments": {"$ref": f"#/$defs/{root}"},
+                },
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
             }
-        )
+            for one, root in zip(self.functions, roots, strict=True)
+        ]
+        moved = {
+            root: within(parameters or {"type": "object"}, f"#/$defs/{root}")
+            for root, parameters in roots.items()
+        }
+        return grammars.json_schema({"$defs": moved, "anyOf": calls})
 
 
 def offer(tools: Sequence[Tool] | None, choice: ToolChoice | None) -> Offer:
