@@ -13,7 +13,8 @@ from starlette.responses import JSONResponse, Response
 
 from gaia.errors import GaiaError
 from gchat.chat_format import Message
-from gchat.engine.requests import Request
+from gchat.engine.grammar import Grammar
+from gchat.engine.requests import MAX_STOPS, Request
 from gchat.serve import logprobs
 from gchat.serve.asking import Asked, News
 from gchat.serve.bodies import MAX_PARTS, Drawing, Strict, bias_of, listed, read
@@ -44,6 +45,12 @@ class ChatMessage(Strict):
     tool_calls: Annotated[list[ToolCall], listed(MAX_TOOLS)] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
+    # What the official client writes of an answer that it sends back: nothing is in them.
+    annotations: Annotated[list[Any], listed(0)] | None = None
+    audio: None = None
+    function_call: None = None
+    reasoning: None = None
+    reasoning_content: None = None
 
     @model_validator(mode="after")
     def _whole(self) -> "ChatMessage":
@@ -125,39 +132,57 @@ def prepare(model: LocalModel, body: ChatBody) -> Prepared:
     Raises:
         ApiError: it cannot work.
     """
-    functions = offer(body.tools, body.tool_choice)
+    functions = offer(body.tools, body.tool_choice, single=body.parallel_tool_calls is False)
     messages = conversation(body.messages, functions)
     try:
         ids = model.chat_format.prompt(messages)
         if functions.forced:
             ids = ids + model.tokenizer.encode(f"{START}\n")
-        forms = [
-            form
-            for form in (
-                functions.grammar(),
-                body.response_format.grammar() if body.response_format else None,
-                body.structured_outputs.grammar() if body.structured_outputs else None,
-            )
-            if form is not None
-        ]
-        if len(forms) > 1:
-            raise ApiError(400, "response_format, structured_outputs and a forced tool_choice "
-                           "exclude one another; leave all but one out")  # fmt: skip
+        limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        stops = body.stops()
+        if len(stops) < MAX_STOPS:  # else what follows the only call is written, and left out
+            stops = tuple(dict.fromkeys((*stops, *functions.stops)))
         request = Request(
             ids,
-            answer_limit(model, body.max_completion_tokens or body.max_tokens, len(ids)),
+            answer_limit(model, getattr(body, limit), len(ids), limit),
             body.sampling(),
             model.stop_ids,
-            body.stops(),
+            stops,
             body.samples,
             body.likelihoods,
-            model.mask(forms[0] if forms else None),
+            model.mask(_form(body, functions)),
             logit_bias=bias_of(body.logit_bias, model.tokenizer.vocab_size),
         )
         request.check(model.tokenizer.padded_vocab_size, model.seq_len)
     except GaiaError as error:
         raise refused(error) from None
     return Prepared(request, functions)
+
+
+def _form(body: ChatBody, functions: Offer) -> Grammar | None:
+    """The grammar that the answer must follow.
+
+    Raises:
+        ApiError: two are asked for, or one under which no offered function can be called.
+    """
+    fields = {
+        "a forced tool_choice": functions,
+        "response_format": body.response_format,
+        "structured_outputs": body.structured_outputs,
+    }
+    given = {name: field.grammar() for name, field in fields.items() if field is not None}
+    forms = {name: form for name, form in given.items() if form is not None}
+    if len(forms) > 1:
+        raise ApiError(400, f"{' and '.join(forms)} exclude one another; leave all but one out")
+    for name, form in forms.items():
+        if functions.functions and not functions.forced:
+            raise ApiError(
+                400, f"tools and {name} exclude one another, since an answer of that form calls "
+                "nothing; leave one out, or set tool_choice to none", param=name,
+                code="invalid_value",
+            )  # fmt: skip
+        return form
+    return None
 
 
 def answer_limit(

@@ -101,6 +101,13 @@ class Offer:
     functions: tuple[Function, ...] = ()
     forced: bool = False
     """The answer is one call and nothing else."""
+    single: bool = False
+    """The answer has at most one call, and ends with it."""
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts that end the answer: nothing follows the only call that it may have."""
+        return (END,) if self.single and self.functions and not self.forced else ()
 
     def told(self) -> str:
         """The text that tells the model of them; empty where there are none."""
@@ -113,8 +120,9 @@ class Offer:
             )
             for one in self.functions
         )
+        many = "at most one function" if self.single else "one or more functions"
         return (
-            "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+            f"# Tools\n\nYou may call {many} to assist with the user query.\n\n"
             f"You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
             f"{lines}\n</tools>\n\nFor each function call, return a json object with function name "
             f"and arguments within {START}{END} XML tags:\n{START}\n"
@@ -146,15 +154,20 @@ class Offer:
         return grammars.json_schema({"$defs": moved, "anyOf": calls})
 
 
-def offer(tools: Sequence[Tool] | None, choice: ToolChoice | None) -> Offer:
+def offer(tools: Sequence[Tool] | None, choice: ToolChoice | None, single: bool = False) -> Offer:
     """The offer that `tools` and `tool_choice` come to.
+
+    Args:
+        tools: functions that the answer may call.
+        choice: whether it must, and which.
+        single: it may call one at most.
 
     Raises:
         ApiError: a function must be called that is not offered.
     """
     functions = tuple(tool.function for tool in tools or ())
     if choice is None or choice in ("auto", "none"):
-        return Offer(functions if choice != "none" else ())
+        return Offer(functions if choice != "none" else (), single=single)
     if not functions:
         raise ApiError(400, "tool_choice asks for a call, and tools is empty", param="tool_choice")
     if isinstance(choice, Choice):
@@ -163,34 +176,43 @@ def offer(tools: Sequence[Tool] | None, choice: ToolChoice | None) -> Offer:
         if not functions:
             raise ApiError(400, "tool_choice names a function that tools does not have",
                            param="tool_choice")  # fmt: skip
-    return Offer(functions, forced=True)
+    return Offer(functions, forced=True, single=single)
 
 
 class CallReader:
     """Tells calls from text while an answer grows; white space before a call is no text.
+
+    What calls a function that is not offered is text: whoever runs calls must not meet it.
 
     Args:
         offer: a forced call is all of the answer; without functions all of it is text.
     """
 
     def __init__(self, offer: Offer) -> None:
-        self._forced, self._any = offer.forced, bool(offer.functions)
+        self._forced, self._single = offer.forced, offer.single
+        self._names = {one.name for one in offer.functions}
         self._held, self._called = "", False
 
     def add(self, text: str) -> list[str | Call]:
         """Takes text; gives what of it is certain: pieces of text, and calls that are complete."""
-        if not self._any:
+        if not self._names:
             return [text] if text else []
+        if self._over:
+            return []
         self._held += text
         return [] if self._forced else self._taken()
 
     def end(self) -> list[str | Call]:
         """The rest, when nothing follows; a call that broke off stays text."""
         held, self._held = self._held, ""
-        if not held or (self._called and held.isspace()):
+        if not held or self._over or (self._called and held.isspace()):
             return []
-        body = held if self._forced else held.removeprefix(START)
-        return [_call(body) or held]
+        return [self._call(held if self._forced else held.lstrip().removeprefix(START)) or held]
+
+    @property
+    def _over(self) -> bool:
+        """Nothing follows the only call."""
+        return self._called and self._single
 
     def _taken(self) -> list[str | Call]:
         news: list[str | Call] = []
@@ -203,15 +225,24 @@ class CallReader:
                 sure, self._held = _split(self._held, len(self._held) - keep)
                 sure, self._held = sure.rstrip(), sure[len(sure.rstrip()) :] + self._held
                 return news + ([sure] if sure else [])
-            sure, self._held = _split(self._held, at)
-            if sure := sure.rstrip():
+            if sure := self._held[:at].rstrip():
                 news.append(sure)
+            self._held = self._held[len(sure) :]  # with the space before it: it may be no call
             end = self._held.find(END)
             if end < 0:
                 return news
             whole, self._held = _split(self._held, end + len(END))
-            news.append(_call(whole.removeprefix(START).removesuffix(END)) or whole)
-            self._called = True
+            call = self._call(whole.lstrip().removeprefix(START).removesuffix(END))
+            news.append(call or whole)
+            if self._over:
+                return news
+
+    def _call(self, text: str) -> Call | None:
+        call = _call(text)
+        if call is None or call.name not in self._names:
+            return None
+        self._called = True
+        return call
 
 
 def _split(text: str, at: int) -> tuple[str, str]:
@@ -223,12 +254,11 @@ def _call(text: str) -> Call | None:
     try:
         data = json.loads(text)
         name, arguments = data["name"], data.get("arguments", {})
+        arguments = arguments if isinstance(arguments, str) else _json(arguments)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     if not isinstance(name, str):
         return None
-    if not isinstance(arguments, str):
-        arguments = _json(arguments)
     return Call(name, arguments.encode("utf-8", "replace").decode())
 
 

@@ -4,6 +4,7 @@ A response is one answer: messages and calls of functions in, items of text and 
 have the events that the official client reads.
 """
 
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from gchat.serve.asking import Asked
 from gchat.serve.bodies import read
-from gchat.serve.chat import prepare
+from gchat.serve.chat import Prepared, prepare
 from gchat.serve.errors import ApiError
 from gchat.serve.functions import Call, CallReader, Offer
 from gchat.serve.local_model import LocalModel
@@ -23,13 +24,21 @@ from gchat.serve.responses_body import ResponsesBody
 from gchat.serve.service import Service
 from gchat.serve.sse import EventStream, event, while_there
 
+_NAMES = {
+    r"max_completion_tokens": "max_output_tokens",
+    r"response_format": "text.format",
+    # Numbers of messages are not those of items.
+    r"messages(\.\d+|\[\d+\])*": "input",
+}
+"""Fields of a chat as a pattern, and what they are called here."""
+
 
 async def responses(
     service: Service, model: LocalModel, http: HttpRequest, data: dict[str, Any]
 ) -> Response:
     """Gives a response."""
     body = await read(ResponsesBody, data)
-    prepared = await run_in_threadpool(lambda: prepare(model, body.chat()))
+    prepared = await run_in_threadpool(_prepared, model, body)
     asked = service.ask(http, model, [prepared.request], calculator=not prepared.offer.functions)
     answer = _Answer(model, body, prepared.offer, asked)
     if body.stream:
@@ -38,6 +47,18 @@ async def responses(
         return JSONResponse(await while_there(http, answer.whole()))
     finally:
         asked.cancel()
+
+
+def _prepared(model: LocalModel, body: ResponsesBody) -> Prepared:
+    """The question as a chat, whose errors name what was sent here."""
+    try:
+        return prepare(model, body.chat())
+    except ApiError as error:
+        for pattern, ours in _NAMES.items():
+            if error.param is not None and re.match(pattern, error.param):
+                error.param = ours
+                error.message = re.sub(pattern, ours, error.message)
+        raise
 
 
 class _Item:
@@ -180,7 +201,7 @@ class _Answer:
             "max_output_tokens": body.max_output_tokens,
             "model": self._model.name,
             "output": output,
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None},
             "store": False,

@@ -1,5 +1,6 @@
 """The body of `/v1/responses`, and the same question as a body of a chat."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -25,6 +26,7 @@ class Message(Strict):
     content: str | Annotated[list[Part], listed(MAX_PARTS)]
     id: str | None = None
     status: str | None = None
+    phase: None = None
 
     def chat(self) -> dict[str, Any]:
         """The message as chats have it."""
@@ -42,6 +44,11 @@ class FunctionCall(Strict):
     arguments: str
     id: str | None = None
     status: str | None = None
+    # What the official client writes of a call that it sends back: nothing is in them.
+    caller: None = None
+    namespace: None = None
+    async_: None = None
+    aliased_async: None = Field(None, alias="async")
 
     def chat(self) -> dict[str, Any]:
         """The call as a message of a chat."""
@@ -97,6 +104,20 @@ class Text(Strict):
     format: Format | None = None
 
 
+def _joined(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages of a chat, where a turn's text and its calls are one message."""
+    made: list[dict[str, Any]] = []
+    for one in messages:
+        if not made or not made[-1]["role"] == one["role"] == "assistant":
+            made.append(dict(one))
+            continue
+        last = made[-1]
+        texts = [text for text in (last["content"], one["content"]) if text]
+        last["content"] = "\n".join(texts)
+        last["tool_calls"] = last.get("tool_calls", []) + one.get("tool_calls", [])
+    return made
+
+
 class ResponsesBody(Strict):
     """A request for a response."""
 
@@ -132,11 +153,11 @@ class ResponsesBody(Strict):
         if isinstance(self.input, str):
             messages.append({"role": "user", "content": self.input})
         else:
-            for item in self.input:
-                messages.append(item.chat())
+            messages += _joined(item.chat() for item in self.input)
         data: dict[str, Any] = {
             "model": self.model, "messages": messages, "temperature": self.temperature,
             "top_p": self.top_p, "max_completion_tokens": self.max_output_tokens,
+            "parallel_tool_calls": self.parallel_tool_calls,
         }  # fmt: skip
         if self.tools:
             data["tools"] = [

@@ -113,6 +113,27 @@ def test_tools_and_schemas_parsed_by_the_client(client):
     openai.types.chat.ChatCompletion.model_validate_json(answer.content, strict=True)
 
 
+def test_what_the_client_dumps_of_an_answer_can_be_sent_back(client):
+    """A turn with a call, as chats have it and as responses do; null fields and all."""
+    ask = {"model": "tiny", "tools": [TOOL], "tool_choice": "required", "max_tokens": 300}
+    message = client.chat.completions.create(messages=HELLO, **ask).choices[0].message
+    told = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "12"}
+    again = client.chat.completions.create(
+        model="tiny", messages=[*HELLO, message.model_dump(), told], max_tokens=1
+    )
+    plain = again.choices[0].message.model_dump()
+    assert client.chat.completions.create(
+        model="tiny", messages=[*HELLO, plain, *HELLO], max_tokens=1
+    )
+    tool = {"type": "function", "strict": False, **TOOL["function"]}
+    output = client.responses.create(model="tiny", input="x", tools=[tool], tool_choice="required")
+    items = [one.model_dump() for one in output.output]
+    items.append({"type": "function_call_output", "call_id": items[0]["call_id"], "output": "12"})
+    more = client.responses.create(model="tiny", input=items, max_output_tokens=2)
+    items += [one.model_dump() for one in more.output]
+    assert client.responses.create(model="tiny", input=items, max_output_tokens=1)
+
+
 def test_responses_by_their_types(client):
     from openai.types.responses import Response, ResponseStreamEvent
     from pydantic import TypeAdapter
