@@ -108,7 +108,7 @@ class CreateSpec:
     `sku` is None only for local machines. `run_s` is how long the machine may live once it is up
     (0: until `deadline`); `deadline` also allows for the time in a queue. `limit_s` asks the
     provider's own deletion for more than `run_s`, so that `extend` has room; 0 means `run_s` and a
-    minute.
+    minute. `queue` is the queue whose machine it becomes; '' for a user's own.
     """
 
     id: str
@@ -131,6 +131,7 @@ class CreateSpec:
     limit_s: int = 0
     internal_ip: bool = False
     runtime: str = ""
+    queue: str = ""
 
     @property
     def timeout_s(self) -> int:
@@ -143,8 +144,11 @@ class CreateSpec:
 
     def labels(self) -> dict[str, str]:
         """The labels by which `gml reap` finds and judges the node, from any machine."""
+        # Names are anybody's to choose: only this one tells a queue's machine from the user's own.
+        queue = {"gml-queue": self.queue} if self.queue else {}
         return {
             "gml": "1",
+            **queue,
             "gml-id": self.id,
             "gml-owner": self.owner,
             "gml-deadline": str(self.deadline),
@@ -167,6 +171,7 @@ class Node:
         resources: full names of what must be deleted, e.g. `tpu:projects/…/nodes/gml-x`.
         seen: unix seconds of the last look at which the cloud still had it; 0 for a record alone.
         tried: zones in which a create was begun, so that a crash leaves a place to look.
+        queue: name of the queue that made it, by its label; '' for a user's own.
     """
 
     id: str
@@ -189,15 +194,18 @@ class Node:
     deleted: int | None = None
     note: str = ""
     seen: int = 0
+    queue: str = ""
 
     def holds(self, part: Node) -> bool:
         """Tells whether a part that a cloud shows belongs to this node.
 
         Names are not unique: another owner's part never does. While a create is under way, nor
-        does what was there before it, made by the same owner from another machine.
+        does what was there before it, made by the same owner from another machine. A queue's node
+        holds the queue's parts only: the same owner may use the name in another zone.
         """
         newer = self.phase != "intent" or part.created >= self.created
-        return (part.id, part.owner) == (self.id, self.owner) and newer
+        queued = not self.queue or part.queue == self.queue
+        return (part.id, part.owner) == (self.id, self.owner) and newer and queued
 
     def expired(self, now: float) -> bool:
         """Past its deadline; a node without a readable deadline is (fail closed)."""
@@ -272,5 +280,6 @@ def node_from_labels(
         deadline=deadline,
         created=created,
         spot=labels.get("gml-spot") == "1",
+        queue=labels.get("gml-queue", ""),
         **more,
     )

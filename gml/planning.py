@@ -109,6 +109,7 @@ def make_spec(fleet: Fleet, request: NodeRequest) -> CreateSpec:
         limit_s=request.limit_s,
         internal_ip=request.internal_ip,
         runtime=request.runtime,
+        queue=request.queue,
     )
 
 

@@ -97,6 +97,7 @@ class NodeRequest:
     )
     wait_ssh: bool = True
     retry_pause_s: float = 30.0
+    queue: str = ""  # queue whose machine it becomes
 
     def completed(self, config: Config) -> NodeRequest:
         """The request with what the configuration says where an option was left out.

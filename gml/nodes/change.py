@@ -80,15 +80,19 @@ def delete(fleet: Fleet, node: Node, progress: Progress = silent) -> Node:
                 "set GML_OWNER if both are you",
             )
         end = 0 if live else ended_at(fleet, node)
+        record = fleet.store.get(node.id)
+        # A queue's machine and the user's own may share a name: the other one's record stays.
+        ours = record is None or record.queue == node.queue
         with contextlib.suppress(OSError):
-            if fleet.store.get(node.id):
+            if record is not None and ours:
                 fleet.store.put(node.replace(phase="deleting"))
         provider.delete(_union(node, live), unbreakable(progress))
         # A record that can't be dropped now is dropped by the next `gml reap`.
         ended = node.replace(deleted=end or round(fleet.now()))
         with contextlib.suppress(OSError):
-            fleet.store.remove(node, deleted=ended.deleted)
-            fleet.ssh.forget(node)
+            if ours:
+                fleet.store.remove(node, deleted=ended.deleted)
+                fleet.ssh.forget(node)
         return ended
 
 

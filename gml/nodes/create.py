@@ -121,6 +121,7 @@ def _intent(spec: CreateSpec, provider: Provider, request: NodeRequest) -> Node:
         timeout_s=request.timeout_s,
         spot=spec.spot,
         hosts=spec.hosts,
+        queue=spec.queue,
     )
 
 
@@ -138,7 +139,7 @@ def _prior(
     if live and live.owner != spec.owner:
         raise Denied(f"{spec.id} belongs to {live.owner}", "take another --name")
     if live and not live.dead() and not live.expired(fleet.now()):
-        if record.phase == "up":
+        if record.phase == "up" or record.queue != spec.queue:
             raise UsageError(f"{spec.id} exists already", f"use `gml connect {spec.id}`")
         deadline = live.deadline or spec.deadline
         spec = dataclasses.replace(spec, created=live.created or spec.created, deadline=deadline)
@@ -219,6 +220,7 @@ def _try_place(creation: Creation, offer: Offer, waited_s: int) -> Node:
         price=offer.price,
         timeout_s=request.timeout_s,
         tried=creation.intent.tried,
+        queue=spec.queue,
     )
 
 

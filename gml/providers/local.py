@@ -30,7 +30,9 @@ if ! (set -C; cat > "$dir/labels.json") 2>/dev/null <<'EOF_GML'
 {labels}
 EOF_GML
 then
-  grep -q '"gml-id": "{id}"' "$dir/labels.json" || {{ cat "$dir/labels.json"; exit 75; }}
+  # Taken over only from this very create: the same name may be another node's of the same owner.
+  grep '"gml-id": "{id}"' "$dir/labels.json" | grep -q '"gml-created": "{created}"' ||
+    {{ cat "$dir/labels.json"; exit 75; }}
 fi
 cat > "$dir/watchdog.py" <<'EOF_GML'
 {program}
@@ -139,6 +141,7 @@ class LocalProvider:
             created=spec.created,
             price=0.0,
             hosts=self._hosts(spec, offer),
+            queue=spec.queue,
         )
         self.store.put(node.replace(phase="intent", tried=(f"ssh:{offer.zone}",)))
         try:
@@ -163,6 +166,7 @@ class LocalProvider:
         )
         script = _CREATE.format(
             id=spec.id,
+            created=spec.created,
             program=watchdog_program(),
             config=json.dumps(config),
             labels=json.dumps(spec.labels()),

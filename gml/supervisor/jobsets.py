@@ -44,10 +44,10 @@ class ClusterDriver:
             raise NotFound(f"there is no cluster {queue.cluster}", "gml cluster create")
         return live.replace(price=None)
 
-    def delete(self, node: Node, progress: Progress = silent) -> None:
+    def delete(self, queue: Queue, node: Node, progress: Progress = silent) -> None:
         """Nothing: the cluster ends at its own deadline. Running JobSets were ended before."""
 
-    def delete_half(self, machine_id: str, progress: Progress = silent) -> None:
+    def delete_half(self, queue: Queue, progress: Progress = silent) -> None:
         """Nothing is ever half made."""
 
     def start(self, queue: Queue, job: Job, progress: Progress) -> None:

@@ -39,11 +39,11 @@ class Driver(Protocol):
         """Makes the machine of that name."""
         ...
 
-    def delete(self, node: Node, progress: Progress = silent) -> None:
-        """Deletes it and waits until it is gone."""
+    def delete(self, queue: Queue, node: Node, progress: Progress = silent) -> None:
+        """Deletes it, where it is the queue's, and waits until it is gone."""
         ...
 
-    def delete_half(self, machine_id: str, progress: Progress = silent) -> None:
+    def delete_half(self, queue: Queue, progress: Progress = silent) -> None:
         """Deletes what an interrupted create may have left where no list shows it."""
         ...
 
@@ -182,7 +182,7 @@ class Supervisor:
         if step.kind == "sweep":
             for node_id in step.ids:
                 self._bill(queue.name, seen.machines[node_id])
-                driver.delete(seen.machines[node_id], self._renewing(queue.name))
+                driver.delete(queue, seen.machines[node_id], self._renewing(queue.name))
             return load(self.documents, queue.name)[0]
         if step.kind == "drop":
             return self._drop(queue, step, seen, driver)
@@ -202,7 +202,8 @@ class Supervisor:
         number, now = queue.made + 1, round(self.now())
         machine_id = queue.cluster or f"{queue.name}-{number}"
         intent = Machine(machine_id, "creating", now)
-        queue = self._change(queue.name, lambda q: q.replace(machine=intent, made=number, note=""))
+        changes = {"machine": intent, "made": number, "labelled": machine_id, "note": ""}
+        queue = self._change(queue.name, lambda q: q.replace(**changes))
         try:
             node = driver.create(queue, machine_id, self._renewing(queue.name))
         except UsageError as error:
@@ -239,8 +240,8 @@ class Supervisor:
         node = live or machine.node
         if live is not None or machine.phase == "up":
             assert node is not None
-            driver.delete(node, self._renewing(queue.name))
-        driver.delete_half(machine.id, self._renewing(queue.name))
+            driver.delete(queue, node, self._renewing(queue.name))
+        driver.delete_half(queue, self._renewing(queue.name))
         if node is not None:
             self._bill(queue.name, _with_price(node, machine.node))
         return self._change(queue.name, lambda q: q.replace(machine=None))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
 from pathlib import Path
 
 from gml.documents import Documents
-from gml.errors import GmlError, Incomplete, Unavailable, UsageError
+from gml.errors import Busy, GmlError, Incomplete, Unavailable, UsageError
 from gml.fleet import Fleet
 from gml.model import Node
 from gml.nodes.change import delete
@@ -41,7 +40,6 @@ class MachineDriver:
             GmlError: the cloud could not be looked at.
         """
         provider = self.fleet.provider(provider_for(self.fleet, queue.request))
-        ours = re.compile(rf"{re.escape(queue.name)}-\d+")
         machine = queue.machine
         try:
             listed = provider.list_nodes()
@@ -49,12 +47,12 @@ class MachineDriver:
             if machine is None or machine.node is None:
                 raise  # only the list could tell whether there is one
             listed = error.seen
-        live = {n.id: n for n in listed if ours.fullmatch(n.id) and n.owner == queue.owner}
-        record = machine and (machine.node or self.fleet.store.get(machine.id))
+        live = {n.id: n for n in listed if is_own(queue, n)}
+        record = machine and (machine.node or self._record(queue))
         if machine is not None and record and machine.id not in live:
             # By name: a list lags, and this one may be incomplete.
             named = provider.find(record)
-            if named is not None and named.owner == queue.owner:
+            if named is not None and is_own(queue, named):
                 live[machine.id] = named
         dead = {i: n.state for i, n in live.items() if n.dead()}
         state = "none"
@@ -62,12 +60,24 @@ class MachineDriver:
             state = self._job_state(self._known(queue), queue.job) if queue.job else "none"
         return Seen(live, dead, state)
 
+    def _record(self, queue: Queue) -> Node | None:
+        """This home's record of the current machine; one of the user's of that name is none."""
+        record = self.fleet.store.get(queue.machine.id) if queue.machine else None
+        return record if record is not None and is_own(queue, record) else None
+
     def _known(self, queue: Queue) -> Node:
         """The current machine, also in the records of a home that has never seen it."""
         machine = queue.machine
         assert machine is not None and machine.node is not None
-        if self.fleet.store.get(machine.id) is None:
+        record = self.fleet.store.get(machine.id)
+        another = record is not None and record.created != machine.node.created
+        if record is None or (another and record.queue == queue.name):
             self.fleet.store.put(machine.node)
+        elif another:  # ssh would reach the user's own machine
+            raise Busy(
+                f"{machine.id} is another machine by the records here",
+                f"end that one (`gml node show {machine.id}`), or supervise from elsewhere",
+            )
         self.fleet.ssh.write_config()
         return machine.node
 
@@ -90,7 +100,7 @@ class MachineDriver:
     def create(self, queue: Queue, machine_id: str, progress: Progress) -> Node:
         """Makes the machine, within the queue's deadline and budget."""
         now = self.fleet.now()
-        wanted = dataclasses.replace(queue.request, name=machine_id)
+        wanted = dataclasses.replace(queue.request, name=machine_id, queue=queue.name)
         price = self._price(queue)
         seconds, highest = lifetime(queue, price, now)
         if seconds < SHORTEST_S:
@@ -109,15 +119,17 @@ class MachineDriver:
         offers = find_offers(self.fleet, make_spec(self.fleet, probe), probe)
         return min((o.price for o in offers if o.price is not None), default=None)
 
-    def delete(self, node: Node, progress: Progress = silent) -> None:
+    def delete(self, queue: Queue, node: Node, progress: Progress = silent) -> None:
         """Deletes it, and waits until the cloud no longer knows it."""
-        delete(self.fleet, node, progress)
+        live = self.fleet.provider(node.provider).find(node)
+        if live is None or is_own(queue, live):  # else it is gone, and its name somebody else's
+            delete(self.fleet, node, progress)
 
-    def delete_half(self, machine_id: str, progress: Progress = silent) -> None:
+    def delete_half(self, queue: Queue, progress: Progress = silent) -> None:
         """Deletes what an interrupted create of this home has left, list or no list."""
-        record = self.fleet.store.get(machine_id)
+        record = self._record(queue)
         if record is not None:
-            delete(self.fleet, record, progress)
+            self.delete(queue, record, progress)
 
     def start(self, queue: Queue, job: Job, progress: Progress) -> None:
         """Sends the code and starts the job; one that runs already goes on."""
@@ -160,6 +172,24 @@ class MachineDriver:
         node = self._known(queue)
         for index in range(len(node.hosts)):
             jobs.terminate(self.fleet.ssh, node, job_name(job), index=index)
+
+
+def is_own(queue: Queue, node: Node) -> bool:
+    """Tells whether a machine is the queue's: by its label, never by its name alone.
+
+    `gml run -n 3 --name QUEUE` makes machines that are called as the queue's are. Those of an older
+    gml have no label: of them only the one that the document records is the queue's, told by the
+    time of its creation. Whatever else such a version has left ends at its own deadline.
+    """
+    if node.owner != queue.owner:
+        return False
+    machine = queue.machine
+    if node.queue or machine is None or machine.id == queue.labelled:
+        return node.queue == queue.name
+    if machine.id != node.id:
+        return False
+    known = machine.node
+    return node.created == known.created if known else node.created >= machine.since
 
 
 def job_name(job: Job) -> str:

@@ -76,6 +76,8 @@ class Queue:
         deadline: unix seconds after which nothing of it runs.
         budget: US dollars for all its machines together; None without a limit.
         made: number of machines made so far; the next one is `NAME-{made + 1}`.
+        labelled: id of the last machine that was asked for with the queue's label; one that is not
+            was made by an older gml, and only this document can tell that it is the queue's.
         bills: US dollars by machine, for those that are gone.
         lease: holder and end (unix seconds) of the supervisor that works on it.
         silent_since: unix seconds since when the machine does not answer; 0 while it does.
@@ -92,6 +94,7 @@ class Queue:
     jobs: tuple[Job, ...] = ()
     machine: Machine | None = None
     made: int = 0
+    labelled: str = ""
     restarts: int = 0
     bills: dict[str, float] = field(default_factory=dict)
     lease: tuple[str, int] = ("", 0)
@@ -137,6 +140,7 @@ def from_document(value: dict[str, Any]) -> Queue:
     jobs = [{k: v for k, v in j.items() if k in _fields(Job)} for j in raw.get("jobs", ())]
     raw["jobs"] = tuple(Job(**{**j, "secrets": tuple(j.get("secrets", ()))}) for j in jobs)
     if machine := raw.get("machine"):
+        machine = {k: v for k, v in machine.items() if k in _fields(Machine)}
         node = machine.get("node")
         raw["machine"] = Machine(**{**machine, "node": Node.from_dict(node) if node else None})
     raw["lease"] = tuple(raw.get("lease", ("", 0)))

@@ -96,12 +96,12 @@ class WorldDriver:
         world.point()
         return node.replace(state="ready")
 
-    def delete(self, node, progress=None) -> None:
+    def delete(self, queue, node, progress=None) -> None:
         self.world.point()
         self.world.machines.pop(node.id, None)
         self.world.point()
 
-    def delete_half(self, machine_id, progress=None) -> None:
+    def delete_half(self, queue, progress=None) -> None:
         self.world.point()
 
     def start(self, queue, job, progress) -> None:

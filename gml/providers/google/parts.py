@@ -68,10 +68,13 @@ def unreachable(page: dict[str, Any]) -> list[str]:
 
 
 def merge(parts: list[Node]) -> list[Node]:
-    """One Node per id and owner; a machine's labels (which `extend` moves) beat its request's."""
-    groups: dict[tuple[str, str], list[Node]] = {}
+    """One Node per id, owner and queue; a machine's labels (moved by `extend`) beat its request's.
+
+    A queue's machine and the user's own may have the same name in two zones.
+    """
+    groups: dict[tuple[str, str, str], list[Node]] = {}
     for part in parts:
-        groups.setdefault((part.id, part.owner), []).append(part)
+        groups.setdefault((part.id, part.owner, part.queue), []).append(part)
     merged = []
     for group in groups.values():
         clusters = [n for n in group if n.strategy == "gke"]
