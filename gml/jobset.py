@@ -255,6 +255,8 @@ def state(api: Any, name: str, namespace: str = "default") -> str:
         raise Unavailable(f"the cluster answers {error.status}", "try again later") from None
     except Exception as error:
         raise _silent_cluster(error) from None
+    if (raw.get("metadata") or {}).get("deletionTimestamp"):
+        return "running"  # its name is taken until it is gone, however it has ended
     conditions = (raw.get("status") or {}).get("conditions") or []
     done = [c["type"] for c in conditions if c.get("status") == "True"]
     for name_ in ("Completed", "Failed", "Suspended"):

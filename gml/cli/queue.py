@@ -192,7 +192,7 @@ def _job(queue: Queue, request: AddRequest, words: list[str]) -> Job:
     while f"job-{number}" in [j.name for j in queue.jobs]:
         number += 1
     return Job(
-        name=jobs.check_job(request.job or f"job-{number}"),
+        name=_checked_name(request.job or f"job-{number}"),
         command=words[0] if len(words) == 1 else quote(words),
         env=env,
         secrets=request.secret,
@@ -203,6 +203,15 @@ def _job(queue: Queue, request: AddRequest, words: list[str]) -> Job:
         slices=request.slices,
         dest=request.dest or "work",
     )
+
+
+def _checked_name(name: str) -> str:
+    """A job's name, with room for the number of an attempt, and not to be taken for one."""
+    jobs.check_job(name)
+    if re.search(r"-r\d+$", name) or len(name) > 36:
+        problem = "ends as the later attempts of a job do" if len(name) <= 36 else "is too long"
+        raise UsageError(f"job name {name!r} {problem}", "use at most 36 characters, without -rN")
+    return name
 
 
 def _with_new(queue: Queue, job: Job) -> Queue:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
+import re
 from typing import Any
 
 from gml import jobset
 from gml.errors import Incomplete, NotFound, UsageError
 from gml.fleet import Fleet
 from gml.jobset import JobRequest
-from gml.model import Node
+from gml.model import ID, Node
 from gml.progress import Progress, silent
 from gml.remote.environment import job_environment
 from gml.supervisor.machine import job_name
@@ -87,6 +90,17 @@ class ClusterDriver:
         """Deletes the job's JobSet, and with it its pods."""
         jobset.remove(self._client(queue), jobset_name(queue, job))
 
+    def forget(self, queue: Queue) -> None:
+        """Deletes what its jobs have left: a later queue of that name would take it for its own."""
+        cluster = self._cluster(queue)
+        if cluster is None:
+            return
+        api = self._api or jobset.api_client(self.fleet, cluster)
+        for job in queue.jobs:
+            for attempt in range(job.attempt + 1):
+                name = jobset_name(queue, dataclasses.replace(job, attempt=attempt))
+                jobset.remove(api, name)
+
     def _known(self, queue: Queue) -> Node:
         assert queue.machine is not None and queue.machine.node is not None
         return queue.machine.node
@@ -116,5 +130,15 @@ _STATES = {"Completed": "0", "Failed": "1", "Suspended": "running"}
 
 
 def jobset_name(queue: Queue, job: Job) -> str:
-    """Name of a job's JobSet: of each attempt another one, so that none is taken for a former."""
-    return f"{queue.name}-{job_name(job)}"[:30].rstrip("-")
+    """Name of a job's JobSet: of each job and attempt another one, as Kubernetes takes it.
+
+    One that is taken for another's passes for done without having run. So a name ends in a hash
+    where it is too long or has characters that can't stay, and where it could be read in two ways:
+    `a-b-c` is job c of a-b and job b-c of a, and `a-b-r1` job b-r1 and job b's second attempt.
+    """
+    name = f"{queue.name}-{job_name(job)}"
+    if "-" not in queue.name and job.attempt == 0 and ID.fullmatch(name):
+        return name
+    told = "/".join((queue.name, job.name, str(job.attempt)))  # none of them has a slash
+    end = hashlib.sha256(told.encode()).hexdigest()[:8]
+    return f"{re.sub('[^a-z0-9]+', '-', name)[:21].rstrip('-')}-{end}"

@@ -59,6 +59,10 @@ class Driver(Protocol):
         """Ends it before its time."""
         ...
 
+    def forget(self, queue: Queue) -> None:
+        """Removes what the jobs of a queue that is removed have left."""
+        ...
+
 
 class Lost(Exception):
     """Another supervisor has taken the queue over."""
@@ -117,6 +121,8 @@ class Supervisor:
                     break
                 self.progress(f"{name}: {step.kind} {step.why}".rstrip())
                 queue = self._do(queue, step, seen, driver)
+            if queue.removing and queue.machine is None:
+                driver.forget(queue)
         except GmlError as error:
             problem = error
             later = round(self.now()) + RETRY_S

@@ -173,6 +173,9 @@ class MachineDriver:
         for index in range(len(node.hosts)):
             jobs.terminate(self.fleet.ssh, node, job_name(job), index=index)
 
+    def forget(self, queue: Queue) -> None:
+        """Nothing: what its jobs have left went with its machines."""
+
 
 def is_own(queue: Queue, node: Node) -> bool:
     """Tells whether a machine is the queue's: by its label, never by its name alone.

@@ -122,6 +122,9 @@ class WorldDriver:
         self.world.point()
         self.world.jobs.pop((queue.machine.id, job_name(job)), None)
 
+    def forget(self, queue) -> None:
+        self.world.point()
+
 
 class Watched:
     """Documents with a point before and after every write."""
