@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from gml.documents import NEW, Conflict, Documents, open_documents
-from gml.errors import GmlError, Unsafe, UsageError
+from gml.errors import GmlError, NotFound, Unsafe, UsageError
 from gml.fleet import Fleet
 from gml.model import Node
 
 LIMIT, SPENDING = "budget", "spending"
+COPY = "budget.json"
 UNSEEN_S = 3600
 
 
@@ -28,13 +29,15 @@ UNSEEN_S = 3600
 class Month:
     """US dollars of this month: the limit (None: none), spent so far, bound until the deadlines.
 
-    `unpriced` are machines whose price nobody knows.
+    `unpriced` are machines whose price nobody knows. `problem` tells why the shared documents could
+    not be read: limit and money are then what this machine alone knows, and allow nothing.
     """
 
     limit: float | None
     spent: float
     bound: float
     unpriced: tuple[str, ...] = ()
+    problem: str = ""
 
 
 def month_start(now: float) -> float:
@@ -48,18 +51,46 @@ def set_limit(fleet: Fleet, usd: float | None) -> None:
     documents = open_documents(fleet.config)
     there = documents.read(LIMIT)
     documents.write(LIMIT, {"month_usd": usd}, there[1] if there else NEW)
-    fleet.store.write_json("budget.json", {"month_usd": usd})
+    _remember(fleet, documents, usd)
 
 
 def limit_of(fleet: Fleet) -> float | None:
-    """The limit in US dollars a month; this machine's copy where the shared one can't be read."""
-    try:
-        there = open_documents(fleet.config).read(LIMIT)
-        value = there[0] if there else {}
-    except GmlError:
-        value = fleet.store.read_json("budget.json")
-    usd = value.get("month_usd")
+    """The limit in US dollars a month that all machines share; None where none is set.
+
+    Raises:
+        GmlError, OSError: it can't be read, which is not the same as none.
+    """
+    documents = open_documents(fleet.config)
+    there = documents.read(LIMIT)
+    usd = there[0].get("month_usd") if there else None
+    if usd is not None and not isinstance(usd, (int, float)):
+        raise _damaged(documents, LIMIT)
+    if there is None and (known := _remembered(fleet, documents)) is not None:
+        # To lift a limit writes that there is none: its document never goes away by itself.
+        raise NotFound(
+            f"{documents.where}/{LIMIT}.json is gone, and held ${known:.2f} when last read",
+            "set it again with `gml budget --month`, or lift it with `gml budget --none`",
+        )
+    _remember(fleet, documents, usd)
+    return None if usd is None else float(usd)
+
+
+def _remember(fleet: Fleet, documents: Documents, usd: float | None) -> None:
+    """Keeps a copy, which `gml budget` shows while the shared limit can't be read."""
+    if _remembered(fleet, documents) != usd:
+        with contextlib.suppress(OSError):  # a full disk keeps nobody from the limit itself
+            fleet.store.write_json(COPY, {"month_usd": usd, "where": documents.where})
+
+
+def _remembered(fleet: Fleet, documents: Documents) -> float | None:
+    """The limit as it was last read there; None where it was none, or never read."""
+    copy = fleet.store.read_json(COPY)
+    usd = copy.get("month_usd") if copy.get("where") == documents.where else None
     return float(usd) if isinstance(usd, (int, float)) else None
+
+
+def _damaged(documents: Documents, name: str) -> UsageError:
+    return UsageError(f"{documents.where}/{name}.json is damaged", "mend or remove it")
 
 
 @contextlib.contextmanager
@@ -85,8 +116,14 @@ def month(fleet: Fleet, nodes: Sequence[Node] = (), apart_from: str = "") -> Mon
         nodes: machines as just seen in the clouds, which the records may not have.
         apart_from: id of the machine under way whose intent binds nothing yet.
     """
-    limit = limit_of(fleet)
-    entries = dict(_shared(fleet))
+    problem, entries = "", {}
+    documents = open_documents(fleet.config)
+    try:
+        limit = limit_of(fleet)
+        entries = _entries(documents, documents.read(SPENDING))
+    except (GmlError, OSError) as error:
+        problem = getattr(error, "problem", str(error))
+        limit = _remembered(fleet, documents)
     now = fleet.now()
     for node in (*fleet.store.history(), *fleet.store.all(), *nodes):
         _enter(entries, node, now)
@@ -98,7 +135,7 @@ def month(fleet: Fleet, nodes: Sequence[Node] = (), apart_from: str = "") -> Mon
         if _only_intended(node) and node.id != apart_from and _key(node) not in entries:
             bound += (node.price or 0.0) * max(0.0, (node.deadline or 0) - now) / 3600
     unpriced = tuple(e["id"] for e in entries.values() if e["price"] is None and not e["ended"])
-    return Month(limit, spent, bound, unpriced)
+    return Month(limit, spent, bound, unpriced, problem)
 
 
 def check(fleet: Fleet, what: str, price: float | None, seconds: int, apart_from: str = "") -> None:
@@ -112,9 +149,15 @@ def check(fleet: Fleet, what: str, price: float | None, seconds: int, apart_from
         apart_from: its id, where its own intent may already name a price.
 
     Raises:
-        Unsafe: it would, or nobody can tell.
+        Unsafe: it would, or nobody can tell: the price is unknown, or the budget can't be read.
     """
-    if price == 0 or limit_of(fleet) is None:
+    if price == 0:
+        return
+    try:
+        limit = limit_of(fleet)
+    except (GmlError, OSError) as error:
+        raise _unread(what, error) from None
+    if limit is None:
         return
     if price is None:
         raise Unsafe(
@@ -122,14 +165,23 @@ def check(fleet: Fleet, what: str, price: float | None, seconds: int, apart_from
             "take another zone or type, or lift it with `gml budget --none`",
         )
     money = month(fleet, apart_from=apart_from)
-    assert money.limit is not None
+    if money.problem:  # what others have spent is as much a part of it as the limit
+        raise _unread(what, GmlError(money.problem))
     cost = price * seconds / 3600
-    if money.spent + money.bound + cost > money.limit:
+    if money.spent + money.bound + cost > limit:
         raise Unsafe(
-            f"{what} may cost ${cost:.2f}, and of this month's ${money.limit:.2f} "
+            f"{what} may cost ${cost:.2f}, and of this month's ${limit:.2f} "
             f"${money.spent:.2f} are spent and ${money.bound:.2f} bound by what runs",
             "take a shorter --timeout, end something, or raise it with `gml budget --month`",
         )
+
+
+def _unread(what: str, error: Exception) -> Unsafe:
+    problem, remedy = getattr(error, "problem", str(error)), getattr(error, "remedy", "")
+    return Unsafe(
+        f"the month's budget can't be read ({problem}), so nobody can tell whether {what} fits",
+        remedy or "run it again once it answers; `gml doctor` checks bucket and sign-in",
+    )
 
 
 def parse_money(text: str) -> float:
@@ -154,7 +206,7 @@ def share_spending(fleet: Fleet, nodes: Sequence[Node]) -> None:
     now = fleet.now()
     for _ in range(5):
         there = documents.read(SPENDING)
-        entries = _entries(there)
+        entries = _entries(documents, there)
         before = dict(entries)
         for node in (*fleet.store.history(), *nodes):
             _enter(entries, node, now)
@@ -167,17 +219,13 @@ def share_spending(fleet: Fleet, nodes: Sequence[Node]) -> None:
             return
 
 
-def _shared(fleet: Fleet) -> dict[str, dict[str, Any]]:
-    documents: Documents = open_documents(fleet.config)
-    try:
-        return _entries(documents.read(SPENDING))
-    except GmlError:
-        return {}
-
-
-def _entries(there: tuple[dict[str, Any], int] | None) -> dict[str, dict[str, Any]]:
-    machines = (there[0] if there else {}).get("machines")
-    return dict(machines) if isinstance(machines, dict) else {}
+def _entries(
+    documents: Documents, there: tuple[dict[str, Any], int] | None
+) -> dict[str, dict[str, Any]]:
+    machines = there[0].get("machines") if there else {}
+    if not isinstance(machines, dict):
+        raise _damaged(documents, SPENDING)
+    return dict(machines)
 
 
 def _only_intended(node: Node) -> bool:

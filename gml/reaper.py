@@ -125,6 +125,9 @@ def _obey_budget(fleet: Fleet, report: ReapReport, tell: Progress, dry_run: bool
     except (GmlError, OSError) as error:
         report.problems.append(f"the month's budget can't be read: {_text(error)}")
         return
+    if money.problem:
+        report.problems.append(f"the month's budget can't be read: {money.problem}")
+        return
     if money.limit is None or money.spent < money.limit:
         return
     for node in [n for n in ours if n.price != 0]:

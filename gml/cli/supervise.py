@@ -135,8 +135,12 @@ def budget(
         now = dataclasses.replace(now, limit=limit)
     if json:
         emit({"limit_usd": now.limit, "spent_usd": round(now.spent, 2),
-              "bound_usd": round(now.bound, 2), "unpriced": list(now.unpriced)})  # fmt: skip
+              "bound_usd": round(now.bound, 2), "unpriced": list(now.unpriced),
+              "problem": now.problem})  # fmt: skip
         return
+    if now.problem:
+        say(f"gml: the shared budget can't be read ({now.problem}): this is what is known here, "
+            "and nothing that costs money is made meanwhile")  # fmt: skip
     text = "no limit" if now.limit is None else f"of ${now.limit:.2f}"
     print(f"this month: ${now.spent:.2f} spent, ${now.bound:.2f} bound by what runs, {text}")
     if now.unpriced:

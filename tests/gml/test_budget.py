@@ -166,8 +166,59 @@ def test_what_is_no_amount(text):
         budget.parse_money(text)
 
 
-def test_a_silent_bucket_leaves_the_limit_known_here(bucket):
+def silent(call) -> tuple[str, int] | None:
+    return ("status", 503) if call.service == "storage" else None
+
+
+@pytest.mark.parametrize("limit", [50, None])
+def test_a_silent_bucket_allows_nothing_that_costs_money(bucket, gml, limit):
+    """Whatever is remembered here: the limit may have been set or lowered elsewhere since."""
+    budget.set_limit(make_fleet(), limit)
+    bucket.faults = silent
+    with pytest.raises(Unsafe, match=r"budget can't be read .* whether it fits"):
+        budget.check(make_fleet(), "it", 0.01, 3600)
+    budget.check(make_fleet(), "own machine", 0, 10**9)
+    money = budget.month(make_fleet())
+    assert money.limit == limit and money.problem
+    done = gml("budget")
+    assert "is what is known here" in done.stderr and done.returncode == 0
+    assert any("budget can't be read" in p for p in reap(make_fleet(), dry_run=True).problems)
+
+
+def test_unread_spending_is_not_taken_for_none(bucket):
+    """The limit alone allows nothing: it is unknown then what others have spent."""
+    budget.set_limit(make_fleet(), 50)
+    bucket.faults = lambda call: silent(call) if "spending" in call.path else None
+    with pytest.raises(Unsafe, match="can't be read"):
+        budget.check(make_fleet(), "it", 0.01, 3600)
+
+
+def test_each_read_refreshes_what_is_remembered_here(bucket, home):
+    budget.set_limit(make_fleet(), 50)
+    documents = open_documents(make_fleet().config)
+    for value, generation in ((20, documents.read(budget.LIMIT)[1]), (None, None)):
+        generation = generation or documents.read(budget.LIMIT)[1]
+        documents.write(budget.LIMIT, {"month_usd": value}, generation)  # by another computer
+        assert budget.limit_of(make_fleet()) == value
+        assert json.loads((home / "budget.json").read_text())["month_usd"] == value
+
+
+def test_a_limit_whose_document_is_gone_is_not_lifted_by_that(bucket):
+    budget.set_limit(make_fleet(), 50)
+    bucket.objects.clear()  # the bucket was made anew
+    with pytest.raises(Unsafe, match=r"is gone, and held \$50.00 .*; set it again"):
+        budget.check(make_fleet(), "it", 0.01, 3600)
+    budget.set_limit(make_fleet(), None)
+    budget.check(make_fleet(), "it", 0.01, 3600)
+
+
+@pytest.mark.parametrize("name", ["budget", "spending"])
+def test_a_damaged_document_is_not_taken_for_none(home, server, name):
     fleet = make_fleet()
     budget.set_limit(fleet, 50)
-    bucket.faults = lambda call: ("status", 503) if call.service == "storage" else None
-    assert budget.limit_of(make_fleet()) == 50
+    documents = open_documents(fleet.config)
+    there = documents.read(name)
+    value = {"month_usd": "50USD"} if name == "budget" else {"machines": []}
+    documents.write(name, value, there[1] if there else NEW)
+    with pytest.raises(Unsafe, match="is damaged"):
+        budget.check(fleet, "it", 0.01, 3600)
