@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gml.documents import NEW, Conflict, Documents, open_documents
+from gml.durations import format_duration
 from gml.errors import GmlError, NotFound, Unsafe, UsageError
 from gml.fleet import Fleet
 from gml.model import Node
@@ -44,6 +45,14 @@ def month_start(now: float) -> float:
     """Unix seconds of the month's first moment, in UTC."""
     day = datetime.datetime.fromtimestamp(now, datetime.UTC)
     return day.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
+
+
+def _end(deadline: int | None, now: float) -> float:
+    """Unix seconds until which a machine binds money: an endless one to the end of the month.
+
+    In the next month it binds the next month's, whose limit holds it then.
+    """
+    return month_start(month_start(now) + 32 * 86400) if deadline is None else deadline
 
 
 def set_limit(fleet: Fleet, usd: float | None) -> None:
@@ -176,6 +185,19 @@ def check(fleet: Fleet, what: str, price: float | None, seconds: int, apart_from
         )
 
 
+def check_longer(fleet: Fleet, node: Node, deadline: int | None) -> None:
+    """Refuses a later end (None: none) that would pass the month's budget.
+
+    Raises:
+        Unsafe: as `check` does, for the time that is added.
+    """
+    now = fleet.now()
+    added = round(_end(deadline, now) - max(now, _end(node.deadline, now)))
+    if added > 0 or (deadline is None and node.deadline is not None):
+        what = f"{node.id} for {format_duration(max(added, 0))} more"
+        check(fleet, what, node.price, max(added, 0))
+
+
 def _unread(what: str, error: Exception) -> Unsafe:
     problem, remedy = getattr(error, "problem", str(error)), getattr(error, "remedy", "")
     return Unsafe(
@@ -257,10 +279,10 @@ def _cost(entry: dict[str, Any], start: float, now: float) -> float:
 
 
 def _bound(entry: dict[str, Any], now: float) -> float:
-    """Money until the deadline of a machine that runs as far as is known.
+    """Money until the deadline (else the month's end) of a machine that runs as far as is known.
 
     One that nobody has seen for an hour was deleted where we have not heard of it.
     """
-    if entry["ended"] or not entry["deadline"] or entry["seen"] < now - UNSEEN_S:
+    if entry["ended"] or entry["seen"] < now - UNSEEN_S:
         return 0.0
-    return (entry["price"] or 0.0) * max(0.0, entry["deadline"] - now) / 3600
+    return (entry["price"] or 0.0) * max(0.0, _end(entry["deadline"], now) - now) / 3600

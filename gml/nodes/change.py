@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+from gml import budget
 from gml.durations import format_duration, format_time
 from gml.errors import Denied, Unavailable, Unsafe
 from gml.fleet import Fleet
@@ -17,12 +18,15 @@ def extend(fleet: Fleet, node: Node, deadline: int | None) -> Node:
     """Moves the deadline in the label, in the record and on the machine itself.
 
     Raises:
-        Unsafe: the provider's own limit ends earlier; it says until when.
+        Unsafe: the provider's own limit ends earlier (it says until when), or the time that is
+            added would pass the month's budget.
     """
     provider = fleet.provider(node.provider)
     with fleet.store.lock(node.id):
         _check_limit(fleet, node, deadline)
-        moved = fleet.store.put(provider.set_deadline(node, deadline))
+        with budget.reserving(fleet):  # two at once must not both take the same last dollars
+            budget.check_longer(fleet, node, deadline)
+            moved = fleet.store.put(provider.set_deadline(node, deadline))
         if node.provider != "local":
             _tell_watchdogs(fleet, moved, node.deadline)
         return moved
@@ -104,6 +108,7 @@ def delete_plan(fleet: Fleet, node: Node) -> list[dict]:
 def extend_plan(fleet: Fleet, node: Node, deadline: int | None) -> list[dict]:
     """Requests of `extend`, for `--dry-run`; refused where `extend` would be."""
     _check_limit(fleet, node, deadline)
+    budget.check_longer(fleet, node, deadline)
     requests = fleet.provider(node.provider).deadline_requests(node, deadline)
     return _describe(fleet, node, requests)
 

@@ -13,7 +13,9 @@ import pytest
 from gml import budget
 from gml.documents import NEW, open_documents
 from gml.errors import Unsafe, UsageError
-from gml.nodes.change import delete
+from gml.model import Node
+from gml.nodes import change
+from gml.nodes.change import delete, extend
 from gml.nodes.create import create
 from gml.reaper import reap
 from tests.fakes.gml_kit import make_fleet
@@ -153,6 +155,58 @@ def test_an_unknown_price_can_not_be_kept_within_a_budget(home, server):
     with pytest.raises(Unsafe, match="price of it is unknown"):
         budget.check(fleet, "it", None, 3600)
     budget.check(fleet, "own machine", 0, 10**9)
+
+
+LONGER = {"extend": ("extend", "x", "20h"), "reset": ("timeout", "reset", "x", "--timeout", "20h"),
+          "remove": ("timeout", "remove", "x", "--yes")}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", LONGER.values(), ids=LONGER)
+def test_a_later_end_is_refused_as_a_create_of_that_time_would_be(bucket, gml, words):
+    fleet = make_fleet()
+    node = create(fleet, request("node"))  # $21.60 for its hour
+    assert node.price is not None
+    budget.set_limit(fleet, 1.5 * node.price)
+    for more in ((), ("--dry-run",)):
+        done = gml("node", *words, *more)
+        assert done.returncode == 10, done.stderr
+        assert "more may cost" in done.stderr and "bound by what runs" in done.stderr
+    assert make_fleet().store.get("x") == node.replace(phase="up")
+
+
+def test_what_ends_sooner_asks_nobody_and_what_fits_is_done(bucket, monkeypatch):
+    monkeypatch.setattr(change, "_tell_watchdogs", lambda *words: None)
+    fleet = make_fleet()
+    node = create(fleet, request("node"))
+    budget.set_limit(fleet, 40)
+    bucket.faults = silent
+    now = round(fleet.now())
+    sooner = extend(make_fleet(), node, now + 1800)
+    with pytest.raises(Unsafe, match="can't be read"):
+        extend(make_fleet(), sooner, now + 3600)
+    bucket.faults = lambda call: None
+    assert extend(make_fleet(), sooner, now + 4800).deadline == now + 4800
+
+
+def test_an_endless_machine_binds_money_to_the_end_of_the_month(home, server):
+    now = datetime.datetime(2026, 12, 21, tzinfo=datetime.UTC).timestamp()
+    fleet = make_fleet(lambda: now)
+    budget.set_limit(fleet, 1000)
+    node = Node("a", "google", "tester", "v6e-8", deadline=round(now) + 3600,
+                created=round(now), price=2.0, state="ready")  # fmt: skip
+    fleet.store.put(node)
+    assert budget.month(fleet).bound == 2.0
+    days = 11 * 24
+    budget.check_longer(fleet, node, None)
+    fleet.store.put(node.replace(deadline=None))
+    assert budget.month(fleet).bound == 2.0 * days
+    budget.check_longer(fleet, node.replace(deadline=None), round(now) + 3600)
+    with pytest.raises(Unsafe, match=r"\$528.00 bound"):
+        budget.check(fleet, "it", 2.0, 11 * 86400)
+    budget.set_limit(fleet, 500)
+    with pytest.raises(Unsafe, match=r"a for 10d23h more may cost \$526.00"):
+        fleet.store.put(node)
+        budget.check_longer(fleet, node, None)
 
 
 @pytest.mark.parametrize("text", ["200USD", "$200", "200", " 200 usd "])
