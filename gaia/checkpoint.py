@@ -10,8 +10,6 @@ is told to all, so that all go on in the same way.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import threading
@@ -19,16 +17,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import google_crc32c
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from gaia import storage
+from gaia import seal, storage
 from gaia.errors import CheckpointError, ConfigError
 from gaia.processes.group import Group
+from gaia.seal import CHECKSUMS
 
-CHECKSUMS = "checksums.json"
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _LOOKS = 20
 """Times that a reader looks for the steps, of which the writer may prune one meanwhile."""
@@ -237,37 +234,15 @@ class Checkpointer:
         """
         for pause_s in _PAUSES_S:
             with contextlib.suppress(OSError):
-                return self._damage(self.directory / str(step))
+                return seal.damage(self.directory / str(step))
             time.sleep(pause_s)
         try:
-            return self._damage(self.directory / str(step))
+            return seal.damage(self.directory / str(step))
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint {step} in {self.directory} cannot be read now ({_one_line(error)})",
                 "try again when storage answers; nothing was changed",
             ) from None
-
-    def _damage(self, folder: epath.Path) -> str | None:
-        """The same, where storage answers."""
-        try:
-            expected = json.loads((folder / CHECKSUMS).read_text())
-            files = {str(k): (int(v[0]), int(v[1])) for k, v in expected["files"].items()}
-            if expected["self"] != _crc(json.dumps(expected["files"], sort_keys=True).encode()):
-                return f"{CHECKSUMS} is damaged"
-        except FileNotFoundError:
-            return "it was never finished"
-        except (ValueError, KeyError, TypeError, IndexError):
-            return f"{CHECKSUMS} is damaged"
-        for name, (size, crc) in files.items():
-            try:
-                data = (folder / name).read_bytes()
-            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-                return f"{name} is missing"
-            if len(data) != size:
-                return f"{name} has {len(data)} bytes instead of {size}"
-            if _crc(data) != crc:
-                return f"{name} does not match its crc32c"
-        return None
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """The metadata of a step, without its arrays.
@@ -291,7 +266,7 @@ class Checkpointer:
         with self._readable(step):
             self._refuse_difference(step, self._difference(step, abstract_state))
             restored = self._manager.restore(step, args=args)
-            digest = self._digest(step)
+            digest = seal.digest(self.directory / str(step))
         return Restored(step, restored["state"], restored["meta"], digest)
 
     def restore_part(self, step: int, abstract_part: Mapping[str, Any]) -> Restored:
@@ -315,13 +290,8 @@ class Checkpointer:
         with self._readable(step):
             self._refuse_difference(step, self._difference(step, abstract_part, part=True))
             restored = self._manager.restore(step, args=args)
-            digest = self._digest(step)
+            digest = seal.digest(self.directory / str(step))
         return Restored(step, restored["state"], restored["meta"], digest)
-
-    def _digest(self, step: int) -> str:
-        """Name of a checkpoint by its checksums, which cover every file of it."""
-        sealed = json.loads((self.directory / str(step) / CHECKSUMS).read_text())["files"]
-        return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()[:16]
 
     def _refuse_difference(self, step: int, difference: str | None) -> None:
         if difference is not None:
@@ -383,20 +353,8 @@ class Checkpointer:
                 raise failed
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-            if not self._group.first:
-                return None
-            folder, files = self.directory / str(step), {}
-            for path in _walk(folder):
-                data = path.read_bytes()
-                files[str(path.relative_to(folder))] = (len(data), _crc(data))
-            seal = _crc(json.dumps(files, sort_keys=True).encode())
-            text = json.dumps({"self": seal, "files": files}, indent=1)
-            if "://" in str(folder):  # an object appears whole, and cannot be renamed at once
-                (folder / CHECKSUMS).write_text(text)
-            else:
-                partial = folder / f"{CHECKSUMS}.partial"
-                partial.write_text(text)
-                partial.rename(folder / CHECKSUMS)
+            if self._group.first:
+                seal.write(self.directory / str(step))
         except Exception as error:
             return _one_line(error)
         return None
@@ -409,15 +367,3 @@ def _one_line(error: Exception) -> str:
 def _shapes(tree: Any) -> dict[str, list[int]]:
     """Shapes by the dotted names of the leaves."""
     return {name: list(leaf.shape) for name, leaf in ocp.tree.to_flat_dict(tree, sep=".").items()}
-
-
-def _crc(data: bytes) -> int:
-    return google_crc32c.value(data)
-
-
-def _walk(folder: epath.Path) -> Iterator[epath.Path]:
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            yield from _walk(path)
-        elif not path.name.startswith(CHECKSUMS):
-            yield path

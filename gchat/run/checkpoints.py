@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import tyro
 
 from gaia import storage
-from gaia.checkpoint import CHECKSUMS
 from gaia.errors import CheckpointError, ConfigError
+from gaia.seal import CHECKSUMS
 from gchat.config import CONFIG, TrainConfig
 from gchat.run.folder import read_config
 from gchat.run.names import VAL_BPB

@@ -14,8 +14,9 @@ from orbax.checkpoint._src.path.step import Metadata
 
 from disks import fill, small_disk
 from gaia import checkpoint
-from gaia.checkpoint import CHECKSUMS, Checkpointer
+from gaia.checkpoint import Checkpointer
 from gaia.errors import CheckpointError
+from gaia.seal import CHECKSUMS
 
 
 def state(step, size=1000):

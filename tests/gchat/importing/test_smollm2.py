@@ -15,7 +15,7 @@ import pytest
 import runs
 import smollm2
 import tiny
-from gaia.checkpoint import CHECKSUMS
+from gaia.seal import CHECKSUMS
 from gchat import tokenizer as tokenizers
 from gchat.__main__ import main
 from gchat.engine.engine import SamplingConfig
