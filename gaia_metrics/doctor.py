@@ -14,7 +14,7 @@ from pathlib import Path
 from gaia.extras import install
 from gaia_metrics.errors import MetricsError
 from gaia_metrics.sending import spool
-from gaia_metrics.storage import folder, segments
+from gaia_metrics.storage import folder, segment_writer, segments
 
 LOW_DISK = 1 << 30
 
@@ -155,26 +155,62 @@ def _look_spool(run: Path) -> list[Finding]:
 
 
 def _look_segments(run: Path) -> list[Finding]:
-    findings, values, lines = [], set(), []
+    lines = _lines(run)  # first: the segments are always ahead of it, also while it is recorded
+    findings, values = [], set()
     for path in segments.paths(run / "metrics"):
         reader = segments.SegmentReader(path)
         steps = {r.step for r in reader.read() if r.kind == "values"}
         if path.name.startswith("p0-"):
             values |= steps
-        if reader.offset < path.stat().st_size:
-            fact = f"{path}: {path.stat().st_size - reader.offset} bytes behind {reader.offset}"
-            remedy = "a torn end is normal after a kill, and dropped when the run resumes"
-            findings.append(Finding("note", f"{fact} are damaged", remedy))
-    if (run / "metrics.jsonl").exists():
-        for line in (run / "metrics.jsonl").read_bytes().splitlines():
-            try:
-                lines.append(json.loads(line)["step"])
-            except (ValueError, KeyError):
-                findings.append(Finding("note", f"{run}/metrics.jsonl has a torn line", ""))
-        if len(lines) != len(set(lines)) or (values and set(lines) - values):
-            fact = f"{run}/metrics.jsonl does not agree with the segments"
-            findings.append(Finding("problem", fact, "it is derived anew when the run resumes"))
+        findings += _damage(path, reader)
+    for path in segment_writer.damaged_copies(run / "metrics"):
+        remedy = "put a whole copy of the segment in its place, or delete the .damaged file"
+        findings.append(Finding("problem", f"{path}: the disk had damaged this segment", remedy))
+    if lines is None:
+        return findings
+    if None in lines:
+        findings.append(Finding("note", f"{run}/metrics.jsonl has a torn line", ""))
+    steps = [step for step in lines if step is not None]
+    if len(steps) != len(set(steps)):
+        fact = f"{run}/metrics.jsonl has two lines of one step"
+        findings.append(Finding("problem", fact, "it is derived anew when the run resumes"))
+    if values and (more := len(set(steps) - values)):
+        fact = f"{run}/metrics.jsonl has {more} steps that the segments lack"
+        remedy = "it keeps them; a backup or mirror of the segments has the rest of those steps"
+        findings.append(Finding("problem", fact, remedy))
     return findings
+
+
+def _damage(path: Path, reader: segments.SegmentReader) -> list[Finding]:
+    """Tell a segment's damage, which is a problem, from an end that a kill has torn."""
+    spots = list(reader.damaged)
+    if reader.rest and not reader.torn:
+        spots.append((reader.offset, reader.rest))
+    if spots:
+        lost = sum(size for _, size in spots)
+        fact = f"{path}: {lost} bytes at {spots[0][0]} are damaged"
+        if reader.unreadable:
+            fact += f", with the names of {reader.unreadable} records"
+        remedy = "check the disk, and put a whole copy from a backup or mirror in its place"
+        return [Finding("problem", fact, remedy)]
+    if reader.rest:
+        fact = f"{path}: {reader.rest} bytes behind {reader.offset} are torn"
+        remedy = "a torn end is normal after a kill, and dropped when the run resumes"
+        return [Finding("note", fact, remedy)]
+    return []
+
+
+def _lines(run: Path) -> list[int | None] | None:
+    """List the steps of metrics.jsonl, None for a torn line; None where there is no file."""
+    if not (run / "metrics.jsonl").exists():
+        return None
+    steps: list[int | None] = []
+    for line in (run / "metrics.jsonl").read_bytes().splitlines():
+        try:
+            steps.append(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            steps.append(None)
+    return steps
 
 
 _LOOKS = (_look_status, _look_spool, _look_segments)

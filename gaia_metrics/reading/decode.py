@@ -18,6 +18,7 @@ def decode(path: Path) -> tuple[dict[tuple[str, str], list[np.ndarray]], list[se
     """One segment: (kind, metric) -> [steps, unix seconds, values], and its other records."""
     reader = segments.SegmentReader(path)
     shapes: dict[int, list[str]] = {}
+    sizes: dict[int, int] = {}  # of the payloads of a key set
     groups: dict[tuple[bytes, int], list[bytes]] = {}
     series: dict[tuple[str, str], list[np.ndarray]] = {}
     others: list[segments.Record] = []
@@ -39,12 +40,14 @@ def decode(path: Path) -> tuple[dict[tuple[str, str], list[np.ndarray]], list[se
         kind = payload[:1]
         if kind in (b"V", b"S"):
             shape = segments.VALUES.unpack_from(payload)[1]
-            groups.setdefault((kind, shape), []).append(payload)
+            if sizes.get(shape) == len(payload):  # not where the key set was damaged
+                groups.setdefault((kind, shape), []).append(payload)
         elif kind == b"K":
             shape = segments.SHAPE.unpack_from(payload)[1]
             if shape in shapes:  # stated again after records were shed
                 settle()
             shapes[shape] = json.loads(payload[segments.SHAPE.size :])
+            sizes[shape] = segments.VALUES.size + 8 * len(shapes[shape])
         else:
             record = reader.decode(payload)
             if record is not None:

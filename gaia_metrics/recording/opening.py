@@ -67,7 +67,16 @@ def _open(opened: Opened, process: int, resume_step: int | None, warn: Warn) -> 
         resume_step = None
         opened.info["id"] = folder.new_run_id()
     info = opened.info
-    segment_writer.repair(metrics, process, resume_step)
+    if process == 0 and resume_step is not None:
+        # Before the segments: `derive` keeps what only this file has, and a kill may come between.
+        jsonl.trim(opened.dir / "metrics.jsonl", resume_step)
+    if damaged := segment_writer.repair(metrics, process, resume_step):
+        warn(
+            "damaged",
+            f"{metrics} has damaged segments ({', '.join(damaged)}): all that can be read is kept, "
+            "and the files as they were, as *.damaged",
+            "check the disk; copies from a backup or mirror hold the rest",
+        )
     last = derive(opened.dir, process, resume_step)
     resumes = bool(info.get("attempts")) or last >= 0
     expected = resume_step is not None  # who says where it goes on means this run
@@ -116,7 +125,7 @@ def _claim(opened: Opened, process: int, warn: Warn) -> Path:
 
 
 def derive(path: Path, process: int, keep_step: int | None) -> int:
-    """Derive metrics.jsonl anew from the segments; returns the last step there is, or -1."""
+    """Derive metrics.jsonl anew from the segments and itself; returns the last step, or -1."""
     metrics, target = path / "metrics", path / "metrics.jsonl"
     if process != 0:
         records = segments.read_all(metrics, process)

@@ -61,6 +61,13 @@ class Exporter:
                 "raise GAIA_METRICS_SPOOL_MB; `gaia-metrics sync RUN --all` sends them again",
             )
 
+        if self.spool.damaged:
+            self._warn(
+                "spool-damaged",
+                "the spool has damaged places: what stood there is not sent",
+                "check the disk; `gaia-metrics sync RUN --all` sends it from the segments",
+            )
+
     def _emit(self, signal: bytes, request: bytes) -> None:
         if signal not in self._signals:
             return
@@ -76,9 +83,9 @@ class Exporter:
 
     @property
     def nothing_missing(self) -> bool:
-        """True where no request was left out, dropped or refused."""
+        """True where no request was left out, dropped, damaged or refused."""
         spool = self.spool
-        left_out = self.lost_requests or spool.dropped_files or spool.refused()
+        left_out = self.lost_requests or spool.dropped_files or spool.damaged or spool.refused()
         return b"l" in self._signals and not left_out
 
     def close(self, timeout: float) -> bool:

@@ -17,10 +17,10 @@ import threading
 import time
 from pathlib import Path
 
-from gaia_metrics.storage import crc32c
-from gaia_metrics.storage.segments import FRAME
+from gaia_metrics.storage import crc32c, frames
 
 ROTATE_BYTES = 2 << 20
+SIGNALS = re.compile(b"[ml]")
 NAME = re.compile(r"p(\d+)-(\d{8})\.otlp$")
 
 
@@ -69,6 +69,7 @@ class Spool:
         self._next = 0
         self._lock = threading.Lock()
         self.dropped_files = 0
+        self.damaged = 0  # places in files that the disk had changed: their requests are lost
 
     @property
     def pending_bytes(self) -> int:
@@ -79,7 +80,7 @@ class Spool:
     def append(self, signal: bytes, request: bytes) -> None:
         """Put a request on disk; raises OSError where the disk refuses it."""
         payload = signal + request
-        frame = FRAME.pack(len(payload), self._crc(payload)) + payload
+        frame = frames.FRAME.pack(len(payload), self._crc(payload)) + payload
         with self._lock:
             if self._current is None or self._sizes[self._files[-1]] >= ROTATE_BYTES:
                 self._rotate()
@@ -161,7 +162,7 @@ class Spool:
                 self._current = None
 
     def _front_frame(self) -> bytes | None:
-        """The frame behind `_offset`; None at the end or where the file is torn."""
+        """The frame behind `_offset`, over damaged ones; None at the end or a torn one."""
         path = self._files[0]
         if len(self._data) < self._sizes[path]:
             try:
@@ -169,14 +170,16 @@ class Spool:
                     self._data = file.read()
             except FileNotFoundError:  # someone cleaned up
                 return None
-        start = self._offset
-        if start + 8 > len(self._data):
-            return None
-        length, want = FRAME.unpack_from(self._data, start)
-        payload = self._data[start + 8 : start + 8 + length]
-        if length == 0 or len(payload) < length or self._crc(payload) != want:
-            return None
-        self._next = start + 8 + length
+        payload = frames.payload(self._data, self._offset, self._crc)
+        if payload is None:
+            next_ = frames.behind(self._data, self._offset, self._crc, SIGNALS)
+            if next_ is None:
+                return None
+            self.damaged += 1
+            self._offset = next_
+            payload = frames.payload(self._data, next_, self._crc)
+            assert payload is not None
+        self._next = self._offset + frames.FRAME.size + len(payload)
         return payload
 
     def _forget_front(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gaia_metrics.storage import atomic, segments
@@ -161,7 +161,10 @@ class JsonlFile:
 
 
 def derive(records: Iterable[segments.Record], path: Path) -> int:
-    """Write `path` anew from the segments' values, atomically; the highest step, or -1."""
+    """Write `path` anew from the segments' values, atomically; the highest step, or -1.
+
+    What only the old file has stays: a damaged or missing segment may have held it.
+    """
     lines: dict[int, tuple[int, dict[str, float]]] = {}
     for record in records:
         if record.kind == "values":
@@ -169,25 +172,64 @@ def derive(records: Iterable[segments.Record], path: Path) -> int:
                 lines[record.step][1].update(record.data)
             else:
                 lines[record.step] = (record.time_ns, record.data)
+    for step, time_ns, values in _ascending(path):
+        known = lines.setdefault(step, (time_ns, values))[1]
+        for name in values:
+            known.setdefault(name, values[name])
     data = b"".join(dumps(step, *lines[step]) for step in sorted(lines))
     atomic.replace(path, data)
     return max(lines, default=-1)
 
 
+def _ascending(path: Path) -> Iterator[tuple[int, int, dict[str, float]]]:
+    """Yield the old lines as (step, ns, values), without those whose step a disk has changed.
+
+    Such a step is out of order: beyond that of the next line, or not beyond the one before.
+    """
+    before, waiting = -1, None
+    for step, _, line in _whole_lines(path):
+        if waiting is not None and waiting[0] < step:
+            yield waiting
+            before = waiting[0]
+        elif step <= before:
+            continue
+        time_s = line.get("time")
+        values = {
+            name: float(value)
+            for name, value in line.items()
+            if name not in ("step", "time") and isinstance(value, int | float)
+        }
+        waiting = step, round(time_s * 1e9) if isinstance(time_s, int | float) else 0, values
+    if waiting is not None:
+        yield waiting
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[int, bytes, dict]]:
+    """Yield (step, line, content) of each line that is whole."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                content = loads(line)
+                step = content["step"]
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+            if line.endswith(b"\n") and isinstance(step, int):
+                yield step, line, content
+
+
 def trim(path: Path, keep_step: int | None) -> int:
-    """Without segments (only the derived file was copied): drop a torn line and later steps.
+    """Drop a torn line and those of later steps.
 
     Returns the highest step left, or -1.
     """
     kept, last = [], -1
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        try:
-            step = loads(line)["step"]
-        except (ValueError, KeyError, TypeError):
-            continue
-        if line.endswith(b"\n") and (keep_step is None or step <= keep_step):
+    for step, line, _ in _whole_lines(path):
+        if keep_step is None or step <= keep_step:
             kept.append(line)
             last = max(last, step)
-    if path.exists():
-        atomic.replace(path, b"".join(kept))
+    data = b"".join(kept)
+    if path.exists() and path.stat().st_size != len(data):
+        atomic.replace(path, data)
     return last

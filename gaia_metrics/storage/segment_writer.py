@@ -8,8 +8,8 @@ import struct
 from pathlib import Path
 
 from gaia_metrics.storage import atomic, crc32c
+from gaia_metrics.storage.frames import FRAME
 from gaia_metrics.storage.segments import (
-    FRAME,
     SHAPE,
     VERSION,
     SegmentReader,
@@ -109,15 +109,17 @@ class SegmentWriter:
         self._buffer.append(FRAME.pack(len(payload), self._crc(payload)) + payload)
 
 
-def repair(folder: Path, process: int, keep_step: int | None) -> None:
-    """Make the segments of one process ready for another attempt.
+def repair(folder: Path, process: int, keep_step: int | None) -> list[str]:
+    """Make the segments of one process ready for another attempt; the names of damaged ones.
 
     Drops leftovers of an interrupted repair, torn last frames and, with `keep_step`, every record
-    of a later step. Each file is replaced atomically and the whole can be repeated, so a kill at
-    any moment leaves either the old file or the new one.
+    of a later step. A frame that is damaged goes alone: those behind it stay, and the file as it
+    was is kept as *.damaged. Each file is replaced atomically and the whole can be repeated, so a
+    kill at any moment leaves either the old file or the new one.
     """
     for path in folder.glob(f"p{process}-*.tmp"):
         path.unlink()
+    damaged = []
     for path in paths(folder, process):
         reader, kept, dropped = SegmentReader(path), [], False
         for payload in reader.payloads():
@@ -126,9 +128,26 @@ def repair(folder: Path, process: int, keep_step: int | None) -> None:
             dropped |= late
             if not late:
                 kept.append(payload)
-        if dropped:
+        if reader.damaged or (reader.rest and not reader.torn):
+            _keep_original(path)
+            damaged.append(path.name)
+        if dropped or reader.damaged:
             frames = (FRAME.pack(len(p), reader._crc(p)) + p for p in kept)
             atomic.replace(path, b"".join(frames))
-        elif reader.offset < path.stat().st_size:
+        elif reader.rest:
             os.truncate(path, reader.offset)
     atomic.sync_folder(folder)
+    return damaged
+
+
+def _keep_original(path: Path) -> None:
+    """Copy a damaged segment to a free name: it may hold what a person can still read."""
+    data, copies = path.read_bytes(), damaged_copies(path.parent, path.name)
+    if not any(copy.read_bytes() == data for copy in copies):  # of an interrupted repair
+        more = f"-{len(copies) + 1}" if copies else ""
+        atomic.replace(path.with_name(f"{path.name}.damaged{more}"), data)
+
+
+def damaged_copies(folder: Path, name: str = "") -> list[Path]:
+    """List the segments that `repair` kept as they were: those of one segment, or all."""
+    return sorted(folder.glob(f"{name or 'p*.seg'}.damaged*"))

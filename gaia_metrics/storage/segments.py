@@ -1,10 +1,7 @@
 """Metric segments: the one local truth of a run, append-only, framed, readable after kill -9.
 
-A segment is a file `metrics/p0-000001.seg` (process index, number). It holds frames:
-
-    u32 length | u32 crc32c(payload) | payload            little-endian
-
-and the payload's first byte says what it is:
+A segment is a file `metrics/p0-000001.seg` (process index, number). It holds frames (frames.py),
+and a payload's first byte says what it is:
 
     H  JSON header: format version, run id, attempt, process (always the first frame)
     K  u32 shape id, JSON list of metric names: a `log()` key set, stated once per segment
@@ -26,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gaia_metrics.errors import FormatError
-from gaia_metrics.storage import crc32c
+from gaia_metrics.storage import crc32c, frames
 
 VERSION = 1
-FRAME = struct.Struct("<II")
+KINDS = re.compile(b"[HKVSJ]")
 VALUES = struct.Struct("<cIqq")
 SHAPE = struct.Struct("<cI")
 NAME = re.compile(r"p(\d+)-(\d{6})\.seg$")
@@ -53,43 +50,72 @@ class Record:
 
 
 class SegmentReader:
-    """Reads one segment, now and again later: it remembers how far it got (for live views)."""
+    """Reads one segment, now and again later: it remembers how far it got (for live views).
+
+    Attributes:
+        offset: end of the last whole frame.
+        damaged: (offset, bytes) of what was jumped over.
+        rest: bytes behind the last whole frame.
+        torn: True where they look like a write that was interrupted.
+        unreadable: records whose metric names stood in a damaged frame.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.offset = 0  # end of the last whole frame
+        self.offset = 0
+        self.damaged: list[tuple[int, int]] = []
+        self.rest = 0
+        self.torn = False
+        self.unreadable = 0
         self.header: dict = {}
         self._shapes: dict[int, list[str]] = {}
         self._crc = crc32c.load()
 
     def read(self) -> Iterator[Record]:
-        """Yield the records behind `offset`; a torn or damaged frame ends it without an error."""
+        """Yield the records behind `offset`; a torn end ends it without an error."""
         for payload in self.payloads():
             record = self.decode(payload)
             if record is not None:
                 yield record
 
     def payloads(self) -> Iterator[bytes]:
-        """Yield whole, checked payloads behind `offset`, moving it along."""
+        """Yield whole, checked payloads behind `offset`, moving it along and over damaged ones."""
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             data = file.read()
-        start, end, crc = 0, len(data), self._crc
-        while start + 8 <= end:
-            length, want = FRAME.unpack_from(data, start)
-            payload = data[start + 8 : start + 8 + length]
-            if length == 0 or len(payload) < length or crc(payload) != want:
-                return
-            start += 8 + length
-            self.offset += 8 + length
-            yield payload
+        start, begin, crc = 0, self.offset, self._crc
+        while True:
+            payload = frames.payload(data, start, crc)
+            if payload is not None:
+                start += frames.FRAME.size + len(payload)
+                self.offset = begin + start
+                yield payload
+                continue
+            next_ = frames.behind(data, start, crc, KINDS)
+            if next_ is None:
+                break
+            self.damaged.append((begin + start, next_ - start))
+            lost = data[start + frames.FRAME.size : next_][: SHAPE.size]
+            start = next_
+            self.offset = begin + start
+            if lost[:1] == b"K" and len(lost) == SHAPE.size:
+                # A key set without names: what follows must not go by an older one of this id.
+                yield lost + b"[]"
+        self.rest = len(data) - start
+        self.torn = self.rest > 0 and frames.cut_short(data, start)
 
     def decode(self, payload: bytes) -> Record | None:
-        """The record in a payload; None for a key set. Payloads must come in file order."""
+        """The record in a payload; None for a key set, and for values whose key set is lost.
+
+        Payloads must come in file order.
+        """
         kind = payload[:1]
         if kind in (b"V", b"S"):
             _, shape, step, time_ns = VALUES.unpack_from(payload)
-            names = self._shapes[shape]
+            names = self._shapes.get(shape, [])
+            if len(payload) != VALUES.size + 8 * len(names):
+                self.unreadable += 1
+                return None
             values = struct.unpack_from(f"<{len(names)}d", payload, VALUES.size)
             data = dict(zip(names, values, strict=True))
             return Record("values" if kind == b"V" else "system", step, time_ns, data)
