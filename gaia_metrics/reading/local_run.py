@@ -120,7 +120,7 @@ class LocalRun:
         """All values, last one per (kind, metric, step) or time; sorted by kind, metric, step."""
         present = self._segments()
         state = [(path.name, key[0]) for path, key in present]
-        if self._table is not None and self._table[0] == state:
+        if self._table is not None and self._table[0] == present:  # also of another run's files
             return self._table[1]
         cache = self.path / "metrics" / "compact.parquet"
         table = load_compact(cache, state)
@@ -129,7 +129,7 @@ class LocalRun:
             size = sum(key[0] for _, key in present)
             if size > COMPACT_BYTES and self.summary()["status"] != "running":
                 save_compact(cache, table, state)
-        self._table = (state, table)
+        self._table = (present, table)
         return table
 
     def _build(self, present: list[tuple[Path, tuple]]) -> pa.Table:

@@ -18,7 +18,7 @@ import pytest
 
 import gaia_metrics
 from gaia_metrics import cli, query
-from gaia_metrics.reading import local_run
+from gaia_metrics.reading import local_run, remote
 from gaia_metrics.sending.sync import sync
 from tests.fakes import clickhouse, otlp, sshd
 
@@ -190,6 +190,67 @@ def test_a_bucket(runs, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("huge.bin"))
     with pytest.raises(gaia_metrics.MetricsError, match="nowhere"):
         query.connect("nowhere://x")
+
+
+def short(folder, steps, value):
+    run = gaia_metrics.init("p", "d12", dir=folder, system_interval=0)
+    for step in steps:
+        run.log(step, {"train/loss": value})
+    run.finish()
+
+
+def replace_run(folder):
+    """Two attempts of a run, which is deleted for another one of the same folder; then that goes.
+
+    Yields the values there are at each state.
+    """
+    short(folder, range(5), 100.0)
+    short(folder, range(5, 10), 100.0)
+    yield [100.0] * 10
+    shutil.rmtree(folder)
+    short(folder, range(5), 1.0)  # of the size of the first segment
+    for path in folder.rglob("*"):  # rsync tells times apart by seconds
+        os.utime(path, (path.stat().st_mtime + 10,) * 2)
+    yield [1.0] * 5
+    shutil.rmtree(folder)
+    yield []
+
+
+def values(source):
+    return source.series(["d12"], ["train/loss"])["value"] if source.runs() else []
+
+
+@pytest.mark.parametrize(
+    "held", [True, False]
+)  # one source all along, as the page has, or new ones
+def test_a_deleted_runs_values_are_in_no_other_run(tmp_path, monkeypatch, held):
+    monkeypatch.setenv("GAIA_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(local_run, "COMPACT_BYTES", 0)
+    monkeypatch.setattr(remote, "REFRESH_S", 0.0)
+    (tmp_path / "there").mkdir()
+    source = query.connect(f"file://{tmp_path}/there")
+    for expected in replace_run(tmp_path / "there/deep/d12"):
+        source = source if held else query.connect(f"file://{tmp_path}/there")
+        assert values(source) == expected
+        assert values(query.connect(tmp_path / "there")) == expected
+    assert not list(source.root.iterdir())
+
+
+@pytest.mark.skipif(not shutil.which("rsync"), reason="rsync is not installed")
+def test_rsync_drops_what_is_gone_there(tmp_path, monkeypatch):
+    """The real rsync; `ssh` runs the other side's command here."""
+    monkeypatch.setenv("GAIA_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(local_run, "COMPACT_BYTES", 0)
+    (tmp_path / "ssh").write_text(
+        '#!/bin/bash\nwhile [[ $1 != node ]]; do shift; done\nexec "${@:2}"\n'
+    )
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "there").mkdir()
+    for expected in replace_run(tmp_path / "there/d12"):
+        source = query.connect(f"ssh://node/{tmp_path}/there")
+        assert values(source) == expected
+    assert not list(source.root.iterdir())
 
 
 @pytest.mark.skipif(bool(sshd.MISSING), reason=sshd.MISSING)
