@@ -233,29 +233,26 @@ def delete(
 
     The database needs a user that may: GAIA_CLICKHOUSE_USER=gaia_admin.
     """
+    from gaia_metrics.reading.selection import one
+
     source = _connect(where)
-    known = {row["run"]: row for row in source.runs()}
-    rows = [known[_run_id(known, key)] for key in runs]
-    columns = ("run", "name", "project", "status", "last_step", "started")
+    known = source.runs()
+    chosen = [one(known, key) for key in runs]
+    rows = [row for i, row in enumerate(chosen) if row not in chosen[:i]]
+    columns = ["run", "name", "project", "status", "last_step", "started"]
+    columns += ["path"] if all("path" in row for row in rows) else []
     if not as_json:
         _print(rows, columns, False)
+    deleted = []
     if not dry_run:
         if not yes and not sys.stdin.isatty():
             raise MetricsError("delete needs a yes", "pass --yes")
-        if yes or typer.confirm(f"Delete {len(rows)} of {len(known)} runs?"):
+        if yes or typer.confirm(f"Delete {len(rows)} of {len(known)} runs?", err=True):
             for row in rows:
-                source.delete(row["run"])
+                source.delete(row.get("path", row["run"]))
+                deleted.append(row["run"])
     if as_json:
-        _json({"deleted": [] if dry_run else [row["run"] for row in rows], "runs": rows})
-
-
-def _run_id(known: dict[str, dict], key: str) -> str:
-    """Find a run by id or name; a name that several runs have is a mistake here."""
-    matching = [run for run, row in known.items() if key in (run, row["name"])]
-    if len(matching) != 1:
-        problem = "is the name of several runs" if matching else "is not there"
-        raise MetricsError(f"run={key!r} {problem}", "give a run id; see `gaia-metrics ls`")
-    return matching[0]
+        _json({"deleted": deleted, "runs": rows})
 
 
 @app.command()
@@ -366,7 +363,7 @@ def main(argv: list[str] | None = None) -> None:
             raise
         print(f"gaia-metrics: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # Ctrl-C, also at a question
         sys.exit(130)
     except BrokenPipeError:
         os._exit(0)  # `gaia-metrics ls | head`

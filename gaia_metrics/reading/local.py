@@ -17,6 +17,7 @@ import pyarrow as pa
 from gaia_metrics import names
 from gaia_metrics.errors import MetricsError
 from gaia_metrics.reading.local_run import LocalRun
+from gaia_metrics.reading.selection import one
 from gaia_metrics.reading.table import constant
 from gaia_metrics.storage import folder
 
@@ -92,9 +93,12 @@ class LocalSource:
     def delete(self, run: str) -> str:
         """Delete what was recorded of a run, checkpoints excepted; returns the run folder.
 
-        Raises MetricsError where a process is recording it.
+        Args:
+            run: its path, or an id, folder name or name that no other run has.
+
+        Raises MetricsError where a process is recording it, or where it could be another one.
         """
-        path = self.run(run).path
+        path = Path(one(self.runs(), run)["path"])
         folder.delete(path)
         with self._lock:
             self._runs.pop(path, None)

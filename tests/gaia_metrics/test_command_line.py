@@ -1,0 +1,64 @@
+"""The command line: what is asked for is done, or one line says why not."""
+
+import json
+import shutil
+
+import pytest
+
+import gaia_metrics
+from gaia_metrics import cli, query
+
+
+def record(folder, name="d12", steps=20):
+    run = gaia_metrics.init("p", name, dir=folder, system_interval=0)
+    for step in range(steps):
+        run.log(step, {"train/loss": 100.0 + step})
+    run.finish()
+    return run.id
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+def folders(root):
+    return sorted(path.name for path in root.iterdir())
+
+
+def test_delete_takes_the_folder_that_was_meant(call, tmp_path):
+    root = tmp_path / "runs"
+    run_id = record(root / "d12")
+    shutil.copytree(root / "d12", root / "copy")
+    record(root / "zzz", "other")
+    for key in (run_id, "d12"):  # an id of two folders; a folder's name and another one's name
+        code, _, err = call("delete", key, "--yes")
+        assert code == 2 and "runs/copy" in err and "runs/d12" in err
+        assert len(err.splitlines()) == 1
+    with pytest.raises(gaia_metrics.MetricsError, match="means several"):
+        query.connect(root).delete(run_id)
+    code, out, _ = call("delete", "copy", "--yes", "--json")
+    assert code == 0 and json.loads(out)["deleted"] == [run_id]
+    assert folders(root) == ["d12", "zzz"]
+    shutil.copytree(root / "d12", root / "copy")
+    assert call("delete", "runs/d12", "other", "zzz", "--yes")[0] == 0
+    assert folders(root) == ["copy"]
+    assert call("delete", "nobody", "--yes")[0] == 2
+
+
+def test_what_was_not_deleted_is_not_said_to_be(call, tmp_path, monkeypatch):
+    run_id = record(tmp_path / "runs/d12")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    for answer, deleted in ((False, []), (True, [run_id])):
+        monkeypatch.setattr("typer.confirm", lambda *args, answer=answer, **options: answer)
+        _, out, _ = call("delete", "d12", "--json")
+        assert json.loads(out)["deleted"] == deleted
+    assert folders(tmp_path / "runs") == []
