@@ -180,16 +180,14 @@ def sync(
     as_json: Json = False,
 ) -> None:
     """Send what no receiver has acknowledged yet to OTEL_EXPORTER_OTLP_ENDPOINT."""
-    from gaia_metrics.sending.sync import sync as run_sync
+    from gaia_metrics.sending import sync as sending
 
-    reports = run_sync(path, os.environ, everything)
+    reports = sending.sync(path, os.environ, everything)
     rows = [vars(report) for report in reports]
-    _print(rows, ("run", "requests", "points", "refused", "skipped"), as_json)
-    if refused := sum(report.refused for report in reports):
-        raise MetricsError(
-            f"the receiver refuses {refused} batches; all others were sent",
-            "see its log; the refused ones are kept and sent again by the next sync",
-        )
+    columns = ["run", "requests", "points", "refused", "skipped"]
+    columns[4:4] = ["left_out"] if any(report.left_out for report in reports) else []
+    _print(rows, columns, as_json)
+    sending.check(reports)
 
 
 @app.command("import")

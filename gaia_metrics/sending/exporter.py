@@ -83,10 +83,10 @@ class Exporter:
 
     @property
     def nothing_missing(self) -> bool:
-        """True where no request was left out, dropped, damaged or refused."""
+        """True where no request was left out, dropped, damaged or refused, in part or whole."""
         spool = self.spool
-        left_out = self.lost_requests or spool.dropped_files or spool.damaged or spool.refused()
-        return b"l" in self._signals and not left_out
+        lost = self.lost_requests or self.sender.left_out or spool.dropped_files or spool.damaged
+        return b"l" in self._signals and not lost and not spool.refused()
 
     def close(self, timeout: float) -> bool:
         """Send what is left; True where all of it arrived."""

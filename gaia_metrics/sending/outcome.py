@@ -20,11 +20,14 @@ class Outcome:
             that is mended) or "rejected" (the receiver refuses these very bytes).
         detail: what the receiver or the network said.
         retry_after: seconds the receiver asked to wait, or 0.
+        left_out: points or records of an accepted request that the receiver did not take. They
+            must not be sent again of our own accord, and have not arrived.
     """
 
     kind: str
     detail: str = ""
     retry_after: float = 0.0
+    left_out: int = 0
 
 
 NO_ENDPOINT = Outcome("rejected", "no endpoint is set for this signal")
@@ -44,4 +47,7 @@ class Transport(Protocol):
 def accepted(body: bytes) -> Outcome:
     """Read a success response, which may count rejected points."""
     count, message = wire.rejected(body)
-    return Outcome("ok", f"the receiver rejected {count} points: {message}" if count else "")
+    if count <= 0:
+        return Outcome("ok")
+    said = f"the receiver left out {count} points of a batch ({message or 'it does not say why'})"
+    return Outcome("ok", said, left_out=count)

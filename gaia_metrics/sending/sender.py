@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from gaia_metrics.errors import MetricsError
-from gaia_metrics.sending.outcome import Transport
+from gaia_metrics.sending.outcome import Outcome, Transport
 from gaia_metrics.sending.settings import ExportSettings
 from gaia_metrics.sending.spool import Spool, read_refused
 from gaia_metrics.sending.transport import connect
@@ -32,6 +32,7 @@ class Sender:
         self._spool, self._settings, self._warn = spool, settings, warn
         self.wake = threading.Event()
         self.sent_requests = self.sent_bytes = 0
+        self.left_out = 0  # points that the receiver did not take of batches that it accepted
         self.failing = ""  # what went wrong last, "" while all is well
         self._refused_due = 0.0
         self._stop_at: float | None = None
@@ -86,10 +87,11 @@ class Sender:
         for path in self._spool.refused():
             if self._stop_at is not None:
                 return
-            kind = transport.send(*read_refused(path)).kind
-            if kind == "ok":
+            outcome = transport.send(*read_refused(path))
+            if outcome.kind == "ok":
+                self._note_left_out(outcome)
                 path.unlink(missing_ok=True)
-            elif kind != "rejected":
+            elif outcome.kind != "rejected":
                 return  # the receiver takes nothing now
 
     def _over(self) -> bool:
@@ -117,17 +119,18 @@ class Sender:
                 return 0.0
             outcome = transport.send(*frame)
             if outcome.kind == "ok":
-                if outcome.detail:
-                    self._warn("partial", outcome.detail, "see the receiver's log")
+                self._note_left_out(outcome)
                 self._spool.acknowledge()
                 self.sent_requests += 1
                 self.sent_bytes += len(frame[1])
                 self.failing = ""
             elif outcome.kind == "rejected":
                 where = self._spool.set_aside()
+                # An earlier attempt may have spooled what this one has no endpoint for.
+                receiver = self._settings.endpoints.get(frame[0], "the receiver")
                 self._warn(
                     "rejected",
-                    f"{self._settings.endpoints[frame[0]]} refuses a batch ({outcome.detail})",
+                    f"{receiver} refuses a batch ({outcome.detail})",
                     f"it is kept as {where.name} and tried again later; see `gaia-metrics doctor`",
                 )
                 self._refused_due = time.monotonic() + RETRY_REFUSED_S
@@ -135,6 +138,13 @@ class Sender:
                 self._report(outcome.kind, outcome.detail, frame[0])
                 return max(outcome.retry_after, delay * random.uniform(0.8, 1.2))
         return 0.0
+
+    def _note_left_out(self, outcome: Outcome) -> None:
+        """Count what an accepted batch lacks, so that the run does not count as arrived."""
+        if outcome.left_out:
+            self.left_out += outcome.left_out
+            remedy = "see its log; once it is mended, `gaia-metrics sync RUN` sends them again"
+            self._warn("partial", outcome.detail, remedy)
 
     def _report(self, kind: str, detail: str, signal: bytes) -> None:
         self.failing = detail

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ class Report:
         requests, points: what arrived; points of segments that arrived whole.
         skipped: why nothing was done, or "".
         refused: requests that the receiver refuses; they are kept and sent again next time.
+        left_out: points that the receiver did not take of requests that it accepted. Their
+            segments do not count as arrived, so the next sync sends them again.
     """
 
     run: str
@@ -34,6 +36,20 @@ class Report:
     points: int = 0
     skipped: str = ""
     refused: int = 0
+    left_out: int = 0
+
+
+def check(reports: Sequence[Report]) -> None:
+    """Raise MetricsError where something of the runs has not arrived."""
+    refused = sum(report.refused for report in reports)
+    left_out = sum(report.left_out for report in reports)
+    problems = [f"the receiver refuses {refused} batches"] if refused else []
+    problems += [f"the receiver left out {left_out} points"] if left_out else []
+    if problems:
+        raise MetricsError(
+            f"{' and '.join(problems)}; all others were sent",
+            "see its log; what has not arrived is kept and sent again by the next sync",
+        )
 
 
 def sync(path: Path, env: Mapping[str, str], everything: bool = False) -> list[Report]:
@@ -88,6 +104,8 @@ def _sync_run(path: Path, transport: Transport, everything: bool) -> Report:
 def _deliver(transport: Transport, signal: bytes, request: bytes, report: Report) -> bool:
     """Send a request; False where the receiver refuses these very bytes, which is counted.
 
+    True where it takes a part of it too: OTLP forbids to send such a request again.
+
     Raises MetricsError where it takes nothing at all.
     """
     outcome = transport.send(signal, request)
@@ -97,7 +115,8 @@ def _deliver(transport: Transport, signal: bytes, request: bytes, report: Report
         time.sleep(0.5 * 2**attempt)
         outcome = transport.send(signal, request)
     if outcome.kind == "ok":
-        report.requests += 1
+        report.left_out += outcome.left_out
+        report.requests += not outcome.left_out
         return True
     if outcome.kind == "rejected":
         report.refused += 1
@@ -135,9 +154,9 @@ def _send_segments(
         header = next(records, None)
         if header is None or (done.get(path.name) == path.stat().st_size and not everything):
             continue
-        refused_before, points = report.refused, report.points
+        lost_before, points = report.refused + report.left_out, report.points
         _send_segment(info, header.data, records, last_steps, transport, report)
-        if report.refused == refused_before:
+        if report.refused + report.left_out == lost_before:
             arrivals.note(metrics, [path])
         else:
             report.points = points  # its other requests are counted, and it is sent again

@@ -3,16 +3,20 @@
 import shutil
 
 import pytest
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
 
 import gaia_metrics
 from gaia_metrics.sending import sender, spool
 from gaia_metrics.sending import sync as syncing
-from gaia_metrics.sending.outcome import Outcome
+from gaia_metrics.sending.http import HttpTransport
+from gaia_metrics.sending.outcome import Outcome, accepted
+from gaia_metrics.sending.settings import ExportSettings
 from gaia_metrics.sending.spool import Spool
 from tests.fakes import otlp
 from tests.gaia_metrics.test_export import Collected
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+METRICS = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"
 
 
 def record(folder, steps=5, process=0):
@@ -46,12 +50,19 @@ def test_what_a_receiver_took_while_recording_is_sent_no_second_time(tmp_path, m
 
 
 class Picky:
-    """A receiver that refuses some bytes for good, as a collector does with HTTP 400."""
+    """A receiver that refuses some bytes for good, as a collector does with HTTP 400.
+
+    `leaves` points of a request are left out of what it takes.
+    """
 
     def __init__(self, refuses):
-        self.refuses, self.taken = refuses, []
+        self.refuses, self.taken, self.leaves = refuses, [], 0
 
     def send(self, signal, request):
+        if self.leaves:
+            answer = metrics_service_pb2.ExportMetricsServiceResponse()
+            answer.partial_success.rejected_data_points = self.leaves
+            return accepted(answer.SerializeToString())
         if self.refuses(request):
             return Outcome("rejected", "HTTP 400")
         self.taken.append(request)
@@ -94,6 +105,55 @@ def test_a_segment_of_which_a_batch_is_refused_is_sent_again(tmp_path, picky):
     picky.refuses = lambda request: False
     (report,) = syncing.sync(tmp_path, {ENDPOINT: "http://x:4318"})
     assert (report.refused, report.points) == (0, 5)
+
+
+def test_points_that_a_receiver_leaves_out_have_not_arrived(tmp_path, picky):
+    record(tmp_path / "a")
+    picky.leaves = 3
+    for _ in range(2):  # not sent again of itself, but by whoever calls sync again
+        (report,) = syncing.sync(tmp_path, {ENDPOINT: "http://x:4318"})
+        assert (report.left_out, report.points, report.requests) == (3, 0, 0)
+        with pytest.raises(gaia_metrics.MetricsError, match="left out 3 points"):
+            syncing.check([report])
+    picky.leaves = 0
+    (report,) = syncing.sync(tmp_path, {ENDPOINT: "http://x:4318"})
+    assert (report.left_out, report.points) == (0, 5)
+    syncing.check([report])
+
+
+def test_a_run_whose_points_were_left_out_does_not_count_as_arrived(tmp_path, picky, monkeypatch):
+    monkeypatch.setattr(sender, "connect", lambda settings: picky)
+    monkeypatch.setenv(ENDPOINT, "http://x:4318")
+    picky.leaves = 3
+    record(tmp_path / "a")
+    assert not list((tmp_path / "a/metrics/spool").iterdir())  # it is not sent again of itself
+    picky.leaves = 0
+    (report,) = syncing.sync(tmp_path, {ENDPOINT: "http://x:4318"})
+    assert report.points == 5
+
+
+def test_spooled_texts_without_an_endpoint_hold_no_metrics_back(tmp_path, monkeypatch):
+    waiting = Spool(tmp_path, 0, 1 << 30)
+    waiting.append(b"l", b"a text")  # of an attempt that had an endpoint for both
+    waiting.append(b"m", b"metrics")
+    warned, arrived = [], []
+    settings = ExportSettings.from_env({METRICS: "http://127.0.0.1:9/v1/metrics"})
+    transport = HttpTransport(settings)
+    send = transport.send
+
+    def take(signal, request):
+        if signal == b"m":
+            arrived.append(request)
+            return Outcome("ok")
+        return send(signal, request)
+
+    monkeypatch.setattr(transport, "send", take)
+    monkeypatch.setattr(sender, "connect", lambda settings: transport)
+    sending = sender.Sender(waiting, settings, lambda *words: warned.append(words))
+    assert sending.stop(10.0)
+    waiting.close()
+    assert arrived == [b"metrics"] and len(spool.refused(tmp_path)) == 1
+    assert [key for key, *_ in warned] == ["rejected"]
 
 
 def test_the_sender_tries_each_refused_batch_again(tmp_path, monkeypatch):
