@@ -31,17 +31,31 @@ def addresses(env: Mapping[str, str]) -> list[str]:
     """Read GAIA_NOTIFY. Raises MetricsError, without the address, where one cannot work."""
     targets = env.get("GAIA_NOTIFY", "").split()
     for i, address in enumerate(targets, 1):
-        parts = urlsplit(address.removeprefix("slack+"))
-        web = parts.scheme in ("http", "https") and bool(parts.hostname)
-        mail = parts.scheme == "mailto" and "@" in parts.path
-        if not web and not mail:
+        mail = address.startswith("mailto:")
+        if not (_is_mail(address) if mail else _is_web(address.removeprefix("slack+"))):
             raise MetricsError(
                 f"GAIA_NOTIFY: address {i} of {len(targets)} is neither a web nor a mail address",
                 "give https://…, slack+https://… or mailto:…, separated by spaces",
             )
         if mail and not env.get("GAIA_SMTP"):
             raise MetricsError("GAIA_NOTIFY has a mailto: address", "set GAIA_SMTP to host:port")
+        port = env.get("GAIA_SMTP", "").partition(":")[2]
+        if mail and port and not (port.isascii() and port.isdigit()):
+            raise MetricsError("GAIA_SMTP ends in no port number", "set it to host:port")
     return targets
+
+
+def _is_mail(address: str) -> bool:
+    return "@" in address
+
+
+def _is_web(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        _ = parts.port  # is read here, and may raise
+    except ValueError:  # whose text holds the address, which is a secret
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 class Notices:

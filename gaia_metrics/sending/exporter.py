@@ -98,7 +98,7 @@ class Exporter:
 
 def _spool_mb(warn: Callable[[str, str, str], None]) -> int:
     text = os.environ.get("GAIA_METRICS_SPOOL_MB", "8192")
-    if text.isdigit() and int(text) > 0:
+    if text.isascii() and text.isdigit() and int(text) > 0:
         return int(text)
     warn("spool-limit", f"GAIA_METRICS_SPOOL_MB={text!r} is no number of MB: 8192 is used", "")
     return 8192

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
+from gaia_metrics.errors import MetricsError
 from gaia_metrics.sending.outcome import NO_ENDPOINT, Outcome, accepted
 from gaia_metrics.sending.settings import ExportSettings
 
@@ -19,7 +20,9 @@ class HttpTransport:
     """OTLP/HTTP with binary protobuf, over one kept-alive connection per signal."""
 
     def __init__(self, settings: ExportSettings) -> None:
+        """Read the proxies too. Raises MetricsError where one is no address."""
         self._settings = settings
+        self._proxies = {signal: _proxy(url) for signal, url in settings.endpoints.items()}
         self._connections: dict[bytes, http.client.HTTPConnection] = {}
 
     def send(self, signal: bytes, request: bytes) -> Outcome:
@@ -29,7 +32,7 @@ class HttpTransport:
         settings = self._settings
         headers = {"content-type": "application/x-protobuf", **settings.headers}
         url = urlsplit(settings.endpoints[signal])
-        if url.scheme == "http" and (proxy := _proxy("http", url.hostname or "")) is not None:
+        if url.scheme == "http" and (proxy := self._proxies[signal]) is not None:
             headers |= _authorization(proxy)
         if settings.gzip:
             request = gzip.compress(request, compresslevel=1, mtime=0)
@@ -53,7 +56,7 @@ class HttpTransport:
         """The open connection and the request's target (a whole URL for a plain proxy)."""
         settings, url = self._settings, urlsplit(self._settings.endpoints[signal])
         target = urlunsplit(("", "", url.path or "/", url.query, ""))
-        proxy = _proxy(url.scheme, url.hostname or "")
+        proxy = self._proxies[signal]
         if proxy is not None and url.scheme == "http":
             target = urlunsplit((url.scheme, url.netloc, url.path or "/", url.query, ""))
         connection = self._connections.get(signal)
@@ -86,13 +89,23 @@ class HttpTransport:
             self._forget(signal)
 
 
-def _proxy(scheme: str, host: str) -> SplitResult | None:
+def _proxy(endpoint: str) -> SplitResult | None:
     """Return the proxy of HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, unless NO_PROXY names the host."""
-    proxies = urllib.request.getproxies_environment()
-    address = proxies.get(scheme) or proxies.get("all")
-    if not address or urllib.request.proxy_bypass(host):
+    url, proxies = urlsplit(endpoint), urllib.request.getproxies_environment()
+    address = proxies.get(url.scheme) or proxies.get("all")
+    if not address or urllib.request.proxy_bypass(url.hostname or ""):
         return None
-    return urlsplit(address if "://" in address else f"http://{address}")
+    try:
+        proxy = urlsplit(address if "://" in address else f"http://{address}")
+        host, _ = proxy.hostname, proxy.port  # the port is read here, and may raise
+        if host:
+            return proxy
+    except ValueError:
+        pass
+    name = f"{url.scheme.upper()}_PROXY" if proxies.get(url.scheme) else "ALL_PROXY"
+    raise MetricsError(  # without the address: it may hold a password
+        f"{name} is no address", "set it to http://HOST:PORT, or the receiver's host in NO_PROXY"
+    )
 
 
 def _authorization(proxy: SplitResult) -> dict[str, str]:
@@ -124,7 +137,7 @@ def _http_outcome(response: http.client.HTTPResponse, body: bytes) -> Outcome:
 def _retry_after(header: str | None) -> float:
     if not header:
         return 0.0
-    if header.isdigit():
+    if header.isascii() and header.isdigit():
         return float(header)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())

@@ -15,6 +15,7 @@ from gaia_metrics.errors import MetricsError
 
 PATHS = {b"m": "/v1/metrics", b"l": "/v1/logs"}
 _TOKEN = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110, "token"
+MAX_TIMEOUT_MS = 10**9  # twelve days; sockets take no number of any size
 SIGNALS = {b"m": "METRICS", b"l": "LOGS"}
 
 
@@ -27,7 +28,7 @@ class ExportSettings:
         protocol: "grpc" or "http/protobuf".
         headers: sent with each request, for example {"authorization": "Bearer …"}; not in repr.
         gzip: whether bodies are compressed.
-        timeout_s: for one request.
+        timeout_s: for one request; None, which OpenTelemetry spells 0, sets no limit.
         certificate, client_certificate, client_key: PEM files, or None.
         insecure: gRPC without TLS for an endpoint that has no scheme.
     """
@@ -36,7 +37,7 @@ class ExportSettings:
     protocol: str
     headers: Mapping[str, str] = field(repr=False)
     gzip: bool
-    timeout_s: float
+    timeout_s: float | None
     certificate: str | None
     client_certificate: str | None
     client_key: str | None
@@ -82,7 +83,7 @@ class ExportSettings:
                 f"OTEL_EXPORTER_OTLP_COMPRESSION={compression!r}", "use gzip or none"
             )
         timeout = get("TIMEOUT", "10000")
-        if not timeout.isdigit():
+        if not (timeout.isascii() and timeout.isdigit()):
             raise MetricsError(f"OTEL_EXPORTER_OTLP_TIMEOUT={timeout!r}", "give milliseconds")
         for name in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"):
             if get(name) and not os.access(get(name), os.R_OK):
@@ -94,7 +95,7 @@ class ExportSettings:
             protocol=protocol,
             headers=_headers(get("HEADERS")),
             gzip=compression == "gzip",
-            timeout_s=int(timeout) / 1000,
+            timeout_s=min(int(timeout), MAX_TIMEOUT_MS) / 1000 or None,
             certificate=get("CERTIFICATE") or None,
             client_certificate=get("CLIENT_CERTIFICATE") or None,
             client_key=get("CLIENT_KEY") or None,

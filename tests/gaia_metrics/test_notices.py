@@ -116,7 +116,10 @@ def test_a_dead_address_is_told_once_without_its_secret(tmp_path, monkeypatch, c
     assert said.count("could not be sent to address 1") == 1 and "s3cret" not in said
 
 
-@pytest.mark.parametrize("address", ["ftp://x/s3cret", "s3cret", "http:///s3cret", "mailto:a@b"])
+@pytest.mark.parametrize("address", [
+    "ftp://x/s3cret", "s3cret", "http:///s3cret", "mailto:a@b", "https://[s3cret",
+    "slack+https://[s3cret", "https://x:s3cret/y",
+])  # fmt: skip
 def test_addresses_that_cannot_work_are_one_line(tmp_path, monkeypatch, capfd, address):
     monkeypatch.setenv("GAIA_NOTIFY", address)
     gaia_metrics.init("p", "n", dir=tmp_path / "n", system_interval=0).finish()

@@ -41,6 +41,8 @@ METRICS = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"
         {ENDPOINT: "http://localhost:4318", HEADERS: "authorization=Bearer%20secret%0A"},
         {ENDPOINT: "http://localhost:4318", HEADERS: "a b=secret"},
         {ENDPOINT: "http://localhost:4318", "OTEL_EXPORTER_OTLP_CERTIFICATE": "/no/such.pem"},
+        {ENDPOINT: "http://localhost:4318", "OTEL_EXPORTER_OTLP_TIMEOUT": "-1"},
+        {ENDPOINT: "http://localhost:4318", "OTEL_EXPORTER_OTLP_TIMEOUT": "²"},
         {"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "http://localhost:4318"},
     ],
     ids=lambda env: next(reversed(env.items()))[1][:24],
@@ -59,6 +61,38 @@ def test_wrong_settings_are_one_line_at_init(env, tmp_path, monkeypatch, capfd):
     status = json.loads((tmp_path / "n/status.json").read_text())
     assert status["sending"].startswith("off: OTEL_EXPORTER_OTLP_")
     assert any(f.level == "problem" for f in doctor.examine(tmp_path, env))
+
+
+@pytest.mark.parametrize("proxy", ["http://me:s3cret@proxy:abc", "http://[s3cret", "http://:80"])
+def test_a_proxy_that_is_no_address_is_one_line(tmp_path, monkeypatch, capfd, proxy):
+    monkeypatch.setenv("https_proxy", proxy)
+    env = {ENDPOINT: "https://127.0.0.1:9"}
+    monkeypatch.setenv(*next(iter(env.items())))
+    run = gaia_metrics.init("p", "n", dir=tmp_path / "n", system_interval=0)
+    run.log(0, {"a": 1.0})
+    run.finish()
+    said = capfd.readouterr().err.splitlines()
+    assert [line for line in said if "HTTPS_PROXY is no address" in line] == said[:1]
+    assert len(said) == 2 and "gaia-metrics sync" in said[1] and "s3cret" not in str(said)
+    with pytest.raises(MetricsError, match="HTTPS_PROXY is no address"):
+        sync(tmp_path, env)
+    problems = [f.fact for f in doctor.examine(tmp_path, env) if f.level == "problem"]
+    assert "HTTPS_PROXY is no address" in problems
+
+
+def test_a_timeout_of_0_is_no_limit(tmp_path, monkeypatch):
+    """OpenTelemetry's configuration says so."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0")
+    got = Collected()
+    with otlp.serve(got) as receiver:
+        for protocol in ("http/protobuf", "grpc"):
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+            at = receiver.grpc_endpoint if protocol == "grpc" else receiver.http_endpoint
+            monkeypatch.setenv(ENDPOINT, at)
+            run = gaia_metrics.init("p", "n", dir=tmp_path / protocol, system_interval=0)
+            run.log(0, {"a": 1.0})
+            until(lambda run=run: (run.id, "a", 0) in got.points)
+            run.finish()
 
 
 def test_metrics_endpoint_alone(tmp_path, monkeypatch, capfd):
