@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gaia_metrics.errors import MetricsError
+from gaia_metrics.errors import FormatError, MetricsError
 from gaia_metrics.sending import arrivals, facts, spool
 from gaia_metrics.sending.builder import Builder
 from gaia_metrics.sending.outcome import Transport
@@ -16,6 +16,8 @@ from gaia_metrics.sending.sender import denied_remedy
 from gaia_metrics.sending.settings import ExportSettings
 from gaia_metrics.sending.transport import connect
 from gaia_metrics.storage import folder, segments
+
+DAMAGED = "damaged: "
 
 
 @dataclass
@@ -25,7 +27,7 @@ class Report:
     Attributes:
         run: run id.
         requests, points: what arrived; points of segments that arrived whole.
-        skipped: why nothing was done, or "".
+        skipped: why nothing was done, or "damaged: …" where a part could not be read; "" else.
         refused: requests that the receiver refuses; they are kept and sent again next time.
         left_out: points that the receiver did not take of requests that it accepted. Their
             segments do not count as arrived, so the next sync sends them again.
@@ -38,6 +40,11 @@ class Report:
     refused: int = 0
     left_out: int = 0
 
+    @property
+    def damaged(self) -> bool:
+        """True where something of the run could not be read."""
+        return self.skipped.startswith(DAMAGED)
+
 
 def check(reports: Sequence[Report]) -> None:
     """Raise MetricsError where something of the runs has not arrived."""
@@ -45,11 +52,13 @@ def check(reports: Sequence[Report]) -> None:
     left_out = sum(report.left_out for report in reports)
     problems = [f"the receiver refuses {refused} batches"] if refused else []
     problems += [f"the receiver left out {left_out} points"] if left_out else []
+    remedy = "see its log; what has not arrived is kept and sent again by the next sync"
+    damaged = sum(report.damaged for report in reports)
+    if damaged:
+        remedy = "see `gaia-metrics doctor`" if not problems else f"{remedy}; and see `doctor`"
+        problems.append(f"{damaged} runs are damaged")
     if problems:
-        raise MetricsError(
-            f"{' and '.join(problems)}; all others were sent",
-            "see its log; what has not arrived is kept and sent again by the next sync",
-        )
+        raise MetricsError(f"{', '.join(problems)}; all others were sent", remedy)
 
 
 def sync(path: Path, env: Mapping[str, str], everything: bool = False) -> list[Report]:
@@ -85,20 +94,36 @@ def sync(path: Path, env: Mapping[str, str], everything: bool = False) -> list[R
 
 
 def _sync_run(path: Path, transport: Transport, everything: bool) -> Report:
+    """Send one run; what is damaged about it is told of and holds no other run up."""
+    report = Report(path.name)
+    try:
+        _send_run(path, transport, everything, report)
+    except KeyError as error:
+        report.skipped = f"{DAMAGED}{path}/run.json has no {error}"
+    except FormatError as error:
+        report.skipped = f"{DAMAGED}{error.problem}"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        report.skipped = f"{DAMAGED}{path} cannot be read ({error})"
+    return report
+
+
+def _send_run(path: Path, transport: Transport, everything: bool, report: Report) -> None:
     info = folder.read_json(path / "run.json")
-    report = Report(info["id"])
+    report.run = info["id"]
     metrics = path / "metrics"
+    if not metrics.is_dir():
+        report.skipped = f"{DAMAGED}{metrics} is missing"
+        return
     lock = folder.FolderLock(metrics, 0)
     if not lock.held:
         report.skipped = "it is being recorded right now, and sends for itself"
         lock.release()
-        return report
+        return
     try:
         _replay_spool(metrics / "spool", transport, report)
         _send_segments(info, metrics, transport, report, everything)
     finally:
         lock.release()
-    return report
 
 
 def _deliver(transport: Transport, signal: bytes, request: bytes, report: Report) -> bool:
@@ -150,16 +175,25 @@ def _send_segments(
     done = arrivals.acknowledged(metrics)
     last_steps: dict[int, int] = {}  # of process 0 by attempt, over its segments
     for path in segments.paths(metrics):
-        records = segments.SegmentReader(path).read()
+        reader = segments.SegmentReader(path)
+        records = reader.read()
         header = next(records, None)
         if header is None or (done.get(path.name) == path.stat().st_size and not everything):
             continue
-        lost_before, points = report.refused + report.left_out, report.points
-        _send_segment(info, header.data, records, last_steps, transport, report)
-        if report.refused + report.left_out == lost_before:
+        if header.kind != "header":  # which says whose attempt it is
+            report.skipped = f"{DAMAGED}{path} has lost its header"
+            continue
+        lost_before, points, whole = report.refused + report.left_out, report.points, False
+        try:
+            _send_segment(info, header.data, records, last_steps, transport, report)
+            whole = report.refused + report.left_out == lost_before
+        finally:
+            if not whole:  # its other requests are counted, and it is sent again
+                report.points = points
+        if reader.damaged:  # sent but for what cannot be read, and said each time
+            report.skipped = f"{DAMAGED}{path}: a part of it cannot be read"
+        elif whole:
             arrivals.note(metrics, [path])
-        else:
-            report.points = points  # its other requests are counted, and it is sent again
 
 
 def _send_segment(

@@ -12,6 +12,7 @@ from gaia_metrics.sending.http import HttpTransport
 from gaia_metrics.sending.outcome import Outcome, accepted
 from gaia_metrics.sending.settings import ExportSettings
 from gaia_metrics.sending.spool import Spool
+from gaia_metrics.storage import segments
 from tests.fakes import otlp
 from tests.gaia_metrics.test_export import Collected
 
@@ -154,6 +155,43 @@ def test_spooled_texts_without_an_endpoint_hold_no_metrics_back(tmp_path, monkey
     waiting.close()
     assert arrived == [b"metrics"] and len(spool.refused(tmp_path)) == 1
     assert [key for key, *_ in warned] == ["rejected"]
+
+
+@pytest.mark.parametrize("content", [
+    "{}", "{", '{"id": 5}', '{"id": "20261129-x"}', '{"id": "20261129-x", "attempts": [{}]}',
+])  # fmt: skip
+def test_a_damaged_run_holds_no_other_one_up(tmp_path, picky, content):
+    for name in ("a", "b"):
+        record(tmp_path / name)
+    (tmp_path / "a/run.json").write_text(content)
+    a, b = syncing.sync(tmp_path, {ENDPOINT: "http://x:4318"})
+    assert a.skipped.startswith("damaged: ") and a.points == 0
+    assert (b.skipped, b.points) == ("", 5)
+    with pytest.raises(gaia_metrics.MetricsError, match="1 runs are damaged"):
+        syncing.check([a, b])
+
+
+@pytest.mark.parametrize("lost", ["metrics", "header"])
+def test_a_run_without_its_metrics_holds_no_other_one_up(tmp_path, picky, lost):
+    for name in ("a", "b"):
+        record(tmp_path / name)
+    (segment,) = segments.paths(tmp_path / "a/metrics")
+    segment.write_bytes(segment.read_bytes().replace(b'"run_id"', b'"rum_id"'))
+    if lost == "metrics":
+        shutil.rmtree(tmp_path / "a/metrics")
+    a, b = syncing.sync(tmp_path, {ENDPOINT: "http://x:4318"})
+    assert (a.damaged, a.points, b.damaged, b.points) == (True, 0, False, 5)
+
+
+def test_a_segment_with_a_damaged_place_is_sent_and_said(tmp_path, picky):
+    record(tmp_path / "a")
+    (segment,) = segments.paths(tmp_path / "a/metrics")
+    data = bytearray(segment.read_bytes())
+    data[len(data) - 60] ^= 1
+    segment.write_bytes(data)
+    for _ in range(2):
+        (report,) = syncing.sync(tmp_path, {ENDPOINT: "http://x:4318"})
+        assert report.damaged and 0 < report.points < 5
 
 
 def test_the_sender_tries_each_refused_batch_again(tmp_path, monkeypatch):
