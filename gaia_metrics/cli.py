@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import difflib
 import json
 import math
@@ -110,7 +109,7 @@ def export(
         str, typer.Option("-x", "--x", help="Choose the x axis: step, time, tokens or flops.")
     ] = "step",
     points: Annotated[
-        int, typer.Option(help="Reduce each series to this many points; 0 keeps all.")
+        int, typer.Option(min=0, help="Reduce each series to this many points; 0 keeps all.")
     ] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write to this .csv or .parquet file.")
@@ -118,6 +117,10 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write values in long form (run, metric, x, value) as CSV, Parquet or JSON."""
+    from gaia_metrics.reading import files
+
+    if as_json and out is not None:
+        raise MetricsError("--json prints, and --out writes a file", "give one of them")
     source = _connect(where)
     known = sorted({name for run in runs for name in source.metric_names(run)})
     for name in metric or ():
@@ -129,25 +132,17 @@ def export(
     columns = source.series(runs, wanted, x, points)
     if as_json:
         _json(columns)
-    elif out is not None and out.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.table(columns), out, compression="zstd")
+    elif out is not None:
+        files.save(columns, out)
     else:
-        target = open(out, "w", newline="") if out is not None else sys.stdout  # noqa: SIM115
-        writer = csv.writer(target)
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
-        if out is not None:
-            target.close()
+        files.write_csv(columns, sys.stdout)
 
 
 @app.command()
 def tail(
     run: Annotated[str, typer.Argument()],
     where: Where = "runs",
-    lines: Annotated[int, typer.Option("-n", help="Begin with this many lines.")] = 10,
+    lines: Annotated[int, typer.Option("-n", min=0, help="Begin with this many lines.")] = 10,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more lines.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -158,16 +153,17 @@ def tail(
     if not isinstance(source, LocalSource):
         raise MetricsError(f"--dir={where!r} has no metrics.jsonl", "use `export` on a database")
     path = source.run(run).path / "metrics.jsonl"
-    seen = -1
+    seen, shown = -1, lines  # of the lines that are there already
     while True:
         text = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         rows = [json.loads(line) for line in text if line.endswith(b"\n")]
         fresh = [row for row in rows if row["step"] > seen]
-        for row in fresh[-lines:] if seen < 0 else fresh:
+        for row in fresh[max(0, len(fresh) - shown) :]:
             print(json.dumps(row) if as_json else _line(row), flush=True)
         seen = max((row["step"] for row in rows), default=seen)
         if not follow:
             return
+        shown = sys.maxsize
         time.sleep(1.0)
 
 

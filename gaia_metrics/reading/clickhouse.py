@@ -20,6 +20,7 @@ from typing import Any
 from gaia_metrics import names
 from gaia_metrics.errors import MetricsError
 from gaia_metrics.reading import clickhouse_sql as sql
+from gaia_metrics.reading.selection import check_points
 
 Columns = dict[str, Any]
 TIMEOUT_S = 30
@@ -101,6 +102,7 @@ class ClickHouseSource:
         self, runs: Sequence[str], metrics: Sequence[str], x: str = "step", points: int = 0
     ) -> Columns:
         """Values as columns run, metric, x, value, low, high, step; see LocalSource.series."""
+        check_points(points)
         if x not in names.X_AXES:
             raise MetricsError(f"x={x!r}", f"use one of {', '.join(names.X_AXES)}")
         values, parameters = self._values(self._ids(runs))
@@ -116,6 +118,7 @@ class ClickHouseSource:
 
     def system(self, run: str, points: int = 500) -> Columns:
         """System values as columns metric, x (seconds since the first sample), value."""
+        check_points(points, least=1)
         return self._query(sql.SYSTEM, run=self._ids([run])[0], points=points)
 
     def texts(self, run: str, kind: str = "text") -> list[dict]:

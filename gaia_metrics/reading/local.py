@@ -17,7 +17,7 @@ import pyarrow as pa
 from gaia_metrics import names
 from gaia_metrics.errors import MetricsError
 from gaia_metrics.reading.local_run import LocalRun
-from gaia_metrics.reading.selection import one
+from gaia_metrics.reading.selection import check_points, one
 from gaia_metrics.reading.table import constant
 from gaia_metrics.storage import folder
 
@@ -144,12 +144,14 @@ class LocalSource:
             x: "step", "time" (seconds since the run's first value), "tokens" or "flops".
             points: at most so many buckets per series (average, least, greatest); 0 gives all.
         """
+        check_points(points)
         return self._query(
             _SERIES.format(x=_x_sql(x)), runs, {"metrics": list(metrics), "points": points}
         )
 
     def system(self, run: str, points: int = 500) -> Columns:
         """System values as columns metric, x (seconds since the first sample), value."""
+        check_points(points, least=1)
         sql = """WITH x AS (SELECT metric, value, time - min(time) OVER () AS x
                    FROM data WHERE kind = 'system'),
                  b AS (SELECT *, least($points - 1,

@@ -1,4 +1,4 @@
-"""Which run a key means where it must be one: what is deleted does not come back."""
+"""These checks are of what is asked of a source: which one run, how many points."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from gaia_metrics.errors import MetricsError
 
 def one(rows: Sequence[dict], key: str) -> dict:
     """Find the one run that has `key` as path, or else as id, folder name or name.
+
+    For what cannot be undone: a key of several runs is a mistake.
 
     Args:
         rows: what `runs()` of a source gives; those of a database have no path.
@@ -30,3 +32,10 @@ def one(rows: Sequence[dict], key: str) -> dict:
 def _keys(row: dict) -> tuple[str, ...]:
     folder = (PurePath(row["path"]).name,) if "path" in row else ()
     return (row["run"], row["name"], *folder)
+
+
+def check_points(points: int, least: int = 0) -> None:
+    """Raise MetricsError for a number that would put a whole series into one point."""
+    if points < least:
+        every = ", or 0 for all" if least == 0 else ""
+        raise MetricsError(f"points={points}", f"give 1 or more{every}")

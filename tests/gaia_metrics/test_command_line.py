@@ -62,3 +62,34 @@ def test_what_was_not_deleted_is_not_said_to_be(call, tmp_path, monkeypatch):
         _, out, _ = call("delete", "d12", "--json")
         assert json.loads(out)["deleted"] == deleted
     assert folders(tmp_path / "runs") == []
+
+
+def test_export_writes_the_whole_file_or_says_why_not(call, tmp_path):
+    record(tmp_path / "runs/d12")
+    code, _, err = call("export", "d12", "-o", "x.csv", "--json")
+    assert code == 2 and "give one of them" in err and not (tmp_path / "x.csv").exists()
+    for out in ("nodir/x.csv", "nodir/x.parquet", "runs", "/proc/x.csv"):
+        code, _, err = call("export", "d12", "-o", out)
+        assert code == 2 and len(err.splitlines()) == 1 and f"--out='{out}'" in err
+    (tmp_path / "old.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("old.csv")
+    assert call("export", "d12", "-o", "link.csv")[0] == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "old.csv").read_text().splitlines()[1].split(",")[1:3] == [
+        "train/loss",
+        "0.0",
+    ]
+    assert call("export", "d12", "-o", "/dev/null")[0] == 0
+    assert not list(tmp_path.glob("*.tmp"))
+    assert call("export", "d12")[1].encode() == (tmp_path / "old.csv").read_bytes()
+
+
+def test_no_number_collapses_or_turns_what_is_read(call, tmp_path):
+    record(tmp_path / "runs/d12")
+    code, _, err = call("export", "d12", "--points", "-1")
+    assert code == 2 and "--points" in err
+    with pytest.raises(gaia_metrics.MetricsError, match="points=-1"):
+        query.connect(tmp_path / "runs").series(["d12"], ["train/loss"], points=-1)
+    assert call("tail", "d12", "-n", "0") == (0, "", "")
+    assert call("tail", "d12", "-n", "-3")[0] == 2
+    assert [len(call("tail", "d12", "-n", n)[1].splitlines()) for n in (1, 20, 99)] == [1, 20, 20]
