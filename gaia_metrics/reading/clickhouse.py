@@ -8,6 +8,8 @@ takes three times as long as reading a run's metric. Here the few void tails are
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import re
@@ -28,6 +30,11 @@ TIMEOUT_S = 30
 _NUMBER = re.compile(
     r"(?:Nullable\(|LowCardinality\(|SimpleAggregateFunction\(\w+, )*((?:U?Int|Float)\d+)\)*"
 )
+_CODE = re.compile(r"Code: (\d+)")
+_SAID = re.compile(r"Code: \d+\. DB::Exception[^\n]*")
+# Of ClickHouse's ErrorCodes.cpp: too many rows (158) or bytes (307), too long (159) or slow (160),
+# a quota (201), queries at once (202), memory (241), rows or bytes of a result (396).
+LIMITS = {158, 159, 160, 201, 202, 241, 307, 396}
 FORMAT = "JSONCompactStringsEachRowWithNamesAndTypes"
 
 
@@ -39,7 +46,15 @@ class ClickHouseSource:
     """
 
     def __init__(self, url: str) -> None:
-        parts = urllib.parse.urlsplit(url)
+        try:
+            parts = urllib.parse.urlsplit(url)
+            host, _ = parts.hostname, parts.port  # the port is read here, and may raise
+        except ValueError:
+            host = ""
+        if not host:  # not shown: it may hold a password
+            raise MetricsError(
+                "the database's address is none", "give clickhouse://HOST:PORT, or clickhouses://"
+            )
         if parts.username or parts.password:
             raise MetricsError(
                 "the database address holds a user or password",
@@ -134,7 +149,15 @@ class ClickHouseSource:
 
     def _query(self, query: str, **parameters: Any) -> Columns:
         """Run a query; no setting goes with it, as a user under readonly=1 may change none."""
-        return _columns(self._send(f"{query}\nFORMAT {FORMAT}", parameters).splitlines())
+        answer = self._send(f"{query}\nFORMAT {FORMAT}", parameters)
+        try:
+            return _columns(answer.splitlines())
+        except (ValueError, TypeError, StopIteration) as error:
+            # An error after the first rows were sent stands behind them.
+            said = _SAID.search(answer.decode("utf-8", "replace"))
+            text = said[0][:300] if said else "it is cut short"
+            raise MetricsError(f"the database ends its answer early: {text}", _remedy(text)) \
+                from error  # fmt: skip
 
     def _send(self, query: str, parameters: Mapping[str, Any]) -> bytes:
         arguments = {f"param_{key}": literal(value) for key, value in parameters.items()}
@@ -148,17 +171,25 @@ class ClickHouseSource:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
                 return response.read()
         except urllib.error.HTTPError as error:
-            with error:
+            with error, contextlib.suppress(OSError, http.client.HTTPException):
                 text = error.read(300).decode("utf-8", "replace").split("\n")[0]
-            raise MetricsError(f"the database refuses a query: {text}", _remedy(text)) from error
-        except (OSError, ValueError) as error:
-            raise MetricsError(f"{self._url} does not answer ({error})", "check the address") \
+                raise MetricsError(f"the database refuses a query: {text}", _remedy(text)) \
+                    from error  # fmt: skip
+            raise MetricsError(f"{self._url} answers {error.code}", "try again") from error
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            problem = " ".join(f"{type(error).__name__}: {error}".split())
+            raise MetricsError(f"{self._url} does not answer ({problem})", "check the address") \
                 from error  # fmt: skip
 
 
 def _remedy(text: str) -> str:
-    if "Code: 516" in text or "Code: 194" in text:
+    code = _CODE.search(text)
+    if code is None:
+        return "see its log, and try again"
+    if int(code[1]) in (194, 516):
         return "set GAIA_CLICKHOUSE_USER and GAIA_CLICKHOUSE_PASSWORD"
+    if int(code[1]) in LIMITS:
+        return "ask for fewer runs or metrics, or for --points N"
     return "check the user's grants and apply deploy/clickhouse/schema"
 
 

@@ -1,7 +1,10 @@
 """The command line: what is asked for is done, or one line says why not."""
 
+import contextlib
 import json
 import shutil
+import socket
+import threading
 
 import pytest
 
@@ -93,3 +96,55 @@ def test_no_number_collapses_or_turns_what_is_read(call, tmp_path):
     assert call("tail", "d12", "-n", "0") == (0, "", "")
     assert call("tail", "d12", "-n", "-3")[0] == 2
     assert [len(call("tail", "d12", "-n", n)[1].splitlines()) for n in (1, 20, 99)] == [1, 20, 20]
+
+
+@contextlib.contextmanager
+def answering(answer):
+    """The address of a server that gives these bytes and closes, whatever it is asked."""
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"clickhouse://127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def plain(status, body):
+    return b"HTTP/1.1 %d x\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body
+
+
+LIMIT = b"Code: 396. DB::Exception: Limit for result exceeded. (TOO_MANY_ROWS_OR_BYTES)"
+FEWER = "ask for fewer runs or metrics, or for --points N"
+
+
+@pytest.mark.parametrize(("answer", "said"), [
+    (b"HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n[\"a\"]\r\n", "IncompleteRead"),
+    (b"no HTTP at all\r\n\r\n", "BadStatusLine"),
+    (plain(200, b""), "ends its answer early: it is cut short"),
+    (plain(200, b'["run"]\n["String"]\n["x"'), "ends its answer early: it is cut short"),
+    (plain(200, b'["run"]\n["String"]\n["x"]\n' + LIMIT), FEWER),
+    (plain(500, LIMIT), FEWER),
+    *((plain(500, b"Code: %d. x" % code), FEWER) for code in (158, 159, 201, 202, 241)),
+    (plain(403, b"Code: 516. DB::Exception: x"), "GAIA_CLICKHOUSE_PASSWORD"),
+    (plain(403, b"Code: 497. DB::Exception: x"), "grants"),
+    (b"HTTP/1.1 500 x\r\nContent-Length: 999\r\n\r\nCode: 396. DB", FEWER),
+])  # fmt: skip
+def test_whatever_the_database_answers_is_one_line(call, answer, said):
+    with answering(answer) as where:
+        code, _, err = call("ls", "--dir", where)
+    assert code == 2 and len(err.splitlines()) == 1 and said in err and "unexpected" not in err
+
+
+@pytest.mark.parametrize("where", ["h:abc", "[h", "", ":8123", "h:99999"])
+def test_an_address_that_is_none_is_one_line(call, where):
+    code, _, err = call("ls", "--dir", f"clickhouse://{where}")
+    assert code == 2 and len(err.splitlines()) == 1 and "clickhouse://HOST:PORT" in err
