@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gaia_metrics.errors import MetricsError
+from gaia_metrics.errors import FormatError, MetricsError
 from gaia_metrics.importing.source import ForeignRun, Item, Progress, Start, Values
 from gaia_metrics.recording.histogram import of_buckets
 
@@ -45,8 +45,10 @@ def _run(root: Path, folder: Path, files: list[Path]) -> ForeignRun:
 
     def read(progress: Progress) -> Iterator[Item]:
         reader = _Reader(run)
-        for number, file in enumerate(files):
-            yield from reader.items(file, number == 0, progress)
+        for file in files:
+            yield from reader.items(file, progress)
+        if not reader.begun:
+            raise FormatError(f"{files[0]} holds no readable event", "give files of TensorBoard")
 
     run.read = read
     return run
@@ -62,17 +64,18 @@ class _Reader:
         self._hparams = load("tensorboard.plugins.hparams.plugin_data_pb2").HParamsPluginData
         self._run = run
         self._plugins: dict[str, str] = {}  # of each tag, stated with its first value
+        self.begun = False  # an event was read
 
-    def items(self, file: Path, first: bool, progress: Progress) -> Iterator[Item]:
+    def items(self, file: Path, progress: Progress) -> Iterator[Item]:
         """Yield what one file holds; a torn end ends it."""
-        begun, size, told = not first, os.path.getsize(file), 0
+        size, told = os.path.getsize(file), 0
         for event in self._loader.EventFileLoader(str(file)).Load():
             length = min(event.ByteSize() + 16, size - told)  # the frame has 16 bytes
             told += length
             progress(length)
             time_ns = int(event.wall_time * 1e9)
-            if not begun:
-                begun, self._run.started = True, event.wall_time
+            if not self.begun:
+                self.begun, self._run.started = True, event.wall_time
                 yield Start(-1, time_ns)
             if event.session_log.status == START and event.step > 0:
                 yield Start(event.step - 1, time_ns)

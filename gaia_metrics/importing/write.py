@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gaia_metrics.config import redact
-from gaia_metrics.errors import MetricsError
+from gaia_metrics.errors import FormatError, MetricsError
 from gaia_metrics.importing import event_files, wandb_runs
 from gaia_metrics.importing.source import ForeignRun, Progress, Start, Values
 from gaia_metrics.redaction import redact_text
@@ -62,7 +63,7 @@ def import_runs(
         dry_run: find and compare only.
 
     Raises:
-        MetricsError: there is nothing at `path`.
+        MetricsError: there is nothing at `path`, or nothing readable in its only run.
     """
     if not path.exists():
         raise MetricsError(f"{path} does not exist", "check the path")
@@ -82,7 +83,25 @@ def import_runs(
         elif dry_run:
             yield Report("", run.name, f"would be {status}")
         else:
-            yield _import(run, root, before, sizes, status, meter.add)
+            try:
+                yield _import(run, root, before, sizes, status, meter.add)
+            except FormatError as error:
+                _leave_nothing(root, run)
+                if len(runs) == 1:
+                    raise
+                yield Report("", run.name, f"left out: {error.problem}")
+
+
+def _leave_nothing(root: Path, run: ForeignRun) -> None:
+    """Delete what was begun of a run whose files cannot be read, and a folder made for it."""
+    shutil.rmtree(_work(root, run), ignore_errors=True)
+    with contextlib.suppress(OSError):  # not empty
+        root.rmdir()
+
+
+def _work(root: Path, run: ForeignRun) -> Path:
+    """Return the folder that a run is written in until it is whole."""
+    return root / f".importing-{_digest(run)}"
 
 
 def _known(root: Path) -> dict[str, Path]:
@@ -120,9 +139,15 @@ def _import(
     progress: Progress,
 ) -> Report:
     digest = _digest(run)
-    work = root / f".importing-{digest}"
+    work = _work(root, run)
     shutil.rmtree(work, ignore_errors=True)  # of an interrupted import
-    (work / "metrics").mkdir(parents=True)
+    try:
+        (work / "metrics").mkdir(parents=True)
+    except OSError as error:
+        raise MetricsError(
+            f"{root} cannot be written ({error.strerror})",
+            "make it writable, or pass another --dir",
+        ) from error
     writer = _Writer(run, work)
     writer.take(progress)
     info = writer.facts()

@@ -5,11 +5,15 @@ import json
 import shutil
 import socket
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import gaia_metrics
 from gaia_metrics import cli, query
+from gaia_metrics.importing import event_files
+from gaia_metrics.recording import mirror
 
 
 def record(folder, name="d12", steps=20):
@@ -96,6 +100,40 @@ def test_no_number_collapses_or_turns_what_is_read(call, tmp_path):
     assert call("tail", "d12", "-n", "0") == (0, "", "")
     assert call("tail", "d12", "-n", "-3")[0] == 2
     assert [len(call("tail", "d12", "-n", n)[1].splitlines()) for n in (1, 20, 99)] == [1, 20, 20]
+
+
+class Events:
+    """Stands for TensorBoard's loader: a file of events holds the word."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def Load(self):
+        session = SimpleNamespace(status=0)
+        summary = SimpleNamespace(value=[])
+        if "events" in Path(self.path).read_text():
+            yield SimpleNamespace(
+                ByteSize=lambda: 0, wall_time=1.7e9, session_log=session, step=0, summary=summary
+            )
+
+
+def test_what_holds_no_event_is_no_run(call, tmp_path, monkeypatch):
+    modules = SimpleNamespace(EventFileLoader=Events, make_ndarray=None, HParamsPluginData=None)
+    extra = SimpleNamespace(import_module=lambda name: modules)
+    monkeypatch.setattr(event_files, "importlib", extra)
+    monkeypatch.setattr(mirror, "installed", lambda package: True)
+    (tmp_path / "logs/a").mkdir(parents=True)
+    (tmp_path / "logs/a/tfevents.1").write_text("hostname")
+    code, _, err = call("import", "tensorboard", "logs/a/tfevents.1")
+    assert code == 2 and "holds no readable event" in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "logs/b").mkdir()
+    (tmp_path / "logs/b/tfevents.2").write_text("events")
+    code, out, _ = call("import", "tensorboard", "logs", "--json")
+    assert code == 0 and "holds no readable event" in json.loads(out)[0]["status"]
+    assert folders(tmp_path / "runs") == ["b"]
+    code, _, err = call("import", "tensorboard", "logs/b", "--dir", "/proc/runs")
+    assert code == 2 and "/proc/runs cannot be written" in err and len(err.splitlines()) == 1
 
 
 @contextlib.contextmanager
