@@ -67,7 +67,8 @@ def init(
         dir: the run folder; runs/NAME by default.
         resume_step: the step that training continues from: whatever the folder holds of later
             steps is cut, as it will be logged again.
-        process_index: jax.process_index(); process 0 writes metrics.jsonl.
+        process_index: jax.process_index(); process 0 writes metrics.jsonl. The others need the
+            run_id of process 0, unless the folder holds the run already.
         system_interval: seconds between system samples; 0 takes none.
         watch: limits of the alerts.
         tags: words to find the run by.
@@ -76,15 +77,16 @@ def init(
             records in RUN/mirrors; see mirror.py.
 
     Raises:
-        MetricsError: `resume` and the folder contradict each other, run_id is malformed, or a
-            sink is unknown or not installed. A folder that cannot be written is no error:
-            training goes on with a warning.
+        MetricsError: `resume` and the folder contradict each other, run_id is malformed or
+            missing, or a sink is unknown or not installed. A folder that cannot be written is no
+            error: training goes on with a warning.
     """
     chosen = check_sinks(sinks) if sinks else ()
     path = Path(dir) if dir is not None else Path("runs") / name
     _close_own(path, process_index)
     known = folder.read_json(path / "run.json")
     _check_resume(path, known, resume, run_id)
+    _check_process(path, known, process_index, run_id)
     identity = {
         "id": known.get("id") or run_id or folder.new_run_id(),
         "project": project,
@@ -113,6 +115,15 @@ def _check_resume(path: Path, known: dict, resume: str, run_id: str | None) -> N
             raise MetricsError(
                 f"run_id={run_id!r}, but {path} holds run {known.get('id')}", "choose another dir"
             )
+
+
+def _check_process(path: Path, known: dict, process: int, run_id: str | None) -> None:
+    """Raise MetricsError where this process would make up an id, and process 0 another one."""
+    if process > 0 and run_id is None and not known.get("id"):
+        raise MetricsError(
+            f"process_index={process} needs run_id, as {path} holds no run yet",
+            "give all processes one run_id: that of process 0's run, broadcast, or your own",
+        )
 
 
 def _close_own(path: Path, process: int) -> None:

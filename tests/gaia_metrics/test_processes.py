@@ -151,3 +151,22 @@ def test_a_very_wide_line_has_its_last_step(tmp_path):
         run.log(step, {f"layer{i}/norm": 0.1 + i for i in range(1500)})
     run.finish()
     assert LocalSource(tmp_path).runs()[0]["last_step"] == 2
+
+
+def test_processes_of_a_fresh_run_have_one_id(tmp_path):
+    def start(process, **options):
+        return gaia_metrics.init(
+            "p", "n", dir=tmp_path / "n", system_interval=0, process_index=process, **options
+        )
+
+    with pytest.raises(gaia_metrics.MetricsError, match="process_index=1 needs run_id"):
+        start(1)
+    assert not (tmp_path / "n").exists()
+    runs = [start(process, run_id="20261120-d12") for process in (1, 0)]  # whoever comes first
+    for run in runs:
+        run.finish()
+    assert {run.id for run in runs} == {gaia_metrics.run_info(tmp_path / "n")["id"]}
+    runs = [start(process) for process in (1, 0)]  # the folder says which run it is
+    for run in runs:
+        run.finish()
+    assert {run.id for run in runs} == {"20261120-d12"}
