@@ -15,6 +15,8 @@ from gchat.judge.items import Item
 from gchat.judge.question import Verdict
 
 _ATTEMPTS = 2
+NO_VERDICT = "no verdict"
+"""Error of an answer about which the judge was asked, and said nothing that is a verdict."""
 _KEPT_REPLY = 300
 """Characters of a reply without a verdict that are written down."""
 
@@ -42,9 +44,15 @@ class Opinions:
     """Verdicts by the number of the item; None where the judge gave none."""
 
     passed: dict[int, bool | None] = field(default_factory=dict)
+    errors: dict[int, str] = field(default_factory=dict)
+    """Reasons for which there is no verdict, by the number of the item."""
     usage: Usage = field(default_factory=Usage)
     asked: int = 0
     """Answers that the judge was asked about in this process."""
+
+    def heard(self, item: Item) -> bool:
+        """Tells whether the judge replied: a request that failed says nothing of an answer."""
+        return self.errors.get(item.number, NO_VERDICT) == NO_VERDICT
 
 
 def judge(
@@ -82,6 +90,8 @@ def judge(
         answers.in_order()
     for record in read(path):
         opinions.passed[record["line"]] = record.get("passed")
+        if record.get("error") is not None:
+            opinions.errors[record["line"]] = record["error"]
     return opinions
 
 
@@ -137,7 +147,7 @@ def _verdicts(
                 again.append(item)
             else:
                 reply = result.text[:_KEPT_REPLY]
-                yield item, {"passed": None, "error": "no verdict", "reply": reply}
+                yield item, {"passed": None, "error": NO_VERDICT, "reply": reply}
         todo = again
 
 

@@ -22,6 +22,9 @@ from gchat.judge.items import Item
 from gchat.judge.planted import Planted
 from gchat.judge.rates import Calibration
 
+_FEWEST = 10
+"""Right answers, and as many wrong ones, below which a judge's errors are not counted."""
+
 
 class CannotTell(GaiaError):
     """The judge passes wrong answers about as often as right ones."""
@@ -91,7 +94,7 @@ class Judge(Model):
         Raises:
             DataError: a line of the answers is none.
             CannotTell: the judge is no judge.
-            Unjudged: an endpoint left answers open.
+            Unjudged: an endpoint left answers open, or known ones, on which the calibration rests.
         """
         self._check()
         answers = items.read(self.answers)
@@ -106,11 +109,7 @@ class Judge(Model):
         if self.student is not None:
             report.keep(self.student, step, summary)
         print(json.dumps(summary) if self.json else report.described(summary))
-        if open_ := summary["unasked"]:
-            raise Unjudged(
-                f"{open_:,} of {len(answers):,} answers could not be asked about",
-                "--retry-errors asks again",
-            )
+        _check_whole(summary, len(answers), len(known))
         return summary
 
     def _check(self) -> None:
@@ -122,8 +121,10 @@ class Judge(Model):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}", "use 1 or more")
-        if self.calibrate < 0 or 0 < self.calibrate < 10:
-            raise ConfigError(f"--calibrate is {self.calibrate}", "use 10 or more, or 0 for none")
+        if self.calibrate < 0 or 0 < self.calibrate < _FEWEST:
+            raise ConfigError(
+                f"--calibrate is {self.calibrate}", f"use {_FEWEST} or more, or 0 for none"
+            )
         if self.labelled is not None and self.calibrate != 100:
             raise ConfigError("--calibrate has no effect with --labelled", "drop one of them")
         if self.verdicts.suffix != ".jsonl":
@@ -173,7 +174,7 @@ class Judge(Model):
             for place, one in enumerate(known, 1)
         ]
         right = sum(one.right for one in known)
-        if self.calibrate and min(right, len(known) - right) < 10:
+        if self.calibrate and min(right, len(known) - right) < _FEWEST:
             raise ConfigError(
                 f"{right} right and {len(known) - right} wrong answers are known, too few to "
                 "calibrate a judge on",
@@ -206,7 +207,7 @@ class _Job:
         try:
             asker = Asker(client, options.max_tokens)
             planted_opinions = self._calibrate(asker)
-            calibration = _counted(self._known, planted_opinions)
+            calibration = _counted(self._known, planted_opinions, asker.model)
             if calibration is not None and not calibration.discriminates:
                 raise self._cannot_tell(asker, calibration)
             opinions = asking.judge(
@@ -216,8 +217,7 @@ class _Job:
         finally:
             if client is not None:
                 client.close()
-        errors = {record["line"]: record.get("error") for record in asking.read(options.verdicts)}
-        summary = report.summary(self._answers, opinions, errors, calibration, options.by)
+        summary = report.summary(self._answers, opinions, calibration, options.by)
         summary |= {
             "judge": asker.model,
             "calibration": report.of_calibration(calibration, self._known, planted_opinions),
@@ -268,16 +268,44 @@ class _Job:
         return options.open_endpoint(concurrency=wide, budget=budget)
 
 
-def _counted(known: Sequence[Planted], opinions: Opinions) -> Calibration | None:
-    """Verdicts on known answers; no verdict is no pass, as it is for the student's."""
+def _counted(known: Sequence[Planted], opinions: Opinions, judge: str) -> Calibration | None:
+    """Verdicts on known answers; no verdict is no pass, as it is for the student's.
+
+    A request that failed is no opinion of the judge: counted as one it would lower the sensitivity,
+    and the correction would raise the student's rate by as much.
+
+    Raises:
+        Unjudged: so many requests failed that too few are left to count errors on.
+    """
     if not known:
         return None
-    right = [opinions.passed[one.item.number] for one in known if one.right]
-    wrong = [opinions.passed[one.item.number] for one in known if not one.right]
+    heard = [one for one in known if opinions.heard(one.item)]
+    right = [opinions.passed[one.item.number] for one in heard if one.right]
+    wrong = [opinions.passed[one.item.number] for one in heard if not one.right]
+    if min(len(right), len(wrong)) < _FEWEST:
+        raise Unjudged(
+            f"{judge} could not be asked about {len(known) - len(heard):,} of {len(known):,} "
+            f"answers whose truth is known; {len(right)} right and {len(wrong)} wrong ones are too "
+            "few to calibrate it on",
+            "run again, which asks about them again, or --calibrate 0 (raw share only)",
+        )
     return Calibration(
         Count(sum(passed is True for passed in right), len(right)),
         Count(sum(passed is not True for passed in wrong), len(wrong)),
     )
+
+
+def _check_whole(summary: dict[str, Any], answers: int, known: int) -> None:
+    """Raises Unjudged where answers, or known ones, could not be asked about."""
+    missing, remedies = [], []
+    if count := summary["unasked"]:
+        missing.append(f"{count:,} of {answers:,} answers")
+        remedies.append("--retry-errors asks again")
+    if count := (summary["calibration"] or {}).get("unasked"):
+        missing.append(f"{count:,} of {known:,} answers whose truth is known")
+        remedies.append("run again, which asks about the known ones again")
+    if missing:
+        raise Unjudged(f"{' and '.join(missing)} could not be asked about", "; ".join(remedies))
 
 
 def _tokens(usage: Usage) -> dict[str, int]:

@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from gchat.evals.counts import Count
-from gchat.judge.asking import Opinions
+from gchat.judge.asking import NO_VERDICT, Opinions
 from gchat.judge.items import Item, grouped
 from gchat.judge.planted import Planted
 from gchat.judge.rates import Calibration, corrected
-
-NO_VERDICT = "no verdict"
 
 
 def summary(
     items: Sequence[Item],
     opinions: Opinions,
-    errors: Mapping[int, str | None],
     calibration: Calibration | None,
     by: Sequence[str],
 ) -> dict[str, Any]:
@@ -26,16 +23,14 @@ def summary(
 
     Args:
         items: that were judged.
-        opinions: verdicts.
-        errors: by number; those that are not "no verdict" were never heard, and count nowhere.
+        opinions: verdicts; items that the judge never heard of count nowhere.
         calibration: of the judge; None where only raw shares are wanted.
         by: fields to group by.
     """
-    unasked = [i for i in items if errors.get(i.number) not in (None, NO_VERDICT)]
-    heard = [i for i in items if errors.get(i.number) in (None, NO_VERDICT)]
-    silent = sum(errors.get(item.number) == NO_VERDICT for item in heard)
+    heard = [item for item in items if opinions.heard(item)]
+    silent = sum(opinions.errors.get(item.number) == NO_VERDICT for item in heard)
     figures = _rates(heard, opinions, calibration)
-    figures |= {"no_verdict": silent, "unasked": len(unasked)}
+    figures |= {"no_verdict": silent, "unasked": len(items) - len(heard)}
     figures["groups"] = {
         field: {
             group: _rates(members, opinions, calibration)
@@ -79,9 +74,17 @@ def _rates(
 def of_calibration(
     calibration: Calibration | None, known: Sequence[Planted], opinions: Opinions
 ) -> dict[str, Any] | None:
-    """Figures of a calibration, for JSON: rates, and errors by kind of planted answer."""
+    """Figures of a calibration, for JSON: rates, and errors by kind of planted answer.
+
+    Args:
+        calibration: of the judge; None where there is none.
+        known: all planted answers; those that the judge never heard of are counted apart.
+        opinions: verdicts on them.
+    """
     if calibration is None:
         return None
+    unasked = sum(not opinions.heard(one.item) for one in known)
+    known = [one for one in known if opinions.heard(one.item)]
     kinds: Counter[str] = Counter(one.how for one in known)
     wrongly: Counter[str] = Counter(
         one.how for one in known if (opinions.passed[one.item.number] is True) != one.right
@@ -89,6 +92,7 @@ def of_calibration(
     return {
         "right": calibration.right.of,
         "wrong": calibration.wrong.of,
+        "unasked": unasked,
         "sensitivity": calibration.sensitivity,
         "sensitivity_interval": list(calibration.right.interval),
         "specificity": calibration.specificity,
@@ -129,6 +133,11 @@ def described(summary: Mapping[str, Any]) -> str:
              "got no verdict, which counts as no pass"),
              (summary["unasked"], "could not be asked about")]  # fmt: skip
     lines += [f"{count:,} answers {what}" for count, what in notes if count]
+    if known is not None and known["unasked"]:
+        lines.append(
+            f"{known['unasked']:,} answers whose truth is known could not be asked about, and are "
+            "no part of the calibration"
+        )
     return "\n".join([*lines, f"verdicts: {summary['verdicts']}"])
 
 
