@@ -174,6 +174,8 @@ class Store:
     def take_plan(self, workloads: Sequence[Workload]) -> None:
         """Brings the plan's workloads in; those that are no more in it are stopped.
 
+        A new number of runs counts from what has run already: it may end a workload or reopen it.
+
         Raises:
             ConfigError: one that is done has another command now.
         """
@@ -187,8 +189,8 @@ class Store:
                         "give the new one another name",
                     )
                 self._put(work, place, "plan")
-                if row and row.state == "stopped" and row.message == _GONE:
-                    self._set(work.name, state="waiting", since=time.time(), message="")
+                if row and (state := _replanned(row, work)) != row.state:
+                    self._set(work.name, state=state, since=time.time(), message="", **_FRESH)
             for row in there.values():
                 if row.origin == "plan" and row.state in ("waiting", "running"):
                     self._set(row.work.name, state="stopped", message=_GONE)
@@ -215,10 +217,7 @@ class Store:
             state = self.row(name).state
             if state not in ("stopped", "failed"):
                 raise ConfigError(f"workload {name!r} is {state}", "only stopped or failed ones")
-            self._set(
-                name, state="waiting", since=time.time(), failures=0, lost=0, not_before=0.0,
-                message="",
-            )  # fmt: skip
+            self._set(name, state="waiting", since=time.time(), message="", **_FRESH)
 
     def stop(self, name: str) -> None:
         """Takes a waiting workload out of the queue."""
@@ -297,6 +296,8 @@ class Store:
                 changes["covered"] = max(0, row.covered - 1)
             if row.state == "stopped":  # on request, or out of the plan, while it ran
                 changes |= {"state": "stopped", "message": row.message or message}
+            elif row.state == "done":  # by the plan's new number of runs, while it ran
+                changes["state"] = "done"
             self._set(turn.workload, **changes)
             if outcome in ("done", "yielded"):
                 for other in self.rows():
@@ -346,6 +347,8 @@ class Store:
 _GONE = "no more in the plan"
 _AGAIN = ("waiting", "done", "failed")
 """States out of which a workload of `each` comes back."""
+_FRESH = {"failures": 0, "lost": 0, "not_before": 0.0}
+"""Fields of a workload that is put back: its earlier failures are forgotten."""
 
 
 def _row(one: sqlite3.Row) -> Row:
@@ -353,13 +356,32 @@ def _row(one: sqlite3.Row) -> Row:
     return Row(Workload.from_json(one["spec"]), **{name: one[name] for name in names})
 
 
+def _has_run_enough(work: Workload, runs: int) -> bool:
+    """Tells whether a workload has run as often as it is to; of `each` that is never known."""
+    return work.each is None and 0 < work.times <= runs
+
+
+def _replanned(row: Row, work: Workload) -> State:
+    """State of a workload that the plan names again, perhaps with another number of runs.
+
+    Only a change counts: what somebody put back by hand runs again although it has run enough.
+    """
+    back = row.state == "stopped" and row.message == _GONE
+    state: State = "waiting" if back else row.state
+    same = (work.times, work.each) == (row.work.times, row.work.each)
+    if (same and not back) or work.each is not None or state == "stopped":
+        return state
+    if _has_run_enough(work, row.runs):
+        return "done"
+    return "waiting" if state == "done" else state
+
+
 def _after(row: Row, outcome: Outcome, now: float) -> dict[str, Any]:
     """A workload's changes by the end of its turn."""
     if outcome == "done":
         runs = row.runs + 1
-        more = row.work.each is None and row.work.times not in (0, runs)
-        endless = row.work.each is None and row.work.times == 0
-        state = "waiting" if more or endless else "done"
+        enough = row.work.each is not None or _has_run_enough(row.work, runs)
+        state = "done" if enough else "waiting"
         return {"state": state, "runs": runs, "turns": row.turns + 1, "failures": 0, "lost": 0}
     if outcome == "yielded":
         return {"state": "waiting", "turns": row.turns + 1, "failures": 0, "lost": 0}

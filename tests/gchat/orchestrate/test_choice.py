@@ -55,6 +55,63 @@ def test_what_follows_a_turn_still_follows_it_when_its_own_turn_came_to_nothing(
     store.close()
 
 
+def planned(store, *names, **fields):
+    """The state of workload `a` after a plan of these workloads is taken."""
+    store.take_plan([plan.workload(name, {"command": "true", **fields}) for name in names])
+    return store.row("a").state
+
+
+def run(store, outcome="done"):
+    return store.end(store.begin("a", ["true"]), outcome, "")
+
+
+def test_a_new_number_of_runs_counts_from_what_has_run(tmp_path):
+    store = Store(tmp_path, make=True)
+    planned(store, "a", times=3)
+    assert [run(store), run(store)] == ["waiting", "waiting"]
+    assert planned(store, "a", times=1) == "done"  # not endless, since 2 runs are not 1
+    assert planned(store, "a", times=4) == "waiting"
+    assert [run(store), run(store)] == ["waiting", "done"]
+    assert planned(store, "a", times=4) == "done"
+    assert planned(store, "a", times=0) == "waiting"
+    assert [run(store), run(store)] == ["waiting", "waiting"]  # 0 is without an end
+    assert planned(store, "a", times=6) == "done"
+    store.close()
+
+
+@pytest.mark.parametrize("outcome", ["done", "lost", "yielded", "failed"])
+def test_fewer_runs_end_with_the_turn_that_a_killed_orchestrator_left(tmp_path, outcome):
+    store = Store(tmp_path, make=True)
+    planned(store, "a", times=3)
+    run(store)
+    turn = store.begin("a", ["true"])
+    assert planned(store, "a", times=1) == "done"
+    assert store.end(turn, outcome, "") == store.row("a").state == "done"
+    store.close()
+
+
+def test_work_that_was_put_back_by_hand_runs_once_more(tmp_path):
+    store = Store(tmp_path, make=True)
+    planned(store, "a", "b")
+    turn = store.begin("a", ["true"])
+    store.mark_stopped("a")
+    assert store.end(turn, "done", "") == "stopped"
+    store.again("a")
+    assert planned(store, "a", "b") == "waiting"  # the number is the old one
+    assert run(store) == "done"
+    assert planned(store, "b") == "done"
+    store.close()
+
+
+def test_work_that_ended_out_of_the_plan_is_done_when_it_comes_back(tmp_path):
+    store = Store(tmp_path, make=True)
+    planned(store, "a", "b")
+    turn = store.begin("a", ["true"])
+    assert planned(store, "b") == store.end(turn, "done", "") == "stopped"
+    assert planned(store, "a", "b") == "done"
+    store.close()
+
+
 @pytest.mark.parametrize(
     ("result", "why", "done", "outcome"),
     [
