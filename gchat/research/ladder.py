@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gaia.errors import ConfigError
+from gaia.errors import ConfigError, GaiaError
 from gchat.config import derive, load
 from gchat.model_shape import matmul_params
 from gchat.research.cells import Result
@@ -23,6 +23,8 @@ from gchat.research.scaling import Points
 from gchat.research.sweep import Sweep
 
 LEVEL = 0.95
+STEADIER = "lower the learning rates (--set optim.lr=…, for Muon optim.matrix_lr=… too)"
+"""Remedy for trainings that diverged: trained again as they are, they diverge again."""
 _DRAWS = 1000
 
 
@@ -99,9 +101,39 @@ def params_of(arguments: Sequence[str], vocab: tuple[int, int]) -> tuple[int, in
     return matmul_params(derived.model), derived.training.amounts.tokens
 
 
+def check_ended(results: Sequence[Result], folder: Path) -> None:
+    """Refuses trainings that neither ended nor diverged, which would be missing in the law unsaid.
+
+    Raises:
+        GaiaError: there are some, or every training diverged.
+    """
+    if left := [r for r in results if r.status != "diverged" and not _is_done(r)]:
+        raise GaiaError(
+            f"{len(left)} of {len(results)} trainings did not end: {named(left)}",
+            f"see {folder}/results.jsonl, and run again: only these are trained",
+        )
+    if len(diverged(results)) == len(results):
+        raise GaiaError(f"all {len(results)} trainings diverged", STEADIER)
+
+
+def diverged(results: Sequence[Result]) -> list[Result]:
+    """The trainings whose loss went out of bounds; they are kept, and no law holds them."""
+    return [result for result in results if result.status == "diverged"]
+
+
+def named(results: Sequence[Result], most: int = 8) -> str:
+    """Sizes and seeds of some trainings, for people."""
+    more = f" and {len(results) - most} more" if len(results) > most else ""
+    return ", ".join(f"{r.size} (seed {r.seed})" for r in results[:most]) + more
+
+
+def _is_done(result: Result) -> bool:
+    return result.status == "done" and result.bpb is not None
+
+
 def points(results: Sequence[Result], vocab: tuple[int, int]) -> tuple[Points, np.ndarray]:
     """Every finished cell as a point of two axes, and the depth of each [P]."""
-    done = [r for r in results if r.status == "done" and r.bpb is not None]
+    done = [r for r in results if _is_done(r)]
     params = [params_of(r.arguments, vocab)[0] for r in done]
     depths = [_depth(r) for r in done]
     made = Points(
@@ -124,7 +156,7 @@ def rungs(results: Sequence[Result], vocab: tuple[int, int]) -> list[Rung]:
         by_depth.setdefault(_depth(result), []).append(result)
     made = []
     for depth, group in by_depth.items():
-        values = tuple(r.bpb for r in group if r.status == "done" and r.bpb is not None)
+        values = tuple(r.bpb for r in group if _is_done(r) and r.bpb is not None)
         if len(values) < len(group):
             continue
         made.append(Rung(depth, params_of(group[0].arguments, vocab)[0], values))

@@ -3,9 +3,11 @@
 import inspect
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from gaia.config import parse
 from gaia.data.manifest import load_manifest
@@ -111,10 +113,7 @@ def ladder_main(args: list[str]) -> None:
     if len(ratios) == 1:
         _show_ladder(plan, results, vocab, folder, options)
         return
-    points, depths = ladder.points(results, vocab)
-    held = depths == (max(options.depths) if options.hold_out else 0)
-    analysis = scaling.analyse(points.kept(~held), points.kept(held))
-    _show_analysis(analysis, folder, options, _UNIT)
+    _show_two_axes(results, vocab, folder, options)
 
 
 def _show_plan(plan: sweeping.Sweep, options: Ladder) -> None:
@@ -137,13 +136,14 @@ def _show_ladder(
     plan: sweeping.Sweep, results: Sequence[Result], vocab: tuple[int, int], folder: Path,
     options: Ladder,
 ) -> None:  # fmt: skip
-    """One ratio of tokens to parameters: the law of one axis."""
-    made = ladder.rungs(results, vocab)
-    if missing := sorted(set(options.depths) - {rung.depth for rung in made}):
+    """One ratio of tokens to parameters: the law of one axis, which wants every rung."""
+    ladder.check_ended(results, folder)
+    if bad := ladder.diverged(results):
         raise GaiaError(
-            f"depth {missing[0]} has not all its seeds",
-            f"see {folder}/results.jsonl, and run again",
+            f"{len(bad)} of {len(results)} trainings diverged: {ladder.named(bad)}",
+            f"{ladder.STEADIER}, or leave out the depth",
         )
+    made = ladder.rungs(results, vocab)
     known, last = (made[:-1], made[-1]) if options.hold_out else (made, None)
     depth = options.predict or (last.depth if last else made[-1].depth + 1)
     more = ladder.rung_words(depth, options.tokens_per_param[0])
@@ -153,11 +153,48 @@ def _show_ladder(
     _show(ladder.shown(known, said), ladder.as_dict(known, said), folder, options)
 
 
-def _show_analysis(analysis: scaling.Analysis, folder: Path, options: Ladder, unit: str) -> None:
+def _show_two_axes(
+    results: Sequence[Result], vocab: tuple[int, int], folder: Path, options: Ladder
+) -> None:
+    """Several ratios: the law of two axes without what diverged, which is named beside it.
+
+    Raises:
+        GaiaError: trainings failed, or so many diverged that there is no law, or nothing held out.
+    """
+    ladder.check_ended(results, folder)
+    bad = ladder.diverged(results)
+    points, depths = ladder.points(results, vocab)
+    last = max(options.depths)
+    held = depths == (last if options.hold_out else 0)
+    if options.hold_out and not held.any():
+        raise GaiaError(
+            f"every training of depth {last} diverged, which was to be held out",
+            f"{ladder.STEADIER}, or leave out --hold-out",
+        )
+    try:
+        analysis = scaling.analyse(points.kept(~held), points.kept(held))
+    except ConfigError as error:
+        if not bad:
+            raise
+        raise GaiaError(
+            f"{len(bad)} of {len(results)} trainings diverged, and the rest gives no law: "
+            f"{error.problem}",
+            ladder.STEADIER,
+        ) from None
+    lines = [f"diverged, and no part of the law: {ladder.named(bad)}"] if bad else []
+    facts = {"diverged": [{"size": one.size, "seed": one.seed} for one in bad]}
+    _show_analysis(analysis, folder, options, _UNIT, lines, facts)
+
+
+def _show_analysis(
+    analysis: scaling.Analysis, folder: Path, options: Ladder, unit: str,
+    more_lines: Sequence[str] = (), more_facts: Mapping[str, Any] = MappingProxyType({}),
+) -> None:  # fmt: skip
     """Several ratios, or a table: the law of two axes."""
     make_folder(folder)
     scaling.picture(analysis, folder / "ladder.png", unit)
-    _show(scaling.shown(analysis), scaling.facts(analysis), folder, options)
+    lines = [*scaling.shown(analysis), *more_lines]
+    _show(lines, scaling.facts(analysis) | dict(more_facts), folder, options)
 
 
 def _show(lines: Sequence[str], facts: dict, folder: Path, options: Ladder) -> None:

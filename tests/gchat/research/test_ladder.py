@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pytest
 
 from gaia.data.manifest import load_manifest
-from gaia.errors import ConfigError
-from gchat.research import ladder_cli, source_tree, worktrees
+from gaia.errors import ConfigError, GaiaError
+from gchat.research import ladder_cli, scaling, source_tree, worktrees
 from gchat.research.cells import Result
 from gchat.research.ladder import Rung, ladder_sweep, params_of, picture, predict, rung_words, shown
 
@@ -68,6 +69,59 @@ def test_finished_rungs_of_a_preset_with_a_warm_up_make_a_ladder(tmp_path, data_
     told = capsys.readouterr().out
     following = params_of((*plan.arguments, *rung_words(7, 1.0)), vocab)[0]
     assert f"at {following:,}: " in told and len(lines) == 10
+
+
+def two_axes(folder, data_dir, monkeypatch, *more, **statuses):
+    """`gchat ladder` of 24 trainings, of which `statuses` says how some of them end."""
+    info = load_manifest(data_dir).tokenizer
+    vocab = (info.vocab_size, info.padded_vocab_size)
+
+    def run_cells(wanted, folder):
+        made = []
+        for cell in wanted:
+            params, tokens = params_of(cell.arguments, vocab)
+            bpb = E + A * params**-ALPHA + 40 * tokens**-0.3 + NOISE * cell.seed
+            status = statuses.get(cell.size, statuses.get("others", "done"))
+            made.append(Result(cell.id, "ladder", cell.size, cell.seed, status,
+                               bpb if status == "done" else None, tokens, 0, 0,
+                               arguments=list(cell.arguments)))  # fmt: skip
+        return made
+
+    monkeypatch.setattr(ladder_cli.sweeping, "run_cells", run_cells)
+    monkeypatch.setattr(scaling, "analyse", partial(scaling.analyse, draws=2))
+    monkeypatch.setattr(scaling, "picture", lambda *_: None)
+    ratios = ["--tokens-per-param", "0.5", "1", "2"]
+    ladder_cli.ladder_main([*ratios, "--data", str(data_dir), "--out", str(folder), *more])
+
+
+def test_trainings_that_diverged_are_named_beside_the_law(tmp_path, data_dir, monkeypatch, capsys):
+    statuses = {"d5x1": "diverged", "d5x2": "diverged"}
+    two_axes(tmp_path, data_dir, monkeypatch, "--hold-out", **statuses)
+    said, facts = capsys.readouterr().out, json.loads((tmp_path / "ladder.json").read_text())
+    assert "law of 18 points" in said and said.count("held out, ") == 2
+    assert "diverged, and no part of the law: d5x1 (seed 1), d5x2 (seed 1), d5x1 (seed 2), " in said
+    assert len(facts["diverged"]) == 4 and {"size": "d5x2", "seed": 1} in facts["diverged"]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "more", "problem", "remedy"),
+    [
+        ({"d5x1": "failed"}, (), "2 of 24 trainings did not end: d5x1", "run again"),
+        ({"d3x2": "interrupted"}, (), "2 of 24 trainings did not end: d3x2", "run again"),
+        ({"d4x1": "stopped"}, (), "2 of 24 trainings did not end: d4x1", "run again"),
+        ({"others": "failed"}, (), "24 of 24 .* and 16 more", "run again"),
+        ({"others": "diverged"}, (), "all 24 trainings diverged", "lower the learning rates"),
+        ({"d2x1": "done", "others": "diverged"}, (), "22 of 24 .* gives no law: 1 size", "lower"),
+        (dict.fromkeys(("d5x0.5", "d5x1", "d5x2"), "diverged"), ("--hold-out",),
+         "every training of depth 5 diverged, which was to be held out", "leave out --hold-out"),
+    ],
+)  # fmt: skip
+def test_a_law_that_would_lack_trainings_unsaid_is_refused(
+    tmp_path, data_dir, monkeypatch, statuses, more, problem, remedy
+):
+    with pytest.raises(GaiaError, match=problem) as refused:
+        two_axes(tmp_path, data_dir, monkeypatch, *more, **statuses)
+    assert remedy in refused.value.remedy and "train two sizes" not in str(refused.value)
 
 
 @pytest.mark.parametrize("depths", [(2, 3, 4), (2, 2, 3, 4)])
