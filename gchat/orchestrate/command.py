@@ -129,7 +129,8 @@ class Add(_Of):
     command: str | None = None
     """Command line; left out to put back the workload of this name."""
     resume: str | None = None
-    """Command line that goes on with what an earlier turn began."""
+    """Command line that goes on with what an earlier turn began, which may have saved nothing: of
+    a training give --allow-restart too."""
     done: str | None = None
     """File whose presence means that the work is done."""
     priority: float | None = None

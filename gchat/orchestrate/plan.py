@@ -5,7 +5,7 @@ aging: 1.0                          priority that an hour of waiting adds
 workloads:
   train:
     command: gchat train ww2 --data-dir data --run-dir runs/ww2
-    resume: gchat train --resume --run-dir runs/ww2
+    resume: gchat train --resume --allow-restart --run-dir runs/ww2
     begun: runs/ww2/config.yaml     file that says that `resume` is to be run
     done: runs/ww2/report.md        file that says that nothing is to be run any more
     slice: 2h                       then others have their turn

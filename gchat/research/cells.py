@@ -168,7 +168,8 @@ def run_cell(
     command += ["--data-dir", cell.data_dir, "--training.seed", str(cell.seed)]
     command += ["--run-dir", str(folder), "--run.name", cell.variant]
     if any(folder.glob("checkpoints/[0-9]*")):
-        command.append("--resume")
+        # A kill in the first save leaves a folder and no checkpoint: then it begins again.
+        command += ["--resume", "--allow-restart"]
     elif folder.exists():
         # A training that outlived a killed sweep still writes there: it is not to be deleted.
         with WriterLock(folder / LOCK, f"a training in {folder}"):

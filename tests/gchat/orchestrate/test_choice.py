@@ -1,5 +1,8 @@
 """The order of turns, what their ends mean, and memory that is waited for."""
 
+import inspect
+from pathlib import Path
+
 import pytest
 
 from gchat.orchestrate import choice, memory, plan, processes
@@ -129,6 +132,14 @@ def test_work_that_ended_out_of_the_plan_is_done_when_it_comes_back(tmp_path):
 )
 def test_outcomes(result, why, done, outcome):
     assert judged(result, why, done=done)[0] == outcome
+
+
+def test_a_training_of_the_examples_goes_on_also_without_a_checkpoint():
+    """Its config.yaml is there long before its first checkpoint; a kill may come between them."""
+    page = Path(__file__).parents[3] / "docs/orchestrate.md"
+    for text in (page.read_text(), inspect.getdoc(plan)):
+        train = text.partition("  train:\n")[2].partition("    slice:")[0]
+        assert "begun: " in train and "resume: gchat train --resume --allow-restart " in train
 
 
 def test_memory_is_waited_for(monkeypatch):

@@ -266,6 +266,14 @@ def test_a_training_that_does_not_stop_is_killed(tmp_path, monkeypatch):
     assert deaf.status == "stopped" and (run / "saved").exists()
 
 
+def test_a_cell_killed_in_its_first_save_begins_again(tmp_path):
+    (tmp_path / "gchat").mkdir()
+    (tmp_path / "gchat" / "train.py").write_text("import sys\nprint(*sys.argv[1:])\n")
+    cell = cells.Cell("a", "", 1, (), Code(str(tmp_path), "c" * 40), "data", "d")
+    (tmp_path / "run" / "checkpoints" / "20.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert cells.run_cell(cell, tmp_path / "run").error.endswith("--resume --allow-restart")
+
+
 def test_a_training_that_says_nothing_is_a_result_too(tmp_path):
     (tmp_path / "gchat").mkdir()
     (tmp_path / "gchat" / "train.py").write_text("")
