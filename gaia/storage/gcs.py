@@ -88,12 +88,24 @@ def download(
     *,
     on_bytes: Callable[[bytes], None] | None = None,
     patience: Patience | None = None,
+    generation: int | None = None,
 ) -> int:
     """Writes an object to `sink`, going on where a broken connection stopped; returns its bytes.
 
-    The caller checks size and checksum: the object may have been replaced in between.
+    The caller checks size and checksum. Without a generation the object may be replaced while it
+    is read, and what is there then begins as the one and ends as the other.
+
+    Args:
+        uri: of the object.
+        sink: takes the bytes as they arrive.
+        on_bytes: sees them too.
+        patience: with failures that may heal.
+        generation: read only this one.
+
+    Raises:
+        MissingObject: it is not there, or no longer of this generation.
     """
-    source = blob(uri)
+    source = blob(uri, generation)
     writer = _Writer(sink, on_bytes, patience.stop if patience else None, uri)
 
     def once() -> None:

@@ -15,7 +15,6 @@ text as a small data set, which evaluation reads:
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -23,8 +22,7 @@ import re
 import secrets
 import shutil
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +37,12 @@ from gaia.data.packing import VERSION as PACKER
 from gaia.data.packing import Packing
 from gaia.data.shards import write_shards
 from gaia.errors import ConfigError, DataError
-from gaia.storage import gcs
 from gchat import tokenizer as tokenizers
 from gchat.data import pool
 from gchat.data.prepare import training_text
 from gchat.data.progress import progress_bar
-from gchat.data.sources import files, text
+from gchat.data.sources import text
+from gchat.data.sources.objects import listed
 from gchat.data.sources.unit import Corpus, Tally, Unit
 from gchat.data.work import position
 from gchat.tokenizer import Tokenizer
@@ -166,7 +164,8 @@ def open_text(
         ConfigError: no such tokenizer, or a compressed file that is too long.
     """
     stored = _stored(tokenizer)
-    corpus, marks = _remote(place, column) if storage.is_remote(place) else _local(place, column)
+    remote = storage.is_remote(place)
+    corpus, marks = listed(place, column, _unit_bytes) if remote else _local(place, column)
     named = stored.sha256 if stored else [tokenizer, vocab_size if tokenizer == "bpe" else None]
     if tokenizer == "bpe" and forced:
         named = [named, *forced]
@@ -239,84 +238,12 @@ def _unit_bytes(total: int) -> int:
 
 def _local(place: str, column: str) -> tuple[Corpus, list[list[Any]]]:
     """The corpus, and name, size and mark of each of its files."""
-    listed = text.corpus(place, text_column=column)
-    paths = listed.paths
+    paths = text.corpus(place, text_column=column).paths
     sizes = [path.stat().st_size for path in paths]
     corpus = text.corpus(place, text_column=column, part_bytes=_unit_bytes(sum(sizes)))
     if corpus.left_out:
         print(f"not read of {place}: {corpus.left_out}", file=sys.stderr, flush=True)
     return corpus, text.facts(paths, sizes)
-
-
-def _remote(place: str, column: str) -> tuple[Corpus, list[list[Any]]]:
-    """The same for objects, each of which is fetched when one of its units is first read."""
-    objects = gcs.list_objects(place)
-    single = gcs.stat(place) if not objects else None
-    if single is not None:
-        place, _, name = place.rpartition("/")
-        objects = {name: single}
-    chosen = {
-        name: thing
-        for name, thing in sorted(objects.items())
-        if files.kind(Path(name)) in text.ENDINGS and thing.size
-        and not any(part.startswith(".") for part in name.split("/"))
-    }  # fmt: skip
-    if not chosen:
-        raise DataError(
-            f"data.text = {place!r} holds no {', '.join(text.ENDINGS)} object", "check the address"
-        )
-    marks = [[name, o.size, o.crc32c or o.generation] for name, o in chosen.items()]
-    key = hashlib.sha256(json.dumps([place, marks]).encode()).hexdigest()[:12]
-    folder = storage.home() / "text" / "objects" / key
-    limit = _unit_bytes(sum(thing.size for thing in chosen.values()))
-    fetches = {
-        folder / name: _Fetch(f"{place.rstrip('/')}/{name}", folder / name, thing.size)
-        for name, thing in chosen.items()
-    }
-    units = []
-    for group in text.grouped(_object_parts(folder, chosen, limit), limit):
-        unit = text.unit_of(group, column, text.DOCUMENT_CHARS)
-        needed = [fetches[file] for file in dict.fromkeys(part.file for part in group)]
-        reader = functools.partial(_fetched, needed, unit.documents)
-        units.append(dataclasses.replace(unit, documents=reader, rows=None))
-    return Corpus(units=units, sources=tuple(chosen), identity={}), marks
-
-
-def _object_parts(
-    folder: Path, objects: Mapping[str, gcs.Object], part_bytes: int
-) -> Iterator[text.Part]:
-    for name, thing in objects.items():
-        if files.kind(Path(name)) == ".parquet":  # its row groups are known only when it is here
-            yield text.Part(folder / name, None, thing.size, name)
-        else:
-            for part in text.parts(folder / name, thing.size, part_bytes):
-                yield dataclasses.replace(part, name=name)
-
-
-class _Fetch:
-    """Downloads an object once."""
-
-    def __init__(self, uri: str, path: Path, size: int) -> None:
-        self._uri, self._path, self._size = uri, path, size
-        self._lock = threading.Lock()
-
-    def __call__(self) -> None:
-        with self._lock:
-            if self._path.exists():
-                return
-            with storage.open_atomic(self._path) as file:
-                got = gcs.download(self._uri, file)
-                if got != self._size:
-                    raise DataError(
-                        f"{self._uri} has {got:,} bytes now, it had {self._size:,}",
-                        "put the old text back, or start a new run",
-                    )
-
-
-def _fetched(needed: Sequence[_Fetch], documents: Any, tally: Tally) -> Iterator[str]:
-    for fetch in needed:
-        fetch()
-    return documents(tally)
 
 
 def _stripes(unit: Unit) -> list[_Unit]:
