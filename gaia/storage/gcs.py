@@ -34,7 +34,7 @@ from gaia.storage.gcs_failures import (
 __all__ = [
     "PATIENCE_S", "TIMEOUT_S", "ChangedObject", "MissingObject", "Object", "Patience", "Stopped",
     "StorageError", "attempt", "blob", "bucket_location", "check_writable", "client", "delete",
-    "download",
+    "download", "is_transient",
     "list_names", "list_objects", "read", "split", "stat", "write",
 ]  # fmt: skip
 
@@ -185,12 +185,20 @@ def delete(uri: str, generation: int | None = None, patience: Patience | None = 
     """Deletes an object, or only a given generation of it.
 
     Raises:
-        MissingObject: it is gone.
+        MissingObject: it was gone before.
         ChangedObject: another generation is there.
     """
+    asked = 0
 
     def once() -> None:
-        blob(uri).delete(if_generation_match=generation, retry=None, timeout=TIMEOUT_S)
+        nonlocal asked
+        asked += 1
+        try:
+            blob(uri).delete(if_generation_match=generation, retry=None, timeout=TIMEOUT_S)
+        except Exception as error:
+            # The answer to an earlier attempt was lost on its way: that one has deleted it.
+            if not (asked > 1 and status_of(error) == 404):
+                raise
 
     attempt(once, uri, patience)
 

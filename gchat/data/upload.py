@@ -6,9 +6,11 @@ bucket still is as it was when it was looked at. manifest.json comes last, as wh
 """
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -218,6 +220,7 @@ class _Sender:
                     if_generation_match=expected,
                     checksum="crc32c",
                     timeout=gcs.TIMEOUT_S,
+                    retry=lambda call: lambda: self._repeated(call, where),
                 )
             except Exception as error:
                 # An answer that was lost on its way: the object may be there after all.
@@ -228,14 +231,30 @@ class _Sender:
         gcs.attempt(once, where, self._patience)
         self._bar.update(path.stat().st_size)
 
+    def _repeated(self, call: Callable[[], Any], where: str) -> Any:
+        """One request of an upload, in place of the client's own retry.
+
+        That one ends after 120 s with an exception of its own and hears no stop. None at all would
+        send the whole file again for one broken chunk, and count the patience from its beginning.
+        """
+        failed: list[Exception] = []
+
+        def once() -> Any:
+            try:
+                return call()
+            except Exception as error:
+                if gcs.is_transient(error):
+                    raise
+                failed.append(error)  # the client cleans up after some, so it must see them as is
+                return None
+
+        answer = gcs.attempt(once, where, self._patience)
+        if failed:
+            raise failed[0]
+        return answer
+
     def withdraw_manifest(self) -> None:
         """Deletes the old manifest.json, if it is still the one that was listed."""
         where = storage.join(self._uri, MANIFEST)
         known = self._there.pop(MANIFEST)
-        gcs.attempt(
-            lambda: gcs.blob(where).delete(
-                if_generation_match=known.generation, timeout=gcs.TIMEOUT_S
-            ),
-            where,
-            self._patience,
-        )
+        gcs.delete(where, known.generation, self._patience)

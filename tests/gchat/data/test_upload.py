@@ -1,15 +1,19 @@
 """`gchat data upload`: what is there is skipped, what is another's is not touched."""
 
 import json
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from gaia.data.manifest import TokenizerInfo, load_manifest
 from gaia.data.shards import write_shards
 from gaia.storage import gcs as objects
 from gaia.storage import region
 from gchat.__main__ import main
+from gchat.data.upload import _Sender as Sender
 
 INFO = TokenizerInfo("bpe", "0" * 64, vocab_size=300, padded_vocab_size=384, bos_id=299)
 
@@ -103,6 +107,70 @@ def test_failing_requests_are_repeated(gcs, data, capsys):
     assert done["uploaded"] == done["objects"] and gcs.control()["failed"] > 0
     gcs.control({"faults": {}})
     assert main(["data", "verify", uri]) == 0
+
+
+@pytest.fixture
+def no_other_retry(monkeypatch):
+    """The client's own retry must not wait: it knows neither our patience nor our stop."""
+
+    def waits(seconds):
+        raise AssertionError(f"the client's own retry waits for {seconds} s")
+
+    clock = SimpleNamespace(sleep=waits, monotonic=time.monotonic)
+    monkeypatch.setattr("google.api_core.retry.retry_unary.time", clock)
+
+
+def sender(data, gcs, there=None):
+    return Sender(data, f"{gcs.uri}/a", there or {}, tqdm(disable=True))
+
+
+def test_a_silent_service_is_one_error_and_a_stop_is_heard(gcs, data, no_other_retry):
+    gcs.control({"faults": {"fail_share": 1.0, "codes": [503]}})
+    sends = sender(data, gcs)
+    sends._patience = objects.Patience(0.5)
+    with pytest.raises(objects.StorageError, match=r"tokenizer\.json did not answer for"):
+        sends.send("tokenizer.json", "")
+    stopped = sender(data, gcs)
+    stopped._stop.set()
+    with pytest.raises(objects.Stopped):
+        stopped.send("tokenizer.json", "")
+
+
+def test_only_the_chunk_that_failed_is_sent_again(gcs, data, monkeypatch, no_other_retry):
+    monkeypatch.setattr("google.cloud.storage.blob._MAX_MULTIPART_SIZE", 0)
+    monkeypatch.setattr("gchat.data.upload._CHUNK", 256 << 10)
+    (data / "large").write_bytes(bytes(8 * (256 << 10)))
+    gcs.control({"faults": {"fail_share": 0.3, "codes": [503], "seed": 1}})
+    sender(data, gcs).send("large", "")
+    done = gcs.control()
+    methods = done["by_method"]
+    assert done["failed"] > 1 and methods["POST"] + methods["PUT"] == 1 + 8 + done["failed"]
+    assert objects.read(f"{gcs.uri}/a/large") == bytes(8 * (256 << 10))
+
+
+def test_a_manifest_whose_deletion_was_answered_into_the_void_is_gone(gcs, data, monkeypatch):
+    uri = f"{gcs.uri}/a/manifest.json"
+    objects.write(uri, b"old")
+    there = objects.list_objects(f"{gcs.uri}/a")
+    blob, lost = objects.blob, []
+
+    def losing(where, generation=None):
+        handle = blob(where, generation)
+        delete = handle.delete
+
+        def delete_and_lose(**options):
+            delete(**options)
+            lost.append(options["retry"])
+            raise ConnectionResetError("reset")
+
+        handle.delete = delete_and_lose
+        return handle
+
+    monkeypatch.setattr(objects, "blob", losing)
+    sender(data, gcs, there).withdraw_manifest()
+    assert lost == [None] and objects.stat(uri) is None
+    with pytest.raises(objects.MissingObject):  # nobody's lost answer
+        sender(data, gcs, there).withdraw_manifest()
 
 
 def test_a_damaged_or_missing_data_set_is_not_sent(gcs, data, tmp_path, capsys):
