@@ -19,6 +19,7 @@ from typing import NamedTuple
 from gaia.errors import ConfigError, DataError
 
 _PART = re.compile(r"part-\d{6,}\.jsonl\.zst")
+_END = re.compile(r"\)\\[Zz]\Z")  # of fnmatch.translate: `)\Z`, and `)\z` from Python 3.14 on
 _FORMATS = {"gaia-tokens": "data set"}  # of a manifest.json
 
 
@@ -158,6 +159,7 @@ def _regex(parts: tuple[str, ...]) -> str:
     def one(part: str) -> str:
         if part == "**":
             return "(?:[^/]+/)*"
-        return fnmatch.translate(part).replace(".*", "[^/]*").removesuffix(r")\Z") + ")/"
+        whole = fnmatch.translate(part).replace(".*", "[^/]*")
+        return _END.sub(")/", whole)
 
     return functools.reduce(lambda text, part: text + one(part), parts, "").removesuffix("/")

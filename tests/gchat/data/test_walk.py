@@ -1,9 +1,11 @@
 """The files that an input names: each real file once, and what is left out is said."""
 
 import bz2
+import fnmatch
 import gzip
 import json
 import lzma
+import re
 
 import pytest
 
@@ -34,6 +36,21 @@ def test_a_loop_of_links_gives_each_file_once(tmp_path, given):
     write(tmp_path / "loop" / "real" / "a.jsonl")
     (tmp_path / "loop" / "real" / "loop").symlink_to("..")
     assert read(tmp_path / given)[0] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("end", [r"\Z", r"\z"])
+def test_a_glob_is_read_alike_by_every_python(tmp_path, monkeypatch, end):
+    """From 3.14 on, what fnmatch gives ends with another mark for the end of a text."""
+    translate = fnmatch.translate
+
+    def other(pattern):
+        return re.sub(r"\\[zZ]\Z", lambda _: end, translate(pattern))
+
+    monkeypatch.setattr("gchat.data.sources.walk.fnmatch.translate", other)
+    write(tmp_path / "in" / "deep" / "er" / "a.jsonl")
+    write(tmp_path / "in" / "b.jsonl", 9)
+    assert other("a*").endswith(end)
+    assert read(tmp_path / "in" / "**" / "de*" / "**" / "*.jsonl")[0] == [0, 1, 2]
 
 
 def test_linked_folders_and_files_are_followed_once(tmp_path):
