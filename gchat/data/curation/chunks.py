@@ -21,7 +21,6 @@ from gchat.data.sources.unit import Row
 
 _CHUNK_DOCUMENTS = 1 << 16
 _CHUNK_BYTES = 64 << 20
-_LEVEL = 3
 
 
 def text_bytes(text: str) -> int:
@@ -39,9 +38,8 @@ class OutputFile:
 
     def __enter__(self) -> Self:
         tmp = self._stack.enter_context(storage.atomic_path(self._path))
-        codec = pa.Codec("zstd", compression_level=_LEVEL)
         self._stream = self._stack.enter_context(
-            pa.CompressedOutputStream(pa.OSFile(str(tmp), "wb"), codec.name)
+            pa.CompressedOutputStream(pa.OSFile(str(tmp), "wb"), "zstd")
         )
         return self
 
