@@ -9,6 +9,7 @@ from typing import Any
 from gaia.errors import ConfigError, DataError
 from gchat.chat_format import Conversation
 from gchat.data.sources import files, text
+from gchat.data.sources.content import Listing
 from gchat.data.sources.text import Part
 from gchat.data.sources.unit import Corpus, Tally, Unit
 from gchat.data.sources.walk import walk
@@ -51,7 +52,8 @@ def corpus(inputs: Sequence[str], *, exclude: Path | None = None, max_bad: int =
     return Corpus(
         units=units,
         sources=tuple(files.shown(file) for file in paths),
-        identity={"files": text.identity(paths, sizes)},
+        identity={},
+        listing=Listing(paths, sizes),
         max_bad=max_bad,
         paths=tuple(paths),
         left_out=" ".join(filter(None, (each.sentence() for each in walked))),

@@ -43,6 +43,7 @@ from gchat.data.ending import (
     finish,
     finished_set,
     names_of,
+    previous_parameters,
     shuffled,
 )
 from gchat.data.fitting import Fitted, fit
@@ -86,9 +87,10 @@ class Plan:
     def parameters(self, corpus: Corpus) -> dict[str, Any]:
         """Everything that decides the bytes of the data set; kept in the manifest."""
         template = self.chat_format.template
+        previous = {} if self.overwrite else previous_parameters(self.out, WORK)
         return {
             "source": SOURCE,
-            **corpus.identity,
+            **corpus.identified(previous),
             "tokenizer": self.chat_format.tokenizer.sha256,
             "format": self.chat_format.kind,
             "template": None if template is None else sha256_text(template.text),
@@ -147,7 +149,8 @@ def prepare_conversations(
     with WriterLock(spool.with_suffix(".lock"), f"{WHAT} in {folder}"), _removed(spool):
         digest = _write(conversations, spool)
         listed = chat_units.corpus([str(spool)])
-        corpus = replace(listed, sources=("conversations",), identity={"files": digest})
+        identity = {"files": digest}
+        corpus = replace(listed, sources=("conversations",), identity=identity, listing=None)
         return prepare(plan, corpus)
 
 

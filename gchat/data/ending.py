@@ -24,7 +24,7 @@ from gaia.data.manifest import (
 )
 from gaia.data.shards import WINDOW, read_shard
 from gaia.errors import DataError
-from gaia.work_folder import WorkFolder, refuse_difference
+from gaia.work_folder import WorkFolder, refuse_difference, unfinished
 from gchat import tokenizer as tokenizers
 from gchat.data import buckets, work
 from gchat.data.sources.unit import Corpus
@@ -165,6 +165,13 @@ def names_of(folder: Path) -> list[str]:
         return []
     shards = [name for name in storage.list_names(folder) if SHARD_NAMES.fullmatch(name)]
     return [MANIFEST, LENGTHS, TOKEN_BYTES, tokenizers.FILE, *shards]
+
+
+def previous_parameters(folder: Path, work: str) -> dict[str, Any]:
+    """Parameters of what `folder` holds, finished or not; empty where it holds nothing."""
+    if (folder / MANIFEST).exists():
+        return load_manifest(folder).parameters
+    return unfinished(folder, work)
 
 
 def finished_set(folder: Path, parameters: dict[str, Any]) -> Manifest | None:

@@ -22,7 +22,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,13 @@ class TextSet:
 
 
 def open_text(
-    place: str, *, column: str, tokenizer: str, vocab_size: int, forced: Sequence[str] = ()
+    place: str,
+    *,
+    column: str,
+    tokenizer: str,
+    vocab_size: int,
+    forced: Sequence[str] = (),
+    begun: str | None = None,
 ) -> TextSet:
     """Lists a text, and tokenizes its validation documents unless that was done before.
 
@@ -158,20 +164,26 @@ def open_text(
         tokenizer: gpt2, bpe, or the path of a stored one.
         vocab_size: of a bpe.
         forced: single tokens of a bpe, as `gchat.vocab.forced.read` takes them.
+        begun: the fingerprint that the run began with.
 
     Raises:
         DataError: no text there, or too little for a training and a validation document.
         ConfigError: no such tokenizer, or a compressed file that is too long.
     """
     stored = _stored(tokenizer)
-    remote = storage.is_remote(place)
-    corpus, marks = listed(place, column, _unit_bytes) if remote else _local(place, column)
     named = stored.sha256 if stored else [tokenizer, vocab_size if tokenizer == "bpe" else None]
     if tokenizer == "bpe" and forced:
         named = [named, *forced]
-    identity = [VERSION, marks, column, named, _UNIT_BYTES, VAL_FRACTION, VAL_TOKENS]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
-    folder = storage.home() / "text" / key
+
+    def key_of(marks: list[list[Any]]) -> str:
+        identity = [VERSION, marks, column, named, _UNIT_BYTES, VAL_FRACTION, VAL_TOKENS]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+
+    if storage.is_remote(place):
+        corpus, marks = listed(place, column, _unit_bytes)
+    else:
+        corpus, marks = _local(place, column, lambda marks: key_of(marks) == _key_in(begun))
+    folder = storage.home() / "text" / key_of(marks)
     units = [stripe for unit in corpus.units for stripe in _stripes(unit)]
     if not (folder / _FACTS).exists():
         made = stored or _made(tokenizer, vocab_size, forced, corpus)
@@ -195,8 +207,7 @@ def changed_files(before: str, now: TextSet) -> list[str]:
     Args:
         before: the fingerprint that the run began with.
     """
-    match = re.search(r"\(([0-9a-f]{12})\)", before)
-    old = storage.home() / "text" / (match[1] if match else "-") / _FACTS
+    old = storage.home() / "text" / (_key_in(before) or "-") / _FACTS
     if not old.exists():
         return []
     was = {name: mark for name, *mark in json.loads(storage.read_text(old))["files"]}
@@ -204,8 +215,20 @@ def changed_files(before: str, now: TextSet) -> list[str]:
     return sorted(
         f"{name} is {'gone' if name not in has else 'new' if name not in was else 'another'}"
         for name in was | has
-        if was.get(name) != has.get(name)
+        if not _alike(was.get(name), has.get(name))
     )
+
+
+def _alike(was: list[Any] | None, has: list[Any] | None) -> bool:
+    """Compares size and mark; a time and a hash, of two rules, say nothing together."""
+    if was is None or has is None or type(was[1]) is type(has[1]):
+        return was == has
+    return was[0] == has[0]
+
+
+def _key_in(fingerprint: str | None) -> str | None:
+    match = re.search(r"\(([0-9a-f]{12})\)", fingerprint or "")
+    return match[1] if match else None
 
 
 def _count(files: Sequence[Any]) -> str:
@@ -236,14 +259,23 @@ def _unit_bytes(total: int) -> int:
     return min(most, max(least, total // _UNITS))
 
 
-def _local(place: str, column: str) -> tuple[Corpus, list[list[Any]]]:
-    """The corpus, and name, size and mark of each of its files."""
-    paths = text.corpus(place, text_column=column).paths
-    sizes = [path.stat().st_size for path in paths]
+def _local(
+    place: str, column: str, is_begun: Callable[[list[list[Any]]], bool]
+) -> tuple[Corpus, list[list[Any]]]:
+    """The corpus, and name, size and mark of each of its files.
+
+    Args:
+        is_begun: tells whether the run began with a text of such marks.
+    """
+    sizes = [path.stat().st_size for path in text.corpus(place, text_column=column).paths]
     corpus = text.corpus(place, text_column=column, part_bytes=_unit_bytes(sum(sizes)))
     if corpus.left_out:
         print(f"not read of {place}: {corpus.left_out}", file=sys.stderr, flush=True)
-    return corpus, text.facts(paths, sizes)
+    assert corpus.listing is not None
+    former = corpus.listing.former_facts
+    if former is not None and is_begun(former):
+        return corpus, former
+    return corpus, corpus.listing.facts
 
 
 def _stripes(unit: Unit) -> list[_Unit]:

@@ -21,10 +21,10 @@ from typing import Any
 
 from gaia import storage
 from gaia.data.lengths import LENGTHS
-from gaia.data.manifest import MANIFEST, VERSION, Manifest, load_manifest
+from gaia.data.manifest import MANIFEST, VERSION, Manifest
 from gaia.data.shards import SHARD_TOKENS, WINDOW
 from gaia.errors import ConfigError, DataError
-from gaia.work_folder import WorkFolder, unfinished
+from gaia.work_folder import WorkFolder
 from gchat import tokenizer as tokenizers
 from gchat.data import buckets, pool, work
 from gchat.data.ending import (
@@ -34,6 +34,7 @@ from gchat.data.ending import (
     finish,
     finished_set,
     names_of,
+    previous_parameters,
     shuffled,
 )
 from gchat.data.progress import progress_bar
@@ -158,10 +159,10 @@ def prepare(
     given = dataclasses.replace(given, out=Path(given.out).expanduser())
     folder = given.out
     # An interrupted preparation goes on with the commit it began with, whatever main is now.
-    revision = None if given.overwrite else _previous(folder).get("revision")
-    corpus = corpus or given.corpus(revision, exclude=folder)
+    previous = {} if given.overwrite else previous_parameters(folder, WORK)
+    corpus = corpus or given.corpus(previous.get("revision"), exclude=folder)
     chosen = _chosen_tokenizer(given)  # before anything is replaced: it may lie in `out`
-    parameters = _parameters(given, corpus, chosen)
+    parameters = _parameters(given, corpus, chosen, previous)
     if not given.overwrite and (finished := finished_set(folder, parameters)) is not None:
         return finished
     with WorkFolder(folder, WORK, what=WHAT, markers="unit-*.json") as place:
@@ -196,7 +197,9 @@ def _work(
     return finish(first, corpus, place, units, shards, parameters=parameters, window=given.window)
 
 
-def _parameters(given: Options, corpus: Corpus, chosen: Tokenizer | None) -> dict[str, Any]:
+def _parameters(
+    given: Options, corpus: Corpus, chosen: Tokenizer | None, previous: dict[str, Any]
+) -> dict[str, Any]:
     """Everything that decides the bytes of the data set; kept in the manifest."""
     encoder: dict[str, Any] = {"tokenizer": given.tokenizer}
     if given.tokenizer == "bpe":
@@ -207,7 +210,7 @@ def _parameters(given: Options, corpus: Corpus, chosen: Tokenizer | None) -> dic
         encoder["tokenizer"] = chosen.sha256  # wherever its file lies
     return {
         "source": given.source,
-        **corpus.identity,
+        **corpus.identified(previous),
         **encoder,
         "seed": given.seed,
         "val_fraction": given.val_fraction,
@@ -228,13 +231,6 @@ def _chosen_tokenizer(given: Options) -> Tokenizer | None:
             "use bpe, gpt2 or the path of a tokenizer.json",
         )
     return Tokenizer.load(given.tokenizer)
-
-
-def _previous(folder: Path) -> dict[str, Any]:
-    """Parameters of what `folder` holds, finished or not; empty when it holds nothing."""
-    if (folder / MANIFEST).exists():
-        return load_manifest(folder).parameters
-    return unfinished(folder, WORK)
 
 
 def _tokenizer(

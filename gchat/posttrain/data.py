@@ -29,6 +29,7 @@ from gchat.data.chat_check import check_chats
 from gchat.data.chats import prepare_conversations
 from gchat.data.prepare import prepare
 from gchat.data.sources import files, text
+from gchat.data.sources.content import Listing
 from gchat.data.sources.unit import Corpus, Tally
 from gchat.data.sources.walk import walk
 from gchat.posttrain.base_run import check_tokenizer
@@ -56,14 +57,15 @@ class Source(NamedTuple):
     files: Corpus | None
     task: Task | None
 
-    def identity(self, seed: int) -> Any:
-        """All that decides the conversations."""
+    def identity(self, seed: int, *, former: bool = False) -> Any:
+        """All that decides the conversations; `former`: by the rule before 2026-12."""
         if self.files is not None:
-            return [self.files.identity, self.entry.times]
+            before = self.files.listing.former_identity if former and self.files.listing else None
+            return [self.files.identified({"files": before}), self.entry.times]
         assert self.task is not None
         # The content of its files: an edited one is another data set, as files of chats are.
         paths = files_of(self.entry.name, "train")
-        content = text.identity(paths, [path.stat().st_size for path in paths])
+        content = Listing(paths, [path.stat().st_size for path in paths]).identity
         return [self.entry.name, content, len(self.task), seed, self.entry.times]
 
     def once(self) -> Iterator[Conversation]:
@@ -208,7 +210,7 @@ def _text(setting: Setting, entries: Sequence[Entry]) -> Prepared:
     corpus = text.corpus(*(entry.name for entry in entries), exclude=folder)
     if corpus.left_out:
         print(f"not read of --data: {corpus.left_out}", file=sys.stderr, flush=True)
-    out = folder / _key([corpus.identity, setting.base.tokenizer.sha256])
+    out = folder / _key([corpus.identified(), setting.base.tokenizer.sha256])
     prepare(source="text", corpus=corpus, out=out, tokenizer=str(setting.base.path / FILE))
     return Prepared(str(out), chat=False)
 
@@ -219,7 +221,12 @@ def _conversations(setting: Setting, entries: Sequence[Entry]) -> Prepared:
     seed = config.training.seed
     sources = [_source(entry, seed) for entry in entries]
     facts = [*_format_facts(chat_format), config.model.seq_len]
-    out = config.run.folder / "data" / _key([*facts, *(s.identity(seed) for s in sources)])
+    out, former = (
+        config.run.folder / "data" / _key([*facts, *(s.identity(seed, former=f) for s in sources)])
+        for f in (False, True)
+    )
+    if former.exists():  # a run that began under that rule goes on
+        out = former
     if not (out / MANIFEST).exists():
         made = (one for source in sources for one in source.taken())
         prepare_conversations(made, chat_format, out, config.model.seq_len, seed=seed)

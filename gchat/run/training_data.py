@@ -84,6 +84,7 @@ class TrainingData:
             tokenizer=config.tokenizer,
             vocab_size=config.vocab_size,
             forced=config.forced,
+            begun=config.fingerprint,
         )
         self.manifest, self.tokenizer = text.manifest, text.tokenizer
         self.manifests = {"": self.manifest}

@@ -14,7 +14,7 @@ import numpy as np
 
 from gaia import storage
 from gaia.errors import ConfigError, DataError
-from gaia.work_folder import WorkFolder, refuse_difference
+from gaia.work_folder import WorkFolder, refuse_difference, unfinished
 from gchat.data import pool
 from gchat.data.curation import chunks, contamination, report, stages
 from gchat.data.curation.engines import run_stage
@@ -45,8 +45,10 @@ def curate(options: Options, scorer: Maker | None = None, progress: bool | None 
     options.check()
     options = dataclasses.replace(options, out=Path(options.out).expanduser())
     corpus = options.corpus(exclude=options.out)
-    parameters = json.loads(json.dumps(options.parameters(corpus.identity)))
     folder = options.out
+    previous = {} if options.overwrite else _previous(folder)
+    identity = corpus.identified(previous.get("identity"))
+    parameters = json.loads(json.dumps(options.parameters(identity)))
     if not options.overwrite and (finished := _finished(folder, parameters)) is not None:
         return finished
     with WorkFolder(folder, stages.WORK, what=_WHAT, markers="filter-*.json") as place:
@@ -59,6 +61,13 @@ def curate(options: Options, scorer: Maker | None = None, progress: bool | None 
         result = _run(options, corpus, scorer, parameters, progress)
         place.finish()
         return result
+
+
+def _previous(folder: Path) -> dict[str, Any]:
+    """Parameters of the curation in a folder, finished or not; empty where there is none."""
+    if (folder / report.JSON).exists():
+        return report.load(folder)["parameters"]
+    return unfinished(folder, stages.WORK)
 
 
 def _finished(folder: Path, parameters: dict[str, Any]) -> dict | None:

@@ -12,7 +12,6 @@ import gzip
 import io
 import itertools
 import lzma
-import os
 import sys
 import zlib
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from gaia.errors import ConfigError, DataError
+from gchat.data.sources.content import shown
 from gchat.data.sources.unit import Tally
 
 if sys.version_info >= (3, 14):
@@ -86,11 +86,6 @@ def _damaged(file: Path, ending: str, error: Exception) -> DataError:
         f"{shown(file)} is truncated or damaged {kind} ({str(error).splitlines()[0]})",
         "get it again, or remove it",
     )
-
-
-def shown(file: Path | str) -> str:
-    """A path as text that UTF-8 can hold, also where its bytes are none."""
-    return os.fsencode(file).decode("utf-8", "replace")
 
 
 def listed(field: str, file: Path) -> list[str]:

@@ -20,7 +20,7 @@ from gaia.errors import ConfigError, DataError
 from gaia.extras import install
 from gchat.data import languages
 from gchat.data.sources import files
-from gchat.data.sources.text import identity
+from gchat.data.sources.content import Listing
 from gchat.data.sources.unit import Corpus, Row, Tally, Unit
 from gchat.data.sources.walk import walk
 
@@ -157,8 +157,8 @@ def corpus(
         units=units,
         sources=tuple(files.shown(file) for file in dumps),
         left_out=walked.sentence(),
+        listing=Listing(dumps, sizes),
         identity={
-            "files": identity(dumps, sizes),
             "titles": sorted(choice.titles),
             "categories": sorted(choice.categories),
         },

@@ -14,7 +14,6 @@ bytes, or with more than a tenth of such sequences, is binary or in another enco
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -22,9 +21,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gaia import storage
 from gaia.errors import ConfigError, DataError
 from gchat.data.sources import files
+from gchat.data.sources.content import Listing
 from gchat.data.sources.unit import META_FIELDS, Corpus, Row, Tally, Unit
 from gchat.data.sources.walk import walk
 
@@ -32,7 +31,6 @@ ENDINGS = (".txt", ".md", ".jsonl", ".parquet")
 DOCUMENT_CHARS = 4096
 UNIT_BYTES = 256 << 20  # small files are grouped to this much; an interruption repeats one group
 PART_BYTES = 256 << 20  # and large ones are cut to this much
-_HASHED_BYTES = 256 << 20  # above this, a file is known by size and time instead of its SHA-256
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 _BLANK_BEGIN = re.compile(r"\A(?:[^\S\n]*\n)+")
 
@@ -93,11 +91,8 @@ def corpus(
         sources=tuple(files.shown(file) for file in paths),
         paths=tuple(paths),
         left_out=" ".join(filter(None, (each.sentence() for each in walked.values()))),
-        identity={
-            "files": identity(paths, sizes),
-            "text_column": text_column,
-            "document_chars": document_chars,
-        },
+        identity={"text_column": text_column, "document_chars": document_chars},
+        listing=Listing(paths, sizes),
     )
 
 
@@ -109,24 +104,6 @@ def unit_of(group: Sequence[Part], text_column: str, document_chars: int) -> Uni
         rows=_RowReader(group, text_column, document_chars),
         text_bytes=sum(part.bytes for part in group),
     )
-
-
-def facts(paths: Sequence[Path], sizes: Sequence[int]) -> list[list[Any]]:
-    """Name, size and mark of each file; the mark is its SHA-256, or its time where that is long."""
-    hashed = sum(sizes) <= _HASHED_BYTES
-    return [
-        [
-            files.shown(file.name),
-            size,
-            storage.sha256_file(file) if hashed else file.stat().st_mtime_ns,
-        ]
-        for file, size in zip(paths, sizes, strict=True)
-    ]
-
-
-def identity(paths: Sequence[Path], sizes: Sequence[int]) -> str:
-    """A hash that changes with the files' names, sizes and (where they are small) content."""
-    return hashlib.sha256(json.dumps(facts(paths, sizes)).encode()).hexdigest()
 
 
 def _named_parts(

@@ -1,11 +1,12 @@
 """A corpus, as every source hands it over: a list of units, each a stream of documents."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gaia.errors import DataError
+from gchat.data.sources.content import Listing
 
 META_FIELDS = ("id", "url", "title", "language", "source", "date", "file")
 """Facts kept of a document besides its text, where the source has them; "file" is its file."""
@@ -82,13 +83,29 @@ class Corpus:
     sources: tuple[str, ...]
     """Files or packages it is made of, for the manifest."""
     identity: dict[str, Any]
-    """Facts that decide its text: the same identity gives the same documents."""
+    """Facts that decide its text, besides the content of its files."""
     max_bad: int = 0
     """Number of documents that may be bad, in all units together."""
     paths: tuple[Path, ...] = ()
     """The files, where it is made of some."""
+    listing: Listing | None = None
+    """The files, where their content decides the text."""
     left_out: str = ""
     """Files of the input that are not read, by reason, for people."""
+
+    def identified(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """All facts that decide its text: equal ones give the same documents.
+
+        Args:
+            before: facts of earlier work, which goes on under the rule that it began with where
+                that one still says the same of the files.
+        """
+        if self.listing is None:
+            return dict(self.identity)
+        former = self.listing.former_identity if before else None
+        if before and former is not None and before.get("files") == former:
+            return {"files": former, **self.identity}
+        return {"files": self.listing.identity, **self.identity}
 
     def tally(self) -> Tally:
         """Counts for reading a unit."""

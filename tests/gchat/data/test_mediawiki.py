@@ -108,7 +108,7 @@ def test_lists_may_be_files_and_dumps_compressed(tmp_path):
     rows = read(tmp_path, titles=str(tmp_path / "titles.txt"))
     assert [row.meta["title"] for row in rows] == ["Cheese", "Other"]
     plain, chosen = (mediawiki.corpus(str(tmp_path), titles=t) for t in (None, "Cheese"))
-    assert plain.identity != chosen.identity
+    assert plain.identified() != chosen.identified()
 
 
 def test_memory_does_not_grow_with_the_dump(tmp_path):

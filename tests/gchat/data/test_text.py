@@ -224,10 +224,10 @@ def test_rows_keep_what_the_file_says(tmp_path):
 def test_the_identity_follows_the_content(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("one")
-    first = text.corpus(str(file)).identity
-    assert text.corpus(str(file)).identity == first
+    first = text.corpus(str(file)).identified()
+    assert text.corpus(str(file)).identified() == first
     file.write_text("two")
-    assert text.corpus(str(file)).identity != first
+    assert text.corpus(str(file)).identified() != first
 
 
 def test_small_files_are_grouped(tmp_path, monkeypatch):
