@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from gaia.errors import ConfigError
-from gchat.config import ALIASES
 
 OWNED = {
     "training.seed": "--seeds (--seed of research run, `seeds` of a sweep)",
@@ -54,5 +53,7 @@ def training_words(preset: str, changed: Sequence[str]) -> list[str]:
 
 def _full_name(name: str) -> str:
     """The field of a name as it is typed: `data-dir` is short for data.dir."""
+    from gchat.config import ALIASES  # an agent may break it, and reaches the judge all the same
+
     option = f"--{name.replace('_', '-')}"
     return ALIASES.get(option, option)[2:].replace("-", "_")

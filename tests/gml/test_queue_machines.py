@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import pytest
 
@@ -157,6 +158,7 @@ def test_the_label_is_on_the_machine(path, server, fast_lambda):
     cloud = fresh(server, path)
     create(make_fleet(), dataclasses.replace(request(path), queue="train"))
     cloud.drain()
+    time.sleep(2 * cloud.list_lag)  # lists lag
     provider = "lambda" if path == "lambda" else "google"
     listed = make_fleet().provider(provider).list_nodes()
     assert [n.queue for n in listed] == ["train"]
