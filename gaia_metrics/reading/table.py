@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def load_compact(path: Path, state: list) -> pa.Table | None:
 def save_compact(path: Path, table: pa.Table, state: list) -> None:
     """Write the cache, with the names and sizes of the segments it was made from."""
     meta = {"gaia.segments": json.dumps(state)}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         pq.write_table(table.replace_schema_metadata(meta), temporary, compression="zstd")
         os.replace(temporary, path)
