@@ -123,7 +123,8 @@ def test_histograms_and_logs_are_what_protobuf_reads():
 def until(condition):
     """Wait for it, however slow the machine is."""
     deadline = time.monotonic() + 300
-    while not condition() and time.monotonic() < deadline:
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
