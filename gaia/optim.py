@@ -14,11 +14,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gaia.batch_ramp import BatchRamp
 from gaia.errors import ConfigError
 from gaia.muon import Iteration, Muon, scale_by_muon
 from gaia.step_ranges import in_steps, read_changes, stepwise
 
 Decay = float | Callable[[Any], Any]
+
+_NO_RAMP = BatchRamp()
 
 
 @dataclass(frozen=True)
@@ -211,33 +214,42 @@ def _left(config: OptimConfig, steps: int, step: Any) -> jax.Array:
     return jnp.clip((steps - 1 - jnp.asarray(step, jnp.float32)) / decay_steps, 0.0, 1.0)
 
 
-def make_optimizer(config: OptimConfig, steps: int, roles: Any) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimConfig, steps: int, roles: Any, ramp: BatchRamp = _NO_RAMP
+) -> optax.GradientTransformation:
     """The whole update rule: clip, then each group's own optimizer and schedule.
 
     Args:
         config: with the rates of this batch and width.
         steps: of the run, for the schedules.
         roles: the tree of parameters with the role of each (`gaia.params.roles`).
+        ramp: of the batch, whose steps may be several updates.
     """
     share = schedule(config, steps)
-    weight_decay, matrix_weight_decay = (
-        stepwise(getattr(config, name), getattr(config, f"{name}_steps"), f"optim.{name}_steps")
-        for name in ("weight_decay", "matrix_weight_decay")
-    )
+
+    def decay_of(name: str) -> Decay:
+        texts = getattr(config, f"{name}_steps")
+        value = stepwise(getattr(config, name), texts, f"optim.{name}_steps")
+        return (lambda update: value(ramp.step_of(update))) if callable(value) else value
+
+    weight_decay, matrix_weight_decay = decay_of("weight_decay"), decay_of("matrix_weight_decay")
 
     def by_rate(peak: float) -> optax.GradientTransformation:
-        return optax.scale_by_schedule(lambda step: -peak * share(step))
+        return optax.scale_by_schedule(
+            lambda update: -peak * share(ramp.step_of(update)) * ramp.rate_of(update)
+        )
 
     def adamw(
         peak: float, decay: Decay, betas: tuple[float, float] | None = None
     ) -> optax.GradientTransformation:
         beta1, beta2 = betas or (config.beta1, config.beta2)
         adam = optax.scale_by_adam(beta1, beta2, config.eps)
-        return optax.chain(adam, _decay(config, steps, decay), by_rate(peak))
+        return optax.chain(adam, _decay(config, steps, decay, ramp), by_rate(peak))
 
     def muon() -> optax.GradientTransformation:
-        decay = _decay(config, steps, matrix_weight_decay, cautious=config.cautious_decay)
-        return optax.chain(scale_by_muon(_muon(config, steps)), decay, by_rate(config.matrix_lr))
+        decay = _decay(config, steps, matrix_weight_decay, ramp, cautious=config.cautious_decay)
+        rule = scale_by_muon(_muon(config, steps, ramp))
+        return optax.chain(rule, decay, by_rate(config.matrix_lr))
 
     embed_lr, head_lr = config.peak(config.embed_lr), config.peak(config.head_lr)
     groups: dict[Hashable, optax.GradientTransformation] = {
@@ -251,12 +263,13 @@ def make_optimizer(config: OptimConfig, steps: int, roles: Any) -> optax.Gradien
     return optax.chain(clip, optax.partition(groups, roles))
 
 
-def _muon(config: OptimConfig, steps: int) -> Muon:
+def _muon(config: OptimConfig, steps: int, ramp: BatchRamp) -> Muon:
     """The rule of Muon that the options describe, for a run of `steps` steps."""
     peak, start, final = config.momentum, config.momentum_start, config.momentum_final
 
-    def momentum(step: jax.Array) -> jax.Array:
-        step, value = jnp.asarray(step, jnp.float32), jnp.asarray(peak, jnp.float32)
+    def momentum(update: jax.Array) -> jax.Array:
+        step = jnp.asarray(ramp.step_of(update), jnp.float32)
+        value = jnp.asarray(peak, jnp.float32)
         if start is not None:
             rising = jnp.clip(step / max(1, config.momentum_warmup_steps), 0.0, 1.0)
             value = start + (peak - start) * rising
@@ -282,14 +295,15 @@ class _DecayState(NamedTuple):
 
 
 def _decay(
-    config: OptimConfig, steps: int, strength: Decay, *, cautious: bool = False
+    config: OptimConfig, steps: int, strength: Decay, ramp: BatchRamp, *, cautious: bool = False
 ) -> optax.GradientTransformation:
     """Decoupled weight decay, times the learning rate that follows it.
 
     Args:
         config: says how the decay changes over the run.
         steps: of the run.
-        strength: at the first step, or as a function of finished steps.
+        strength: at the first step, or as a function of finished updates.
+        ramp: of the batch.
         cautious: decay an element only where its update points to 0 as well (Liang et al. 2024;
             arXiv 2510.12402).
     """
@@ -298,9 +312,9 @@ def _decay(
     if config.decay_schedule == "constant" and not cautious:
         return optax.add_decayed_weights(strength)
 
-    def at(step: jax.Array) -> jax.Array:
-        peak = strength(step) if callable(strength) else strength
-        done = step.astype(jnp.float32) / max(1, steps - 1)
+    def at(count: jax.Array) -> jax.Array:
+        peak = strength(count) if callable(strength) else strength
+        done = jnp.asarray(ramp.step_of(count), jnp.float32) / max(1, steps - 1)
         if config.decay_schedule == "cosine":
             return peak * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
         linear = config.decay_schedule == "linear"

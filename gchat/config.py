@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from gaia.batch_ramp import BatchRamp
 from gaia.config import load_preset, load_yaml, parse
 from gaia.data.packing import Packing
 from gaia.errors import ConfigError
@@ -25,7 +26,7 @@ from gchat.ranges import check_ranges
 from gchat.reward_config import DPOConfig, RLConfig
 from gchat.run_config import CheckpointConfig, EvalConfig, MetricsConfig, RunConfig
 from gchat.run_length import with_own_length, with_typed_length
-from gchat.stage_config import StageConfig
+from gchat.stage_config import StageConfig, StageName
 
 ALIASES = {
     "--depth": "--model.depth",
@@ -106,6 +107,9 @@ class TrainingConfig:
     """Rows per optimizer step, over all devices; derived from the token budget (Power Lines)."""
     grad_accum: int = 1
     """Micro-batches a step is split into; same result, less memory."""
+    batch_ramp: tuple[str, ...] = ()
+    """Growing batch: updates that a step is split into, each from a step or epoch on. 4@0 2@200
+    1@400 trains on quarters of the batch for 200 steps and on halves until step 400."""
     steps: int | None = None
     """Optimizer steps. The first of steps, tokens and tokens_per_param that is set decides."""
     tokens: int | None = None
@@ -119,6 +123,26 @@ class TrainingConfig:
     init_from: str | None = None
     """Folder of a run, trained or imported, whose newest parameters this one begins with. The
     model is that run's; what is typed of --model still counts. Needs that run's tokenizer."""
+
+    @property
+    def ramp(self) -> BatchRamp:
+        """The batch ramp as numbers.
+
+        Raises:
+            ConfigError: a text of it cannot be read, or is in epochs that are not resolved yet.
+        """
+        return BatchRamp.read("training.batch_ramp", self.batch_ramp)
+
+    def check_ramp(self, steps: int, stage: StageName) -> None:
+        """Raises ConfigError for a batch ramp that cannot be read, or is without effect."""
+        if self.batch_ramp and stage in ("dpo", "rl"):
+            raise ConfigError(
+                f"training.batch_ramp is {' '.join(self.batch_ramp)}, and {stage} takes its batch "
+                "whole",
+                "leave it out",
+            )
+        if not any("epoch" in text for text in self.batch_ramp):  # else once the data is known
+            self.ramp.check("training.batch_ramp", steps)
 
     @property
     def amounts(self) -> "Amounts":
@@ -325,6 +349,7 @@ def derive(
     optim, sentence = config.optim.scaled(batch_tokens, s.dim)
     said.append(sentence)
     optim.check(steps)
+    training.check_ramp(steps, config.stage.name)
     training = replace(training, batch_size=batch_size, steps=steps, tokens=steps * batch_tokens)
     price_per_hour(config)  # refused now, not at the end
     return replace(config, model=model, optim=optim, training=training), said

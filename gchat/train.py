@@ -39,7 +39,7 @@ from gchat.stage_config import VERBS, StageConfig
 from gchat.tokenizer import FILE as TOKENIZER
 from gchat.tokenizer import Tokenizer
 from gchat.train_state import TrainState, abstract_state, graphdef, init_state
-from gchat.train_step import eval_rows, make_scorer, make_train_step
+from gchat.train_step import changing_step, eval_rows, make_scorer, make_train_step
 
 COMMAND = "python -m gchat.train"
 _FLAGS = ("--resume", "--allow-restart", "--extend")
@@ -146,6 +146,7 @@ def pretraining(config: TrainConfig, data: TrainingData) -> Stage:
         init=lambda: _first_state(config, mesh),
         blank=lambda: abstract_state(config, mesh),
         update=make_train_step(graph, config, mesh),
+        update_at=changing_step(graph, config, mesh),
         batches=lambda index: data.loader(config, index, mesh),
         evaluate=evaluator.validate,
         sample=evaluator.sample,

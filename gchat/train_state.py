@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from gaia import parallel, params
 from gaia.data.batch import Batch
+from gaia.errors import ConfigError
 from gaia.optim import OptimConfig, make_optimizer
 from gaia.params import Described
 from gchat.config import TrainConfig
@@ -34,7 +35,7 @@ def optimizer_of(config: TrainConfig) -> optax.GradientTransformation:
     """The update rule of a derived configuration for its model's parameters."""
     placements = model_shape(config.model).placements
     roles = params.roles(params.trained(placements, placements))
-    return make_optimizer(config.optim, config.training.amounts.steps, roles)
+    return make_optimizer(config.optim, config.training.amounts.steps, roles, config.training.ramp)
 
 
 def _new_state(config: TrainConfig, key: jax.Array) -> TrainState:
@@ -177,7 +178,24 @@ def check_model(model: GPTConfig, mesh: Mesh) -> None:
 
 
 def check_rows(config: TrainConfig, mesh: Mesh) -> None:
-    """Raises ConfigError where the rows of a micro-batch do not divide over the mesh."""
-    rows = config.training.amounts.batch_size // config.training.grad_accum
+    """Raises ConfigError where the rows of a micro-batch, or of an update of a batch ramp, do not
+    divide over the mesh."""
+    rows, accum = config.training.amounts.batch_size, config.training.grad_accum
     remedy = "choose training.batch_size / training.grad_accum as a multiple"
-    parallel.check_divides(mesh, "rows per micro-batch", rows, parallel.ROWS, remedy)
+    parallel.check_divides(mesh, "rows per micro-batch", rows // accum, parallel.ROWS, remedy)
+    for parts in config.training.ramp.kinds:
+        pieces = parts * micro_batches(accum, parts)
+        if rows % pieces:
+            raise ConfigError(
+                f"training.batch_ramp has {parts} updates a step, and {rows} rows do not divide "
+                f"into {pieces} micro-batches",
+                "choose divisors of training.batch_size",
+            )
+        what = f"rows of {parts} updates a step (training.batch_ramp)"
+        parallel.check_divides(mesh, what, rows // pieces, parallel.ROWS, "use fewer updates")
+
+
+def micro_batches(accum: int, parts: int) -> int:
+    """Micro-batches of an update, where a step of `accum` of them is `parts` updates; none of
+    them has more rows than a micro-batch of the whole step."""
+    return -(-accum // parts)

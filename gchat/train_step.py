@@ -35,6 +35,7 @@ from gchat.objective import Objective, hidden_states, next_token
 from gchat.train_state import (
     TrainState,
     check_rows,
+    micro_batches,
     optimizer_of,
     param_placements,
     param_specs,
@@ -53,14 +54,21 @@ class StepMetrics(NamedTuple):
     """Further scalars, by the names of the log."""
 
 
+Update = Callable[..., tuple[TrainState, StepMetrics]]
+"""(state, batch, limit=…) -> (state, metrics); donates the state."""
+
+
 def make_train_step(
-    graph: Any, config: TrainConfig, mesh: Mesh, objective: Objective = next_token
-) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    graph: Any, config: TrainConfig, mesh: Mesh, objective: Objective = next_token, parts: int = 1
+) -> Update:
     """The jitted update (state, batch) -> (state, metrics); donates the state.
 
     The loss is the objective's sum over the whole step divided by its count, however the step is
     split over devices and micro-batches. With `limit`, a step whose loss is above it, or not
     finite, changes no parameter.
+
+    With several `parts` (a batch ramp, `gaia.batch_ramp`) the step is that many updates, each of
+    its share of the rows; it reports their mean loss and their largest gradient.
 
     Raises:
         ConfigError: the rows of a micro-batch do not divide over the mesh.
@@ -68,7 +76,8 @@ def make_train_step(
     check_rows(config, mesh)
     optimizer = optimizer_of(config)
     lr_share = schedule(config.optim, config.training.amounts.steps)
-    loss_and_grads = _loss_and_grads(graph, config, mesh, objective)
+    accum = micro_batches(config.training.grad_accum, parts)
+    loss_and_grads = _loss_and_grads(graph, config, mesh, objective, accum)
     placements = param_placements(config)
 
     @partial(jax.jit, donate_argnums=0, compiler_options=_compiler_options(mesh))
@@ -76,18 +85,50 @@ def make_train_step(
         objective.check(batch)
         # Randomness is a function of (seed, step, place), so a resume needs no stored key.
         key = jax.random.fold_in(jax.random.key(config.training.seed), state.step)
-        (loss, sums), grads = loss_and_grads(state.params, key, batch)
-        part = trained(state.params, placements)
-        updates, opt_state = optimizer.update(grads, state.opt_state, part)
-        params = with_trained(state.params, optax.apply_updates(part, updates))
+
+        def update(before, rows_and_key):
+            (params, opt_state), (rows, key) = before, rows_and_key
+            (loss, sums), grads = loss_and_grads(params, key, rows)
+            part = trained(params, placements)
+            updates, opt_state = optimizer.update(grads, opt_state, part)
+            params = with_trained(params, optax.apply_updates(part, updates))
+            return (params, opt_state), (loss, sums, optax.tree.norm(grads))
+
+        before = (state.params, state.opt_state)
+        if parts == 1:
+            after, (loss, sums, grad_norm) = update(before, (batch, key))
+        else:
+            shares = (_every_kth_row(batch, parts), jax.random.split(key, parts))
+            after, (losses, sums, norms) = jax.lax.scan(update, before, shares)
+            loss, sums = jax.tree.map(jnp.mean, (losses, sums))
+            grad_norm = jnp.max(norms)
         more = _packing_metrics(batch) | dict(zip(objective.sums, sums, strict=True))
-        metrics = StepMetrics(loss, optax.tree.norm(grads), lr_share(state.step), more)
-        after = TrainState(params, opt_state, state.step + 1)
+        lr = lr_share(state.step) if parts == 1 else lr_share(state.step) * parts**-0.5
+        metrics = StepMetrics(loss, grad_norm, lr, more)
+        after = TrainState(*after, state.step + 1)
         if limit is not None:
             after = keep_if_finite(after, state, loss, metrics.grad_norm, limit)
         return after, metrics
 
     return train_step
+
+
+def _every_kth_row(batch: Batch, parts: int) -> Batch:
+    """The rows of each update, [K, B / K, T]: row r is of update r % K, on any mesh."""
+    return jax.tree.map(lambda a: a.reshape(-1, parts, a.shape[1]).swapaxes(0, 1), batch)
+
+
+def changing_step(graph: Any, config: TrainConfig, mesh: Mesh) -> Callable[[int], Update] | None:
+    """The update that follows so many finished steps, under a batch ramp; None without one.
+
+    Raises:
+        ConfigError: as `make_train_step`.
+    """
+    ramp = config.training.ramp
+    if not ramp.parts:
+        return None
+    steps = {k: make_train_step(graph, config, mesh, parts=k) for k in ramp.kinds}
+    return lambda step: steps[ramp.parts_at(step)]
 
 
 def _packing_metrics(batch: Batch) -> dict[str, jax.Array]:
@@ -100,10 +141,9 @@ def _packing_metrics(batch: Batch) -> dict[str, jax.Array]:
 
 
 def _loss_and_grads(
-    graph: Any, config: TrainConfig, mesh: Mesh, objective: Objective
+    graph: Any, config: TrainConfig, mesh: Mesh, objective: Objective, A: int
 ) -> Callable[..., tuple[Any, Any]]:
-    """(params, key, batch) -> (loss, further sums) and gradients of the step, where trained."""
-    A = config.training.grad_accum
+    """(params, key, batch) -> (loss, further sums) and gradients of an update, where trained."""
     specs, placements = param_specs(config, mesh), param_placements(config)
     part_specs, part_placements = (trained(tree, placements) for tree in (specs, placements))
 

@@ -6,7 +6,7 @@ from gchat.posttrain.chat_curve import chat_curve
 from gchat.posttrain.start import Started
 from gchat.run.loop import Stage
 from gchat.train_state import graphdef
-from gchat.train_step import eval_rows, make_scorer, make_train_step
+from gchat.train_step import changing_step, eval_rows, make_scorer, make_train_step
 
 
 def supervised(started: Started) -> Stage:
@@ -33,6 +33,7 @@ def supervised(started: Started) -> Stage:
         init=started.init,
         blank=started.blank,
         update=make_train_step(graph, config, mesh),
+        update_at=changing_step(graph, config, mesh),
         batches=lambda index: data.loader(config, index, mesh),
         evaluate=evaluator.validate,
         sample=lambda params: evaluator.sample(started.whole(params)),

@@ -170,6 +170,7 @@ def lines(
     params = f", {_count(facts['params'])} parameters" if facts.get("params") else ""
     pieces = training["grad_accum"]
     split = f" ({rows // pieces} at a time x {pieces})" if pieces > 1 else ""
+    split += f", ramp {' '.join(training['batch_ramp'])}" if training.get("batch_ramp") else ""
     norm, tied = ("QK-norm, " if model["qk_norm"] else ""), ("tied" if model["tied"] else "untied")
     decay = " ".join([f"{optim['weight_decay']:g}", *(optim.get("weight_decay_steps") or ())])
     matrix = f", matrices {optim['matrix_lr']:g}" if optim["name"] == "muon" else ""

@@ -28,7 +28,7 @@ from gchat.run.saving import SaveSchedule
 from gchat.run.session import Outcome, Session
 from gchat.scaling.exhaustion import exhaustion_explained
 from gchat.train_state import TrainState
-from gchat.train_step import StepMetrics
+from gchat.train_step import StepMetrics, Update
 
 
 class TrainingFailed(GaiaError):
@@ -75,8 +75,8 @@ class Stage:
     mesh: Mesh
     init: Callable[[], TrainState]
     """Makes the state before the first update."""
-    update: Callable[..., tuple[TrainState, StepMetrics]]
-    """(state, batch, limit=…) -> (state, metrics); see `gchat.train_step.make_train_step`."""
+    update: Update
+    """See `gchat.train_step.make_train_step`."""
     batches: Callable[[int], Batches]
     """Opens this process's rows of each batch, from an index on."""
     evaluate: Callable[[Any, Alive], dict[str, float]]
@@ -92,6 +92,8 @@ class Stage:
     stop: Callable[[], str] | None = None
     """Says why training should end early, in one sentence; empty to go on. Asked after each
     step, of every process alike."""
+    update_at: Callable[[int], Update] | None = None
+    """(finished steps) -> the update of the next one, where it is not `update` all along."""
 
 
 class InFlight(NamedTuple):
@@ -229,7 +231,8 @@ class Loop:
         self.trace.before(self.step + 1, self.state)
         skips = self.config.guards.policy == "skip"
         limit = {"limit": self.guard.limit(self.step + 1)} if skips else {}
-        self.state, metrics = self.stage.update(self.state, batch, **limit)
+        at, update = self.stage.update_at, self.stage.update
+        self.state, metrics = (at(self.step) if at else update)(self.state, batch, **limit)
         self.step += 1
         self.in_flight.append(InFlight(self.step, index, metrics, data_wait))
 

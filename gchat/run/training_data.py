@@ -15,6 +15,7 @@ from gaia.data.rows import CacheOptions
 from gaia.errors import ConfigError, DataError
 from gaia.parallel import rows_here
 from gaia.processes.group import Group
+from gaia.step_ranges import in_steps
 from gaia.storage import gcs, region
 from gchat.config import DataConfig, TrainConfig, derive
 from gchat.data.chat_check import check_rows
@@ -114,10 +115,13 @@ class TrainingData:
         )
         for manifest in self.manifests.values():
             check_rows(manifest, derived.model.seq_len, derived.data.packing)
-        optim = derived.optim
-        if optim.weight_decay_steps or optim.matrix_weight_decay_steps:
-            per_epoch = self.rows(derived) / derived.training.amounts.batch_size
-            derived = replace(derived, optim=optim.in_steps(per_epoch))
+        optim, training = derived.optim, derived.training
+        if optim.weight_decay_steps or optim.matrix_weight_decay_steps or training.batch_ramp:
+            per_epoch = self.rows(derived) / training.amounts.batch_size
+            ramp = in_steps("training.batch_ramp", training.batch_ramp, per_epoch)
+            training = replace(training, batch_ramp=ramp)
+            training.check_ramp(training.amounts.steps, config.stage.name)
+            derived = replace(derived, optim=optim.in_steps(per_epoch), training=training)
         return derived, sentences
 
     def rows(self, config: TrainConfig) -> float:

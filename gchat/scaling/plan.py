@@ -164,7 +164,9 @@ def derived(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         name: tuple(text for text in getattr(config.optim, name) if "epoch" not in text)
         for name in ("weight_decay_steps", "matrix_weight_decay_steps")
     }
-    config = replace(config, optim=replace(config.optim, **kept))
+    ramp = tuple(text for text in config.training.batch_ramp if "epoch" not in text)
+    training = replace(config.training, batch_ramp=ramp)
+    config = replace(config, optim=replace(config.optim, **kept), training=training)
     return derive(config, vocab_size=vocab, padded_vocab_size=padded)
 
 

@@ -47,8 +47,8 @@ MUON = {
 }  # fmt: skip
 
 
-def batch() -> Batch:
-    tokens = tiny.tokens(ROWS, MODEL["seq_len"] + 1)
+def batch(rows: int = ROWS) -> Batch:
+    tokens = tiny.tokens(rows, MODEL["seq_len"] + 1)
     targets = tokens[:, 1:].copy()
     targets[0, :9] = -1  # devices get different numbers of targets
     return Batch(tokens[:, :-1], targets)
@@ -63,7 +63,7 @@ def packed_batch() -> Batch:
     return jax.tree.map(lambda *pair: np.concatenate(pair), rows, empty)
 
 
-def sgd(_config, _steps, _roles) -> optax.GradientTransformation:
+def sgd(_config, _steps, _roles, _ramp) -> optax.GradientTransformation:
     """Plain gradient descent whose state is the last gradient."""
 
     def update(grads, _state, _params=None):
@@ -87,11 +87,12 @@ def start(mesh, optimizer: str, packing="split", lora_rank=0, **training):
     return config, graph, state._replace(params=put)
 
 
-def train(mesh, optimizer: str, steps: int, packing="split", lora_rank=0, **training):
+def train(mesh, optimizer: str, steps: int, packing="split", lora_rank=0, parts=1, **training):
     """(losses, parameters, optimizer state after the first step), on the host."""
+    training = {"batch_size": ROWS * parts} | training
     config, graph, state = start(mesh, optimizer, packing, lora_rank, **training)
-    step = train_step.make_train_step(graph, config, mesh)
-    whole = batch() if packing == "split" else packed_batch()
+    step = train_step.make_train_step(graph, config, mesh, parts=parts)
+    whole = batch(ROWS * parts) if packing == "split" else packed_batch()
     rows = jax.tree.map(lambda a: parallel.shard_rows(a, mesh), whole)
     losses, first = [], None
     for _ in range(steps):
@@ -137,10 +138,12 @@ def results(mesh, **training) -> dict:
         losses, params, gradients = train(mesh, "adamw", STEPS, **training)
         packed = train(mesh, "adamw", 5, "best_fit", **training)
         adapted = train(mesh, "adamw", 3, lora_rank=4, **training)
+        ramped = train(mesh, "adamw", 3, parts=2, **training)
     found = {"losses": losses, "params": params, "gradients": gradients}
     found |= {"packed_losses": packed[0], "packed_params": packed[1], "packed_gradients": packed[2]}
     found |= {"adapted_losses": adapted[0], "adapted_params": adapted[1]}
     found["adapted_gradients"] = adapted[2]
+    found["ramp_losses"], found["ramp_params"], found["ramp_gradients"] = ramped
     for name in ("adamw", "muon"):
         found[f"{name}_losses"], found[f"{name}_params"], _ = train(mesh, name, 5, **training)
     found["nats"], found["scores"], found["tokens"] = evaluate(mesh)

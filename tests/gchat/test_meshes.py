@@ -31,6 +31,9 @@ BOUNDS = {
     "adapted_losses": 1e-5,
     "adapted_params": 1e-5,
     "adapted_gradients": 1e-4,  # adapters as large as their matrices: most of a sum cancels
+    "ramp_losses": 1e-5,
+    "ramp_params": 1e-5,
+    "ramp_gradients": 1e-6,
     "adamw_losses": 1e-5,
     "adamw_params": 1e-4,
     "muon_losses": 1e-5,

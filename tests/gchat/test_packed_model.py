@@ -127,7 +127,7 @@ def test_a_packed_document_scores_as_it_does_alone(model, impl):
 # ── Training ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def sgd(_config, _steps, _roles):
+def sgd(_config, _steps, _roles, _ramp):
     """An optimizer whose state is the last gradient."""
     return optax.GradientTransformation(
         lambda p: jax.tree.map(jnp.zeros_like, p),
