@@ -18,7 +18,13 @@ from gaia.device_memory import free_memory
 from gaia.errors import ConfigError
 from gaia.processes.group import Group
 from gchat.config import TrainConfig
-from gchat.train_state import abstract_batch, abstract_state, graphdef
+from gchat.train_state import (
+    abstract_batch,
+    abstract_state,
+    check_rows,
+    graphdef,
+    micro_batches,
+)
 from gchat.train_step import make_train_step
 
 SHARE = 0.9
@@ -137,19 +143,32 @@ def fitted_for_all(config: TrainConfig, group: Group) -> tuple[TrainConfig, list
 
 
 def _accumulations(config: TrainConfig, mesh: Mesh) -> Sequence[int]:
-    """Every number of micro-batches that divides the batch over the devices, ascending."""
-    parts = math.prod(mesh.shape[axis] for axis in parallel.ROWS)
+    """Every number of micro-batches that divides the batch over the devices, ascending; so it must
+    in each stage of a batch ramp."""
+    devices = math.prod(mesh.shape[axis] for axis in parallel.ROWS)
     batch = config.training.amounts.batch_size
     parallel.check_divides(
         mesh, "training.batch_size", batch, parallel.ROWS, "choose a multiple, or another mesh"
     )
-    return [accum for accum in range(1, batch // parts + 1) if batch // parts % accum == 0]
+    check_rows(replace(config, training=replace(config.training, grad_accum=1)), mesh)
+    rows, kinds = batch // devices, config.training.ramp.kinds
+    return [
+        accum
+        for accum in range(1, rows + 1)
+        if rows % accum == 0 and all(rows % (k * micro_batches(accum, k)) == 0 for k in kinds)
+    ]
 
 
 def update_bytes(config: TrainConfig, mesh: Mesh) -> int | None:
-    """Bytes of one device that the update takes, state and batch included, as compiled."""
-    step = make_train_step(graphdef(config), config, mesh)
-    return program_bytes(step.lower(abstract_state(config, mesh), abstract_batch(config, mesh)))
+    """Bytes of one device that the update takes, state and batch included, as compiled; of a batch
+    ramp's updates the most."""
+    state, batch, most = abstract_state(config, mesh), abstract_batch(config, mesh), 0
+    for parts in config.training.ramp.kinds:
+        step = make_train_step(graphdef(config), config, mesh, parts=parts)
+        if (taken := program_bytes(step.lower(state, batch))) is None:
+            return None
+        most = max(most, taken)
+    return most
 
 
 def program_bytes(lowered: Any) -> int | None:

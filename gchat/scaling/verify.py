@@ -87,9 +87,15 @@ def compile_run(config: TrainConfig, fleet: Fleet, *, memory_only: bool = False)
     """The training step's answer, with the memory of an evaluation beside the state of training.
 
     Args and errors as of `compile_step`. An evaluation's code is part of the step's, so only its
-    memory is asked for.
+    memory is asked for; so it is with the steps of several updates that a batch ramp has.
     """
     step = compile_step(config, fleet, memory_only=memory_only)
+    for parts in config.training.ramp.kinds[1:]:
+        if step.fits:
+            ramped = _ask(config, fleet, math.inf, memory_only=True, parts=parts)
+            seconds = step.compile_seconds + ramped.compile_seconds
+            larger = max(step, ramped, key=lambda asked: (not asked.fits, asked.peak_bytes))
+            step = replace(larger, compile_seconds=seconds)
     if not step.fits:
         return step
     scoring = _ask(config, fleet, math.inf, memory_only=True, program="evaluation")
@@ -139,10 +145,14 @@ def _ask(
     *,
     memory_only: bool,
     program: Program = "train_step",
+    parts: int = 1,
 ) -> Compiled:
-    """One compilation: as a run would, up to the layout of memory; or whole, for checking."""
+    """One compilation: as a run would, up to the layout of memory; or whole, for checking.
+
+    `parts`: updates of the step.
+    """
     request = {"config": to_dict(config), "fleet": fleet.name, "checking": not memory_only}
-    request["program"] = program
+    request |= {"program": program, "parts": parts}
     began = time.monotonic()
 
     def seconds() -> float:
@@ -254,22 +264,25 @@ def topology_devices(fleet: Fleet) -> list[Any]:
     return list(description.devices)
 
 
-def lower_program(config: TrainConfig, fleet: Fleet, program: Program) -> Any:
+def lower_program(config: TrainConfig, fleet: Fleet, program: Program, parts: int) -> Any:
     """A program of a derived configuration's run, lowered for the fleet's topology."""
     from gaia.parallel import make_mesh
     from gchat.scaling.layout import layout_of
 
     config = replace(config, mesh=layout_of(config, fleet).as_mesh())
     mesh = make_mesh(config.mesh, topology_devices(fleet))
-    trace = {"train_step": _trace_step, "evaluation": _trace_evaluation}[program]
-    return trace(config, mesh).lower(lowering_platforms=("tpu",))
+    if program == "train_step":
+        traced = _trace_step(config, mesh, parts)
+    else:
+        traced = _trace_evaluation(config, mesh)
+    return traced.lower(lowering_platforms=("tpu",))
 
 
-def _trace_step(config: TrainConfig, mesh: Any) -> Any:
+def _trace_step(config: TrainConfig, mesh: Any, parts: int) -> Any:
     from gchat.train_state import abstract_batch, abstract_state, graphdef
     from gchat.train_step import make_train_step
 
-    step = make_train_step(graphdef(config), config, mesh)
+    step = make_train_step(graphdef(config), config, mesh, parts=parts)
     return step.trace(abstract_state(config, mesh), abstract_batch(config, mesh))
 
 
@@ -291,13 +304,15 @@ def _trace_evaluation(config: TrainConfig, mesh: Any) -> Any:
     return jitted.trace(abstract_state(config, mesh), Batch(rows, rows, rows, rows))
 
 
-def compile_here(config: TrainConfig, fleet: Fleet, checking: bool, program: Program) -> Compiled:
+def compile_here(
+    config: TrainConfig, fleet: Fleet, checking: bool, program: Program, parts: int
+) -> Compiled:
     """One compilation without a process of its own: the environment must have been set.
 
     Raises:
         Exception: whatever the compiler raises beside out-of-memory.
     """
-    lowered = lower_program(config, fleet, program)
+    lowered = lower_program(config, fleet, program, parts)
     began = time.monotonic()
     try:
         options = checking_options(fleet.chip.key) if checking else {}
@@ -329,7 +344,8 @@ def _main() -> None:
     start(matmul_precision=config.model.matmul_precision, compile_cache=False)
     try:
         fleet = parse_fleet(request["fleet"])
-        answer = asdict(compile_here(config, fleet, request["checking"], request["program"]))
+        asked = (request[name] for name in ("checking", "program", "parts"))
+        answer = asdict(compile_here(config, fleet, *asked))
     except Exception as error:
         answer = {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
     print(_ANSWER + json.dumps(answer))

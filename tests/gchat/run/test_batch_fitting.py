@@ -42,6 +42,28 @@ def test_three_rows_forty_times():
     assert len(asked) <= 5  # of 16 divisors
 
 
+def test_a_batch_ramp_takes_only_what_divides_in_each_of_its_stages():
+    """Twelve rows as four updates: six micro-batches would be two of each update, of 1.5 rows."""
+    config = tiny.train_config(training={"batch_size": 12, "batch_ramp": ("4@0", "1@9")})
+    asked = []
+    for limit in (12, 6, 4, 3, 2, 1):  # the bisection comes to every candidate
+        fitted(
+            config,
+            limit=limit,
+            compiled_bytes=lambda tried, mesh: (
+                asked.append(tried.training.grad_accum) or 12 // tried.training.grad_accum
+            ),
+        )
+    assert set(asked) == {1, 2, 3, 4, 12}
+
+
+def test_the_largest_program_of_a_batch_ramp_counts():
+    config = tiny.train_config(training={"batch_size": 8})
+    ramped = replace(config, training=replace(config.training, batch_ramp=("2@0", "1@9")))
+    mesh = parallel.make_mesh()
+    assert update_bytes(ramped, mesh) >= update_bytes(config, mesh)
+
+
 def test_a_row_that_does_not_fit_is_refused():
     config = tiny.train_config()
     with pytest.raises(ConfigError, match=r"one row on each device takes 1\.00 GiB"):

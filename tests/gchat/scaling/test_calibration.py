@@ -76,6 +76,21 @@ def test_an_evaluation_beside_the_state_of_training_counts_where_it_takes_more()
 
 @pytest.mark.slow
 @needs_libtpu
+def test_every_program_of_a_batch_ramp_is_compiled():
+    """A quarter of the rows at once takes hardly more than all of them (the loop's own arrays)."""
+    words = ["--depth", "1", "--batch-size", "64", "--model.seq-len", "2048"]
+    ramp = ["--training.batch-ramp", "4@0", "1@9"]
+    fleet, peaks = parse_fleet("v6e-1"), []
+    for more in ([], ramp):
+        config, _ = derived(load([*words, *more], preset="cpu", prog="test"))
+        found = compile_run(config, fleet, memory_only=True)
+        assert found.fits
+        peaks.append(found.peak_bytes)
+    assert peaks[0] != peaks[1] == pytest.approx(peaks[0], rel=1e-3)
+
+
+@pytest.mark.slow
+@needs_libtpu
 def test_a_program_that_is_too_big_is_refused_with_the_compilers_number(capsys):
     args = ["--sku", "v5e-1", "--depth", "24", "--batch-size", "64", "--model.remat", "full"]
     assert main(["plan", *args, "--verify"]) == 0
