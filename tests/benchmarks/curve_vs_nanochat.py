@@ -9,8 +9,8 @@ Both sides train on the same rows in the same order (the `docs` corpus, 8,192 id
 matmul parameters (within 2%, or it stops), and read the same validation windows with the same
 context. nanochat trains over a grid, 4,096 and 16,384 tokens a step x rates x 0.5, 1, 2 (its
 base_train's defaults, not scaled by the batch), with one seed; its best cell then with all seeds.
-`fast` trains nine tenths of nanochat's tokens, with its rates x 1 and 2 and then the better of the
-two with all seeds; `cpu` and `baseline` train all of them. Each run has a whole schedule.
+`fast` trains nine tenths of nanochat's tokens, with its rates x 0.5 and 1 and then the better of
+the two with all seeds; `cpu` and `baseline` train all of them. Each run has a whole schedule.
 
 `tokens_ratio` says where the mean curve of `fast` first lies as low as nanochat's mean end, as a
 share of its tokens (null: nowhere), `time_ratio` the same in seconds: of the last budget, and
@@ -42,7 +42,7 @@ RATES = {"embedding_lr": 0.3, "unembedding_lr": 0.008, "matrix_lr": 0.02, "scala
 DECAY = 0.28  # base_train's, falling to 0 by a cosine
 SHARE = 0.9  # of nanochat's tokens, for `fast`
 BUDGETS, BATCHES, SCALES = (1_310_720, 2_490_368), (4096, 16384), (0.5, 1.0, 2.0)
-OUR_SCALES = (1.0, 2.0)
+OUR_SCALES = (0.5, 1.0)
 OUR_RATES = ("lr", "embed_lr", "head_lr", "matrix_lr")
 SIDES = ("nanochat", "fast", "cpu", "baseline")
 EVAL_TOKENS, QUICK_EVAL_TOKENS, POINTS = 32_768, 4_096, 5
@@ -138,8 +138,11 @@ def gchat(words: list[str], tree: Path) -> None:
 
 def options(cell: Cell, data: Path, eval_tokens: int = EVAL_TOKENS) -> list[str]:
     """Words of `gchat train` for one of our cells."""
+    from gchat.research import ideas
+
     preset = "baseline" if cell.side == "baseline" else "cpu"
-    words = [preset, "--data-dir", str(data), f"--training.tokens={cell.tokens}"]
+    words = [preset, *(ideas.read("fast").options if cell.side == "fast" else ())]
+    words += ["--data-dir", str(data), f"--training.tokens={cell.tokens}"]
     words += [f"--model.depth={DEPTH}", f"--model.dim={DIM}", f"--model.head-dim={DIM // HEADS}"]
     words += [f"--model.hidden={HIDDEN}", f"--model.seq-len={T}", "--model.compute-dtype=float32"]
     words += [f"--training.batch-size={cell.batch // T}", f"--training.seed={cell.seed}"]
@@ -149,7 +152,8 @@ def options(cell: Cell, data: Path, eval_tokens: int = EVAL_TOKENS) -> list[str]
         "--training.loss-chunk=1024",
     ]
     if preset == "baseline":  # whose rates are meant for depth 12 and 524,288 tokens a step
-        words += ["--optim.lr=0.002", "--optim.warmup-steps=20"]
+        words += ["--optim.lr=0.004", "--optim.embed-lr=0.5", "--optim.head-lr=0.016"]
+        words.append("--optim.warmup-steps=20")
     if cell.tokens < BUDGETS[0] // 2:  # --quick
         words.append("--optim.warmup-steps=2")
     if cell.scale != 1.0:
@@ -169,13 +173,10 @@ def train_ours(
     cell: Cell, data: Path, trees: dict[str, Path], folder: Path, eval_tokens: int
 ) -> dict[str, Any]:
     """Trains one of our cells; a run that was killed is resumed."""
-    from gchat.research.ideas import read
     from gchat.run.series import read_series
 
     words = options(cell, data, eval_tokens)
     every = max(1, cell.tokens // cell.batch // POINTS)
-    if cell.side == "fast":
-        words[1:1] = read("fast").options
     name = f"{cell.side}-{cell.tokens}-{cell.batch}-x{cell.scale:g}-s{cell.seed}-{COMMIT}"
     run = folder / name
     resume = ["--resume", "--allow-restart"] if (run / "config.yaml").exists() else []
