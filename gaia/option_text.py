@@ -56,8 +56,12 @@ def _kind(hint: Any) -> Kind:
 
 
 def marked(text: str) -> str:
-    """The text as one that no parser takes for an option; unchanged where it is marked already."""
-    return text if text.startswith(_MARK) else _MARK + text
+    """The text as one that no parser takes for an option; unchanged where it is marked already.
+
+    So is one that begins with a slash: it looks like no option, and behind a mark the root of a
+    file system would be a slash at the end, which paths drop.
+    """
+    return text if text.startswith((_MARK, "/")) else _MARK + text
 
 
 def mark(args: Sequence[str], known: Mapping[str, Kind], aliases: Collection[str]) -> list[str]:
@@ -94,7 +98,8 @@ def _mark(args: list[str], known: Mapping[str, Kind], aliases: Collection[str]) 
         if kind in ("text", "text or none") and args:
             _check_is_text(option, args[0], bool(equals), known, aliases)
             text = args.pop(0)
-            yield text if kind == "text or none" and text == "None" else _MARK + text
+            is_plain = text.startswith("/") or (kind == "text or none" and text == "None")
+            yield text if is_plain else _MARK + text
         elif kind == "texts or none" and args[:1] == ["None"] and not equals:
             yield args.pop(0)
         elif kind in ("texts", "texts or none", "names", "texts by name"):

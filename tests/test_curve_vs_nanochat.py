@@ -44,13 +44,13 @@ def test_the_better_rates_of_fast_train_with_all_seeds(bench):
 
 
 def test_rates_of_fast_are_scaled_and_no_other_field(bench):
-    plain, twice = (
+    plain, half = (
         bench.options(bench.Cell("fast", 1_179_648, 4096, scale, 1), Path("data"))
-        for scale in (1.0, 2.0)
+        for scale in (1.0, 0.5)
     )
-    assert twice[: len(plain)] == plain
-    rates = {"lr": "0.016", "embed-lr": "1.0", "head-lr": "0.016", "matrix-lr": "0.04"}
-    assert twice[len(plain) :] == [f"--optim.{name}={rate}" for name, rate in rates.items()]
+    assert half[: len(plain)] == plain
+    rates = {"lr": "0.008", "embed-lr": "0.5", "head-lr": "0.008", "matrix-lr": "0.02"}
+    assert half[len(plain) :] == [f"--optim.{name}={rate}" for name, rate in rates.items()]
 
 
 def test_ratios_are_where_the_mean_curve_crosses_the_peers_mean_end(bench):

@@ -64,6 +64,8 @@ LOOKS_LIKE_AN_OPTION = st.sampled_from(
         "---",
         "a=b",
         "",
+        "/",
+        "/x/",
     ]
 )
 ANY = LOOKS_LIKE_AN_OPTION | TEXT

@@ -120,11 +120,12 @@ def test_with_has_help(word, capsys):
 
 def test_the_options_of_ideas_come_before_what_is_typed():
     both = [ideas.read("fast"), ideas.read("windows")]
-    own = "--model.window_pattern=SSSL"
+    own = [*both[0].options, "--model.window_pattern=SSSL"]
+    assert "--optim.lr=0.016" in own
     words = patched._with_options(["--depth", "4"], both)
-    assert words == ["cpu", own, "--depth", "4"]
+    assert words == ["cpu", *own, "--depth", "4"]
     words = patched._with_options(["baseline", "--depth", "4"], both)
-    assert words == ["baseline", own, "--depth", "4"]
+    assert words == ["baseline", *own, "--depth", "4"]
 
 
 @pytest.mark.slow
