@@ -183,7 +183,7 @@ def check_rows(config: TrainConfig, mesh: Mesh) -> None:
     rows, accum = config.training.amounts.batch_size, config.training.grad_accum
     remedy = "choose training.batch_size / training.grad_accum as a multiple"
     parallel.check_divides(mesh, "rows per micro-batch", rows // accum, parallel.ROWS, remedy)
-    for parts in config.training.ramp.kinds:
+    for parts in config.training.ramp.kinds[1:]:
         pieces = parts * micro_batches(accum, parts)
         if rows % pieces:
             raise ConfigError(
