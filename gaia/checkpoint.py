@@ -269,15 +269,24 @@ class Checkpointer:
             digest = seal.digest(self.directory / str(step))
         return Restored(step, restored["state"], restored["meta"], digest)
 
-    def restore_part(self, step: int, abstract_part: Mapping[str, Any]) -> Restored:
+    def restore_part(
+        self,
+        step: int,
+        abstract_part: Mapping[str, Any],
+        *,
+        within: Mapping[str, Any] | None = None,
+    ) -> Restored:
         """Reads some of a checkpoint's arrays, such as `{"params": …}`; the others stay on disk.
 
         Args:
             step: of the checkpoint.
             abstract_part: a part of the state's tree, with shapes, dtypes and shardings.
+            within: the groups that it is of, with all of their arrays: `{"params": …}`. Where it
+                is left out, the part is whole groups itself.
 
         Raises:
-            CheckpointError: the checkpoint does not hold such arrays, or vanished meanwhile.
+            CheckpointError: the checkpoint does not hold such arrays, or holds more of a group
+                than its reader knows; or it vanished meanwhile.
         """
         args = ocp.args.Composite(
             state=ocp.args.PyTreeRestore(
@@ -288,16 +297,22 @@ class Checkpointer:
             meta=ocp.args.JsonRestore(),
         )
         with self._readable(step):
-            self._refuse_difference(step, self._difference(step, abstract_part, part=True))
+            difference = self._difference(step, within or abstract_part, part=True)
+            self._refuse_difference(step, difference, "read it with the code that trained it")
             restored = self._manager.restore(step, args=args)
             digest = seal.digest(self.directory / str(step))
         return Restored(step, restored["state"], restored["meta"], digest)
 
-    def _refuse_difference(self, step: int, difference: str | None) -> None:
+    def _refuse_difference(
+        self,
+        step: int,
+        difference: str | None,
+        remedy: str = "resume with the configuration it was made with",
+    ) -> None:
         if difference is not None:
             raise CheckpointError(
                 f"checkpoint {step} in {self.directory} does not fit this run ({difference})",
-                "resume with the configuration it was made with",
+                remedy,
             )
 
     @contextlib.contextmanager
@@ -314,7 +329,8 @@ class Checkpointer:
     def _difference(self, step: int, abstract_state: Any, *, part: bool = False) -> str | None:
         """The first array whose shape differs between a checkpoint and a state; None if none does.
 
-        Of a part of a state only that part is compared.
+        Of a part of a state only its groups are compared: an array of theirs that a reader does
+        not know is a part of the model that it would leave out.
 
         Asked before anything is read: Orbax abandons the reads of the other arrays when one fails.
         """
@@ -323,8 +339,9 @@ class Checkpointer:
             raise FileNotFoundError("the metadata of its arrays is missing")
         in_checkpoint = _shapes(stored.tree)
         wanted = _shapes(ocp.tree.serialize_tree(abstract_state, keep_empty_nodes=True))
-        names = wanted.keys() if part else in_checkpoint.keys() | wanted.keys()
-        for name in sorted(names):
+        groups = {name.partition(".")[0] for name in (wanted if part else in_checkpoint)}
+        known = {name for name in in_checkpoint if name.partition(".")[0] in groups}
+        for name in sorted(known | wanted.keys()):
             if in_checkpoint.get(name) != wanted.get(name):
                 here, there = in_checkpoint.get(name, "missing"), wanted.get(name, "missing")
                 return f"{name} is {here} in the checkpoint and {there} in the run"

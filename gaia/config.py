@@ -2,14 +2,15 @@
 
 A preset's leaves become the same `--group.field value` arguments a person would type, placed
 before the person's own (the last one wins). So a preset and a command line share one parser,
-one set of types and one kind of error.
+one set of types and one kind of error. Where there is no preset, nothing is to be overridden:
+`--set a=1 --set b=2` is `--set a=1 b=2`.
 """
 
 import contextlib
 import dataclasses
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,8 +18,18 @@ from typing import Any, TypeVar
 import tyro
 import yaml
 
+from gaia import unique_yaml
 from gaia.errors import ConfigError
-from gaia.option_text import Kind, kinds, mark, marked, unmark, without_marks
+from gaia.option_text import (
+    Kind,
+    gathered,
+    kinds,
+    mark,
+    marked,
+    several,
+    unmark,
+    without_marks,
+)
 
 T = TypeVar("T")
 _HELP = frozenset({"-h", "--help"})
@@ -34,6 +45,7 @@ def parse(
     prog: str | None = None,
     description: str | None = None,
     also: Sequence[str] = (),
+    adding: Collection[str] | None = None,
 ) -> T:
     """Builds `cls` from a preset and command-line arguments.
 
@@ -45,6 +57,8 @@ def parse(
         prog: program name shown in help.
         description: first paragraph of the help.
         also: options that the caller has taken out of `args`, for the nearest name of a typo.
+        adding: options of several values which, typed again, add to those; of any other one the
+            last counts. Default: all that are no field of a preset.
 
     Raises:
         ConfigError: naming the option, its value and the nearest valid option.
@@ -52,7 +66,8 @@ def parse(
     known, short = kinds(cls), aliases or {}
     near = [*short, *also]
     given = mark(list(_as_args(preset or {}, known)), known, ())
-    words = given + mark(_long(args, short), known, short)
+    adding = adding if adding is not None else several(cls) if preset is None else ()
+    words = given + gathered(mark(_long(args, short), known, short), adding)
     help_wanted = not _HELP.isdisjoint(words)
     printed = io.StringIO()
     try:
@@ -166,7 +181,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML, or is not a mapping.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = unique_yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"config {str(path)!r} does not exist", "check the path") from None
     except OSError as error:  # a folder, or a file of somebody else

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gaia.errors import ConfigError
+from gaia.interrupt import hearing
 
 HUNG = 124
 """Exit status of a process that its watchdog ended, as timeout(1) has it."""
@@ -85,16 +86,14 @@ class StopRequest:
         self._again: threading.Timer | None = None
 
     def __enter__(self) -> "StopRequest":
-        # nohup has SIGHUP ignored, and a shell's background job SIGINT: that stays so.
-        heard = [s for s in _STOPPING if signal.getsignal(s) is not signal.SIG_IGN]
-        self._previous = {s: signal.signal(s, self._handle) for s in heard}
+        self._hearing = hearing(self._handle, *_STOPPING)
+        self._hearing.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._again is not None:
             self._again.cancel()
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._hearing.__exit__(None, None, None)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

@@ -234,10 +234,10 @@ class SwiGLU(nnx.Module):
 
 
 class Embed(nnx.Module):
-    """A table of V rows; also the output head when the two are tied."""
+    """A table of V rows; also the output head when the two are tied, and then of its role."""
 
-    def __init__(self, v: int, d: int, init: Init, *, rngs: nnx.Rngs) -> None:
-        self.table = parameter(init(rngs.params(), (v, d)), ("tensor", WEIGHTS), role="embed")
+    def __init__(self, v: int, d: int, init: Init, *, role: Role = "embed", rngs: nnx.Rngs) -> None:
+        self.table = parameter(init(rngs.params(), (v, d)), ("tensor", WEIGHTS), role=role)
 
     def __call__(self, ids: jax.Array | np.ndarray, dtype: jnp.dtype) -> jax.Array:
         """Integer [...] -> [..., D]. Gathers first, so only the rows used are cast."""

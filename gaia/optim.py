@@ -17,11 +17,12 @@ import optax
 from gaia.batch_ramp import BatchRamp
 from gaia.errors import ConfigError
 from gaia.muon import Iteration, Muon, scale_by_muon
-from gaia.step_ranges import in_steps, read_changes, stepwise
+from gaia.step_ranges import check_changes, in_steps, read_changes, stepwise
 
 Decay = float | Callable[[Any], Any]
 
 _NO_RAMP = BatchRamp()
+_CHANGES = ("weight_decay_steps", "matrix_weight_decay_steps")
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,10 @@ class OptimConfig:
     """Learning rate at the last step, as a share of the peak."""
     batch_reference: int | None = None
     """Tokens per step the rates above are meant for; others scale them by a square root."""
+    decay_rule: Literal["given", "horizon"] = "given"
+    """Scaling of matrix_weight_decay: given takes it as it is; horizon keeps what a whole run
+    decays, whatever its batch (against batch_reference) and its tokens (against those of depth 12
+    at as many per parameter)."""
     width_reference: int | None = None
     """Model width the AdamW rates are meant for; others scale them as width_rule says."""
     width_rule: Literal["root", "mup"] = "root"
@@ -105,30 +110,32 @@ class OptimConfig:
     its inverse for matrices and the head alone, so that the best rates are those of the reference
     width."""
 
-    def scaled(self, batch_tokens: int, dim: int) -> tuple["OptimConfig", str]:
+    def scaled(
+        self, batch_tokens: int, dim: int, *, shorter: float = 1.0, tied: bool = False
+    ) -> tuple["OptimConfig", str]:
         """Learning rates for this batch and width, and a sentence that says what was done.
 
         Sources: inverse roots as in nanochat; mup is Yang et al. 2022, table 8, with the decay of
         Dey et al. 2025 (CompleteP). Muon's updates have one operator norm at every width, so
         their rate needs no scaling. AdamW's epsilon is so small that it needs none either.
+        decay_rule horizon is nanochat's: with rates that follow the root of the batch B, it keeps
+        T_epoch = B / (rate * decay * tokens) (Wang & Aitchison 2024, arXiv 2405.13698).
+
+        Args:
+            batch_tokens: tokens of a step.
+            dim: the model's width.
+            shorter: tokens of the run that the decay is meant for, over those of this one.
+            tied: the embedding is the head, and has its rate.
 
         Raises:
-            ConfigError: mup has no width to scale from.
+            ConfigError: a rule has nothing to scale from, or does not go with a change of decay.
         """
         batch, width = self.batch_reference, self.width_reference
         by_batch = 1.0 if batch is None else (batch_tokens / batch) ** 0.5
         narrower = 1.0 if width is None else width / dim
         mup, muon = self.width_rule == "mup", self.name == "muon"
-        if mup and width is None:
-            raise ConfigError(
-                "optim.width_rule is mup without optim.width_reference",
-                "give the width that the rates are meant for",
-            )
-        if mup and self.weight_decay_steps:
-            raise ConfigError(
-                "optim.weight_decay_steps does not go with optim.width_rule mup",
-                "use --optim.decay-schedule, or --optim.width-rule root",
-            )
+        horizon = muon and self.decay_rule == "horizon"
+        self._check_rules()
         by_width = narrower if mup else narrower**0.5  # of what multiplies activations
         others = by_batch * (1.0 if mup else by_width)
         gain_lr = self.peak(self.gain_lr) if mup else self.gain_lr
@@ -139,37 +146,82 @@ class OptimConfig:
             head_lr=self.peak(self.head_lr) * by_batch * by_width,
             gain_lr=None if gain_lr is None else gain_lr * others,
             matrix_lr=self.matrix_lr * by_batch,
+            matrix_weight_decay=self.matrix_weight_decay * (by_batch * shorter if horizon else 1.0),
             # Decay is times the rate: under mup their product stays as it is.
             weight_decay=self.weight_decay / (narrower if mup else 1.0),
             batch_reference=None,
             width_reference=None,
             width_rule="root",
+            decay_rule="given",
         )
+        table = "tied table" if tied else f"embedding {result.embed_lr:.3g}, head"
         matrix = f", matrices {result.matrix_lr:.3g} (muon)" if muon else ""
+        decay = f", decay {result.matrix_weight_decay:.3g} by its horizon" if horizon else ""
         return result, (
-            f"optimizer: {self.name}, lr {result.lr:.3g}, embedding {result.embed_lr:.3g}, "
-            f"head {result.head_lr:.3g}{matrix}; scaled by {by_batch:.3f} for the batch and "
-            f"{by_width:.3f} for the width{' (mup)' if mup else ''}; {self.schedule}, "
-            f"warm-up {self.warmup_steps} steps"
+            f"optimizer: {self.name}, lr {result.lr:.3g}, {table} {result.head_lr:.3g}{matrix}"
+            f"{decay}; scaled by {by_batch:.3f} for the batch and {by_width:.3f} for the width"
+            f"{' (mup)' if mup else ''}; {self.schedule}, warm-up {self.warmup_steps} steps"
         )
+
+    def _check_rules(self) -> None:
+        """Raises ConfigError for a rule of scaling without what it needs."""
+        for rule, reference, changes, other in (
+            ("width_rule mup", "width_reference", "weight_decay_steps", "root"),
+            ("decay_rule horizon", "batch_reference", "matrix_weight_decay_steps", "given"),
+        ):
+            name, _, value = rule.partition(" ")
+            if getattr(self, name) != value:
+                continue
+            if getattr(self, reference) is None:
+                raise ConfigError(
+                    f"optim.{name} is {value} without optim.{reference}",
+                    f"give the {reference.partition('_')[0]} that the rates are meant for",
+                )
+            if getattr(self, changes):
+                raise ConfigError(
+                    f"optim.{changes} does not go with optim.{rule}",
+                    f"use --optim.decay-schedule, or --optim.{name.replace('_', '-')} {other}",
+                )
 
     def peak(self, lr: float | None) -> float:
         """A group's own peak rate, or `lr` where it has none."""
         return self.lr if lr is None else lr
 
-    def in_steps(self, steps_per_epoch: float) -> "OptimConfig":
-        """The configuration with changes at epochs as changes at steps."""
-        resolved = {
-            name: in_steps(f"optim.{name}", getattr(self, name), steps_per_epoch)
-            for name in ("weight_decay_steps", "matrix_weight_decay_steps")
+    def in_steps(self, steps_per_epoch: float, steps: int) -> tuple["OptimConfig", list[str]]:
+        """The configuration with changes at epochs as changes at steps, and a sentence for each
+        that a run of `steps` steps does not reach: it is left out."""
+        resolved: dict[str, tuple[str, ...]] = {}
+        said: list[str] = []
+        for name in _CHANGES:
+            texts = getattr(self, name)
+            kept = in_steps(f"optim.{name}", texts, steps_per_epoch)
+            starts = [change.at for change in read_changes(f"optim.{name}", kept)]
+            said += [
+                f"optim.{name}: {text} is step {start:.0f} of {steps}, and left out"
+                for text, start in zip(texts, starts, strict=True)
+                if start >= steps
+            ]
+            resolved[name] = tuple(t for t, at in zip(kept, starts, strict=True) if at < steps)
+        return replace(self, **resolved), said
+
+    def repeated(self, times: int) -> "OptimConfig":
+        """The same by updates, where each of a run's steps has so many; nothing is in epochs."""
+        longer: dict[str, Any] = {
+            name: tuple(
+                f"{change.value:.17g}@{change.at * times:.0f}"
+                for change in read_changes(f"optim.{name}", getattr(self, name))
+            )
+            for name in _CHANGES
         }
-        return replace(self, **resolved)
+        for name in ("warmup_steps", "momentum_warmup_steps"):
+            longer[name] = getattr(self, name) * times
+        return replace(self, **longer)
 
     def check(self, steps: int) -> None:
         """Raises ConfigError where the warm-up is longer than a run of `steps` steps, or a change
         of weight decay cannot be read or has no effect."""
-        read_changes("optim.weight_decay_steps", self.weight_decay_steps)
-        read_changes("optim.matrix_weight_decay_steps", self.matrix_weight_decay_steps)
+        for name in _CHANGES:
+            check_changes(f"optim.{name}", getattr(self, name), steps)
         if self.name != "muon" and self.matrix_weight_decay_steps:
             raise ConfigError(
                 "optim.matrix_weight_decay_steps is of muon, optim.name is adamw",
@@ -183,11 +235,14 @@ class OptimConfig:
 
 
 ONLY_MUON = (
-    "matrix_lr", "matrix_weight_decay", "momentum", "momentum_start", "momentum_warmup_steps",
-    "momentum_final", "cautious_decay", "normuon_beta2", "muon_equilibrate", "muon_renormalize",
-    "newton_schulz", "newton_schulz_steps", "newton_schulz_dtype",
+    "matrix_lr", "matrix_weight_decay", "decay_rule", "momentum", "momentum_start",
+    "momentum_warmup_steps", "momentum_final", "cautious_decay", "normuon_beta2",
+    "muon_equilibrate", "muon_renormalize", "newton_schulz", "newton_schulz_steps",
+    "newton_schulz_dtype",
 )  # fmt: skip
 """Options that are without effect under AdamW."""
+ONLY_UNTIED = ("embed_lr", "embed_betas", "embed_weight_decay")
+"""Options that are without effect where the embedding is the head, whose own it has."""
 
 
 def schedule(config: OptimConfig, steps: int) -> Callable[[Any], Any]:

@@ -9,7 +9,9 @@ import dataclasses
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
 
 from gaia.errors import ConfigError
 
@@ -53,6 +55,44 @@ def _kind(hint: Any) -> Kind:
     if origin is dict:
         return "texts by name" if parts[1] in _TEXTS else "names"
     return "other"
+
+
+def several(cls: Any, prefix: str = "") -> set[str]:
+    """Names as typed of the options that take any number of values at once."""
+    hints, names = get_type_hints(cls, include_extras=True), set[str]()
+    for field in dataclasses.fields(cls):
+        name, hint = f"{prefix}{field.name}".replace("_", "-"), hints[field.name]
+        if get_origin(hint) is Annotated:
+            hint, *marks = get_args(hint)
+            if tyro.conf.UseAppendAction in marks or tyro.conf.Positional in marks:
+                continue  # it takes one value at a time, or has no name
+        if dataclasses.is_dataclass(hint):
+            names |= several(hint, f"{name}.")
+        elif get_origin(hint) is dict or Ellipsis in get_args(hint):
+            names.add(name)
+    return names
+
+
+def gathered(words: Sequence[str], names: Collection[str]) -> list[str]:
+    """Marked words, where each of the named options stands once, with all that was given to it.
+
+    A parser keeps the last `--set` of a command line, and says nothing of the others.
+    """
+    kept: list[tuple[str, list[str]]] = []  # an option with the values put behind it
+    values: dict[str, list[str]] = {}
+    taking: list[str] | None = None
+    for word in words:
+        if word.startswith("--"):
+            name = word.removeprefix("--").replace("_", "-")
+            again = name in values
+            taking = values.setdefault(name, []) if name in names else None
+            if not again:
+                kept.append((word, [] if taking is None else taking))
+        elif taking is None or word == "-h":
+            kept.append((word, []))
+        else:
+            taking.append(word)
+    return [each for word, behind in kept for each in (word, *behind)]
 
 
 def marked(text: str) -> str:

@@ -66,8 +66,8 @@ def parameter(
         value: its first value, fp32.
         dims: mesh axes of each dim. Matrices lie on `WEIGHTS` along one dim, and on `tensor`
             along the dim of heads, hidden units or vocabulary.
-        role: `matrix` and `head` multiply activations, `embed` is a table of rows, `adapter` is
-            trained in place of all others (`gaia.adapters`), `gain` is all else.
+        role: `matrix` and `head` multiply activations, `embed` is a table of rows that is no head,
+            `adapter` is trained in place of all others (`gaia.adapters`), `gain` is all else.
         within_split: say so where it is whole over `tensor` but used between a product with
             split `out` and the next with split `in`: each device then knows the gradient of its
             own heads or hidden units only, and these are summed.
@@ -138,7 +138,7 @@ class Described(NamedTuple):
 
     @property
     def is_matrix(self) -> bool:
-        """True for what multiplies activations and is not a table."""
+        """True for what multiplies activations; a table does where it is the head."""
         return self.role in ("matrix", "head")
 
 

@@ -5,12 +5,14 @@ Entry points call `start()` once, before any array exists; nothing else in gaia 
 environment.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +21,10 @@ from gaia.hardware import chip_of_device_kind
 from gaia.storage import home
 
 CPUINFO = Path("/proc/cpuinfo")
+PCI = Path("/sys/bus/pci/devices")
+_GOOGLE = "0x1ae0"
+_TPUS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
+"""TPUs among Google's PCI devices, as JAX's hardware_utils lists them."""
 # Parameters of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -40,9 +46,22 @@ def accelerator_hardware() -> str | None:
     """Names accelerator hardware visible to the operating system, whatever JAX thinks of it."""
     if os.path.exists("/dev/nvidia0") or os.path.exists("/dev/nvidiactl"):
         return "an NVIDIA GPU"
-    if os.path.exists("/dev/accel0") or os.environ.get("TPU_ACCELERATOR_TYPE"):
+    if os.path.exists("/dev/accel0") or os.environ.get("TPU_ACCELERATOR_TYPE") or _tpu_on_pci():
         return "a TPU"
     return None
+
+
+def _tpu_on_pci() -> bool:
+    """Tells whether the PCI bus has a TPU: those that vfio drives have no /dev/accel0."""
+
+    def is_tpu(device: Path) -> bool:
+        with contextlib.suppress(OSError):
+            return (device / "vendor").read_text().strip() == _GOOGLE and (
+                device / "device"
+            ).read_text().strip() in _TPUS
+        return False
+
+    return any(is_tpu(device) for device in PCI.glob("*"))
 
 
 def only_cpu() -> bool:
@@ -55,12 +74,16 @@ def only_cpu() -> bool:
     )
 
 
-def start(*, matmul_precision: str = "default", compile_cache: bool = True) -> Machine:
+def start(
+    *, matmul_precision: str = "default", compile_cache: bool = True, tell: bool = True
+) -> Machine:
     """Configures JAX for this machine and returns it.
 
     Args:
         matmul_precision: `default`, `high` or `highest`, as `jax.default_matmul_precision`.
         compile_cache: keep compiled programs under `$GAIA_HOME/xla` between runs.
+        tell: say on stderr where JAX has taken the CPU of a machine with an accelerator, though
+            nobody asked for that. It does so in silence where another process holds the TPU.
 
     Raises:
         ConfigError: the precision is not one JAX knows.
@@ -88,12 +111,25 @@ def start(*, matmul_precision: str = "default", compile_cache: bool = True) -> M
     device = jax.devices()[0]
     if device.platform == "cpu":
         _keep_heap()
+        if tell and not chosen and (hardware := accelerator_hardware()):
+            _tell_of_cpu(hardware)
     return Machine(
         device.platform,
         device.device_kind,
         jax.device_count(),
         jax.process_index(),
         jax.process_count(),
+    )
+
+
+@cache
+def _tell_of_cpu(hardware: str) -> None:
+    """Says once what becomes of the accelerator."""
+    print(
+        f"gaia: this machine has {hardware}, and JAX has come up on the CPU: another process may "
+        "hold it, or its driver or plugin is missing (JAX_PLATFORMS=cpu asks for the CPU)",
+        file=sys.stderr,
+        flush=True,
     )
 
 

@@ -50,6 +50,17 @@ def read_changes(field: str, texts: Sequence[str]) -> list[Change]:
     return changes
 
 
+def check_changes(field: str, texts: Sequence[str], steps: int) -> None:
+    """Raises ConfigError for texts that cannot be read, and for a change at a step behind a run of
+    `steps` steps; where an epoch begins is not known here."""
+    for change, text in zip(read_changes(field, texts), texts, strict=True):
+        if not change.in_epochs and change.at >= steps:
+            raise ConfigError(
+                f"{field} has {text}, and the run has only {steps} steps",
+                "choose an earlier step, or leave it out",
+            )
+
+
 def in_steps(field: str, texts: Sequence[str], steps_per_epoch: float) -> tuple[str, ...]:
     """The same texts with every epoch as the step at which it begins.
 

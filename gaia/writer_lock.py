@@ -64,8 +64,12 @@ class WriterLock:
             line = f"taking over {self._what}: process {holder['pid']}{where} died before its end"
             print(f"gaia: {line}", file=sys.stderr, flush=True)
         facts = {"pid": os.getpid(), "host": socket.gethostname()}
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(facts).encode(), 0)
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(facts).encode(), 0)
+        except OSError as error:  # a full disk
+            os.close(handle)
+            raise self._unwritable(error) from error
         self._handle = handle
         self._end.clear()
         threading.Thread(target=self._beat, name="gaia-lock", daemon=True).start()
@@ -88,10 +92,15 @@ class WriterLock:
         try:
             return os.open(self._path, os.O_CREAT | os.O_RDWR, 0o666)
         except OSError as error:
-            raise storage.StorageError(
-                f"{self._what} cannot be written ({self._path}: {error.strerror})",
-                "copy the folder, or make it and its lock file your own",
-            ) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> storage.StorageError:
+        remedy = "copy the folder, or make it and its lock file your own"
+        if error.errno in storage.FULL:
+            remedy = "free some space"
+        return storage.StorageError(
+            f"{self._what} cannot be written ({self._path}: {error.strerror})", remedy
+        )
 
     def _is_at_path(self, handle: int) -> bool:
         with contextlib.suppress(FileNotFoundError):

@@ -160,6 +160,20 @@ def test_an_unfinished_step_is_never_sealed_later(checkpoints):
     assert checkpoints.damage(2) == "it was never finished"
 
 
+def test_a_part_is_whole_groups_or_says_what_it_is_of(checkpoints):
+    """An array that a reader does not know is a part of the model, which it would leave out."""
+    params = {"table": jnp.ones((2, 3)), "gate": jnp.zeros(2)}
+    assert checkpoints.save(3, {"params": params, "more": jnp.ones(1)}, {}) is None
+    assert checkpoints.wait() is None
+    known = {"params": {"table": params["table"]}}
+    with pytest.raises(CheckpointError, match=r"gate is \[2\] in the checkpoint and missing"):
+        checkpoints.restore_part(3, known)
+    with pytest.raises(CheckpointError, match=r"params.gate is .*; read it with the code that"):
+        checkpoints.restore_part(3, known, within=known)
+    got = checkpoints.restore_part(3, known, within={"params": params}).state
+    np.testing.assert_array_equal(got["params"]["table"], params["table"])
+
+
 @pytest.mark.parametrize(
     ("other", "said"),
     [

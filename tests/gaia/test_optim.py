@@ -168,6 +168,17 @@ def test_schedules(warmup):
             assert float(got[steps - 2]) > floor
 
 
+def test_steps_of_several_updates_each_keep_their_places():
+    changes = ("0.25@100", "0.125@300")
+    config = OptimConfig(lr=1.0, warmup_steps=10, weight_decay=0.5, weight_decay_steps=changes)
+    four = config.repeated(4)
+    rates = schedule(config, 1000), schedule(four, 4000)
+    for step in (0, 3, 9, 500, 990):
+        last = rates[1](4 * step + 3)  # of the step's updates
+        np.testing.assert_allclose(rates[0](step), last, rtol=0.01)
+    assert four.weight_decay_steps == ("0.25@400", "0.125@1200") and config.repeated(1) == config
+
+
 def test_a_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(ConfigError, match=r"optim\.warmup_steps is 9, the run has only 8 steps"):
         OptimConfig(warmup_steps=9).check(8)

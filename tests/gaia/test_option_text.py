@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import tyro
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -172,3 +173,40 @@ def test_a_mistyped_option_is_named_before_the_missing_one(words, said):
     with pytest.raises(ConfigError) as error:
         parse(Needy, words, aliases={"--amount": "--count"})
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """A command with options of several values."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Words without an option."""
+    set: tuple[str, ...] = ()
+    """Texts."""
+    seeds: tuple[int, ...] = (1,)
+    """Numbers."""
+    each: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Texts, one at a time."""
+    text: str = ""
+    """A text."""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--set a=1 --set b=2", Verb(set=("a=1", "b=2"))),
+        ("a --set=--x --seeds 1 --text t --set b", Verb(("a",), ("--x", "b"), (1,), text="t")),
+        ("--seeds 1 -2 --set a b --seeds=3 --set c", Verb(set=("a", "b", "c"), seeds=(1, -2, 3))),
+        ("--each a --set x --each b", Verb(set=("x",), each=("a", "b"))),
+        ("--text a --text b", Verb(text="b")),
+    ],
+)
+def test_an_option_of_several_values_adds_to_what_was_typed(words, expected):
+    assert parse(Verb, words.split()) == expected
+
+
+def test_fields_of_a_preset_are_overridden_but_for_those_that_add():
+    preset, words = {"set": ["a"], "seeds": [1]}, ["--set", "b", "--set", "c", "--seeds", "2"]
+    assert parse(Verb, [*words, "--seeds", "3"], preset=preset) == Verb(set=("c",), seeds=(3,))
+    typed = parse(Verb, words, preset=preset, adding=("set",))
+    assert typed == Verb(set=("b", "c"), seeds=(2,))

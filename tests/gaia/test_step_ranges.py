@@ -57,3 +57,20 @@ def test_the_decay_of_each_step_is_that_of_its_range(name, role):
 def test_muons_changes_have_no_effect_on_adamw():
     with pytest.raises(ConfigError, match="is of muon"):
         OptimConfig(warmup_steps=0, matrix_weight_decay_steps=("0.1@3",)).check(10)
+
+
+@pytest.mark.parametrize("field", ["weight_decay_steps", "matrix_weight_decay_steps"])
+def test_a_change_behind_the_run_is_refused_and_an_epoch_behind_it_left_out_with_a_word(field):
+    def optim(*texts):
+        return OptimConfig(name="muon", warmup_steps=0, **{field: texts})
+
+    with pytest.raises(ConfigError, match=rf"{field} has 0.05@20, and the run has only 20 steps"):
+        optim("0.07@2", "0.05@20").check(20)
+    optim("0.05@19", "0.05@99epochs").check(20)  # how long an epoch is, the data says
+    resolved, said = optim("0.05@1epochs", "0.02@2epochs", "0.01@3epochs").in_steps(10, 20)
+    assert getattr(resolved, field) == ("0.05@10",)
+    assert said == [
+        f"optim.{field}: 0.02@2epochs is step 20 of 20, and left out",
+        f"optim.{field}: 0.01@3epochs is step 30 of 20, and left out",
+    ]
+    resolved.check(20)

@@ -1,6 +1,7 @@
 """Work folders: one writer, going on after kill -9, and nothing removed that others wrote."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from gaia import writer_lock
 from gaia.errors import ConfigError, DataError
+from gaia.storage import StorageError
 from gaia.work_folder import LOCK, WorkFolder, refuse_difference, unfinished
 from gaia.writer_lock import FolderInUse, WriterLock
 
@@ -229,3 +231,15 @@ def test_a_damaged_lock_file_of_a_dead_process_is_no_obstacle(tmp_path):
     (tmp_path / "lock").write_text("{torn")
     with WriterLock(tmp_path / "lock", "x"):
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_that_a_full_disk_cannot_hold_is_one_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer_lock.os, "pwrite", full)
+    with pytest.raises(StorageError, match=r"a job cannot be written .*No space.*; free some"):
+        WriterLock(tmp_path / "lock", "a job").__enter__()
+    monkeypatch.undo()
+    with WriterLock(tmp_path / "lock", "a job"):
+        pass

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +42,9 @@ def examples(lengths, seed=0, whole=()):
         yield Example(document(number, length), mask | (number in whole))
 
 
-def make(folder, items, **options):
+def make(folder, items, info=None, **options):
     options = {"shard_tokens": 150, "chunk_tokens": 16, "window": 2} | options
-    manifest = write_shards(folder, items, items[:1], INFO, **options)
+    manifest = write_shards(folder, items, items[:1], info or INFO, **options)
     write_lengths(folder, manifest)
     return folder
 
@@ -149,8 +150,12 @@ def test_a_mixture_of_plain_text_and_chats(tmp_path):
 
 def test_masks_come_from_a_bucket_through_the_same_cache(gcs, tmp_path):
     from gchat.data.upload import upload
+    from gchat.tokenizer import train_bpe
 
-    local = make(tmp_path / "local", list(examples([30, 70, 9, 44] * 6)))
+    tokenizer = train_bpe(["a text of mine, " * 9] * 9, 280)
+    own = replace(INFO, sha256=tokenizer.sha256)
+    local = make(tmp_path / "local", list(examples([30, 70, 9, 44] * 6)), own)
+    tokenizer.save(local)
     assert upload(local, f"{gcs.uri}/chats").objects == len(list(local.iterdir()))
     assert verify(f"{gcs.uri}/chats") == load_manifest(local)
     options = {"seq_len": 16, "batch_size": 4, "seed": 1, "packing": "best_fit"}
