@@ -19,7 +19,7 @@ from gml.documents import NEW, Conflict, Documents, open_documents
 from gml.durations import format_duration
 from gml.errors import GmlError, NotFound, Unsafe, UsageError
 from gml.fleet import Fleet
-from gml.model import Node
+from gml.model import WAITING, Node
 
 LIMIT, SPENDING = "budget", "spending"
 COPY = "budget.json"
@@ -268,13 +268,18 @@ def _enter(entries: dict[str, dict[str, Any]], node: Node, now: float) -> None:
     ended = node.deleted or old.get("ended")
     seen = round(max(old.get("seen", 0), node.deleted or node.ended(now)))
     price = node.price if node.price is not None else old.get("price")
+    # None while it waits in a queue: it binds money then, and costs none.
+    up = node.up or old.get("up") or (None if node.state == WAITING else node.created)
     entries[key] = {"id": node.id, "created": node.created, "price": price, "seen": seen,
-                    "ended": ended, "deadline": node.deadline}  # fmt: skip
+                    "ended": ended, "deadline": node.deadline, "up": up}  # fmt: skip
 
 
 def _cost(entry: dict[str, Any], start: float, now: float) -> float:
+    begun = entry.get("up", entry["created"])  # those of an older gml have no time of their own
+    if begun is None:
+        return 0.0
     until = min(entry["ended"] or entry["seen"], now)
-    hours = max(0.0, until - max(entry["created"], start)) / 3600
+    hours = max(0.0, until - max(begun, start)) / 3600
     return (entry["price"] or 0.0) * hours
 
 

@@ -73,9 +73,14 @@ class Fleet:
             live = seen.pop(record.id, None) or foreign.get((record.id, record.owner))
             settled = live is not None and record.phase == "up"
             busy = not settled and self.store.locked(record.id)
+            sure = record.provider in complete and not busy
+            if live is None and sure:
+                live, problem = self._by_name(record)
+                listing.problems += [problem] if problem else []
+                sure = not problem
             if live:
                 node = merge(record, live).replace(seen=round(self.now()))
-            elif record.phase != "intent" and record.provider in complete and not busy:
+            elif record.phase != "intent" and sure:
                 node = record.replace(note="lost")
             else:
                 node = record.replace(note="half-made" if record.phase == "intent" else "")
@@ -87,6 +92,15 @@ class Fleet:
                 self.store.put(node.replace(phase="up"))
                 self.store.clear_damaged(node.id)
         return listing
+
+    def _by_name(self, record: Node) -> tuple[Node | None, str]:
+        """A machine that no list shows, such as one in another project; and why nobody can tell."""
+        if record.phase == "intent":
+            return None, ""  # what a create has left is told from its record
+        try:
+            return self.provider(record.provider).find(record), ""
+        except GmlError as error:
+            return None, f"{record.id}: {error}"
 
     def out_of_sight(self, configured: list[Provider]) -> list[str]:
         """Clouds where we have nodes by our records, and that are not configured here any more."""
@@ -140,6 +154,8 @@ def merge(record: Node, live: Node) -> Node:
         price=record.price if live.price is None else live.price,
         timeout_s=record.timeout_s,
         tried=record.tried,
+        run=record.run,
+        up=live.up or record.up,
         zone=live.zone or record.zone,
         strategy=live.strategy or record.strategy,
         hosts=live.hosts or record.hosts,

@@ -18,6 +18,8 @@ _OWNER = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,38}[a-z0-9])?")
 
 # States in which a node no longer works but may still cost money or hold quota.
 DEAD = ("preempted", "failed", "suspended", "terminated")
+# What has been asked for and is not there yet costs nothing: a queued resource of Google's.
+WAITING = "waiting"
 # What Lambda says of a machine that misses a look: often only for a moment.
 DOUBTFUL = "unhealthy"
 
@@ -172,6 +174,8 @@ class Node:
         seen: unix seconds of the last look at which the cloud still had it; 0 for a record alone.
         tried: zones in which a create was begun, so that a crash leaves a place to look.
         queue: name of the queue that made it, by its label; '' for a user's own.
+        up: unix seconds at which it came out of a queue, by its label; 0 without a queue.
+        run: job of the `gml run` that made it and did not mean to keep it; in the record only.
     """
 
     id: str
@@ -195,6 +199,8 @@ class Node:
     note: str = ""
     seen: int = 0
     queue: str = ""
+    up: int = 0
+    run: str = ""
 
     def holds(self, part: Node) -> bool:
         """Tells whether a part that a cloud shows belongs to this node.
@@ -222,12 +228,17 @@ class Node:
     def cost(self, now: float) -> float | None:
         """US dollars so far at the list price; None without a price, or before it was seen.
 
-        Time after the deadline counts only as far as the node was seen in it.
+        Time in a queue costs nothing. Time after the deadline counts only as far as the node was
+        seen in it.
         """
         unseen = self.phase == "intent" and not self.state
         if self.price is None or not self.created or unseen:
             return None
-        return self.price * max(0.0, self.ended(now) - self.created) / 3600
+        return self.price * max(0.0, self.ended(now) - self.begun(now)) / 3600
+
+    def begun(self, now: float) -> float:
+        """Unix seconds from which it costs: since it is up, and not at all while it waits."""
+        return now if self.state == WAITING and not self.up else self.up or self.created
 
     def ended(self, now: float) -> float:
         """Unix seconds until which it costs: its end, or now, or the deadline where that is past.
@@ -269,7 +280,10 @@ def node_from_labels(
         return None
     text = labels.get("gml-deadline", "")
     deadline = None if text == "none" else int(text) if text.isdigit() else 0
-    created = int(labels["gml-created"]) if labels.get("gml-created", "").isdigit() else 0
+    created, up = (
+        int(text) if (text := labels.get(key, "")).isdigit() else 0
+        for key in ("gml-created", "gml-up")
+    )
     return Node(
         id=labels["gml-id"],
         provider=provider,
@@ -279,6 +293,7 @@ def node_from_labels(
         state=state,
         deadline=deadline,
         created=created,
+        up=up,
         spot=labels.get("gml-spot") == "1",
         queue=labels.get("gml-queue", ""),
         **more,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from gml.durations import parse_duration
+from gml.durations import format_duration, parse_duration
 from gml.errors import GmlError, StockOut, UsageError
 from gml.fleet import Fleet
 from gml.model import CreateSpec, Offer, check_id, new_id, parse_sku
@@ -45,6 +45,19 @@ def _checked(request: NodeRequest, provider: str, idle: str) -> int:
         raise UsageError(f"--internal-ip is for --provider google, not {provider}", "leave it out")
     if request.runtime:
         _check_runtime(request, provider)
+    if request.limit_s and (provider != "google" or request.strategy in ("node", "queued")):
+        where = f"--strategy {request.strategy}" if provider == "google" else provider
+        raise UsageError(
+            f"--limit {format_duration(request.limit_s)} is kept by --strategy gce and flex only, "
+            f"not by {where}",
+            "leave it out, or take one of these",
+        )
+    if request.strategy == "flex" and (request.spot or request.reservation):
+        option = "--spot" if request.spot else "--reservation"
+        raise UsageError(
+            f"--strategy flex and {option} exclude each other: flex-start is a way of its own",
+            f"leave {option} out, or take --strategy queued",
+        )
     if request.spot and provider == "lambda":
         raise UsageError("Lambda has no --spot machines", "leave it out, or use --provider google")
     if request.spot and request.reservation:
@@ -88,6 +101,14 @@ def make_spec(fleet: Fleet, request: NodeRequest) -> CreateSpec:
     idle_s = _checked(request, name, fleet.config.idle)
     _check_iap(request, fleet.config.google.tunnel)
     sku = None if name == "local" else parse_sku(request.instance_type)
+    if sku is not None and sku.hosts > 1:
+        # Each host sees only itself, and would delete the slice while somebody works on another.
+        if idle_s and request.idle:
+            raise UsageError(
+                f"--idle {request.idle} is for a single host, and {sku.name} has {sku.hosts}",
+                "leave it out: a slice ends at its deadline, not when idle",
+            )
+        idle_s = 0
     created = round(fleet.now())
     return CreateSpec(
         id=check_id(request.name) if request.name else new_id(sku.name if sku else "local"),
@@ -149,6 +170,14 @@ def find_offers(fleet: Fleet, spec: CreateSpec, request: NodeRequest) -> list[Of
         )
         if request.runtime:
             offers = [o for o in offers if o.strategy != "gce"]
+        if offers and request.limit_s:
+            offers = [o for o in offers if o.strategy in ("gce", "flex")]
+            if not offers:
+                raise UsageError(
+                    f"--limit {format_duration(request.limit_s)} is kept by --strategy gce and "
+                    f"flex only, and auto takes another for {spec.sku_name}",
+                    "take one of these, or run `gml doctor -t TYPE` first, for gce",
+                )
         if offers and request.internal_ip and fleet.config.google.tunnel == "iap":
             offers = [o for o in offers if o.strategy == "gce"] or offers
             _check_iap(dataclasses.replace(request, strategy=offers[0].strategy), "iap")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from gml import budget
 from gml.doubts import Doubts
-from gml.errors import GmlError, Incomplete
+from gml.errors import Busy, GmlError, Incomplete
 from gml.fleet import Fleet, priced
 from gml.heartbeat import beat
 from gml.model import Node
@@ -24,6 +24,8 @@ from gml.providers.base import Provider
 
 # An intent younger than this may belong to a create whose node no list shows yet.
 SETTLE_S = 600
+# Phases of a record whose create or delete has not come to its end, and what that is called.
+BEGUN = {"intent": "create", "deleting": "deletion"}
 
 
 @dataclass
@@ -71,7 +73,7 @@ def reap(
         else:
             complete.add(provider.name)
         now = fleet.now()  # by the service's clock, now that it has answered
-        nodes += _unlisted(fleet, provider, records, list(nodes), report)
+        nodes += _unlisted(fleet, provider, records, nodes, report, whole=not problem)
         for node in nodes:
             alive.add(node.id)
             if node.owner != fleet.config.owner and not all_owners:
@@ -80,17 +82,19 @@ def reap(
             record = records.get(node.id)
             if record and not record.holds(node):
                 record = None  # another machine of the same name
-            reason = why(node, now) or _interrupted(fleet, record)
-            reason = reason or doubts.reason(node, record)
-            if not reason:
-                report.kept.append(node)
-                continue
-            node = node.replace(note=reason)
-            tell(f"deleting {node.id} ({reason})")
-            if dry_run or _delete(fleet, provider, node, report):
-                report.deleted.append(node)
-            else:
-                complete.discard(provider.name)
+            with contextlib.ExitStack() as held:
+                late = why(node, now)
+                half = "" if late else _interrupted(fleet, record, held)
+                reason = late or half or doubts.reason(node, record)
+                if not reason:
+                    report.kept.append(node)
+                    continue
+                node = node.replace(note=reason)
+                tell(f"deleting {node.id} ({reason})")
+                if dry_run or _delete(fleet, provider, node, report, held=bool(half)):
+                    report.deleted.append(node)
+                else:
+                    complete.discard(provider.name)
     report.problems += doubts.keep()
     _obey_budget(fleet, report, tell, dry_run)
     _settle_records(fleet, report, alive, complete, dry_run)
@@ -139,14 +143,26 @@ def _obey_budget(fleet: Fleet, report: ReapReport, tell: Progress, dry_run: bool
             report.deleted.append(node.replace(note=over))
 
 
-def _interrupted(fleet: Fleet, record: Node | None) -> str:
-    """Reason to end what a create or delete on this machine left when it was killed, or ''."""
-    if record is None or record.phase not in ("intent", "deleting"):
+def _interrupted(fleet: Fleet, record: Node | None, held: contextlib.ExitStack) -> str:
+    """Reason to end what a create or delete on this machine left when it was killed, or ''.
+
+    With a reason `held` keeps the node's lock, so that no create takes the machine over while it
+    goes.
+    """
+    if record is None or record.phase not in BEGUN:
         return ""
-    if fleet.store.locked(record.id):
-        return ""  # it is still at work
-    begun = "create" if record.phase == "intent" else "deletion"
-    return f"its {begun} was interrupted"
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(fleet.store.lock(record.id, needs_disk=False))
+        except Busy:
+            return ""  # it is still at work
+        # Only what the record says under the lock counts: since this pass began, a create that was
+        # under way may have come to its end, and its machine works.
+        now = fleet.store.get(record.id)
+        if now is None or now.phase not in BEGUN:
+            return ""
+        held.push(stack.pop_all())
+    return f"its {BEGUN[now.phase]} was interrupted"
 
 
 def _unlisted(
@@ -155,29 +171,44 @@ def _unlisted(
     records: dict[str, Node],
     listed: list[Node],
     report: ReapReport,
+    *,
+    whole: bool,
 ) -> list[Node]:
-    """Left by interrupted creates, and not in the list yet, which lags: looked up by name."""
+    """Looks up by name what our records know and the list does not show.
+
+    Left by interrupted creates, for the list lags; and, where the list is whole, machines in
+    another project than the current one.
+    """
     nodes = []
     for record in records.values():
-        ours = record.provider == provider.name and record.tried
-        if not ours or any(map(record.holds, listed)) or not _interrupted(fleet, record):
+        if record.provider != provider.name or any(map(record.holds, listed)):
             continue
-        try:
-            nodes += [n for n in (provider.find(record),) if n]
-        except Exception as error:
-            report.problems.append(f"{record.id}: {_text(error)}")
+        with contextlib.ExitStack() as held:
+            half = bool(record.tried) and bool(_interrupted(fleet, record, held))
+            settled = whole and record.phase == "up" and not fleet.store.locked(record.id)
+            if not half and not settled:
+                continue
+            try:
+                nodes += [n for n in (provider.find(record),) if n]
+            except Exception as error:
+                report.problems.append(f"{record.id}: {_text(error)}")
     return nodes
 
 
-def _delete(fleet: Fleet, provider: Provider, node: Node, report: ReapReport) -> bool:
-    """Deletes a node and its record; False, with the problem noted, when it may still exist."""
+def _delete(
+    fleet: Fleet, provider: Provider, node: Node, report: ReapReport, held: bool = False
+) -> bool:
+    """Deletes a node and its record; False, with the problem noted, when it may still exist.
+
+    The record stays while somebody else works on the node; `held`: the lock is our own.
+    """
     try:
         provider.delete(node)
     except Exception as error:
         report.problems.append(f"{node.id}: {_text(error)}")
         return False
     record = fleet.store.get(node.id)
-    if record and record.holds(node) and not fleet.store.locked(node.id):
+    if record and record.holds(node) and (held or not fleet.store.locked(node.id)):
         with contextlib.suppress(OSError):
             fleet.store.remove(record, deleted=round(fleet.now()))
             fleet.ssh.forget(record)
@@ -208,7 +239,8 @@ def _settle_records(
                 if provider.find(record) is not None:
                     continue
             except GmlError as error:
-                report.problems.append(f"{record.id}: {error}")
+                if (line := f"{record.id}: {error}") not in report.problems:
+                    report.problems.append(line)
                 continue
             with contextlib.suppress(OSError):
                 fleet.store.remove(record, deleted=ended_at(fleet, record))

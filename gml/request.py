@@ -48,7 +48,9 @@ class NodeRequest:
     )
     reservation: str = option("", "--reservation", help="Reservation to draw from.")
     idle: str = option(
-        "", "--idle", help='Idle time after which the node deletes itself; "none": never.'
+        "",
+        "--idle",
+        help='Idle time after which a node of one host deletes itself; "none": never.',
     )
     disk_gb: int = option(
         100,
@@ -59,7 +61,7 @@ class NodeRequest:
     limit_s: int = option(
         0,
         "--limit",
-        help="Time limit enforced by the provider, if longer than --timeout.",
+        help="Time limit enforced by Google, if longer than --timeout (gce, flex).",
         typed=TEXT,
         typed_default="",
         parse=lambda text: parse_duration(text, "--limit") if text else 0,

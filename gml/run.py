@@ -21,7 +21,7 @@ from gml.options import option
 from gml.progress import Progress, silent, unbreakable
 from gml.remote import jobs, sync
 from gml.remote.environment import job_environment
-from gml.remote.fanout import jax_environment, others_watched
+from gml.remote.fanout import jax_environment, others_watched, wait_for_others
 from gml.request import NodeRequest
 from gml.threads import on_hosts
 
@@ -142,6 +142,11 @@ class Runner:
                 command = f"{command} {request.resume_flag}"
             try:
                 self.prepare(node)
+                if self.ours and not request.keep:
+                    # Whoever attaches, maybe another process, deletes what was made for the job.
+                    node = self.node = self.fleet.store.put(
+                        node.replace(run=self.job_name(attempt))
+                    )
                 self.start(node, command, attempt)
                 if request.detach:
                     self._say_detached(node)
@@ -259,19 +264,7 @@ class Runner:
 
         `outcome` then holds what `--json` prints.
         """
-        self.progress(f"{job} runs on {node.id}")
-        with (
-            self.console.streaming(self.console.out),
-            others_watched(self.ssh, node, job) as failed,
-        ):
-            code = jobs.follow(
-                self.ssh, node, job, out=self.console.out, lost=self._check_alive(node)
-            )
-        if failed:
-            self.console.say(
-                f"gml: host {failed[0][0]} failed first, with exit code {failed[0][1]}"
-            )
-            code = failed[0][1]
+        code = self._followed(node, job)
         if code != 0 and self._was_told(node):
             raise Preempted(f"{node.id} was preempted", "run with --recover to go on elsewhere")
         if code != 0 and len(node.hosts) > 1:
@@ -296,6 +289,27 @@ class Runner:
             "deleted": not keep,
             "spent_usd": node.cost(self.fleet.now()),
         }
+        return code
+
+    def _followed(self, node: Node, job: str) -> int:
+        """Streams the first host's log until the job has ended on every host.
+
+        Returns:
+            The exit code of the host that failed first, or 0.
+        """
+        self.progress(f"{job} runs on {node.id}")
+        alive = self._check_alive(node)
+        with (
+            self.console.streaming(self.console.out),
+            others_watched(self.ssh, node, job) as failed,
+        ):
+            code = jobs.follow(self.ssh, node, job, out=self.console.out, lost=alive)
+        if code == 0 and not failed:
+            # The others may still write their part of a checkpoint, or fail after the first.
+            failed = wait_for_others(self.ssh, node, job, self.progress, alive)
+        if failed:
+            index, code = failed[0]
+            self.console.say(f"gml: host {index} failed first, with exit code {code}")
         return code
 
     def _check_alive(self, node: Node) -> Callable[[], None]:
@@ -350,10 +364,11 @@ class Runner:
             return None
 
     def _say_detached(self, node: Node) -> None:
+        then = "(log, results, delete)" if node.run else "(log, results)"
         self.console.say(
             f"gml: job {self.request.job} runs on {node.id} and goes on without this terminal\n"
             f"gml: follow it:     gml logs -f {node.id}\n"
-            f"gml: take it home:  gml run --attach {node.id}   (log, results, delete)"
+            f"gml: take it home:  gml run --attach {node.id}   {then}"
         )
 
     def _say_left(self, node: Node, *, certain: bool) -> None:
@@ -374,8 +389,7 @@ def fetch(
 ) -> list[str]:
     """Brings result folders of host 0 home, below `folder`; returns those that existed."""
     fetched = []
-    for name in names:
-        sync.check_dest(name)
+    for name in map(sync.check_result, names):
         probe = ssh.run(node, f'[ -e "$HOME/{dest}/{name}" ] && echo yes || :')
         if probe.stdout.strip() == b"yes":
             progress(f"fetching {name}")

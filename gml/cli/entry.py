@@ -177,7 +177,8 @@ def _warn_overdue(words: list[str]) -> None:
     for node in store.all():
         if node.deadline and node.expired(now):
             late = format_duration(now - node.deadline)
-            print(f"gml: {node.id} is {late} past its end: run `gml reap`", file=sys.stderr)
+            # Whoever can't be told is helped all the same: `gml supervise` is about to reap it.
+            _tell(f"gml: {node.id} is {late} past its end: run `gml reap`")
 
 
 def _explain(error: GmlError, as_json: bool) -> int:

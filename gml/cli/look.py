@@ -15,6 +15,7 @@ from gml.doctor import run_checks
 from gml.durations import format_duration, parse_duration
 from gml.errors import StockOut, UsageError
 from gml.model import parse_sku
+from gml.providers import registry
 
 Provider = Annotated[
     str, typer.Option("--provider", "-p", help="Provider to ask: google, lambda, aws or local.")
@@ -121,7 +122,7 @@ def cost(
     rows = []
     for node in nodes:
         ended = node.ended(now)
-        begun = max(node.created, begin)
+        begun = max(node.begun(now), begin)
         hours = max(0.0, ended - begun) / 3600
         spent = None if node.price is None else round(node.price * hours, 4)
         rows.append({**listing.row(node, now), "hours": round(hours, 3), "spent_usd": spent})
@@ -158,8 +159,10 @@ def doctor(
     Engine offers the type and the image, after which `auto` takes that way.
     """
     fleet = c.open_fleet()
-    if provider and provider not in ("google", "lambda", "local"):
-        raise UsageError(f"--provider {provider!r} is not known", "google, lambda or local")
+    if provider and provider not in registry.NAMES:
+        raise UsageError(
+            f"--provider {provider!r} is not known", f"one of {', '.join(registry.NAMES)}"
+        )
     with Spinner(quiet=json) as progress:
         checks = run_checks(fleet, provider, instance_type, progress)
     bad = [x for x in checks if not x["ok"]]

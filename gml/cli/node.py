@@ -161,15 +161,12 @@ def extend(
     dry_run: c.DryRun = False,
     json: c.Json = False,
 ) -> None:
-    """Extend a node's lifetime.
+    """Extend the lifetime of a node or cluster.
 
-    The provider's own time limit is the latest possible end.
+    Counted from the end in its labels. The provider's own time limit is the latest possible end.
     """
-    fleet = c.open_fleet()
-    node = fleet.resolve(node_id)
-    if node.deadline is None:
-        raise UsageError(f"{node.id} has no end to extend", f"`gml node timeout reset {node.id}`")
-    _move(node, node.deadline + parse_timeout(by, field="the extension"), dry_run, json)
+    node = c.open_fleet().resolve(node_id)
+    _move(node, None, dry_run, json, by=parse_timeout(by, field="the extension"))
 
 
 def timeout_reset(
@@ -203,12 +200,12 @@ def timeout_remove(
     _move(node, None, dry_run, json)
 
 
-def _move(node: Node, deadline: int | None, dry_run: bool, json: bool) -> None:
+def _move(node: Node, deadline: int | None, dry_run: bool, json: bool, by: int = 0) -> None:
     fleet = c.open_fleet()
     if dry_run:
-        emit({"id": node.id, "requests": change.extend_plan(fleet, node, deadline)})
+        emit({"id": node.id, "requests": change.extend_plan(fleet, node, deadline, by=by)})
         return
-    moved = change.extend(fleet, node, deadline)
+    moved = change.extend(fleet, node, deadline, by=by)
     if json:
         emit(row(moved, fleet.now()))
     elif moved.deadline is None:

@@ -50,6 +50,7 @@ def run(
     -n the same on so many machines, named NAME-0, NAME-1, …
     """
     fleet = c.open_fleet()
+    _check_recover(request)
     if request.count > 1:
         check_many(request)
         words = _priced_for_all(fleet, request, wanted, command, dry_run)
@@ -110,6 +111,7 @@ def run_command(
     if request.git_credentials:
         sync.git_credential(request.folder)  # before a machine is made
     node, node_request = _target(fleet, request, wanted)
+    _check_recover(request, node.id if node else "")
     node_request, price = _announce(fleet, request, node, node_request, quiet=dry_run)
     if dry_run:
         return _dry_run(fleet, request, node, node_request)
@@ -125,11 +127,37 @@ def run_command(
     return code
 
 
+def _check_recover(request: RunRequest, node: str = "") -> None:
+    """Raises UsageError where nobody would be there, or allowed, to make another machine."""
+    given = {"--detach": request.detach, "--attach": request.attach, "--node": request.node}
+    because = {
+        "--detach": "nobody would watch the machine",
+        "--attach": "the run that it takes up made the machine",
+        "--node": "only a machine that the run made is made again",
+    }
+    for option, value in given.items():
+        if request.recover and value:
+            remedy = "leave one out; `gml queue add` goes on without this computer"
+            raise UsageError(
+                f"--recover and {option} exclude each other: {because[option]}", remedy
+            )
+    if request.recover and node:
+        raise UsageError(
+            f"--recover is for a machine that the run makes, and {node} is up already",
+            "leave it out, or take another --name",
+        )
+
+
 def _placed(request: RunRequest) -> RunRequest:
-    """The request with the work tree's root and the remote folder."""
+    """The request with the work tree's root, the remote folder, and names that can be sent there.
+
+    All of it before a machine is made: a name that is refused after the job costs its results.
+    """
+    sync.check_data(request.data)
+    fetch = tuple(sync.check_result(name) for name in request.fetch)
     root = sync.repository_root(request.folder) if request.sync else request.folder.resolve()
     dest = request.dest or sync.default_dest(root)
-    return dataclasses.replace(request, folder=root, dest=sync.check_dest(dest))
+    return dataclasses.replace(request, folder=root, dest=sync.check_dest(dest), fetch=fetch)
 
 
 def _announce(
@@ -229,6 +257,7 @@ def _environment(request: RunRequest) -> dict[str, str]:
 
 
 def _attach(fleet: Fleet, request: RunRequest, json: bool) -> int:
+    """Takes up a job; its node is deleted afterwards if it was made for that very job."""
     node = fleet.resolve(request.attach)
     fleet.ssh.write_config()
     job = request.job or jobs.latest(jobs.names(fleet.ssh, node))
@@ -237,7 +266,8 @@ def _attach(fleet: Fleet, request: RunRequest, json: bool) -> int:
     with Spinner() as spinner:
         spinner.bill(node)
         runner = Runner(fleet, request, _console(spinner, json))
-        code = runner.finish(node, job, keep=request.keep)
+        # What was made for another job, or by hand, is not this one's to end.
+        code = runner.finish(node, job, keep=request.keep or node.run != job)
     _conclude(runner, json)
     return code
 

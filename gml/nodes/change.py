@@ -6,7 +6,7 @@ import contextlib
 
 from gml import budget
 from gml.durations import format_duration, format_time
-from gml.errors import Denied, Unavailable, Unsafe
+from gml.errors import Denied, NotFound, Unavailable, Unsafe, UsageError
 from gml.fleet import Fleet
 from gml.model import ApiRequest, Node
 from gml.nodes.ending import ended_at
@@ -14,15 +14,23 @@ from gml.progress import Progress, silent, unbreakable
 from gml.threads import on_hosts
 
 
-def extend(fleet: Fleet, node: Node, deadline: int | None) -> Node:
+def extend(fleet: Fleet, node: Node, deadline: int | None = None, *, by: int = 0) -> Node:
     """Moves the deadline in the label, in the record and on the machine itself.
+
+    Args:
+        fleet: whose node it is.
+        node: the node.
+        deadline: its new end, None for no end at all.
+        by: seconds to add to the end that stands in its label, instead of `deadline`.
 
     Raises:
         Unsafe: the provider's own limit ends earlier (it says until when), or the time that is
-            added would pass the month's budget.
+            added would pass the month's budget. NotFound: it is gone.
     """
     provider = fleet.provider(node.provider)
     with fleet.store.lock(node.id):
+        node = _as_labelled(fleet, node)
+        deadline = _later(node, by) if by else deadline
         _check_limit(fleet, node, deadline)
         with budget.reserving(fleet):  # two at once must not both take the same last dollars
             budget.check_longer(fleet, node, deadline)
@@ -30,6 +38,23 @@ def extend(fleet: Fleet, node: Node, deadline: int | None) -> Node:
         if node.provider != "local":
             _tell_watchdogs(fleet, moved, node.deadline)
         return moved
+
+
+def _as_labelled(fleet: Fleet, node: Node) -> Node:
+    """The node with the end that its labels say: another computer may have moved it meanwhile."""
+    live = fleet.provider(node.provider).find(node)
+    if live is None:
+        raise NotFound(f"{node.id} is gone", "see `gml ls --refresh`")
+    return node.replace(deadline=live.deadline, limit=live.limit or node.limit)
+
+
+def _later(node: Node, by: int) -> int:
+    if node.deadline is None:
+        raise UsageError(f"{node.id} has no end to extend", f"`gml node timeout reset {node.id}`")
+    if node.deadline == 0:
+        remedy = f"set one with `gml node timeout reset {node.id} --timeout 3h`"
+        raise UsageError(f"the end in the labels of {node.id} can't be read", remedy)
+    return node.deadline + by
 
 
 def _check_limit(fleet: Fleet, node: Node, deadline: int | None) -> None:
@@ -105,8 +130,12 @@ def delete_plan(fleet: Fleet, node: Node) -> list[dict]:
     return _describe(fleet, node, fleet.provider(node.provider).delete_requests(node))
 
 
-def extend_plan(fleet: Fleet, node: Node, deadline: int | None) -> list[dict]:
+def extend_plan(
+    fleet: Fleet, node: Node, deadline: int | None = None, *, by: int = 0
+) -> list[dict]:
     """Requests of `extend`, for `--dry-run`; refused where `extend` would be."""
+    node = _as_labelled(fleet, node)
+    deadline = _later(node, by) if by else deadline
     _check_limit(fleet, node, deadline)
     budget.check_longer(fleet, node, deadline)
     requests = fleet.provider(node.provider).deadline_requests(node, deadline)

@@ -208,8 +208,9 @@ def _try_place(creation: Creation, offer: Offer, waited_s: int) -> Node:
     try:
         node = creation.provider.create(spec, offer, creation.progress)
         if offer.strategy in QUEUES:
-            deadline = round(fleet.now()) + request.timeout_s
-            node = creation.provider.set_deadline(node, deadline)
+            # What it costs and how long it lives count from here, not from when it was asked for.
+            up = round(fleet.now())
+            node = creation.provider.set_deadline(node.replace(up=up), up + request.timeout_s)
     except GmlError as error:
         if error.nothing_made:
             # What an earlier, killed create tried still counts.

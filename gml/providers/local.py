@@ -184,6 +184,10 @@ class LocalProvider:
                 raise Unavailable(f"{address_of(node.hosts[index])}: {text}")
         return node.replace(state="ready")
 
+    def _with_hosts(self, node: Node) -> Node:
+        """The node with its hosts: what a create only meant to make has those of its group."""
+        return node.replace(hosts=node.hosts or self.config.local_hosts.get(node.zone, ()))
+
     def _marker(self, node: Node, index: int = 0) -> Node | None:
         done = self.ssh.run(node, 'cat "$HOME/.gml/node/labels.json" 2>/dev/null || :', index=index)
         try:
@@ -216,6 +220,7 @@ class LocalProvider:
 
     def find(self, node: Node) -> Node | None:
         """The node's own marker, or None when another node or nobody is there."""
+        node = self._with_hosts(node)
         if not node.hosts:
             return None
         with contextlib.suppress(OSError):
@@ -234,11 +239,12 @@ class LocalProvider:
         """The ssh calls of `delete`."""
         return [
             ApiRequest("ssh", "RUN", f"{address_of(host)}/rm -rf ~/.gml/node ~/.gml/jobs")
-            for host in node.hosts
+            for host in self._with_hosts(node).hosts
         ]
 
     def delete(self, node: Node, progress: Progress = silent) -> None:
         """Stops watchdog and jobs and removes the marker, on every host."""
+        node = self._with_hosts(node)
         with contextlib.suppress(OSError):  # the file of the create serves as well
             self.ssh.write_config()
         for index in range(len(node.hosts)):

@@ -7,11 +7,13 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
-from gml.errors import GmlError, UsageError
+from gml.errors import GmlError, Unavailable, UsageError
 from gml.model import Node
+from gml.progress import Progress
 from gml.remote import jobs
 from gml.remote.ssh import Ssh, quote
 from gml.threads import in_parallel
@@ -168,3 +170,44 @@ def others_watched(ssh: Ssh, node: Node, job: str) -> Iterator[list[tuple[int, i
         stop.set()
         if thread.is_alive():
             thread.join(timeout=5)
+
+
+def wait_for_others(
+    ssh: Ssh, node: Node, job: str, progress: Progress, lost: Callable[[], None]
+) -> list[tuple[int, int]]:
+    """Waits until a detached job has ended on hosts 1, 2, …, or failed on one of them.
+
+    Args:
+        ssh: the way there.
+        node: the node; with a single host there is nothing to wait for.
+        job: name of the job, which has ended on host 0.
+        progress: told what is waited for.
+        lost: called where a host does not answer; may raise to say that the machine is gone.
+
+    Returns:
+        The host that failed, and its exit code (1 where it left none); empty if all ended well.
+
+    Raises:
+        Unavailable: a host stayed away.
+    """
+    left, silent = list(range(1, len(node.hosts))), dict[int, float]()
+    while left:
+        progress(f"{job} has ended on host 0; waiting for {len(left)} more")
+        for index in tuple(left):
+            try:
+                state = jobs.status(ssh, node, job, index=index)
+            except Unavailable as error:
+                lost()
+                since = silent.setdefault(index, time.monotonic())
+                if time.monotonic() - since > jobs.RECONNECT_S:
+                    remedy = f"reattach with `gml run --attach {node.id} --job {job}`"
+                    raise Unavailable(f"host {index}: {error.problem}", remedy) from None
+                continue
+            silent.pop(index, None)
+            if state == "0":
+                left.remove(index)
+            elif state != "running":
+                return [(index, int(state) if state.isdigit() else 1)]
+        if left:
+            time.sleep(min(WATCH_S, 1.0))
+    return []

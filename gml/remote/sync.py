@@ -48,6 +48,31 @@ def check_dest(dest: str) -> str:
     return dest.rstrip("/")
 
 
+def check_result(name: str) -> str:
+    """A result to fetch, below the work tree; a leading `./` is taken off. Raises UsageError."""
+    try:
+        return check_dest(name.removeprefix("./"))
+    except UsageError:
+        raise UsageError(
+            f"--fetch {name[:80]!r} is not usable",
+            "name a file or folder below the work tree, for example runs or out/model.bin",
+        ) from None
+
+
+def check_data(data: str) -> None:
+    """Raises UsageError for a folder that `gml run --data` could not send, by its name alone."""
+    name = Path(data).name
+    if not data or data.startswith("gs://"):
+        return
+    try:
+        check_dest(f"data/{name}")
+    except UsageError:
+        raise UsageError(
+            f"--data {data!r}: its last part {name!r} can't be a folder there",
+            "rename it, or name a link to it: letters, digits, _, - and .",
+        ) from None
+
+
 def repository_root(folder: Path) -> Path:
     """Root of the git work tree around `folder`; raises UsageError outside of one."""
     done = run_git(folder, "rev-parse", "--show-toplevel")

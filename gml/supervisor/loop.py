@@ -311,4 +311,4 @@ def _with_price(live: Node, known: Node | None) -> Node:
     if known is None:
         return live
     return live.replace(price=live.price if live.price is not None else known.price,
-                        created=live.created or known.created)  # fmt: skip
+                        created=live.created or known.created, up=live.up or known.up)  # fmt: skip

@@ -81,8 +81,8 @@ def test_a_detached_job_outlives_the_cli_and_is_taken_up_again(hosts, repo, gml)
     assert attached.returncode == 9
     assert attached.stdout.splitlines() == [f"line {i}" for i in range(1, 9)]
     assert (repo / "runs" / "r").exists()
-    # --attach ends like the run it takes up: the node is gone.
-    assert gml("node", "show", "d").returncode == 7
+    # --attach ends like the run it takes up: --node keeps the node.
+    assert gml("node", "delete", "d").returncode == 0
 
 
 @pytest.mark.parametrize("ends_meanwhile", [False, True])

@@ -6,10 +6,14 @@ import json
 
 import pytest
 
+from gml import budget
 from gml.nodes.create import create
+from gml.providers.google import creation
+from gml.reaper import reap
 from gml.request import NodeRequest
 from gml.store import Store
 from tests.fakes.gml_kit import make_fleet
+from tests.fakes.gml_paths import request
 
 HOUR = 3600
 CREATE = ("node", "create", "-t", "v6e-8", "-p", "google", "--timeout", "1h", "--no-ssh")
@@ -79,3 +83,47 @@ def test_an_unknown_price_is_said_as_such(server, gml):
     assert done.returncode == 2
     assert "the price of v6e-8 in us-central1-b is unknown" in done.stderr
     assert "leave --max-price out" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["queued-slice", "flex"])
+def test_time_in_a_queue_costs_nothing(server, home, gml, monkeypatch, path):
+    cloud, real, seen = server.cloud, creation._wait_queued, []
+
+    def waits(*given):
+        cloud.offset += 50 * 60
+        cloud.settle()
+        there, record = cloud.resources, home / "nodes" / "x.json"
+        cloud.resources = {
+            name: {**raw, "state": {"state": "WAITING_FOR_RESOURCES"}}
+            for name, raw in there.items()
+            if "/queuedResources/" in name
+        }
+        kept = record.read_text()
+        record.unlink()  # as another computer sees it: by its labels alone
+        listing = make_fleet(cloud.now).list_live()
+        seen.extend((n.state, n.cost(cloud.now())) for n in listing.nodes)
+        seen.append(budget.month(make_fleet(cloud.now), listing.nodes).spent)
+        record.write_text(kept)
+        cloud.resources = there
+        return real(*given)
+
+    monkeypatch.setattr(creation, "_wait_queued", waits)
+    fleet = make_fleet(cloud.now)
+    node = create(fleet, request(path))
+    assert node.price is not None
+    assert seen == [("waiting", 0.0), 0.0]
+    assert node.cost(cloud.now()) == pytest.approx(0, abs=0.1)
+    assert budget.month(fleet).spent == pytest.approx(0, abs=0.1)
+    cloud.offset += 30 * 60
+    (home / "nodes" / "x.json").unlink()
+    (live,) = make_fleet(cloud.now).list_live().nodes
+    assert live.cost(cloud.now()) == pytest.approx(node.price / 2, rel=0.01)
+    fleet.store.put(node)
+    listed = rows(gml("ls", "--refresh", "--json"))["x"]
+    assert listed["spent_usd"] == pytest.approx(node.price / 2, rel=0.01)
+    told = rows(gml("cost", "--json", skew=cloud.offset))["x"]  # which asks no service for the time
+    assert told["spent_usd"] == pytest.approx(node.price / 2, rel=0.01)
+    cloud.offset += 3 * HOUR
+    reap(make_fleet(cloud.now))
+    (entry,) = Store(home).history()
+    assert entry.up == node.up > node.created + 49 * 60

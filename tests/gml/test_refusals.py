@@ -9,6 +9,7 @@ import pytest
 from gml import reaper_setup
 from gml.errors import Denied, GmlError, Unavailable
 from gml.nodes.create import create
+from gml.planning import make_spec
 from gml.reaper import SETTLE_S, reap
 from gml.remote import jobs
 from gml.request import NodeRequest
@@ -24,8 +25,9 @@ EVERYWHERE = {
 
 
 def request(**more) -> NodeRequest:
-    value = {"provider": "google", "name": "x", "zone": "us-east5-b", "wait_ssh": False, **more}
-    return NodeRequest("v6e-8", 3600, **value)
+    value = {"instance_type": "v6e-8", "provider": "google", "name": "x", "zone": "us-east5-b",
+             "wait_ssh": False, **more}  # fmt: skip
+    return NodeRequest(timeout_s=3600, **value)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +107,12 @@ def test_a_refused_rerun_does_not_forget_what_a_killed_create_made(server, home)
         (("--idle", "1s"), "--idle 1s is too short"),
         (("--strategy", "flex", "--timeout", "8d"), "--timeout 8d00h is longer than Google lets"),
         (("--strategy", "gce", "--limit", "200d"), "--limit 200d00h is longer than Google lets"),
+        (("--strategy", "flex", "--spot"), "--strategy flex and --spot exclude each other"),
+        (("--strategy", "flex", "--reservation", "r"), "flex and --reservation exclude"),
+        (("--strategy", "node", "--limit", "6h"), "--limit 6h00m is kept by --strategy gce and"),
+        (("--strategy", "queued", "--limit", "6h"), "not by --strategy queued"),
+        (("-p", "aws", "-t", "8xH100", "--limit", "6h"), "flex only, not by aws"),
+        (("--limit", "6h"), "auto takes another for v6e-8"),
         (("-t", "gpu_1x_gh200"), "google does not sell 1xGH200; sold by: lambda"),
     ],
 )
@@ -113,6 +121,31 @@ def test_options_that_cannot_be_meant(server, gml, home, words, says):
     assert (done.returncode, says in done.stderr) == (2, True), done.stderr
     assert server.cloud.mutations() == []
     assert list((home / "nodes").glob("*")) == []
+
+
+@pytest.mark.parametrize(
+    "words,says",
+    [
+        (("--detach",), "--recover and --detach exclude each other"),
+        (("--attach", "x"), "--recover and --attach exclude each other"),
+        (("--node", "x"), "--recover and --node exclude each other"),
+        (("-n", "2", "--detach"), "--recover and --detach exclude each other"),
+        (("--name", "x"), "x is up already"),
+    ],
+)
+def test_recover_is_refused_where_nothing_would_recover(server, gml, repo, words, says):
+    create(make_fleet(), request())
+    before = len(server.cloud.mutations())
+    line = ("run", "-t", "v6e-8", "-p", "google", "--timeout", "1h", "--recover", *words)
+    done = gml(*line, *(() if "--attach" in words else ("--", "true")), cwd=repo)
+    assert (done.returncode, says in done.stderr) == (2, True), done.stderr
+    assert len(server.cloud.mutations()) == before
+
+
+def test_doctor_checks_every_provider_that_its_help_names(home, gml):
+    done = gml("doctor", "-p", "aws")
+    assert "is not known" not in done.stderr and "FAIL aws regions" in done.stdout
+    assert "one of google, lambda, aws" in gml("doctor", "-p", "azure").stderr
 
 
 def test_seven_days_of_flex_start_are_allowed_and_the_queue_does_not_count(server, gml):
@@ -229,3 +262,13 @@ def test_hosts_are_served_at_once_and_the_first_ones_error_counts():
 
     with pytest.raises(Unavailable, match="host 1"):
         on_hosts(4, fail)
+
+
+def test_a_slice_is_not_ended_by_hosts_that_nobody_is_on(server, gml):
+    """Each host sees itself alone, and deletes the whole slice: `gml connect` is on host 0."""
+    for kind, idle in (("v6e-8", 1800), ("v6e-16", 0)):
+        spec = make_spec(make_fleet(), request(instance_type=kind))
+        assert spec.idle_s == idle, kind
+    done = gml(*NODE, "-t", "v6e-16", "--idle", "30m")
+    assert done.returncode == 2 and "--idle 30m is for a single host" in done.stderr, done.stderr
+    assert gml(*NODE, "-t", "v6e-16", "--idle", "none", "--dry-run").returncode == 0

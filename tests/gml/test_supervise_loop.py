@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from gml.cli import supervise
 from gml.cli.entry import run
+from gml.nodes.create import create
+from tests.fakes.gml_kit import make_fleet
+from tests.fakes.gml_paths import machines, request
 
 
 class Enough(BaseException):
@@ -78,3 +84,22 @@ def test_one_pass_without_a_loop_still_fails_with_the_services_code(server, home
         file.write('\n[supervisor]\nstate = "gs://here/p"\n')
     cloud.faults = lambda call: ("status", 503) if "/b/" in call.path else None
     assert run(["supervise"]) == 8
+
+
+@pytest.mark.parametrize("nobody", ["full", "gone"])
+def test_what_is_overdue_is_reaped_where_nobody_can_be_told_so(server, home, nobody):
+    fleet = make_fleet()
+    node = create(fleet, request("node"))
+    fleet.store.put(node.replace(deadline=node.created - 60))
+    for name, raw in server.cloud.resources.items():
+        if "/nodes/" in name:
+            raw["labels"]["gml-deadline"] = str(node.created - 60)
+    read, write = os.pipe()
+    os.close(read)
+    if nobody == "full":
+        os.close(write)
+        write = os.open("/dev/full", os.O_WRONLY)
+    words = [sys.executable, "-m", "gml", "supervise"]
+    subprocess.run(words, stdout=subprocess.DEVNULL, stderr=write, timeout=60, check=False)
+    os.close(write)
+    assert machines(server.cloud) == []

@@ -65,15 +65,20 @@ def _delete_one(session: Session, request: ApiRequest) -> None:
 
 
 def deadline_requests(session: Session, node: Node, deadline: int | None) -> list[ApiRequest]:
-    """Label changes on every machine of the node."""
+    """Label changes on every machine of the node, or on the cluster that it is.
+
+    Raises:
+        UsageError: nothing of it carries an end that could move, such as what waits in a queue.
+    """
     value = "none" if deadline is None else str(deadline)
+    moved = {"gml-deadline": value, **({"gml-up": str(node.up)} if node.up else {})}
     requests = []
     for resource in node.resources:
         service, path = resource.split(":", 1)
         if "/nodes/" in path:
             raw = session.api.get(service, path) or {}
             body = {
-                "labels": {**(raw.get("labels") or {}), "gml-deadline": value},
+                "labels": {**(raw.get("labels") or {}), **moved},
                 "metadata": {**(raw.get("metadata") or {}), "gml-deadline": value},
             }
             params = {"updateMask": "labels,metadata"}
@@ -81,19 +86,34 @@ def deadline_requests(session: Session, node: Node, deadline: int | None) -> lis
         elif "/instances/" in path:
             raw = session.api.get(service, path) or {}
             body = {
-                "labels": {**(raw.get("labels") or {}), "gml-deadline": value},
+                "labels": {**(raw.get("labels") or {}), **moved},
                 "labelFingerprint": raw.get("labelFingerprint", ""),
             }
             requests.append(ApiRequest(service, "POST", f"{path}/setLabels", {}, body))
+        elif "/clusters/" in path:
+            raw = session.api.get(service, path) or {}
+            body = {
+                "resourceLabels": {**(raw.get("resourceLabels") or {}), **moved},
+                "labelFingerprint": raw.get("labelFingerprint", ""),
+            }
+            requests.append(ApiRequest(service, "POST", f"{path}:setResourceLabels", {}, body))
+    if not requests:
+        raise UsageError(
+            f"{node.id} has no machine whose end could move ({node.state or node.phase})",
+            f"look with `gml node show {node.id}`; it ends when its labels say",
+        )
     return requests
 
 
 def set_deadline(session: Session, node: Node, deadline: int | None) -> Node:
-    """Moves the labels of every machine, and of TPU nodes the metadata that is watched."""
+    """Moves the labels of every machine or cluster, and of TPU nodes the metadata too.
+
+    The time at which the node came out of its queue is kept beside the deadline.
+    """
     live = find(session, node)
     if live is None:
         raise Unavailable(f"{node.id} is gone", "see `gml ls --refresh`")
-    for request in deadline_requests(session, live, deadline):
+    for request in deadline_requests(session, live.replace(up=node.up or live.up), deadline):
         try:
             operation = session.api.send(request)
         except ApiError as error:

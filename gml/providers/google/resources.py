@@ -140,7 +140,10 @@ def list_nodes(session: Session) -> list[Node]:
 
 
 def find(session: Session, node: Node) -> Node | None:
-    """Everything of the node, by name in the places that were tried, else by label."""
+    """Everything of the node, by name in the places that were tried, else by label.
+
+    What it has in another project than the current one is looked at by its own full name.
+    """
     places = node.tried or ((f"{node.strategy}:{node.zone}",) if node.zone else ())
     if not places and node.resources:
         # A leftover without a zone, such as a policy: look at it by its own name.
@@ -150,5 +153,8 @@ def find(session: Session, node: Node) -> Node | None:
     if not places:
         return next((n for n in list_nodes(session) if node.holds(n)), None)
     parts = [p for place in places if (p := look(session, node, place))]
+    here = f"/projects/{session.config.project}/"
+    away = (get_part(session, *r.split(":", 1)) for r in node.resources if here not in r)
+    parts += [p for p in away if p and node.holds(p)]
     merged = merge(parts)
     return merged[0] if merged else None

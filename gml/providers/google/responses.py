@@ -8,7 +8,7 @@ import re
 import time
 from typing import Any
 
-from gml.model import Host, Node, node_from_labels
+from gml.model import WAITING, Host, Node, node_from_labels
 
 _QUEUE_STATES = {
     "ACTIVE": "active", "FAILED": "failed", "SUSPENDED": "suspended", "SUSPENDING": "suspended",
@@ -89,7 +89,7 @@ def queued_resource(raw: dict[str, Any]) -> Node | None:
         (specs[0].get("node") or {}).get("labels") or {},
         provider="google",
         zone=_part(name, "locations"),
-        state=_QUEUE_STATES.get(state, "waiting"),
+        state=_QUEUE_STATES.get(state, WAITING),
         strategy="flex" if flex else "queued",
         resources=(f"tpu:{version}/{name}",),
     )

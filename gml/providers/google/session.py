@@ -60,7 +60,9 @@ def _operation_path(request: ApiRequest, operation: dict[str, Any]) -> str:
     name = str(operation.get("name", ""))
     if request.service == "tpu":
         return f"{request.path.split('/', 1)[0]}/{name}"
-    # compute/v1/projects/P/zones/Z/… or compute/v1/projects/P/global/…
     parts = request.path.split("/")
+    if request.service == "container":  # v1/projects/P/locations/L/…
+        return "/".join([*parts[:5], "operations", name])
+    # compute/v1/projects/P/zones/Z/… or compute/v1/projects/P/global/…
     root = "/".join(parts[: 5 if parts[4] == "global" else 6])
     return f"{root}/operations/{name}"
