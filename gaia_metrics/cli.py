@@ -148,6 +148,7 @@ def tail(
 ) -> None:
     """Print the newest lines of a run's metrics.jsonl."""
     from gaia_metrics.reading.local import LocalSource
+    from gaia_metrics.storage.jsonl import whole_lines
 
     source = _connect(where)
     if not isinstance(source, LocalSource):
@@ -155,8 +156,7 @@ def tail(
     path = source.run(run).path / "metrics.jsonl"
     seen, shown = -1, lines  # of the lines that are there already
     while True:
-        text = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        rows = [json.loads(line) for line in text if line.endswith(b"\n")]
+        rows = [json.loads(line) for _, line, _ in whole_lines(path)]
         fresh = [row for row in rows if row["step"] > seen]
         for row in fresh[max(0, len(fresh) - shown) :]:
             print(json.dumps(row) if as_json else _line(row), flush=True)
@@ -165,6 +165,7 @@ def tail(
             return
         shown = sys.maxsize
         time.sleep(1.0)
+        source.refresh_when_due()
 
 
 @app.command()

@@ -6,6 +6,7 @@ segments stay the truth.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from gaia_metrics.reading.table import constant
 from gaia_metrics.storage import folder
 
 Columns = dict[str, Any]
+NO_RUNS = ("metrics", "mirrors", "checkpoints")  # folders of a run with many files and no runs
 
 _X_SQL = {
     "step": "step::DOUBLE",
@@ -46,7 +48,8 @@ class LocalSource:
     """Runs below a folder. Safe to call from several threads.
 
     Args:
-        root: a run folder, or a folder with run folders in it (up to four levels).
+        root: a run folder, or a folder with run folders in it (up to four levels); runs may lie in
+            folders of a run.
     """
 
     def __init__(self, root: Path) -> None:
@@ -78,7 +81,7 @@ class LocalSource:
             raise MetricsError(f"run={key!r} is not in {self.root}", "see `gaia-metrics ls`")
         if len(matching) == 1:
             return matching[0]
-        return max(matching, key=lambda run: run.summary()["started"])
+        return max(matching, key=_started)
 
     def runs(self) -> list[dict]:
         """Summaries, newest first. A folder whose run.json is broken is listed as such."""
@@ -89,6 +92,9 @@ class LocalSource:
             except MetricsError as error:
                 out.append(_damaged(run.path, str(error)))
         return sorted(out, key=lambda r: -r["started"])
+
+    def refresh_when_due(self) -> None:
+        """Do nothing: what is read lies here."""
 
     def delete(self, run: str) -> str:
         """Delete what was recorded of a run, checkpoints excepted; returns the run folder.
@@ -196,6 +202,13 @@ def _keys(run: LocalRun) -> list[str]:
     return [info.get("id", ""), run.path.name, info.get("name", "")]
 
 
+def _started(run: LocalRun) -> float:
+    try:
+        return run.summary()["started"]
+    except MetricsError:
+        return -1.0  # before all that are whole
+
+
 def _damaged(path: Path, problem: str) -> dict:
     row = {"run": path.name, "name": path.name, "project": "", "status": "damaged"}
     row |= {"last_step": -1, "loss": None, "bpb": None, "attempts": 0, "started": 0.0}
@@ -215,12 +228,21 @@ def _x_sql(x: str) -> str:
 
 
 def _run_folders(root: Path, depth: int) -> list[Path]:
-    if (root / "run.json").exists():
-        return [root]
+    """Find the runs at and below `root`; a run's later stages (sft) lie in folders of it."""
+    is_run = (root / "run.json").exists()
+    here = [root] if is_run else []
     if depth == 0:
-        return []
+        return here
     try:
-        children = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        with os.scandir(root) as entries:
+            below = sorted(e.name for e in entries if _may_hold_runs(e, is_run))
     except OSError:
-        return []
-    return [run for child in children for run in _run_folders(child, depth - 1)]
+        return here
+    return here + [run for name in below for run in _run_folders(root / name, depth - 1)]
+
+
+def _may_hold_runs(entry: os.DirEntry[str], in_run: bool) -> bool:
+    """Tell whether to look into a folder; links within a run lead out of it, or round in it."""
+    if in_run and entry.name in NO_RUNS:
+        return False
+    return not entry.name.startswith(".") and entry.is_dir(follow_symlinks=not in_run)

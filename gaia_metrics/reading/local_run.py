@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from gaia_metrics import names
-from gaia_metrics.errors import MetricsError
+from gaia_metrics.errors import FormatError, MetricsError
 from gaia_metrics.reading.decode import decode
 from gaia_metrics.reading.table import (
     SCHEMA,
@@ -50,12 +50,22 @@ class LocalRun:
         return self._info[1]
 
     def summary(self) -> dict:
-        """Summarize the run for the list of runs, from small files only."""
+        """Summarize the run for the list of runs, from small files only.
+
+        Raises FormatError where these hold something else than the facts of a run.
+        """
         spooled = self.path / "metrics" / "spool"
         small = ("run.json", "status.json", "metrics.jsonl")
         state = [_state(self.path / name) for name in small] + [_state(spooled)]
         if state != self._summary[0]:
-            self._summary = (state, self._summarize())
+            try:
+                self._summary = (state, self._summarize())
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+                raise FormatError(
+                    f"{self.path} has no whole run.json and status.json "
+                    f"({type(error).__name__}: {error})",
+                    "move the damaged one away, or bring it back from a copy",
+                ) from error
         row = dict(self._summary[1])
         if row["status"] == "running" and time.time() - row["updated"] > LOST_AFTER_S:
             row["status"] = "lost"
@@ -76,8 +86,8 @@ class LocalRun:
             "loss": last.get(names.LOSS, latest.get(names.LOSS)),
             "bpb": last.get(names.BPB, latest.get(names.BPB)),
             "attempts": len(attempts),
-            "started": attempts[0]["started"] if attempts else 0.0,
-            "updated": beat.get("time") or info.get("ended", 0.0),
+            "started": float(attempts[0]["started"]) if attempts else 0.0,
+            "updated": float(beat.get("time") or info.get("ended", 0.0)),
             "commit": info.get("git", {}).get("commit", ""),
             "host": attempts[-1]["host"] if attempts else "",
             "path": str(self.path),

@@ -8,12 +8,13 @@ there goes here: a new run in a deleted one's folder would otherwise be shown wi
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,9 +46,13 @@ class RemoteSource(LocalSource):
 
     def runs(self) -> list[dict]:
         """Summaries, newest first, after a look at the other side."""
+        self.refresh_when_due()
+        return super().runs()
+
+    def refresh_when_due(self) -> None:
+        """Fetch what changed, unless that was done less than REFRESH_S seconds ago."""
         if time.monotonic() - self._fetched > REFRESH_S:
             self.refresh()
-        return super().runs()
 
     def delete(self, run: str) -> str:
         """Refuse: the mirror would fetch it again."""
@@ -55,7 +60,7 @@ class RemoteSource(LocalSource):
 
     def refresh(self) -> None:
         """Fetch what changed. Raises MetricsError where the other side does not answer."""
-        with self._lock:
+        with self._lock, _alone_in(self.root):
             compacted = {path: _segments_of(path) for path in self.root.rglob("compact.parquet")}
             try:
                 if self.address.startswith("ssh://"):
@@ -136,6 +141,14 @@ class RemoteSource(LocalSource):
             if _is_wanted(path) and path not in wanted and path.is_file():
                 for gone in (path, _beside(path, "stamp"), _beside(path, "part")):
                     gone.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone_in(mirror: Path) -> Iterator[None]:
+    """Wait until no other reader fills this mirror: they would take each other's files away."""
+    with open(mirror.with_name(f"{mirror.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # closing it ends it
+        yield
 
 
 def _is_wanted(path: Path) -> bool:

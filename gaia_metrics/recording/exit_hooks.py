@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 
@@ -24,6 +25,8 @@ class Finishable(Protocol):
 
 _live: weakref.WeakSet[Any] = weakref.WeakSet()
 _hooked = False
+_finishing: set[Any] = set()  # runs whose finish() is under way, in any thread
+_noted: list[int] = []  # signals that came meanwhile
 _hooked_children: set[int] = set()  # ids of the processes whose multiprocessing exit is hooked
 
 
@@ -72,9 +75,19 @@ def _child_ends() -> None:
     _finish_all("finished" if ended_well else "crashed")
 
 
-def forget(run: Finishable) -> None:
-    """Stop watching a run that has finished."""
-    _live.discard(run)
+@contextlib.contextmanager
+def finishing(run: Finishable) -> Iterator[None]:
+    """Hold back SIGTERM while `run` is finished; afterwards the run is watched no longer."""
+    _finishing.add(run)
+    try:
+        yield
+    finally:
+        _live.discard(run)
+        _finishing.discard(run)
+        if _noted and not _finishing:
+            number = _noted[0]
+            _noted.clear()
+            os.kill(os.getpid(), number)
 
 
 def _finish_all(status: str) -> None:
@@ -86,9 +99,14 @@ def _abandon_all() -> None:
     for run in list(_live):
         run.abandon()
         _live.discard(run)
+    _finishing.clear()
+    _noted.clear()
 
 
 def _terminated(number: int, frame: Any) -> None:
+    if _finishing:  # which this handler interrupts: what is queued would be lost
+        _noted.append(number)
+        return
     _finish_all("stopped")
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -1,4 +1,4 @@
-"""The start of a recording: claim the run folder, repair and cut it, note the attempt."""
+"""The start of a recording: check, claim the run folder, repair and cut it, note the attempt."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from gaia_metrics.errors import MetricsError
 from gaia_metrics.storage import folder, jsonl, segment_writer, segments
 
 Warn = Callable[[str, str, str], None]
@@ -34,8 +35,45 @@ class Opened:
     derived: jsonl.JsonlFile | None = None
 
 
+def check_resume(path: Path, known: dict, resume: str, run_id: str | None) -> None:
+    """Raise MetricsError where the arguments and what the folder holds contradict each other."""
+    if resume not in ("allow", "must", "never"):
+        raise MetricsError(f"resume={resume!r}", "use 'allow', 'must' or 'never'")
+    if resume == "must" and not known:
+        raise MetricsError(f"resume='must', but {path} holds no run", "check dir, or allow it")
+    if resume == "never" and known:
+        raise MetricsError(
+            f"resume='never', but {path} holds run {known.get('id')}", "choose another dir"
+        )
+    if run_id is not None:
+        folder.check_run_id(run_id)
+        if known and known.get("id") != run_id:
+            raise MetricsError(
+                f"run_id={run_id!r}, but {path} holds run {known.get('id')}", "choose another dir"
+            )
+
+
+def check_process(
+    path: Path, known: dict, process: int, run_id: str | None, attempt: int | None
+) -> None:
+    """Raise MetricsError where this process would make up what is process 0's to say."""
+    if attempt is not None and (process == 0 or attempt < 1):
+        remedy = "give the others run.attempt of process 0, which counts them itself"
+        raise MetricsError(f"attempt={attempt} of process_index={process}", remedy)
+    if process > 0 and run_id is None and not known.get("id"):
+        raise MetricsError(
+            f"process_index={process} needs run_id, as {path} holds no run yet",
+            "give all processes one run_id: that of process 0's run, broadcast, or your own",
+        )
+
+
 def open_folder(
-    path: Path, info: dict, process: int, resume_step: int | None, warn: Warn
+    path: Path,
+    info: dict,
+    process: int,
+    resume_step: int | None,
+    attempt: int | None,
+    warn: Warn,
 ) -> Opened:
     """Open the folder of a run; a folder that cannot be written is a warning, no error.
 
@@ -44,11 +82,12 @@ def open_folder(
         info: run.json's content, of a new run or of the one that goes on.
         process: process index; process 0 writes run.json and metrics.jsonl.
         resume_step: later steps are cut; None goes on behind the last one.
+        attempt: number of this start; None counts those before it.
         warn: called as warn(key, problem, remedy).
     """
     opened = Opened(path, info)
     try:
-        _open(opened, process, resume_step, warn)
+        _open(opened, process, resume_step, attempt, warn)
     except OSError as error:
         warn(
             "folder",
@@ -57,14 +96,16 @@ def open_folder(
         )
         opened.writer = opened.derived = None
         resume_step = -1 if resume_step is None else resume_step
-        opened.info, opened.attempt = folder.add_attempt(opened.info, resume_step)
+        opened.info, opened.attempt = folder.add_attempt(opened.info, resume_step, attempt)
     return opened
 
 
-def _open(opened: Opened, process: int, resume_step: int | None, warn: Warn) -> None:
+def _open(
+    opened: Opened, process: int, resume_step: int | None, number: int | None, warn: Warn
+) -> None:
     metrics = _claim(opened, process, warn)
     if opened.lock is not None and opened.info["id"] is None:  # a folder beside the wanted one
-        resume_step = None
+        resume_step = number = None
         opened.info["id"] = folder.new_run_id()
     info = opened.info
     if process == 0 and resume_step is not None:
@@ -90,7 +131,8 @@ def _open(opened: Opened, process: int, resume_step: int | None, warn: Warn) -> 
         )
     if process != 0:  # run.json is process 0's: count the own starts
         info = info | {"attempts": folder.own_attempts(metrics, process)}
-    opened.info, opened.attempt = folder.add_attempt(info | {"status": "running"}, resume_step)
+    info = info | {"status": "running"}
+    opened.info, opened.attempt = folder.add_attempt(info, resume_step, number)
     if process == 0:
         folder.write_json(opened.dir / "run.json", opened.info)
     header = asdict(opened.attempt) | {

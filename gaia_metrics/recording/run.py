@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gaia_metrics.config import redact
-from gaia_metrics.errors import MetricsError
 from gaia_metrics.grafana import dashboard_url
 from gaia_metrics.recording import exit_hooks, outlets
 from gaia_metrics.recording.histogram import summarize
 from gaia_metrics.recording.mirror import check_sinks
-from gaia_metrics.recording.opening import derive, open_folder
+from gaia_metrics.recording.opening import check_process, check_resume, derive, open_folder
 from gaia_metrics.recording.sdk import SdkMetrics
 from gaia_metrics.recording.vitals import Vitals
 from gaia_metrics.recording.watch import Watch, WatchConfig
@@ -52,6 +51,7 @@ def init(
     tags: Sequence[str] = (),
     notes: str = "",
     sinks: Sequence[str] = (),
+    attempt: int | None = None,
 ) -> Run:
     """Start recording a run, or resume one.
 
@@ -62,8 +62,7 @@ def init(
         name: what people call the run.
         config: a table, dataclass or argparse.Namespace; kept in run.json, without secrets.
         run_id: starts with YYYYMM; made up where None, taken from the folder on a resume.
-        resume: "allow" continues what the folder holds, "must" needs it to hold a run, "never"
-            needs it to hold none.
+        resume: "allow" continues what the folder holds, "must" needs a run there, "never" none.
         dir: the run folder; runs/NAME by default.
         resume_step: the step that training continues from: whatever the folder holds of later
             steps is cut, as it will be logged again.
@@ -75,6 +74,7 @@ def init(
         notes: a remark for readers of the run.
         sinks: "wandb" (an offline run) and "tensorboard" (an event file) get a copy of process 0's
             records in RUN/mirrors; see mirror.py.
+        attempt: run.attempt of process 0, for the others: their own count may be another.
 
     Raises:
         MetricsError: `resume` and the folder contradict each other, run_id is malformed or
@@ -85,9 +85,9 @@ def init(
     path = Path(dir) if dir is not None else Path("runs") / name
     _close_own(path, process_index)
     known = folder.read_json(path / "run.json")
-    _check_resume(path, known, resume, run_id)
-    _check_process(path, known, process_index, run_id)
-    identity = {
+    check_resume(path, known, resume, run_id)
+    check_process(path, known, process_index, run_id, attempt)
+    info = known | {
         "id": known.get("id") or run_id or folder.new_run_id(),
         "project": project,
         "name": name,
@@ -96,34 +96,7 @@ def init(
         "config": redact({} if config is None else config),
     }
     limits = watch or WatchConfig()
-    return Run(path, known | identity, resume_step, process_index, system_interval, limits, chosen)
-
-
-def _check_resume(path: Path, known: dict, resume: str, run_id: str | None) -> None:
-    """Raise MetricsError where the arguments and what the folder holds contradict each other."""
-    if resume not in ("allow", "must", "never"):
-        raise MetricsError(f"resume={resume!r}", "use 'allow', 'must' or 'never'")
-    if resume == "must" and not known:
-        raise MetricsError(f"resume='must', but {path} holds no run", "check dir, or allow it")
-    if resume == "never" and known:
-        raise MetricsError(
-            f"resume='never', but {path} holds run {known.get('id')}", "choose another dir"
-        )
-    if run_id is not None:
-        folder.check_run_id(run_id)
-        if known and known.get("id") != run_id:
-            raise MetricsError(
-                f"run_id={run_id!r}, but {path} holds run {known.get('id')}", "choose another dir"
-            )
-
-
-def _check_process(path: Path, known: dict, process: int, run_id: str | None) -> None:
-    """Raise MetricsError where this process would make up an id, and process 0 another one."""
-    if process > 0 and run_id is None and not known.get("id"):
-        raise MetricsError(
-            f"process_index={process} needs run_id, as {path} holds no run yet",
-            "give all processes one run_id: that of process 0's run, broadcast, or your own",
-        )
+    return Run(path, info, resume_step, process_index, attempt, system_interval, limits, chosen)
 
 
 def _close_own(path: Path, process: int) -> None:
@@ -149,17 +122,17 @@ class Run:
         info: dict,
         resume_step: int | None,
         process: int,
+        number: int | None,
         system_interval: float,
         watch: WatchConfig,
         mirrors: Sequence[str] = (),
     ) -> None:
         self._process = process
         self._warned: dict[str, str] = {}
-        self._finished = False
+        self._finished = self._closed_whole = False
         self._dropped_because = ("after finish()", "log before finish()")
-        self._closed_whole = False
         settings = outlets.export_settings(self._warn)
-        opened = open_folder(path, info, process, resume_step, self._warn)
+        opened = open_folder(path, info, process, resume_step, number, self._warn)
         self.id: str = opened.info["id"]
         self.dir = opened.dir
         self.attempt, self.resume_step = opened.attempt.attempt, opened.attempt.resume_step
@@ -289,10 +262,13 @@ class Run:
         """Write everything, send what the receiver takes, and close.
 
         Takes at most ten seconds, and no longer than two where the receiver is down: what is left
-        stays on disk. Sinks may take twenty more. Later calls do nothing.
+        stays on disk. Sinks may take twenty more. Later calls do nothing. SIGTERM waits for it.
         """
-        if self._finished:
-            return
+        if not self._finished:
+            with exit_hooks.finishing(self):
+                self._finish(status)
+
+    def _finish(self, status: Status) -> None:
         self._finished = True
         self._vitals.status = status
         if not self._worker.stop(EXIT_TIMEOUT_S):
@@ -320,7 +296,6 @@ class Run:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-        exit_hooks.forget(self)
 
     def records_to(self, path: Path, process: int) -> bool:
         """Return True where this run records to the folder as that process."""

@@ -91,7 +91,8 @@ class Watch:
         config, recent = self._config, self._losses
         if len(recent) >= 20:
             mean = sum(recent) / len(recent)
-            deviation = math.sqrt(sum((v - mean) ** 2 for v in recent) / len(recent))
+            # A product becomes infinite where a power raises OverflowError.
+            deviation = math.sqrt(sum((v - mean) * (v - mean) for v in recent) / len(recent))
             limit = mean + max(config.spike_sigma * deviation, config.spike_share * abs(mean))
             if loss > limit:
                 text = f"{names.LOSS}={loss:.4g} at step {step}, recent mean {mean:.4g}"

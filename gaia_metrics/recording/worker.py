@@ -12,7 +12,7 @@ import operator
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from gaia_metrics.recording.conversion import (
@@ -161,13 +161,24 @@ class Worker:
                 self._on_tick(self, False)
                 self._check_clock()
             except Exception as error:  # the thread must outlive every bad value
-                self._warn(
-                    f"worker:{type(error).__name__}",
-                    f"an internal error was skipped: {type(error).__name__}: {error}",
-                    "please report it; training is not affected",
-                )
+                self._say_skipped(error)
                 if stopping:  # what _finish could not do now it will not do again
                     return
+
+    def _say_skipped(self, error: Exception) -> None:
+        self._warn(
+            f"worker:{type(error).__name__}",
+            f"an internal error was skipped: {type(error).__name__}: {error}",
+            "please report it; training is not affected",
+        )
+
+    @contextlib.contextmanager
+    def _skipping(self) -> Iterator[None]:
+        """Go on after an internal error: what comes behind it is written all the same."""
+        try:
+            yield
+        except Exception as error:
+            self._say_skipped(error)
 
     def _begin(self) -> None:
         """Call `start` once, after the first write: values never wait for it."""
@@ -186,7 +197,8 @@ class Worker:
         self._drain(force=True)
         self._write(keep_open=0, fsync=True)
         self._begin()
-        self._on_tick(self, True)
+        with self._skipping():
+            self._on_tick(self, True)
         self._write(keep_open=0, fsync=True)
         self._close()
         self._done()
@@ -215,21 +227,23 @@ class Worker:
         queue, self._blocked = self.queue, False
         while queue:
             step, mono_ns, item = queue[0]
-            if item is None:
-                self._pass_barrier(step)
-            elif isinstance(item, Deferred):
-                if not force and not ready(item.value):
-                    self._blocked = True
-                    break
-                self._take_deferred(step, mono_ns, item)
-            elif not force and not plain(item) and not all_ready(item):
+            if not force and not _is_ready(item):
                 self._blocked = True
                 break
-            else:
-                self.points_out += len(item)
-                self._take(step, mono_ns, item, force)
-                moved, taken = True, taken + 1
-            queue.popleft()
+            queue.popleft()  # before it is handled: one that fails must not stop those behind it
+            try:
+                if item is None:
+                    self._pass_barrier(step)
+                elif isinstance(item, Deferred):
+                    self._take_deferred(step, mono_ns, item)
+                else:
+                    self.points_out += len(item)
+                    moved, taken = True, taken + 1
+                    self._take(step, mono_ns, item, force)
+            except Exception as error:
+                self.dropped += 1
+                problem = f"a record was dropped: {type(error).__name__}: {error}"
+                self._warn(f"record:{type(error).__name__}", problem[:300], "")
             if taken >= 4096:  # bounds the buffers and lets kill -9 lose little
                 self._write(keep_open=3)
                 taken = 0
@@ -265,11 +279,8 @@ class Worker:
             sink.values(step, time_ns, values, False)
 
     def _take_deferred(self, step: Any, mono_ns: int, item: Deferred) -> None:
-        try:
-            at = None if step is None else operator.index(step)  # None: the last step before it
-            self.keep(item.make(item.value), at, self.unix_ns(mono_ns))
-        except Exception as error:
-            self._warn(f"record:{type(error).__name__}", f"a record was dropped: {error}"[:300], "")
+        at = None if step is None else operator.index(step)  # None: the last step before it
+        self.keep(item.make(item.value), at, self.unix_ns(mono_ns))
 
     def keep(self, record: dict, step: int | None = None, time_ns: int = 0) -> None:
         """Keep a text, histogram or alert, of the last step unless told (in the thread)."""
@@ -294,8 +305,10 @@ class Worker:
             sink.values(self.last_step, time_ns, values, True)
 
     def _pass_barrier(self, mark: Barrier) -> None:
-        mark.ok = self._write(keep_open=3, through=mark.step, fsync=True)
-        mark.event.set()
+        try:
+            mark.ok = self._write(keep_open=3, through=mark.step, fsync=True)
+        finally:
+            mark.event.set()
 
     def _write(self, keep_open: int, through: int = -1, fsync: bool = False) -> bool:
         """Write the segments, then the files derived from them; False where the disk refused."""
@@ -323,5 +336,15 @@ class Worker:
                 done = False
                 self._warn("disk", f"metrics.jsonl cannot be written: {error}", "free space")
         for sink in self._sinks:
-            sink.flush(fsync)
+            with self._skipping():
+                sink.flush(fsync)
         return done
+
+
+def _is_ready(item: Any) -> bool:
+    """Return True where handling an item of the queue waits for no device."""
+    if item is None:  # a barrier
+        return True
+    if isinstance(item, Deferred):
+        return ready(item.value)
+    return plain(item) or all_ready(item)

@@ -114,16 +114,12 @@ def _send_run(path: Path, transport: Transport, everything: bool, report: Report
     if not metrics.is_dir():
         report.skipped = f"{DAMAGED}{metrics} is missing"
         return
-    lock = folder.FolderLock(metrics, 0)
-    if not lock.held:
-        report.skipped = "it is being recorded right now, and sends for itself"
-        lock.release()
-        return
-    try:
+    with folder.all_locked(metrics) as free:  # the spools of all processes are emptied here
+        if not free:
+            report.skipped = "it is being recorded right now, and sends for itself"
+            return
         _replay_spool(metrics / "spool", transport, report)
         _send_segments(info, metrics, transport, report, everything)
-    finally:
-        lock.release()
 
 
 def _deliver(transport: Transport, signal: bytes, request: bytes, report: Report) -> bool:

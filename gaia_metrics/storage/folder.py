@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -87,11 +88,11 @@ def write_json(path: Path, data: dict) -> None:
     atomic.replace(path, json.dumps(data, indent=1, default=str, allow_nan=False).encode() + b"\n")
 
 
-def add_attempt(info: dict, resume_step: int) -> tuple[dict, Attempt]:
-    """run.json's content with one more attempt, and that attempt."""
+def add_attempt(info: dict, resume_step: int, number: int | None) -> tuple[dict, Attempt]:
+    """run.json's content with one more attempt (the next one where None), and that attempt."""
     attempts = info.get("attempts", [])
     attempt = Attempt(
-        attempt=max((a["attempt"] for a in attempts), default=0) + 1,
+        attempt=number or max((a["attempt"] for a in attempts), default=0) + 1,
         resume_step=resume_step,
         started=time.time(),
         host=os.uname().nodename,
@@ -131,22 +132,32 @@ class FolderLock:
         os.close(self._handle)
 
 
+@contextlib.contextmanager
+def all_locked(metrics_folder: Path) -> Iterator[bool]:
+    """Hold the locks of all processes that recorded there; False where one of them still does."""
+    processes = {0, *(int(p.name[1:-5]) for p in metrics_folder.glob("p*.lock"))}
+    locks: list[FolderLock] = []
+    try:
+        if metrics_folder.is_dir():
+            locks += [FolderLock(metrics_folder, process) for process in sorted(processes)]
+        yield all(lock.held for lock in locks)
+    finally:
+        for lock in locks:
+            lock.release()
+
+
 def delete(path: Path) -> None:
     """Delete the metrics of a run folder, and the folder where nothing else is in it.
 
     run.json goes first: what an interruption leaves behind is no run any more.
     """
     metrics = path / "metrics"
-    locks = [FolderLock(metrics, int(p.name[1:-5])) for p in metrics.glob("p*.lock")]
-    try:
-        if not all(lock.held for lock in locks):
+    with all_locked(metrics) as free:
+        if not free:
             raise MetricsError(f"{path} is being recorded", "end the run first")
         for name in ("run.json", "status.json", "metrics.jsonl"):
             (path / name).unlink(missing_ok=True)
         shutil.rmtree(metrics, ignore_errors=True)
         shutil.rmtree(path / MIRRORS, ignore_errors=True)
-    finally:
-        for lock in locks:
-            lock.release()
     with contextlib.suppress(OSError):  # checkpoints and the like stay
         path.rmdir()

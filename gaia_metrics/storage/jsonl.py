@@ -187,7 +187,7 @@ def _ascending(path: Path) -> Iterator[tuple[int, int, dict[str, float]]]:
     Such a step is out of order: beyond that of the next line, or not beyond the one before.
     """
     before, waiting = -1, None
-    for step, _, line in _whole_lines(path):
+    for step, _, line in whole_lines(path):
         if waiting is not None and waiting[0] < step:
             yield waiting
             before = waiting[0]
@@ -204,7 +204,7 @@ def _ascending(path: Path) -> Iterator[tuple[int, int, dict[str, float]]]:
         yield waiting
 
 
-def _whole_lines(path: Path) -> Iterator[tuple[int, bytes, dict]]:
+def whole_lines(path: Path) -> Iterator[tuple[int, bytes, dict]]:
     """Yield (step, line, content) of each line that is whole."""
     if not path.exists():
         return
@@ -225,7 +225,7 @@ def trim(path: Path, keep_step: int | None) -> int:
     Returns the highest step left, or -1.
     """
     kept, last = [], -1
-    for step, line, _ in _whole_lines(path):
+    for step, line, _ in whole_lines(path):
         if keep_step is None or step <= keep_step:
             kept.append(line)
             last = max(last, step)

@@ -213,3 +213,28 @@ def test_another_process_is_sent_with_its_own_host_and_pid(tmp_path, picky, monk
     record(tmp_path / "a", process=1)
     syncing.sync(tmp_path, {ENDPOINT: "http://x:4318"})
     assert [b"the-second-host" in request for request in picky.taken] == [False, True]
+
+
+def test_a_process_that_still_records_keeps_its_spool(tmp_path, monkeypatch):
+    monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:9")
+    folder, got = tmp_path / "n", Collected()
+    runs = [
+        gaia_metrics.init(
+            "p", "n", dir=folder, run_id="20261130-n", process_index=process, system_interval=0
+        )
+        for process in (0, 1)
+    ]
+    for run in runs:
+        run.log(0, {f"x{run._process}": 1.0})
+        assert run.wait_durable(0)
+    runs[0].finish()
+    before = spool.paths(folder / "metrics/spool")
+    assert {path.name[:3] for path in before} == {"p0-", "p1-"}
+    with otlp.serve(got) as receiver:
+        env = {ENDPOINT: receiver.http_endpoint}
+        (report,) = syncing.sync(tmp_path, env)
+        assert report.skipped.startswith("it is being recorded") and not got.points
+        assert spool.paths(folder / "metrics/spool") == before
+        runs[1].finish()
+        (report,) = syncing.sync(tmp_path, env)
+    assert not report.skipped and {key[1] for key in got.points} == {"x0", "x1"}

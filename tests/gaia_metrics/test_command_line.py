@@ -1,6 +1,7 @@
 """The command line: what is asked for is done, or one line says why not."""
 
 import contextlib
+import http.client
 import json
 import shutil
 import socket
@@ -13,6 +14,7 @@ import pytest
 import gaia_metrics
 from gaia_metrics import cli, query
 from gaia_metrics.importing import event_files
+from gaia_metrics.reading import remote
 from gaia_metrics.recording import mirror
 
 
@@ -138,14 +140,19 @@ def test_what_holds_no_event_is_no_run(call, tmp_path, monkeypatch):
 
 @contextlib.contextmanager
 def answering(answer):
-    """The address of a server that gives these bytes and closes, whatever it is asked."""
+    """The address of a server that gives these bytes and closes, whatever it is asked.
+
+    It reads the whole request first: a close over unread bytes resets the connection, and the
+    answer is lost with it.
+    """
 
     def serve():
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = server.accept()
-                with connection:
-                    connection.recv(1 << 16)
+                with connection, connection.makefile("rb") as request:
+                    headers = http.client.parse_headers(request) if request.readline() else {}
+                    request.read(int(headers.get("Content-Length", 0)))
                     connection.sendall(answer)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -186,3 +193,100 @@ def test_whatever_the_database_answers_is_one_line(call, answer, said):
 def test_an_address_that_is_none_is_one_line(call, where):
     code, _, err = call("ls", "--dir", f"clickhouse://{where}")
     assert code == 2 and len(err.splitlines()) == 1 and "clickhouse://HOST:PORT" in err
+
+
+def test_later_stages_in_folders_of_a_run_are_runs(call, tmp_path):
+    root = tmp_path / "runs"
+    ids = {record(root / place, name) for place, name in (("d12", "d12"), ("d12/sft", "d12-sft"))}
+    for hidden in ("metrics", "mirrors", "checkpoints"):  # these hold no runs, but many files
+        shutil.copytree(root / "d12/sft", root / "d12" / hidden / "copy")
+    (root / "d12/sft/self").symlink_to(root / "d12")
+    for where in (root, root / "d12"):
+        code, out, _ = call("ls", "-d", where, "--json")
+        assert code == 0 and {row["run"] for row in json.loads(out)} == ids
+        assert len(json.loads(out)) == 2
+    assert call("show", "sft")[0] == call("export", "d12-sft")[0] == 0
+    assert len(json.loads(call("compare", "d12", "sft", "--json")[1])) == 2
+    shutil.rmtree(root / "d12/checkpoints")
+    assert call("delete", "d12", "--yes")[0] == 0  # the base run alone
+    assert [row["name"] for row in json.loads(call("ls", "--json")[1])] == ["d12-sft"]
+    assert call("delete", "sft", "--yes")[0] == 0
+    assert json.loads(call("ls", "--json")[1]) == []
+
+
+def test_tail_follows_a_run_on_another_machine(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("GAIA_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(remote, "REFRESH_S", 0.0)
+    record(tmp_path / "there/d12", steps=3)
+    pauses = iter(range(3, 6))
+
+    def pause(_):
+        step = next(pauses, None)
+        if step is None:
+            raise KeyboardInterrupt
+        with open(tmp_path / "there/d12/metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": step, "time": 1.0, "train/loss": 1.0}) + "\n")
+
+    monkeypatch.setattr(cli, "time", SimpleNamespace(sleep=pause))
+    code, out, err = call("tail", "d12", "-f", "--json", "-d", f"file://{tmp_path}/there")
+    assert (code, err) == (130, "")
+    assert [json.loads(line)["step"] for line in out.splitlines()] == list(range(6))
+
+
+def test_tail_leaves_out_a_line_that_a_disk_has_changed(call, tmp_path):
+    record(tmp_path / "runs/d12", steps=4)
+    path = tmp_path / "runs/d12/metrics.jsonl"
+    rows = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(rows[0] + rows[1].replace(b"{", b"[") + b"3\n\xff\n" + rows[2] + rows[3][:-1])
+    code, out, err = call("tail", "d12", "--json")
+    assert (code, err) == (0, "")
+    assert [json.loads(line)["step"] for line in out.splitlines()] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("run.json", {"attempts": [{"attempt": 1}]}),
+        ("run.json", {"attempts": [{"started": "noon", "host": "h"}]}),
+        ("run.json", {"attempts": 3}),
+        ("run.json", {"git": []}),
+        ("status.json", {"time": "noon"}),
+        ("status.json", {"latest": []}),
+    ],
+)
+def test_a_run_without_its_facts_is_listed_as_damaged(call, tmp_path, name, change):
+    record(tmp_path / "runs/good")
+    record(tmp_path / "runs/bad")  # of the same name
+    path = tmp_path / "runs/bad" / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    code, out, err = call("ls", "--json")
+    assert (code, err) == (0, "")
+    rows = {row["path"].rpartition("/")[2]: row for row in json.loads(out)}
+    assert (rows["good"]["status"], rows["bad"]["status"]) == ("finished", "damaged")
+    assert "runs/bad has no whole run.json" in rows["bad"]["problem"]
+    assert call("show", "d12")[0] == 0
+
+
+def test_two_readers_fill_one_mirror_in_turn(tmp_path, monkeypatch):
+    monkeypatch.setenv("GAIA_HOME", str(tmp_path / "home"))
+    record(tmp_path / "there/d12")
+    address, met, both = f"file://{tmp_path}/there", [], threading.Barrier(2)
+    copy = remote.RemoteSource._copy
+
+    def copying(self):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.3)
+            met.append(self)
+        copy(self)
+
+    monkeypatch.setattr(remote.RemoteSource, "_copy", copying)
+    names = []
+    readers = [
+        threading.Thread(target=lambda: names.append(query.connect(address).runs()[0]["name"]))
+        for _ in range(2)
+    ]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert names == ["d12", "d12"] and not met

@@ -121,6 +121,41 @@ def test_the_last_step_of_a_synced_run_is_process_0s(database, tmp_path):
     assert numbers(database, "SELECT last_step, attempts FROM gaia.runs") == [[99, 1]]
 
 
+def test_a_process_on_a_new_disk_keeps_what_it_logs_beyond_the_resume_point(database, tmp_path):
+    """Process 1 was on a machine that is gone: its new one holds no segment of the run."""
+
+    def go(folder, process, steps, **options):
+        run = gaia_metrics.init(
+            "p", "mh", dir=tmp_path / folder, run_id="20261130-mh", process_index=process,
+            system_interval=0, **options,
+        )  # fmt: skip
+        for step in steps:
+            run.log(step, {"train/loss": float(step)})
+        run.finish()
+        return run.attempt
+
+    attempt = go("h0", 0, range(10))
+    assert go("h1", 1, range(10), attempt=attempt) == 1
+    attempt = go("h0", 0, range(6, 16), resume_step=5)
+    assert go("h1-new", 1, range(6, 16), resume_step=5, attempt=attempt) == 2
+    for folder in ("h1", "h1-new"):  # as after a copy: only process 0 has the run.json
+        (tmp_path / folder / "run.json").write_bytes((tmp_path / "h0/run.json").read_bytes())
+    with otlp.serve(database.insert) as receiver:
+        sync(tmp_path, {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.http_endpoint})
+    rows = "SELECT proc, count(), max(step) FROM gaia.metrics GROUP BY proc ORDER BY proc"
+    assert numbers(database, rows) == [[0, 16, 15], [1, 16, 15]]
+
+
+@pytest.mark.parametrize(("process", "attempt"), [(0, 2), (1, 0)])
+def test_an_attempt_that_is_not_process_0s_is_refused(tmp_path, process, attempt):
+    with pytest.raises(gaia_metrics.MetricsError, match=f"attempt={attempt} of process_index"):
+        gaia_metrics.init(
+            "p", "n", dir=tmp_path / "n", run_id="20261130-n", process_index=process,
+            attempt=attempt,
+        )  # fmt: skip
+    assert not (tmp_path / "n").exists()
+
+
 def test_alert_labels_of_two_runs_of_one_name_differ(database):
     now = time.time_ns()
     rows = []

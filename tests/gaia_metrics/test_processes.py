@@ -170,3 +170,31 @@ def test_processes_of_a_fresh_run_have_one_id(tmp_path):
     for run in runs:
         run.finish()
     assert {run.id for run in runs} == {"20261120-d12"}
+
+
+def test_sigterm_waits_for_a_finish_that_is_under_way(tmp_path):
+    code, said = python(
+        """
+        import os, signal, sys, time
+        import numpy as np
+        import gaia_metrics
+        class Terminating:
+            def is_ready(self):
+                return run._finished  # finish() waits for the thread
+            def __array__(self, *_, **__):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.2)  # the handler has its turn
+                return np.ones(5)
+        run = gaia_metrics.init("p", "t", dir=sys.argv[1], system_interval=0)
+        run.histogram(0, "w", Terminating())
+        for step in range(50):
+            run.log(step, {"a": 1.0})
+        run.finish()
+        time.sleep(60)
+        """,
+        tmp_path / "t",
+    )
+    assert code == -15, said
+    assert [r.step for r in values(tmp_path / "t")] == list(range(50))
+    assert len((tmp_path / "t/metrics.jsonl").read_bytes().splitlines()) == 50
+    assert gaia_metrics.run_info(tmp_path / "t")["status"] == "finished"

@@ -226,6 +226,9 @@ def dragged(page):
     """The zoom after a drag; a drag over a chart that is being drawn anew meanwhile is repeated."""
     for _ in range(20):
         box = page.locator("figure .u-over").first.bounding_box()
+        if box is None:  # taken away between its finding and its measuring
+            page.wait_for_timeout(50)
+            continue
         page.mouse.move(box["x"] + 40, box["y"] + 40)
         page.mouse.down()
         page.mouse.move(box["x"] + 140, box["y"] + 40)
