@@ -2,7 +2,7 @@
 
 A cell is a code tree, the options of `gchat train`, a seed and a data set. Its identity is a hash
 of these, so that a sweep run again trains only what is missing, and another commit, option,
-content of a preset or manifest is another cell.
+content of a preset, of a manifest or of the run to begin with is another cell.
 """
 
 import hashlib
@@ -11,12 +11,11 @@ import os
 import platform
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -24,13 +23,16 @@ from typing import Any
 
 from gaia.config import load_preset
 from gaia.data.manifest import MANIFEST, load_manifest
-from gaia.errors import GaiaError
+from gaia.errors import ConfigError, GaiaError
+from gaia.interrupt import hearing
 from gaia.storage.files import join, read_bytes
 from gaia.writer_lock import WriterLock
 from gchat.config import CONFIG_DIR
 from gchat.research.measure import measure_of
+from gchat.research.options import field_of, refuse_owned, relative_place
 from gchat.research.source_tree import Code
 from gchat.run.folder import BAD_STEPS
+from gchat.run.live import FACTS
 from gchat.run.lock import LOCK
 from gchat.run.series import Series, read_series
 
@@ -54,6 +56,7 @@ class Cell:
     data_dir: str
     data_hash: str
     preset_hash: str = ""
+    start_hash: str = ""
 
     @property
     def id(self) -> str:
@@ -61,6 +64,7 @@ class Cell:
         parts = [
             self.code.commit, self.code.changes, list(self.arguments), self.seed, self.data_hash,
             *([self.preset_hash] if self.preset_hash else []),
+            *([["start", self.start_hash]] if self.start_hash else []),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
@@ -98,7 +102,8 @@ class Result:
     time: float = 0.0
     """Unix time of the end, in s."""
     start_seconds: float = 0.0
-    """Seconds until the first step had ended: compilation, and the first evaluation."""
+    """Seconds of starts: until the first step had ended (compilation, the first evaluation), and
+    what the first step of each later attempt took more than others."""
     measure: dict[str, Any] = field(default_factory=dict)
     """Fields of the configuration that decide what the figures mean; its folder may be gone."""
 
@@ -110,27 +115,62 @@ def preset_hash(arguments: Sequence[str]) -> str:
         arguments: of `gchat train`, the preset first.
 
     Raises:
-        ConfigError: the file is no preset.
+        ConfigError: the file is no preset, has a path that runs would not find, or one that all
+            of them would share.
     """
-    if not arguments or arguments[0].startswith("-") or not Path(arguments[0]).is_file():
+    if (fields := preset_fields(arguments)) is None:
         return ""
-    fields = load_preset(Path(arguments[0]), CONFIG_DIR)
+    refuse_owned(arguments[0], fields)
+    if relative := relative_place(fields):
+        name, place = relative
+        raise ConfigError(
+            f"{name} of {arguments[0]} is {place!r}, and runs start in the folder of their code",
+            "write the whole path",
+        )
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def data_hash(folder: str) -> str:
-    """Hash of a data set's manifest: shards, tokenizer and validation text.
+def preset_fields(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """The fields of a preset that is a file; None for one that ships with the code."""
+    if not arguments or arguments[0].startswith("-") or not Path(arguments[0]).is_file():
+        return None
+    return load_preset(Path(arguments[0]), CONFIG_DIR)
+
+
+def data_hash(folder: str, arguments: Sequence[str] = ()) -> str:
+    """Hash of the manifests that a training reads: shards, tokenizer and validation text.
+
+    Args:
+        folder: of the data set.
+        arguments: of `gchat train`, the preset first; they may name a mixture.
 
     Raises:
-        DataError: the folder holds no data set.
+        DataError: a folder holds no data set.
     """
-    load_manifest(folder)  # what is no data set is named there
-    return hashlib.sha256(read_bytes(join(folder, MANIFEST))).hexdigest()
+    digest = hashlib.sha256()
+    for place in (folder, *_mixture(arguments)):
+        load_manifest(place)  # what is no data set is named there
+        digest.update(read_bytes(join(place, MANIFEST)))
+    return digest.hexdigest()
+
+
+def _mixture(arguments: Sequence[str]) -> list[str]:
+    """Places of `data.mixture`, of a preset that is a file and typed: `--data.mixture a DIR …`."""
+    of_data = (preset_fields(arguments) or {}).get("data") or {}
+    places = [str(place) for place in (of_data.get("mixture") or {}).values()]
+    pairs: list[str] = []
+    within = False
+    for word in arguments:
+        if word.startswith("--"):
+            within = field_of(word) == "data.mixture"
+        elif within:
+            pairs.append(word)
+    return [*places, *pairs[1::2]]
 
 
 @cache
 def fingerprint() -> dict[str, Any]:
-    """The machine and the versions that a result depends on."""
+    """The host and the versions that a result depends on; its accelerator the run itself knows."""
     from importlib.metadata import version
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -167,13 +207,8 @@ def run_cell(
     command = [sys.executable, "-m", "gchat.train", *cell.arguments]
     command += ["--data-dir", cell.data_dir, "--training.seed", str(cell.seed)]
     command += ["--run-dir", str(folder), "--run.name", cell.variant]
-    if any(folder.glob("checkpoints/[0-9]*")):
-        # A kill in the first save leaves a folder and no checkpoint: then it begins again.
+    if _goes_on(folder):
         command += ["--resume", "--allow-restart"]
-    elif folder.exists():
-        # A training that outlived a killed sweep still writes there: it is not to be deleted.
-        with WriterLock(folder / LOCK, f"a training in {folder}"):
-            shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.parent / f"{folder.name}.log"
     environment = os.environ | {"PYTHONPATH": cell.code.path, "PYTHONUNBUFFERED": "1"}
@@ -184,7 +219,7 @@ def run_cell(
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            with _signals_raise():
+            with hearing(_leave, *_ENDING):  # no training outlives the sweep that runs it
                 while process.poll() is None:
                     time.sleep(POLL_S)
                     now = time.monotonic()
@@ -204,21 +239,25 @@ def run_cell(
     return _judge(cell, folder, log, process.returncode, stopped)
 
 
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Makes SIGTERM and SIGHUP raise SystemExit: no training outlives the sweep that runs it."""
+def _goes_on(folder: Path) -> bool:
+    """Tells whether a cell is to go on from a checkpoint; where not, its folder is taken away.
 
-    def leave(number: int, _frame: Any) -> None:
-        raise SystemExit(128 + number)
+    Raises:
+        FolderInUse: a training that outlived a killed sweep still writes there. Its folder is not
+            to be deleted, and another one beside it would fail and slow down those that follow.
+    """
+    if not folder.exists():
+        return False
+    with WriterLock(folder / LOCK, f"a training in {folder}"):
+        # A kill in the first save leaves a folder and no checkpoint: then it begins again.
+        goes_on = any(folder.glob("checkpoints/[0-9]*"))
+        if not goes_on:
+            shutil.rmtree(folder)
+    return goes_on
 
-    here = threading.current_thread() is threading.main_thread()
-    heard = [s for s in _ENDING if here and signal.getsignal(s) is not signal.SIG_IGN]  # nohup's
-    before = {number: signal.signal(number, leave) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+def _leave(number: int, _frame: Any) -> None:
+    raise SystemExit(128 + number)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -237,7 +276,10 @@ def _judge(cell: Cell, folder: Path, log: Path, code: int, stopped: str) -> Resu
     said = lines[-1] if lines else f"exit status {code}"
     summary = _json(folder / "summary.json")
     if code == 0 and summary.get("finished"):
-        status, error = "done", ""
+        # The log leaves out what is not finite: an earlier evaluation would pass for the last.
+        judged = bool(so_far["curve"]) and so_far["curve"][-1][0] == so_far["tokens"]
+        status = "done" if judged else "diverged"
+        error = "" if judged else "validation after the last step is not finite"
     elif code > 0 and _ended_by_a_bad_step(folder):
         status, error = "diverged", said
     elif stopped:
@@ -251,11 +293,17 @@ def _judge(cell: Cell, folder: Path, log: Path, code: int, stopped: str) -> Resu
             "status": status,
             "error": error[:500],
             "bpb": so_far["bpb"] if status in ("done", "stopped") else None,
-            "machine": fingerprint(),
+            "machine": fingerprint() | _device(folder),
             "time": time.time(),
             "measure": measure_of(folder) if status == "done" else {},
         }
     )  # fmt: skip
+
+
+def _device(folder: Path) -> dict[str, Any]:
+    """The device that JAX trained on (`1 x NVIDIA H200`, `1 x cpu`), where the run wrote it."""
+    said = [_json(folder / name).get("device") for name in (FACTS, "summary.json")]
+    return {"device": (said[0] or said[1])} if any(said) else {}
 
 
 def _ended_by_a_bad_step(folder: Path) -> bool:
@@ -292,13 +340,24 @@ def _so_far(cell: Cell, folder: Path) -> Result:
         tokens=int(max(tokens.values(), default=0)),
         flops=max(flops.values(), default=0.0),
         seconds=round(max(seconds.values(), default=0.0), 3),
-        start_seconds=round(min(seconds.values(), default=0.0), 3),
+        start_seconds=round(_start_seconds(by_step, _json(folder / "run.json")), 3),
         curve=curve,
         commit=cell.code.said,
         arguments=list(cell.arguments),
         data=cell.data_hash[:12],
         run_dir=str(folder),
     )
+
+
+def _start_seconds(by_step: Mapping[str, Mapping[int, float]], run: Mapping[str, Any]) -> float:
+    """Seconds that the starts of all attempts took (`Result.start_seconds`)."""
+    seconds = by_step.get("train/seconds", {})
+    first = min(seconds, default=0)
+    resumed = {int(attempt["resume_step"]) + 1 for attempt in run.get("attempts", [])} - {first}
+    times = by_step.get("perf/step_ms", {})
+    usual = statistics.median(times.values()) if times else 0.0
+    late = sum(max(0.0, times[step] - usual) for step in resumed if step in times) / 1000
+    return seconds.get(first, 0.0) + late
 
 
 def read_results(path: Path) -> dict[str, Result]:

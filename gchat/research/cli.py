@@ -3,6 +3,8 @@
 import inspect
 import json
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +13,8 @@ import tyro
 
 from gaia.config import parse
 from gaia.errors import ConfigError
-from gchat.config import load, typed_options
+from gaia.runtime import stay_on_host
+from gchat.config import load
 from gchat.research import (
     cells,
     driver,
@@ -25,12 +28,24 @@ from gchat.research import (
 )
 from gchat.research import compare as comparing
 from gchat.research import sweep as sweeping
-from gchat.research.options import training_words
+from gchat.research.folder_name import folder_name
+from gchat.research.options import (
+    OF_CORPUS,
+    check_seeds,
+    field_of,
+    refuse_local,
+    training_words,
+)
+from gchat.research.sent_clone import FACTS
 from gchat.research.statistics import LEVEL
+from gchat.research.sweep_file import read_sweep
 from gchat.run.folder import write_atomically
-from gchat.run_length import typed_lengths
+from gchat.run_length import LENGTHS
 
 MINUTES = 10.0
+_OF_COMPARE = {f"training.{name}": "--tokens or --minutes" for name in LENGTHS}
+_OF_RUN = {f"training.{name}": "--minutes, which decides the length" for name in LENGTHS}
+"""Fields that options of `compare` and of `research run` decide."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +62,9 @@ class Sweep:
     out: str | None = None
     """Folder of results and runs; default: runs/sweeps/NAME of the file."""
     dry_run: bool = False
-    """Print the cells; train nothing."""
+    """Print the cells; train and prepare nothing."""
     json: bool = False
-    """Print the results as one JSON list."""
+    """Print the results, or with --dry-run the cells, as one JSON list."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ class Compare:
     axes: tuple[comparing.Axis, ...] = ("tokens", "flops", "time")
     """Quantities to hold equal, one table each."""
     set: tuple[str, ...] = ()
-    """More options of every training, as FIELD=VALUE."""
+    """More options of every training, as FIELD=VALUE; each --set adds to the ones before."""
     data: str | None = None
     """Prepared data set; default: the preset's corpus, prepared once."""
     out: str | None = None
@@ -94,7 +109,7 @@ class Compare:
     dry_run: bool = False
     """Print the plan; train nothing."""
     json: bool = False
-    """Print the comparison as one JSON object."""
+    """Print the comparison, or with --dry-run its plan, as one JSON object."""
 
     def check(self) -> None:
         """Raises ConfigError for values that cannot work, and for two lengths at once."""
@@ -103,12 +118,17 @@ class Compare:
                 f"the branches are {' '.join(self.branches) or 'missing'}",
                 "name two different ones or more, the baseline first",
             )
-        if len(set(self.seeds)) < 2 or len(set(self.seeds)) != len(self.seeds):
-            raise ConfigError(f"--seeds are {list(self.seeds)}", "give two different ones or more")
+        if not all(name.strip() for name in self.branches):  # an unset variable of a shell
+            raise ConfigError(f"the branches are {list(self.branches)}", "leave no name empty")
+        check_seeds(self.seeds, "--seeds", least=2)
+        if not self.axes or len(set(self.axes)) != len(self.axes):
+            raise ConfigError(f"--axes are {list(self.axes)}", "give one or more, each once")
         if self.minutes is not None and self.tokens is not None and self.on is None:
             raise ConfigError("--minutes and --tokens are given", "give one of them")
         if self.budget is not None and self.on is None:
             raise ConfigError(f"--budget {self.budget} is given without --on", "name a machine")
+        if self.on is not None:
+            refuse_local(self.set)
         if self.on is not None and Path(self.preset).is_file():
             raise ConfigError(
                 f"--preset {self.preset} is a file of this machine, and --on trains on another",
@@ -143,7 +163,7 @@ class Research:
     seed: int = 1337
     """Seed of every experiment."""
     set: tuple[str, ...] = ()
-    """More options of every training, as FIELD=VALUE."""
+    """More options of every training, as FIELD=VALUE; each --set adds to the ones before."""
     data: str | None = None
     """Prepared data set; default: the preset's corpus, prepared once."""
     out: str = "runs/research"
@@ -167,8 +187,7 @@ def ideas_main(args: list[str]) -> None:
     if shown.json:
         rows = [
             {"name": idea.name, "title": title, "options": idea.options,
-             "patches": [str(patch) for patch in idea.patches],
-             "not_exportable": idea.not_exportable}
+             "patches": [str(patch) for patch in idea.patches]}
             for idea, title in listed
         ]  # fmt: skip
         print(json.dumps(rows))
@@ -181,11 +200,12 @@ def ideas_main(args: list[str]) -> None:
 def research_main(args: list[str]) -> None:
     """`gchat research run`."""
     options = parse(Research, args, prog="gchat research run", description=inspect.getdoc(Research))
-    arguments = training_words(options.preset, options.set)
+    stay_on_host()  # a parent of trainings that held the accelerator would leave them none
+    arguments = training_words(
+        options.preset, options.set, _OF_RUN | (OF_CORPUS if options.data else {})
+    )
     load(arguments, prog="gchat research run")
-    if given := typed_lengths(typed_options(arguments[1:])):
-        remedy = "use --minutes, which decides the length"
-        raise ConfigError(f"--set training.{given[0]} is given", remedy)
+    experiment.check(options.minutes, options.margin, options.seed, options.description)
     done = experiment.run(
         minutes=options.minutes,
         arguments=arguments,
@@ -208,15 +228,16 @@ def research_main(args: list[str]) -> None:
 def sweep_main(args: list[str]) -> None:
     """`gchat sweep`."""
     options = parse(Sweep, args, prog="gchat sweep", description=inspect.getdoc(Sweep))
+    stay_on_host()
     path = Path(options.file)
-    sweep, data = sweeping.read_sweep(path)
+    sweep, data = read_sweep(path)
     folder = Path(options.out or f"runs/sweeps/{path.stem}").resolve()
-    data_dir = sweeping.data_of(sweep.arguments, data)
-    wanted = sweep.cells(source_tree.code_at(worktrees.repository()), data_dir)
+    code = source_tree.code_at(worktrees.repository())
     if options.dry_run:
-        for cell in wanted:
-            print(f"{cell.name}: {' '.join(cell.arguments)} --training.seed {cell.seed}")
+        data_dir = sweeping.found_data(sweep.arguments, data)
+        _show_cells(sweep.cells(code, data_dir), data_dir is not None, options.json)
         return
+    wanted = sweep.cells(code, sweeping.data_of(sweep.arguments, data))
     results = sweeping.run_cells(wanted, folder, early_stop=sweep.early_stop)
     groups = {f"{r.variant} {r.size}".strip(): [] for r in results}
     for result in results:
@@ -229,13 +250,63 @@ def sweep_main(args: list[str]) -> None:
         print(f"{folder}/{sweeping.RESULTS}, {folder}/curves.png")
 
 
+def _show_cells(wanted: Sequence[cells.Cell], identified: bool, as_json: bool) -> None:
+    """The cells of a dry run; their identities hold the data, which may still be to prepare."""
+    if not identified:
+        print("the data set is prepared by the first run, and identities follow", file=sys.stderr)
+    names = [
+        cell.name
+        if identified
+        else "-".join(filter(None, (cell.variant, cell.size, f"s{cell.seed}")))
+        for cell in wanted
+    ]
+    if as_json:
+        rows = [
+            {"id": cell.id if identified else None, "name": name, "variant": cell.variant,
+             "size": cell.size, "seed": cell.seed, "arguments": list(cell.arguments)}
+            for cell, name in zip(wanted, names, strict=True)
+        ]  # fmt: skip
+        print(json.dumps(rows))
+        return
+    for cell, name in zip(wanted, names, strict=True):
+        print(f"{name}: {' '.join(cell.arguments)} --training.seed {cell.seed}")
+
+
+def _check_ideas(names: Sequence[str], changed: Sequence[str]) -> None:
+    """Says where an idea sets a field of --set, too: there the idea's value counts.
+
+    Raises:
+        ConfigError: that is so in every branch, or an idea comes twice in one.
+        TreeError: the first branch is unknown.
+    """
+    root, fields = worktrees.repository(), [field_of(word) for word in changed]
+    worktrees.check_name(root, names[0])  # without a baseline there is no comparison
+    by_field: dict[str, list[str]] = {field: [] for field in fields}
+    for name in names:
+        with suppress(worktrees.TreeError):  # an unknown name is left out later, and that is said
+            named = worktrees.check_name(root, name, names[0])
+            own = {field_of(option) for idea in named for option in idea.options}
+            for field in own & {*fields}:
+                by_field[field].append(name)
+    for field, setting in by_field.items():
+        if len(setting) == len(names):
+            raise ConfigError(f"--set {field} is given, and each branch sets it", "leave it out")
+        if setting:
+            who = " and ".join(setting)
+            print(f"--set {field} counts for the others: {who} sets it itself", file=sys.stderr)
+
+
 def compare_main(args: list[str]) -> None:
     """`gchat compare`."""
     options = parse(Compare, args, prog="gchat compare", description=inspect.getdoc(Compare))
     options.check()
-    arguments = training_words(options.preset, options.set)
+    stay_on_host()
+    arguments = training_words(
+        options.preset, options.set, _OF_COMPARE | (OF_CORPUS if options.data else {})
+    )
     load(arguments, prog="gchat compare")  # a misspelt field is named before anything is done
-    named = "-vs-".join(worktrees.folder_name(name) for name in options.branches)
+    _check_ideas(options.branches, options.set)
+    named = folder_name("-vs-".join(options.branches))
     folder = Path(options.out or f"runs/compare/{named}").resolve()
     if options.on is not None:
         _rented(options, folder)
@@ -250,10 +321,7 @@ def compare_main(args: list[str]) -> None:
     plan = f"each of {len(options.branches) * len(options.seeds)} runs: {' '.join(arguments)}"
     print(plan, file=sys.stderr if options.json else sys.stdout, flush=True)
     if options.dry_run:
-        if options.data is not None:
-            cells.data_hash(options.data)
-        for name in options.branches:
-            worktrees.check_name(worktrees.repository(), name)
+        _check_plan(options, arguments)
         return
     data_dir = sweeping.data_of(arguments, options.data)
     arguments += length.evaluations(arguments, data_dir)
@@ -269,12 +337,26 @@ def compare_main(args: list[str]) -> None:
     )
     lines, facts = comparing.shown(result), comparing.as_dict(result)
     groups = {row.label: row.results for row in result.rows if row.axis == "tokens"}
-    picture.curves(groups, folder / "curves.png", named, options.axes, against=next(iter(groups)))
-    picture.page(folder / "report.html", named, lines, folder / "curves.png", facts)
+    first, *others = options.branches
+    title = " against ".join((first, others[0] if len(others) == 1 else f"{len(others)} others"))
+    picture.curves(groups, folder / "curves.png", title, options.axes, against=next(iter(groups)))
+    picture.page(folder / "report.html", title, lines, folder / "curves.png", facts)
     write_atomically(folder / "comparison.json", json.dumps(facts, indent=1) + "\n")
     print(json.dumps(facts) if options.json else "\n".join(lines))
     if not options.json:
         print(f"picture: {folder / 'curves.png'}, page: {folder / 'report.html'}")
+
+
+def _check_plan(options: Compare, arguments: Sequence[str]) -> None:
+    """Raises GaiaError for what a dry run can find wrong; else prints the plan as JSON if asked."""
+    if options.data is not None:
+        cells.data_hash(options.data)
+    for name in options.branches:
+        worktrees.check_name(worktrees.repository(), name, options.branches[0])
+    if options.json:
+        branches, seeds = list(options.branches), list(options.seeds)
+        facts = {"branches": branches, "seeds": seeds, "axes": list(options.axes)}
+        print(json.dumps(facts | {"arguments": list(arguments)}))
 
 
 def _rented(options: Compare, folder: Path) -> None:
@@ -291,13 +373,12 @@ def _rented(options: Compare, folder: Path) -> None:
         f"on {options.on}: at most {spent.lifetime_minutes} minutes at ${spent.max_price:.2f} an "
         f"hour, together at most ${spent.budget:g}",
         file=sys.stderr if options.json else sys.stdout,
+        flush=True,
     )
-    rented.check(
-        rented.compare_on(
-            spent, options.branches, words, folder, data=options.data, dry_run=options.dry_run
-        )
-    )
-    home = rented.of_machine(folder, spent)
-    facts = home / "comparison.json"
-    if facts.exists():
-        print(facts.read_text() if options.json else f"picture: {home / 'curves.png'}")
+    home = rented.compare_on(
+        spent, options.branches, words, folder, data=options.data, dry_run=options.dry_run,
+        log_to_stderr=options.json,
+    )  # fmt: skip
+    if home is not None:
+        facts = (home / FACTS).read_text()
+        print(facts if options.json else f"picture: {home / 'curves.png'}")

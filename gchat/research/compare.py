@@ -3,7 +3,7 @@
 Every branch trains with the same options, data and seeds, in a worktree of its own. The first one
 is the baseline. Compared are final bits per byte at equal tokens; at equal FLOPs and equal time a
 branch that costs more or less per token trains again with so many tokens that its whole schedule
-spends the same.
+spends the same. What each spent in truth stands beside it.
 """
 
 import statistics
@@ -11,22 +11,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gaia.errors import ConfigError
 from gaia.writer_lock import WriterLock
 from gchat.config import load
-from gchat.research import worktrees
+from gchat.research import spent, worktrees
 from gchat.research.cells import Result
 from gchat.research.measure import measure_of
 from gchat.research.source_tree import Code
+from gchat.research.spent import CLOSE, Axis
 from gchat.research.statistics import Difference, paired, power
 from gchat.research.sweep import Sweep, run_cells
 from gchat.research.worktrees import Tree, TreeError
-
-Axis = Literal["tokens", "flops", "time"]
-CLOSE = {"flops": 0.01, "time": 0.05}
-"""Difference of cost per token below which an axis needs no training of its own."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,8 @@ class Row:
     against: Difference | None
     """Difference to the first branch; None for itself, or where fewer than two seeds ended."""
     note: str = ""
+    share: float | None = None
+    """The share that it spent of what the first branch did on its axis; None where unknown."""
 
     @property
     def label(self) -> str:
@@ -57,8 +56,12 @@ class Comparison:
 
     @property
     def found(self) -> float:
-        """Probability that a difference of two seed deviations would be seen with these seeds."""
-        return power(2.0, len(self.seeds), self.level) if len(self.seeds) > 1 else 0.0
+        """Probability that a difference of two seed deviations would be seen, in any row.
+
+        Only seeds that ended in both branches are pairs.
+        """
+        pairs = [row.against.pairs for row in self.rows if row.against]
+        return power(2.0, min(pairs), self.level) if pairs else 0.0
 
 
 def most_runs(branches: int, seeds: int, axes: Sequence[Axis]) -> int:
@@ -166,15 +169,26 @@ def _train(
 def _row(
     tree: Tree, axis: Axis, results: list[Result], base: list[Result], level: float, note: str = ""
 ) -> Row:
+    if results is base:
+        return Row(tree, axis, results, None, note)
     ended = [
         (one.bpb, other.bpb)
-        for one, other in zip(base, results, strict=True)
-        if one.bpb is not None and other.bpb is not None and one.status == other.status == "done"
+        for one, other in spent.pairs(base, results)
+        if one.bpb is not None and other.bpb is not None
     ]
     against = None
-    if results is not base and len(ended) > 1:
+    if len(ended) > 1:
         against = paired([one for one, _ in ended], [other for _, other in ended], level)
-    return Row(tree, axis, results, against, note)
+    share = spent.share(base, results, axis)
+    elsewhere = spent.said_elsewhere(base, results)
+    unequal = ""
+    if share is not None and abs(share - 1) > CLOSE[axis]:
+        unequal = f"NOT EQUAL {axis}: {share:.2f} of the first one's"
+    elif share is None and elsewhere and axis == "time":
+        unequal = "whether the time was equal cannot be said"
+    return Row(
+        tree, axis, results, against, ", ".join(filter(None, (note, unequal, elsewhere))), share
+    )
 
 
 def _again(
@@ -190,19 +204,21 @@ def _again(
     """The rows of an axis on which the branches' tokens differ."""
     base = trained[trees[0].name]
     tokens = _tokens(arguments)
-    per_token = {tree.name: _cost(trained[tree.name], axis) for tree in trees}
     rows = [Row(trees[0], axis, base, None)]
     for tree in trees[1:]:
-        cost, reference = per_token[tree.name], per_token[trees[0].name]
-        if not cost or not reference:
+        here = trained[tree.name]
+        cost = spent.share(base, here, axis, per_token=True)
+        if cost is None:
+            why = spent.why_unknown(base, here, axis)
+            rows.append(Row(tree, axis, [], None, f"not compared: {why}"))
             continue
-        if abs(cost / reference - 1) <= CLOSE[axis]:
-            note = f"costs the same per token ({cost / reference:.3f})"
-            rows.append(_row(tree, axis, trained[tree.name], base, level, note))
+        if abs(cost - 1) <= CLOSE[axis]:
+            note = f"costs the same per token ({cost:.3f})"
+            rows.append(_row(tree, axis, here, base, level, note))
             continue
-        longer = (f"--training.tokens={round(tokens * reference / cost)}",)
+        longer = (f"--training.tokens={round(tokens / cost)}",)
         results = _train([tree], arguments, data_dir, seeds, folder, {tree.name: longer})
-        note = f"{cost / reference:.2f} of the cost per token, so {longer[0]}"
+        note = f"{cost:.2f} of the cost per token, so {longer[0]}"
         rows.append(_row(tree, axis, results[tree.name], base, level, note))
     return rows
 
@@ -212,20 +228,6 @@ def _tokens(arguments: Sequence[str]) -> int:
     if tokens is None:
         raise ConfigError("training.tokens is not set", "give --training.tokens N")
     return tokens
-
-
-def _cost(results: Sequence[Result], axis: Axis) -> float:
-    """Median cost of a token: FLOPs, or seconds of training behind the first step.
-
-    What a training spends until then (it compiles) is the same for any length, and long ones do
-    not feel it.
-    """
-    costs = [
-        (r.flops if axis == "flops" else r.seconds - r.start_seconds) / r.tokens
-        for r in results
-        if r.status == "done" and r.tokens
-    ]
-    return statistics.median(costs) if costs else 0.0
 
 
 def _differences(trained: Mapping[str, list[Result]]) -> list[str]:
@@ -253,11 +255,22 @@ def shown(comparison: Comparison) -> list[str]:
         lines.append(f"at equal {axis}:")
         for row in (row for row in comparison.rows if row.axis == axis):
             lines.append(f"  {row.label:{width}} {_line(row)}")
-    lines += comparison.notes
-    lines.append(
-        f"{len(comparison.seeds)} seeds: a difference of two seed deviations would be found with "
-        f"probability {comparison.found:.2f}"
-    )
+    return [*lines, *comparison.notes, *_power_lines(comparison)]
+
+
+def _power_lines(comparison: Comparison) -> list[str]:
+    """A line on the differences that can be found, for each number of seeds that ended."""
+    whose: dict[int, dict[str, None]] = {}
+    for row in comparison.rows:
+        if row.against:
+            whose.setdefault(row.against.pairs, {})[row.label] = None
+    lines = []
+    for pairs, labels in whose.items():
+        of = f" of {', '.join(labels)}" if len(whose) > 1 else ""
+        lines.append(
+            f"{pairs} pairs of seeds{of}: a difference of two seed deviations would be found with "
+            f"probability {power(2.0, pairs, comparison.level):.2f}"
+        )
     return lines
 
 
@@ -266,6 +279,9 @@ def _line(row: Row) -> str:
     parts = [f"{statistics.fmean(values):.4f} bits per byte" if values else "no result"]
     if len(values) > 1:
         parts.append(f"seed deviation {statistics.stdev(values):.4f}")
+    if values:
+        tokens, flops, seconds = (spent.middle(row.results, a) for a in ("tokens", "flops", "time"))
+        parts.append(f"{tokens:,.0f} tokens, {flops:.3g} FLOPs, {seconds:,.1f} s")
     if row.against:
         better = "better" if row.against.mean < 0 else "worse"
         parts.append(f"{row.against}; {better if row.against.differs else 'no difference found'}")
@@ -291,11 +307,20 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
                 "axis": row.axis,
                 "bpb": [r.bpb for r in row.results],
                 "status": [r.status for r in row.results],
+                "tokens": [r.tokens for r in row.results],
+                "flops": [r.flops for r in row.results],
+                "seconds": [r.seconds for r in row.results],
+                "start_seconds": [r.start_seconds for r in row.results],
+                "share_of_first": row.share,
                 "difference": row.against and {
                     "mean": row.against.mean,
                     "low": row.against.low,
                     "high": row.against.high,
+                    "pairs": row.against.pairs,
                     "degrees_of_freedom": row.against.degrees,
+                    "power_at_two_deviations": round(
+                        power(2.0, row.against.pairs, comparison.level), 4
+                    ),
                     "differs": row.against.differs,
                 },
                 "diff": dict(zip(("files", "added", "removed"), row.tree.size, strict=True)),

@@ -5,7 +5,6 @@
         preset: cpu                  of `gchat research with +NAME train`, where none is named
         parts: [smear, softcap]      other ideas, applied first
         set: {optim.embed_lr: 0.3}   options of `gchat train`
-        not_exportable: […]          parts of the model that GGUF and Hugging Face have no place for
 
 An idea is written `+NAME` wherever a branch may stand.
 """
@@ -18,11 +17,11 @@ from typing import Any
 
 from gaia.config import load_yaml
 from gaia.errors import ConfigError
-from gchat.research.options import options
+from gchat.research.options import OF_CORPUS, field_of, options
 
 FOLDER = Path(__file__).with_name("examples")
 PATCH, SETTINGS = "change.patch", "idea.yaml"
-_FIELDS = ("preset", "parts", "set", "not_exportable")
+_FIELDS = ("preset", "parts", "set")
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,12 @@ class Idea:
         patches: files to apply, in order; those of its parts come first.
         options: of `gchat train`, those of its parts first.
         preset: that it is meant for, if any.
-        not_exportable: what of it no other format knows.
     """
 
     name: str
     patches: tuple[Path, ...]
     options: tuple[str, ...] = ()
     preset: str | None = None
-    not_exportable: tuple[str, ...] = ()
 
 
 def names(folder: Path | None = None) -> list[str]:
@@ -83,7 +80,6 @@ def read(name: str, folder: Path | None = None, *, within: Sequence[str] = ()) -
         (*(patch for part in parts for patch in part.patches), *own),
         (*(o for part in parts for o in part.options), *options(settings.get("set", {}))),
         settings.get("preset"),
-        tuple(settings.get("not_exportable", ())),
     )
 
 
@@ -101,4 +97,7 @@ def _checked(path: Path) -> dict[str, Any]:
         kind = {"preset": str, "set": dict}.get(field, list)
         if not isinstance(value, kind):
             raise ConfigError(f"{path}: {field} is {value!r}", f"write a {kind.__name__}")
+    for word in options(settings.get("set", {})):
+        if (name := field_of(word)) in OF_CORPUS:
+            raise ConfigError(f"{path}: {name} is set", "leave it out: branches share one data set")
     return settings

@@ -12,15 +12,22 @@ from typing import Any
 from gaia.config import parse
 from gaia.data.manifest import load_manifest
 from gaia.errors import ConfigError, GaiaError
+from gaia.runtime import stay_on_host
 from gaia.storage.files import make_folder
 from gchat.config import load, typed_options
 from gchat.research import ladder, scaling, source_tree, worktrees
 from gchat.research import sweep as sweeping
 from gchat.research.cells import Result
-from gchat.research.options import training_words
+from gchat.research.options import OF_CORPUS, training_words
 from gchat.run.folder import write_atomically
+from gchat.run_length import LENGTHS
 
 _UNIT = "bits per byte"
+_OF_RUNGS = {
+    "model.depth": "--depths",
+    **{f"training.{name}": "--tokens-per-param" for name in LENGTHS},
+}
+"""Fields that each rung decides."""
 _OF_POINTS = {"--points", "--leave-out-worst", "--out", "--json", "--no-json"}
 
 
@@ -50,7 +57,7 @@ class Ladder:
     seeds: tuple[int, ...] = (1, 2)
     """Seeds of every rung."""
     set: tuple[str, ...] = ()
-    """More options of every training, as FIELD=VALUE."""
+    """More options of every training, as FIELD=VALUE; each --set adds to the ones before."""
     data: str | None = None
     """Prepared data set; default: the preset's corpus, prepared once."""
     points: str | None = None
@@ -62,7 +69,7 @@ class Ladder:
     dry_run: bool = False
     """Print the rungs; train nothing."""
     json: bool = False
-    """Print the ladder as one JSON object."""
+    """Print the ladder, or with --dry-run its rungs, as one JSON object."""
 
     def check(self, args: Sequence[str]) -> None:
         """Raises ConfigError for options that have no effect together."""
@@ -96,9 +103,12 @@ def ladder_main(args: list[str]) -> None:
     folder = Path(options.out).resolve()
     if options.points is not None:
         points = scaling.read_points(Path(options.points), options.leave_out_worst)
+        make_folder(folder)  # what cannot be written is said before the bootstrap's minute
         _show_analysis(scaling.analyse(points), folder, options, "as given")
         return
-    preset, *more = training_words(options.preset, options.set)
+    stay_on_host()  # a parent of trainings that held the accelerator would leave them none
+    owned = _OF_RUNGS | (OF_CORPUS if options.data else {})
+    preset, *more = training_words(options.preset, options.set, owned)
     ratios = options.tokens_per_param
     plan = ladder.ladder_sweep(preset, options.depths, ratios, options.seeds, more)
     plan.check()
@@ -123,13 +133,19 @@ def _show_plan(plan: sweeping.Sweep, options: Ladder) -> None:
     if options.data is not None:
         info = load_manifest(options.data).tokenizer
         vocab = (info.vocab_size, info.padded_vocab_size)
+    rungs: list[dict[str, Any]] = []
     for size, words in plan.sizes.items():
         arguments = (*plan.arguments, *words)
         params, tokens = ladder.params_of(arguments, vocab)
-        print(
-            f"{size}: {params:,} matmul parameters, {len(plan.seeds)} x {tokens:,} tokens: "
-            f"{' '.join(arguments)}"
-        )
+        rung = {"size": size, "params": params, "tokens": tokens, "seeds": list(plan.seeds)}
+        rungs.append(rung | {"arguments": list(arguments)})
+        if not options.json:
+            print(
+                f"{size}: {params:,} matmul parameters, {len(plan.seeds)} x {tokens:,} tokens: "
+                f"{' '.join(arguments)}"
+            )
+    if options.json:
+        print(json.dumps({"rungs": rungs}))
 
 
 def _show_ladder(
@@ -191,7 +207,6 @@ def _show_analysis(
     more_lines: Sequence[str] = (), more_facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:  # fmt: skip
     """Several ratios, or a table: the law of two axes."""
-    make_folder(folder)
     scaling.picture(analysis, folder / "ladder.png", unit)
     lines = [*scaling.shown(analysis), *more_lines]
     _show(lines, scaling.facts(analysis) | dict(more_facts), folder, options)

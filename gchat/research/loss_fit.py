@@ -3,8 +3,9 @@
 Fitted as Hoffmann et al. 2022 (arXiv 2203.15556, appendix D.2) say and Besiroglu et al. 2024
 (arXiv 2404.10102) correct: the Huber loss of log L, **summed** over the points. With its mean
 L-BFGS stops far from the minimum, because its tolerance is absolute; that was the error of the
-first paper. Starts: the best of a grid of exponents, each solved for E, A, B by non-negative least
-squares (variable projection).
+first paper. It is BFGS here, which finds the same minimum: for five numbers a limited memory saves
+nothing, and SciPy's limited form starts LAPACK's threads in each of its steps. Starts: the best of
+a grid of exponents, each solved for E, A, B by non-negative least squares (variable projection).
 """
 
 from dataclasses import astuple, dataclass
@@ -19,7 +20,7 @@ HUBER_DELTA = 1e-3
 """Residual of log L from which it counts linearly, as in both papers."""
 _STARTS = 4
 _SCALE = HUBER_DELTA**-2
-"""Brings the objective near 1: L-BFGS compares its progress with 1 where the value is smaller."""
+"""Brings the objective near 1, for its gradient is compared with an absolute tolerance."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,9 @@ def fit(
     logs_AP = np.log(np.stack(axes))
     scale = _SCALE if summed else 1 / len(loss)
     objective = partial(_objective, logs_AP=logs_AP, log_loss_P=np.log(loss), scale=scale)
-    options = {"maxiter": 5000, "ftol": 1e-13, "gtol": 1e-7} if summed else {}
+    method = {"method": "BFGS", "options": {"maxiter": 5000, "gtol": 1e-7}}
     results = [
-        minimize(objective, begin, jac=True, method="L-BFGS-B", options=options)
+        minimize(objective, begin, jac=True, **(method if summed else {"method": "L-BFGS-B"}))
         for begin in (_starts(logs_AP, loss) if start is None else [_vector(start, len(axes))])
     ]
     best = min(results, key=lambda r: r.fun)

@@ -3,15 +3,21 @@
 import base64
 import html
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gaia.storage.files import atomic_path
 from gchat.research.cells import Result
 from gchat.run.folder import write_atomically
 
+_BESIDE, _FEW = 36, 6
+"""Letters of a name, and names, that leave a panel room for its lines."""
+_PER_INCH = 11
+"""Letters of the legend to an inch."""
 _X = {"tokens": (0, 1e6, "million tokens"), "flops": (1, 1e12, "TFLOP"), "time": (2, 60, "minutes")}
 
 
@@ -40,7 +46,8 @@ def curves(
     panels = [(axis, _lines(groups)) for axis in axes]
     if against is not None:
         panels.append(("tokens", _lines(groups, against)))
-    figure = Figure(figsize=(4.6 * max(len(panels), 2), 4.2), layout="constrained")
+    width = 4.6 * max(len(panels), 2)
+    figure = Figure(figsize=(width, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     places = figure.subplots(1, len(panels), squeeze=False)[0]
     for place, (axis, lines) in zip(places, panels, strict=True):
@@ -48,10 +55,42 @@ def curves(
         place.set_ylabel("validation, bits per byte")
     if against is not None:
         places[-1].axhline(0, color="black", lw=0.8)
-        places[-1].set_ylabel(f"bits per byte minus {against}'s (below 0 is better)")
+        whose = f"{against}'s" if len(against) <= _BESIDE else "the first one's"
+        places[-1].set_ylabel(f"bits per byte minus {whose}\n(below 0 is better)")
+    _name_lines(figure, places, width)
     if title:
-        figure.suptitle(title, wrap=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+        figure.suptitle("\n".join(textwrap.wrap(title, int(width * _PER_INCH))))
+    save(figure, path)
+
+
+def _name_lines(figure: Any, places: Sequence[Any], width: float) -> None:
+    """The legend: in each panel where names are few and short, else once, below all of them."""
+    handles, labels = places[0].get_legend_handles_labels()
+    longest = max(map(len, labels), default=0)
+    if longest <= _BESIDE and len(labels) <= _FEW:
+        for place in places:
+            if place.get_legend_handles_labels()[1]:
+                place.legend(fontsize="small")
+        return
+    room = int(width * _PER_INCH)
+    columns = max(1, room // (longest + 8))
+    wrapped = [
+        "\n".join(textwrap.wrap(label.replace("+", " +"), room)) if len(label) > room else label
+        for label in labels
+    ]
+    rows = sum(label.count("\n") + 1 for label in wrapped) / columns
+    figure.set_figheight(figure.get_figheight() + 0.2 * rows)
+    figure.legend(handles, wrapped, loc="outside lower center", ncols=columns, fontsize="small")
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a figure as a PNG that is there whole or not at all.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})
 
 
 def _lines(
@@ -95,8 +134,6 @@ def _draw(
             place.plot(x / unit, mean, color=color, lw=2, label=label)
     place.set_xlabel(axis)
     place.grid(alpha=0.3)
-    if place.get_legend_handles_labels()[1]:
-        place.legend(fontsize="small" if len(lines) <= 6 else "x-small")
 
 
 def _mean(seeds: Sequence[np.ndarray], column: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +144,11 @@ def _mean(seeds: Sequence[np.ndarray], column: int) -> tuple[np.ndarray, np.ndar
 
 
 def page(path: Path, title: str, lines: Sequence[str], picture: Path, facts: Any) -> None:
-    """An HTML page without any link to a network: the table, the picture and the facts as JSON."""
+    """An HTML page without any link to a network: the table, the picture and the facts as JSON.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
     import json
 
     image = base64.b64encode(picture.read_bytes()).decode()

@@ -5,28 +5,39 @@ there, brings the results home and deletes the machine. It may live for so long 
 that the budget cannot be exceeded: the price limit is the budget divided by the lifetime.
 """
 
+import importlib.util
+import math
 import re
 import shlex
 import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from gaia.errors import ConfigError, GaiaError
-from gchat.research import ideas, worktrees
-from gchat.research.worktrees import WORKING_TREE, TreeError
+from gaia.writer_lock import WriterLock
+from gchat.research import cells, child, sent_clone, worktrees
+from gchat.research.sent_clone import FACTS, HOME, RESULTS
 
-RESULTS = ("results.jsonl", "comparison.json", "curves.png", "report.html")
 MINUTES = 60.0
 """Budget of time where none is given."""
 _START_MINUTES, _SLACK = 30.0, 1.5
-_OURS = ("--timeout", "--max-price", "--folder", "--dest", "--fetch", "--data", "--dry-run")
-_NOT_ONE = ("-n", "--count", "--node", "--attach")
-"""Words of `gml run` for several machines, whose prices add up, or for one that is there."""
-_HOME = "results"
-"""Folder of the sent clone, there and here, that comes home."""
+SHORT = {"-t": "--instance-type", "-p": "--provider", "-y": "--yes"}
+VALUED = (
+    "--instance-type", "--provider", "--zone", "--strategy", "--reservation", "--disk-gb", "--wait",
+    "--runtime-version", "--idle", "--host", "--env", "--secret", "--setup",
+)  # fmt: skip
+PLAIN = ("--spot", "--retry-until-up", "--internal-ip", "--self-terminate", "--yes")
+"""Words of `gml run` that may be typed, with and without a value: what machine it is, and how it is
+prepared. Others decide its end, its price, its code or its results, which are decided here."""
+_REPEATABLE = ("--host", "--env", "--secret")
+_DEST = "gaia-compare"
+_LONGEST = 80
+_NO_MACHINE = (2, 3, 4, 5, 6, 10)
+"""Statuses of `gml run` after which no machine is left, so that none can be taken home later."""
 
 
 @dataclass(frozen=True)
@@ -61,154 +72,241 @@ class Rental:
         return [*machine, *limits]
 
 
+class RentedFailure(GaiaError):
+    """The comparison on the rented machine did not end well."""
+
+    exit_status = 1
+
+
 def rental(on: str, budget: str | None, minutes: float | None) -> Rental:
     """Reads what may be spent.
 
     Raises:
-        ConfigError: no budget, or one that is no amount of US dollars.
+        ConfigError: words that no machine here may have, no budget, or one that buys nothing.
     """
     try:
-        words = [word.partition("=")[0] for word in shlex.split(on)]
+        words = shlex.split(on)
     except ValueError as error:
         raise ConfigError(f"--on is {on!r} ({error})", "close the quotation mark") from None
     if not words:
         raise ConfigError("--on is empty", "name an instance type, e.g. v6e-1")
-    if several := [word for word in words if word in _NOT_ONE or re.match(r"-n\d", word)]:
-        raise ConfigError(
-            f"--on has {several[0]}, and the budget is that of one machine it makes",
-            "leave it out",
-        )
-    if decided := [word for word in words if word in _OURS]:
-        raise ConfigError(f"--on has {decided[0]}, which this decides", "leave it out")
+    _check_words(words)
     if budget is None:
         raise ConfigError(f"--on {on} has no --budget", "say what it may cost, e.g. --budget 10USD")
     amount = re.fullmatch(r"\$?(\d+(?:\.\d+)?)\s*(?:USD|usd|\$)?", budget.strip())
-    if amount is None or float(amount[1]) <= 0:
+    if amount is None or not 0 < float(amount[1]) < math.inf:
         raise ConfigError(f"--budget is {budget!r}", "write US dollars, e.g. 10USD")
-    return Rental(on, float(amount[1]), MINUTES if minutes is None else minutes)
+    spent = Rental(on, float(amount[1]), MINUTES if minutes is None else minutes)
+    if spent.max_price <= 0:
+        raise ConfigError(
+            f"--budget {budget} is less than a cent an hour over {spent.lifetime_minutes} minutes",
+            "give more, or fewer --minutes",
+        )
+    return spent
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Raises ConfigError for what may not stand behind --on."""
+    named: dict[str, str] = {}
+    for option, value in _options(words):
+        if option in named and option not in _REPEATABLE:
+            raise ConfigError(f"--on has {option} twice", "give it once")
+        named[option] = value
+    local = named.get("--provider") == "local" or "--host" in named
+    if "--instance-type" not in named and not local:
+        raise ConfigError("--on has no instance type", "begin with one, e.g. v6e-1")
+
+
+def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Options and their values, the type that may come first included."""
+    left = list(words)
+    if not left[0].startswith("-"):
+        yield "--instance-type", left.pop(0)
+    while left:
+        typed, equals, value = left.pop(0).partition("=")
+        option = SHORT.get(typed, typed)
+        short_with_value = bool(equals) and typed in SHORT
+        if option in PLAIN and not equals:
+            yield option, ""
+        elif option in VALUED and not short_with_value:
+            if not equals and left and not left[0].startswith("-"):
+                value = left.pop(0)
+            if not value:
+                raise ConfigError(f"--on has {typed} without a value", "give one, or leave it out")
+            yield option, value
+        else:
+            raise ConfigError(
+                f"--on has {typed}, which may not stand there",
+                f"leave it out; what may: {', '.join((*VALUED, *PLAIN))}",
+            )
+
+
+def _check_tools() -> None:
+    """Raises ConfigError where gml cannot work here: found later, the machine would be there."""
+    for module in ("gml", "typer", "httpx2"):
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(
+                f"--on needs gml, and {module} is not installed",
+                "run `pip install -e .` in the clone of gaia",
+            )
+    for program in ("ssh", "rsync"):
+        if shutil.which(program) is None:
+            raise ConfigError(f"--on needs {program}, which is not installed", f"install {program}")
+
+
+def _data_word(data: str | None) -> str | None:
+    """The data set as gml takes it: gs:// as it is, a folder as a whole path.
+
+    Raises:
+        ConfigError: the folder's name can be none there.
+        DataError: the folder holds no data set.
+    """
+    if data is None or data.startswith("gs://"):
+        return data
+    cells.data_hash(data)
+    folder = Path(data).resolve()
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", folder.name):
+        raise ConfigError(
+            f"--data {data}: {folder.name!r} cannot be a folder's name on the machine",
+            "rename it to letters, digits, dots and dashes",
+        )
+    return str(folder)
 
 
 def compare_on(
     spent: Rental, names: Sequence[str], words: Sequence[str], folder: Path, *,
-    data: str | None, dry_run: bool,
-) -> int:  # fmt: skip
+    data: str | None, dry_run: bool, log_to_stderr: bool = False,
+) -> Path | None:  # fmt: skip
     """Runs the comparison on a rented machine, and brings its results home.
 
     Args:
         spent: machine and limits.
         names: what is compared, as given.
         words: options of `gchat compare`, without those of the machine, data and folders.
-        folder: of the sent clone; the results lie in `of_machine(folder, spent)`.
+        folder: the results come to `of_machine(folder, spent)`, where the clone to send lies, too.
         data: data set here or at gs://, which is sent along; None prepares one there.
-        dry_run: print what `gml` would do.
+        dry_run: print what `gml` would do, and leave nothing behind.
+        log_to_stderr: standard output is somebody else's.
 
     Returns:
-        The exit status of `gml run`.
+        The folder of this run's results; None for a dry run.
 
     Raises:
+        ConfigError: a name, the data, the price or this installation cannot work.
+        FolderInUse: another comparison on such a machine is at work in the folder.
+        KeyboardInterrupt: Ctrl-C, when gml has ended.
+        RentedFailure: the comparison did not end well.
         TreeError: a branch is unknown, or the clone to send cannot be made.
     """
-    root = worktrees.repository()
-    place = folder / "sent"
-    branches = send_clone(root, names, place)
-    line = remote_line(names, branches, words, with_data=data is not None)
-    command = [sys.executable, "-m", "gml", "run", *spent.words(), "--folder", str(place)]
-    command += ["--dest", "gaia-compare", "--fetch", _HOME]
-    command += (["--data", data] if data else []) + (["--dry-run"] if dry_run else [])
-    done = subprocess.run([*command, "--", line], check=False)
+    _check_tools()
+    data, root = _data_word(data), worktrees.repository()
+    sent_clone.commits_of(root, names)  # nothing is written for a name that is unknown
+
+    def command(place: Path) -> list[str]:
+        sent = sent_clone.send_clone(root, names, place)
+        line = sent_clone.remote_line(names, sent, words, with_data=data is not None)
+        gml = [sys.executable, "-m", "gml", "run", *spent.words(), "--folder", str(place)]
+        gml += ["--dest", _DEST, "--fetch", HOME, *(["--data", data] if data else [])]
+        return [*gml, *["--dry-run"] * dry_run, "--", line]
+
+    if dry_run:
+        with tempfile.TemporaryDirectory(prefix="gchat-compare-") as made:
+            ended = child.run(command(Path(made) / "sent"))  # it prints one JSON document
+        ended.raise_if_interrupted()
+        _check_plan(ended.status, spent)
+        return None
     home = of_machine(folder, spent)
-    for name in RESULTS:
-        if (place / _HOME / name).exists():
-            home.mkdir(exist_ok=True)
-            shutil.copy2(place / _HOME / name, home / f"{name}.part")
-            (home / f"{name}.part").replace(home / name)
-    return done.returncode
+    place = home / "sent"
+    with WriterLock(home / ".rented.lock", f"a rented comparison in {home}"):
+        bring_home(place, home)  # what `gml run --attach` has brought since
+        out = sys.stderr if log_to_stderr else None
+        ended = child.run(command(place), out, lambda: _say_ending(place))
+        came = bring_home(place, home)
+        ended.raise_if_interrupted()
+        _check(ended.status, came, place, spent)
+        shutil.rmtree(place, ignore_errors=True)
+    return came
+
+
+def _check(status: int, came: Path | None, place: Path, spent: Rental) -> None:
+    """Raises RentedFailure where the rented comparison did not end well."""
+    kept = f"; what it trained lies in {came}" if came else ""
+    if status == 0 and (came is None or not (came / FACTS).exists()):
+        raise RentedFailure(f"the machine sent no {FACTS} home{kept}", "see its log above")
+    if status == 0:
+        return
+    remedy = "see above"
+    if status == 2:
+        remedy = _cheaper(spent)
+    elif status == 6:
+        remedy = "none was to be had, or it was taken away: run it again, or without --spot"
+    elif came is None and status not in _NO_MACHINE:
+        remedy = f"see above; if `gml ls` still shows the machine, {_later(place)}"
+    if came or status in _NO_MACHINE:
+        shutil.rmtree(place, ignore_errors=True)
+    kind = ConfigError if status == 2 else RentedFailure
+    raise kind(f"the comparison on the rented machine ended with status {status}{kept}", remedy)
+
+
+def _check_plan(status: int, spent: Rental) -> None:
+    """Raises where gml could not say what it would do."""
+    if status:
+        kind = ConfigError if status == 2 else RentedFailure
+        raise kind(f"the plan failed with status {status}", _cheaper(spent))
+
+
+def _cheaper(spent: Rental) -> str:
+    return (
+        f"see above; a machine of more than ${spent.max_price:.2f} an hour needs more --budget or "
+        "fewer --minutes"
+    )
+
+
+def _say_ending(place: Path) -> None:
+    print(
+        "gchat: waiting for gml to tidy up; a machine whose comparison has begun goes on, for its "
+        f"lifetime at most: {_later(place)}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _later(place: Path) -> str:
+    """Names the command that brings home the results of a machine that is still there."""
+    words = ["gml", "run", "--attach", "ID", "--folder", str(place), "--dest", _DEST]
+    return f"`{shlex.join([*words, '--fetch', HOME])}` brings its results and ends it"
 
 
 def of_machine(folder: Path, spent: Rental) -> Path:
     """Folder of the results of one kind of machine: those trained here stay what they are."""
-    return folder / f"on-{'-'.join(re.findall(r'[A-Za-z0-9.]+', spent.on))}"
+    name = "-".join(re.findall(r"[A-Za-z0-9.]+", spent.on))
+    if len(name) > _LONGEST:
+        name = f"{name[:_LONGEST]}-{sha256(spent.on.encode()).hexdigest()[:8]}"
+    return folder / f"on-{name}"
 
 
-def send_clone(root: Path, names: Sequence[str], place: Path) -> dict[str, str]:
-    """Makes the clone to send: one commit whose parents are all that is compared.
+def bring_home(place: Path, home: Path) -> Path | None:
+    """Moves what one run brought out of its clone; no file of another run is left beside it.
 
     Returns:
-        The full hash of each branch, commit or working tree that `names` speak of.
+        The folder that holds it now: `home`, or `home/unfinished` where the comparison was not
+        ended, so that one that was stays what it is. None where nothing came.
 
     Raises:
-        TreeError: a name is unknown, or the disk is full.
+        RentedFailure: the folder cannot be written.
     """
-    parts: list[str] = []
-    for name in names:
-        parts += [name] if name == WORKING_TREE else [part for part in name.split("+") if part]
-    if place.exists():
-        shutil.rmtree(place)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    git(root, "clone", "--quiet", "--no-checkout", str(root), str(place))
-    commits: dict[str, str] = {}
-    for part in dict.fromkeys(parts):
-        if part == WORKING_TREE:
-            commits[part] = _working_tree(root, place)
-            continue
-        try:
-            commits[part] = git(root, "rev-parse", "--verify", f"{part}^{{commit}}")
-        except TreeError:
-            ideas.read(part)  # applied there; unknown ones are named here
-    if not commits:
-        commits["HEAD"] = git(root, "rev-parse", "HEAD")
-    first, *others = dict.fromkeys(commits.values())
-    parents = [word for commit in (first, *others) for word in ("-p", commit)]
-    sent = git(place, "commit-tree", f"{first}^{{tree}}", *parents, "-m", "gchat compare")
-    git(place, "checkout", "--quiet", "-B", "compare", sent)
-    return commits
-
-
-def _working_tree(root: Path, place: Path) -> str:
-    """Commits the working tree's changes in the clone alone."""
-    head = git(root, "rev-parse", "HEAD")
-    git(place, "checkout", "--quiet", "--detach", head)
-    worktrees.copy_changes(root, place)
-    git(place, "add", "--all")
-    git(place, "commit", "--quiet", "--allow-empty", "--no-verify", "-m", "working tree")
-    return git(place, "rev-parse", "HEAD")
-
-
-def remote_line(
-    names: Sequence[str], commits: dict[str, str], words: Sequence[str], *, with_data: bool
-) -> str:
-    """The bash line that the machine runs."""
-    tree_branch = "working-tree"
-    lines = ["set -e"]
-    for name, commit in commits.items():
-        branch = tree_branch if name == WORKING_TREE else name
-        if name != commit and not re.fullmatch(r"HEAD|.*[~^@].*|[0-9a-f]{7,40}", branch):
-            lines.append(f"git branch --force {shlex.quote(branch)} {commit}")
-    here = [tree_branch if name == WORKING_TREE else name for name in names]
-    out = f"--out runs/compare-here {'--data $GAIA_DATA' if with_data else ''}".strip()
-    wanted = " ".join(shlex.quote(word) for word in [*here, *words])
-    kept = " ".join(f"runs/compare-here/{name}" for name in RESULTS)
-    lines += [
-        '. requirements/venv.sh && gaia_venv "$(gaia_platform)"',
-        f"mkdir -p {_HOME} && trap 'cp {kept} {_HOME}/ 2>/dev/null || :' EXIT",
-        f".venv/bin/python -m gchat compare {wanted} {out}",
-    ]
-    return "\n".join(lines)
-
-
-def git(place: Path, *words: str) -> str:
-    """Output of a git command.
-
-    Raises:
-        TreeError: it failed.
-    """
-    return worktrees.run_git(place, *words).strip()
-
-
-def check(code: int) -> None:
-    """Raises GaiaError where the rented comparison did not end well."""
-    if code:
-        raise GaiaError(
-            f"the comparison on the rented machine ended with status {code}",
-            "see above; `gml ls` shows what is still there",
-        )
+    came = [name for name in RESULTS if (place / HOME / name).is_file()]
+    if not came:
+        return None
+    to = home if FACTS in came else home / "unfinished"
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        for name in RESULTS:
+            (to / name).unlink(missing_ok=True)
+        for name in came:
+            (place / HOME / name).replace(to / name)  # one file system: a full disk does not matter
+    except OSError as error:
+        raise RentedFailure(
+            f"results cannot be moved to {to} ({error.strerror})", f"take them from {place / HOME}"
+        ) from None
+    return to

@@ -15,12 +15,16 @@ import numpy as np
 
 from gaia.errors import ConfigError
 from gchat.research.loss_fit import LossFit, as_dict, bootstrap, fit, interval
+from gchat.research.picture import save
 
 COLUMNS = ("params", "tokens", "flops", "loss")
 _DRAWS = 200
 _FEWEST = 8
 """Points: fewer cannot be drawn anew in many ways, and an interval would be far too narrow."""
 _BUDGETS = (1.0, 10.0, 100.0)
+_SPREAD = 1.1
+"""Largest to smallest ratio of tokens to parameters; tokens are whole steps, so that one ratio is
+never exactly one."""
 _FLAT = 0.01
 """Exponents and factors below this say that an axis does nothing."""
 _FLOPS = 6.0
@@ -147,11 +151,12 @@ def analyse(
         ConfigError: fewer points than the law has numbers, or only one size or one ratio of
             tokens to parameters, which leaves the two axes apart from one another unknown.
     """
-    ratios = np.unique(np.round(points.tokens / points.params, 6))
-    if len(np.unique(points.params)) < 2 or len(ratios) < 2:
+    ratios = points.tokens / points.params
+    sizes = len(np.unique(points.params))
+    if sizes < 2 or ratios.max() < _SPREAD * ratios.min():
         raise ConfigError(
-            f"{len(np.unique(points.params))} size(s) at {len(ratios)} ratio(s) of tokens to "
-            "parameters do not tell the two axes apart",
+            f"{sizes} size(s) at {ratios.min():.4g} to {ratios.max():.4g} tokens to a parameter do "
+            "not tell the two axes apart",
             "train two sizes or more at two ratios or more",
         )
     if len(points.loss) < _FEWEST:
@@ -291,7 +296,7 @@ def picture(analysis: Analysis, path: Path, unit: str) -> None:
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[1]:
         axes.legend()
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    save(figure, path)
 
 
 def facts(analysis: Analysis) -> dict[str, Any]:

@@ -5,18 +5,20 @@ Nothing that an experiment may have broken is imported: `research run` must reac
 
 import hashlib
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from gaia.errors import DataError
 
-SOURCES = ("gaia", "gaia_metrics", "gchat", "gml", "pyproject.toml")
-"""Paths of a clone that decide a training: notes and sweep files beside them do not."""
+SOURCES = ("gaia", "gaia_metrics", "gchat", "gml", "pyproject.toml", "requirements")
+"""Paths of a clone that decide a training: notes and sweep files beside them do not, and modules
+beside them only where these import them."""
 
 DIFF = (
-    "-c", "color.ui=false", "diff", "--no-ext-diff", "--no-color", "--src-prefix=a/",
-    "--dst-prefix=b/",
+    "-c", "color.ui=false", "-c", "diff.context=3", "-c", "diff.interHunkContext=0", "diff",
+    "--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/",
 )  # fmt: skip
 """Words of a `git diff` that no configuration of the user changes."""
 
@@ -28,7 +30,8 @@ class Code:
     Attributes:
         path: of the tree.
         commit: full hash of its HEAD.
-        changes: hash of what differs from that commit in `SOURCES`; empty for a clean tree.
+        changes: hash of what differs from that commit in `SOURCES` and in what they import;
+            empty for a clean tree.
     """
 
     path: str
@@ -49,7 +52,7 @@ def code_at(path: str | Path) -> Code:
     """
     try:
         commit = _git(path, "rev-parse", "HEAD").decode().strip()
-        there = ("--", *SOURCES, ":(exclude)*.md")
+        there = ("--", *SOURCES, *_imported_beside(Path(path)), ":(exclude)*.md")
         differing = _git(path, *DIFF, "HEAD", "--binary", *there)
         listed = _git(path, "ls-files", "--others", "--exclude-standard", "-z", *there)
     except (OSError, subprocess.CalledProcessError):
@@ -61,6 +64,33 @@ def code_at(path: str | Path) -> Code:
         digest.update(name + b"\0" + (Path(path) / os.fsdecode(name)).read_bytes())
     changed = bool(differing or untracked)
     return Code(str(Path(path).resolve()), commit, digest.hexdigest() if changed else "")
+
+
+_IMPORTS = re.compile(
+    rb"^\s*(?:from|import)\s+([\w.]+(?:\s*,\s*[\w.]+)*)|import_module\(\s*[\"']([\w.]+)",
+    re.MULTILINE,
+)
+
+
+def _imported_beside(root: Path) -> list[str]:
+    """Top-level modules and packages beside `SOURCES` that differ, and that these import."""
+    python = ("-z", "--", "*.py")
+    names = _git(root, *DIFF, "HEAD", "--name-only", "--no-renames", *python)
+    names += _git(root, "ls-files", "--others", "--exclude-standard", *python)
+    tops = {os.fsdecode(name).partition("/")[0].removesuffix(".py") for name in names.split(b"\0")}
+    waiting = {top for top in tops - set(SOURCES) if top.isidentifier()}
+    imported: list[str] = []
+    ahead: list[str] = [*SOURCES] if waiting else []
+    while ahead:
+        top = ahead.pop()
+        for file in [root / f"{top}.py", *(root / top).rglob("*.py")]:
+            lines = _IMPORTS.findall(file.read_bytes()) if file.is_file() else []
+            words = b",".join(b",".join(pair) for pair in lines).decode(errors="replace")
+            new = {word.strip().partition(".")[0] for word in words.split(",")} & waiting
+            waiting -= new
+            ahead += new
+            imported += new
+    return [path for top in sorted(imported) for path in (f"{top}.py", top)]
 
 
 def _git(path: str | Path, *words: str) -> bytes:

@@ -1,44 +1,34 @@
-"""`gchat sweep FILE.yaml`: variants x sizes x seeds, each cell trained once.
-
-    preset: cpu
-    data: data/notes            # a prepared data set; default: the preset's corpus, prepared once
-    set: {training.tokens: 500000}
-    variants:
-      main: {}
-      wide: {model.aspect_ratio: 96}
-    sizes:
-      d2: {model.depth: 2}
-      d4: {model.depth: 4}
-    seeds: [1, 2, 3]
-    early_stop: {at: 0.5, behind: 0.1}
+"""Variants x sizes x seeds: each cell trained once.
 
 Run again, it trains what is missing or failed. A variant that diverges is kept and marked; one
 that does not start is reported, and the rest goes on.
 """
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from gaia.config import load_yaml
-from gaia.errors import ConfigError, DataError
-from gaia.storage.files import is_remote
+from gaia.data.manifest import MANIFEST
+from gaia.errors import ConfigError
+from gaia.storage.files import exists, is_remote, join
 from gaia.writer_lock import WriterLock
 from gchat.config import load
 from gchat.evals.progress_line import clock
 from gchat.research import cells
+from gchat.research.base_run import start_hash
 from gchat.research.cells import Cell, Result
-from gchat.research.options import options
+from gchat.research.folder_name import folder_name
 from gchat.research.source_tree import Code, code_at
 
+if TYPE_CHECKING:
+    from gchat.speedrun_plan import Plan
+
 RESULTS = "results.jsonl"
-_FIELDS = ("preset", "data", "set", "variants", "sizes", "seeds", "early_stop")
-_STOP_FIELDS = ("at", "behind")
 
 
 @dataclass(frozen=True)
@@ -83,29 +73,38 @@ class Sweep:
     seeds: tuple[int, ...]
     early_stop: EarlyStop | None = None
 
-    def cells(self, codes: Mapping[str, Code] | Code, data_dir: str) -> list[Cell]:
+    def cells(self, codes: Mapping[str, Code] | Code, data_dir: str | None) -> list[Cell]:
         """The cells, seed by seed, so that every variant has its first result early.
 
         Args:
             codes: source tree of each variant, or of all.
-            data_dir: a prepared data set.
+            data_dir: a prepared data set; None where it is still to be: the cells of a dry run.
         """
-        digest = cells.data_hash(data_dir)
         preset = cells.preset_hash(self.arguments)
+        words = {
+            (size, variant): (*self.arguments, *of_size, *own)
+            for size, of_size in self.sizes.items()
+            for variant, own in self.variants.items()
+        }
+        starts = {place: start_hash(arguments) for place, arguments in words.items()}
+        digests = {
+            place: cells.data_hash(data_dir, arguments) if data_dir is not None else ""
+            for place, arguments in words.items()
+        }
         return [
             Cell(
                 variant,
                 size,
                 seed,
-                (*self.arguments, *of_size, *own),
+                arguments,
                 codes if isinstance(codes, Code) else codes[variant],
-                data_dir,
-                digest,
+                data_dir or "",
+                digests[size, variant],
                 preset,
+                starts[size, variant],
             )
             for seed in self.seeds
-            for size, of_size in self.sizes.items()
-            for variant, own in self.variants.items()
+            for (size, variant), arguments in words.items()
         ]
 
     def check(self) -> None:
@@ -117,62 +116,6 @@ class Sweep:
                 except ConfigError as error:
                     where = f"variant {variant}" + (f", size {size}" if size else "")
                     raise ConfigError(f"{where}: {error.problem}", error.remedy) from None
-
-
-def read_sweep(path: Path) -> tuple[Sweep, str | None]:
-    """The sweep of a file, and the data set that it names.
-
-    Raises:
-        ConfigError: naming the field that is unknown or cannot work.
-    """
-    tree = load_yaml(path)
-    _known(f"{path}", tree, _FIELDS)
-    preset = tree.get("preset", "cpu")
-    named = path.parent / str(preset)
-    base = str(named.resolve()) if named.is_file() else str(preset)
-    stop = tree.get("early_stop")
-    if stop is not None:
-        _known(f"{path}: early_stop", stop, _STOP_FIELDS)
-        if missing := [name for name in _STOP_FIELDS if name not in stop]:
-            raise ConfigError(f"{path}: early_stop lacks {', '.join(missing)}", "give both fields")
-    base_set = tree.get("set") or {}
-    if not isinstance(base_set, dict):
-        raise ConfigError(f"{path}: set is {base_set!r}", "write `set: {field: x}`")
-    variants = _groups(path, "variants", tree.get("variants"))
-    if not variants:
-        raise ConfigError(f"{path} names no variants", "write `variants: {main: {}, …}`")
-    seeds = tree.get("seeds", [1, 2, 3])
-    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
-        raise ConfigError(f"{path}: seeds is {seeds!r}", "write a list of whole numbers")
-    if len(set(seeds)) != len(seeds):
-        raise ConfigError(f"{path}: seeds is {seeds!r}", "name each seed once")
-    sweep = Sweep(
-        (base, *options(base_set)),
-        variants,
-        _groups(path, "sizes", tree.get("sizes")) or {"": ()},
-        tuple(seeds),
-        EarlyStop(stop["at"], stop["behind"]) if stop else None,
-    )
-    sweep.check()
-    data = tree.get("data")
-    return sweep, None if data is None else str(data)
-
-
-def _groups(path: Path, name: str, tree: Any) -> dict[str, tuple[str, ...]]:
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict) or not all(isinstance(v or {}, dict) for v in tree.values()):
-        raise ConfigError(f"{path}: {name} is {tree!r}", f"write `{name}: {{NAME: {{field: x}}}}`")
-    return {str(key): options(value or {}) for key, value in tree.items()}
-
-
-def _known(where: str, tree: Any, names: Sequence[str]) -> None:
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{where} is {tree!r}", f"write the fields {', '.join(names)}")
-    if unknown := [name for name in tree if name not in names]:
-        nearest = get_close_matches(str(unknown[0]), names, n=1)
-        remedy = f"perhaps you meant {nearest[0]}" if nearest else f"use {', '.join(names)}"
-        raise ConfigError(f"{where} has the unknown field {unknown[0]!r}", remedy)
 
 
 def run_cells(
@@ -188,7 +131,7 @@ def run_cells(
 
     Raises:
         FolderInUse: another process trains there.
-        ConfigError: the code or the preset of a cell is another now.
+        Changed: the code, the preset or the base run of a cell is another now.
     """
     wanted = list(wanted)
     path = folder / RESULTS
@@ -207,8 +150,8 @@ def run_cells(
             began = time.monotonic()
             first = _reference(results.values(), cell, wanted)
             stop = early_stop if first is not None and first.id != cell.id else None
-            watch = _Watch(stop, first, say, sys.stderr.isatty())
-            result = cells.run_cell(cell, folder / "cells" / cell.name, watch=watch)
+            watch = _Watch(cell, stop, first, say, sys.stderr.isatty())
+            result = _trained(cell, folder / "cells" / folder_name(cell.name), watch)
             seconds.append(time.monotonic() - began)
             results[cell.id] = result
             cells.append_result(path, result)
@@ -230,32 +173,69 @@ def _open(
     return stop is None or not stop.ends(result, _reference(results.values(), cell, wanted))
 
 
+class Changed(ConfigError):
+    """A cell would be recorded under an identity that is not what was trained."""
+
+
+def _trained(cell: Cell, place: Path, watch: "_Watch") -> Result:
+    """Trains a cell; one whose code was edited while it started leaves no checkpoint of that."""
+    kept = set(place.glob("checkpoints/*"))
+    try:
+        result = cells.run_cell(cell, place, watch=watch)
+        if not watch.steps_seen:
+            _check_unchanged(cell)
+    except Changed:
+        for made in set(place.glob("checkpoints/*")) - kept if kept else {place}:
+            shutil.rmtree(made, ignore_errors=True)
+        raise
+    return result
+
+
 def _check_unchanged(cell: Cell) -> None:
-    """Raises ConfigError where the cell would train another code or preset than its identity says.
+    """Raises Changed where the cell trains another code, preset, base run or data than its identity
+    says.
 
     Hours may lie between the start of a sweep and that of a cell.
     """
     changed = cell.code.path if code_at(cell.code.path) != cell.code else ""
     if cells.preset_hash(cell.arguments) != cell.preset_hash:
         changed = cell.arguments[0]
+    if start_hash(cell.arguments) != cell.start_hash:
+        changed = "the run of training.init_from"
+    if cells.data_hash(cell.data_dir, cell.arguments) != cell.data_hash:
+        changed = f"the data set {cell.data_dir} or one of data.mixture"
     if changed:
-        raise ConfigError(
+        raise Changed(
             f"{changed} has changed since this began",
             "restore it, or run it again: finished cells of what it was are kept",
         )
 
 
 class _Watch:
-    """Shows a training's progress, and stops one that is too far behind."""
+    """Shows a training's progress, and stops one that is too far behind.
+
+    At its first step a training has read all its code, which is compared with its identity then:
+    what is edited later changes nothing of it.
+    """
 
     def __init__(
-        self, stop: EarlyStop | None, first: Result | None, say: Callable[[str], None], live: bool
-    ) -> None:
-        self._stop, self._first, self._say, self._live = stop, first, say, live
-        self._shown = time.monotonic()
+        self, cell: Cell, stop: EarlyStop | None, first: Result | None,
+        say: Callable[[str], None], live: bool,
+    ) -> None:  # fmt: skip
+        self._cell, self._stop, self._first, self._say, self._live = cell, stop, first, say, live
+        self._shown, self._tokens = time.monotonic(), -1
+        self.steps_seen = False
 
     def __call__(self, so_far: Result) -> bool:
-        """Tells whether to stop."""
+        """Tells whether to stop.
+
+        Raises:
+            Changed: the code was edited while the training started.
+        """
+        before, self._tokens = self._tokens, so_far.tokens  # a resumed log is cut first
+        if not self.steps_seen and 0 <= before < so_far.tokens:
+            _check_unchanged(self._cell)
+            self.steps_seen = True
         if self._live and so_far.curve and time.monotonic() - self._shown > 10:
             self._shown = time.monotonic()
             bpb = so_far.curve[-1][3]
@@ -319,17 +299,33 @@ def data_of(preset_arguments: Sequence[str], named: str | None) -> str:
     if named is not None:
         cells.data_hash(named)
         return _whole(named)
+    plan = _plan_of_data(preset_arguments)
+    plan.prepare_data()
+    return _whole(plan.config.data.place)
+
+
+def found_data(preset_arguments: Sequence[str], named: str | None) -> str | None:
+    """The same where it is there; None where it is still to be prepared. Writes nothing.
+
+    Raises:
+        DataError: the named folder holds none.
+    """
+    if named is not None:
+        return data_of(preset_arguments, named)
+    plan = _plan_of_data(preset_arguments)
+    place = plan.config.data.dir or str(plan.data_dir())
+    return _whole(place) if exists(join(place, MANIFEST)) else None
+
+
+def _plan_of_data(preset_arguments: Sequence[str]) -> "Plan":
+    """A plan that knows which corpus a preset trains on. That needs no device."""
     from gaia import runtime
     from gchat.speedrun_plan import Plan
 
+    runtime.stay_on_host()  # the trainings to come need the accelerator
     config = load(list(preset_arguments), prog="gchat sweep")
-    machine = runtime.start()
-    plan = Plan(config, machine, 1.0, time.monotonic() + 1e9, strict=False)
-    plan.prepare_data()
-    place = plan.config.data.dir
-    if place is None:
-        raise DataError("the preset names no data set", "give `data:` or --data")
-    return _whole(place)
+    host = runtime.Machine("cpu", "cpu", 1, 0, 1)
+    return Plan(config, host, 1.0, time.monotonic() + 1e9, strict=False)
 
 
 def _whole(place: str) -> str:

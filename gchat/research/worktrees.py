@@ -7,28 +7,37 @@ grade itself; where a branch changes it, that is said.
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from gaia.errors import ConfigError, DataError, GaiaError
 from gchat.research import ideas
+from gchat.research.folder_name import folder_name
 from gchat.research.ideas import Idea
 from gchat.research.source_tree import DIFF, Code, code_at
 
-JUDGES = (
-    "gchat/evals", "gchat/run/scorer.py", "gchat/run/scorer", "gchat/run/names.py",
-    "gchat/run/names", "gchat/run/series.py", "gchat/run/series", "gchat/tokenizer.py",
-    "gchat/tokenizer", "gaia_metrics",
+
+def _paths(*names: str) -> tuple[str, ...]:
+    """Modules or packages of these names: a package would hide the module beside it."""
+    return tuple(path for name in names for path in (name, f"{name}.py"))
+
+
+JUDGES = _paths(
+    "gchat/evals", "gchat/run/scorer", "gchat/run/names", "gchat/run/series", "gchat/tokenizer",
+    "gchat/vocab", "gaia_metrics",
 )  # fmt: skip
-"""Paths of the code that measures a run, and of packages that would hide one of its modules."""
-RESTS_ON = (
-    "gaia/data", "gaia/kernels/cross_entropy.py", "gaia/kernels/cross_entropy",
-    "gchat/objective.py", "gchat/objective", "gchat/run/loop.py", "gchat/run/loop",
-    "gchat/run/session.py", "gchat/run/session", "gchat/train_step.py", "gchat/train_step",
+"""Paths of the code that measures a run."""
+RESTS_ON = _paths(
+    "gaia/config", "gaia/data", "gaia/kernels/cross_entropy", "gchat/config", "gchat/model_shape",
+    "gchat/objective", "gchat/run/loop", "gchat/run/progress", "gchat/run/session",
+    "gchat/run/training_data", "gchat/train", "gchat/train_step",
 )  # fmt: skip
-"""Paths that ideas change with good reason, and that the figures pass through all the same."""
+"""Paths that ideas change with good reason, and that the figures pass through all the same: the
+loss, the rows, what an evaluation is given, and the counts of tokens, FLOPs and seconds."""
 WORKING_TREE = "."
+_OF_WORKING_TREE = "working tree"
+"""Its folder; no branch has a space in its name."""
 _HERE = ("*.py", "*.yaml", "*.toml")
 
 
@@ -86,17 +95,19 @@ def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
 
     Raises:
         TreeError: the name is unknown, the branches do not merge, or the disk is full.
+        ConfigError: an idea comes twice.
     """
     branches, wanted = _parts(root, name, first)
+    check_name(root, name, first.name if first else None)
     commits = [commit_of(root, part) for part in branches]
-    place = folder / (folder_name(name) if name != WORKING_TREE else "working-tree")
-    remove_tree(root, place)
+    place = folder / (folder_name(name) if name != WORKING_TREE else _OF_WORKING_TREE)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TreeError(
             f"{folder} cannot be made ({error.strerror})", "give another --out"
         ) from None
+    remove_tree(root, place)
     run_git(root, "worktree", "add", "--detach", "--force", str(place), commits[0])
     for part, commit in zip(branches[1:], commits[1:], strict=True):
         run_git(place, "merge", "--no-ff", "--no-edit", "-m", f"{name}: {part}", commit)
@@ -113,8 +124,9 @@ def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
         run_git(place, "add", "--all", "--force", "--", *there)  # untracked files are judges, too
     if first is None:
         return Tree(name, code_at(place), notes=tuple(notes), options=options)
-    base = first.code.commit
-    if changed := _take_judges(Path(first.code.path), place):
+    # The first tree may hold changes of its own: those of `.`, or of ideas.
+    base = run_git(Path(first.code.path), "write-tree").strip()
+    if changed := _take_judges(base, place):
         notes.append(f"{', '.join(changed)} of {name} counts for nothing: {first.name}'s judges")
     listed = run_git(place, "diff", "--name-only", "-z", base, "--", *RESTS_ON)
     if rests := [file for file in listed.split("\0") if file]:
@@ -123,17 +135,20 @@ def make_tree(root: Path, name: str, folder: Path, first: Tree | None) -> Tree:
     return Tree(name, code_at(place), size, tuple(notes), options)
 
 
-def _take_judges(first: Path, place: Path) -> list[str]:
+def _take_judges(first: str, place: Path) -> list[str]:
     """Makes the judges of a tree those of the first one, its uncommitted changes included.
+
+    Args:
+        first: git's tree of it.
+        place: of the tree to change.
 
     Returns:
         The files that were others, or only in one of the two.
     """
-    judges = run_git(first, "write-tree").strip()
-    listed = run_git(place, "diff", "--name-only", "--no-renames", "-z", judges, "--", *JUDGES)
+    listed = run_git(place, "diff", "--name-only", "--no-renames", "-z", first, "--", *JUDGES)
     changed = [name for name in listed.split("\0") if name]
     if changed:
-        run_git(place, "checkout", "--no-overlay", judges, "--", *changed)
+        run_git(place, "checkout", "--no-overlay", first, "--", *changed)
     return changed
 
 
@@ -150,23 +165,52 @@ def _parts(root: Path, name: str, first: Tree | None) -> tuple[list[str], list[I
     # The first tree's own ideas are no commits: they are applied again.
     wanted = [] if start or first is None else _parts(root, first.name, None)[1]
     for part in parts:
-        try:
-            commit_of(root, part)
+        if is_commit(root, part):
             branches.append(part)
-        except TreeError:
-            try:
-                wanted.append(ideas.read(part))
-            except ConfigError as error:
-                raise TreeError(
-                    f"{part!r} of {name} is no branch, commit or idea", error.remedy
-                ) from None
+            continue
+        try:
+            wanted.append(ideas.read(part))
+        except ConfigError as error:
+            raise TreeError(
+                f"{part!r} of {name} is no branch, commit or idea", error.remedy
+            ) from None
     return branches, wanted
 
 
-def check_name(root: Path, name: str) -> None:
-    """Raises TreeError where a part of a variant's name is no branch, commit or idea."""
-    for branch in _parts(root, name, None)[0]:
+def check_name(root: Path, name: str, first: str | None = None) -> list[Idea]:
+    """The ideas in a variant's name, and of a first variant that a name beginning with + builds on.
+
+    Raises:
+        TreeError: a part of it is no branch, commit or idea.
+        ConfigError: an idea comes twice.
+    """
+    branches, wanted = _parts(root, name, None)
+    for branch in branches:
         commit_of(root, branch)
+    if idea := _named_twice(wanted):
+        raise ConfigError(f"{name} has {idea} twice", "name it once")
+    if first is None or first == name or not name.startswith("+"):
+        return wanted
+    wanted = check_name(root, first) + wanted
+    if idea := _named_twice(wanted):
+        start = first.partition("+")[0] or "HEAD"
+        raise ConfigError(
+            f"{name} builds on {first}, which has {idea}",
+            f"write {start}{name} to start from {start}",
+        )
+    return wanted
+
+
+def _named_twice(wanted: Sequence[Idea]) -> str | None:
+    """An idea that comes twice, by itself or as a part of another: git would apply it once, and
+    what was meant to be another variant would be the same one."""
+    seen: set[object] = set()
+    for idea in wanted:
+        marks = {idea.name, *idea.patches}
+        if seen & marks:
+            return idea.name
+        seen |= marks
+    return None
 
 
 def apply(place: Path, patch: Path) -> None:
@@ -188,15 +232,11 @@ def apply(place: Path, patch: Path) -> None:
 
 
 def remove_tree(root: Path, place: Path) -> None:
-    """Takes a worktree away, if it is there."""
-    if place.exists():
-        subprocess.run(
-            ["git", "-C", str(root), "worktree", "remove", "--force", str(place)],
-            capture_output=True,
-            check=False,
-        )
-        shutil.rmtree(place, ignore_errors=True)
-    subprocess.run(["git", "-C", str(root), "worktree", "prune"], capture_output=True, check=False)
+    """Takes a worktree away, if it is there, and git's entry of it: no other entry is touched,
+    for the user's own worktree may lie on a disk that is absent now."""
+    shutil.rmtree(place, ignore_errors=True)
+    words = ["worktree", "remove", "--force", "--force", str(place)]
+    subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=False)
 
 
 _AUTHOR = {
@@ -211,11 +251,6 @@ _AUTHOR = {
 """Author of the merges, which stay in their worktrees; a fixed date makes one merge one commit."""
 
 
-def folder_name(name: str) -> str:
-    """A variant's name as that of a folder; no two names share one."""
-    return quote(name, safe="+@ ")
-
-
 def commit_of(root: Path, name: str) -> str:
     """Full hash of a branch or commit.
 
@@ -225,8 +260,17 @@ def commit_of(root: Path, name: str) -> str:
     try:
         return run_git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
     except TreeError:
-        branches = run_git(root, "branch", "--format", "%(refname:short)").split()
+        branches = run_git(root, "for-each-ref", "--format=%(refname:short)", "refs/heads").split()
         raise TreeError(f"{name!r} is no branch or commit", f"use {', '.join(branches)}") from None
+
+
+def is_commit(root: Path, name: str) -> bool:
+    """Tells whether a name is that of a branch or commit."""
+    try:
+        commit_of(root, name)
+    except TreeError:
+        return False
+    return True
 
 
 def copy_changes(root: Path, place: Path) -> list[str]:
@@ -236,7 +280,7 @@ def copy_changes(root: Path, place: Path) -> list[str]:
     ).stdout
     if patch:
         done = subprocess.run(
-            ["git", "-C", str(place), "apply", "--index", "-"],
+            ["git", "-C", str(place), *_OURS, "apply", "--index", "-"],
             input=patch,
             capture_output=True,
             check=False,
@@ -248,8 +292,8 @@ def copy_changes(root: Path, place: Path) -> list[str]:
     for file in filter(None, new.split("\0")):
         (place / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / file, place / file)
-    if new:  # else no diff would show them, nor count their lines
-        run_git(place, "add", "--intent-to-add", "--", *filter(None, new.split("\0")))
+    if new:  # else no diff would show them, nor count their lines, nor a tree of git's hold them
+        run_git(place, "add", "--", *filter(None, new.split("\0")))
     state = code_at(place)
     return [f". is {state.said}: HEAD with uncommitted changes"] if state.changes else []
 
@@ -275,6 +319,14 @@ def _size(numstat: str) -> tuple[int, int, int]:
     return len(rows), added, removed
 
 
+_OURS = (
+    "-c", "merge.log=false", "-c", "merge.verifySignatures=false", "-c", "commit.gpgSign=false",
+    "-c", "core.hooksPath=/dev/null", "-c", "apply.whitespace=nowarn",
+)  # fmt: skip
+"""Words of git that undo settings which the user has for their own commits, such as signing them:
+here these would fail, ask, or run programs."""
+
+
 def run_git(folder: Path, *words: str) -> str:
     """Output of a git command in a folder.
 
@@ -283,7 +335,7 @@ def run_git(folder: Path, *words: str) -> str:
     """
     environment = os.environ | _AUTHOR | {"GIT_TERMINAL_PROMPT": "0"}
     done = subprocess.run(
-        ["git", "-C", str(folder), "-c", "merge.log=false", *words],
+        ["git", "-C", str(folder), *_OURS, *words],
         capture_output=True,
         text=True,
         env=environment,

@@ -1,14 +1,18 @@
 """`gchat research run` goes on in the judge's tree: here as far as the process that it becomes."""
 
 import os
+import shutil
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from gaia.errors import ConfigError
 from gchat.research import driver
-from gchat.research.worktrees import TreeError
 
 
 @pytest.fixture
@@ -34,7 +38,7 @@ def become(monkeypatch):
 
     def run(*words):
         became.clear()
-        driver.hand_over("run", words)
+        driver.hand_over(words)
         return became[0] if became else None
 
     return run
@@ -48,13 +52,23 @@ def test_the_judge_s_own_code_runs_the_experiment(clone, become, judge):
     tree = Path(environment["PYTHONPATH"])
     assert (tree / "said.py").read_text() == "by = 'main'\n"
     assert environment["PYTHONSAFEPATH"] == "1"  # else the clone's packages would come first
-    (tree / "mark").touch()
+    made = tree.stat().st_ino
     again = become(*words)[1]["PYTHONPATH"]
-    assert again == str(tree) and (tree / "mark").exists()  # laid out once
+    assert again == str(tree) and tree.stat().st_ino == made  # laid out once
+
+
+@pytest.mark.parametrize("edit", ["said.py", "new.py"])
+def test_a_judge_that_was_edited_is_laid_out_again(clone, become, edit):
+    """An agent may have edited every file of a name below the clone."""
+    tree = Path(become()[1]["PYTHONPATH"])
+    (tree / edit).write_text("by = 'an agent'\n")
+    assert become()[1]["PYTHONPATH"] == str(tree)
+    assert (tree / "said.py").read_text() == "by = 'main'\n" and not (tree / "new.py").exists()
 
 
 def test_it_stays_where_it_is_the_judge_or_only_help_is_wanted(clone, become, monkeypatch):
     assert become("--help") is None
+    assert become("--description", "-h")  # text: the experiment is the judge's all the same
     assert become("--judge", ".") is None
     monkeypatch.setenv(driver._DRIVEN, "1")
     assert become() is None
@@ -65,14 +79,45 @@ def test_nothing_that_an_agent_may_break_is_needed_to_reach_the_judge():
     program = "import gchat.__main__, gchat.research.driver, sys; print(*sys.modules)"
     command = [sys.executable, "-c", program]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    loaded = {name for name in said if name.startswith(("gchat.", "gaia."))}
-    assert {name for name in loaded if not name.startswith("gchat.research.")} <= {
-        "gchat.__main__", "gchat.research", "gaia.config", "gaia.errors", "gaia.extras",
-        "gaia.interrupt", "gaia.option_text",
+    assert {name for name in said if name.startswith(("gchat.", "gaia."))} == {
+        "gchat.__main__", "gchat.research", "gchat.research.driver", "gaia.errors", "gaia.extras",
+        "gaia.interrupt",
     }  # fmt: skip
 
 
+def test_who_comes_while_a_tree_is_laid_out_waits_for_it(tmp_path):
+    """Two agents that start at once run from one tree, and neither deletes the other's."""
+    began, goes_on, made = threading.Event(), threading.Event(), []
+
+    def make():
+        made.append(1)
+        began.set()
+        assert goes_on.wait(10)
+        (tmp_path / "tree" / "code").mkdir()
+
+    def lay_out():
+        return driver.laid_out_once(tmp_path / "tree", "code", make)
+
+    with ThreadPoolExecutor(2) as both:
+        one = both.submit(lay_out)
+        assert began.wait(10)
+        other = both.submit(lay_out)
+        time.sleep(0.2)  # without a lock it would have begun a second one by now
+        assert not other.done() and made == [1]
+        goes_on.set()
+        assert one.result(10) == other.result(10) == tmp_path / "tree" / "code"
+    assert made == [1]
+
+
+def test_a_tree_that_somebody_removed_is_laid_out_again(clone, become):
+    tree = Path(become()[1]["PYTHONPATH"])
+    shutil.rmtree(tree)
+    assert become()[1]["PYTHONPATH"] == str(tree)
+    assert (tree / "said.py").exists()
+
+
 def test_an_unknown_judge_is_one_line(clone, become):
-    with pytest.raises(TreeError, match="'mian' is no branch or commit; use main") as refused:
+    subprocess.run(["git", "checkout", "-q", "--detach"], check=True)  # no branch, and not listed
+    with pytest.raises(ConfigError, match=r"'mian' is no branch or commit; use main$") as refused:
         become("--judge", "mian")
     assert "\n" not in str(refused.value)

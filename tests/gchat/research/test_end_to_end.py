@@ -80,8 +80,12 @@ def test_several_ratios_are_a_law_of_two_axes_and_share_cells_with_one(clone, gc
 
 
 def test_an_agent_s_experiments_are_kept_discarded_or_crash(clone, gchat):
+    longer = "optim.warmup_steps=31"  # than the steps that are timed
+    warm = [word for word in TINY if not word.startswith("optim.warmup_steps=")] + [longer]
+
     def one(text, *more):
-        done = gchat("research", "run", "--minutes", "0.05", "--description", text, "--json", *more)
+        words = ("research", "run", "--minutes", "0.05", "--description", text, "--json", *more)
+        done = gchat(*words, set=warm)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -93,6 +97,8 @@ def test_an_agent_s_experiments_are_kept_discarded_or_crash(clone, gchat):
     honest = judge.read_text()
     loop = clone / "gchat" / "research" / "experiment.py"
     whole = loop.read_text()
+    settings = clone / "gaia" / "config.py"
+    set_up = settings.read_text()
     try:
         judge.write_text(honest + "\n\ndef evaluate(*_, **__):\n    return Score(0, 0, 1, 1, 1)\n")
         cheat = one("grades itself", "--margin", "1.0")
@@ -102,11 +108,15 @@ def test_an_agent_s_experiments_are_kept_discarded_or_crash(clone, gchat):
         loop.write_text("raise SystemExit(0)\n")
         broken = one("does not start")
         assert broken["status"] == "crash" and "no_such_module" in broken["error"]
+        settings.write_text("def\n")
+        worse = one("cannot be imported")
+        assert worse["status"] == "crash" and "SyntaxError" in worse["error"]
     finally:
+        settings.write_text(set_up)
         model.write_text(plain)
         judge.write_text(honest)
         loop.write_text(whole)
     rows = experiment.read(clone / "runs" / "research" / "results.tsv")
-    assert [row.status for row in rows] == ["keep", "discard", "crash"]
+    assert [row.status for row in rows] == ["keep", "discard", "crash", "crash"]
     diff = (clone / "runs" / "research" / rows[2].diff).read_text()
     assert "+import no_such_module" in diff

@@ -1,6 +1,7 @@
 """Ideas: every patch fits this code, alone and in the list of `fast`; its own tests are slow."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,26 @@ def apply(place, name):
         assert done.returncode == 0, f"{patch.parent.name}: {done.stderr}"
 
 
+def marks(name):
+    """Ideas that a patch says it is, with what each changes."""
+    text = (ideas.FOLDER / name / ideas.PATCH).read_text()
+    return dict(re.findall(r'^\+IDEA_(\w+) = "(\w+)"$', text, re.MULTILINE))
+
+
+def test_every_patch_names_its_idea():
+    """A run of it records that name, and other code refuses it."""
+    kinds = {}
+    for name in NAMES:
+        if (ideas.FOLDER / name / ideas.PATCH).exists():
+            ((mark, kinds[name]),) = marks(name).items()
+            assert mark == name.upper().replace("-", "_")
+    training = {name for name, kind in kinds.items() if kind != "model"}
+    assert training == {
+        "fault-bf16-moments", "fault-bf16-weights", "token-superposition", "z-loss"
+    }  # fmt: skip
+    assert set(kinds.values()) == {"model", "training", "phases"}
+
+
 def test_every_patch_fits_this_code(tmp_path):
     tree = copied(tmp_path / "tree")
     for name in NAMES:
@@ -55,6 +76,16 @@ def test_every_patch_fits_this_code(tmp_path):
         compile((tree / path).read_text(), path, "exec")
 
 
+def test_the_parts_of_fast_fit_in_the_order_that_a_refusal_names_them(tmp_path):
+    tree = copied(tmp_path / "tree")
+    parts = sorted(patch.parent.name for patch in ideas.read("fast").patches)
+    for name in parts:
+        apply(tree, name)
+    code = "".join(path.read_text() for path in tree.rglob("*.py"))
+    missing = [name for name in parts for mark in marks(name) if f"\nIDEA_{mark} = " not in code]
+    assert len(parts) == 7 and not missing
+
+
 def test_ideas_are_listed_with_a_page_each():
     assert sorted(path.name for path in ideas.FOLDER.iterdir() if path.is_dir()) == NAMES
     for name in NAMES:
@@ -73,6 +104,7 @@ def written(folder, name, settings):
     ("settings", "named"),
     [
         ("part: [b]", "unknown field 'part'; use parts"),
+        ("set: {data.vocab_size: 512}", "data.vocab_size is set; leave it out"),
         ("parts: b", "parts is 'b'"),
         ("parts: [b, a]", "a is a part of itself"),
         ("parts: [c]", "+c is no idea"),
@@ -104,11 +136,42 @@ def test_parts_come_first(tmp_path):
         (["fast", "train"], "names no verb"),
         (["+fast"], "names no verb"),
         (["+fsat", "train"], "perhaps you meant .fast"),
+        (["+relu2", "sweep", "x.yaml"], r"gchat sweep trains source trees of its own, without .re"),
+        (["+fast", "ladder"], r"compare main \+fast, or make a branch of it"),
+        (["+fast", "compare", "main"], "source trees of its own"),
+        (["+fast", "research", "run"], "source trees of its own"),
     ],
 )
 def test_with_says_what_is_missing(words, said):
     with pytest.raises(ConfigError, match=said):
         patched.command(words)
+
+
+@pytest.fixture
+def laid_out(tmp_path, monkeypatch):
+    """A clone of two files, and the places of the trees that `research with` lays out in it."""
+    root = tmp_path / "clone"
+    (root / "gchat").mkdir(parents=True)
+    (root / "gchat" / "model.py").write_text("a = 1\n")
+    author = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
+    for words in (("init", "-q", "-b", "main"), ("add", "-A"), (*author, "commit", "-qm", "main")):
+        subprocess.run(["git", "-C", root, *words], check=True)
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(patched.worktrees, "apply", lambda place, patch: None)
+    return lambda name: Path(patched.command([name, "train"])[1]["PYTHONPATH"])
+
+
+def test_with_is_not_led_to_a_branch_by_the_name_of_an_idea(laid_out):
+    assert (laid_out("+relu2") / "gchat" / "model.py").exists()
+    subprocess.run(["git", "branch", "relu2"], check=True)
+    with pytest.raises(ConfigError, match="relu2 is a branch of this clone, too"):
+        laid_out("+relu2")
+
+
+def test_with_finds_the_tree_of_many_ideas(laid_out):
+    """Whose names together are more than a folder's name may be."""
+    many = "+" + "+".join(name for name in NAMES if len(ideas.read(name).patches) == 1)
+    assert len(many) > 150 and (laid_out(many) / "gchat" / "model.py").exists()
 
 
 @pytest.mark.parametrize("word", ["-h", "--help"])
@@ -152,6 +215,17 @@ def test_fast_is_trained_and_sampled_by_one_command_each(tmp_path, data_dir, use
     )
     assert "text" in answer
     assert len(list((clone / "runs" / "with").iterdir())) == 1  # one tree for both
+    refusals = {
+        ("sample", "--run", "runs/x", "--prompt", "The"): "use gchat research with +embed-norm+eng",
+        ("research", "with", "+fast", "export", "hf", "--run", "runs/x", "--out", "x"): (
+            "this code has embed-norm, engram"
+        ),
+    }
+    for words, said in refusals.items():
+        command = [sys.executable, "-m", "gchat", *words]
+        done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and said in done.stderr, done.stderr[-3000:]
+    assert not (clone / "x").exists()
 
 
 @pytest.mark.slow

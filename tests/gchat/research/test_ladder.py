@@ -13,6 +13,7 @@ from gchat.research import ladder_cli, scaling, source_tree, worktrees
 from gchat.research.cells import Result
 from gchat.research.ladder import Rung, ladder_sweep, params_of, picture, predict, rung_words, shown
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
 E, A, ALPHA, NOISE = 1.1, 60.0, 0.28, 0.003
 
 
@@ -25,18 +26,47 @@ def made(seed, depths=(2, 3, 4, 6, 8), seeds=3):
     ]
 
 
-def test_the_interval_covers_the_held_out_rung_and_the_law_beats_a_straight_line():
+def held_out(draws, **ladder):
+    """Share of the intervals that hold a run of the last rung, and how far two ways are off."""
     covered, ours, straight = 0, [], []
-    for seed in range(20):
-        *known, last = made(seed)
+    for seed in draws:
+        *known, last = made(seed, **ladder)
         truth = E + A * last.params**-ALPHA
         said = predict(known, last.params, measured=last.mean, seed=seed)
         covered += said.low <= last.bpb[0] <= said.high
         ours.append(abs(said.bpb - truth))
         straight.append(abs(said.straight - truth))
-    assert covered >= 17  # of 20 at 95%: fewer happen once in a thousand
-    assert np.median(ours) < np.median(straight)
-    assert np.median(ours) < 2 * NOISE
+    return covered / len(draws), np.median(ours), np.median(straight)
+
+
+def test_the_law_beats_a_straight_line():
+    _, ours, straight = held_out(range(10))
+    assert ours < straight and ours < 2 * NOISE
+
+
+@pytest.mark.slow
+def test_the_interval_covers_the_held_out_rung():
+    """At 95%, also where four rungs of two seeds say little of the noise: as if it were known,
+    267 of these 300 held it."""
+    covered, *_ = held_out(range(300), seeds=2)
+    assert 0.92 <= covered <= 0.98
+
+
+@pytest.mark.parametrize("losses", [(2.2, 1.9275, 1.6845, 1.4734), (2.2, 1.8999, 1.6036, 1.3381)])
+def test_what_is_predicted_lies_in_its_interval(losses):
+    """Also where no law with a floor describes the rungs, and two fits of one differ."""
+    sizes = [40_000 * 2**i for i in range(5)]
+    known = [
+        Rung(i, n, (b - 0.002, b + 0.002))
+        for i, (n, b) in enumerate(zip(sizes[:-1], losses, strict=True))
+    ]
+    said = predict(known, sizes[-1])
+    assert said.low < said.bpb < said.high
+
+
+def test_ratios_that_are_nearly_one_are_two():
+    plan = ladder_sweep("cpu", (2, 3, 4, 5), (0.1234567, 0.12345671), (1,))
+    assert len(plan.sizes) == 8
 
 
 def test_what_is_shown(tmp_path):
@@ -107,13 +137,13 @@ def test_trainings_that_diverged_are_named_beside_the_law(tmp_path, data_dir, mo
     ("statuses", "more", "problem", "remedy"),
     [
         ({"d5x1": "failed"}, (), "2 of 24 trainings did not end: d5x1", "run again"),
-        ({"d3x2": "interrupted"}, (), "2 of 24 trainings did not end: d3x2", "run again"),
-        ({"d4x1": "stopped"}, (), "2 of 24 trainings did not end: d4x1", "run again"),
-        ({"others": "failed"}, (), "24 of 24 .* and 16 more", "run again"),
-        ({"others": "diverged"}, (), "all 24 trainings diverged", "lower the learning rates"),
-        ({"d2x1": "done", "others": "diverged"}, (), "22 of 24 .* gives no law: 1 size", "lower"),
-        (dict.fromkeys(("d5x0.5", "d5x1", "d5x2"), "diverged"), ("--hold-out",),
-         "every training of depth 5 diverged, which was to be held out", "leave out --hold-out"),
+        slow({"d3x2": "interrupted"}, (), "2 of 24 trainings did not end: d3x2", "run again"),
+        slow({"d4x1": "stopped"}, (), "2 of 24 trainings did not end: d4x1", "run again"),
+        slow({"others": "failed"}, (), "24 of 24 .* and 16 more", "run again"),
+        slow({"others": "diverged"}, (), "all 24 trainings diverged", "lower the learning rates"),
+        slow({"d2x1": "done", "others": "diverged"}, (), "22 of 24 .* no law: 1 size", "lower"),
+        slow(dict.fromkeys(("d5x0.5", "d5x1", "d5x2"), "diverged"), ("--hold-out",),
+             "every training of depth 5 diverged, which was to be held", "leave out --hold-out"),
     ],
 )  # fmt: skip
 def test_a_law_that_would_lack_trainings_unsaid_is_refused(
@@ -136,7 +166,7 @@ def test_ratios_that_cannot_work_are_refused(ratios):
         ladder_sweep("cpu", (2, 3, 4, 5), ratios, (1,))
 
 
-@pytest.mark.parametrize("seeds", [(), (1, 1)])
+@pytest.mark.parametrize("seeds", [(), (1, 1), (1, -2), (2**32,)])
 def test_seeds_that_cannot_work_are_refused(seeds):
-    with pytest.raises(ConfigError, match="--seeds are"):
+    with pytest.raises(ConfigError, match=r"--seeds (is|has)"):
         ladder_sweep("cpu", (2, 3, 4, 5), (1.0,), seeds)

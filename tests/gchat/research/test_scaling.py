@@ -2,6 +2,8 @@
 
 import csv
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 from gaia.errors import ConfigError
 from gaia.storage.files import StorageError
-from gchat.research import ladder_cli
+from gchat.research import ladder_cli, scaling
 from gchat.research.loss_fit import LossFit, fit
 from gchat.research.scaling import Points, analyse, read_points, shown
 
@@ -55,8 +57,11 @@ def test_a_held_out_size_is_predicted_within_its_interval():
 def test_points_along_one_axis_are_refused_and_flat_ones_have_no_best_split():
     points = made()
     one = points.tokens / points.params < 6
-    with pytest.raises(ConfigError, match=r"4 size\(s\) at 1 ratio\(s\)"):
+    with pytest.raises(ConfigError, match=r"4 size\(s\) at 5 to 5 tokens to a parameter"):
         analyse(points.kept(one))
+    steps = replace(points, tokens=points.tokens * np.linspace(1, 1.003, len(points.tokens)))
+    with pytest.raises(ConfigError, match="do not tell the two axes apart"):
+        analyse(steps.kept(one))  # tokens are whole steps: one ratio is never exactly one
     flat = Points(points.params, points.tokens, np.full(len(points.params), 2.0))
     assert any("no best split" in line for line in shown(analyse(flat, draws=10)))
 
@@ -88,7 +93,8 @@ def test_missing_files_and_too_many_left_out_are_named(tmp_path):
         read_points(write(tmp_path / "points.csv", ["1e6,1e7,3"]), 1)
 
 
-def test_the_command_on_a_table(tmp_path, capsys):
+def test_the_command_on_a_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(scaling, "analyse", partial(analyse, draws=20))
     points = made()
     rows = [
         f"{n},{c},{loss}"

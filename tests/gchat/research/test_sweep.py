@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,11 @@ import yaml
 
 from gaia.errors import ConfigError
 from gaia.writer_lock import FolderInUse, WriterLock
+from gchat.__main__ import main
 from gchat.research import cells, source_tree, sweep
 from gchat.research.cells import Result
 from gchat.research.source_tree import Code
+from gchat.research.sweep_file import read_sweep
 
 ROOT = Path(__file__).parents[3]
 
@@ -34,7 +37,12 @@ def written(tmp_path, text):
         ("set: {trainin.tokens: 5}\nvariants: {main: {}}", "training.tokens"),
         ("variants: {}", "names no variants"),
         ("variants: [main]", "variants is"),
-        ("variants: {main: {}}\nseeds: [1, 1]", "each seed once"),
+        ("variants: {main: {}}\nseeds: [1, 1]", "seeds is [1, 1]; give one or more, each once"),
+        ("variants: {main: {}}\nseeds: []", "seeds is []; give one or more"),
+        ("variants: {main: {}}\nseeds: [1, -2]", "seeds has -2; use 0 to 4294967295"),
+        ("variants: {1: {}, '1': {model.depth: 2}}", "one name twice, as a word and as a number"),
+        ("set: {data.text: x}\nvariants: {main: {}}", "the field data.text is given; use --data"),
+        ("variants: {main: {}, main: {model.depth: 2}}", "the key 'main' is given twice"),
         ("variants: {main: {}}\nseeds: 3", "a list of whole numbers"),
         ("variants: {main: {}}\nearly_stop: {at: 0.5}", "lacks behind"),
         ("variants: {main: {}}\nearly_stop: {at: 2, behind: 1}", "early_stop.at is 2"),
@@ -44,6 +52,11 @@ def written(tmp_path, text):
         ("variants: {main: {model.depth: two}}", "variant main"),
         ("variants: {main: {training.seed: 9}}", "the field training.seed is given; use --seeds"),
         ("set: {run.dir: x}\nvariants: {main: {}}", "the field run.dir is given"),
+        ("set: {checkpoint.dir: x}\nvariants: {main: {}}", "keeps checkpoints of its own"),
+        ("variants: {main: {run.mirror: x}}", "would mix their files"),
+        ("variants: {big: {data.vocab_size: 512}}", "data.vocab_size is set; move it to `set`"),
+        ("variants: {a: {}}\nsizes: {x: {data.source: docs}}", "a sweep has one data set"),
+        ("data: d\nset: {data.tokenizer: bpe}\nvariants: {main: {}}", "`data` names a prepared"),
         (
             "variants: {main: {}}\nsizes: {d2: {data-dir: x}}",
             "the field data-dir is given; use --data",
@@ -52,7 +65,7 @@ def written(tmp_path, text):
 )
 def test_a_wrong_file_is_refused_in_one_line(tmp_path, text, named):
     with pytest.raises(ConfigError) as refused:
-        sweep.read_sweep(written(tmp_path, text))
+        read_sweep(written(tmp_path, text))
     assert named in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -67,6 +80,10 @@ def test_cells_are_told_apart_by_what_decides_them():
         cells.Cell("a", "", 1, ("cpu",), code, "data", "e"),
     ]
     assert len({base.id, *(cell.id for cell in others)}) == 5
+    begun = cells.Cell("a", "", 1, ("cpu",), code, "data", "d", start_hash="s")
+    of_preset = cells.Cell("a", "", 1, ("cpu",), code, "data", "d", preset_hash="s")
+    assert len({base.id, begun.id, of_preset.id}) == 3
+    assert base.id == "89337e94dd93"  # results that are there already keep their names
     moved = cells.Cell("b", "d2", 1, ("cpu",), Code("/y", "c" * 40), "elsewhere", "d")
     assert moved.id == base.id
 
@@ -76,6 +93,9 @@ def clone(tmp_path):
     """A committed clone of one package, with a training that is only said to be one."""
     root = tmp_path / "clone"
     (root / "gchat").mkdir(parents=True)
+    (root / "requirements").mkdir()
+    (root / "requirements" / "cpu.txt").write_text("jax\n")
+    (root / "gchat" / "model.py").write_text("import os, beside.x\n")
     (root / "gchat" / "train.py").write_text("print('a word')\n")
     author = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
     for words in (("init", "-q"), ("add", "-A"), (*author, "commit", "-qm", "main")):
@@ -89,14 +109,24 @@ def clone(tmp_path):
         *((f"gchat/{name}", True) for name in ("train.py", "new.py", "configs/new.yaml")),
         *((name, False) for name in ("sweep.yaml", "docs/notes.py", "gchat/NOTES.md")),
         ("pyproject.toml", True),
+        ("requirements/cpu.txt", True),
+        ("beside/x.py", True),
+        ("below/x.py", True),
+        ("alone.py", False),
     ],
 )
 def test_only_what_decides_a_training_is_another_code(clone, name, counts):
+    (clone / "beside").mkdir()
+    (clone / "beside" / "x.py").write_text("from below import x\n")
     before = source_tree.code_at(clone)
-    assert not before.changes
     (clone / name).parent.mkdir(exist_ok=True)
-    (clone / name).write_text("other = 1\n")
+    (clone / name).write_text("from below import x\nother = 1\n")
     assert (source_tree.code_at(clone) != before) is counts
+
+
+def test_a_tree_that_imports_nothing_beside_it_keeps_its_name(clone):
+    (clone / "tests.py").write_text("import gchat\n")
+    assert not source_tree.code_at(clone).changes
 
 
 def test_a_preset_s_content_is_part_of_a_cell(data_dir, tmp_path):
@@ -104,7 +134,7 @@ def test_a_preset_s_content_is_part_of_a_cell(data_dir, tmp_path):
         preset.write_text(yaml.safe_dump(of_preset))
         file = written(tmp_path, "preset: mine.yaml\nvariants: {main: {}}\nseeds: [1]")
         code, data = Code("/x", "c" * 40), str(data_dir)
-        return [cell.id for cell in sweep.read_sweep(file)[0].cells(code, data)]
+        return [cell.id for cell in read_sweep(file)[0].cells(code, data)]
 
     preset, base = tmp_path / "mine.yaml", tmp_path / "below.yaml"
     first = ids(base="cpu", model={"depth": 2})
@@ -116,25 +146,91 @@ def test_a_preset_s_content_is_part_of_a_cell(data_dir, tmp_path):
     assert ids(base="below") != below
 
 
-@pytest.mark.parametrize("changed", ["train.py", "mine.yaml"])
-def test_a_cell_trains_nothing_but_what_its_identity_says(clone, tmp_path, changed):
-    """Code and preset may be edited while the cells before it train."""
+def test_a_mixture_s_content_is_part_of_a_cell(data_dir, tmp_path):
+    """Named in a preset or by a variant; the data set beside it gives tokenizer and validation."""
+    one, two = (shutil.copytree(data_dir, tmp_path / name) for name in ("one", "two"))
+    preset = tmp_path / "mine.yaml"
+    preset.write_text(yaml.safe_dump({"base": "cpu", "data": {"mixture": {"a": str(one)}}}))
+    mixed = ("cpu", "--data.mixture", "a", str(two), "b", str(data_dir), "--model.depth=2")
+
+    def hashes():
+        data = str(data_dir)
+        return [cells.data_hash(data, words) for words in ((), ("cpu",), (str(preset),), mixed)]
+
+    first = hashes()
+    assert first[0] == first[1] and len({*first}) == 3
+    for place, changed in ((one, [2]), (two, [2, 3])):
+        with (place / "manifest.json").open("a") as file:
+            file.write("\n")
+        assert [i for i in range(4) if hashes()[i] != first[i]] == changed
+
+
+@pytest.mark.parametrize("changed", ["train.py", "mine.yaml", "data"])
+def test_a_cell_trains_nothing_but_what_its_identity_says(clone, data_dir, tmp_path, changed):
+    """Code, preset and data may be changed while the cells before it train."""
     preset, code = tmp_path / "mine.yaml", clone / "gchat" / "train.py"
     preset.write_text("model: {depth: 2}")
-    digest = cells.preset_hash([str(preset)])
+    digest, data = cells.preset_hash([str(preset)]), shutil.copytree(data_dir, tmp_path / "data")
+    given = (str(data), cells.data_hash(str(data)), digest)
     wanted = [
-        cells.Cell("a", "", seed, (str(preset),), source_tree.code_at(clone), "data", "d", digest)
+        cells.Cell("a", "", seed, (str(preset),), source_tree.code_at(clone), *given)
         for seed in (1, 2)
     ]
 
     def say(line):
         if line.startswith("  "):  # what became of the first cell
-            (preset if changed == preset.name else code).write_text("model: {depth: 3}")
+            if changed == "data":
+                with (data / "manifest.json").open("a") as file:
+                    file.write("\n")
+            else:
+                (preset if changed == preset.name else code).write_text("model: {depth: 3}")
 
-    with pytest.raises(ConfigError, match=f"(clone|{changed}) has changed since this began"):
+    with pytest.raises(ConfigError, match=f"(clone|{changed}).* has changed since this began"):
         sweep.run_cells(wanted, tmp_path / "out", say=say)
     kept = cells.read_results(tmp_path / "out" / "results.jsonl")
     assert list(kept) == [wanted[0].id]
+
+
+def test_code_that_is_edited_while_a_cell_starts_is_not_recorded_as_it_was(
+    clone, data_dir, tmp_path
+):
+    """In place of the user: the training itself, which is too short to be looked at."""
+    code, said = clone / "gchat" / "train.py", []
+    code.write_text("import sys\nfrom pathlib import Path\n"
+                    "Path(sys.argv[sys.argv.index('--run-dir') + 1]).mkdir(parents=True)\n"
+                    "Path('gchat/model.py').write_text('edited = 1')\n")  # fmt: skip
+    data = (str(data_dir), cells.data_hash(str(data_dir)))
+    cell = cells.Cell("a", "", 1, ("cpu",), source_tree.code_at(clone), *data)
+    with pytest.raises(sweep.Changed, match="clone has changed since this began"):
+        sweep.run_cells([cell], tmp_path / "out", say=said.append)
+    assert not cells.read_results(tmp_path / "out" / "results.jsonl")
+    assert not (tmp_path / "out" / "cells" / cell.name).exists()
+
+
+@pytest.mark.parametrize("edited_at", [0, 2])
+def test_only_edits_before_the_first_step_are_another_training(
+    clone, data_dir, tmp_path, monkeypatch, edited_at
+):
+    def train(cell, place, *, watch):
+        for number, tokens in enumerate((0, 32, 64)):
+            if number == edited_at:
+                (clone / "gchat" / "train.py").write_text("other = 1\n")
+                (place / "checkpoints" / "64").mkdir(parents=True)
+            watch(result(tokens=tokens))
+        return result(id=cell.id)
+
+    monkeypatch.setattr(cells, "run_cell", train)
+    data = (str(data_dir), cells.data_hash(str(data_dir)))
+    cell = cells.Cell("a", "", 1, ("cpu",), source_tree.code_at(clone), *data)
+    before = tmp_path / "out" / "cells" / cell.name / "checkpoints" / "32"
+    before.mkdir(parents=True)
+    if edited_at:
+        assert sweep.run_cells([cell], tmp_path / "out", say=lambda line: None)
+    else:
+        with pytest.raises(sweep.Changed):
+            sweep.run_cells([cell], tmp_path / "out", say=lambda line: None)
+        # What was saved before is still of this code.
+        assert [path.name for path in before.parent.iterdir()] == ["32"]
 
 
 def result(**given):
@@ -210,14 +306,62 @@ def test_only_a_bad_step_that_ended_a_training_is_divergence(tmp_path, action, c
     assert cells._judge(cell, tmp_path, log, code, "").status == status
 
 
-def test_the_folder_of_a_training_that_outlived_its_sweep_is_left_alone(tmp_path):
+@pytest.mark.parametrize("saved", [False, True])
+def test_nothing_trains_beside_a_training_that_outlived_its_sweep(tmp_path, saved):
     cell = cells.Cell("a", "", 1, (), Code(str(tmp_path), "c" * 40), "data", "d")
     run = tmp_path / "run"
     with WriterLock(run / cells.LOCK, "a training"):
         (run / "metrics.jsonl").write_text("{}")
-        with pytest.raises(FolderInUse):
+        if saved:
+            (run / "checkpoints" / "20").mkdir(parents=True)
+        with pytest.raises(FolderInUse, match=f"is being written by process {os.getpid()}"):
             cells.run_cell(cell, run)
     assert (run / "metrics.jsonl").exists()
+    assert not (tmp_path / "run.log").exists()
+
+
+def ended(run, *lines, attempts=(), **summary):
+    """The result of a training that wrote these lines to its log and ended well."""
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "run.json").write_text(json.dumps({"attempts": list(attempts)}))
+    (run / "summary.json").write_text(json.dumps({"finished": True} | summary))
+    (run / "config.yaml").write_text("{}")
+    (run / "log").write_text("")
+    cell = cells.Cell("a", "", 1, (), Code(str(run), "c" * 40), "data", "d")
+    return cells._judge(cell, run, run / "log", 0, "")
+
+
+def step(number, seconds, step_ms=1000.0, **more):
+    values = {"train/tokens": 32.0 * number, "train/seconds": seconds, "perf/step_ms": step_ms}
+    return {"step": number, "time": 1.0} | values | more
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "status", "bpb"),
+    [(3.0, 2.0, "done", 2.0), (3.0, "NaN", "diverged", None), ("NaN", "NaN", "diverged", None)],
+)
+def test_an_earlier_evaluation_does_not_pass_for_the_last_one(tmp_path, first, last, status, bpb):
+    values = [{"eval/val_bpb": value} for value in (first, last)]
+    done = ended(tmp_path / "run", step(1, 9.0, **values[0]), step(2, 10.0, **values[1]))
+    assert (done.status, done.bpb) == (status, bpb)
+    assert ("not finite" in sweep._outcome(done)) is (status == "diverged")
+
+
+def test_every_start_of_a_training_is_left_out_of_its_time(tmp_path):
+    """Steps take a second; the first waits nine for the compiler, and that after a kill four."""
+    steps = [step(1, 10.0, 9000.0), step(2, 11.0), step(3, 12.0), step(4, 17.0, 5000.0)]
+    steps.append(step(5, 18.0, **{"eval/val_bpb": 2.0}))
+    attempts = [{"resume_step": number} for number in (0, 3, 3)]
+    done = ended(tmp_path / "run", *steps, attempts=attempts)
+    assert (done.seconds, done.start_seconds) == (18.0, 14.0)
+
+
+def test_a_result_says_what_device_it_was_trained_on(tmp_path):
+    last = step(1, 9.0, **{"eval/val_bpb": 2.0})
+    done = ended(tmp_path / "run", last, device="1 x NVIDIA H200")
+    assert done.machine["device"] == "1 x NVIDIA H200" and done.machine["jax"]
+    assert "device" not in ended(tmp_path / "older", last).machine
 
 
 WAITS = """import signal, sys, time
@@ -297,33 +441,57 @@ variants:
 """
 
 
-def test_a_killed_sweep_goes_on_and_repeats_nothing(data_dir, tmp_path, user_environment):
+TRAINS = """import json, sys
+from pathlib import Path
+run = Path(sys.argv[sys.argv.index("--run-dir") + 1])
+run.mkdir(parents=True)
+broken = any(word.startswith("--optim.lr=1e+30") for word in sys.argv)
+lines = [{"step": n, "time": 1.0, "train/tokens": 128 * n, "train/seconds": n, "perf/step_ms": 1.0}
+         | ({"eval/val_bpb": 4.0 - n / 6} if n % 3 == 0 else {}) for n in range(7)]
+(run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
+(run / "config.yaml").write_text("{}")
+(run / "summary.json").write_text(json.dumps({"finished": not broken}))
+if broken:
+    (run / "bad_steps.jsonl").write_text(json.dumps({"step": 3, "action": "stop"}) + "\\n")
+    sys.exit("the loss is nan")
+"""
+
+
+@pytest.mark.parametrize("trained", ["in its place", pytest.param("truly", marks=pytest.mark.slow)])
+def test_a_killed_sweep_goes_on_and_repeats_nothing(
+    trained, clone, data_dir, tmp_path, user_environment, monkeypatch, capsys
+):
     """One variant diverges: it is kept and marked, and the rest goes on."""
-    file = written(tmp_path, SWEEP.format(data=data_dir))
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "gchat", "sweep", str(file), "--out", str(out)]
-    environment = user_environment | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    file, out = written(tmp_path, SWEEP.format(data=data_dir)), tmp_path / "out"
+    words, root = ["sweep", str(file), "--out", str(out)], ROOT
+    if trained != "truly":  # in a clone whose trainer only writes what one writes
+        root = clone
+        (root / "gchat" / "train.py").write_text(TRAINS)
+        user_environment = user_environment | {"PYTHONSAFEPATH": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gchat", *words], cwd=root, env=user_environment,
+        start_new_session=True,
+    )  # fmt: skip
     while not (out / "results.jsonl").exists():
         assert process.poll() is None
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = (out / "results.jsonl").read_text()
-    done = subprocess.run(
-        [*command, "--json"], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(root)
+    for name in os.environ.keys() - user_environment.keys():
+        monkeypatch.delenv(name)
+    assert main([*words, "--json"]) == 0
     after = (out / "results.jsonl").read_text()
     assert after.startswith(before)
     assert len(after.splitlines()) == 2
-    rows = json.loads(done.stdout)
+    rows = json.loads(capsys.readouterr().out)
     assert [(r["variant"], r["seed"], r["status"]) for r in rows] == [
         ("main", 1, "done"),
         ("broken", 1, "diverged"),
     ]
     assert all(len(r["curve"]) == 3 and r["tokens"] == 6 * 4 * 32 for r in rows if r["bpb"])
     assert (out / "curves.png").stat().st_size > 10_000
-    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert "2 of 2 cells are there already" in again.stderr
+    assert main(words) == 0
+    assert "2 of 2 cells are there already" in capsys.readouterr().err
     assert (out / "results.jsonl").read_text() == after

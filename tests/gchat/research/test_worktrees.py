@@ -1,9 +1,12 @@
 """Source trees of branches: merges, judges, changes that are taken or left out."""
 
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from gaia.errors import ConfigError
 from gchat.research import ideas, worktrees
 from gchat.research.worktrees import TreeError, make_tree
 
@@ -88,7 +91,7 @@ def test_a_branch_does_not_grade_itself_with_new_files(clone, first, tmp_path):
     git(clone, "checkout", "-q", "main")
     (clone / added).parent.mkdir()
     (clone / added).write_text("honest = 'untracked'\n")
-    for name, place, rest in (("adds", "adds", ", gchat/run/names.py"), (".", "working-tree", "")):
+    for name, place, rest in (("adds", "adds", ", gchat/run/names.py"), (".", "working tree", "")):
         tree = make_tree(clone, name, tmp_path / "code", first)
         assert not (tmp_path / "code" / place / added).exists()
         assert (tmp_path / "code" / place / "gchat" / "run" / "names.py").exists()
@@ -109,12 +112,27 @@ def test_a_package_does_not_hide_a_judge(clone, first, tmp_path, added):
 
 
 def test_what_the_figures_rest_on_is_said_where_a_branch_changes_it(clone, first, tmp_path):
+    files = (
+        "gchat/config/__init__.py", "gchat/model_shape.py", "gchat/run/progress.py",
+        "gchat/run/training_data.py", "gchat/train.py", "gchat/train_step.py",
+    )  # fmt: skip
     git(clone, "checkout", "-q", "-b", "loss", "main")
-    (clone / "gchat" / "train_step.py").write_text("loss = 0\n")
+    for file in files:
+        (clone / file).parent.mkdir(parents=True, exist_ok=True)
+        (clone / file).write_text("loss = 0\n")
     git(clone, "add", "-A")
     git(clone, "commit", "-qm", "loss")
     tree = make_tree(clone, "loss", tmp_path / "code", first)
-    assert "the figures of loss rest on gchat/train_step.py" in tree.notes[0]
+    said = f"the figures of loss rest on {', '.join(files)}, which it changes: read it"
+    assert tree.notes == (said,)
+
+
+def test_what_is_listed_as_judge_or_beside_it_is_there():
+    """A module that was renamed would judge itself, and nobody would say so."""
+    root = Path(__file__).parents[3]
+    for name in (*worktrees.JUDGES, *worktrees.RESTS_ON):
+        stem = root / name.removesuffix(".py")
+        assert stem.is_dir() or stem.with_suffix(".py").is_file(), name
 
 
 def test_a_merge_is_the_same_commit_each_time(clone, first, tmp_path, monkeypatch):
@@ -134,9 +152,58 @@ def test_no_two_names_share_a_folder(clone, first, tmp_path):
 def test_the_user_s_git_configuration_changes_nothing(clone, tmp_path):
     git(clone, "config", "diff.noprefix", "true")
     git(clone, "config", "color.ui", "always")
-    (clone / "gchat" / "model.py").write_text("a = 5\n")
+    git(clone, "config", "diff.context", "0")  # without lines around it, it would go to the end
+    (clone / "gchat" / "model.py").write_text("a = 1\n\nnew = 5\n\n\n\nb = 2\n")
     make_tree(clone, ".", tmp_path / "code", None)
-    assert (tmp_path / "code" / "working-tree" / "gchat" / "model.py").read_text() == "a = 5\n"
+    there = tmp_path / "code" / "working tree" / "gchat" / "model.py"
+    assert there.read_text() == (clone / "gchat" / "model.py").read_text()
+
+
+def test_a_branch_may_be_called_as_the_working_tree_is(clone, first, tmp_path):
+    git(clone, "branch", "working-tree", "idea")
+    (clone / "gchat" / "model.py").write_text("a = 5\n")
+    here, there = (make_tree(clone, n, tmp_path / "code", first) for n in (".", "working-tree"))
+    texts = [(Path(t.code.path) / "gchat" / "model.py").read_text()[:5] for t in (here, there)]
+    assert texts == ["a = 5", "a = 3"]
+
+
+def test_merges_need_no_key_and_run_no_hook(clone, first, tmp_path):
+    """The user signs commits, checks signatures of what is merged, and has hooks."""
+    for name in ("post-checkout", "pre-merge-commit", "commit-msg"):
+        hook = clone / ".git" / "hooks" / name
+        hook.parent.mkdir(exist_ok=True)
+        hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/hooked\nexit 1\n")
+        hook.chmod(0o755)
+    for field, value in (
+        ("commit.gpgSign", "true"), ("gpg.program", "/bin/false"),
+        ("merge.verifySignatures", "true"), ("apply.whitespace", "error"),
+    ):  # fmt: skip
+        git(clone, "config", field, value)
+    make_tree(clone, "idea+other", tmp_path / "code", first)
+    text = (tmp_path / "code" / "idea+other" / "gchat" / "model.py").read_text()
+    assert text == "a = 3\n\n\n\n\nb = 4\n"
+    (clone / "gchat" / "model.py").write_text("a = 5 \n")
+    make_tree(clone, ".", tmp_path / "code", first)
+    assert (tmp_path / "code" / "working tree" / "gchat" / "model.py").read_text() == "a = 5 \n"
+    assert not (tmp_path / "hooked").exists()
+
+
+def test_a_tree_is_measured_against_the_first_one_as_it_is(clone, shelf, tmp_path):
+    """Not against its commit: the first one may hold uncommitted changes, or ideas."""
+    git(clone, "checkout", "-q", "-b", "loss", "main")
+    (clone / "gchat" / "train_step.py").write_text("loss = 0\n")
+    git(clone, "add", "-A")
+    git(clone, "commit", "-qm", "loss")
+    git(clone, "checkout", "-q", "main")
+    (clone / "gchat" / "model.py").write_text("a = 3\n\n\n\n\nb = 2\nc = 3\n")
+    (clone / "gchat" / "train_step.py").write_text("loss = 1\n")
+    here = make_tree(clone, ".", tmp_path / "code", None)
+    assert make_tree(clone, "idea", tmp_path / "code", here).size == (2, 0, 2)
+    loss = make_tree(clone, "loss", tmp_path / "code", here)
+    assert loss.size == (2, 2, 3)
+    assert "the figures of loss rest on gchat/train_step.py" in loss.notes[0]
+    whole = make_tree(clone, "+change", tmp_path / "code", None)
+    assert make_tree(clone, "main", tmp_path / "code", whole).size == (1, 1, 1)
 
 
 def test_the_working_tree_judges_as_it_is(clone, tmp_path):
@@ -156,7 +223,7 @@ def test_uncommitted_changes_are_taken_by_a_dot_and_said_otherwise(clone, tmp_pa
     assert named.notes == ("uncommitted changes of main are left out; name `.` to take them",)
     assert (tmp_path / "code" / "main" / "gchat" / "model.py").read_text().startswith("a = 1")
     here = make_tree(clone, ".", tmp_path / "code", named)
-    place = tmp_path / "code" / "working-tree" / "gchat"
+    place = tmp_path / "code" / "working tree" / "gchat"
     assert (place / "model.py").read_text() == "a = 5\n"
     assert (place / "new.py").exists()
     assert here.code.changes
@@ -229,6 +296,26 @@ def test_an_idea_goes_on_top_of_a_first_tree_with_ideas(clone, shelf, tmp_path):
     assert again.options == ("--model.depth=2", "--optim.lr=1")
 
 
+@pytest.mark.parametrize(
+    ("name", "base", "said"),
+    [
+        (
+            "+change",
+            "+both",
+            r"builds on \+both, which has change; write HEAD\+change to start",
+        ),
+        ("+both", "main+change", r"builds on main\+change, which has both; write main\+both"),
+        ("+both+change", "main", "has change twice; name it once"),
+        ("other+change+change", "+both", "has change twice; name it once"),
+    ],
+)
+def test_an_idea_that_comes_twice_is_refused(clone, shelf, name, base, said):
+    """Git would apply it once: the variant would be its base, and no difference the result."""
+    with pytest.raises(ConfigError, match=said):
+        worktrees.check_name(clone, name, base)
+    assert [idea.name for idea in worktrees.check_name(clone, "HEAD+change", base)] == ["change"]
+
+
 def test_an_idea_goes_on_top_of_the_working_tree(clone, shelf, tmp_path):
     (clone / "gchat" / "model.py").write_text("a = 1\n\n\n\n\nb = 9\n")
     here = make_tree(clone, ".", tmp_path / "code", None)
@@ -257,6 +344,17 @@ def test_trees_are_made_again_and_taken_away(clone, first, tmp_path):
     worktrees.remove_tree(clone, tmp_path / "code" / "idea")
     assert not (tmp_path / "code" / "idea").exists()
     assert "idea" not in git(clone, "worktree", "list")
+
+
+def test_a_worktree_of_the_user_s_is_left_alone(clone, first, tmp_path):
+    """Its disk may be absent; one of ours that somebody deleted is made again all the same."""
+    git(clone, "worktree", "add", "-q", str(tmp_path / "disk" / "own"), "idea")
+    (tmp_path / "disk").rename(tmp_path / "unplugged")
+    shutil.rmtree(tmp_path / "code")
+    for _ in range(2):
+        make_tree(clone, "main", tmp_path / "code", None)
+    listed = git(clone, "worktree", "list")
+    assert "/disk/own " in listed and listed.count("/code/main ") == 1
 
 
 def test_outside_of_a_clone(tmp_path, monkeypatch):

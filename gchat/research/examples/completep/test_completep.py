@@ -19,7 +19,7 @@ def test_a_branch_is_added_by_its_share(monkeypatch):
     whole = nnx.graphdef(nnx.eval_shape(lambda: _with_share(1.0)))
     folded = np.asarray(tiny.logits(whole, params, tokens))
     real = np.isfinite(got)
-    np.testing.assert_allclose(got[real], folded[real], atol=1e-4)  # so it exports
+    np.testing.assert_allclose(got[real], folded[real], atol=1e-4)  # so it could be exported
 
 
 def _with_share(share):

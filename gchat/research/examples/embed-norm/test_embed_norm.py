@@ -1,4 +1,4 @@
-"""The norm of the embedding: the table's size does not matter, and a normed table exports it."""
+"""The norm of the embedding: the table's size does not matter, and a normed table has it."""
 
 import numpy as np
 

@@ -10,9 +10,9 @@ from gaia.kernels.cross_entropy import SOFTCAP, cross_entropy, token_nll
 N, D, V, USED = 13, 8, 16, 11
 
 
-def plain(x, head, targets):
+def plain(x, head, targets, temperature=1.0):
     """Autodiff's own."""
-    logits = SOFTCAP * jnp.tanh(x @ head / SOFTCAP)[:, :USED]
+    logits = SOFTCAP * jnp.tanh(x @ head / SOFTCAP)[:, :USED] / temperature
     nll = (
         jax.nn.logsumexp(logits, axis=1)
         - jnp.take_along_axis(logits, jnp.maximum(targets, 0)[:, None], axis=1)[:, 0]
@@ -35,6 +35,25 @@ def test_loss_gradients_and_scores():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, expected)
     scores = token_nll(x, head, targets, vocab_size=USED, chunk=5)
     np.testing.assert_allclose(scores, plain(x, head, targets), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_weighted_tokens_at_a_temperature():
+    """RL divides what is capped by a temperature, and turns tokens down."""
+    keys = jax.random.split(jax.random.key(1), 4)
+    x, head = 3 * jax.random.normal(keys[0], (N, D)), 3 * jax.random.normal(keys[1], (D, V))
+    targets = jax.random.randint(keys[2], (N,), -1, USED)
+    weights = jax.random.normal(keys[3], (N,))
+
+    def ours(x, head):
+        return cross_entropy(x, head, targets, weights, vocab_size=USED, chunk=5, temperature=0.7)[
+            0
+        ]
+
+    def expected(x, head):
+        return (weights * plain(x, head, targets, 0.7)).sum()
+
+    got, wanted = (jax.value_and_grad(f, (0, 1))(x, head) for f in (ours, expected))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, wanted)
 
 
 def test_logits_that_are_sampled_from_are_capped():

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import tiny
-from gaia import parallel
+from gaia import layers, parallel
 from gaia.data.batch import Batch
 from gaia.errors import ConfigError
 from gchat.model_shape import BAG, BAGGED_SHARE, flops_per_token, matmul_params
@@ -76,6 +76,21 @@ def test_flops_are_those_of_the_whole_run():
     share = 1 - BAGGED_SHARE + BAGGED_SHARE / BAG
     assert flops_per_token(model) < 6 * matmul_params(model) * share + 12 * 16 * 64
     assert flops_per_token(model) > 6 * matmul_params(model) * share
+
+
+@pytest.mark.parametrize("idea", ["ENGRAM", "SOFTCAP", "VALUE_EMBEDDINGS"])
+def test_ideas_that_a_bag_would_miss_are_refused(idea, monkeypatch):
+    config, graph, _ = made()
+    monkeypatch.setattr(layers, f"IDEA_{idea}", "model", raising=False)
+    with pytest.raises(ConfigError, match=f"trained with {idea.lower().replace('_', '-')}; leave"):
+        make_train_step(graph, config, parallel.make_mesh(config.mesh))
+
+
+def test_later_stages_are_refused():
+    config, graph, _ = made()
+    config = replace(config, stage=replace(config.stage, name="sft"))
+    with pytest.raises(ConfigError, match=r"stage.name is sft, and bags of 4 tokens are for"):
+        make_train_step(graph, config, parallel.make_mesh(config.mesh))
 
 
 def test_rows_that_hold_no_whole_bags_are_refused():

@@ -1,5 +1,6 @@
 """Scalars of the stream: the plain model at 1 and 0, their starting values, and decoding."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -32,3 +33,22 @@ def test_decoding_gives_the_same_as_reading():
     tokens = tiny.tokens(2, 6)
     read = np.asarray(tiny.logits(graph, params, tokens))[..., : tiny.VOCAB]
     np.testing.assert_allclose(tiny.decoded(graph, params, tokens), read, atol=2e-4)
+
+
+def test_the_scalars_gradients_are_summed_in_fp32():
+    """A sum over the whole stream, which stands still in bf16 once it is large."""
+    rng = np.random.default_rng(0)
+    x, x0, slope = (jnp.asarray(rng.uniform(0, 1, (4, 512, 128)), jnp.bfloat16) for _ in range(3))
+
+    @jax.jit
+    def gradients(scale, share, x, x0, slope):
+        def total(scale, share):
+            blend = Blend()
+            blend.scale[...], blend.share[...] = scale, share
+            return jnp.sum((blend(x, x0) * slope).astype(jnp.float32))
+
+        return jax.grad(total, (0, 1))(scale, share)
+
+    got = gradients(jnp.float32(1.1), jnp.float32(0.02), x, x0, slope)
+    x, x0, slope = (np.asarray(a, np.float64) for a in (x, x0, slope))
+    np.testing.assert_allclose(got, [(x * slope).sum(), 10 * (x0 * slope).sum()], rtol=2e-3)
