@@ -84,7 +84,9 @@ def calculate(expression: str) -> str:
     # Digits grouped by commas, but not the arguments of `max(1,2)`.
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text) if "(" not in text else text
     try:
-        return _shown(_value(ast.parse(text, mode="eval").body))
+        shown = _shown(_value(ast.parse(text, mode="eval").body))
+        shown.encode()  # half a character, written as an escape, is no text that a model can read
+        return shown
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise CalculatorError(f"{expression!r}: {error}", "use numbers and + - * / ( )") from None
     except ArithmeticError as error:

@@ -9,6 +9,7 @@ prompt holds all of the answer so far. Keys of the sampler are functions of (see
 positions go on, so an answer without a call is the engine's own to the last bit.
 """
 
+import logging
 import queue
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from gchat.ranges import MAX_SEED
 from gchat.tokenizer import Tokenizer
 
 Kind = Literal["text", "call", "output"]
+_log = logging.getLogger("gchat.engine")
 _SEED_STEP = 0x9E3779B1  # the golden ratio's: samples of one request get seeds far apart
 
 
@@ -188,7 +190,7 @@ class _Sample:
             self._say(ids[-1:], "", chosen)
         else:
             self._say(ids, event.text, logprobs)
-            text, forced = self._tools.output(self._expression)
+            text, forced = self._output()
             forced = forced if len(forced) <= self._left else []
             self._take(forced)
             self._kind = "output"
@@ -196,6 +198,17 @@ class _Sample:
                 self._say(tuple(forced), text, forced=True)
             self._kind = "text"
         self._go_on()
+
+    def _output(self) -> tuple[str, list[int]]:
+        """Asks the tool for the output; there is none where it fails, whatever the reason.
+
+        This runs within a step of the engine: an exception would end everybody's answers.
+        """
+        try:
+            return self._tools.output(self._expression)
+        except Exception:
+            _log.exception("a tool failed; its call gets no output")
+            return "", []
 
     def _take(self, ids) -> None:
         self._ids += ids

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from gchat.exporting.checking import Check
 from gchat.exporting.options import Outtype, outtype
 from gchat.exporting.source import Run
 from gchat.exporting.vocabulary import Ends
+from gchat.importing.run_writer import named
 
 _GB = 10**9
 
@@ -45,6 +46,9 @@ class _Export(ABC):
 
     def start(self) -> dict[str, Any]:
         """Exports and prints what came out."""
+        return replace(self, out=named(self.out))._start()
+
+    def _start(self) -> dict[str, Any]:
         began = time.monotonic()
         raise_on_interrupt()
         kind = outtype(self.outtype, hf=isinstance(self, HuggingFace))

@@ -17,7 +17,8 @@ import numpy as np
 from gaia.adapters import merged
 from gaia.checkpoint import Checkpointer
 from gaia.errors import CheckpointError, DataError
-from gchat.config import TrainConfig
+from gchat import applied
+from gchat.config import CONFIG, TrainConfig
 from gchat.importing.source import Layout, in_layer
 from gchat.importing.weights import BLOCK, WHOLE
 from gchat.model_config import GPTConfig
@@ -55,8 +56,9 @@ class Run:
         step: of the checkpoint: a number, `best` or `last`.
 
     Raises:
-        CheckpointError: no run there, or no such checkpoint that can be used.
-        ExportRefused: the model is of no layout that others know.
+        CheckpointError: no run there, or one with ideas that this code lacks, or no such
+            checkpoint that can be used.
+        ExportRefused: the model is of no layout that others know, by its options or its code.
         ConfigError: `step` is no step.
 
     Attributes:
@@ -70,8 +72,10 @@ class Run:
     def __init__(self, path: str, step: str = "last") -> None:
         check_step(step)
         self.path = Path(path)
+        applied.check(self.path / CONFIG)
         self.config: TrainConfig = read_run(path)
         self.layout = layout_of(self.config.model)
+        self._check_known()
         self.tokenizer = Tokenizer.load(str(self.path / "tokenizer.json"))
         self._checkpoints = Checkpointer(self.config.checkpoints, read_only=True)
         try:
@@ -79,6 +83,34 @@ class Run:
         except BaseException:
             self._checkpoints.close()
             raise
+
+    def _check_known(self) -> None:
+        """Refuses a model that is of no known layout by its code, whatever its options say.
+
+        Raises:
+            ExportRefused: this code has ideas that change the model, or arrays of other names or
+                shapes than the layout's.
+        """
+        if ideas := [name for name, what in applied.applied().items() if what == applied.MODEL]:
+            raise ExportRefused(
+                f"this code has {', '.join(ideas)}, which {FAMILY} do not have",
+                "export runs of main's code",
+            )
+        missing = self.layout.tensors()
+        for ours, leaf in self._leaves().items():
+            if ours not in WHOLE and ours.removeprefix("blocks.") not in BLOCK:
+                raise ExportRefused(
+                    f"parameter {ours} of this code has no place in {FAMILY}",
+                    "export runs of main's code",
+                )
+            for theirs, layer in _named(ours, self.layout.depth):
+                shape = leaf.shape if layer is None else leaf.shape[1:]
+                _check_shape(ours, shape, missing.pop(theirs, None))
+        if missing:
+            raise ExportRefused(
+                f"this code's model lacks {min(missing)}, which {FAMILY} have",
+                "export runs of main's code",
+            )
 
     def _chosen(self, path: str, step: str) -> int:
         if step == "last":
@@ -159,7 +191,8 @@ class Run:
             part["adapter"] = {key: described(each) for key, each in module["adapter"].items()}
         for key in reversed(("params", *path)):
             part = {key: part}
-        state = self._checkpoints.restore_part(self.step, part).state["params"]
+        whole = {"params": self._stored}
+        state = self._checkpoints.restore_part(self.step, part, within=whole).state["params"]
         state = merged(state, self.config.model.lora_scale)
         return np.asarray(functools.reduce(lambda tree, key: tree[key], [*path, last], state))
 
@@ -183,6 +216,18 @@ def _named(ours: str, depth: int) -> list[tuple[str, int | None]]:
         return [(WHOLE[ours], None)]
     theirs = BLOCK[ours.removeprefix("blocks.")]
     return [(in_layer(i, theirs), i) for i in range(depth)]
+
+
+def _check_shape(ours: str, shape: tuple[int, ...], wanted: tuple[int, ...] | None) -> None:
+    """Raises ExportRefused where an array is of another shape than files have; rows of padding
+    that the vocabulary has are left out there."""
+    shape = shape[::-1] if ours.endswith("kernel") else shape
+    kept = wanted[:1] if wanted and ours in ("embed.table", "head.kernel") else shape[:1]
+    if wanted is None or (*kept, *shape[1:]) != wanted or shape[0] < wanted[0]:
+        raise ExportRefused(
+            f"parameter {ours} is {list(shape)} in this code and {list(wanted or ())} in {FAMILY}",
+            "export runs of main's code",
+        )
 
 
 def layout_of(model: GPTConfig) -> Layout:

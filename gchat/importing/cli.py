@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,9 @@ class _Import:
 
     def run(self) -> dict[str, Any]:
         """Imports and prints what came out."""
+        return replace(self, out=run_writer.named(self.out))._run()
+
+    def _run(self) -> dict[str, Any]:
         began = time.monotonic()
         raise_on_interrupt()
         facts = self._import()

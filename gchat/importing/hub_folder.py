@@ -75,9 +75,8 @@ def _json(path: Path) -> dict[str, Any]:
                 "save it with transformers' AutoTokenizer.from_pretrained(…).save_pretrained(…)"
             )
         raise ImportRefused(f"{path.parent} holds no {path.name}", remedy) from None
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ImportRefused(f"{path} is damaged ({reason})", "fetch it again") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise _damaged(path, error) from None
     if not isinstance(content, dict):
         raise ImportRefused(f"{path} is damaged (no JSON object)", "fetch it again")
     return content
@@ -85,10 +84,11 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _layout(options: Options) -> Layout:
     model_type = options.get("model_type")
-    if model_type not in ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         options.refuse("model_type", f"only {' and '.join(ARCHITECTURES)} are supported")
     options.only(_NEUTRAL)
-    if set(options.get("layer_types", [])) - {"full_attention"}:
+    layer_types = options.get("layer_types", [])
+    if not isinstance(layer_types, list) or any(t != "full_attention" for t in layer_types):
         options.refuse("layer_types", "only full attention is supported")
     if options.get("sliding_window") and options.get("use_sliding_window", True):
         options.refuse("sliding_window", "sliding windows are not supported")
@@ -229,7 +229,10 @@ def _vocabulary(path: Path, options: Options) -> Vocabulary:
         ends.append(_json(generation).get("eos_token_id"))
     template = path / "chat_template.jinja"
     if template.exists():
-        chat_template = template.read_text(encoding="utf-8")
+        try:
+            chat_template = template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise _damaged(template, error) from None
     else:
         chat_template = _template(stated.get("chat_template"))
     chosen = choose_bos(
@@ -241,7 +244,7 @@ def _vocabulary(path: Path, options: Options) -> Vocabulary:
     return Vocabulary(definition, *chosen, chat_template=chat_template)
 
 
-def _content(token: Any) -> str | None:
+def _content(token: Any) -> Any:
     """A token's text, which tokenizer_config.json writes plain or with its options."""
     return token.get("content") if isinstance(token, Mapping) else token
 
@@ -249,6 +252,6 @@ def _content(token: Any) -> str | None:
 def _template(stated: Any) -> str | None:
     """The chat template; of several the one named default."""
     if isinstance(stated, list):
-        by_name = {t.get("name"): t.get("template") for t in stated if isinstance(t, Mapping)}
-        return by_name.get("default")
+        named = [t for t in stated if isinstance(t, Mapping) and t.get("name") == "default"]
+        stated = named[-1].get("template") if named else None
     return stated if isinstance(stated, str) else None

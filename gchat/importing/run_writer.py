@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gaia import storage
 from gaia.checkpoint import Checkpointer
 from gaia.config import to_dict
-from gaia.errors import CheckpointError, ConfigError
+from gaia.errors import CheckpointError, ConfigError, DataError
 from gaia.work_folder import refuse_difference
 from gaia.writer_lock import WriterLock
 from gchat.chat_format import CHAT_TEMPLATE
@@ -31,6 +32,14 @@ from gchat.run_config import RunConfig
 from gchat.tokenizer import Tokenizer
 
 _SCRATCH = ".tensors"
+
+
+def named(out: Path) -> Path:
+    """A place by a path that ends in its name: what is written first lies beside it.
+
+    "." has none, and "a/.." is there even where "a" is not. Other paths stay as they were given.
+    """
+    return out if out.name and ".." not in out.parts else Path(os.path.abspath(out))
 
 
 def finished(out: Path, asked: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
@@ -74,17 +83,28 @@ def write(
     Raises:
         ImportRefused: a tensor cannot be read.
         CheckpointError: the disk is full.
+        DataError: `out` cannot be written.
         FolderInUse: another process imports into `out`.
     """
     partial = out.with_name(f".{out.name}.importing")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with WriterLock(partial.with_suffix(".lock"), f"a run in {out}"):
-        shutil.rmtree(partial, ignore_errors=True)  # of an import that was killed
-        try:
-            _write(source, model, tokenizer, out, partial, facts, progress)
-            _move(partial, out)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with WriterLock(partial.with_suffix(".lock"), f"a run in {out}"):
+            shutil.rmtree(partial, ignore_errors=True)  # of an import that was killed
+            try:
+                _write(source, model, tokenizer, out, partial, facts, progress)
+                _move(partial, out)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        if error.errno in storage.FULL:
+            raise CheckpointError(
+                f"no space left on device: {out.parent} is full, nothing was written to {out}",
+                "make room, or choose another --out",
+            ) from None
+        raise DataError(
+            f"out = {str(out)!r} cannot be written ({error.strerror})", "choose another --out"
+        ) from None
 
 
 def _write(

@@ -35,7 +35,10 @@ def choose_bos(
     specials = {t.content for t in added.values() if t.special}
 
     def name(token: Any) -> str | None:
-        return tokenizer.id_to_token(token) if isinstance(token, int) else token
+        # Some files write -1 where there is no such token.
+        if isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 1 << 32:
+            return tokenizer.id_to_token(token)
+        return token if isinstance(token, str) else None
 
     flat = [one for end in ends for one in (end if isinstance(end, list) else [end])]
     stops = [text for text in map(name, flat) if text is not None and text in specials]

@@ -19,6 +19,11 @@ from gchat.serve.usage import Usage
 News = Event | Piece
 
 
+def said(news: News) -> str:
+    """Text of an answer that is meant for people: not what goes to the calculator and back."""
+    return news.text if getattr(news, "kind", "text") == "text" else ""
+
+
 class Model(Protocol):
     """An engine and those who wait for it, as `gchat.serve.local_model` has them."""
 

@@ -16,7 +16,7 @@ from gchat.chat_format import Message
 from gchat.engine.grammar import Grammar
 from gchat.engine.requests import MAX_STOPS, Request
 from gchat.serve import logprobs
-from gchat.serve.asking import Asked, News
+from gchat.serve.asking import Asked, News, said
 from gchat.serve.bodies import MAX_PARTS, Drawing, Strict, bias_of, listed, read
 from gchat.serve.errors import ApiError, refused
 from gchat.serve.forms import ResponseFormat
@@ -237,8 +237,7 @@ class _Answers:
     def _read(self, index: int, news: News) -> tuple[list[str | Call], str | None]:
         """Pieces of an answer, and its end where this is it."""
         reader = self._readers[index]
-        text = news.text if getattr(news, "kind", "text") == "text" else ""
-        pieces = reader.add(text)
+        pieces = reader.add(said(news))
         if news.finish is not None:
             pieces = pieces + reader.end()
         self._called[index] += sum(isinstance(piece, Call) for piece in pieces)

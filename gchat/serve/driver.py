@@ -56,11 +56,11 @@ class Driver:
             self._news.clear()  # before looking, so that news that come meanwhile are not lost
             busy = [engine for engine in self._engines if not engine.idle]
             for engine in busy:
+                self.steps += 1  # before it: who sees the engine idle sees its last step counted
                 try:
                     engine.step()
                 except Exception:  # the engine has ended the requests concerned
                     _log.exception("a step of the engine failed")
                     self._news.wait(0.1)  # were it to fail for ever, not at full speed
-                self.steps += 1
             if not busy:
                 self._news.wait()

@@ -6,6 +6,7 @@ is left then gets an error event, and the process ends with status 0. A second s
 
 import asyncio
 import socket
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -47,9 +48,17 @@ class HttpServer(uvicorn.Server):
         app: ASGI.
         service: that is told when to stop.
         drain_s: seconds for answers that have begun.
+        busy: tells whether answers are being written that no connection may be waiting for.
     """
 
-    def __init__(self, app: Any, service: Service, *, drain_s: float) -> None:
+    def __init__(
+        self,
+        app: Any,
+        service: Service,
+        *,
+        drain_s: float,
+        busy: Callable[[], bool] = lambda: False,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app, http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,
@@ -59,7 +68,7 @@ class HttpServer(uvicorn.Server):
                 h11_max_incomplete_event_size=64 * 1024,
             )
         )  # fmt: skip
-        self._service, self._drain_s = service, drain_s
+        self._service, self._drain_s, self._busy = service, drain_s, busy
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Takes a signal; uvicorn would send it to the process again at the end."""
@@ -74,5 +83,10 @@ class HttpServer(uvicorn.Server):
         end = loop.call_later(self._drain_s, self._service.end_all)
         try:
             await super().shutdown(sockets)
+            # uvicorn waits for connections alone; an answer may go on without its reader.
+            while self._busy() and not self.force_exit:
+                if loop.time() >= end.when() + _LAST_WORDS_S:
+                    break
+                await asyncio.sleep(0.05)
         finally:
             end.cancel()

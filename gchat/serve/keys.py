@@ -58,8 +58,7 @@ def read(source: str) -> Keys:
         try:
             text = Path(source).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8"
-            raise ConfigError(f"--api-keys {source!r}: {reason}", "check the path") from None
+            raise _unusable(source, error) from None
         lines, place = text.splitlines(), source
     hashes: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
@@ -107,8 +106,13 @@ def add(path: Path, line: str) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         with os.fdopen(os.open(path, flags, 0o600), "a", encoding="utf-8") as file:
             file.write(("\n" if before and not before.endswith("\n") else "") + line + "\n")
-    except OSError as error:
-        raise ConfigError(f"--api-keys {str(path)!r}: {error.strerror}", "check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unusable(str(path), error) from None
+
+
+def _unusable(path: str, error: OSError | UnicodeDecodeError) -> ConfigError:
+    reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+    return ConfigError(f"--api-keys {path!r}: {reason}", "check the path")
 
 
 def _hashed(key: str) -> bytes:

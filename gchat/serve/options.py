@@ -1,6 +1,6 @@
 """Options of `gchat serve`, and what they may not be."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -132,8 +132,16 @@ class Serve(Answering):
         """Raises ConfigError naming the option that cannot work."""
         if self.new_key is None:
             super().check()
+            return
+        plain = Serve()
+        for name in (one.name for one in fields(self)):
+            if name not in _OF_KEYS and getattr(self, name) != getattr(plain, name):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} has no effect beside --new-key", "leave it out"
+                )
 
 
+_OF_KEYS = ("api_keys", "new_key")
 _OF_RUNS = ("step", "calculator", "slots", "weights", "kv", "mesh", "warm_up")
 _OF_UPSTREAMS = (
     "upstream_api", "upstream_tokenizer", "upstream_key_env", "upstream_key_file", "upstream_slots"

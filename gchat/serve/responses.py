@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from gchat.serve.asking import Asked
+from gchat.serve.asking import Asked, said
 from gchat.serve.bodies import read
 from gchat.serve.chat import Prepared, prepare
 from gchat.serve.errors import ApiError
@@ -106,8 +106,9 @@ class _Answer:
         return self._response(finish)
 
     def _read(self, news: Any) -> list[str | Call]:
-        text = news.text if getattr(news, "kind", "text") == "text" else ""
-        return self._reader.add(text) + (self._reader.end() if news.finish is not None else [])
+        return self._reader.add(said(news)) + (
+            self._reader.end() if news.finish is not None else []
+        )
 
     def _take(self, piece: str | Call) -> _Item:
         """Puts a piece into the item that it belongs to."""

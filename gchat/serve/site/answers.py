@@ -27,7 +27,9 @@ Write = Callable[["Answer"], AsyncIterator[str]]
 
 def encoded(number: int, name: str, data: Any) -> bytes:
     """One server-sent event with its number."""
-    return f"id: {number}\nevent: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+    text = f"id: {number}\nevent: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+    # Halves of characters were replaced where they came in; one that was not must end no stream.
+    return text.encode("utf-8", "replace")
 
 
 class Answer:
@@ -172,7 +174,7 @@ class Answers:
         """Begins to write an answer: it goes on whether anybody follows or not."""
         one = Answer(user_id, conversation_id, message_id, self._growing())
         self.running[message_id] = one
-        task = asyncio.create_task(self._write(one, write), name=f"answer {message_id}")
+        task = asyncio.create_task(self._begun(one, write), name=f"answer {message_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return one
@@ -203,6 +205,12 @@ class Answers:
                 one.stopped.set()
             if late:
                 await asyncio.wait(late, timeout=15)
+
+    async def _begun(self, one: Answer, write: Write) -> None:
+        try:
+            await self._write(one, write)
+        finally:  # whatever happened: a place that stays taken is one less for this user
+            self.running.pop(one.message_id, None)
 
     async def _write(self, one: Answer, write: Write) -> None:
         saved: asyncio.Queue[str | None] = asyncio.Queue()
@@ -247,7 +255,6 @@ class Answers:
             one.end("error", {"message": problem, "saved": message["message"]})
         else:
             one.end("end", message)
-        self.running.pop(one.message_id, None)
 
 
 async def _until(pieces: AsyncIterator[str], stopped: asyncio.Event) -> AsyncIterator[str]:

@@ -1,7 +1,6 @@
 """A question to any model of the server, and its answer as it comes."""
 
 import json
-import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,15 +10,14 @@ from starlette.concurrency import run_in_threadpool
 from gaia.errors import GaiaError
 from gchat.conversation import Message
 from gchat.engine.requests import Request
+from gchat.serve.asking import said
 from gchat.serve.bodies import checked
 from gchat.serve.chat import ChatBody, prepare
 from gchat.serve.errors import ApiError
 from gchat.serve.forward import Exchange, lines
 from gchat.serve.service import Service
+from gchat.serve.site.storable import storable
 from gchat.serve.upstream import Upstream
-
-_NOWHERE = re.compile("[\0\ud800-\udfff]")
-"""NUL, and halves of characters: nobody sees them, and no database stores them."""
 
 
 @dataclass
@@ -69,7 +67,7 @@ async def answer(
     try:
         async for text in pieces:
             if text:
-                yield _NOWHERE.sub("\N{REPLACEMENT CHARACTER}", text)
+                yield storable(text)
     finally:
         await pieces.aclose()  # type: ignore[attr-defined]
 
@@ -89,7 +87,7 @@ async def _own(
             told.tokens += len(one.ids)
             if one.finish is not None:
                 told.finish = one.finish
-            yield one.text
+            yield said(one)
     finally:
         await news.aclose()  # type: ignore[attr-defined]
         asked.cancel()

@@ -75,7 +75,6 @@ def _site(
         single_user=single,
         context=options.context,
         max_bytes=round(options.max_body_mib * 2**20),
-        drain_s=options.drain,
     )
     return Site(
         service, database, Passwords(), quotas, rules, markdown.render, markdown.Growing,
@@ -95,7 +94,9 @@ def _finder(options: Web) -> Finder | None:
 async def _serve(options: Web, site: Site, listener: Any) -> None:
     app: Any = make_site_app(site)
     app = ProxyHeadersMiddleware(app, trusted_hosts=list(options.trust_proxy))
-    server = HttpServer(app, site.service, drain_s=options.drain)
+    server = HttpServer(
+        app, site.service, drain_s=options.drain, busy=lambda: bool(site.answers.running)
+    )
     await site.start(samples.record)
     try:
         await server.serve(sockets=[listener])

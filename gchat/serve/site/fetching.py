@@ -20,11 +20,22 @@ import httpcore2
 
 from gchat.serve.site.addresses import FetchError, checked_url, is_public
 from gchat.serve.site.page_text import read_page
+from gchat.serve.site.storable import storable
 
 _AGENT = "Mozilla/5.0 (compatible; gaia-chat; reads a page that a search found)"
 _KINDS = ("text/html", "application/xhtml+xml", "text/plain")
 _CHARSET = re.compile(r"""charset=["']?([\w-]{1,40})""", re.IGNORECASE)
-_NO_CHARSETS = frozenset({"punycode", "idna"})  # codecs of Python's for names, slow with long texts
+_CHARSETS = frozenset(
+    {
+        *("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "ascii", "koi8-r", "koi8-u"),
+        *(f"iso8859-{part}" for part in range(1, 17) if part != 12),
+        *(f"cp{page}" for page in (866, 874, 932, 949, *range(1250, 1259))),
+        *("mac-roman", "mac-cyrillic", "tis-620", "gb2312", "gbk", "gb18030", "big5", "big5hkscs"),
+        *("euc_jp", "iso2022_jp", "shift_jis", "euc_kr"),
+    }
+)
+"""Codecs of pages by Python's names, as encoding.spec.whatwg.org lists them. Python knows others:
+for names (slow with long texts) and for its own source, which write halves of characters."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -170,14 +181,14 @@ async def _once(pool: httpcore2.AsyncConnectionPool, url: str, limits: Limits) -
     title = ""
     if kind != "text/plain":
         title, text = await asyncio.to_thread(read_page, text)  # other answers go on meanwhile
-    return Page(url, title[:300], text[: limits.max_text])
+    return Page(url, storable(title[:300]), storable(text[: limits.max_text]))
 
 
 def _decoded(body: bytes, content_type: str) -> str:
     named = _CHARSET.search(content_type) or _CHARSET.search(body[:1024].decode("latin-1"))
     charset = named[1] if named else "utf-8"
     try:
-        known = codecs.lookup(charset).name not in _NO_CHARSETS
+        known = codecs.lookup(charset).name in _CHARSETS
         return body.decode(charset if known else "utf-8", "replace")
     except LookupError:
         return body.decode("utf-8", "replace")

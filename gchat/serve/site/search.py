@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 from gaia.errors import ConfigError
 from gchat.serve.site.addresses import FetchError
 from gchat.serve.site.fetching import Page, fetch
+from gchat.serve.site.storable import storable
 
 if TYPE_CHECKING:
     import httpx2
@@ -188,10 +189,14 @@ def _list(value: Any) -> list[dict[str, Any]]:
 
 
 def _source(title: Any, url: Any, text: Any) -> Source:
-    def plain(value: Any) -> str:
-        return " ".join(_TAG.sub("", value).split()) if isinstance(value, str) else ""
+    # Extracts are cut by people who count UTF-16 units: halves of characters do come.
+    def whole(value: Any) -> str:
+        return storable(value) if isinstance(value, str) else ""
 
-    return Source(plain(title)[:300], url if isinstance(url, str) else "", plain(text)[:2000])
+    def plain(value: Any) -> str:
+        return " ".join(_TAG.sub("", whole(value)).split())
+
+    return Source(plain(title)[:300], whole(url), plain(text)[:2000])
 
 
 def _distinct(sources: Sequence[Source]) -> list[Source]:

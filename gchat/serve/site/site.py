@@ -37,7 +37,6 @@ class Rules:
         single_user: the one who is let in without a password; None where accounts are needed.
         context: tokens that models read whose server does not say.
         max_bytes: of a request's body.
-        drain_s: seconds for answers that have begun when the server is told to stop.
     """
 
     name: str = "gchat"
@@ -45,7 +44,6 @@ class Rules:
     single_user: str | None = None
     context: int | None = None
     max_bytes: int = 4 << 20
-    drain_s: float = 30.0
 
 
 @dataclass(eq=False)

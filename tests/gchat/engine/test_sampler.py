@@ -125,8 +125,8 @@ def test_only_kept_ids_are_drawn_whatever_the_logits(
 
 
 def kept_of_a_large_vocabulary(x_V, **cuts):
-    """The ids that 4,096 draws give, with groups of 32 ids (V=300 has groups of one)."""
-    draws = 4096
+    """The ids that 2,048 draws give, with groups of 32 ids (V=300 has groups of one)."""
+    draws = 2048
     one = knobs(**cuts)
     given_knobs = Knobs(*(
         np.resize(field, (draws, *field.shape[1:])) for field in one if field is not None

@@ -1,71 +1,19 @@
 """Calls of the calculator within answers, by a model that says a known chain of tokens."""
 
-import functools
 import itertools
 import queue
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import tiny
+from chains import chain_of, config, engine_that_says, ids, special, tokenizer
 from gaia.errors import ConfigError
 from gchat.engine.engine import Engine
 from gchat.engine.requests import Request, SamplingConfig
 from gchat.engine.tools import Tools, ToolStream
-from gchat.model import GPTConfig
-from gchat.tokenizer import train_bpe
 
 GREEDY = SamplingConfig(0.0)
-
-
-@functools.cache
-def tokenizer():
-    return train_bpe(["the sum is what it is"], 280)
-
-
-def special(name):
-    return tokenizer().special(name)
-
-
-def ids(text):
-    return tokenizer().encode(text)
-
-
-def config():
-    made = GPTConfig(
-        depth=1, dim=128, head_dim=16, hidden=32, seq_len=64, compute_dtype="float32"
-    )  # fmt: skip
-    return made.derive(tokenizer().vocab_size, tokenizer().padded_vocab_size)
-
-
-def model_that_says(chain):
-    """(graph, params) whose likeliest token after chain[i] is chain[i + 1], whatever was before."""
-    graph, params = tiny.make(config())
-    blocks = params["blocks"]
-    blocks["attn"]["out"]["kernel"] = jnp.zeros_like(blocks["attn"]["out"]["kernel"])
-    blocks["mlp"]["down"]["kernel"] = jnp.zeros_like(blocks["mlp"]["down"]["kernel"])
-    table = np.asarray(params["embed"]["table"])
-    head = np.zeros(params["head"]["kernel"].shape, np.float32)
-    for token, following in itertools.pairwise(chain):
-        head[:, following] += table[token]
-    params["head"]["kernel"] = jnp.asarray(head)
-    return graph, params
-
-
-def engine_that_says(chain):
-    made = model_that_says(chain)
-    return Engine(
-        *made, seq_len=64, stop_ids=(special("assistant_end"),), slots=2, piece=16,
-        decode_bytes=tokenizer().decode_bytes,
-    )  # fmt: skip
-
-
-def chain_of(expression, after="!"):
-    """The words of the model; the last forced tag, or the call's end, leads on to `after`."""
-    call = [special("python_start"), *ids(expression), special("python_end")]
-    said = [special("assistant_start"), *ids("so"), *call]
-    return said, [*ids(after), special("assistant_end")]
 
 
 def answer(expression, request=None, **changes):
@@ -96,6 +44,23 @@ def test_an_expression_without_a_value_gets_no_output():
     pieces, said, rest, _ = answer("7/0")
     assert [i for p in pieces for i in p.ids] == [*said[1:], *rest[:-1]]
     assert not any(p.forced for p in pieces) and pieces[-1].finish == "stop"
+
+
+def test_a_tool_that_fails_ends_nobodys_answer():
+    """Its exception is one of the engine's step, which all who are answered share."""
+
+    def fails(expression):
+        raise ValueError(expression)
+
+    said, rest = chain_of("7*6")
+    engine = engine_that_says([*said, *rest])
+    pieces, others = [], []
+    ToolStream(engine, Tools(tokenizer(), fails), Request(said[:1], 40, GREEDY), pieces.append)
+    engine.submit(Request(rest[:1], 40, GREEDY), others.append)
+    while engine.step():
+        pass
+    assert [i for p in pieces for i in p.ids] == [*said[1:], *rest[:-1]]
+    assert (pieces[-1].finish, others[-1].finish) == ("stop", "stop") and engine.idle
 
 
 @pytest.mark.parametrize("limit", [1, 3, 7, 10, 11])

@@ -74,6 +74,19 @@ def test_what_lies_there_stays(run, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "n"]
 
 
+@pytest.mark.parametrize("out", [".", "../here", "below/..", "../../{}/here"])
+def test_the_folder_that_one_is_in(run, tmp_path, out, capsys, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    place = out.format(tmp_path.name)
+    assert main(["export", "hf", "--run", str(run), "--out", place]) == 0, capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["here"]
+    assert (tmp_path / "here/export.json").is_file()
+    monkeypatch.chdir(tmp_path / "here")  # a new folder stands in the place of the one before
+    assert main(["export", "hf", "--run", str(run), "--out", place]) == 2
+    assert "add --overwrite" in capsys.readouterr().err
+
+
 FORCED = {"years": ("1944", "1945"), "terms": ("Pearl Harbor", "clock")}
 
 

@@ -8,7 +8,8 @@ import pytest
 
 import foreign
 from gchat.__main__ import main
-from gchat.importing import run_writer
+from gchat.importing import hub_folder, run_writer
+from gchat.importing.vocabulary import choose_bos
 
 LLAMA, QWEN3 = foreign.CASES["llama_tied"], foreign.CASES["qwen3_untied"]
 
@@ -30,6 +31,9 @@ def refused(kind, path, place, capsys, *options):
     [
         ({"model_type": "mistral"}, "model_type is 'mistral': only llama and qwen3"),
         ({"model_type": None}, "model_type is missing"),
+        ({"model_type": ["llama"]}, "model_type is ['llama']: only llama and qwen3"),
+        ({"layer_types": 5}, "layer_types is 5: only full attention"),
+        ({"layer_types": [["full_attention"]]}, "layer_types is [['full_attention']]"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"mlp_bias": True}, "mlp_bias is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
@@ -167,6 +171,33 @@ def test_a_folder_without_tokenizer_or_with_another(tmp_path, capsys):
     assert "tokenizer.json has ids up to 339, the model's vocabulary is 320" in line
 
 
+@pytest.mark.parametrize("number", [-1, 1 << 32, 1 << 70, True, 1.5, [[0]], {"a": 1}])
+def test_numbers_that_are_no_token(number):
+    """Some files write -1 where there is no such token; the others say nothing either."""
+    definition = json.dumps(foreign.tokenizer())
+    plain = choose_bos(definition, bos=None, ends=[None], where="x")
+    assert choose_bos(definition, bos=number, ends=[number], where="x") == plain
+
+
+def test_texts_of_a_folder_that_are_damaged(tmp_path, capsys):
+    folder = foreign.write_folder(tmp_path / "hf", LLAMA)
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe{")
+    line = refused("hf", folder, tmp_path, capsys)
+    assert "chat_template.jinja is damaged ('utf-8' codec" in line and "fetch it again" in line
+    (folder / "chat_template.jinja").unlink()
+    (folder / "tokenizer_config.json").write_text("[" * 100_000)
+    assert "tokenizer_config.json is damaged (" in refused("hf", folder, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("stated", "template"),
+    [("a", "a"), ([{"name": ["x"]}, {"name": "default", "template": "b"}], "b"), ([], None),
+     ([{"name": "default", "template": 5}], None), ({"default": "c"}, None)],
+)  # fmt: skip
+def test_chat_templates_of_all_forms(stated, template):
+    assert hub_folder._template(stated) == template
+
+
 def test_out_that_holds_something_else(tmp_path, capsys):
     folder = foreign.write_folder(tmp_path / "hf", LLAMA)
     (tmp_path / "run").mkdir()
@@ -180,6 +211,25 @@ def test_out_that_holds_something_else(tmp_path, capsys):
     shutil.rmtree(tmp_path / "run")
     line = refused("hf", folder, tmp_path, capsys, "--seq-len", "999")
     assert "seq_len is 999, the model's context is 256" in line
+
+
+def test_out_below_a_file(tmp_path, capsys):
+    folder = foreign.write_folder(tmp_path / "hf", LLAMA)
+    (tmp_path / "thesis.txt").write_text("all of it")
+    assert main(["import", "hf", str(folder), "--out", str(tmp_path / "thesis.txt/run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "thesis.txt/run' cannot be written (" in line and "choose another --out" in line
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "thesis.txt"]
+
+
+def test_the_folder_that_one_is_in(tmp_path, capsys, monkeypatch):
+    folder = foreign.write_folder(tmp_path / "hf", LLAMA)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["import", "hf", str(folder), "--out", "."]) == 0, capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["here", "hf"]
+    facts = json.loads((tmp_path / "here/import.json").read_text())
+    assert facts["name"] == "hf" and "name: here" in (tmp_path / "here/config.yaml").read_text()
 
 
 def test_a_full_disk_and_a_killed_import_leave_nothing(tmp_path, capsys, monkeypatch):

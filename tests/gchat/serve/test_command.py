@@ -26,6 +26,11 @@ BAD = {
     "no keys": (["--run", "x", "--api-keys", "none"], "none"),
     "a key for nobody": (["--new-key", "alice"], "--api-keys"),
     "an odd name": (["--new-key", "a b", "--api-keys", "keys"], "'a b'"),
+    "a key and a run": (["--new-key", "alice", "--api-keys", "keys", "--run", "x"],
+                        "--run has no effect beside --new-key; leave it out"),
+    "a key and a port": (["--new-key", "alice", "--api-keys", "keys", "--port", "1"], "--port has"),
+    "a key on a mesh": (["--new-key", "alice", "--api-keys", "keys", "--mesh.tensor", "2"],
+                        "--mesh has no effect beside"),
     "slots of an upstream": (["--upstream", "http://x/v1", "--slots", "2"], "no effect"),
     "upstreams of a run": (["--run", "x", "--upstream-slots", "2"], "no effect without --upstream"),
     "half of llama.cpp": (["--upstream", "http://x/v1", "--upstream-api", "completion"],
@@ -52,6 +57,16 @@ def test_a_port_in_use_and_a_new_key(capsys, tmp_path):
     assert main(["serve", "--new-key", "alice", "--api-keys", str(file)]) == 0
     key = capsys.readouterr().out.strip()
     assert key.startswith("sk-gchat-") and key not in file.read_text()
+
+
+def test_a_file_of_keys_that_is_none_is_refused_and_stays(capsys, tmp_path):
+    file = tmp_path / "keys"
+    file.write_bytes(b"\xff\xfe")
+    for args in (["--new-key", "alice"], ["--run", "x"]):
+        assert main(["serve", *args, "--api-keys", str(file)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"--api-keys '{file}': not UTF-8; check the path" in line
+    assert file.read_bytes() == b"\xff\xfe"
 
 
 @pytest.mark.slow

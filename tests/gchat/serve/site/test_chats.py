@@ -10,7 +10,7 @@ import pytest
 import chat_site
 from chat_site import add_user, apply, text_of
 from gchat.serve.site import answers, markdown
-from gchat.serve.site.answers import MOST_RUNNING, Answer
+from gchat.serve.site.answers import MOST_RUNNING, Answer, Answers
 
 
 def shown(client, conversation_id):
@@ -274,6 +274,33 @@ def test_what_no_database_stores_is_shown_as_such(alice, upstream):
     made = alice.json("POST", "/api/import", json={"messages": [{"role": "user", "content": long}]})
     found = alice.json("GET", "/api/conversations", params={"search": f"{5:064d}"})["items"]
     assert [one["id"] for one in found] == [made["id"]]
+
+
+def test_an_event_that_cannot_be_told_takes_no_place_for_good():
+    """Whatever fails at the end of an answer, its user may ask again."""
+
+    class Saved:
+        def end(self, row, told):
+            told(None)
+
+    async def write(one):
+        one.show("sources", ["\ud83d"])
+        return
+        yield
+
+    async def shown(user_id, message_id):
+        return {"message": object()}  # no JSON
+
+    async def one():
+        running = Answers(Saved(), markdown.Growing, shown)
+        running.begin("user", "conversation", "message", write)
+        (task,) = running._tasks
+        with pytest.raises(TypeError):
+            await task
+        return running
+
+    running = asyncio.run(one())
+    assert not running.running and not running.errors
 
 
 def test_stop_keeps_what_was_written(alice, slow):

@@ -344,6 +344,31 @@ def test_a_restart_while_users_stream(tmp_path, slow_upstream, users):
             assert again[-1][1] == "end" and text_of(again) == WORDS
 
 
+@pytest.mark.parametrize("drain_s", [20.0, 0.1])
+def test_an_answer_without_a_reader_has_the_same_time_to_end(tmp_path, slow_upstream, drain_s):
+    """Its tab is closed; the server is told to stop; the answer goes on until the time is over."""
+    url = f"sqlite:///{tmp_path}/site.db"
+    site = chat_site.make_site(url, slow_upstream.url)
+    add_user(site, "alice")
+    slow_upstream.delay_s = 0.05 if drain_s > 1 else 2.0
+    try:
+        with chat_site.running(site, drain_s=drain_s) as place:
+            client = place.client("alice")
+            with client.stream("POST", "/api/chat", content="x") as coming:
+                made = next(coming)[2]["conversationId"]
+            client.close()
+            until(lambda: len(site.answers.running) == 1)
+    finally:
+        slow_upstream.delay_s = 0.015
+    with chat_site.running(chat_site.make_site(url, slow_upstream.url)) as place:
+        there = place.client("alice").json("GET", f"/api/conversations/{made}")
+    answer = there["messages"][-1]
+    if drain_s > 1:
+        assert (answer["status"], answer["content"]) == ("done", WORDS)
+    else:
+        assert answer["status"] == "failed" and "shutting down" in answer["error"]
+
+
 def test_a_database_of_a_newer_version_or_another_program_is_refused(tmp_path):
     database = Database(f"sqlite:///{tmp_path}/site.db")
     with pytest.raises(ConfigError, match="holds no site"):

@@ -88,6 +88,8 @@ class Pages(BaseHTTPRequestHandler):
             "/big": (200, "text/plain", "x" * 300_000),
             "/missing": (404, "text/html", "<p>no"),
             "/gzip": (200, "text/html", "<p>x"),
+            "/half": (200, "text/html; charset=unicode_escape", "<title>a \\ud800</title>b"),
+            "/nul": (200, "text/plain", "a\0b"),
         }  # fmt: skip
         if self.path.startswith("/to/"):
             self.send_response(302)
@@ -163,6 +165,25 @@ def test_a_page_is_read(server):
     assert page.title == "Öl" and page.text == "First\nSecond & third"
     assert page.url == address(server, "/page")
     assert asyncio.run(fetch(address(server, "/latin"), open_limits(server))).text == "été"
+
+
+@pytest.mark.parametrize(
+    "charset", ["unicode_escape", "raw_unicode_escape", "utf-7", "idna", "hex", "no such", "rot13"]
+)
+def test_what_is_no_character_set_of_pages_is_read_as_utf_8(charset):
+    assert fetching._decoded(rb"\ud800 +2AA-", f"text/html; charset={charset}") == r"\ud800 +2AA-"
+
+
+@pytest.mark.parametrize("charset", ["windows-1251", "KOI8-R", "iso-8859-5", "gb18030", "UTF-16LE"])
+def test_character_sets_of_pages_are_read(charset):
+    kind = f"text/html; charset={charset}"
+    assert fetching._decoded("мир".encode(charset), kind) == "мир"
+
+
+def test_a_page_gives_nothing_that_cannot_be_stored(server):
+    page = asyncio.run(fetch(address(server, "/half"), open_limits(server)))
+    assert page.title == r"a \ud800"
+    assert asyncio.run(fetch(address(server, "/nul"), open_limits(server))).text == "a\ufffdb"
 
 
 def test_pages_are_read_beside_the_answers_of_others(server, monkeypatch):

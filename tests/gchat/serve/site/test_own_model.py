@@ -1,10 +1,22 @@
 """The site over a model of its own process: counted exactly, stopped, and cut to its window."""
 
+import asyncio
+
 import pytest
 
+import chains
 import chat_site
 import serving
 from chat_site import add_user, text_of
+from gchat.chat_format import format_of
+from gchat.conversation import Message
+from gchat.engine.tools import Tools
+from gchat.serve.driver import Driver
+from gchat.serve.fair_queue import FairQueue
+from gchat.serve.local_model import LocalModel
+from gchat.serve.metrics import Metrics
+from gchat.serve.service import Service
+from gchat.serve.site.asking_models import Told, answer
 from tests.fakes import openai_api
 
 
@@ -45,3 +57,28 @@ def test_a_run_answers_on_the_site(tmp_path):
             assert own.models["tiny"].queue.working == 0
     finally:
         own.driver.stop()
+
+
+def test_what_goes_to_the_calculator_and_back_is_not_the_answers_text():
+    """The page shows what /v1/chat/completions answers; the tokens count all the same."""
+    said, rest = chains.chain_of("7*6")
+    engine = chains.engine_that_says([*said, chains.special("output_end"), *rest])
+    tokenizer = chains.tokenizer()
+    service = Service({}, Driver([engine]), Metrics())
+    model = LocalModel(
+        "m", engine, tokenizer, format_of(tokenizer, wanted="chat"), FairQueue(2, 8),
+        service.driver, service.metrics, tools=Tools(tokenizer), max_tokens=30,
+    )  # fmt: skip
+    told = Told()
+
+    async def asked():
+        question = [Message("user", "?")]
+        pieces = answer(service, model, "user:x", question, {"temperature": 0}, told)
+        return [text async for text in pieces]
+
+    service.driver.start()
+    try:
+        assert "".join(asyncio.run(asked())) == "so!"
+        assert told.tokens > len(said)
+    finally:
+        service.driver.stop()

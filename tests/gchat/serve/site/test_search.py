@@ -6,11 +6,15 @@ import re
 
 import pytest
 
+import chat_site
+from chat_site import add_user
+from fakes import openai_api
 from fakes import search_services as fakes
 from gaia.errors import ConfigError
 from gchat.serve.site.addresses import FetchError
 from gchat.serve.site.fetching import Page
 from gchat.serve.site.search import SearchError, Source, as_json, gather, quoted, searcher
+from gchat.serve.site.storable import storable
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +123,43 @@ def test_no_page_gets_out_of_its_quotation():
     assert "<|" not in first and "|>" not in first
     assert len(first) < 2500
     assert quoted([]) == ""
+
+
+HALVES = (
+    r'{"results": [{"title": "Cut \ud83d", "url": "https://a.example/\ud83d", '
+    r'"content": "b\u0000"}]}'
+)
+
+
+def test_half_a_character_in_a_result_spoils_no_conversation(services, tmp_path):
+    """Stored, it made each look at the conversation an error; its place was never free again."""
+    services["answer"] = (200, "application/json", HALVES)
+    found = searcher("searxng", {"url": services["url"]})
+
+    async def fetch(url):
+        raise FetchError("offline")
+
+    with openai_api.serve() as upstream:
+        site = chat_site.make_site(
+            f"sqlite:///{tmp_path}/site.db", upstream.url, quote=quoted, list_sources=as_json,
+            find=lambda query: gather(found, query, fetch),
+        )  # fmt: skip
+        add_user(site, "alice")
+        try:
+            assert asyncio.run(found("q"))[0].text == "b\ufffd"
+            with chat_site.running(site) as place:
+                alice = place.client("alice")
+                with alice.stream("POST", "/api/chat", content="x", search=True) as coming:
+                    told = {name: data for _, name, data in coming}
+                source = {"n": 1, "title": "Cut \ufffd", "url": "https://a.example/\ufffd"}
+                assert told["sources"] == [source] and "end" in told
+                made = told["start"]["conversationId"]
+                there = alice.json("GET", f"/api/conversations/{made}")
+                assert there["messages"][-1]["sources"] == [source]
+                assert not site.answers.running
+        finally:
+            services["answer"] = None
+
+
+def test_what_is_stored_has_no_halves():
+    assert storable("a\0b\ud800c\udfffd\U0001f600") == "a\ufffdb\ufffdc\ufffdd\U0001f600"
