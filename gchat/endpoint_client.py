@@ -283,6 +283,8 @@ class EndpointClient:
             response = self._http.request(method, f"{self._url}/{path}", json=body)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise self._unreachable(error) from None
+        if self._closed.is_set() and "network_stream" in response.extensions:
+            response.extensions["network_stream"].close()  # close() found it not connected yet
         if not response.is_success:
             raise self._refused(response)
         try:

@@ -109,8 +109,8 @@ def _write(folder: Path, run: Path, loaded: LoadedRun) -> None:
             shutil.copyfile(run / file, folder / file)
     for file in ("metrics.jsonl", judged.HISTORY):
         if (run / file).is_file():
-            kept = [line for line in (run / file).read_bytes().splitlines()
-                    if json.loads(line)["step"] <= loaded.step]  # fmt: skip
+            whole, _, _torn = (run / file).read_bytes().rpartition(b"\n")
+            kept = [line for line in whole.splitlines() if json.loads(line)["step"] <= loaded.step]
             (folder / file).write_bytes(b"".join(line + b"\n" for line in kept))
 
 
@@ -172,7 +172,12 @@ def _name(facts: Mapping[str, Any], metrics: Mapping[str, Any], config: TrainCon
 
 def _lineage(archive: Path, run: Path, config: TrainConfig) -> list[dict[str, Any]]:
     """Runs that this one began with, the first one first."""
-    known = {(c.facts["run"], c.facts["step"]): c.name for c in cards.every(archive)}
+    # A run may begin with the archived model itself, or with the run that this was made of.
+    known = {
+        (str(place), c.facts["step"]): c.name
+        for c in cards.every(archive)
+        for place in (c.facts["run"], (archive / c.name).resolve())
+    }
     line: list[dict[str, Any]] = []
     here = run
     while len(line) < _LONGEST_LINE:

@@ -162,12 +162,18 @@ class Conversation:
         asked = [i for i, m in enumerate(self.messages) if m.role == "user"]
         if not asked:
             raise ConfigError("there is no question to ask again", "ask one")
-        last = self.messages[asked[-1]]
+        before, last = list(self.messages), self.messages[asked[-1]]
         del self.messages[asked[-1] :]
         if self._options.sampling.temperature == 0:
             self._note("(temperature 0 gives the same answer again)")
         self._draw += 1
-        return self.ask(last.content)
+        answer, kept = None, len(self.messages)
+        try:
+            answer = self.ask(last.content)
+        finally:
+            if len(self.messages) == kept:  # no new one came: the old one stays
+                self.messages[:] = before
+        return answer
 
     def _save(self, name: str) -> None:
         if not name:

@@ -174,7 +174,10 @@ class _Job:
     def _facts(self, client: Client) -> dict[str, Any]:
         """Everything that decides an outcome, for the first line of the results."""
         facts: dict[str, Any] = {"evaluation": "chat", "model": client.model}
-        if self._run is not None:
+        if self._run is None:  # another server may give its model the same name
+            address = str(self._options.endpoint).rpartition("@")[2]  # a password is no fact
+            facts |= {"endpoint": address.rstrip("/"), "server": self._options.server}
+        else:
             run = self._run
             assert isinstance(client, EngineClient)
             facts |= {

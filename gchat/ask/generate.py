@@ -71,7 +71,8 @@ class Generate(Drawing, Model):
         )  # fmt: skip
         defaults.check()
         defaults = replace(defaults, prompt=None)
-        if self.answers.exists() and self.answers.samefile(self.questions):
+        both = self.answers.exists() and self.questions.exists()
+        if both and self.answers.samefile(self.questions):
             raise ConfigError("questions and answers are one file", "name another for the answers")
         count, tokens = _counted(self.questions, defaults)
         if self.dry_run:

@@ -12,12 +12,14 @@ from gaia.config import parse
 from gaia.data.lengths import LENGTHS, write_lengths
 from gaia.data.manifest import Manifest, load_manifest
 from gaia.data.shards import verify
+from gaia.errors import ConfigError
 from gchat.data import prepare as preparation
 from gchat.data.chat_command import Chats, prepare_files
 from gchat.data.chats import COUNTS
 from gchat.data.curation import options as curation
 from gchat.data.curation.scores import Maker
 from gchat.data.download import Download
+from gchat.data.own_tokenizer import check_tokenizer
 from gchat.data.show import Show
 from gchat.data.upload import Uploaded, upload
 
@@ -104,6 +106,11 @@ class Count:
         return manifest
 
 
+def _check_threads(threads: int) -> None:
+    if threads < 1:
+        raise ConfigError(f"threads is {threads}", "use 1 or more")
+
+
 @dataclasses.dataclass(frozen=True)
 class Verify:
     """Read every shard again and compare counts and checksums with the manifest."""
@@ -117,7 +124,9 @@ class Verify:
 
     def run(self) -> Manifest:
         """Prints one line when all is well; raises DataError naming the bad shards otherwise."""
+        _check_threads(self.threads)
         manifest = verify(self.data_dir, threads=self.threads)
+        check_tokenizer(self.data_dir, manifest)
         size = sum(shard.bytes for shard in manifest.train + manifest.val)
         if self.json:
             shards = len(manifest.train + manifest.val)
@@ -138,6 +147,7 @@ class Lengths:
 
     def run(self) -> Manifest:
         """Writes lengths.npz beside the shards."""
+        _check_threads(self.threads)
         manifest = load_manifest(self.data_dir)
         write_lengths(self.data_dir, manifest, threads=self.threads)
         print(f"{self.data_dir / LENGTHS}: lengths of {manifest.documents['train']:,} documents")

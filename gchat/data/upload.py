@@ -19,6 +19,7 @@ from gaia.data.lengths import LENGTHS
 from gaia.data.manifest import MANIFEST, Manifest, load_manifest
 from gaia.errors import ConfigError, DataError
 from gaia.storage import gcs, region
+from gchat.data.own_tokenizer import check_tokenizer
 
 # Standard storage in US regions such as us-central1, and class A operations (inserts, listings):
 # cloud.google.com/storage/pricing, read 2026-11. Other places cost up to half more.
@@ -162,6 +163,7 @@ def _local_files(folder: Path, manifest: Manifest) -> dict[str, str]:
                 "prepare the data again",
             )
         files[shard.name] = crc
+    check_tokenizer(str(folder), manifest)
     for name in (*_BESIDE, MANIFEST):
         if (folder / name).is_file():
             files[name] = storage.crc32c_file(folder / name)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import tyro
 
 from gaia import storage
+from gaia.data.manifest import MANIFEST
 from gaia.errors import ConfigError, DataError
 from gchat import tokenizer as tokenizers
 from gchat.data.prepare import training_text
@@ -48,10 +49,16 @@ class Train(Source, _Out):
 
     def run(self) -> Tokenizer:
         """Trains, stores and describes it."""
+        _refuse_bucket(self.out)
         if self.kind != "bpe" and self.digits != DEFAULT_DIGITS:
             raise ConfigError(
                 f"digits = {self.digits}: SentencePiece takes single digits",
                 "leave --digits out, or use --kind bpe",
+            )
+        if (folder := self._folder()) and (folder / MANIFEST).exists():
+            raise ConfigError(
+                f"out = {str(folder)!r} is a data set, whose tokens are of its own tokenizer",
+                "give another folder, and prepare the data with it",
             )
         years = forced.years(self.forced_years) if self.forced_years else ()
         terms = self._terms()
@@ -99,6 +106,8 @@ class Eval:
 
     def run(self) -> dict[str, Any]:
         """Measures and prints a table."""
+        if self.out is not None:
+            _refuse_bucket(self.out)
         texts = {name: list(_documents(path)) for name, path in map(_named, self.text)}
         compared = dict(self._tokenizers())
         if not compared:
@@ -136,6 +145,11 @@ class Eval:
                     more = "" if self.digits == (DEFAULT_DIGITS,) else f", {digits} digits"
                     name = f"{kind} {label}{more if kind == 'bpe' else ''}"
                     yield name, _trained(kind, texts, size, digits=digits)
+
+
+def _refuse_bucket(out: Path) -> None:
+    if storage.is_remote(out) or str(out).startswith("gs:"):  # Path drops a slash
+        raise ConfigError(f"out = {str(out)!r} is a bucket", "name a local folder, then copy it")
 
 
 def _trained(

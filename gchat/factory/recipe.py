@@ -124,5 +124,5 @@ def _answers(asked: Factory, base: str) -> Step:
 def _judged(asked: Factory, base: str) -> Step:
     out = asked.file(f"{base}-verdicts.jsonl")
     words = ["judge", str(asked.file(f"{base}-answers.jsonl")), str(out), *asked.judge,
-             "--by", "split", "kind", "--json"]  # fmt: skip
+             "--by", "split", "kind", "--retry-errors", "--json"]  # fmt: skip
     return Step(f"{base} judged", "measure", lambda: words, asked.file(f"{base}-judge.json"))

@@ -12,7 +12,7 @@ import tyro
 from gaia.config import parse
 from gaia.errors import ConfigError
 from gaia.output import may_go_away
-from gaia.writer_lock import WriterLock
+from gaia.writer_lock import FolderInUse, WriterLock
 from gchat.orchestrate import plan as plans
 from gchat.orchestrate import status
 from gchat.orchestrate.runner import Runner, WorkFailed
@@ -60,6 +60,7 @@ class Orchestrate:
         with WriterLock(plan.folder / LOCK, f"the work in {plan.folder}"):
             store = Store(plan.folder, make=True)
             try:
+                store.forget_stop()  # it was meant for the process before
                 store.take_plan(plan.workloads)
                 with may_go_away():
                     say = partial(print, flush=True)
@@ -72,7 +73,9 @@ class Orchestrate:
     def _say_end(self, store: Store, plan: plans.Plan, *, finished: bool) -> None:
         print(status.table(status.facts(store, plan.folder, plan.aging)))
         if not finished:
-            print(f"stopped; go on with\n  gchat orchestrate {shlex.quote(str(self.plan))}")
+            words = [str(self.plan), *(["--folder", str(self.folder)] if self.folder else [])]
+            words += ["--wait"] * self.wait
+            print(f"stopped; go on with\n  gchat orchestrate {shlex.join(words)}")
             return
         failed = [row.work.name for row in store.rows() if row.state == "failed"]
         if failed:
@@ -188,7 +191,8 @@ class Stop(_Of):
         folder, _ = self.place()
         store = Store(folder)
         try:
-            state = store.row(self.name).state if self.name is not None else "running"
+            state = "running" if _is_held(folder) else "not running"
+            state = store.row(self.name).state if self.name is not None else state
             if self.name is not None and state == "waiting":
                 store.stop(self.name)
                 print(f"{self.name} is stopped")
@@ -196,9 +200,18 @@ class Stop(_Of):
                 store.ask("stop", self.name or "")
                 print(f"{self.name or 'the orchestrator'} is asked to stop")
             else:
-                print(f"{self.name} is {state} already")
+                print(f"{self.name or 'the orchestrator'} is {state} already")
         finally:
             store.close()
+
+
+def _is_held(folder: Path) -> bool:
+    """Tells whether an orchestrator works in a folder."""
+    try:
+        with WriterLock(folder / LOCK, f"the work in {folder}"):
+            return False
+    except FolderInUse:
+        return True
 
 
 def main(args: list[str]) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 
 import yaml
 
+from gaia import unique_yaml
 from gaia.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -113,7 +114,7 @@ def read(path: Path, folder: Path | None = None) -> Plan:
         ConfigError: naming the field that cannot work.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = unique_yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"plan {str(path)!r}: {error.strerror}", "check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gaia.errors import GaiaError
+from gaia.interrupt import hearing
 from gchat.evals.progress_line import ProgressLine, clock
 from gchat.orchestrate import choice, memory, processes, warden
 from gchat.orchestrate.plan import Workload
@@ -66,13 +67,9 @@ class Runner:
             False where somebody asked it to stop before its end.
         """
         processes.become_subreaper()
-        before = {number: signal.signal(number, self._heard) for number in _SIGNALS}
-        try:
+        with hearing(self._heard, *_SIGNALS):
             self._settle()
             return self._loop()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _heard(self, number: int, _frame: Any) -> None:
         self._asked.append(number)

@@ -334,6 +334,11 @@ class Store:
         with self._write():
             self._db.execute("insert into request (kind, workload) values (?, ?)", (kind, workload))
 
+    def forget_stop(self) -> None:
+        """Drops requests to stop all the work, which nobody has taken up."""
+        with self._write():
+            self._db.execute("delete from request where kind = 'stop' and workload = ''")
+
     def requests(self) -> list[tuple[str, str]]:
         """Takes the requests that wait, in order."""
         if not self._db.execute("select 1 from request limit 1").fetchone():

@@ -163,18 +163,19 @@ class BrokerQueue(Closing):
 
     def complete(self, lease: Lease, result: dict[str, Any]) -> bool:
         """Writes the result, then ends the message. The first result of an item stays."""
-        if lease.receipt in self._completed:
-            return True
         band, handle = lease.receipt.split(" ", 1)
-        new = self.store.put("results", lease.item.id, {"result": result, "finished": time.time()})
+        new = lease.receipt in self._completed
+        if not new:
+            kept = {"result": result, "finished": time.time()}
+            new = self.store.put("results", lease.item.id, kept)
+            worker = self._workers.pop(lease.receipt, "")
+            if new:  # before the message is ended: where that fails, this is called again
+                with self._lock:
+                    self._completed[lease.receipt] = None
+                    if len(self._completed) > _KNOWN:  # the oldest is nobody's any more
+                        del self._completed[next(iter(self._completed))]
+                self._note(worker, "done", "", protocol.cost_of(result))
         self._broker.delete(band, handle)
-        worker = self._workers.pop(lease.receipt, "")
-        if new:
-            with self._lock:
-                self._completed[lease.receipt] = None
-                if len(self._completed) > _KNOWN:  # the oldest is nobody's any more
-                    del self._completed[next(iter(self._completed))]
-            self._note(worker, "done", "", protocol.cost_of(result))
         return new
 
     def fail(

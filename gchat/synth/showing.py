@@ -201,6 +201,14 @@ def _as_record(row: dict[str, Any], path: Path, number: int) -> dict[str, Any]:
     for name in ("question", "answer"):
         if not isinstance(row.get(name), str):
             raise DataError(f"{path} row {number} has no {name}", 'write "question" and "answer"')
+    source, choices = row.get("source", {"article": "", "window": ""}), row.get("choices", [])
+    if not isinstance(source, dict) or not {"article", "window"} <= source.keys():
+        raise DataError(
+            f"{path} row {number}: source is {str(source)[:60]!r}",
+            "rename the field, or write an object with article and window",
+        )
+    if not isinstance(choices, list):
+        raise DataError(f"{path} row {number}: choices is {choices!r}", "write a list of texts")
     base = {"kind": "qa", "split": "train", "source": {"article": "", "window": str(number)}}
     return base | row
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from gaia import unique_yaml
 from gaia.errors import ConfigError
 
 FORMS = ("open", "boolean", "choice", "list", "rewrite")
@@ -148,7 +149,7 @@ def _files(paths: Sequence[str]) -> list[tuple[str, str]]:
 
 def _read(file: str, text: str) -> list[Style]:
     try:
-        tree = yaml.safe_load(text)
+        tree = unique_yaml.load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""

@@ -71,11 +71,22 @@ def _previous(folder: Path) -> dict[str, Any]:
 
 
 def _finished(folder: Path, parameters: dict[str, Any]) -> dict | None:
-    """The report in `folder`; DataError where it is of a curation with other parameters."""
+    """The report in `folder`; None where it holds none.
+
+    Raises:
+        DataError: it is of a curation with other parameters, or files of it are gone.
+    """
     if not (folder / report.JSON).exists():
         return None
     finished = report.load(folder)
     refuse_difference(folder, finished["parameters"], parameters, _WHAT)
+    for name, size in finished.get("parts", {}).items():  # older reports do not list them
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise DataError(
+                f"{path} is {'cut' if path.is_file() else 'gone'}: the curation had written it",
+                "bring it back, or use --overwrite",
+            )
     return finished
 
 
@@ -130,6 +141,8 @@ def _run(
             f"curation left none of {figures['read']['documents']:,} documents (most: {worst})",
             "loosen these rules, or leave their family out with --rules",
         )
+    parts = sorted(name for name in storage.list_names(options.out) if stages.PART.fullmatch(name))
+    figures["parts"] = {name: (options.out / name).stat().st_size for name in parts}
     report.write(options.out, figures, _removed(filtered, finished))
     return figures
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import fnmatch
+import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
 from gaia import storage
 from gaia.errors import ConfigError
+from gaia.seal import CHECKSUMS
 from gchat.data.curation.near import Duplicates
 from gchat.data.curation.repetition import Repetition
 from gchat.data.curation.rules import C4, FineWeb, Gopher
@@ -113,7 +115,24 @@ class Options(Source, _Out):
         """Options that decide the result, for the report and against mixing two curations."""
         skipped = {"out", "workers", "engine", "overwrite", "keep_text", "input", "max_bad"}
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in skipped}
+        named = [*self.decontaminate, self.web.blocked_domains]
+        named.append((self.perplexity.scorer or "").partition(":")[2])
+        if contents := {place: _content(Path(place)) for place in map(str, filter(None, named))}:
+            fields["contents"] = contents
         return fields | {"identity": identity}
+
+
+def _content(place: Path) -> str:
+    """Hash of the files at a place, of a run those that seal its checkpoints; "" for none."""
+    place = place.expanduser()
+    seals = sorted(place.glob(f"checkpoints/*/{CHECKSUMS}"))
+    files = seals or sorted(path for path in (place, *place.rglob("*")) if path.is_file())
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(place)} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16] if files else ""
 
 
 def times(name: str, upsampling: list[tuple[str, float]]) -> tuple[str | None, float]:
