@@ -66,7 +66,7 @@ USAGE = """usage: gchat VERB [options]        (gchat VERB --help lists them)
   ladder               sizes, the law of their losses, the next size: gchat ladder --depths 2 3 4 5
   research run         one experiment of an agent's loop: gchat research run --minutes 5 --json
   research ideas       ideas that ship as patches: gchat compare main +relu2
-  research with        any verb with ideas applied: gchat research with +fast train --data-dir DIR
+  research with        a verb with ideas applied: gchat research with +fast train --data-dir DIR
   sweep                variants x sizes x seeds of a YAML file: gchat sweep FILE.yaml
 
 --debug anywhere shows a traceback instead of one line."""
@@ -286,13 +286,13 @@ def _models(args: list[str]) -> None:
 def _research(args: list[str]) -> None:
     raise_on_interrupt()
     verb = _known("gchat research", args, ["run", "with", "ideas"])
-    if verb != "ideas":
+    if verb == "run":  # first of all: an agent may have broken what the others import
         from gchat.research.driver import hand_over
 
-        hand_over(verb, args[1:])
-    from gchat.research.cli import ideas_main, research_main
-
-    (research_main if verb == "run" else ideas_main)(args[1:])
+        hand_over(args[1:])
+    module = "gchat.research.patched" if verb == "with" else "gchat.research.cli"
+    name = {"run": "research_main", "with": "run", "ideas": "ideas_main"}[verb]
+    _main_of(module, name)(args[1:])
 
 
 def _main_of(

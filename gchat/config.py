@@ -16,8 +16,9 @@ from gaia.config import load_preset, load_yaml, parse
 from gaia.data.packing import Packing
 from gaia.errors import ConfigError
 from gaia.guards import GuardConfig
-from gaia.optim import ONLY_MUON, OptimConfig
+from gaia.optim import ONLY_MUON, ONLY_UNTIED, OptimConfig
 from gaia.parallel import MeshConfig
+from gchat import applied
 from gchat.init_from import with_model_of_base
 from gchat.model import GPTConfig
 from gchat.model_config import DIALS, without_derived
@@ -27,6 +28,7 @@ from gchat.reward_config import DPOConfig, RLConfig
 from gchat.run_config import CheckpointConfig, EvalConfig, MetricsConfig, RunConfig
 from gchat.run_length import with_own_length, with_typed_length
 from gchat.stage_config import StageConfig, StageName
+from gchat.transfer import batch_rows, rates
 
 ALIASES = {
     "--depth": "--model.depth",
@@ -195,8 +197,8 @@ class TrainConfig:
 # A resumed run may change these; every other field must be as it was.
 FREE_ON_RESUME = (
     "run.", "eval.", "checkpoint.", "guards.", "metrics.", "mesh.", "data.dir", "data.mixture",
-    "data.cache_", "data.text", "data.patience_minutes", "model.scan_unroll", "model.remat",
-    "rl.reward_seconds", "rl.stall_steps",
+    "data.cache_", "data.text", "data.tokenizer", "data.patience_minutes", "model.scan_unroll",
+    "model.remat", "rl.reward_seconds", "rl.stall_steps",
 )  # fmt: skip
 
 DESCRIPTION = """Train a base model on a prepared data set. Besides the options below: --resume
@@ -209,10 +211,8 @@ and --heartbeat-seconds say how long to wait for the others."""
 
 _DIALS = {f"--model.{name.replace('_', '-')}" for name in DIALS}
 
-CONFIG = "config.yaml"
-CHECKPOINTS = "checkpoints"
+CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
 """Names in a run's folder."""
-
 CONFIG_DIR = Path(__file__).parent / "configs"
 
 
@@ -235,6 +235,7 @@ def load(
         path, args = preset_path(args[0]), args[1:]
         tree = with_own_length(load_preset(path, CONFIG_DIR), load_yaml(path))
         if path.name == CONFIG:  # of a run: a new one shall not write into its folders
+            applied.check(path)
             tree = without_places(tree, of_new_run=True)
     elif preset:
         tree = load_preset(preset_path(preset), CONFIG_DIR)
@@ -266,13 +267,18 @@ def load_tree(
     typed = typed_options(args, aliases)
     config = parse(
         TrainConfig, args, preset=with_typed_length(tree, typed), aliases=aliases, prog=prog,
-        description=description, also=also,
+        description=description, also=also, adding=("stage.data",),
     )  # fmt: skip
-    for name in ONLY_MUON if config.optim.name != "muon" else ():
+    idle = dict.fromkeys(ONLY_MUON, "optim.name muon") if config.optim.name != "muon" else {}
+    idle |= dict.fromkeys(ONLY_UNTIED, "model.tied false") if config.model.tied else {}
+    for name, remedy in idle.items():
         if f"--optim.{name.replace('_', '-')}" in typed:
+            field = remedy.split()[0]
+            group, _, of = field.partition(".")
+            value = str(getattr(getattr(config, group), of)).lower()  # as it is typed
             raise ConfigError(
-                f"optim.{name} is typed but optim.name is {config.optim.name}",
-                "leave it out, or use --optim.name muon",
+                f"optim.{name} is typed but {field} is {value}",
+                f"leave it out, or use --{remedy}",
             )
     return config
 
@@ -296,7 +302,7 @@ def without_places(tree: Mapping[str, Any], *, of_new_run: bool = False) -> dict
     if of_new_run:
         for group, name in ((run, "mirror"), (data, "fingerprint"), (data, "window")):
             group.pop(name, None)
-    return {**tree, **{name: group for name, group in groups.items() if group}}
+    return {**applied.options(tree), **{name: group for name, group in groups.items() if group}}
 
 
 def preset_path(name: str) -> Path:
@@ -317,7 +323,7 @@ def derive(
     said: list[str] = []
     # 1) Sizes follow from depth.
     model = config.model.derive(vocab_size, padded_vocab_size)
-    s, params = model.sizes, matmul_params(model)
+    params = matmul_params(model)
     said += _described(model)
     training = config.training
     config.guards.check(config.run.in_flight)
@@ -328,7 +334,7 @@ def derive(
     # 3) The batch follows from the tokens.
     batch_size = training.batch_size
     if batch_size is None:
-        batch_size = _batch_size(model, tokens, training.tokens_per_param)
+        batch_size = batch_rows(model, tokens, training.tokens_per_param)
     if batch_size % training.grad_accum:
         raise ConfigError(
             f"training.grad_accum {training.grad_accum} does not divide "
@@ -345,12 +351,17 @@ def derive(
         f"tokens, {steps * batch_tokens / 1e6:,.2f}M in all "
         f"({steps * batch_tokens / params:.2f} per matmul parameter)"
     )
-    # 5) Learning rates follow from batch and width.
-    optim, sentence = config.optim.scaled(batch_tokens, s.dim)
-    said.append(sentence)
-    optim.check(steps)
     training.check_ramp(steps, config.stage.name)
     training = replace(training, batch_size=batch_size, steps=steps, tokens=steps * batch_tokens)
+    # 5) Learning rates follow from batch and width, and the decay from batch and tokens.
+    optim, sentence = rates(config.optim, model, batch_tokens, steps, training.tokens_per_param)
+    said.append(sentence)
+    optim.check(steps)
+    if model.remat != "none" and model.depth == len(model.window_pattern) > 1:
+        said.append(
+            f"warning: model.remat {model.remat} saves no memory on a CPU where "
+            f"model.window_pattern is as long as the depth, {model.depth}: use a shorter pattern"
+        )
     price_per_hour(config)  # refused now, not at the end
     return replace(config, model=model, optim=optim, training=training), said
 
@@ -386,15 +397,3 @@ def price_per_hour(config: TrainConfig) -> float:
             f"GAIA_PRICE_PER_HOUR is {text!r}", "use US dollars per hour, e.g. 1.2, or unset it"
         )
     return price
-
-
-def _batch_size(model: GPTConfig, tokens: int, tokens_per_param: float) -> int:
-    """Rows of a step: B ∝ D^0.383 from 2^19 tokens at depth 12.
-
-    Power Lines (arXiv 2505.13738), with nanochat's measured reference point.
-    """
-    s = model.sizes
-    at_depth_12 = GPTConfig(depth=12).derive(s.vocab, s.padded_vocab)
-    reference = tokens_per_param * matmul_params(at_depth_12)
-    batch_tokens = 2 ** round(math.log2(2**19 * (tokens / reference) ** 0.383))
-    return max(1, batch_tokens // model.seq_len)

@@ -24,7 +24,7 @@ def with_model_of_base(
     Raises:
         ConfigError: no run lies there.
     """
-    given = list(_values(args))
+    given = typed_bases(args)
     if not given:
         return dict(tree)
     path = Path(given[-1]) / config_name
@@ -35,8 +35,8 @@ def with_model_of_base(
     return {**tree, "model": load_yaml(path).get("model") or {}}
 
 
-def _values(args: Sequence[str]) -> list[str]:
-    """Values of the option, typed as `--option value` or `--option=value`, in order."""
+def typed_bases(args: Sequence[str]) -> list[str]:
+    """Values of --init-from, typed as `--option value` or `--option=value`, in order."""
     values = []
     for word, following in itertools.zip_longest(args, args[1:], fillvalue=""):
         name, equals, value = word.partition("=")

@@ -106,10 +106,14 @@ class GPT(nnx.Module):
         # and the loss sigma^2 / 2 above ln V. The published rules let sigma reach 0.6 (neox) or
         # grow with the width (gpt2); at most 0.25 keeps the excess below 0.04 nats.
         head_std = 1e-3 if config.init == "zero_out" else min(embed_std, 0.25 * s.dim**-0.5)
-        # A tied table is first of all a head: its logits must start small.
-        embed_std = head_std if config.tied else embed_std
-        self.embed = Embed(s.padded_vocab, s.dim, normal(embed_std), rngs=rngs)
-        if config.positions == "learned":
+        # A tied table is first of all a head: its logits start small, and its rate is a head's.
+        embed_std, role = (head_std, "head") if config.tied else (embed_std, "embed")
+        self.embed = Embed(s.padded_vocab, s.dim, normal(embed_std), role=role, rngs=rngs)
+        if config.positions == "learned" and config.tied:
+            # At the rate of an embedding they would outrun the rows that they are added to.
+            beside = normal(embed_std)
+            self.position_embed = Embed(config.seq_len, s.dim, beside, role="gain", rngs=rngs)
+        elif config.positions == "learned":
             self.position_embed = Embed(config.seq_len, s.dim, normal(embed_std), rngs=rngs)
 
         @nnx.split_rngs(splits=config.depth)
@@ -220,10 +224,12 @@ class GPT(nnx.Module):
         def one_period(x_BTD: jax.Array, layers: Any):
             for i, kind in enumerate(c.window_pattern):
                 layer = jax.tree.map(lambda a, i=i: a[i], layers)
-                x_BTD = _remat(one_layer, c.remat)(x_BTD, layer, kind)
+                x_BTD = _remat(one_layer, c.remat, loops=c.depth > period)(x_BTD, layer, kind)
             return x_BTD, None
 
-        unroll = min(c.scan_unroll, c.depth // period)
+        # XLA sees through a loop that runs once, and would keep what is to be computed again.
+        most = c.depth // period // (1 if c.remat == "none" else 2)
+        unroll = max(1, min(c.scan_unroll, most))
         return jax.lax.scan(one_period, x_BTD, stacked, unroll=unroll)[0]
 
     def _run_cached(
@@ -296,8 +302,12 @@ _KEPT: dict[str, tuple[str, ...]] = {
 }
 
 
-def _remat(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
-    """Puts a layer under its policy; what that does not keep is computed again."""
+def _remat(layer: Callable[..., Any], remat: Remat, *, loops: bool) -> Callable[..., Any]:
+    """Puts a layer under its policy; what that does not keep is computed again.
+
+    A loop between the two passes keeps XLA from taking the second computation for the first.
+    Without one a barrier must, which XLA on CPU drops too early.
+    """
     if remat == "none":
         return layer
     policies = jax.checkpoint_policies
@@ -310,4 +320,4 @@ def _remat(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
         )
     else:
         policy = policies.save_only_these_names(*_KEPT[remat])
-    return jax.checkpoint(layer, policy=policy, static_argnums=(2,), prevent_cse=False)
+    return jax.checkpoint(layer, policy=policy, static_argnums=(2,), prevent_cse=not loops)

@@ -49,7 +49,7 @@ class GPTConfig:
     qk_norm: bool = True
     """RMSNorm on query and key heads before RoPE (Qwen3's shape; without it Llama's)."""
     tied: bool = False
-    """Use the embedding table as the output head."""
+    """Use the embedding table as the output head, with the head's rate, betas and decay."""
     window_pattern: str = "L"
     """Attention by layer, tiled over the depth: L sees the whole row, S the last `window`."""
     window: int | None = None
@@ -65,7 +65,8 @@ class GPTConfig:
     matmul_precision: Literal["default", "high", "highest"] = "default"
     """Passes of a matrix product on hardware that multiplies in bf16."""
     scan_unroll: int = 1
-    """Layers per iteration of the scan over layers: 1 compiles fastest, depth runs fastest."""
+    """Layers per iteration of the scan over layers: 1 compiles fastest, depth runs fastest. What
+    remat saves is an iteration's at a time, so that with it there are at least two."""
     remat: Remat = "none"
     """Results of a block that the forward pass keeps for the backward pass, most first: none
     recomputes nothing; dots keeps matrix products and attention; attention keeps that and its

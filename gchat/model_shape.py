@@ -75,9 +75,7 @@ def all_params(config: GPTConfig) -> int:
 
 def matmul_params(config: GPTConfig) -> int:
     """Parameters that multiply activations: all matrices, and a table that is the head as well."""
-    parameters = model_shape(config).parameters
-    tied = sum(p.size for p in parameters if p.name == "embed.table") if config.tied else 0
-    return tied + sum(p.size for p in parameters if p.is_matrix)
+    return sum(p.size for p in model_shape(config).parameters if p.is_matrix)
 
 
 def mean_keys_seen(config: GPTConfig) -> float:

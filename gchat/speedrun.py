@@ -119,7 +119,7 @@ def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] 
         GaiaError: one line naming what cannot work and the remedy.
     """
     began = time.monotonic()
-    machine = runtime.start()
+    machine = runtime.start(tell=False)  # said below, or allowed
     on_cpu = machine.platform == "cpu"
     hardware = runtime.accelerator_hardware()
     if on_cpu and hardware and not options.allow_cpu:
@@ -132,7 +132,7 @@ def speedrun(options: Options, args: list[str], group: Group) -> dict[str, Any] 
     config = load(args, preset=preset, prog="gchat/speedrun.sh", also=_OWN)
     if on_cpu and not (args and not args[0].startswith("-")):
         print("no accelerator here: training the `cpu` preset on the offline corpus")
-    runtime.start(matmul_precision=config.model.matmul_precision)  # known only now
+    runtime.start(matmul_precision=config.model.matmul_precision, tell=False)  # known only now
     if options.offline:
         config = replace(config, data=replace(config.data, source="docs", input=None))
     elif os.environ.get("GAIA_DATA") and not (config.data.dir or config.data.input):

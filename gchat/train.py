@@ -23,6 +23,7 @@ from gaia.interrupt import raise_on_interrupt
 from gaia.output import may_go_away
 from gaia.processes.group import OPTIONS, Group, joined, take_options
 from gaia.runtime import Machine, start
+from gchat import applied
 from gchat.config import CONFIG, TrainConfig, load
 from gchat.evals.core.periodic import PeriodicCore
 from gchat.evals.ngram import MAX_TOKENS, Baselines, ngram_baselines, score
@@ -167,6 +168,9 @@ def _check_stage(config: TrainConfig, resume: bool) -> None:
             f"model.lora_rank is {config.model.lora_rank}, and adapters need a base to adapt",
             "use gchat midtrain, sft, dpo or rl",
         )
+    for name, group in (("dpo", config.dpo), ("rl", config.rl)):
+        if group != type(group)():
+            raise ConfigError(f"an option of {name} is given", f"use gchat {name}, or leave it out")
     if stage != StageConfig():
         raise ConfigError(
             f"stage.name is {stage.name}, stage.data {stage.data}: groups of later stages",
@@ -187,7 +191,9 @@ def _check_begun_from(path: str, data: TrainingData) -> str:
 
     Raises:
         DataError: the data was made with another tokenizer than that run's.
+        CheckpointError: it was trained with ideas that this code lacks.
     """
+    applied.check(Path(path) / CONFIG)
     own = Path(path) / TOKENIZER
     if own.exists() and (theirs := Tokenizer.load(own)).sha256 != data.tokenizer.sha256:
         raise DataError(

@@ -64,7 +64,10 @@ class Running:
         self._listener = listen("127.0.0.1", 0)
         self.port = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = HttpServer(make_site_app(site), site.service, drain_s=drain_s)
+        self.server = HttpServer(
+            make_site_app(site), site.service, drain_s=drain_s,
+            busy=lambda: bool(site.answers.running),
+        )  # fmt: skip
         self.problem = None
         self._clients = []
         self._thread = threading.Thread(target=self._run)

@@ -34,6 +34,8 @@ def pytest_configure(config):
     # and in every process that tests start.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(config.gaia_home) / "xla")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    # Three workers on two cores: NumPy's threads would wait for one another, spinning.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     os.environ.setdefault("XLA_FLAGS", fast_compilation())
 

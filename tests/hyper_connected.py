@@ -53,6 +53,14 @@ class KeepsThePlainModel:
         after_BTnD, _ = layer(x_BTnD, None)
         assert float(jnp.abs(after_BTnD[:, :, 0] - after_BTnD[:, :, 1]).max()) > 1e-4
 
+    def test_its_own_products_are_in_fp32_on_every_device(self):
+        """At an accelerator's default they would be in bf16 passes."""
+        layer = HyperConnection(32, rngs=nnx.Rngs(0))
+        traced = jax.make_jaxpr(lambda x: layer(x, lambda y: (y, None))[0])(jnp.ones((1, 2, 4, 32)))
+        products = [e.params["precision"] for e in traced.eqns if e.primitive.name == "dot_general"]
+        highest = jax.lax.Precision.HIGHEST
+        assert len(products) >= 3 and set(products) == {(highest, highest)}
+
     def test_decoding_gives_the_same_as_reading(self):
         graph, params = tiny.make(tiny.gpt_config())
         tokens = tiny.tokens(1, 6)

@@ -322,7 +322,7 @@ def nobody_serves(plain: str, environment: dict[str, str]) -> Iterator[None]:
         if answer != "t":
             with contextlib.suppress(BrokenPipeError):
                 psql.stdin.close()
-            raise Refused(f"psql failed: {_last_line(psql.stderr.read())}")
+            raise Refused(f"psql failed: {_reason(psql.stderr.read())}")
         yield
 
 
@@ -345,7 +345,7 @@ def _run(program: str, *arguments: str, environment: dict[str, str] | None = Non
             [program, *arguments], env=environment, capture_output=True, text=True
         )
     if done.returncode:
-        raise Refused(f"{program} failed: {_last_line(done.stderr)}")
+        raise Refused(f"{program} failed: {_reason(done.stderr)}")
     return done.stdout
 
 
@@ -357,8 +357,10 @@ def _missing(program: str) -> Iterator[None]:
         raise Refused(f"{program} is not installed; install postgresql-client") from None
 
 
-def _last_line(said: str) -> str:
-    return (said.strip().splitlines() or ["no reason told"])[-1]
+def _reason(said: str) -> str:
+    """The line of a failed program that says why: behind it stands the command that failed."""
+    lines = said.strip().splitlines() or ["no reason told"]
+    return next((line for line in lines if "error:" in line.lower()), lines[-1])
 
 
 if __name__ == "__main__":

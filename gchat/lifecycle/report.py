@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gaia.storage.files import atomic_path
 from gchat.lifecycle.recipe import Speedrun
 from gchat.lifecycle.steps import summary_of
 from gchat.run.folder import write_atomically
@@ -191,4 +192,5 @@ def draw(speedrun: Speedrun, rows: Sequence[Mapping[str, Any]], path: Path) -> N
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    figure.savefig(path, dpi=110)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gaia.errors import GaiaError
+from gaia.interrupt import hearing
 
 ANSWERS_ENDED = ("--json", "--retry-errors")
 """Options of `gchat generate` as a step: its file grows answer by answer, its summary ends it."""
@@ -136,9 +137,5 @@ def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
         if number != signal.SIGINT or not sys.stdin.isatty():  # a terminal tells the step itself
             process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
-    try:
+    with hearing(pass_on, *_SIGNALS):
         yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

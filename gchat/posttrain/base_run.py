@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from gaia.config import load_yaml
 from gaia.errors import ConfigError, DataError
+from gaia.step_ranges import read_changes
+from gchat import applied
 from gchat.config import CONFIG, TrainConfig, without_places
 from gchat.model_config import plain_model
 from gchat.run.checkpoints import read_run, saved_checkpoints
@@ -45,11 +47,12 @@ def open_base(given: str, *, step: int | None, allow_unfinished: bool) -> BaseRu
         allow_unfinished: begin with a run that has not reached its last step.
 
     Raises:
-        CheckpointError: no run lies there.
+        CheckpointError: no run lies there, or one with ideas that this code lacks.
         ConfigError: it holds no finished checkpoint, or not that of its last step.
     """
-    config = read_run(given)
     path = Path(given).absolute()
+    applied.check(path / CONFIG)
+    config = read_run(given)
     steps = [saved.step for saved in saved_checkpoints(config)]
     if not steps:
         raise ConfigError(f"--base {given!r} holds no finished checkpoint", "train it first")
@@ -81,7 +84,8 @@ def handed_down(path: Path) -> dict[str, Any]:
     """Hyper-parameters of the run in a folder, as a preset of the stage that begins with it.
 
     Its model, optimizer and guards, batch size and seed; not its data, length, mesh, prompts,
-    files to score, name or places.
+    files to score, name or places. Changes of weight decay are at steps of its own length: the
+    decays that it ended with are handed down without them.
 
     Raises:
         ConfigError: no run lies there.
@@ -90,11 +94,21 @@ def handed_down(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--base {str(path)!r} holds no run", "give the folder of a run")
     tree = without_places(load_yaml(path / CONFIG), of_new_run=True)
     groups = {name: dict(tree.get(name) or {}) for name in ("optim", "guards")}
+    _end_decays(groups["optim"], (tree.get("training") or {}).get("steps"))
     groups["model"] = plain_model(dict(tree.get("model") or {}))
     for name, fields in _HANDED_DOWN.items():
         group = tree.get(name) or {}
         groups[name] = {field: group[field] for field in fields if field in group}
     return {name: group for name, group in groups.items() if group}
+
+
+def _end_decays(optim: dict[str, Any], steps: int | None) -> None:
+    """Puts the weight decays of a run's last step in place of their changes."""
+    for name in ("weight_decay", "matrix_weight_decay"):
+        texts = optim.pop(f"{name}_steps", None) or ()
+        for change in read_changes(f"optim.{name}_steps", texts):
+            if steps is None or change.in_epochs or change.at < steps:
+                optim[name] = change.value
 
 
 def check_tokenizer(base: BaseRun, theirs: Tokenizer, place: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from jax.sharding import Mesh
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from gaia.data.batch import IGNORE, Batch
 from gaia.errors import ConfigError, DataError
 from gaia.parallel import rows_here
+from gaia.storage.files import atomic_path
 from gchat.posttrain import start
 from gchat.posttrain.chat_curve import chat_curve
 from gchat.posttrain.lengths import with_length
@@ -94,11 +96,14 @@ class Preferences:
         self._score = make_scorer(started.graph, config, started.mesh)
         self._eval_rows = eval_rows(started.mesh, self.length)
         self._reference: list[np.ndarray] = []
+        self._kept = False
 
     def batches(self, index: int) -> PairBatches:
         """Opens the training pairs, from a batch on; the first time with their reference."""
         if not self._reference:
-            self._reference = self._known() or self._computed()
+            known = self._known()
+            self._kept = bool(known)
+            self._reference = known or self._computed()
         config = self._started.config
         return PairBatches(
             self._pairs[: self._training],
@@ -157,9 +162,9 @@ class Preferences:
         if not self._started.session.resume:
             return []
         try:
-            with np.load(self._file) as kept:
+            with self._file.open("rb") as file, np.load(file) as kept:
                 fingerprint, flat = str(kept["fingerprint"]), kept["logprobs"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return []  # the base run is read again
         if fingerprint != self._fingerprint():
             raise DataError(
@@ -173,12 +178,12 @@ class Preferences:
     def keep(self) -> None:
         """Writes the reference into the run's folder, unless it is there."""
         session = self._started.session
-        if not session.group.first or self._file.exists():
+        if not session.group.first or self._kept:
             return
-        partial = self._file.with_name("reference.partial.npz")
         flat = np.concatenate(self._reference)
-        np.savez(partial, fingerprint=self._fingerprint(), logprobs=flat)
-        partial.replace(self._file)
+        with atomic_path(self._file) as partial, partial.open("wb") as file:
+            np.savez(file, fingerprint=self._fingerprint(), logprobs=flat)
+        self._kept = True
 
     def evaluate(self, params: Any, alive: Alive) -> dict[str, float]:
         """Loss, accuracy and margin of the pairs that are held out."""
@@ -261,7 +266,7 @@ not given is the base run's; learning rates are a fiftieth of its. --resume cont
     defaults={
         "optim": {
             "schedule": "wsd", "decay_fraction": 1.0, "final_lr_fraction": 0.0,
-            "weight_decay": 0.0, "matrix_weight_decay": 0.0,
+            "weight_decay": 0.0, "embed_weight_decay": 0.0, "matrix_weight_decay": 0.0,
         },
     },
     lr_share=0.02,

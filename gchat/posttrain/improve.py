@@ -48,8 +48,12 @@ class Policy:
         self._started, self._config, self._rl, self._mesh = started, config, config.rl, mesh
         self._task, self._items, self._length, self._room = task, items, length, room
         self._rewards, (self._held_out, self._held_out_rewards) = rewards, held_out
-        steps = config.training.amounts.steps * config.rl.passes
-        of_updates = replace(config, training=replace(config.training, steps=steps))
+        steps, optim = config.training.amounts.steps * config.rl.passes, config.optim
+        of_updates = replace(
+            config,
+            training=replace(config.training, steps=steps),
+            optim=optim.repeated(config.rl.passes),
+        )
         self._step = make_train_step(graph, of_updates, mesh, policy.objective(config.rl))
         self._score = make_scorer(graph, config, mesh, temperature=config.rl.temperature)
         self._sampler: Sampler | None = None

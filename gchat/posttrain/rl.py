@@ -6,13 +6,14 @@ is about to change, grades them, and makes `rl.passes` updates with the policy g
 repeats what it would have done.
 """
 
+import hashlib
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gaia.errors import ConfigError
+from gaia.errors import ConfigError, DataError
 from gchat.chat_format import ChatFormat
 from gchat.config import TrainConfig
 from gchat.posttrain import start
@@ -45,6 +46,16 @@ def fitting(task: Task, chat_format: ChatFormat, config: TrainConfig) -> tuple[l
     if len(items) < len(task):
         print(f"{len(task) - len(items)} of {len(task)} prompts are too long, and left out")
     return items, max(sizes[i] for i in items)
+
+
+def _digest(task: Task, items: Sequence[int]) -> str:
+    """Hash of the items that are trained on: what is asked, and what grading compares with."""
+    digest = hashlib.sha256()
+    for i in items:
+        item = task[i]
+        facts = (item.question, item.answer, item.choices, item.gold, sorted(item.meta.items()))
+        digest.update(f"{item.id} {facts!r}".encode())
+    return digest.hexdigest()[:16]
 
 
 def _held_out(config: TrainConfig) -> Task | None:
@@ -102,7 +113,8 @@ def prepared(setting: start.Setting) -> start.Prepared:
         path, colon, name = rl.reward.rpartition(":")
         rl = replace(rl, reward=f"{os.path.abspath(path)}{colon}{name}")
     rl = replace(rl, task=_whole(rl.task), held_out_task=_whole(rl.held_out_task))
-    items, _ = fitting(named(str(rl.task), rl.split), setting.format, config)
+    task = named(str(rl.task), rl.split)
+    items, _ = fitting(task, setting.format, config)
     if _held_out(replace(config, rl=rl)) is None and rl.held_out:
         print(
             f"no item is held out: {rl.task} has none besides those of training (name some with "
@@ -130,6 +142,7 @@ def prepared(setting: start.Setting) -> start.Prepared:
         training=training,
         optim=replace(config.optim, warmup_steps=warmup),
         stage=replace(stage, epochs=epochs),
+        data=replace(config.data, fingerprint=_digest(task, items)),
     )
     return start.Prepared(None, True, config)
 
@@ -145,6 +158,11 @@ def stage(started: start.Started) -> Stage:
     assert started.format is not None
     rl, task = config.rl, named(str(config.rl.task), config.rl.split)
     items, longest = fitting(task, started.format, config)
+    if config.data.fingerprint not in (None, _digest(task, items)):  # older runs have none
+        raise DataError(
+            f"the items of rl.task {rl.task} are not those that the run began with",
+            "put the old ones back, or start a new run",
+        )
     room = longest
     length = min(config.model.seq_len, -(-(longest + rl.max_new_tokens) // _ROW) * _ROW)
     rewards: Rewards = TaskRewards(task)
@@ -192,7 +210,7 @@ run in --run-dir. All fields of the trainer:""",
     defaults={
         "optim": {
             "schedule": "wsd", "decay_fraction": 1.0, "final_lr_fraction": 0.0,
-            "weight_decay": 0.0, "matrix_weight_decay": 0.0,
+            "weight_decay": 0.0, "embed_weight_decay": 0.0, "matrix_weight_decay": 0.0,
         },
         "eval": {"every_steps": 10, "sample_every": 10},
         "guards": {"spike_factor": 0.0},

@@ -30,6 +30,7 @@ from gchat.config import DataConfig, TrainConfig, derive, load_tree, typed_optio
 from gchat.posttrain.base_run import BaseRun, check_tokenizer, handed_down, open_base
 from gchat.posttrain.first_state import first_state
 from gchat.posttrain.lengths import with_length
+from gchat.posttrain.refused import check_typed
 from gchat.ranges import check_ranges
 from gchat.run import mirror
 from gchat.run.fitting import fitted_for_all, take_batch
@@ -60,7 +61,7 @@ _FLAGS = ("--resume", "--allow-unfinished", "--allow-restart")
 _OWN = (*_FLAGS, *STAGE_ALIASES, "--batch", *OPTIONS)
 """Options that are no field of the configuration, or a short name of one."""
 
-_RATES = ("embed_lr", "head_lr", "matrix_lr")
+_RATES = ("embed_lr", "head_lr", "gain_lr", "matrix_lr")
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,9 @@ def _given(verb: Verb, args: list[str], *, resume: bool) -> TrainConfig:
     if "lr" in base_optim and "lr" not in verb.defaults.get("optim", {}):
         tree["optim"]["lr"] = base_optim["lr"] * verb.lr_share
     config = load_tree(tree, args, prog=verb.prog, description=verb.description, also=_OWN)
-    _check_typed(verb, config, typed)
+    check_typed(verb.name, verb.prog, typed, epochs=config.stage.epochs is not None)
+    check_ranges(config)
+    check_free(config)
     return _with_rates(config, base_optim, typed)
 
 
@@ -229,30 +232,6 @@ def _base_path(args: Sequence[str]) -> Path | None:
 
 def _asks_for_help(args: Sequence[str]) -> bool:
     return bool({"-h", "--help"} & set(args))
-
-
-def _check_typed(verb: Verb, config: TrainConfig, typed: set[str]) -> None:
-    """Refuses, before anything is read, values that cannot work and options without effect."""
-    for stage in ("dpo", "rl"):
-        others = sorted(option for option in typed if option.startswith(f"--{stage}."))
-        if others and stage != verb.name:
-            raise ConfigError(f"{others[0]} is of `gchat {stage}`", "leave it out")
-    for name in ("name", "base-commit", "chat"):
-        if f"--stage.{name}" in typed:
-            raise ConfigError(f"--stage.{name} follows from the base run", "leave it out")
-    if config.stage.epochs is not None and {"--training.steps", "--training.tokens"} & typed:
-        raise ConfigError("--epochs and a number of steps are both given", "give one of them")
-    if "--training.tokens-per-param" in typed:
-        raise ConfigError(
-            "--training.tokens-per-param is of pretraining", "use --epochs or --max-steps"
-        )
-    if config.optim.batch_reference or config.optim.width_reference:
-        raise ConfigError(
-            "optim.batch_reference and width_reference are of pretraining",
-            f"leave them out; {verb.prog} takes learning rates as they are given",
-        )
-    check_ranges(config)
-    check_free(config)
 
 
 def _with_rates(config: TrainConfig, base: Mapping[str, Any], typed: set[str]) -> TrainConfig:

@@ -19,7 +19,8 @@ from typing import Any
 from gaia.config import load_yaml, to_yaml
 from gaia.errors import ConfigError
 from gaia.guards import BadStep
-from gaia.storage import StorageError, gcs, is_remote, list_names
+from gaia.storage import StorageError, gcs, is_remote, list_names, open_atomic
+from gchat import applied
 from gchat.config import (
     CHECKPOINTS,
     CONFIG,
@@ -52,7 +53,8 @@ class RunFolder:
         if not self._first:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / CONFIG, to_yaml(_portable(config)))
+        text = to_yaml(_portable(config)) + applied.recorded()
+        write_atomically(self.path / CONFIG, text)
         tokenizer.save(str(self.path / "tokenizer.json"))
 
     def append_samples(self, step: int, text: str) -> None:
@@ -152,7 +154,12 @@ def lengths(folder: Path) -> dict[str, Any]:
 
 
 def check_resumable(path: Path) -> None:
-    """Raises ConfigError where no run lies, or one that was imported and never trained."""
+    """Refuses a folder whose run cannot go on here.
+
+    Raises:
+        ConfigError: no run lies there, or one that was imported and never trained.
+        CheckpointError: it was trained with ideas that this code lacks.
+    """
     if not (path / CONFIG).exists():
         raise ConfigError(
             f"run.dir {str(path)!r} holds no run to resume", "leave out --resume to begin"
@@ -162,6 +169,7 @@ def check_resumable(path: Path) -> None:
             f"run.dir {str(path)!r} holds an imported model, without the state of an optimizer",
             f"begin a new run with --init-from {path}",
         )
+    applied.check(path / CONFIG, to_train=True)
 
 
 def read_config(folder: Path, args: Sequence[str] = (), prog: str = "gchat train") -> TrainConfig:
@@ -226,7 +234,10 @@ def _all_absolute(places: Mapping[str, str]) -> dict[str, str]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's content in one step, so that a reader never sees half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    """Replaces a file's content in one step, so that a reader never sees half of it.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    with open_atomic(path) as file:
+        file.write(text.encode())

@@ -13,7 +13,8 @@ from gaia.checkpoint import Checkpointer, Restored
 from gaia.errors import CheckpointError
 from gaia.parallel import make_mesh
 from gaia.runtime import start
-from gchat.config import TrainConfig
+from gchat import applied
+from gchat.config import CONFIG, TrainConfig
 from gchat.engine.engine import Engine
 from gchat.evals import bpb
 from gchat.evals.periodic import encode_file, make_engine
@@ -103,8 +104,10 @@ def load_params(
         The parameters as `state`, with their step and the checkpoint's facts.
 
     Raises:
-        CheckpointError: no checkpoint that can be used, or it holds other parameters.
+        CheckpointError: no checkpoint that can be used, or it holds other parameters, or the run
+            was trained with ideas that this code lacks.
     """
+    applied.check(Path(path) / CONFIG)
     own = config.model
     stored = replace(
         model or own,

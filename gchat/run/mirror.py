@@ -95,7 +95,8 @@ class Mirror:
         segments = sorted(self._folder.glob(f"metrics/p{self._process}-*.seg"))
         others: list[Path] = []
         if self._process == 0:
-            names = ("run.json", "status.json") if metrics_only else ("*",)
+            # Below data/ a stage keeps what it was trained on, which nothing else holds.
+            names = ("run.json", "status.json") if metrics_only else ("*", "data/**/*")
             others = [p for name in names for p in sorted(self._folder.glob(name))]
         return [
             path.relative_to(self._folder).as_posix()

@@ -15,6 +15,7 @@ from typing import Any
 
 import gaia_metrics
 from gaia.config import to_yaml
+from gaia.storage.files import atomic_path
 from gchat.config import TrainConfig, price_per_hour
 from gchat.evals.ngram import Baselines
 from gchat.evals.progress_line import clock
@@ -73,7 +74,7 @@ def _summary(
     mfus = [v for _, v in series.get("perf/mfu", [])]
     waits = [v for _, v in series.get("perf/data_wait_ms", [])]
     times = [v for _, v in series.get("perf/step_ms", [])]
-    steps = len(series.get("train/loss", []))
+    steps = len(times)  # not of the losses: one that is not finite is no number of the log
     info = gaia_metrics.run_info(folder.path)
     good = goodput(
         series,
@@ -161,7 +162,8 @@ def plot(series: Series, summary: Mapping[str, Any], path: Path) -> None:
         axes.legend()
     for axes in (loss, bpb, rate):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
 
 
 def _markdown(
@@ -199,7 +201,6 @@ def _markdown(
         f"| {_last(series, n):.2f} | {_last(series, n.replace('_perplexity', '_bpb')):.4f} |"
         for n in files
     ]
-    samples = folder.path / "samples.txt"
     state = (
         "" if summary["finished"] else f"\nStopped early; go on with `{session.resume_command}`.\n"
     )
@@ -214,7 +215,7 @@ def _markdown(
             *evals,
             f"\n{_protocol(config)}",
             "\n## Samples\n\n```",
-            samples.read_text(encoding="utf-8").strip() if samples.exists() else "(none)",
+            _samples(folder.path / "samples.txt"),
             "```\n\n## Data\n",
             f"{data}\n",
             "## Environment\n\n| | |\n|---|---|",
@@ -224,6 +225,11 @@ def _markdown(
             "```\n",
         ]
     )
+
+
+def _samples(path: Path) -> str:
+    """All samples; a full disk may have cut the last one inside a letter."""
+    return path.read_text("utf-8", "replace").strip() if path.exists() else "(none)"
 
 
 def _protocol(config: TrainConfig) -> str:

@@ -9,9 +9,11 @@ Series = dict[str, list[tuple[int, float]]]
 
 
 def read_series(path: Path) -> Series:
-    """metrics.jsonl as `{name: [(step, value), …]}`; text and non-finite values are left out."""
+    """metrics.jsonl as `{name: [(step, value), …]}`; text and non-finite values are left out, and
+    a last line without an end: a kill or a full disk tore it, or it is just being written."""
     series: Series = {}
-    for line in path.read_bytes().splitlines():
+    whole, _, _torn = path.read_bytes().rpartition(b"\n")
+    for line in whole.splitlines():
         record = json.loads(line)
         for name, value in record.items():
             if name not in ("step", "time") and isinstance(value, int | float):

@@ -13,6 +13,7 @@ from gaia.errors import CheckpointError, ConfigError
 from gaia.optim import schedule
 from gaia.processes.group import Group
 from gaia.runtime import Machine, peak_flops
+from gchat import applied
 from gchat.config import FREE_ON_RESUME, TrainConfig
 from gchat.model_shape import all_params
 from gchat.run import folder as run_folder
@@ -41,8 +42,8 @@ class Session:
         command: command line that trains, to which people add `--resume`.
 
     Raises:
-        ConfigError: a run lies there already, there is none to resume, or a sink's package is not
-            installed.
+        ConfigError: a run lies there already, there is none to resume or extend, or a sink's
+            package is not installed.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class Session:
             _check_sinks(config)
             if resume:
                 run_folder.check_resumable(config.run.folder)
+                if extend:
+                    applied.check_extension()
             else:
                 run_folder.check_free(config)
         self.folder = RunFolder(config.run.folder, first=self.group.first)
@@ -188,8 +191,9 @@ class Session:
             sinks=self.config.metrics.sinks,
         )
         mine = begin(run_id=self._run_id) if self.group.first else None
-        self._run_id = self.group.broadcast(lambda: mine and mine.id)
-        self.metrics = mine or begin(run_id=self._run_id)
+        said = self.group.broadcast(lambda: (mine.id, mine.attempt) if mine else None)
+        self._run_id, attempt = said
+        self.metrics = mine or begin(run_id=self._run_id, attempt=attempt)
 
     def save(self, step: int, state: Any, guard: Mapping[str, Any]) -> str | None:
         """Saves, but never ahead of the metrics: those up to `step` are on disk first.

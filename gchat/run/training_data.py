@@ -121,7 +121,9 @@ class TrainingData:
             ramp = in_steps("training.batch_ramp", training.batch_ramp, per_epoch)
             training = replace(training, batch_ramp=ramp)
             training.check_ramp(training.amounts.steps, config.stage.name)
-            derived = replace(derived, optim=optim.in_steps(per_epoch), training=training)
+            optim, said = optim.in_steps(per_epoch, training.amounts.steps)
+            derived = replace(derived, optim=optim, training=training)
+            sentences += said
         return derived, sentences
 
     def rows(self, config: TrainConfig) -> float:
@@ -137,6 +139,7 @@ class TrainingData:
             packing=config.data.packing,
             prefetch=0,
             cache=self.cache(config),
+            weights=dict(self.config.weights) or None,
         )
         try:
             return float(len(loader.rows))

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gaia.hardware import dated
+from gaia.step_ranges import read_changes
 from gchat.config import TrainConfig, derive
 from gchat.model_shape import all_params, flops_per_token
 from gchat.scaling.layout import Layout, layout_of, rows_of_device
@@ -157,14 +158,19 @@ def vocabulary(config: TrainConfig) -> tuple[int, int]:
 def derived(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """The configuration with every number filled in, and the sentences about them.
 
-    Changes at epochs are left out: a plan knows no data, and they cost neither time nor memory.
+    A plan knows no data, so no epoch. Changes of the decay there are left out, for they cost
+    neither time nor memory; those of the batch are put at the first steps, for each has a program
+    of its own.
     """
     vocab, padded = vocabulary(config)
     kept = {
         name: tuple(text for text in getattr(config.optim, name) if "epoch" not in text)
         for name in ("weight_decay_steps", "matrix_weight_decay_steps")
     }
-    ramp = tuple(text for text in config.training.batch_ramp if "epoch" not in text)
+    ramp = config.training.batch_ramp
+    if any("epoch" in text for text in ramp):
+        changes = read_changes("training.batch_ramp", ramp)
+        ramp = tuple(f"{change.value:g}@{step}" for step, change in enumerate(changes))
     training = replace(config.training, batch_ramp=ramp)
     config = replace(config, optim=replace(config.optim, **kept), training=training)
     return derive(config, vocab_size=vocab, padded_vocab_size=padded)

@@ -280,8 +280,10 @@ def fast_tree(out: Path) -> Path:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """`--quick`: ten steps of one cell of each side; nothing is concluded from it."""
+    from gaia.runtime import stay_on_host
     from vs_nanochat import reason_to_skip
 
+    stay_on_host()  # the trainings are processes of their own, and need the accelerator's memory
     args.out = args.out.resolve()
     if (reason := reason_to_skip(args)) is not None:
         print(f"skipped: {reason}")

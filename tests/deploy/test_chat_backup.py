@@ -131,3 +131,27 @@ def test_what_a_killed_save_has_left_goes_at_the_next_but_not_a_running_ones(bac
         assert left[0].exists()
     assert backup.main(["save", url, str(kept.parent)]) == 0
     assert not left[0].exists() and len(list(kept.parent.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "pg_restore: while PROCESSING TOC:\n"
+            "pg_restore: error: could not execute query: ERROR:  type is unknown\n"
+            "Command was: CREATE TABLE users (\n    name text\n);\n",
+            "pg_restore: error: could not execute query: ERROR:  type is unknown",
+        ),
+        ("psql:<stdin>:1: ERROR:  no rights\nLINE 1: x\n", "psql:<stdin>:1: ERROR:  no rights"),
+        ("one\nanother\n", "another"),
+        ("", "no reason told"),
+    ],
+)
+def test_a_failed_program_says_why(backup, tmp_path, monkeypatch, said, reason):
+    (tmp_path / "said").write_text(said)
+    (tmp_path / "pg_restore").write_text(f"#!/bin/sh\ncat {tmp_path}/said >&2\nexit 1\n")
+    (tmp_path / "pg_restore").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(backup.Refused) as raised:
+        backup._run("pg_restore", "--clean")
+    assert str(raised.value) == f"pg_restore failed: {reason}"

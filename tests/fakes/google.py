@@ -251,6 +251,10 @@ def preempt(cloud: Cloud, name: str) -> None:
 
 def _gke(cloud: Cloud, call: Call) -> tuple[int, Any]:
     check(cloud, "container.v1", call, call.body)
+    if match := re.fullmatch(r"v1/(projects/[^/]+/locations/[^/]+/operations/[^/]+)", call.path):
+        return operation(cloud, match[1])
+    if match := re.fullmatch(r"v1/(projects/.+/clusters/[^/]+):setResourceLabels", call.path):
+        return _gke_labels(cloud, call, match[1])
     match = re.fullmatch(r"v1/(projects/[^/]+/locations/([^/]+))/clusters(?:/([^/]+))?", call.path)
     if not match:
         raise Refused(404, "NOT_FOUND", call.path)
@@ -265,7 +269,7 @@ def _gke(cloud: Cloud, call: Call) -> tuple[int, Any]:
             raise Refused(409, "ALREADY_EXISTS", f"Already exists: {full}.")
         cloud.check_labels(body["resourceLabels"])
         body.update(
-            status="PROVISIONING", location=place, endpoint="10.9.9.9",
+            status="PROVISIONING", location=place, endpoint="10.9.9.9", labelFingerprint="0",
             selfLink=f"https://container.googleapis.com/v1/{full}",
         )  # fmt: skip
         cloud.put(full, body)
@@ -282,6 +286,26 @@ def _gke(cloud: Cloud, call: Call) -> tuple[int, Any]:
     raw["status"] = "STOPPING"
     cloud.later(lambda: cloud.resources.pop(full, None) and None)
     return 200, {"name": f"operation-{cloud.number()}", "status": "RUNNING"}
+
+
+def _gke_labels(cloud: Cloud, call: Call, full: str) -> tuple[int, Any]:
+    """Sets a cluster's labels, all of them, if the fingerprint is that of those before."""
+    raw = cloud.resources.get(full)
+    if raw is None:
+        raise Refused(404, "NOT_FOUND", f"Not found: {full}.")
+    if call.body.get("labelFingerprint") != raw.get("labelFingerprint"):
+        raise Refused(400, "FAILED_PRECONDITION", "Labels could not be set due to fingerprint.")
+    cloud.check_labels(call.body["resourceLabels"])
+    op = {"name": f"operation-{cloud.number()}", "status": "RUNNING"}
+    cloud.ops[f"{full.split('/clusters/')[0]}/operations/{op['name']}"] = op
+
+    def complete() -> None:
+        raw["resourceLabels"] = call.body["resourceLabels"]
+        raw["labelFingerprint"] = f"{cloud.number():08x}"
+        op["status"] = "DONE"
+
+    cloud.later(complete)
+    return 200, dict(op)
 
 
 # ---- buckets and the metadata server

@@ -54,6 +54,7 @@ def with_layer(monkeypatch):
     tiny.forget_models()
 
 
+@pytest.mark.slow
 def test_meshes_give_what_one_device_gives():
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment["PYTHONPATH"] = str(Path(__file__).parent)

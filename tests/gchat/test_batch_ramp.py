@@ -63,6 +63,7 @@ def train(data_dir, folder, *ramp):
     return main(["train", *args, "--training.batch-ramp", *ramp])
 
 
+@pytest.mark.slow
 def test_a_ramp_that_was_killed_ends_bit_for_bit_the_same(data_dir, tmp_path, monkeypatch):
     """Killed after the checkpoint of step 20, which lies inside the stage of two updates."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"

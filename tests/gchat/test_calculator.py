@@ -40,6 +40,7 @@ def test_answers(expression, answer):
         '"a".format(1)', "f'{1}'", "1 if 1 else 2", "1j", "1 < 2 < 3", "None", "True and 1",
         "nan", "round(7, -4000000)", "round(7, 10**6)", '"a"*5000*5000', '3*("a"*5000)',
         "float('nan')", "sqrt(-1)", '5 .count("5")', '"a" * "b"',
+        r'"\ud800"', r'"a" + "\udfff"',
     ],
 )  # fmt: skip
 def test_all_else_is_refused_in_one_line(expression):

@@ -10,7 +10,7 @@ import runs
 from gaia.config import differences, load_yaml, parse, to_dict, to_yaml
 from gaia.errors import ConfigError
 from gchat.__main__ import main
-from gchat.config import ALIASES, CONFIG_DIR, TrainConfig, derive, load
+from gchat.config import ALIASES, CONFIG_DIR, TrainConfig, derive, load, load_tree
 
 CHANGES = {
     "--model.depth": "3",
@@ -19,7 +19,7 @@ CHANGES = {
     "--model.dropout": "0.25",
     "--model.window-pattern": "SSL",
     "--optim.name": "muon",
-    "--optim.embed-lr": "1e-05",
+    "--optim.head-lr": "1e-05",
     "--training.tokens-per-param": "20.5",
     "--data.dir": "some where/else",
     "--eval.files": "wiki a.txt code b.py",
@@ -159,6 +159,8 @@ def test_mistakes_on_the_command_line(args, parts):
         ("model:\n  depht: 3\n", "--model.depht"),
         ("modle:\n  depth: 3\n", "--modle.depth"),
         ("\xff\xfe\x00", "is not YAML"),
+        ("model:\n  depth: 3\n  dim: 64\n  'depth': 4\n", "the key 'depth' is given twice"),
+        ("model: {depth: 3}\nmodel: {dim: 64}\n", "the key 'model' is given twice"),
     ],
 )
 def test_mistakes_in_a_file(tmp_path, text, part):
@@ -167,6 +169,18 @@ def test_mistakes_in_a_file(tmp_path, text, part):
     with pytest.raises(ConfigError) as error:
         load([str(path)])
     assert part in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_mapping_may_take_another_ones_keys_and_change_them(tmp_path):
+    path = tmp_path / "good.yaml"
+    path.write_text("model: {<<: {depth: 3, dim: 64}, depth: 4}\n")
+    assert load([str(path)]).model.depth == 4
+
+
+def test_each_file_that_is_typed_is_trained_on():
+    typed = ["--stage.data", "a", "b", "--stage.data=c"]
+    config = load_tree({"stage": {"data": ["preset's"]}}, typed, prog="gchat sft")
+    assert config.stage.data == ("a", "b", "c")
 
 
 def test_an_empty_file_is_all_defaults(tmp_path):

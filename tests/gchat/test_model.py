@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import reference
 import tiny
 from gaia.errors import ConfigError
+from gchat.config import TrainConfig, TrainingConfig, derive
 from gchat.model import GPT, GPTConfig
 from gchat.model_shape import flops_per_token, matmul_params
 
@@ -137,6 +138,53 @@ def test_remat_and_unroll_change_no_result():
         got = gradients(replace(base, **changes), params, tokens)
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5, err_msg=str(changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "unroll"),
+    [({}, 4), ({"remat": "full"}, 2), ({"remat": "dots", "window_pattern": "SL"}, 1)],
+)
+def test_with_remat_the_scan_runs_at_least_twice(changes, unroll):
+    config = tiny.gpt_config(depth=4, scan_unroll=4, **changes)
+    graph, shapes = tiny.graph_of(config), tiny.shapes_of(config)
+    program = jax.make_jaxpr(lambda params, tokens: nnx.merge(graph, params)(tokens)[0])
+    scans = [e for e in program(shapes, tiny.tokens(1, T)).eqns if e.primitive.name == "scan"]
+    assert [scan.params["unroll"] for scan in scans] == [unroll]
+
+
+def test_remat_of_a_pattern_as_long_as_the_depth_has_a_barrier_and_a_warning():
+    def derived(**model):
+        sizes = GPTConfig(depth=2, dim=32, head_dim=16, **model)
+        config = TrainConfig(sizes, training=TrainingConfig(steps=200))
+        return derive(config, vocab_size=tiny.VOCAB, padded_vocab_size=tiny.PADDED)
+
+    for pattern, loops in (("SL", False), ("S", True)):
+        config, said = derived(window_pattern=pattern, remat="full")
+        graph, shapes = tiny.graph_of(config.model), tiny.shapes_of(config.model)
+        program = jax.make_jaxpr(lambda p, t, g=graph: nnx.merge(g, p)(t)[0])
+        assert f"prevent_cse={not loops}" in str(program(shapes, tiny.tokens(1, T)))
+        assert ("warning: model.remat full saves no memory" in said[-1]) != loops
+    assert "remat" not in derived(window_pattern="SL")[1][-1]
+
+
+@pytest.mark.slow
+def test_remat_saves_memory_however_far_the_scan_is_unrolled():
+    """XLA would undo it in a loop that runs once."""
+
+    def megabytes(**changes):
+        # The width and the rows outweigh what does not grow with the depth.
+        config = tiny.gpt_config(depth=4, dim=64, head_dim=64, hidden=256, **changes)
+        graph, shapes = tiny.graph_of(config), tiny.shapes_of(config)
+        tokens = jax.ShapeDtypeStruct((32, T), jnp.int32)
+
+        def loss(params, tokens_BT):
+            return jnp.mean(jnp.square(nnx.merge(graph, params)(tokens_BT)[0]))
+
+        compiled = jax.jit(jax.grad(loss)).lower(shapes, tokens).compile()
+        return compiled.memory_analysis().temp_size_in_bytes / 1e6
+
+    kept = megabytes(scan_unroll=4)
+    assert megabytes(scan_unroll=4, remat="full") < 0.75 * kept
 
 
 def test_dropout_is_a_function_of_its_key():

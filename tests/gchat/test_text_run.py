@@ -124,6 +124,7 @@ def test_losses_are_those_of_the_same_units_as_shards(corpus, tmp_path, packing)
     assert all(0 < s["bigram_bpb"] < s["unigram_bpb"] for s in summaries)
 
 
+@pytest.mark.slow
 def test_a_kill_and_a_move_change_no_bit(whole, corpus, tmp_path, user_environment):
     """Killed, its text moved elsewhere, resumed without what was counted."""
     script = (

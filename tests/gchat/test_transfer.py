@@ -21,33 +21,36 @@ from gchat.model_shape import model_shape
 from gchat.objective import next_token
 
 REFERENCE, T = 128, 16
+RULES = ("mup", "standard")
 
 
 def model_of(width):
     return tiny.gpt_config(dim=width, head_dim=32, hidden=2 * width, depth=2, seq_len=T)
 
 
-def rates(rule, width):
-    """Factors of the rates of this width: those of an OptimConfig whose rates are all 1."""
-    optim = OptimConfig(lr=1.0, warmup_steps=1, schedule="constant", weight_decay=0.0)
-    if rule == "standard":
-        return replace(optim, embed_lr=1.0, head_lr=1.0, gain_lr=1.0)
-    return replace(optim, width_rule="mup", width_reference=REFERENCE).scaled(1, width)[0]
+OPTIM = OptimConfig(lr=1.0, warmup_steps=1, schedule="constant", weight_decay=0.0)
+NAMES = ("lr", "embed_lr", "head_lr", "gain_lr")
 
 
-def trained(width, rule, steps, batches_SBT, lr):
-    """(losses, parameters before, parameters after) of a few steps at a rate."""
+def rates(rule, width, lr=1.0):
+    """The four rates of this width, where that of the reference width is `lr`."""
+    optim = replace(OPTIM, embed_lr=1.0, head_lr=1.0, gain_lr=1.0)
+    if rule == "mup":
+        asked = replace(OPTIM, width_rule="mup", width_reference=REFERENCE)
+        optim = asked.scaled(1, width)[0]
+        same = {name: getattr(asked, name) for name in (*NAMES, "width_rule", "width_reference")}
+        assert replace(optim, **same) == asked  # the rule changes rates and nothing else
+    return {name: jnp.float32(lr * getattr(optim, name)) for name in NAMES}
+
+
+def trained(width, steps, batches_SBT, rates_of_width):
+    """(losses, parameters before, parameters after) of a few steps at some rates."""
     config = tiny.train_config(model={"dim": width})
     config = replace(config, model=model_of(width))
     graph = model_shape(config.model).graph
     roles = statements.roles(model_shape(config.model).placements)
     start = nnx.to_pure_dict(nnx.state(GPT(config.model, rngs=nnx.Rngs(0))))
-    factors = rates(rule, width)
-    optim = replace(
-        factors,
-        **{name: lr * getattr(factors, name) for name in ("lr", "embed_lr", "head_lr", "gain_lr")},
-    )
-    optimizer = make_optimizer(optim, steps, roles)
+    optimizer = make_optimizer(replace(OPTIM, **rates_of_width), steps, roles)
 
     def step(carry, tokens_BT):
         params, state = carry
@@ -84,8 +87,8 @@ def text(steps, rows):
     return tokens
 
 
-def change(width, rule):
-    """Root mean square of what four steps change in the logits."""
+def change(width):
+    """Root mean square of what four steps change in the logits, by rule."""
     batches = jnp.asarray(text(4, 4))
     graph = model_shape(model_of(width)).graph
 
@@ -93,12 +96,12 @@ def change(width, rule):
         model: GPT = nnx.merge(graph, params)
         return model.logits(model(batches[0, :, :-1])[0])[..., : tiny.VOCAB]
 
-    @jax.jit
-    def size():
-        _, before, after = trained(width, rule, 4, batches, 0.01)
+    @jax.jit  # once for both rules
+    def size(rates_of_width):
+        _, before, after = trained(width, 4, batches, rates_of_width)
         return jnp.sqrt(jnp.mean(jnp.square(logits(after) - logits(before))))
 
-    return float(size())
+    return {rule: float(size(rates(rule, width, 0.01))) for rule in RULES}
 
 
 def slope(widths, sizes):
@@ -107,10 +110,8 @@ def slope(widths, sizes):
 
 
 def check_coordinates(widths):
-    slopes = {
-        rule: slope(widths, [change(width, rule) for width in widths])
-        for rule in ("mup", "standard")
-    }
+    changes = [change(width) for width in widths]
+    slopes = {rule: slope(widths, [one[rule] for one in changes]) for rule in RULES}
     assert abs(slopes["mup"]) < 0.2, slopes
     assert slopes["standard"] > 0.5, slopes
 
@@ -130,13 +131,16 @@ def test_the_best_rate_is_that_of_the_reference_width():
     steps, grid = 40, 2.0 ** (np.arange(-22, -6) / 2)
     batches = jnp.asarray(text(steps, 4))
 
-    def best(width, rule):
-        run = jax.jit(lambda lr: trained(width, rule, steps, batches, lr)[0])
-        losses = [float(np.mean(run(jnp.float32(lr))[-10:])) for lr in grid]
-        at = int(np.nanargmin(losses))
-        assert 0 < at < len(grid) - 1, losses  # inside of the grid
-        return at
+    def best(width):
+        run = jax.jit(lambda rates_of_width: trained(width, steps, batches, rates_of_width)[0])
+        found = {}
+        for rule in RULES:
+            losses = [float(np.mean(run(rates(rule, width, lr))[-10:])) for lr in grid]
+            found[rule] = int(np.nanargmin(losses))
+            assert 0 < found[rule] < len(grid) - 1, losses  # inside of the grid
+        return found
 
-    best_of = {rule: [best(width, rule) for width in (32, 256)] for rule in ("mup", "standard")}
+    narrow, wide = best(32), best(256)
+    best_of = {rule: (narrow[rule], wide[rule]) for rule in RULES}
     assert abs(best_of["mup"][0] - best_of["mup"][1]) <= 1, best_of
     assert best_of["standard"][0] - best_of["standard"][1] >= 2, best_of

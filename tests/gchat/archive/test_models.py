@@ -125,6 +125,15 @@ def test_the_line_of_a_run_goes_back_to_the_first(base, here, capsys):
         {"run": str(base), "step": 11, "stage": "base", "model": known},
         {"run": str(here / "mid"), "step": 4, "stage": "mid"},
     ]
+    # Or it begins with the archived model, which is then not taken away.
+    path = here / "mid" / "config.yaml"
+    tree = yaml.safe_load(path.read_text())
+    tree["training"]["init_from"] = str(here / "models" / known)
+    path.write_text(yaml.safe_dump(tree))
+    with (here / "mid" / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 11, "tra')  # a kill tore it
+    told(["add", here / "mid", "--step", 7, "--name", "child"], capsys)
+    assert main(["models", "rm", known]) == 2 and "child" in capsys.readouterr().err
 
 
 @pytest.mark.slow

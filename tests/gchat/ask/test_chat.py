@@ -14,7 +14,10 @@ import time
 import pytest
 
 from fakes.openai_api import serve
+from gaia.errors import DataError
 from gchat.__main__ import main
+from gchat.ask.conversation import Conversation
+from gchat.client import Delta, Question
 
 # The terminal is this session's own, so that Ctrl-C reaches the process as SIGINT.
 AT_TERMINAL = """import os, sys
@@ -249,3 +252,31 @@ def test_mistakes_are_one_line(fake, words, problem, capsys):
     printed = capsys.readouterr()
     assert problem in printed.err and printed.err.count("\n") == 1 and not printed.out
     assert not fake.seen
+
+
+def test_an_answer_stays_where_another_one_does_not_come():
+    """The server is gone, or Ctrl-C comes before the first token."""
+
+    class Fails:
+        model, error = "m", None
+
+        def fit(self, question):
+            if self.error:
+                raise self.error
+            return question, 0, False
+
+        def stream(self, question):
+            yield Delta(text=f"answer to {question.messages[-1].content}")
+            yield Delta(finish="stop")
+
+    client = Fails()
+    talk = Conversation(client, Question(prompt=None), None, lambda text: None, lambda line: None)
+    for text in ("first", "second"):
+        talk.ask(text)
+    before = [message.content for message in talk.messages]
+    for client.error in (DataError("the server is gone", "start it"), KeyboardInterrupt()):
+        with pytest.raises(type(client.error)):
+            talk.command("/retry")
+        assert [message.content for message in talk.messages] == before
+    client.error = None
+    assert talk.command("/retry") == "answered" and len(talk.messages) == 4

@@ -241,6 +241,7 @@ def test_files_that_cannot_be_used(asked, tmp_path, capsys):
         words, out = command(fake, asked)
         for questions, answers, said in (
             (tmp_path / "none", out, "cannot read"),
+            (tmp_path / "none", asked, "cannot read"),
             (asked, asked, "are one file"),
             (asked, tmp_path / "no" / "out", "does not exist"),
             (asked, tmp_path, "is no file"),

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from gaia.data.shards import verify
 from gaia.errors import DataError, GaiaError
 from gaia.writer_lock import FolderInUse
 from gchat import tokenizer as tokenizers
+from gchat.__main__ import main
 from gchat.data import work
 from gchat.data.curation.curate import curate
 from gchat.data.curation.options import Options
@@ -135,3 +137,26 @@ def test_a_second_writer_is_refused_and_the_first_untouched(corpus, tmp_path, mo
     assert not raised
     start(tmp_path / "alone")
     assert content(out) == content(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tokenizer", "train", "--input", "{text}", "--out", "{data}"], "is a data set, whose"),
+        (["tokenizer", "train", "--input", "{text}", "--out", "gs://b/tok"], "is a bucket"),
+        (["tokenizer", "eval", "--text", "a={text}", "--out", "gs://b/x.md"], "is a bucket"),
+        (["data", "verify", "{data}", "--threads", "0"], "threads is 0; use 1 or more"),
+        (["data", "lengths", "{data}", "--threads", "0"], "threads is 0; use 1 or more"),
+    ],
+)
+def test_what_would_spoil_a_data_set_is_one_line(
+    data_dir, tmp_path, monkeypatch, capsys, words, said
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("some text, " * 99)
+    places = {"text": "text.txt", "data": str(data_dir)}
+    before = content(Path(data_dir))
+    assert main([word.format(**places) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert content(Path(data_dir)) == before and not (tmp_path / "gs:").exists()

@@ -14,6 +14,7 @@ from gaia.storage import gcs as objects
 from gaia.storage import region
 from gchat.__main__ import main
 from gchat.data.upload import _Sender as Sender
+from gchat.tokenizer import train_bpe
 
 INFO = TokenizerInfo("bpe", "0" * 64, vocab_size=300, padded_vocab_size=384, bos_id=299)
 
@@ -22,10 +23,10 @@ INFO = TokenizerInfo("bpe", "0" * 64, vocab_size=300, padded_vocab_size=384, bos
 def data(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
-    rng = np.random.default_rng(0)
-    texts = [np.append(299, rng.integers(0, 299, 400)) for _ in range(20)]
-    write_shards(folder, texts, texts[:1], INFO, shard_tokens=2000)
-    (folder / "tokenizer.json").write_text("{}")
+    tokenizer, rng = train_bpe(["a text of mine, " * 9] * 9, 280), np.random.default_rng(0)
+    texts = [np.append(tokenizer.bos_id, rng.integers(0, 250, 400)) for _ in range(20)]
+    write_shards(folder, texts, texts[:1], tokenizer.info, shard_tokens=2000)
+    tokenizer.save(folder)
     return folder
 
 
@@ -181,6 +182,15 @@ def test_a_damaged_or_missing_data_set_is_not_sent(gcs, data, tmp_path, capsys):
     assert "is no bucket" in capsys.readouterr().err
     assert main(["data", "upload", str(data), "gs://not-there/x"]) == 2
     assert "gcloud storage buckets create gs://not-there" in capsys.readouterr().err
+    own = (data / "tokenizer.json").read_bytes()
+    train_bpe(["texts of others, " * 9] * 9, 280).save(data)
+    for verb in (["upload", str(data), uri], ["verify", str(data)]):
+        assert main(["data", *verb]) == 2
+        assert "is another tokenizer" in capsys.readouterr().err
+    (data / "tokenizer.json").unlink()
+    assert main(["data", "verify", str(data)]) == 2
+    assert "tokenizer.json" in capsys.readouterr().err
+    (data / "tokenizer.json").write_bytes(own)
     (data / shard).write_bytes(b"short")
     assert main(["data", "upload", str(data), uri]) == 2
     assert f"{shard}: crc32c" in capsys.readouterr().err

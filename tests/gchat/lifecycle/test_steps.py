@@ -16,7 +16,7 @@ from gchat.factory.recipe import Factory
 from gchat.factory.recipe import steps as factory_steps
 from gchat.lifecycle import command, questions, report
 from gchat.lifecycle.recipe import OFFLINE, Speedrun, steps
-from gchat.lifecycle.steps import Step, StepFailed, run_all, summary_of
+from gchat.lifecycle.steps import Step, StepFailed, _passed_on, run_all, summary_of
 
 
 def measuring(folder, name, *words):
@@ -259,3 +259,17 @@ def test_a_killed_speedrun_goes_on_where_it_was(tmp_path, user_environment):
         assert logged == sorted(set(logged))
     assert len((run / "evals" / "answers-sft.jsonl").read_text().splitlines()) > 10
     assert OFFLINE.functions and Path(run / "stages.png").exists()
+
+
+def test_a_speedrun_under_nohup_goes_on_when_its_terminal_closes():
+    """The step ignores SIGHUP as its parent does; to take it for a wish would end the speedrun."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    wait = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    try:
+        with subprocess.Popen(wait, stdin=subprocess.PIPE) as process, _passed_on(process) as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            process.stdin.close()
+            assert process.wait() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert asked == []

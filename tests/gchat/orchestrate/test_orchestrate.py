@@ -13,6 +13,8 @@ import yaml
 
 from disks import fill, small_disk
 from gchat.__main__ import main
+from gchat.orchestrate import plan as plans
+from gchat.orchestrate.command import Orchestrate
 from gchat.orchestrate.store import Store
 from orchestrated import sh, write
 
@@ -30,8 +32,15 @@ while [ "$(wc -l < pids)" -lt 6 ]; do sleep 0.02; done
 
 
 def alive(pids):
-    return [pid for pid in pids if psutil.pid_exists(pid)
-            and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]  # fmt: skip
+    """Those of `pids` that still run; one may end at any moment between two questions about it."""
+
+    def runs(pid):
+        try:
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    return [pid for pid in pids if runs(pid)]
 
 
 def facts(path, capsys):
@@ -224,6 +233,33 @@ def test_a_plan_that_cannot_work_is_one_line(here, change, problem, capsys):
     error = capsys.readouterr().err
     assert problem in error and error.count("\n") == 1
     assert [one.name for one in here.iterdir()] == ["plan.yaml"]
+
+
+def test_work_that_a_plan_names_twice_is_refused(here, capsys):
+    (here / "plan.yaml").write_text("workloads:\n  a: {command: x}\n  a: {command: y}\n")
+    assert main(["orchestrate", str(here / "plan.yaml")]) == 2
+    assert "the key 'a' is given twice" in capsys.readouterr().err
+
+
+def test_a_stop_that_nobody_takes_up_stops_no_later_start(here, capsys):
+    path = write(here, {"one": sh("touch ran")})
+    store = Store(here / "plan.work", make=True)
+    store.ask("stop")  # its process ended before it looked
+    store.close()
+    assert main(["orchestrate", "stop", str(path)]) == 0
+    assert "the orchestrator is not running already" in capsys.readouterr().out
+    assert main(["orchestrate", str(path)]) == 0 and (here / "ran").exists()
+
+
+def test_going_on_names_the_folder_of_the_state(here, capsys):
+    path = write(here, {"one": sh("true")})
+    folder = here / "other place"
+    store = Store(folder, make=True)
+    command = Orchestrate(path, folder=folder, wait=True)
+    command._say_end(store, plans.read(path, folder), finished=False)
+    store.close()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"  gchat orchestrate {path} --folder '{folder}' --wait"
 
 
 def test_a_dry_run_prints_the_order_and_starts_nothing(here, capsys):

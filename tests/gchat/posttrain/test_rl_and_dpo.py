@@ -7,6 +7,7 @@ import signal
 import sys
 from dataclasses import replace
 from fnmatch import fnmatch
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from gaia.errors import ConfigError
 from gaia_metrics.reading.local import LocalSource
 from gchat.__main__ import main
 from gchat.config import TrainConfig
+from gchat.posttrain.dpo import Preferences
 from gchat.posttrain.rl import _held_out
 from gchat.reward_config import RLConfig
 from gchat.run import names
@@ -93,6 +95,12 @@ def test_rl_earns_more_and_writes_what_its_answers_earned(base, files, tmp_path,
     assert config.rl.task == f"json:{files}/questions.jsonl" and config.training.batch_size == 8
     assert config.optim.weight_decay == 0 and config.stage.chat == "native"
     assert "prompts: 5 items, 2 a step" in capsys.readouterr().out
+    questions = files / "questions.jsonl"
+    before = questions.read_text()
+    questions.write_text(before.replace("the", "a", 1))
+    assert main(["rl", "--resume", "--run-dir", str(run)]) == 2
+    assert "are not those that the run began with; put the old ones" in capsys.readouterr().err
+    questions.write_text(before)
 
 
 def test_nothing_is_held_out_of_a_single_file(tmp_path):
@@ -148,6 +156,7 @@ def test_dpo_learns_what_is_chosen(base, files, tmp_path):
         (["--guards.spike-factor", "3"], "guards.spike_factor is 3"),
         (["--dpo.beta", "1"], "--dpo.beta is of `gchat dpo`"),
         (["--batch", "auto"], "--batch auto is not of gchat rl"),
+        (["--data-dir", "x"], "--data.dir is of pretraining; use --rl.task"),
     ],
     ids=lambda x: "".join(x) if isinstance(x, list) else "",
 )
@@ -156,6 +165,16 @@ def test_rl_refuses_in_one_line_and_writes_nothing(base, files, tmp_path, capsys
     said = capsys.readouterr().err.strip()
     assert says in said and "\n" not in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("left", [None, b"", b"PK\x03\x04", b"half of it"])
+def test_a_reference_that_a_full_disk_cut_is_computed_again(tmp_path, left):
+    session = SimpleNamespace(resume=True, folder=SimpleNamespace(path=tmp_path))
+    preferences = object.__new__(Preferences)
+    preferences._started = SimpleNamespace(session=session)
+    if left is not None:
+        (tmp_path / "reference.npz").write_bytes(left)
+    assert preferences._known() == []
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,11 @@ BAD = {
     "stage": (["--base", "{base}", "--data", "{chats}", "--stage.name", "rl"], "follows from"),
     "rl": (["--base", "{base}", "--data", "{chats}", "--rl.steps", "3"], "rl"),
     "step": (["--base", "{base}", "--data", "{chats}", "--stage.base-step", "7"], "use one of"),
+    "core": (["--base", "{base}", "--data", "{chats}", "--eval.core-every-steps", "5"],
+             "--eval.core-every-steps is of pretraining"),
+    "target": (["--base", "{base}", "--data", "{chats}", "--run.target-core", "0.2"],
+               "--run.target-core is of pretraining"),
+    "folder": (["--base", "{base}", "--data", "{chats}", "--data-dir", "x"], "use --data FILE"),
     "adapters": (["--base", "{base}", "--data", "{chats}", "--lora-rank", "99"], "lora_rank is 99"),
 }  # fmt: skip
 

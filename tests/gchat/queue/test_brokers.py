@@ -265,6 +265,25 @@ def test_a_late_answer_does_not_replace_the_first(url):
         assert [one.result for one in queue.results()] == [{"by": "quick"}]
 
 
+def test_a_result_counts_where_ending_its_message_fails_once(url, monkeypatch):
+    with open_queue(url, create=True) as queue:
+        add(queue, 1)
+        leases, delete, failures = [], queue._broker.delete, [OSError("throttled")]
+        while not leases:
+            leases = queue.lease(1, 600, "w")
+
+        def fails_once(*given):
+            if failures:
+                raise failures.pop()
+            delete(*given)
+
+        monkeypatch.setattr(queue._broker, "delete", fails_once)
+        with pytest.raises(OSError, match="throttled"):
+            queue.complete(leases[0], {"cost": 2.5})
+        assert queue.complete(leases[0], {"cost": 2.5})
+        assert queue.facts().counts.done == 1 and queue.facts().cost == 2.5
+
+
 def test_kills(url, tmp_path):
     at_every_point(url, tmp_path / "points", count=40)
 

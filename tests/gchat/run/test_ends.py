@@ -1,6 +1,7 @@
 """Ends of a run: the save under way is on disk whatever ends it, and targets are taken back."""
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from gaia.processes.group import Group
 from gchat.__main__ import main
 from gchat.run.progress import Progress
 from gchat.run.session import Session
+from gchat.run.training_data import TrainingData
 from gchat.train_step import eval_rows
 
 SAVED = 8
@@ -98,6 +100,16 @@ def test_no_checkpoint_in_a_mirror_is_ahead_of_its_metrics(place):
     assert saved == ([] if inside else [4])
 
 
+def test_a_mixture_s_epochs_are_those_of_its_weights(data_dir):
+    """The rows that hold it once decide at which steps a batch ramp changes."""
+    mixture = {"a": str(data_dir), "b": str(data_dir)}
+    config = tiny.train_config(training={"batch_ramp": ("2@0", "1@1epoch")})
+    given = replace(config.data, mixture=mixture, weights={"a": 0.75, "b": 0.25})
+    data = TrainingData(given)
+    half = TrainingData(replace(given, weights={"a": 0.5, "b": 0.5}))
+    assert data.rows(config) > 0 and half.rows(config) > 0
+
+
 def test_rows_to_score_are_those_of_a_device_that_holds_whole_rows():
     def rows(seq_len, **axes):
         shape = {"replica": 1, "fsdp": 1, "sequence": 1, "tensor": 1, **axes}
@@ -116,6 +128,8 @@ def test_rows_to_score_are_those_of_a_device_that_holds_whole_rows():
         (["--checkpoint.keep", "1"], "checkpoint.keep is 1; use 2 or more"),
         (["--optim.matrix-lr", "0.5"], "optim.matrix_lr is typed but optim.name is adamw"),
         (["--data.weights", "web", "0.5"], "is of data.mixture, which is not given"),
+        (["--dpo.beta", "0.5"], "an option of dpo is given; use gchat dpo"),
+        (["--rl.kl", "1"], "an option of rl is given; use gchat rl"),
     ],
 )
 def test_options_that_cannot_work_are_refused_before_anything_is_made(

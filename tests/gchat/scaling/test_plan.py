@@ -35,6 +35,11 @@ def config_of(*args: str, preset: str = "speedrun") -> TrainConfig:
     return derived(load(list(args), preset=preset))[0]
 
 
+def test_a_plan_knows_every_batch_of_a_ramp_in_epochs():
+    ramp = config_of("--training.batch-ramp", "4@0", "2@1epoch", "1@2.5epochs").training.ramp
+    assert ramp.kinds == (1, 2, 4)
+
+
 @pytest.mark.parametrize(
     ("text", "chip", "slices", "chips"),
     [

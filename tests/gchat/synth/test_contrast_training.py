@@ -24,7 +24,7 @@ _RECORDS = ("--kinds", "contrast", "--heldout", "0", "--heldout-styles", "0", "-
 # One table for input and output makes names easy to copy, and so the place easy to learn.
 _TRAINING = ("--max-steps", "200", "--training.batch-size", "16", "--model.seq-len", "128",
              "--model.depth", "2", "--model.aspect-ratio", "64", "--model.tied",
-             "--optim.embed-lr", "0.02", "--data.packing", "best_fit",
+             "--optim.head-lr", "0.02", "--data.packing", "best_fit",
              "--eval.every-steps", "200")  # fmt: skip
 
 

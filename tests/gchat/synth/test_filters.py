@@ -1,10 +1,15 @@
 """Filters on planted texts, and the reason of each; that of the language is in test_generate.py."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import synth_texts as texts
+from gaia.errors import DataError
+from gchat.factory import recipe
+from gchat.synth import showing
 from gchat.synth.filters import corpus_wide, speech
 from gchat.synth.filters.support import support
 from gchat.synth.finishing import filters, through
@@ -135,3 +140,24 @@ def test_one_order_of_a_pair_never_stays_alone():
 def test_records_that_a_small_model_writes_about_nothing(question, answer, why):
     """Each kind was written by SmolLM2-135M, asked for records with a grammar."""
     assert why in support(SOURCE, question, answer).why
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"source": "wiki"}, "row 3: source is 'wiki'; rename the field"),
+        ({"source": {"article": "a"}}, "row 3: source is"),
+        ({"choices": 5}, "row 3: choices is 5; write a list of texts"),
+    ],
+)
+def test_rows_of_any_origin_are_records_or_one_line(more, said):
+    row = {"question": "q", "answer": "a"}
+    assert showing._as_record(row, Path("rows.jsonl"), 3)["source"]["window"] == "3"
+    with pytest.raises(DataError, match=said):
+        showing._as_record(row | more, Path("rows.jsonl"), 3)
+
+
+def test_verdicts_that_failed_are_asked_for_again():
+    """Else a judge that was away once would hold up the factory for ever."""
+    asked = SimpleNamespace(file=Path, judge=("--run", "r"))
+    assert "--retry-errors" in recipe._judged(asked, "base").words()

@@ -233,7 +233,7 @@ def test_an_endpoint_writes_question_and_answer_in_one_call(tmp_path, capsys):
 def test_what_a_model_writes_wrong_is_kept_apart_with_its_phase(tmp_path, capsys, text, name):
     with openai_api.serve() as fake:
         fake.reply = writes(text)
-        assert generate(tmp_path / "o", *ASKED[:-4], "--heldout", "0", "--styles", "quote",
+        assert generate(tmp_path / "o", *ASKED[3:-4], "--heldout", "0", "--styles", "quote",
                         "--endpoint", fake.url, "--json") == 0  # fmt: skip
     facts = json.loads(capsys.readouterr().out)
     assert facts["rejects"] == {name: 5} and facts["records"] == 0

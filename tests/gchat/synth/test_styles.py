@@ -65,6 +65,13 @@ def test_a_wrong_file_is_one_line_with_file_style_and_field(tmp_path, change, na
     assert "other.yaml" in text and named in text and "\n" not in text
 
 
+def test_a_style_that_its_file_names_twice_is_refused(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("group: own\nstyles:\n  when: a\n  when: b\n")
+    with pytest.raises(ConfigError, match="line 4: the key 'when' is given twice"):
+        styles.load([str(file)])
+
+
 def test_styles_of_one_name_in_two_files_are_refused(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.yaml").write_text(GOOD)

@@ -152,6 +152,20 @@ def test_contaminated_documents_are_reported(tmp_path):
     report = run(tmp_path, decontaminate=(str(tmp_path / "eval.txt"),))
     assert removed(report)["contamination.eval_ngram"] == 1
     assert report["eval_items"] == {"used": 1, "short": 0}
+    assert run(tmp_path, decontaminate=(str(tmp_path / "eval.txt"),)) == report
+    (tmp_path / "eval.txt").write_text("other questions of an evaluation set that has changed")
+    with pytest.raises(DataError, match="other parameters: contents"):
+        run(tmp_path, decontaminate=(str(tmp_path / "eval.txt"),))
+
+
+@pytest.mark.parametrize("left", [None, b"cut"])
+def test_a_finished_curation_that_lost_a_part_is_not_taken(tmp_path, left):
+    write_corpus(tmp_path / "in", documents=8)
+    report = run(tmp_path)
+    part = tmp_path / "out" / next(iter(report["parts"]))
+    part.unlink() if left is None else part.write_bytes(left)
+    with pytest.raises(DataError, match=f"{part.name} is {'gone' if left is None else 'cut'}"):
+        run(tmp_path)
 
 
 def test_upsampling_repeats_by_file_and_by_hash(tmp_path):

@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 import runs
 from gchat.__main__ import main
+from gchat.ask.evaluate import EvalChat, _Job
+from gchat.evals.chat.evaluate import Writing
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +116,15 @@ def test_kill_9_resumes_to_the_same_result(trained, own, tmp_path):
         killed += 1
     assert killed > 1 and process.returncode == 0
     assert outcomes(tmp_path / "cut") == outcomes(tmp_path / "whole")
+
+
+def test_outcomes_of_two_servers_are_told_apart(tmp_path):
+    """Both may call their model by one name; a password in an address is kept nowhere."""
+
+    def facts(endpoint):
+        job = _Job(EvalChat(endpoint=endpoint, out=tmp_path), [], Writing())
+        return job._facts(SimpleNamespace(model="model"))
+
+    one, other = facts("http://127.0.0.1:8000/v1"), facts("http://ada:secret@127.0.0.1:8001/v1/")
+    assert one != other and "secret" not in str(other)
+    assert facts("http://127.0.0.1:8000/v1") == one
