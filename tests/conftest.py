@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 
 ROOT = Path(__file__).parent.parent
+pytest_plugins = ["time_limit"]
 
 
 def pytest_configure(config):

@@ -9,10 +9,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 arguments=()
 locks=(test)
-marker="not slow"
+marker="not slow" limit=600  # the longest default test takes two minutes
 for argument in "$@"; do
     if [ "$argument" = --slow ]; then
-        marker="" locks=(test slow smollm2)
+        marker="" limit=3600 locks=(test slow smollm2)
     else
         arguments+=("$argument")
     fi
@@ -30,8 +30,12 @@ set_up=$SECONDS
 [ ${#arguments[@]} -gt 0 ] || bash tests/static.sh
 # loadscope keeps a module on one worker, so what a module compiles once is compiled once; modules
 # are begun in the order of conftest.py. A third worker uses the time in which others wait.
+# A test that waits for ever fails after `limit` seconds and says where it waited (time_limit.py).
 began=$SECONDS status=0
-python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m "$marker" ${arguments[@]+"${arguments[@]}"} || status=$?
+export GAIA_TEST_LIMIT_S=$limit
+python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m "$marker" \
+    -o faulthandler_timeout=$((2 * limit)) -o faulthandler_exit_on_timeout=true \
+    ${arguments[@]+"${arguments[@]}"} || status=$?
 printf 'time: set-up %d s, static checks %d s, pytest %d s\n' \
     "$set_up" $((began - set_up)) $((SECONDS - began))
 exit "$status"
