@@ -16,7 +16,7 @@ done
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     apt-get update -q >&2 || true
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -q --no-install-recommends \
         "${missing[@]}" >&2 || echo "could not install: ${missing[*]}; their tests are skipped" >&2
 else
     echo "not installed: ${missing[*]}; their tests are skipped" >&2
