@@ -7,14 +7,14 @@ OUT's folder/.NAME.replaced/         the folder that was there before, until the
 """
 
 import contextlib
-import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gaia.errors import ConfigError, DataError
+from gaia.errors import ConfigError
+from gaia.whole_output import check_room, refusing_os_errors
 from gaia.writer_lock import WriterLock
 
 FACTS = "export.json"
@@ -35,37 +35,18 @@ def beside(out: Path, needed: int) -> Iterator[Path]:
         DataError: the disk is full, or `out` cannot be written.
     """
     partial = _partial(out)
-    try:
+    with refusing_os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with WriterLock(partial.with_name(f"{partial.name}.lock"), f"an export to {out}"):
             shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
             if out.exists():
                 shutil.rmtree(_replaced(out), ignore_errors=True)  # the same
-            _check_room(out, needed)
+            check_room(out, needed, "the export")
             try:
                 partial.mkdir()
                 yield partial
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(
-                f"no space left on device: {out.parent} is full, nothing was written to {out}",
-                "make room, or choose another --out",
-            ) from None
-        raise DataError(
-            f"out = {str(out)!r} cannot be written ({error.strerror})", "choose another --out"
-        ) from None
-
-
-def _check_room(out: Path, needed: int) -> None:
-    free = shutil.disk_usage(out.parent).free
-    if free < needed:
-        raise DataError(
-            f"no space left on device: {out.parent} has {free / 1e6:,.1f} MB free, the export "
-            f"takes {needed / 1e6:,.1f} MB while it is written",
-            "make room, or choose another --out",
-        )
 
 
 def _partial(out: Path) -> Path:

@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gaia import storage
 from gaia.checkpoint import Checkpointer
 from gaia.config import to_dict
-from gaia.errors import CheckpointError, ConfigError, DataError
+from gaia.errors import CheckpointError, ConfigError
+from gaia.whole_output import check_room, refusing_os_errors
 from gaia.work_folder import refuse_difference
 from gaia.writer_lock import WriterLock
 from gchat.chat_format import CHAT_TEMPLATE
@@ -82,12 +82,11 @@ def write(
 
     Raises:
         ImportRefused: a tensor cannot be read.
-        CheckpointError: the disk is full.
-        DataError: `out` cannot be written.
+        DataError: the disk is full, or `out` cannot be written.
         FolderInUse: another process imports into `out`.
     """
     partial = out.with_name(f".{out.name}.importing")
-    try:
+    with refusing_os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with WriterLock(partial.with_suffix(".lock"), f"a run in {out}"):
             shutil.rmtree(partial, ignore_errors=True)  # of an import that was killed
@@ -96,15 +95,6 @@ def write(
                 _move(partial, out)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        if error.errno in storage.FULL:
-            raise CheckpointError(
-                f"no space left on device: {out.parent} is full, nothing was written to {out}",
-                "make room, or choose another --out",
-            ) from None
-        raise DataError(
-            f"out = {str(out)!r} cannot be written ({error.strerror})", "choose another --out"
-        ) from None
 
 
 def _write(
@@ -119,7 +109,7 @@ def _write(
     config = TrainConfig(model=model, run=RunConfig(name=out.name, dir=str(folder)))
     scratch = folder / _SCRATCH
     scratch.mkdir(parents=True)
-    _check_room(folder, 2 * 4 * all_params(model))
+    check_room(out, 2 * 4 * all_params(model), "the import")  # scratch, and the checkpoint
     params = parameters(source, model, scratch, progress)
     meta = {
         "imported": dict(facts),
@@ -136,17 +126,6 @@ def _write(
     if source.vocabulary.chat_template is not None:
         write_atomically(folder / CHAT_TEMPLATE, source.vocabulary.chat_template)
     write_atomically(folder / IMPORTED, json.dumps(dict(facts), indent=1) + "\n")
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    """Raises CheckpointError where the disk cannot hold the parameters twice."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise CheckpointError(
-            f"no space left on device: {folder.parent} has {free / 1e6:,.1f} MB free, the import "
-            f"takes up to {needed / 1e6:,.1f} MB while it is written",
-            "make room, or choose another --out",
-        )
 
 
 def _move(partial: Path, out: Path) -> None:
