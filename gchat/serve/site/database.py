@@ -26,6 +26,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from gaia.errors import ConfigError
 from gaia.extras import install
+from gchat.serve.site.storable import stored_json
 
 T = TypeVar("T")
 _READERS = 8
@@ -173,7 +174,9 @@ def _engine(url: str) -> sa.Engine:
         )
     try:
         # Parameters of statements hold what people wrote: never in an error's text.
-        engine = sa.create_engine(parsed, hide_parameters=True, **options)
+        engine = sa.create_engine(
+            parsed, hide_parameters=True, json_deserializer=stored_json, **options
+        )
     except (ModuleNotFoundError, NoSuchModuleError) as error:
         named = getattr(error, "name", None) or "its driver"
         raise ConfigError(f"{named} is not installed", install("web", "postgres")) from None

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import sqlite3
 
 import pytest
 
@@ -157,6 +158,12 @@ def test_half_a_character_in_a_result_spoils_no_conversation(services, tmp_path)
                 there = alice.json("GET", f"/api/conversations/{made}")
                 assert there["messages"][-1]["sources"] == [source]
                 assert not site.answers.running
+                # As it was stored before halves were replaced.
+                with sqlite3.connect(tmp_path / "site.db") as database:
+                    was = r'[{"n": 1, "title": "\ud83d\ude00 \ud83d", "url": "https://a.example/"}]'
+                    database.execute("UPDATE messages SET sources = ?", (was,))
+                there = alice.json("GET", f"/api/conversations/{made}")
+                assert there["messages"][-1]["sources"][0]["title"] == "\U0001f600 \ufffd"
         finally:
             services["answer"] = None
 
