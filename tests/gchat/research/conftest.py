@@ -1,20 +1,18 @@
 """A clone that tests of research train in."""
 
-import subprocess
-
 import pytest
+
+from clones import committed
 
 
 @pytest.fixture
 def clone(tmp_path):
     """A committed clone of one package, with a training that is only said to be one."""
-    root = tmp_path / "clone"
-    (root / "gchat").mkdir(parents=True)
-    (root / "requirements").mkdir()
-    (root / "requirements" / "cpu.txt").write_text("jax\n")
-    (root / "gchat" / "model.py").write_text("import os, beside.x\n")
-    (root / "gchat" / "train.py").write_text("print('a word')\n")
-    author = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
-    for words in (("init", "-q"), ("add", "-A"), (*author, "commit", "-qm", "main")):
-        subprocess.run(["git", "-C", root, *words], check=True)
-    return root
+    return committed(
+        tmp_path / "clone",
+        {
+            "requirements/cpu.txt": "jax\n",
+            "gchat/model.py": "import os, beside.x\n",
+            "gchat/train.py": "print('a word')\n",
+        },
+    )

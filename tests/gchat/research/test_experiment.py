@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from clones import committed
 from gaia.config import flatten, to_dict
 from gaia.errors import ConfigError, DataError
 from gchat.config import load
@@ -21,13 +22,7 @@ from gchat.research.worktrees import Tree
 @pytest.fixture
 def one(tmp_path, monkeypatch):
     """Runs an experiment in a clone; its training is left out."""
-    root = tmp_path / "clone"
-    (root / "gchat").mkdir(parents=True)
-    (root / "gchat" / "model.py").write_text("a = 1\n")
-    author = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
-    for words in (("init", "-q", "-b", "main"), ("add", "-A"), (*author, "commit", "-qm", "main")):
-        subprocess.run(["git", "-C", root, *words], check=True)
-    monkeypatch.chdir(root)
+    monkeypatch.chdir(committed(tmp_path / "clone", {"gchat/model.py": "a = 1\n"}))
     places = []
 
     def trained(*given):

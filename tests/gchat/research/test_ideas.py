@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from clones import committed
 from gaia.errors import ConfigError
 from gchat import __main__
 from gchat.research import ideas, patched
@@ -150,13 +151,7 @@ def test_with_says_what_is_missing(words, said):
 @pytest.fixture
 def laid_out(tmp_path, monkeypatch):
     """A clone of two files, and the places of the trees that `research with` lays out in it."""
-    root = tmp_path / "clone"
-    (root / "gchat").mkdir(parents=True)
-    (root / "gchat" / "model.py").write_text("a = 1\n")
-    author = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
-    for words in (("init", "-q", "-b", "main"), ("add", "-A"), (*author, "commit", "-qm", "main")):
-        subprocess.run(["git", "-C", root, *words], check=True)
-    monkeypatch.chdir(root)
+    monkeypatch.chdir(committed(tmp_path / "clone", {"gchat/model.py": "a = 1\n"}))
     monkeypatch.setattr(patched.worktrees, "apply", lambda place, patch: None)
     return lambda name: Path(patched.command([name, "train"])[1]["PYTHONPATH"])
 
