@@ -171,9 +171,13 @@ def _boot() -> dict[str, str]:
 
 
 def _began(pid: int | str) -> str:
-    """Clock ticks from the system's start to a process's (proc(5), field 22); empty: no such."""
+    """Clock ticks from the system's start to a process's (proc(5), field 22); empty: none runs.
+
+    One that has ended keeps its number until its parent asks for it.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return "" if stat[0] in ("Z", "X") else stat[19]
     except (OSError, IndexError):
         return ""
 

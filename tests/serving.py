@@ -84,6 +84,7 @@ class Running:
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         while not self.server.started:
+            assert self._thread.is_alive(), "the server ended while it started"
             time.sleep(0.005)
         self.http = httpx2.Client(base_url=self.url, timeout=300)  # a first question compiles
 

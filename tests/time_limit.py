@@ -15,6 +15,7 @@ import sys
 import psutil
 import pytest
 
+_SECONDS = int(os.environ.get("GAIA_TEST_LIMIT_S", "0"))  # at once: tests change the environment
 _MOST_ARGUMENTS = 200
 
 
@@ -35,10 +36,8 @@ def _report(what):
 
 
 def _limited():
-    seconds = int(os.environ.get("GAIA_TEST_LIMIT_S", "0"))
-
     def give_up(number, frame):
-        what = f"took more than {seconds} s"
+        what = f"took more than {_SECONDS} s"
         for one in _report(what):
             try:
                 one.kill()
@@ -47,7 +46,7 @@ def _limited():
         pytest.fail(f"{what}; its stacks and children are on stderr")
 
     previous = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(seconds)
+    signal.alarm(_SECONDS)
     try:
         return (yield)
     finally:

@@ -11,19 +11,35 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import psutil
 
 MARK = "GAIA_TURN"
 """Variable in the environment of everything that a turn starts."""
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 1, 36, 37
 _PAUSE_S = 0.02
 
 
 def become_subreaper() -> None:
     """Makes this process the parent of all orphans below it; Linux only, no-op elsewhere."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+@contextlib.contextmanager
+def subreaper() -> Iterator[None]:
+    """The parent of all orphans below this process inside of it; afterwards what it was before.
+
+    Who stays one and reaps nobody leaves zombies, whose ids look like those of running processes.
+    """
+    before = ctypes.c_int(0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+    become_subreaper()
+    try:
+        yield
+    finally:
+        _prctl(_PR_SET_CHILD_SUBREAPER, before.value)
 
 
 def end_with_parent() -> None:

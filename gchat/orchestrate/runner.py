@@ -66,8 +66,7 @@ class Runner:
         Returns:
             False where somebody asked it to stop before its end.
         """
-        processes.become_subreaper()
-        with hearing(self._heard, *_SIGNALS):
+        with processes.subreaper(), hearing(self._heard, *_SIGNALS):
             self._settle()
             return self._loop()
 

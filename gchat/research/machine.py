@@ -17,6 +17,7 @@ from gaia.errors import GaiaError, run_cli
 from gaia.runtime import Machine
 
 PROGRAM = "gchat"
+_LONGEST_S = 300
 
 
 def ask(matmul_precision: str, dtype: str) -> tuple[Machine, float]:
@@ -27,19 +28,24 @@ def ask(matmul_precision: str, dtype: str) -> tuple[Machine, float]:
         dtype: of the products that are timed where the chip is not one we know.
 
     Raises:
-        GaiaError: JAX doesn't start on this machine.
+        GaiaError: JAX doesn't start on this machine, or not within five minutes.
     """
+    remedy = "name the length in --tokens, or end what holds the accelerator"
     root = str(Path(__file__).resolve().parents[2])
-    done = subprocess.run(
-        [sys.executable, "-m", "gchat.research.machine", matmul_precision, dtype],
-        cwd=root, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "gchat.research.machine", matmul_precision, dtype],
+            cwd=root, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True,
+            check=False, timeout=_LONGEST_S,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        problem = f"the machine's speed cannot be measured (JAX did not start in {_LONGEST_S} s)"
+        raise GaiaError(problem, remedy) from None
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise GaiaError(
             f"the machine's speed cannot be measured ({said.removeprefix(f'{PROGRAM}: ')})",
-            "name the length in --tokens, or end what holds the accelerator",
+            remedy,
         )
     sys.stderr.write(done.stderr)
     facts = json.loads(done.stdout.splitlines()[-1])

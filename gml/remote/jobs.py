@@ -54,10 +54,19 @@ echo $! > "$dir/pid.new"; mv "$dir/pid.new" "$dir/pid"
 echo started
 """
 
+# Tells whether a process runs. One that has ended keeps its id until its parent asks for it, and
+# PID 1 of many a container never asks: kill(2), and so `tail --pid` of the job, take it for alive.
+_LIVES = """lives() { read -r stat < "/proc/$1/stat" || return 1; case "$stat" in
+*") Z "*|*") X "*) return 1;; esac; } 2>/dev/null
+"""
+
+# The child that looks ends with the job, and tail with that child, which this shell asks for.
 _FOLLOW = """dir="$HOME/.gml/jobs/{job}"
 [ -d "$dir" ] || exit 251
 for i in 1 2 3 4 5 6 7 8 9 10; do [ -e "$dir/pid" ] && break; sleep 0.1; done
-tail -c +{offset} -s 0.2 -f --pid="$(cat "$dir/pid")" "$dir/log"
+{lives}job="$(cat "$dir/pid")"
+while lives "$job"; do sleep 0.4; done < /dev/null > /dev/null 2>&1 &
+tail -c +{offset} -s 0.2 -f --pid=$! "$dir/log"
 for i in 1 2 3 4 5 6 7 8 9 10; do [ -e "$dir/rc" ] && exit "$(cat "$dir/rc")"; sleep 0.2; done
 exit 252
 """
@@ -125,7 +134,7 @@ def follow(
     sink = out if out is not None else sys.stdout.buffer
     offset, silent_since = 1, None
     while True:
-        script = _FOLLOW.format(job=check_job(job), offset=offset)
+        script = _FOLLOW.format(job=check_job(job), offset=offset, lives=_LIVES)
         process = subprocess.Popen(
             [*ssh.argv(node, index, "-T"), script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
         )
@@ -176,10 +185,10 @@ def status(ssh: Ssh, node: Node, job: str, *, index: int = 0) -> str:
     """`running`, the exit code as text, `lost` (no exit code), or `none`."""
     done = ssh.run(
         node,
-        f"""dir="$HOME/.gml/jobs/{check_job(job)}"
+        f"""{_LIVES}dir="$HOME/.gml/jobs/{check_job(job)}"
 [ -d "$dir" ] || {{ echo none; exit 0; }}
-if [ -e "$dir/rc" ]; then cat "$dir/rc"
-elif [ -e "$dir/pid" ] && kill -0 "$(cat "$dir/pid")" 2>/dev/null; then echo running
+if [ -e "$dir/pid" ] && lives "$(cat "$dir/pid")" && [ ! -e "$dir/rc" ]; then echo running
+elif [ -e "$dir/rc" ]; then cat "$dir/rc"
 else echo lost; fi
 """,
         index=index,

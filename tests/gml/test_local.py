@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import io
 import json
 import os
 import re
@@ -11,8 +13,10 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from gml.errors import Unavailable
 from gml.nodes.change import delete, extend
 from gml.nodes.create import create
 from gml.remote import jobs
@@ -160,6 +164,37 @@ def test_sync_follows_git_and_never_sends_secrets(hosts, repo, fleet):
     assert sync.push(fleet.ssh, node, repo, "w").deleted == 1
     assert not (there / "pkg").exists() and (there / "result.txt").exists()
     assert sync.push(fleet.ssh, node, repo, "w").deleted == 0
+    delete(fleet, node)
+
+
+@pytest.fixture
+def reaps_nobody():
+    """This process, in the place of a container's PID 1 that never asks for those who ended."""
+    prctl = ctypes.CDLL(None).prctl
+    before = ctypes.c_int(0)
+    prctl(37, ctypes.byref(before), 0, 0, 0)  # PR_GET_CHILD_SUBREAPER
+    prctl(36, 1, 0, 0, 0)
+    known = {one.pid for one in psutil.Process().children()}
+    yield
+    prctl(36, before.value, 0, 0, 0)
+    for one in psutil.Process().children():
+        if one.pid not in known and one.status() == psutil.STATUS_ZOMBIE:
+            os.waitpid(one.pid, 0)
+
+
+def test_a_job_is_over_where_nobody_asks_for_its_process(hosts, fleet, reaps_nobody):
+    """Its id stays for ever, as it does in a container whose PID 1 is no init."""
+    node = make_local(fleet, "box", "z")
+    out = io.BytesIO()
+    jobs.start(fleet.ssh, node, "j", "echo one; sleep 0.3; echo two; exit 3", workdir="w", env={})
+    assert jobs.follow(fleet.ssh, node, "j", out=out) == 3 and out.getvalue() == b"one\ntwo\n"
+    pid = int((hosts[0].home / ".gml" / "jobs" / "j" / "pid").read_text())
+    assert psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # else this shows nothing
+    assert jobs.status(fleet.ssh, node, "j") == "3"
+    (hosts[0].home / ".gml" / "jobs" / "j" / "rc").unlink()  # as if it had been killed
+    assert jobs.status(fleet.ssh, node, "j") == "lost"
+    with pytest.raises(Unavailable, match="without an exit code"):
+        jobs.follow(fleet.ssh, node, "j", out=out)
     delete(fleet, node)
 
 

@@ -280,6 +280,19 @@ def test_a_deadline_set_by_a_wrong_clock_is_bounded_by_the_machines_own_time(tmp
     assert start().remaining() == 7 * 3600 - 3000
 
 
+def test_a_job_that_ended_and_that_nobody_asked_for_keeps_no_machine():
+    watchdog = load_module()
+    ended, runs = subprocess.Popen(["true"]), subprocess.Popen(["sleep", "60"])
+    try:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # a zombie now
+        assert watchdog.alive(str(runs.pid)) and not watchdog.alive(str(ended.pid))
+    finally:
+        runs.kill()
+        runs.wait()
+        ended.wait()
+    assert not watchdog.alive(str(ended.pid))
+
+
 def test_it_runs_on_old_pythons_and_needs_nothing():
     import ast
 

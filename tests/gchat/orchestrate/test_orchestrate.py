@@ -1,5 +1,6 @@
 """`gchat orchestrate`: turns, order, and nothing that outlives its turn."""
 
+import ctypes
 import json
 import os
 import signal
@@ -71,6 +72,10 @@ def test_nothing_of_a_turn_outlives_it(here, capsys):
     assert (here / "alive").read_text() == ""  # nor was one left when the next began
     result = facts(path, capsys)["turns"][0]["result"]
     assert result["status"] == 0 and len(result["left_over"]) >= 6 and result["killed"] >= 2
+    # Who went on adopting orphans and asked for none would keep each one's process id for ever.
+    adopts = ctypes.c_int(1)
+    ctypes.CDLL(None).prctl(37, ctypes.byref(adopts), 0, 0, 0)  # PR_GET_CHILD_SUBREAPER
+    assert not adopts.value
 
 
 def test_order_dependencies_repetition_and_failures(here, capsys, monkeypatch):

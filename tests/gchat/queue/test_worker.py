@@ -105,7 +105,7 @@ def test_an_answer_after_its_lease_is_dropped(queue):
     async def main():
         stop = asyncio.Event()
         task = asyncio.create_task(work(queue, do, rules=Rules(lease_s=0.1, grace_s=0), stop=stop))
-        while not taken:
+        while not taken and not task.done():
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
         stop.set()

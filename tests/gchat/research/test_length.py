@@ -125,3 +125,9 @@ def test_jax_that_does_not_start_is_one_line(monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
     with pytest.raises(GaiaError, match=r"measured \(Unable to initialize backend 'cuda': no mem"):
         machine.ask("default", "float32")
+
+
+def test_jax_that_waits_for_ever_is_one_line(monkeypatch):
+    monkeypatch.setattr(machine, "_LONGEST_S", 0.01)
+    with pytest.raises(GaiaError, match=r"measured \(JAX did not start in 0.01 s\); name"):
+        machine.ask("default", "float32")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 
@@ -97,6 +98,18 @@ def leave(uri, **changes):
     """The lock of a process that was killed, with some of its facts changed."""
     facts = {**bucket_lock._this_process(), "token": "theirs", "time": time.time(), **changes}
     service.write(f"{uri}/{bucket_lock.NAME}", json.dumps(facts).encode())
+
+
+def test_who_ended_and_was_not_asked_for_is_dead(gcs, capsys):
+    process = subprocess.Popen(["sleep", "60"])
+    leave(gcs.uri, pid=process.pid, began=bucket_lock._began(process.pid))
+    with pytest.raises(FolderInUse):
+        BucketLock(gcs.uri, "the run in b").__enter__()
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie now
+    with BucketLock(gcs.uri, "the run in b"):
+        assert "taking over the run in b: process" in capsys.readouterr().err
+    process.wait()
 
 
 @pytest.mark.parametrize(
