@@ -1,6 +1,7 @@
 """The real ClickHouse engine in the test process (chdb), with exactly the schema of deploy/."""
 
 import json
+import threading
 from pathlib import Path
 
 SCHEMA = Path(__file__).resolve().parents[2] / "deploy/clickhouse/schema"
@@ -29,6 +30,8 @@ class Database:
         from chdb.session import Session
 
         self.session = Session(str(path))
+        # chdb is not closed while another thread asks it: that thread would stay in it.
+        self._one = threading.Lock()
         apply_schema(self.session.query)
 
     def insert(self, rows: dict[str, list[dict]]) -> None:
@@ -39,11 +42,13 @@ class Database:
             lines = [json.dumps(as_json(item)) for item in items]
             if lines:
                 query = f"INSERT INTO otel.{table} FORMAT JSONEachRow\n" + "\n".join(lines)
-                self.session.query(query)
+                with self._one:
+                    self.session.query(query)
 
     def query(self, sql: str) -> tuple[list[str], list[str], list[list]]:
         """Column names, types, rows."""
-        text = self.session.query(sql, "JSONCompact").data()
+        with self._one:
+            text = self.session.query(sql, "JSONCompact").data()
         out = json.loads(text)
         return (
             [c["name"] for c in out["meta"]],
@@ -55,4 +60,5 @@ class Database:
         return self.query(sql)[2]
 
     def close(self) -> None:
-        self.session.close()
+        with self._one:
+            self.session.close()
