@@ -45,6 +45,11 @@ class Database:
                 with self._one:
                     self.session.query(query)
 
+    def answer(self, sql: str, form: str, **params: str) -> bytes:
+        """What the server would send for a query with `param_NAME` arguments."""
+        with self._one:
+            return self.session.query(sql, form, params=params).bytes()
+
     def query(self, sql: str) -> tuple[list[str], list[str], list[list]]:
         """Column names, types, rows."""
         with self._one:

@@ -80,8 +80,7 @@ def database(runs, tmp_path_factory):
             sql, _, form = sql.rpartition("\nFORMAT ")
             assert set(arguments) == {f"param_{k}" for k in used}  # no setting: see test_reader
             try:
-                result = engine.session.query(sql, form, params=used)
-                status, body = 200, result.bytes()
+                status, body = 200, engine.answer(sql, form, **used)
             except Exception as error:
                 status, body = 500, str(error).encode()
             self.send_response(status)
