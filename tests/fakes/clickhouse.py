@@ -46,7 +46,7 @@ class Database:
                     self.session.query(query)
 
     def answer(self, sql: str, form: str, **params: str) -> bytes:
-        """What the server would send for a query with `param_NAME` arguments."""
+        """The bytes that the server sends for a query with `param_NAME` arguments."""
         with self._one:
             return self.session.query(sql, form, params=params).bytes()
 

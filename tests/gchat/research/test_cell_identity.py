@@ -1,4 +1,4 @@
-"""What makes a cell another one: its code, configuration, seed and data, and nothing else."""
+"""A cell is told apart by its code, configuration, seed and data, and by nothing else."""
 
 import shutil
 from pathlib import Path
