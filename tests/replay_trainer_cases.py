@@ -160,8 +160,8 @@ def prompts_are_text(place: Place, case: Path) -> Verdict:
     """True, -h and --x as prompts, typed and in a preset."""
     preset = case / "prompts.yaml"
     words = ["train", preset, *place.arguments("runs/prompts", steps=6)]
-    at = words.index("--eval.prompts")
-    trained = place.run(*words[:at], *words[at + 2 :])
+    words.remove("--eval.prompts")
+    trained = place.run(*words)
     samples = place.folder / "runs/prompts/samples.txt"
     kept = trained.status == 0 and "True →" in samples.read_text(encoding="utf-8")
     statuses = {}

@@ -32,8 +32,11 @@ def make_data(folder, *, vocab_size, documents=120, seed=0):
     return folder
 
 
-def arguments(data_dir, run_dir, *more, steps=STEPS):
-    """A tiny model with dropout, evaluation and checkpoints on the way."""
+def arguments(data_dir, run_dir, *more, steps=STEPS, prompts=()):
+    """A tiny model with dropout, evaluation and checkpoints on the way.
+
+    Without prompts no evaluation writes samples, and no process has to compile the engine.
+    """
     options = {
         "--data-dir": data_dir,
         "--run-dir": run_dir,
@@ -53,10 +56,10 @@ def arguments(data_dir, run_dir, *more, steps=STEPS):
         "--checkpoint.every-minutes": 0,
         "--eval.every-steps": 50,
         "--eval.tokens": 400,
-        "--eval.prompts": "the small",
         "--eval.sample-tokens": 4,
     }
-    return [str(x) for pair in options.items() for x in pair] + [str(x) for x in more]
+    words = ["--eval.prompts", *prompts, *(x for pair in options.items() for x in pair), *more]
+    return [str(x) for x in words]
 
 
 class Process:

@@ -135,9 +135,12 @@ def plot(series: Series, summary: Mapping[str, Any], path: Path) -> None:
     # The object interface: pyplot would keep global state and may look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     per_step = summary["tokens"] / max(1, summary["steps"]) / 1e6
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    figure = Figure(figsize=(13, 3.8))
+    # Fixed margins: the constrained layout takes as long as all of the drawing.
+    figure.subplots_adjust(left=0.045, right=0.985, bottom=0.135, top=0.9, wspace=0.17)
     FigureCanvasAgg(figure)
     loss, bpb, rate = figure.subplots(1, 3)
     for axes, name, label, style in (
@@ -158,6 +161,7 @@ def plot(series: Series, summary: Mapping[str, Any], path: Path) -> None:
     loss.set(title="loss (nats per token)", xlabel="million tokens")
     bpb.set(title="bits per byte", xlabel="million tokens")
     rate.set(title="tokens per second", xlabel="million tokens", ylim=(0, None))
+    rate.yaxis.set_major_formatter(EngFormatter(sep=""))  # 1.2M fits into the margin
     for axes in (loss, bpb):
         axes.legend()
     for axes in (loss, bpb, rate):

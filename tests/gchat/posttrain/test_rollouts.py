@@ -83,6 +83,7 @@ def test_sampler_and_trainer_agree_in_fp32(tokenizer, temperature):
     assert all(r.ids[-1] in tokenizer.stop_ids for r in ended)  # the end is part of the answer
 
 
+@pytest.mark.slow
 def test_sampler_and_trainer_agree_in_bf16_with_one_table_for_both_ends(tokenizer):
     """Its gap is that of rounding to 8 bits, and the same parameters can be trained."""
     config, graph, params = made(tokenizer, "bfloat16", tied=True)

@@ -57,6 +57,7 @@ def test_a_batch_ramp_takes_only_what_divides_in_each_of_its_stages():
     assert set(asked) == {1, 2, 3, 4, 12}
 
 
+@pytest.mark.slow
 def test_the_largest_program_of_a_batch_ramp_counts():
     config = tiny.train_config(training={"batch_size": 8})
     ramped = replace(config, training=replace(config.training, batch_ramp=("2@0", "1@9")))
