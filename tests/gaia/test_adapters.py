@@ -85,7 +85,7 @@ def test_gradients_are_those_of_the_merged_matrix(adapted):
         np.testing.assert_allclose(slope["b"], scale * a.mT @ dw, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("accum", [1, 2])
+@pytest.mark.parametrize("accum", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_an_update_changes_adapters_alone(accum):
     config = tiny.train_config(
         model={"lora_rank": 2, "lora_targets": ("out", "down")}, training={"grad_accum": accum}

@@ -32,7 +32,7 @@ def made(batch_size, lr, **training):
     return config, tiny.graph_of(config.model), state
 
 
-@pytest.mark.parametrize("accum", [1, 4])
+@pytest.mark.parametrize("accum", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_step_of_two_updates_is_two_steps_of_half_the_rows(accum):
     mesh, lr = parallel.make_mesh(), 0.01
     ids = tiny.tokens(8, 33, seed=1)

@@ -54,7 +54,13 @@ GRADIENT_CASES = {
 }
 
 
-@pytest.mark.parametrize("case", GRADIENT_CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        name if name in ("rope", "window") else pytest.param(name, marks=pytest.mark.slow)
+        for name in GRADIENT_CASES
+    ],
+)
 def test_causality_by_gradient(case):
     """d logits[t] / d embedding[s] is exactly 0 for s > t, and for s out of reach of the window."""
     changes, reach = GRADIENT_CASES[case]

@@ -39,7 +39,7 @@ def test_a_weight_of_zero_is_a_target_that_is_not_learned():
     same(step(masked), step(weighted))
 
 
-@pytest.mark.parametrize("weight", [0.001, 3.0])
+@pytest.mark.parametrize("weight", [0.001, pytest.param(3.0, marks=pytest.mark.slow)])
 def test_only_the_ratio_of_weights_counts(weight):
     """Also where all of them together are below 1."""
     weights = np.full((4, 32), weight, np.float32)

@@ -56,6 +56,7 @@ def test_a_member_of_a_mixture_from_another_tokenizer(data_dir, foreign, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_shards_that_change_under_a_running_job(data_dir, foreign, tmp_path, capsys, monkeypatch):
     """The next shard that is read tells it; no row of the other data is trained on."""
     folder, other = tmp_path / "data", tmp_path / "other"

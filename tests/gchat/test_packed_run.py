@@ -65,6 +65,7 @@ def test_fill_and_examples_are_logged_and_reported(whole, data):
     assert summary["train_loss"] < steps[0]["train/loss"] - 1
 
 
+@pytest.mark.slow
 def test_a_kill_and_a_stop_change_no_bit(whole, data, tmp_path, user_environment):
     folder = tmp_path / "run"
     process = runs.Process.train(arguments(data, folder), user_environment)
@@ -92,7 +93,8 @@ def test_from_a_bucket_it_is_the_same_run(gcs, whole, data, tmp_path):
     assert "data/cache_misses" in runs.logged(tmp_path / "run")[-1]
 
 
-@pytest.mark.parametrize("packing", ["none", pytest.param("first_fit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", ["none", "first_fit"])
 def test_the_other_packings_train(data, tmp_path, packing):
     run = arguments(data, tmp_path / "run", "--packing", packing, "--max-steps", "10")
     assert main(["train", *run]) == 0

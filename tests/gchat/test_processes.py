@@ -261,6 +261,7 @@ def mistaken(team, run_dir):
     return texts
 
 
+@pytest.mark.slow
 def test_a_host_without_the_data_is_named(data_dir, tmp_path, user_environment):
     for i in range(2):
         (tmp_path / str(i)).mkdir()

@@ -98,8 +98,14 @@ def test_a_typed_length_wins_over_the_presets():
 @pytest.mark.parametrize(
     ("option", "named"),
     [
-        (("--training.tokens", "999999"), "training.steps was 12 and is 7,812"),
-        (("--max-steps", "13"), "training.steps was 12 and is 13"),
+        pytest.param(
+            ("--training.tokens", "999999"),
+            "training.steps was 12 and is 7,812",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("--max-steps", "13"), "training.steps was 12 and is 13", marks=pytest.mark.slow
+        ),
         (("--lr", "0.5"), "optim.lr was 0.003 and is 0.5"),
     ],
 )

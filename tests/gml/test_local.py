@@ -89,7 +89,7 @@ def test_a_detached_job_outlives_the_cli_and_is_taken_up_again(hosts, repo, gml)
     assert gml("node", "delete", "d").returncode == 0
 
 
-@pytest.mark.parametrize("ends_meanwhile", [False, True])
+@pytest.mark.parametrize("ends_meanwhile", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_killed_follower_harms_nothing_and_a_broken_line_is_taken_up(
     hosts, repo, fleet, ends_meanwhile
 ):

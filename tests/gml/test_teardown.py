@@ -33,9 +33,9 @@ def _lambda_key(server, fast_lambda):
 
 
 FAULTS = [
-    ("drop", "before"),
     ("drop", "after"),
-    ("status", 503),
+    pytest.param(("drop", "before"), marks=pytest.mark.slow),
+    pytest.param(("status", 503), marks=pytest.mark.slow),
     pytest.param(("status", 429), marks=pytest.mark.slow),
     pytest.param(("status", 500), marks=pytest.mark.slow),
 ]

@@ -153,7 +153,10 @@ def stored(x_KH, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
-@pytest.mark.parametrize(("tokens", "window"), [(1, None), (3, None), (1, 100), (3, 4)])
+@pytest.mark.parametrize(
+    ("tokens", "window"),
+    [(1, None), (3, 4), *(pytest.param(*c, marks=pytest.mark.slow) for c in ((3, None), (1, 100)))],
+)
 def test_the_loop_for_few_tokens_does_what_xla_does(dtype, tokens, window, monkeypatch):
     """Over the edge of two chunks, at the first position and the last, and in an idle row."""
     draw = np.random.default_rng(tokens)
@@ -178,7 +181,13 @@ def test_the_loop_for_few_tokens_does_what_xla_does(dtype, tokens, window, monke
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
-@pytest.mark.parametrize(("first", "tokens"), [(0, 16), (250, 16), (500, 12), (300, 1)])
+@pytest.mark.parametrize(
+    ("first", "tokens"),
+    [
+        (250, 16),
+        *(pytest.param(*c, marks=pytest.mark.slow) for c in ((0, 16), (500, 12), (300, 1))),
+    ],
+)
 def test_a_piece_of_one_row_s_prompt_touches_that_row_alone(dtype, first, tokens):
     """Over the edge of two chunks too: what a cache of that row alone gives, to the bit."""
     draw = np.random.default_rng(tokens)

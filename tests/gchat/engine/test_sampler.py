@@ -77,7 +77,13 @@ CUTS = {
 }
 
 
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize(
+    "cut",
+    [
+        name if name in ("plain", "top_k", "all") else pytest.param(name, marks=pytest.mark.slow)
+        for name in CUTS
+    ],
+)
 def test_frequencies_are_those_of_the_cut_softmax(cut):
     x = logits(3)
     p = kept(x, **CUTS[cut])

@@ -116,7 +116,8 @@ def test_drafts_save_steps_where_a_text_repeats_itself():
     assert other.tokens_per_step == 1 and 1.5 < engine.tokens_per_step <= K + 1
 
 
-@pytest.mark.parametrize("form", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8"])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["bfloat16", "int8"])
 def test_texts_are_those_without_drafts_in_fewer_bytes(form):
     """Rounding to fewer bits may turn a tie: then the two first choices were close."""
     plain, quick = (answers(make_engine(k, weights=form, kv="int8"), SAMPLING[0]) for k in (0, K))

@@ -113,6 +113,7 @@ def test_sliders_move_the_verdict_and_the_address(site, browser, tmp_path):
     assert problems == []
 
 
+@pytest.mark.slow
 def test_the_exported_page_works_from_a_file_and_asks_no_network(browser, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "DEPTHS", (12, 24))
     folder = tmp_path / "public"
