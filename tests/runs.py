@@ -58,8 +58,8 @@ def arguments(data_dir, run_dir, *more, steps=STEPS, prompts=()):
         "--eval.tokens": 400,
         "--eval.sample-tokens": 4,
     }
-    words = ["--eval.prompts", *prompts, *(x for pair in options.items() for x in pair), *more]
-    return [str(x) for x in words]
+    pairs = [x for pair in options.items() for x in pair]  # the data's folder comes first
+    return [str(x) for x in (*pairs[:2], "--eval.prompts", *prompts, *pairs[2:], *more)]
 
 
 class Process:
