@@ -27,7 +27,14 @@ export PATH
 
 set_up=$SECONDS
 
-[ ${#arguments[@]} -gt 0 ] || bash tests/static.sh
+# Kept bytecode: else each worker rewrites the assertions of all test files before its first test,
+# and each command that a test starts compiles our packages. The static checks leave a core for it.
+unset PYTHONDONTWRITEBYTECODE
+if [ ${#arguments[@]} -eq 0 ]; then
+    python -m pytest --collect-only -q >/dev/null 2>&1 &
+    bash tests/static.sh
+    wait "$!" || true  # what is wrong there is said below
+fi
 # loadscope keeps a module on one worker, so what a module compiles once is compiled once; modules
 # are begun in the order of conftest.py. A third worker uses the time in which others wait.
 # A test that waits for ever fails after `limit` seconds and says where it waited (time_limit.py).

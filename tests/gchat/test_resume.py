@@ -1,6 +1,6 @@
 """A run killed, damaged, stopped and resumed ends bit for bit where an uninterrupted one ends.
 
-One run goes through all of it, as each start of a process costs seconds: kill -9 twice (five times
+One run goes through all of it, as each start of a process costs seconds: kill -9 (five times
 among the slow tests), the newest checkpoint damaged, SIGTERM, Ctrl-C. The tests below look at what
 it left behind.
 """
@@ -55,7 +55,7 @@ def uninterrupted(data_dir, tmp_path_factory):
     return SimpleNamespace(folder=folder, read_at=read_at)
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[1, pytest.param(5, marks=pytest.mark.slow)])
 def battered(request, data_dir, tmp_path_factory, user_environment, uninterrupted):
     """The run that everything happens to; what each attempt printed is kept."""
     del uninterrupted  # first, so that its compiled programs are there
