@@ -189,7 +189,7 @@ def test_goodput_counts_each_step_once_and_all_time_between_the_attempts(battere
             times[first] = min(times[first], typical)
     assert len(times) == runs.STEPS
     assert summary["step_seconds"] == pytest.approx(sum(times.values()) / 1e3, abs=1e-3)
-    assert summary["restarts"] == len({a["pid"] for a in attempts}) - 1 >= 4
+    assert summary["restarts"] == len({a["pid"] for a in attempts}) - 1 >= 3
     ended = runs.logged(battered.folder)[-1]["time"]
     assert summary["wall_seconds"] >= ended - attempts[0]["started"]
     assert summary["goodput"] == pytest.approx(
