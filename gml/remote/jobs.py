@@ -60,12 +60,13 @@ _LIVES = """lives() { read -r stat < "/proc/$1/stat" || return 1; case "$stat" i
 *") Z "*|*") X "*) return 1;; esac; } 2>/dev/null
 """
 
-# The child that looks ends with the job, and tail with that child, which this shell asks for.
+# The child that looks ends with the job, or with this shell; tail ends with that child, which this
+# shell asks for.
 _FOLLOW = """dir="$HOME/.gml/jobs/{job}"
 [ -d "$dir" ] || exit 251
 for i in 1 2 3 4 5 6 7 8 9 10; do [ -e "$dir/pid" ] && break; sleep 0.1; done
 {lives}job="$(cat "$dir/pid")"
-while lives "$job"; do sleep 0.4; done < /dev/null > /dev/null 2>&1 &
+while lives "$job" && lives $$; do sleep 0.4; done < /dev/null > /dev/null 2>&1 &
 tail -c +{offset} -s 0.2 -f --pid=$! "$dir/log"
 for i in 1 2 3 4 5 6 7 8 9 10; do [ -e "$dir/rc" ] && exit "$(cat "$dir/rc")"; sleep 0.2; done
 exit 252
