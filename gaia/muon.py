@@ -51,7 +51,7 @@ class VariantState(NamedTuple):
     momentum: Any
     second: Any
     """Mean squares [layers, 1, out] or [layers, in, 1], fp32; [layers, 1, 1] of 0 when unused."""
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     """Updates so far, int32."""
 
 

@@ -346,7 +346,7 @@ def _muon(config: OptimConfig, steps: int, ramp: BatchRamp) -> Muon:
 class _DecayState(NamedTuple):
     """Updates so far, int32."""
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def _decay(

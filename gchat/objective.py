@@ -27,7 +27,7 @@ class Objective(NamedTuple):
 
     fields: tuple[str, ...]
     """Fields of `Batch` that it cannot do without; the others may be None."""
-    count: Callable[[Batch], jax.Array]
+    count: Callable[[Batch], jax.Array]  # pyright: ignore[reportIncompatibleMethodOverride]
     """(batch) -> number (or weight) of its targets, a scalar; of one device's part."""
     loss: Callable[[TrainConfig, GPT, Batch, jax.Array | None], Any]
     """(config, model, batch, dropout key) -> loss in nats summed over its targets, fp32 scalar;

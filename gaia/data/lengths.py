@@ -30,7 +30,7 @@ class Lengths(NamedTuple):
     """Lengths of the documents of one shard, and how many have each; both int64 [lengths]."""
 
     length: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def write_lengths(folder: str | Path, manifest: Manifest, *, threads: int = 4) -> None:

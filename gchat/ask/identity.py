@@ -59,7 +59,7 @@ class EvalIdentity(Model):
                 raise ConfigError(f"--{option.replace('_', '-')} is {share}", "use 0 to 1")
         if self.slots < 1 or self.max_tokens < 1:
             raise ConfigError(f"slots {self.slots}, max_tokens {self.max_tokens}", "use 1 or more")
-        name = self._name()
+        name = self._wanted_name()
         client = self.open_run(self.slots) if self.run is not None else self.open_endpoint()
         try:
             result = evaluate(client, name, max_tokens=self.max_tokens)
@@ -70,7 +70,7 @@ class EvalIdentity(Model):
         self._limits(figures)
         return result
 
-    def _name(self) -> str:
+    def _wanted_name(self) -> str:
         if (self.identity is None) == (self.name is None):
             given = "both" if self.name else "neither"
             raise ConfigError(f"{given} of --identity and --name is given", "give one")

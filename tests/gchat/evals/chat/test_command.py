@@ -68,6 +68,13 @@ def test_what_is_done_is_kept_and_a_second_attempt_gives_the_same(trained, own, 
     assert logged and '"eval/chat/letters"' in logged[0].read_text()
 
 
+def test_a_run_is_asked_who_it_is(trained, capsys):
+    command = ["eval", "identity", "--run", str(trained), "--name", "Gaia", "--max-tokens", "2"]
+    assert main([*command, "--format", "chat", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["name"] == "Gaia" and figures["named"] == figures["leaked"] == 0
+
+
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
